@@ -1,0 +1,225 @@
+"""Typed configuration. Every default is the paper's value (OSDHuman, ICML 2025) or, where the paper
+is silent, OSEDiff's, which it follows; no experiment's values stand here, those are in `configs/`.
+
+Leaf functions take plain arguments, never these classes: `UNet2DConditionModel(**asdict(cfg.unet))`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+
+@dataclass
+class VAEConfig:
+    """AutoencoderKL; names are diffusers'. The defaults are Stable Diffusion 2.1-base."""
+
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215  # latent = scaling_factor * posterior
+    mid_block_add_attention: bool = True
+
+
+@dataclass
+class UNetConfig:
+    """UNet2DConditionModel; names are diffusers'. The defaults are Stable Diffusion 2.1-base."""
+
+    in_channels: int = 4
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    down_block_types: tuple[str, ...] = (
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    )  # the up path mirrors it; the middle block always attends
+    layers_per_block: int = 2
+    num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
+    cross_attention_dim: int = 1024
+    norm_num_groups: int = 32
+
+
+@dataclass
+class SwinConfig:
+    """Swin Transformer with RAM's `image_proj`. The defaults are RAM's Swin-L/384."""
+
+    image_size: int = 384
+    patch_size: int = 4
+    embed_dim: int = 192
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    num_heads: tuple[int, ...] = (6, 12, 24, 48)
+    window_size: int = 12
+    mlp_ratio: float = 4.0
+    image_proj_dim: int = 512
+
+
+@dataclass
+class HFIEConfig:
+    """High-fidelity image embedder (section 3.3, Eq. 5); the output width is the U-Net's."""
+
+    num_queries: int = 77
+    num_heads: int = 16  # the paper names none; 16 x 64 is SD 2.1's cross-attention
+    query_init_std: float = 1.0
+
+
+@dataclass
+class ModelConfig:
+    """One restorer: VAE, U-Net and prompt extractor."""
+
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    swin: SwinConfig = field(default_factory=SwinConfig)
+    hfie: HFIEConfig = field(default_factory=HFIEConfig)
+    timestep: int = 999  # T_L of Eq. 2
+
+
+@dataclass
+class LoRAConfig:
+    """Low-rank adapters of the generator (section 4.1)."""
+
+    rank: int = 4  # paper
+    alpha: float = 8.0  # peft's default, as in OSEDiff: scale = alpha / rank = 2
+    vae_encoder: bool = True
+    unet: bool = True
+    train_conv_in: bool = False  # paper: LoRA only; OSEDiff trains the U-Net's conv_in too
+
+
+@dataclass
+class LossConfig:
+    """Weights of Eq. 3-7 and of the two stages that make a small base model."""
+
+    mse: float = 1.0  # paper; on images in [-1, 1]
+    lpips: float = 2.0  # paper
+    vsd: float = 1.0  # paper
+    cfg_vsd: float = 1.0  # paper, Eq. 6; OSEDiff's code uses 7.5
+    vsd_timesteps: tuple[int, int] = (20, 980)  # paper; upper end excluded
+    reg_timesteps: tuple[int, int] = (0, 1000)  # OSEDiff; upper end excluded
+    reg_updates: int = 1  # regularizer updates per generator update
+    reg_lora_scope: str = "all"  # "mid" = what OSEDiff's released trainer really updates
+    kl: float = 1e-6  # autoencoder stage only (LDM's value)
+
+
+@dataclass
+class OptimConfig:
+    """AdamW of generator and regularizer (section 4.1; the rest as OSEDiff)."""
+
+    learning_rate: float = 5e-5  # paper
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 1e-2
+    clip_norm: float = 1.0
+    warmup_steps: int = 0
+    schedule: str = "constant"  # or "cosine", down to zero at the last step
+
+
+@dataclass
+class DegradationConfig:
+    """Real-ESRGAN second-order degradation, x4plus values as in OSEDiff (spec of the reference yml)."""
+
+    scale: int = 4  # HQ side / information side of the LQ
+    blur_kernel_sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
+    kernel_probs: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    sinc_prob: float = 0.1
+    blur_sigma: tuple[float, float] = (0.2, 3.0)
+    blur_sigma2: tuple[float, float] = (0.2, 1.5)
+    betag_range: tuple[float, float] = (0.5, 4.0)
+    betap_range: tuple[float, float] = (1.0, 2.0)
+    second_blur_prob: float = 0.8
+    final_sinc_prob: float = 0.8
+    resize_probs: tuple[float, float, float] = (0.2, 0.7, 0.1)  # up, down, keep
+    resize_range: tuple[float, float] = (0.15, 1.5)
+    resize_probs2: tuple[float, float, float] = (0.3, 0.4, 0.3)
+    resize_range2: tuple[float, float] = (0.3, 1.2)
+    gaussian_noise_prob: float = 0.5
+    noise_range: tuple[float, float] = (1.0, 30.0)  # sigma, of 255
+    noise_range2: tuple[float, float] = (1.0, 25.0)
+    poisson_scale_range: tuple[float, float] = (0.05, 3.0)
+    poisson_scale_range2: tuple[float, float] = (0.05, 2.5)
+    gray_noise_prob: float = 0.4
+    jpeg_range: tuple[int, int] = (30, 95)  # integer quality, both ends included
+    usm: bool = False  # Real-ESRGAN sharpens the HQ; OSEDiff does not
+
+
+@dataclass
+class DataConfig:
+    """Where HQ pictures come from and what becomes of them."""
+
+    sources: tuple[str, ...] = ()  # folders of images, or ArrayRecord files or folders of them
+    crop: int = 512  # pixels
+    resize_short: int = 0  # scale the shorter side to this first (area filter); 0 = leave
+    flip: bool = True
+    degrade: bool = True
+    degradation: DegradationConfig = field(default_factory=DegradationConfig)
+    batch_size: int = 16  # global; paper
+    workers: int = 4  # decode and degrade processes; 0 = in the main process
+    seed: int = 123
+
+
+@dataclass
+class MeshConfig:
+    """Devices by axis; -1 takes all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+@dataclass
+class RunConfig:
+    """What one `train.py` does."""
+
+    kind: str = "restorer"  # or "vae", "diffusion": the stages that make a small base model
+    init: str = ""  # model folder to start from; empty = random weights from the seed
+    steps: int = 35_000  # paper
+    seed: int = 123
+    precision: str = "bf16"  # compute of the frozen networks; or "fp32"
+    latent: str = "sample"  # OSEDiff trains on the sampled posterior; or "mode"
+    log_every: int = 50
+    checkpoint_every: int = 500
+    keep: int = 3
+    sample_every: int = 500  # sample grid and validation; 0 = never
+    eval_sources: tuple[str, ...] = ()  # HQ pictures of the fixed validation set
+    eval_images: int = 16
+
+
+@dataclass
+class Config:
+    """An experiment."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+class ConfigError(ValueError):
+    """A value that contradicts another or that no code path serves."""
+
+
+def to_dict(config) -> dict:
+    """Plain dict of a config dataclass, tuples as lists: what JSON gives back."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def from_dict(cls, values: dict):
+    """Inverse of `to_dict`. Raises ConfigError on an unknown or missing field."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ConfigError(f"{cls.__name__}: unknown field(s) {', '.join(unknown)}")
+    if missing := sorted(set(fields) - set(values)):
+        raise ConfigError(f"{cls.__name__}: missing field(s) {', '.join(missing)}")
+
+    def typed(value, kind):
+        if dataclasses.is_dataclass(kind):
+            return from_dict(kind, value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{name: typed(values[name], f.type) for name, f in fields.items()})
