@@ -1,0 +1,419 @@
+"""Training pictures: sources, random crops with their degraded twins, batches in a fixed order.
+
+A sample is made by a pure function of (seed, epoch, index), so that any of them can be made again
+(`make_sample`). Order is arithmetic: the run's samples have positions 0, 1, 2, ...; position p is
+place p % n of the seeded permutation of epoch p // n (n pictures). The batch of step s holds
+positions s*B .. (s+1)*B - 1 and each of several processes takes its contiguous slice of it, so
+that neither processes nor workers change what is learned from. Batches may straddle epochs.
+
+Grain runs this in worker processes or threads; the state is one position, whatever their number.
+Pictures are NHWC uint8 in [0, 255]; this module never imports jax.
+"""
+
+import bisect
+import functools
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Int64, UInt8
+
+from osdhuman_jax.config import ConfigError, DataConfig
+from osdhuman_jax.degrade import degrade
+from osdhuman_jax.images import ImageError, read_rgb_bytes
+from osdhuman_jax.records import RecordError, decode_record
+
+Pixels = UInt8[np.ndarray, "h w 3"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+RECORD_SUFFIXES = (".arrayrecord", ".array_record")
+MAX_TRIES = 100  # unreadable pictures in a row before the run is stopped
+UNREADABLE = (ImageError, RecordError, OSError)
+
+_log = logging.getLogger(__name__)
+
+
+class DataError(ValueError):
+    """Sources that hold no usable pictures, or a state that belongs to other data."""
+
+
+class Source(Protocol):
+    """Random access to encoded pictures; picklable, so that worker processes can have it."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """What to call the picture in a message."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded picture. Raises OSError or RecordError when it cannot be read."""
+        ...
+
+
+class FolderSource:
+    """The pictures below a folder, in the order of their sorted relative paths.
+
+    Hidden files and folders are left out, symbolic links to folders are not followed.
+    Raises DataError if there is no folder or no picture in it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.root = Path(path)
+        if not self.root.is_dir():
+            raise DataError(f"{path}: no such folder")
+        self.files = sorted(_relative_pictures(self.root))
+        if not self.files:
+            raise DataError(f"{path}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def name(self, index: int) -> str:
+        return str(self.root / self.files[index])
+
+    def read(self, index: int) -> bytes:
+        return (self.root / self.files[index]).read_bytes()
+
+
+def _relative_pictures(root: Path) -> list[str]:
+    found = []
+    for folder, children, files in os.walk(root):
+        children[:] = [child for child in children if not child.startswith(".")]
+        found += [Path(folder, f).relative_to(root).as_posix() for f in files if _is_picture(f)]
+    return found
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+class RecordSource:
+    """The pictures of one ArrayRecord file of packed records (`records.py`, group_size 1).
+
+    Raises DataError if the file is missing, damaged or empty.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        if not Path(path).is_file():
+            raise DataError(f"{path}: no such file")
+        try:
+            self._records = grain.sources.ArrayRecordDataSource([self.path])
+        except RuntimeError as error:
+            raise DataError(f"{path}: not a whole ArrayRecord file: {error}") from error
+        if not len(self._records):
+            raise DataError(f"{path}: no records in this file")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def name(self, index: int) -> str:
+        return f"{self.path}[{index}]"
+
+    def read(self, index: int) -> bytes:
+        try:
+            data = self._records[index]
+        except RuntimeError as error:  # how the reader reports a damaged chunk
+            raise RecordError(str(error)) from error
+        return decode_record(data)[1]
+
+
+class ChainSource:
+    """Several sources one after the other."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts = tuple(parts)
+        self._ends = list(itertools.accumulate(len(part) for part in self.parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def name(self, index: int) -> str:
+        part, local = self._locate(index)
+        return part.name(local)
+
+    def read(self, index: int) -> bytes:
+        part, local = self._locate(index)
+        return part.read(local)
+
+    def _locate(self, index: int) -> tuple[Source, int]:
+        at = bisect.bisect_right(self._ends, index)
+        return self.parts[at], index - (self._ends[at - 1] if at else 0)
+
+
+def open_source(path: str | Path) -> Source:
+    """An ArrayRecord file, a folder that holds such files, or else a folder of pictures.
+
+    Raises:
+        DataError: one line that names what is missing or empty.
+    """
+    path = Path(path)
+    if path.suffix in RECORD_SUFFIXES and not path.is_dir():
+        return RecordSource(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: neither a folder nor a file {' or '.join(RECORD_SUFFIXES)}")
+    packed = sorted(file for file in path.iterdir() if file.suffix in RECORD_SUFFIXES)
+    return ChainSource([RecordSource(file) for file in packed]) if packed else FolderSource(path)
+
+
+def open_sources(paths: Sequence[str | Path]) -> Source:
+    """The sources of `DataConfig.sources`, concatenated. Raises DataError if there are none."""
+    if not paths:
+        raise DataError("no data sources given")
+    return ChainSource([open_source(path) for path in paths])
+
+
+def read_pixels(source: Source, index: int) -> tuple[Pixels, tuple[str, ...]]:
+    """The picture at `index`, or the next readable one (cyclic), and why those before were not.
+
+    Raises:
+        DataError: `MAX_TRIES` in a row, or all there are, cannot be read.
+    """
+    failures: list[str] = []
+    for at in range(index, index + min(len(source), MAX_TRIES)):
+        at %= len(source)
+        try:
+            return read_rgb_bytes(source.read(at)), tuple(failures)
+        except UNREADABLE as error:
+            failures.append(f"{source.name(at)}: {error}")
+    raise DataError(f"{len(failures)} pictures in a row are unreadable, such as {failures[0]}")
+
+
+def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short: int) -> Pixels:
+    """A random square of `crop` pixels of the picture scaled to a shorter side of `resize_short`.
+
+    Args:
+        image: (h, w, 3) of any size.
+        rng: draws the place, two integers.
+        crop: pixels; a picture whose shorter side would be less is scaled up to it.
+        resize_short: pixels; 0 = do not scale.
+
+    The window is cut first and then scaled (area filter down, cubic up): the same picture, to
+    the rounding of the window's side, at a cost that does not grow with the photograph.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    target = max(resize_short or short, crop)
+    side = max(1, round(crop * short / target))
+    top = int(rng.integers(height - side + 1))
+    left = int(rng.integers(width - side + 1))
+    window = image[top : top + side, left : left + side]
+    if side == crop:
+        return window
+    filter_ = cv2.INTER_AREA if side > crop else cv2.INTER_CUBIC
+    return cv2.resize(window, (crop, crop), interpolation=filter_)
+
+
+def make_sample(source: Source, config: DataConfig, epoch: int, index: int) -> dict[str, Any]:
+    """One sample, a pure function of its arguments.
+
+    Returns:
+        "hq" uint8 (crop, crop, 3); "lq" the same shape, if `config.degrade`; "index" as given;
+        "failures": a line for each unreadable picture that was passed over. The picture is that
+        of (index + len(failures)) % n.
+
+    Raises:
+        IndexError: no such index. DataError: nothing readable from there on.
+    """
+    if not 0 <= index < len(source):
+        raise IndexError(f"index {index} of {len(source)} pictures")
+    rng = np.random.default_rng([config.seed, epoch, index])
+    image, failures = read_pixels(source, index)
+    hq = random_crop(image, rng, config.crop, config.resize_short)
+    flip = rng.random() < 0.5  # drawn even when unused: what follows must not depend on `flip`
+    hq = np.ascontiguousarray(hq[:, ::-1] if config.flip and flip else hq)
+    sample = {"hq": hq, "index": index, "failures": failures}
+    if config.degrade:
+        sample["lq"], _ = degrade(hq, rng, config.degradation)
+    return sample
+
+
+@functools.lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
+    """The epoch's permutation of 0 .. count - 1, read-only because it is cached."""
+    # `count` as third word: no sample's generator has it, since indices end before.
+    order = np.random.default_rng([seed, epoch, count]).permutation(count)
+    order.setflags(write=False)
+    return order
+
+
+@dataclass(frozen=True)
+class BatchMaker:
+    """Position of a global batch -> this process's slice of it."""
+
+    source: Source
+    config: DataConfig
+    size: int  # samples in the slice
+    offset: int  # where the slice starts in the global batch
+
+    def __call__(self, position: int) -> dict[str, Any]:
+        """Arrays of `size` samples, and the lines of "failures" for the log."""
+        first = position + self.offset
+        samples = [self.sample(p) for p in range(first, first + self.size)]
+        pictures = [key for key in ("hq", "lq") if key in samples[0]]
+        batch: dict[str, Any] = {key: np.stack([s[key] for s in samples]) for key in pictures}
+        batch["index"] = np.array([s["index"] for s in samples], np.int64)
+        batch["skipped"] = np.array([len(s["failures"]) for s in samples], np.int64)
+        batch["failures"] = [line for s in samples for line in s["failures"]]
+        return batch
+
+    def sample(self, position: int) -> dict[str, Any]:
+        """The run's sample number `position`."""
+        epoch, place = divmod(position, len(self.source))
+        index = epoch_order(self.config.seed, epoch, len(self.source))[place]
+        return make_sample(self.source, self.config, epoch, int(index))
+
+
+class Loader:
+    """Iterator over batches; made by `make_loader`.
+
+    A batch is {"hq": uint8 (B, crop, crop, 3), "lq": the same if degraded, "index": int64 (B,),
+    "skipped": int64 (B,), the number of unreadable pictures passed over for each sample}.
+    Each unreadable picture is logged once, as a warning.
+
+    Use it as a context manager, or call `close`: workers left running complain at exit.
+    """
+
+    def __init__(self, make_batch: BatchMaker, stride: int, stop: int) -> None:
+        """`stride`: samples of a global batch; `stop`: the position no batch may go beyond."""
+        self._make_batch = make_batch
+        self._stride = stride
+        self._stop = stop
+        self._position = 0
+        self._iterator: grain.DatasetIterator | None = None
+        self._logged: set[str] = set()
+
+    @property
+    def images(self) -> int:
+        """How many pictures the sources hold."""
+        return len(self._make_batch.source)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._position += self._stride
+        self._warn(batch.pop("failures"))
+        # Copies, so that no batch keeps a piece of a worker's shared memory alive.
+        return {key: np.array(value) for key, value in batch.items()}
+
+    def get_state(self) -> dict[str, int]:
+        """Where the next batch starts, as JSON values; the same for all processes and workers."""
+        seed = self._make_batch.config.seed
+        return {"position": self._position, "images": self.images, "seed": seed}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes on where `get_state` was called.
+
+        Raises:
+            DataError: the state is of another number of pictures or another seed.
+        """
+        for key, own in self.get_state().items():
+            if key != "position" and state[key] != own:
+                raise DataError(f"cannot resume: {key} was {state[key]} and is {own} now")
+        self.close()
+        self._position = int(state["position"])
+
+    def close(self) -> None:
+        """Stops the workers. The position stays, and another `next` would start them again."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(self) -> grain.DatasetIterator:
+        starts = (self._position, self._stop - self._stride + 1, self._stride)
+        batches = grain.MapDataset.range(*starts).map(self._make_batch)
+        workers = self._make_batch.config.workers
+        if not workers:
+            read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+            return iter(batches.to_iter_dataset(read))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+        read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        iterator = iter(batches.to_iter_dataset(read).mp_prefetch(options, _init_worker))
+        iterator.get_state()  # makes every worker's iterator known to `iterator`, hence to `close`
+        iterator.start_prefetch()
+        return iterator
+
+    def _warn(self, failures: Sequence[str]) -> None:
+        for line in failures:
+            if line not in self._logged:
+                self._logged.add(line)
+                _log.warning("skipped an unreadable picture: %s", line)
+
+
+def _init_worker(index: int, count: int) -> None:
+    """One OpenCV thread a worker; Ctrl-C is the parent's; a dead parent ends the worker."""
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def make_loader(
+    config: DataConfig,
+    *,
+    batch_size: int,
+    shard_index: int = 0,
+    shard_count: int = 1,
+    repeat: bool = True,
+) -> Loader:
+    """Batches of `config.sources` for process `shard_index` of `shard_count`.
+
+    Args:
+        config: its `batch_size` is not read.
+        batch_size: samples a batch in this process; the global batch is shard_count times that.
+        repeat: go on for ever; otherwise stop after the full batches of one epoch.
+
+    With `config.workers` > 0 a script needs its `if __name__ == "__main__"` guard, because the
+    workers import it again.
+
+    Raises:
+        DataError: a source is missing or empty, or one epoch does not fill a batch.
+        ConfigError: a number out of range.
+    """
+    if batch_size < 1 or not 0 <= shard_index < shard_count:
+        raise ConfigError(f"batch_size {batch_size}, shard {shard_index} of {shard_count}")
+    if config.crop < 1 or min(config.resize_short, config.workers, config.seed) < 0:
+        raise ConfigError("data: crop must be positive; resize_short, workers, seed not negative")
+    source = open_sources(config.sources)
+    stride = batch_size * shard_count
+    if not repeat and len(source) < stride:
+        raise DataError(f"{len(source)} pictures do not fill one batch of {stride}")
+    make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size)
+    return Loader(make_batch, stride, sys.maxsize if repeat else len(source))

@@ -1,0 +1,225 @@
+"""Building blocks of VAE and U-Net. Attribute names are diffusers', feature maps are (B, H, W, C).
+
+Convolutions pad explicitly (XLA's SAME differs from PyTorch at stride 2); group norms compute their
+statistics in two passes in float32. Every block takes `dtype` (compute) and `param_dtype` (storage).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from osdhuman_jax.attention import attend, join_heads, split_heads
+
+Feature = Float[Array, "b h w c"]
+Sequence = Float[Array, "b t c"]
+
+
+def conv3x3(in_channels: int, out_channels: int, *, strides: int = 1, **kw: Any) -> nnx.Conv:
+    """3x3 convolution, padded by one pixel on each side."""
+    padding = ((1, 1), (1, 1))
+    return nnx.Conv(in_channels, out_channels, (3, 3), (strides, strides), padding=padding, **kw)
+
+
+def conv1x1(in_channels: int, out_channels: int, **kw: Any) -> nnx.Conv:
+    """Pointwise convolution."""
+    return nnx.Conv(in_channels, out_channels, (1, 1), (1, 1), padding="VALID", **kw)
+
+
+def group_norm(channels: int, groups: int, epsilon: float, **kw: Any) -> nnx.GroupNorm:
+    """GroupNorm with PyTorch's numerics."""
+    return nnx.GroupNorm(channels, groups, epsilon=epsilon, use_fast_variance=False, **kw)
+
+
+def layer_norm(channels: int, epsilon: float = 1e-5, **kw: Any) -> nnx.LayerNorm:
+    """LayerNorm with PyTorch's numerics."""
+    return nnx.LayerNorm(channels, epsilon=epsilon, use_fast_variance=False, **kw)
+
+
+class Identity(nnx.Module):
+    """Holds the place of dropout, so that list indices equal the reference's."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+class ResnetBlock2D(nnx.Module):
+    """norm, SiLU, conv, (+ time embedding,) norm, SiLU, conv, + input."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int,
+        epsilon: float,
+        temb_channels: int = 0,
+        **kw: Any,
+    ):
+        self.norm1 = group_norm(in_channels, groups, epsilon, **kw)
+        self.conv1 = conv3x3(in_channels, out_channels, **kw)
+        self.time_emb_proj = nnx.Linear(temb_channels, out_channels, **kw) if temb_channels else None
+        self.norm2 = group_norm(out_channels, groups, epsilon, **kw)
+        self.conv2 = conv3x3(out_channels, out_channels, **kw)
+        same = in_channels == out_channels
+        self.conv_shortcut = None if same else conv1x1(in_channels, out_channels, **kw)
+
+    def __call__(self, x: Feature, temb: Float[Array, "b e"] | None = None) -> Feature:
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and temb is not None:
+            h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
+        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample2D(nnx.Module):
+    """3x3 convolution of stride 2: padded by one all round, or (the VAE) right and bottom only."""
+
+    def __init__(self, channels: int, *, asymmetric: bool = False, **kw: Any):
+        padding = ((0, 1), (0, 1)) if asymmetric else ((1, 1), (1, 1))
+        self.conv = nnx.Conv(channels, channels, (3, 3), (2, 2), padding=padding, **kw)
+
+    def __call__(self, x: Feature) -> Feature:
+        return self.conv(x)
+
+
+def nearest(x: Feature, size: tuple[int, int]) -> Feature:
+    """Resize by PyTorch's `nearest` rule: source index = floor(i * in / out)."""
+    _, h, w, _ = x.shape
+    if size == (h, w):
+        return x
+    if size == (2 * h, 2 * w):
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+    rows = jnp.arange(size[0]) * h // size[0]
+    columns = jnp.arange(size[1]) * w // size[1]
+    return x[:, rows][:, :, columns]
+
+
+class Upsample2D(nnx.Module):
+    """Nearest resize (x2, or to the size of the skip to be joined), then a 3x3 convolution."""
+
+    def __init__(self, channels: int, **kw: Any):
+        self.conv = conv3x3(channels, channels, **kw)
+
+    def __call__(self, x: Feature, size: tuple[int, int] | None = None) -> Feature:
+        return self.conv(nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over (B, T, C); keys and values from `context` where it is given."""
+
+    def __init__(
+        self,
+        query_dim: int,
+        *,
+        heads: int,
+        context_dim: int | None = None,
+        bias: bool = False,
+        **kw: Any,
+    ):
+        source = context_dim or query_dim
+        self.heads = heads
+        self.to_q = nnx.Linear(query_dim, query_dim, use_bias=bias, **kw)
+        self.to_k = nnx.Linear(source, query_dim, use_bias=bias, **kw)
+        self.to_v = nnx.Linear(source, query_dim, use_bias=bias, **kw)
+        self.to_out = nnx.List([nnx.Linear(query_dim, query_dim, **kw)])
+
+    def __call__(self, x: Sequence, context: Float[Array, "b s d"] | None = None) -> Sequence:
+        source = x if context is None else context
+        q, k, v = (
+            split_heads(project(y), self.heads)
+            for project, y in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
+        )
+        return self.to_out[0](join_heads(attend(q, k, v)))
+
+
+class SpatialAttention(Attention):
+    """The VAE's middle attention: group norm, one head over all pixels, residual."""
+
+    def __init__(self, channels: int, *, groups: int, epsilon: float, **kw: Any):
+        super().__init__(channels, heads=1, bias=True, **kw)
+        self.group_norm = group_norm(channels, groups, epsilon, **kw)
+
+    def __call__(self, x: Feature) -> Feature:
+        tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        return x + super().__call__(tokens).reshape(x.shape)
+
+
+class GEGLU(nnx.Module):
+    """value * gelu(gate), with the exact GELU."""
+
+    def __init__(self, dim: int, inner: int, **kw: Any):
+        self.proj = nnx.Linear(dim, 2 * inner, **kw)
+
+    def __call__(self, x: Sequence) -> Sequence:
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nnx.Module):
+    """GEGLU of four times the width."""
+
+    def __init__(self, dim: int, **kw: Any):
+        inner = 4 * dim
+        self.net = nnx.List([GEGLU(dim, inner, **kw), Identity(), nnx.Linear(inner, dim, **kw)])
+
+    def __call__(self, x: Sequence) -> Sequence:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class BasicTransformerBlock(nnx.Module):
+    """Self-attention, cross-attention, feed-forward; pre-norm, each with residual."""
+
+    def __init__(self, dim: int, *, heads: int, context_dim: int, **kw: Any):
+        self.norm1 = layer_norm(dim, **kw)
+        self.attn1 = Attention(dim, heads=heads, **kw)
+        self.norm2 = layer_norm(dim, **kw)
+        self.attn2 = Attention(dim, heads=heads, context_dim=context_dim, **kw)
+        self.norm3 = layer_norm(dim, **kw)
+        self.ff = FeedForward(dim, **kw)
+
+    def __call__(self, x: Sequence, context: Float[Array, "b s d"]) -> Sequence:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2DModel(nnx.Module):
+    """One transformer block on a feature map, between linear projections."""
+
+    def __init__(self, channels: int, *, heads: int, context_dim: int, groups: int, **kw: Any):
+        self.norm = group_norm(channels, groups, 1e-6, **kw)
+        self.proj_in = nnx.Linear(channels, channels, **kw)
+        block = BasicTransformerBlock(channels, heads=heads, context_dim=context_dim, **kw)
+        self.transformer_blocks = nnx.List([block])
+        self.proj_out = nnx.Linear(channels, channels, **kw)
+
+    def __call__(self, x: Feature, context: Float[Array, "b s d"]) -> Feature:
+        tokens = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens).reshape(x.shape)
+
+
+def sinusoidal_embedding(t: Float[Array, " b"], dim: int) -> Float[Array, "b d"]:
+    """[cos(t f), sin(t f)], f_i = 10000^(-i / (dim / 2)), float32."""
+    half = dim // 2
+    frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two-layer MLP on the sinusoidal embedding."""
+
+    def __init__(self, in_dim: int, dim: int, **kw: Any):
+        self.linear_1 = nnx.Linear(in_dim, dim, **kw)
+        self.linear_2 = nnx.Linear(dim, dim, **kw)
+
+    def __call__(self, x: Float[Array, "b e"]) -> Float[Array, "b f"]:
+        return self.linear_2(jax.nn.silu(self.linear_1(x)))

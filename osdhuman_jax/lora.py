@@ -1,0 +1,108 @@
+"""LoRA as surgery after loading: networks do not know about it.
+
+y = base(x) + scale * (op(x, A) @ B), op = the base's own convolution or matrix product with A, which has
+the base kernel's shape but `rank` outputs; B is (rank, out); scale = alpha / rank. A ~ N(0, 1/rank),
+B = 0 (peft's "gaussian"), so an injected network computes what it did before.
+"""
+
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+
+Path = tuple[str | int, ...]
+
+
+class LoRAParam(nnx.Param):
+    """A trainable low-rank factor."""
+
+
+class LoRA(nnx.Module):
+    """A linear layer or convolution with a low-rank residual beside it."""
+
+    def __init__(self, base: nnx.Linear | nnx.Conv, rank: int, alpha: float, *, rngs: nnx.Rngs):
+        shape = base.kernel.shape
+        gaussian = jax.random.normal(rngs.params(), (*shape[:-1], rank), jnp.float32)
+        self.base = base
+        self.lora_A = LoRAParam(gaussian / rank)
+        self.lora_B = LoRAParam(jnp.zeros((rank, shape[-1]), jnp.float32))
+        self.scale = alpha / rank
+        self.enabled = True
+
+    def __call__(self, x: Array) -> Array:
+        y = self.base(x)
+        if not self.enabled:
+            return y
+        a, b = self.lora_A[...].astype(y.dtype), self.lora_B[...].astype(y.dtype)
+        return y + self.scale * (self._down(x.astype(y.dtype), a) @ b)
+
+    def _down(self, x: Array, a: Array) -> Array:
+        if isinstance(self.base, nnx.Linear):
+            return x @ a
+        strides, padding = self.base.strides, self.base.padding
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, a, strides, padding, dimension_numbers=layout)  # type: ignore[arg-type]
+
+    def merged(self) -> nnx.Linear | nnx.Conv:
+        """The base with kernel + scale * A B, in the kernel's dtype."""
+        kernel = self.base.kernel[...]
+        delta = self.scale * (self.lora_A[...] @ self.lora_B[...])
+        self.base.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+        return self.base
+
+
+def _layers(model: nnx.Module) -> Iterator[tuple[Path, nnx.Module]]:
+    kinds = (nnx.Linear, nnx.Conv)
+    return ((path, m) for path, m in nnx.iter_modules(model) if isinstance(m, kinds))
+
+
+def unet_targets(unet: nnx.Module) -> list[Path]:
+    """Every convolution and linear layer but the time embedding's (258 in SD 2.1)."""
+    skip = ("time_embedding", "time_emb_proj")
+    return [path for path, _ in _layers(unet) if not set(skip) & set(path)]
+
+
+def vae_encoder_targets(vae: nnx.Module) -> list[Path]:
+    """Every convolution and linear layer of the encoder, and quant_conv (32 in SD 2.1)."""
+    return [path for path, _ in _layers(vae) if path[0] in ("encoder", "quant_conv")]
+
+
+def _child(module, name: str | int):
+    return module[name] if isinstance(name, int) else getattr(module, name)
+
+
+def _replace(model: nnx.Module, path: Path, make: Callable[[nnx.Module], nnx.Module]) -> None:
+    *parents, name = path
+    owner = model
+    for part in parents:
+        owner = _child(owner, part)
+    if isinstance(name, int):
+        owner[name] = make(owner[name])  # type: ignore[index]
+    else:
+        setattr(owner, name, make(getattr(owner, name)))
+
+
+def inject(
+    model: nnx.Module, targets: list[Path], *, rank: int, alpha: float, rngs: nnx.Rngs
+) -> None:
+    """Put a LoRA around each target, in place. Raises ValueError where one is there already."""
+    for path in targets:
+        if "base" in path:
+            raise ValueError(f"{'.'.join(map(str, path))}: has LoRA already")
+        _replace(model, path, lambda layer: LoRA(layer, rank, alpha, rngs=rngs))  # type: ignore[arg-type]
+
+
+def merge(model: nnx.Module) -> None:
+    """Fold every LoRA into its base kernel, in place."""
+    adapters = [path for path, m in nnx.iter_modules(model) if isinstance(m, LoRA)]
+    for path in adapters:
+        _replace(model, path, lambda adapter: adapter.merged())  # type: ignore[attr-defined]
+
+
+def enable(model: nnx.Module, on: bool) -> None:
+    """Turn every LoRA on or off, in place: off is the frozen network, at no cost."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, LoRA):
+            module.enabled = on
