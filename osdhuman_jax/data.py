@@ -10,6 +10,7 @@ Grain runs this in worker processes or threads; the state is one position, whate
 Pictures are NHWC uint8 in [0, 255]; this module never imports jax.
 """
 
+import atexit
 import bisect
 import functools
 import itertools
@@ -19,10 +20,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 import cv2
@@ -32,7 +33,7 @@ from absl import flags
 from jaxtyping import Int64, UInt8
 
 from osdhuman_jax.config import ConfigError, DataConfig
-from osdhuman_jax.degrade import degrade
+from osdhuman_jax.degrade import degrade, sample_rng
 from osdhuman_jax.images import ImageError, read_rgb_bytes
 from osdhuman_jax.records import RecordError, decode_record
 
@@ -51,31 +52,28 @@ class DataError(ValueError):
 
 
 class Source(Protocol):
-    """Random access to encoded pictures; picklable, so that worker processes can have it."""
+    """Random access to encoded pictures; picklable, for the workers.
+
+    `name` is for messages; `read` raises OSError or RecordError when it cannot.
+    """
 
     def __len__(self) -> int: ...
 
-    def name(self, index: int) -> str:
-        """What to call the picture in a message."""
-        ...
+    def name(self, index: int) -> str: ...
 
-    def read(self, index: int) -> bytes:
-        """The encoded picture. Raises OSError or RecordError when it cannot be read."""
-        ...
+    def read(self, index: int) -> bytes: ...
 
 
 class FolderSource:
     """The pictures below a folder, in the order of their sorted relative paths.
 
     Hidden files and folders are left out, symbolic links to folders are not followed.
-    Raises DataError if there is no folder or no picture in it.
+    Raises DataError if there is no picture.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.root = Path(path)
-        if not self.root.is_dir():
-            raise DataError(f"{path}: no such folder")
-        self.files = sorted(_relative_pictures(self.root))
+        self.files = sorted(_pictures(self.root))
         if not self.files:
             raise DataError(f"{path}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder")
 
@@ -89,16 +87,13 @@ class FolderSource:
         return (self.root / self.files[index]).read_bytes()
 
 
-def _relative_pictures(root: Path) -> list[str]:
-    found = []
+def _pictures(root: Path) -> Iterator[str]:
+    """Relative paths, in no order."""
     for folder, children, files in os.walk(root):
         children[:] = [child for child in children if not child.startswith(".")]
-        found += [Path(folder, f).relative_to(root).as_posix() for f in files if _is_picture(f)]
-    return found
-
-
-def _is_picture(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+        for file in files:
+            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
+                yield Path(folder, file).relative_to(root).as_posix()
 
 
 class RecordSource:
@@ -109,12 +104,10 @@ class RecordSource:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        if not Path(path).is_file():
-            raise DataError(f"{path}: no such file")
         try:
             self._records = grain.sources.ArrayRecordDataSource([self.path])
         except RuntimeError as error:
-            raise DataError(f"{path}: not a whole ArrayRecord file: {error}") from error
+            raise DataError(f"{path}: no whole ArrayRecord file: {error}") from error
         if not len(self._records):
             raise DataError(f"{path}: no records in this file")
 
@@ -162,7 +155,7 @@ def open_source(path: str | Path) -> Source:
         DataError: one line that names what is missing or empty.
     """
     path = Path(path)
-    if path.suffix in RECORD_SUFFIXES and not path.is_dir():
+    if path.suffix in RECORD_SUFFIXES and path.is_file():
         return RecordSource(path)
     if not path.is_dir():
         raise DataError(f"{path}: neither a folder nor a file {' or '.join(RECORD_SUFFIXES)}")
@@ -231,7 +224,7 @@ def make_sample(source: Source, config: DataConfig, epoch: int, index: int) -> d
     """
     if not 0 <= index < len(source):
         raise IndexError(f"index {index} of {len(source)} pictures")
-    rng = np.random.default_rng([config.seed, epoch, index])
+    rng = sample_rng(config.seed, epoch, index)
     image, failures = read_pixels(source, index)
     hq = random_crop(image, rng, config.crop, config.resize_short)
     flip = rng.random() < 0.5  # drawn even when unused: what follows must not depend on `flip`
@@ -285,7 +278,7 @@ class Loader:
     "skipped": int64 (B,), the number of unreadable pictures passed over for each sample}.
     Each unreadable picture is logged once, as a warning.
 
-    Use it as a context manager, or call `close`: workers left running complain at exit.
+    Use it as a context manager, or call `close`, to free the workers as soon as they are done.
     """
 
     def __init__(self, make_batch: BatchMaker, stride: int, stop: int) -> None:
@@ -294,7 +287,9 @@ class Loader:
         self._stride = stride
         self._stop = stop
         self._position = 0
-        self._iterator: grain.DatasetIterator | None = None
+        self._running: list[grain.DatasetIterator] = []  # one at most
+        # When forgotten, or first of all at exit: later, Grain's clean-up fails and complains.
+        atexit.register(weakref.finalize(self, _close, self._running))
         self._logged: set[str] = set()
 
     @property
@@ -306,9 +301,9 @@ class Loader:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._iterator is None:
-            self._iterator = self._start()
-        batch = next(self._iterator)
+        if not self._running:
+            self._running.append(self._start())
+        batch = next(self._running[0])
         self._position += self._stride
         self._warn(batch.pop("failures"))
         # Copies, so that no batch keeps a piece of a worker's shared memory alive.
@@ -333,19 +328,12 @@ class Loader:
 
     def close(self) -> None:
         """Stops the workers. The position stays, and another `next` would start them again."""
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
+        _close(self._running)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start(self) -> grain.DatasetIterator:
@@ -369,6 +357,11 @@ class Loader:
             if line not in self._logged:
                 self._logged.add(line)
                 _log.warning("skipped an unreadable picture: %s", line)
+
+
+def _close(running: list[grain.DatasetIterator]) -> None:
+    while running:
+        running.pop().close()
 
 
 def _init_worker(index: int, count: int) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from osdhuman_jax.attention import attend, join_heads, split_heads
 
 Feature = Float[Array, "b h w c"]
+Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
 
 
@@ -67,7 +68,9 @@ class ResnetBlock2D(nnx.Module):
         same = in_channels == out_channels
         self.conv_shortcut = None if same else conv1x1(in_channels, out_channels, **kw)
 
-    def __call__(self, x: Feature, temb: Float[Array, "b e"] | None = None) -> Feature:
+    def __call__(
+        self, x: Feature, temb: Float[Array, "b e"] | None = None
+    ) -> Float[Array, "b h w o"]:
         h = self.conv1(jax.nn.silu(self.norm1(x)))
         if self.time_emb_proj is not None and temb is not None:
             h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
@@ -82,11 +85,11 @@ class Downsample2D(nnx.Module):
         padding = ((0, 1), (0, 1)) if asymmetric else ((1, 1), (1, 1))
         self.conv = nnx.Conv(channels, channels, (3, 3), (2, 2), padding=padding, **kw)
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature) -> Float[Array, "b _ _ c"]:
         return self.conv(x)
 
 
-def nearest(x: Feature, size: tuple[int, int]) -> Feature:
+def nearest(x: Feature, size: tuple[int, int]) -> Float[Array, "b _ _ c"]:
     """Resize by PyTorch's `nearest` rule: source index = floor(i * in / out)."""
     _, h, w, _ = x.shape
     if size == (h, w):
@@ -104,7 +107,9 @@ class Upsample2D(nnx.Module):
     def __init__(self, channels: int, **kw: Any):
         self.conv = conv3x3(channels, channels, **kw)
 
-    def __call__(self, x: Feature, size: tuple[int, int] | None = None) -> Feature:
+    def __call__(
+        self, x: Feature, size: tuple[int, int] | None = None
+    ) -> Float[Array, "b _ _ c"]:
         return self.conv(nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
 
 
@@ -154,7 +159,7 @@ class GEGLU(nnx.Module):
     def __init__(self, dim: int, inner: int, **kw: Any):
         self.proj = nnx.Linear(dim, 2 * inner, **kw)
 
-    def __call__(self, x: Sequence) -> Sequence:
+    def __call__(self, x: Sequence) -> Float[Array, "b t i"]:
         value, gate = jnp.split(self.proj(x), 2, axis=-1)
         return value * jax.nn.gelu(gate, approximate=False)
 

@@ -44,7 +44,7 @@ class HFIE(nnx.Module):
         self.v_proj = nnx.Linear(kv_dim, dim, **kw)
         self.out_proj = nnx.Linear(dim, dim, **kw)
 
-    def __call__(self, embeddings: Float[Array, "b n d"]) -> Tokens:
+    def __call__(self, embeddings: Float[Array, "b m e"]) -> Tokens:
         """Tokens (B, num_queries, dim), Eq. 5."""
         query = jnp.broadcast_to(self.query[...], (embeddings.shape[0], *self.query.shape))
         q, k, v = (
@@ -55,11 +55,11 @@ class HFIE(nnx.Module):
 
 
 class HFIEPrompter(nnx.Module):
-    """RAM's frozen image encoder and HFIE: picture in [-1, 1] -> tokens."""
+    """RAM's image encoder and HFIE: picture in [-1, 1] -> tokens."""
 
     def __init__(self, image_encoder: RAMEncoder, hfie: HFIE):
         self.image_encoder = image_encoder
         self.hfie = hfie
 
     def __call__(self, image: Image) -> Tokens:
-        return self.hfie(jax.lax.stop_gradient(self.image_encoder(image)))
+        return self.hfie(self.image_encoder(image))

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.attention import attend, join_heads
-from osdhuman_jax.layers import Feature, Sequence, layer_norm
+from osdhuman_jax.layers import Feature, Resized, Sequence, layer_norm
 from osdhuman_jax.types import Image
 
 
@@ -72,7 +72,7 @@ class WindowAttention(nnx.Module):
         if mask is not None:
             tiled = jnp.tile(mask, (b // mask.shape[0], 1, 1))
             bias = bias + tiled[:, None]
-        bias = jnp.broadcast_to(bias, (b, self.heads, t, t)).astype(x.dtype)
+        bias = jnp.broadcast_to(bias, (b, self.heads, t, t))
         return self.proj(join_heads(attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias)))
 
 
@@ -128,7 +128,7 @@ class PatchMerging(nnx.Module):
         self.norm = layer_norm(4 * dim, **kw)
         self.reduction = nnx.Linear(4 * dim, 2 * dim, use_bias=False, **kw)
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature) -> Resized:
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(jnp.concatenate(corners, axis=-1)))
 
@@ -155,7 +155,7 @@ class BasicLayer(nnx.Module):
         )
         self.downsample = PatchMerging(dim, **kw) if merge else None
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature) -> Resized:
         for block in self.blocks:
             x = block(x)
         return x if self.downsample is None else self.downsample(x)
@@ -168,7 +168,7 @@ class PatchEmbed(nnx.Module):
         self.proj = nnx.Conv(3, dim, (patch, patch), (patch, patch), padding="VALID", **kw)
         self.norm = layer_norm(dim, **kw)
 
-    def __call__(self, x: Image) -> Feature:
+    def __call__(self, x: Image) -> Resized:
         return self.norm(self.proj(x))
 
 
@@ -236,7 +236,7 @@ class RAMEncoder(nnx.Module):
             "linear",
             antialias=True,
         )
-        x = (x - jnp.asarray(self.MEAN)) / jnp.asarray(self.STD)
-        tokens = self.visual_encoder(x)
+        mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (self.MEAN, self.STD))
+        tokens = self.visual_encoder((x - mean) / std)
         pooled = jnp.mean(tokens, axis=1, keepdims=True)
         return self.image_proj(jnp.concatenate([pooled, tokens], axis=1))

@@ -16,6 +16,7 @@ from osdhuman_jax.layers import (
     Downsample2D,
     Feature,
     ResnetBlock2D,
+    Resized,
     TimestepEmbedding,
     Transformer2DModel,
     Upsample2D,
@@ -42,7 +43,9 @@ class DownBlock2D(nnx.Module):
         )
         self.downsamplers = nnx.List([Downsample2D(cout, **plain)] if down else [])
 
-    def __call__(self, x: Feature, temb: Embedding, context: Tokens) -> tuple[Feature, list[Feature]]:
+    def __call__(
+        self, x: Feature, temb: Embedding, context: Tokens
+    ) -> tuple[Resized, list[Resized]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
@@ -81,8 +84,8 @@ class UpBlock2D(nnx.Module):
         self.upsamplers = nnx.List([Upsample2D(cout, **plain)] if up else [])
 
     def __call__(
-        self, x: Feature, skips: list[Feature], temb: Embedding, context: Tokens
-    ) -> Feature:
+        self, x: Feature, skips: list[Resized], temb: Embedding, context: Tokens
+    ) -> Resized:
         for i, resnet in enumerate(self.resnets):
             x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
             x = self.attentions[i](x, context) if len(self.attentions) else x
@@ -122,6 +125,7 @@ class UNet2DConditionModel(nnx.Module):
 
         attends = [kind == "CrossAttnDownBlock2D" for kind in down_block_types]
         last = len(channels) - 1
+        self.time_proj_dim = channels[0]
         self.conv_in = conv3x3(in_channels, channels[0], **plain)
         self.time_embedding = TimestepEmbedding(channels[0], temb, **plain)
         self.down_blocks = nnx.List(
@@ -151,7 +155,7 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_out = conv3x3(channels[0], in_channels, **exact)
 
     def __call__(self, z: Latent, t: Timestep, context: Tokens) -> Latent:
-        temb = self.time_embedding(sinusoidal_embedding(t, self.conv_in.out_features))
+        temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))
         x = self.conv_in(z)
         skips = [x]
         for block in self.down_blocks:

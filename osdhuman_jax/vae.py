@@ -14,6 +14,7 @@ from osdhuman_jax.layers import (
     Downsample2D,
     Feature,
     ResnetBlock2D,
+    Resized,
     SpatialAttention,
     Upsample2D,
     conv1x1,
@@ -37,7 +38,7 @@ class DownEncoderBlock2D(nnx.Module):
             [Downsample2D(cout, asymmetric=True, **kw)] if down else []
         )
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature) -> Resized:
         for layer in (*self.resnets, *self.downsamplers):
             x = layer(x)
         return x
@@ -53,7 +54,7 @@ class UpDecoderBlock2D(nnx.Module):
         )
         self.upsamplers = nnx.List([Upsample2D(cout, **kw)] if up else [])
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature) -> Resized:
         for layer in (*self.resnets, *self.upsamplers):
             x = layer(x)
         return x
@@ -98,7 +99,7 @@ class Encoder(nnx.Module):
         self.conv_norm_out = group_norm(channels[-1], groups, EPSILON, **kw)
         self.conv_out = conv3x3(channels[-1], 2 * latent_channels, **kw)
 
-    def __call__(self, x: Image) -> Feature:
+    def __call__(self, x: Image) -> Resized:
         for layer in (self.conv_in, *self.down_blocks, self.mid_block, self.conv_norm_out):
             x = layer(x)
         return self.conv_out(jax.nn.silu(x))

@@ -1,0 +1,69 @@
+"""Sizes of the small models; `ModelConfig()` itself is Stable Diffusion 2.1-base with RAM."""
+
+from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+
+PLAIN, CROSS = "DownBlock2D", "CrossAttnDownBlock2D"
+
+
+def nano() -> ModelConfig:
+    """The bundled model: thin full-resolution levels, so that two CPU cores can train and run it."""
+    return ModelConfig(
+        vae=VAEConfig(
+            latent_channels=16,
+            block_out_channels=(16, 32, 64),
+            layers_per_block=1,
+            norm_num_groups=8,
+            scaling_factor=1.0,
+            mid_block_add_attention=False,
+        ),
+        unet=UNetConfig(
+            in_channels=16,
+            block_out_channels=(64, 96, 128),
+            down_block_types=(PLAIN, PLAIN, CROSS),
+            layers_per_block=1,
+            num_attention_heads=(1, 2, 4),
+            cross_attention_dim=64,
+            norm_num_groups=8,
+        ),
+        swin=SwinConfig(
+            image_size=96,
+            embed_dim=32,
+            depths=(2, 2, 2),
+            num_heads=(1, 2, 4),
+            window_size=6,
+            image_proj_dim=64,
+        ),
+        hfie=HFIEConfig(num_queries=16, num_heads=1),
+        timestep=399,  # as OSDFace; Eq. 2 then multiplies eps's error by 1.2, not by 14.6
+    )
+
+
+def tiny() -> ModelConfig:
+    """Every kind of layer, in a second: tests and `debug.py`."""
+    return ModelConfig(
+        vae=VAEConfig(
+            latent_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            scaling_factor=1.0,
+        ),
+        unet=UNetConfig(
+            in_channels=4,
+            block_out_channels=(8, 16),
+            down_block_types=(CROSS, PLAIN),
+            layers_per_block=1,
+            num_attention_heads=(1, 2),
+            cross_attention_dim=16,
+            norm_num_groups=4,
+        ),
+        swin=SwinConfig(
+            image_size=32,
+            embed_dim=8,
+            depths=(2, 2),
+            num_heads=(1, 2),
+            window_size=4,
+            image_proj_dim=16,
+        ),
+        hfie=HFIEConfig(num_queries=5, num_heads=2),
+    )

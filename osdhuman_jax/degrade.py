@@ -1,0 +1,498 @@
+"""Real-ESRGAN's second-order degradation (Wang et al. 2021) as OSEDiff and OSDHuman use it.
+
+    blur, resize, noise, JPEG, blur, resize, noise, then (resize and sinc) and JPEG in either order
+
+makes an image of 1/scale the size. That is resized back, so that the LQ has the size of the HQ.
+Images are (h, w, 3) RGB, float32 in [0, 1] inside and uint8 at both ends. An operation takes its
+parameters as plain numbers; a `draw_*` function draws them from `rng` and returns them as a dict
+ready for JSON. Resizes, filters and noise formulas are those of BasicSR's PyTorch code. The module
+holds the whole chain and its command, hence its length.
+
+    python -m osdhuman_jax.degrade --input photos/ --output lq/ --seed 0
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+from scipy.sparse import csr_array
+from scipy.special import j1
+
+from osdhuman_jax.config import DegradationConfig
+from osdhuman_jax.images import list_images, read_image, write_png
+
+Image = Float32[np.ndarray, "h w 3"]
+Resized = Float32[np.ndarray, "h2 w2 3"]
+Image8 = UInt8[np.ndarray, "h w 3"]
+Rng = np.random.Generator
+Kernel = Float32[np.ndarray, "k k"]
+Size = tuple[int, int]  # height, width
+Range = tuple[float, float]  # low, high
+Params = dict[str, Any]  # what a `draw_*` function drew
+
+KERNELS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+MODES = ("area", "bilinear", "bicubic")
+ORDERS = ("resize_sinc_jpeg", "jpeg_resize_sinc")
+LUMA = np.array([[0.2989, 0.587, 0.114]], np.float32)
+MIN_SIDE = 32  # pixels
+DIRECT_TAPS = 129  # with more taps cv2.filter2D turns to a DFT, ten times slower at these sizes
+LOG_NAME = "degradations.jsonl"
+
+
+# Kernels -----------------------------------------------------------------------------------------
+
+
+def gaussian_kernel(
+    size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, beta: float = 1.0
+) -> Kernel:
+    """exp(-(x' S^-1 x)^beta / 2), S = R diag(sigma^2) R'; sigmas in pixels, rotation in radians."""
+    return _normalised(np.exp(-0.5 * _quadratic(size, sigma_x, sigma_y, rotation) ** beta))
+
+
+def plateau_kernel(
+    size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, beta: float = 1.0
+) -> Kernel:
+    """1 / (1 + (x' S^-1 x)^beta), arguments as `gaussian_kernel`'s."""
+    return _normalised(1 / (1 + _quadratic(size, sigma_x, sigma_y, rotation) ** beta))
+
+
+def sinc_kernel(size: int, omega: float) -> Kernel:
+    """Circular low-pass omega J1(omega r) / (2 pi r) of cutoff omega, radians per pixel."""
+    radius = np.hypot(*_offsets(size))
+    radius[size // 2, size // 2] = 1  # avoids 0 / 0; the limit is filled in below
+    kernel = omega * j1(omega * radius) / (2 * np.pi * radius)
+    kernel[size // 2, size // 2] = omega**2 / (4 * np.pi)
+    return _normalised(kernel)
+
+
+def _offsets(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """x and y of each tap from the centre, two (size, size) arrays."""
+    axis = np.arange(size) - (size - 1) / 2
+    x, y = np.meshgrid(axis, axis)
+    return x, y
+
+
+def _quadratic(size: int, sigma_x: float, sigma_y: float, rotation: float) -> np.ndarray:
+    """x' S^-1 x at every tap: the offset in the rotated frame, in sigmas, squared."""
+    x, y = _offsets(size)
+    c, s = math.cos(rotation), math.sin(rotation)
+    return ((c * x + s * y) / sigma_x) ** 2 + ((c * y - s * x) / sigma_y) ** 2
+
+
+def _normalised(kernel: np.ndarray) -> Kernel:
+    kernel = kernel / kernel.sum()
+    kernel[np.abs(kernel) < 1e-10] = 0  # skipped by the filter, and denormals would be very slow
+    return kernel.astype(np.float32)
+
+
+def make_kernel(params: Params) -> Kernel:
+    """Kernel that `draw_blur` or `draw_final_sinc` described.
+
+    The reference pads it with zeros to 21 x 21; under the reflected border that changes nothing.
+    """
+    if params["kind"] == "sinc":
+        return sinc_kernel(params["size"], params["omega"])
+    make = plateau_kernel if params["kind"].startswith("plateau") else gaussian_kernel
+    return make(*(params[k] for k in ("size", "sigma_x", "sigma_y", "rotation", "beta")))
+
+
+# Operations --------------------------------------------------------------------------------------
+
+
+def filter2d(image: Image, kernel: Kernel) -> Image:
+    """Cross-correlation of every channel with an odd square kernel; the border mirrors (101)."""
+    if kernel.size <= DIRECT_TAPS:
+        return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+    (h, w), k = image.shape[:2], len(kernel)
+    r = k // 2
+    padded = cv2.copyMakeBorder(image, r, r, r, r, cv2.BORDER_REFLECT_101)
+    out = np.zeros_like(image)
+    for y in range(0, k, DIRECT_TAPS // k):
+        strip = kernel[y : y + DIRECT_TAPS // k]
+        part = cv2.filter2D(padded[y : y + h + len(strip) - 1], -1, strip, anchor=(r, 0))
+        cv2.add(out, part[:h, r : r + w], dst=out)
+    return out
+
+
+def resize(
+    image: Image, mode: str, size: Size | None = None, scale: float | None = None
+) -> Resized:
+    """torch's F.interpolate: "area", "bilinear" or "bicubic" (a = -0.75), no antialias, no clamp.
+
+    With `size` (height, width) coordinates follow the ratio of sizes. With `scale` the size is
+    floor(side * scale) and coordinates follow the scale itself, as torch does by default.
+    """
+    if (size is None) == (scale is None):
+        raise ValueError("resize takes either size or scale")
+    h, w = image.shape[:2]
+    new_h, new_w = size or (math.floor(h * scale), math.floor(w * scale))
+    if (new_h, new_w) == (h, w) and scale in (None, 1):
+        return image  # what all modes give
+    rows = _resample_matrix(mode, h, new_h, 1 / scale if scale else h / new_h)
+    columns = _resample_matrix(mode, w, new_w, 1 / scale if scale else w / new_w)
+    image = (rows @ image.reshape(h, -1)).reshape(new_h, w, 3)
+    image = (columns @ cv2.transpose(image).reshape(w, -1)).reshape(new_w, new_h, 3)
+    return cv2.transpose(image)
+
+
+@functools.lru_cache(maxsize=64)
+def _resample_matrix(mode: str, n_in: int, n_out: int, step: float) -> csr_array:
+    """(n_out, n_in) weights of one axis, float32; `step` is input pixels per output pixel."""
+    taps = {"area": _area_taps, "bilinear": _bilinear_taps, "bicubic": _bicubic_taps}[mode]
+    index, weight = taps(n_in, n_out, step)
+    index = np.clip(index, 0, n_in - 1)
+    rows = np.arange(0, index.size + 1, index.shape[1])
+    data = weight.astype(np.float32).ravel()
+    return csr_array((data, index.ravel(), rows), shape=(n_out, n_in))
+
+
+def _area_taps(n_in: int, n_out: int, _step: float) -> tuple[np.ndarray, np.ndarray]:
+    """adaptive_avg_pool: means over bins [floor(i in / out), ceil((i + 1) in / out))."""
+    i = np.arange(n_out)
+    start, stop = i * n_in // n_out, -(-(i + 1) * n_in // n_out)
+    count = (stop - start)[:, None]
+    offset = np.arange(count.max())
+    return start[:, None] + offset, (offset < count) / count
+
+
+def _bilinear_taps(n_in: int, n_out: int, step: float) -> tuple[np.ndarray, np.ndarray]:
+    position = np.maximum((np.arange(n_out) + 0.5) * step - 0.5, 0)
+    left = np.floor(position)
+    t = position - left
+    return left.astype(int)[:, None] + np.arange(2), np.stack([1 - t, t], axis=1)
+
+
+def _bicubic_taps(n_in: int, n_out: int, step: float) -> tuple[np.ndarray, np.ndarray]:
+    """Keys' kernel with a = -0.75: one cubic within a pixel of the centre, another up to two."""
+    a = -0.75
+    position = (np.arange(n_out) + 0.5) * step - 0.5
+    left = np.floor(position)
+    offset = np.arange(-1, 3)
+    d = np.abs((position - left)[:, None] - offset)
+    near = ((a + 2) * d - (a + 3)) * d**2 + 1
+    far = a * (((d - 5) * d + 8) * d - 4)
+    return left.astype(int)[:, None] + offset, np.where(d <= 1, near, far)
+
+
+def gaussian_noise(image: Image, rng: Rng, sigma: float, gray: bool) -> Image:
+    """White noise of deviation sigma / 255, the same in all channels if gray; clips to [0, 1]."""
+    shape = (*image.shape[:2], 1 if gray else 3)
+    noise = rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma / 255)
+    return np.clip(image + noise, 0, 1)
+
+
+def poisson_noise(image: Image, rng: Rng, scale: float, gray: bool) -> Image:
+    """Shot noise, in [0, 1]: image + scale * (Poisson(v x) / v - x), x the image in 8-bit steps.
+
+    v = 2^ceil(log2(number of distinct values of x)). If gray, x is the luma, and all channels
+    share its noise.
+    """
+    levels = from_unit(image)
+    if gray:
+        luma = cv2.transform(levels.astype(np.float32), LUMA)
+        levels = np.rint(luma).astype(np.uint8)[..., None]
+    distinct = np.count_nonzero(np.bincount(levels.ravel(), minlength=256))
+    v = 2.0 ** math.ceil(math.log2(distinct))
+    x = np.arange(256) / 255
+    noise = rng.poisson((v * x)[levels]).astype(np.float32)
+    noise *= np.float32(scale / v)
+    noise -= (scale * x).astype(np.float32)[levels]
+    return np.clip(image + noise, 0, 1)
+
+
+def jpeg(image: Image, quality: int) -> Image:
+    """libjpeg and back at 4:2:0, the image clamped to [0, 1] first.
+
+    Stands for the reference's DiffJPEG, which takes a fractional quality, neither rounds nor
+    clips its tables, repeats chroma where libjpeg interpolates, and does not round to 8 bits.
+    """
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    flags += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
+    _, data = cv2.imencode(".jpg", cv2.cvtColor(from_unit(image), cv2.COLOR_RGB2BGR), flags)
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    assert decoded is not None  # libjpeg reads what it wrote
+    return to_unit(decoded)
+
+
+def usm_sharpen(
+    image: Image, weight: float = 0.5, radius: int = 51, threshold: float = 10.0
+) -> Image:
+    """Real-ESRGAN's unsharp mask, softly limited to where the detail exceeds `threshold` / 255.
+
+    `radius` is the odd width of the Gaussian in pixels; its sigma is OpenCV's for that width.
+    """
+
+    def blur(x: np.ndarray) -> np.ndarray:
+        return cv2.GaussianBlur(x, (radius, radius), 0, borderType=cv2.BORDER_REFLECT_101)
+
+    detail = image - blur(image)
+    mask = blur((np.abs(detail) * 255 > threshold).astype(np.float32))
+    return mask * np.clip(image + weight * detail, 0, 1) + (1 - mask) * image
+
+
+def to_unit(image: Image8) -> Image:
+    """uint8 to float32 in [0, 1]."""
+    return image.astype(np.float32) / np.float32(255)
+
+
+def from_unit(image: Image) -> Image8:
+    """clamp(round(255 x))."""
+    return np.clip(np.rint(image * np.float32(255)), 0, 255).astype(np.uint8)
+
+
+# Draws -------------------------------------------------------------------------------------------
+
+
+def sample_rng(seed: int, epoch: int, index: int) -> Rng:
+    """The generator of one sample: none of the three depends on workers or on order."""
+    return np.random.default_rng([seed, epoch, index])
+
+
+def _pick(rng: Rng, options: Sequence, probs: Sequence[float] | None = None) -> Any:
+    """One of `options`, uniformly or by `probs`; rng.choice costs ten times as much."""
+    if probs is None:
+        return options[int(rng.integers(len(options)))]
+    bounds = np.cumsum(probs)
+    return options[int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))]
+
+
+def draw_blur(rng: Rng, config: DegradationConfig, sigmas: Range) -> Params:
+    """A blur kernel of either stage; `sigmas` bounds both axes, in pixels."""
+    size = _pick(rng, config.blur_kernel_sizes)
+    if rng.random() < config.sinc_prob:
+        return _draw_sinc(rng, size, math.pi / 3 if size < 13 else math.pi / 5)
+    kind = _pick(rng, KERNELS, config.kernel_probs)
+    sigma_x = sigma_y = rng.uniform(*sigmas)
+    rotation = 0.0
+    if kind.endswith("aniso"):
+        sigma_y, rotation = rng.uniform(*sigmas), rng.uniform(-math.pi, math.pi)
+    params = {"kind": kind, "size": size, "sigma_x": sigma_x, "sigma_y": sigma_y}
+    return params | {"rotation": rotation, "beta": _draw_beta(rng, config, kind)}
+
+
+def _draw_beta(rng: Rng, config: DegradationConfig, kind: str) -> float:
+    """Exponent of a generalized or plateau kernel: below 1 and above 1 equally often."""
+    if kind in ("iso", "aniso"):
+        return 1.0
+    low, high = config.betap_range if kind.startswith("plateau") else config.betag_range
+    return rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high)
+
+
+def _draw_sinc(rng: Rng, size: int, low: float) -> Params:
+    return {"kind": "sinc", "size": size, "omega": rng.uniform(low, math.pi)}
+
+
+def draw_final_sinc(rng: Rng, config: DegradationConfig) -> Params:
+    """The last filter: a sinc, or nothing (the reference's delta)."""
+    if rng.random() >= config.final_sinc_prob:
+        return {"kind": "none"}
+    return _draw_sinc(rng, _pick(rng, config.blur_kernel_sizes), math.pi / 3)
+
+
+def draw_resize(rng: Rng, probs: Sequence[float], scales: Range) -> Params:
+    """Direction (up, down, keep: `probs`), scale within `scales`, and mode."""
+    kind = _pick(rng, ("up", "down", "keep"), probs)
+    bounds = {"up": (1.0, scales[1]), "down": (scales[0], 1.0), "keep": (1.0, 1.0)}[kind]
+    return {"kind": kind, "scale": rng.uniform(*bounds), "mode": _pick(rng, MODES)}
+
+
+def draw_noise(rng: Rng, config: DegradationConfig, sigmas: Range, scales: Range) -> Params:
+    """Kind, level (a sigma of 255 if Gaussian, a scale if Poisson) and whether it is gray."""
+    gaussian = rng.random() < config.gaussian_noise_prob
+    level = rng.uniform(*(sigmas if gaussian else scales))
+    gray = bool(rng.random() < config.gray_noise_prob)
+    return {"kind": "gaussian" if gaussian else "poisson", "level": level, "gray": gray}
+
+
+def draw_quality(rng: Rng, config: DegradationConfig) -> int:
+    """JPEG quality, both ends of the range included."""
+    return int(rng.integers(*config.jpeg_range, endpoint=True))
+
+
+# The chain ---------------------------------------------------------------------------------------
+
+
+def degrade(hq: np.ndarray, rng: Rng, config: DegradationConfig) -> tuple[np.ndarray, Params]:
+    """LQ of `hq`, both (h, w, 3) uint8 RGB, and the record of all that was drawn.
+
+    With `config.usm` it is the sharpened HQ that is degraded; sharpening the target, too, is for
+    the caller. Raises ValueError on another shape or dtype or on a side below 32.
+    """
+    small, record = degrade_small(hq, rng, config)
+    record["resize_back"] = _pick(rng, MODES)
+    return from_unit(resize(small, record["resize_back"], hq.shape[:2])), record
+
+
+def degrade_small(hq: np.ndarray, rng: Rng, config: DegradationConfig) -> tuple[Resized, Params]:
+    """`degrade` before the resize back: (h // scale, w // scale, 3), not clamped, not rounded."""
+    if hq.dtype != np.uint8 or hq.ndim != 3 or hq.shape[2] != 3:
+        raise ValueError(f"expected (h, w, 3) uint8, got {hq.shape} {hq.dtype}")
+    if min(hq.shape[:2]) < MIN_SIDE:
+        raise ValueError(f"{hq.shape[1]} x {hq.shape[0]} is below {MIN_SIDE} pixels a side")
+    image = usm_sharpen(to_unit(hq)) if config.usm else to_unit(hq)
+    record: Params = {"size": list(hq.shape[:2]), "usm": config.usm}
+    image = _first_stage(image, rng, config, record)
+    image = _second_stage(image, rng, config, record)
+    return _last_stage(image, rng, config, record), record
+
+
+def _first_stage(image: Image, rng: Rng, config: DegradationConfig, record: Params) -> Resized:
+    record["blur1"] = draw_blur(rng, config, config.blur_sigma)
+    image = _blur(image, record["blur1"])
+    record["resize1"] = draw_resize(rng, config.resize_probs, config.resize_range)
+    image = resize(image, record["resize1"]["mode"], scale=record["resize1"]["scale"])
+    record["noise1"] = draw_noise(rng, config, config.noise_range, config.poisson_scale_range)
+    image = _add_noise(image, rng, record["noise1"])
+    record["jpeg1"] = draw_quality(rng, config)
+    return jpeg(image, record["jpeg1"])
+
+
+def _second_stage(image: Image, rng: Rng, config: DegradationConfig, record: Params) -> Resized:
+    record["blur2"] = {"kind": "none"}
+    if rng.random() < config.second_blur_prob:
+        record["blur2"] = draw_blur(rng, config, config.blur_sigma2)
+    image = _blur(image, record["blur2"])
+    drawn = draw_resize(rng, config.resize_probs2, config.resize_range2)
+    h, w = (max(1, int(side / config.scale * drawn["scale"])) for side in record["size"])
+    image = resize(image, drawn["mode"], (h, w))
+    record["resize2"] = drawn | {"size": [h, w]}
+    record["noise2"] = draw_noise(rng, config, config.noise_range2, config.poisson_scale_range2)
+    return _add_noise(image, rng, record["noise2"])
+
+
+def _last_stage(image: Image, rng: Rng, config: DegradationConfig, record: Params) -> Resized:
+    h, w = (side // config.scale for side in record["size"])
+    record |= {
+        "order": _pick(rng, ORDERS),
+        "resize3": {"mode": _pick(rng, MODES), "size": [h, w]},
+        "blur3": draw_final_sinc(rng, config),
+        "jpeg2": draw_quality(rng, config),
+    }
+    if record["order"] == "jpeg_resize_sinc":
+        image = jpeg(image, record["jpeg2"])
+    image = _blur(resize(image, record["resize3"]["mode"], (h, w)), record["blur3"])
+    return jpeg(image, record["jpeg2"]) if record["order"] == "resize_sinc_jpeg" else image
+
+
+def _blur(image: Image, params: Params) -> Image:
+    return image if params["kind"] == "none" else filter2d(image, make_kernel(params))
+
+
+def _add_noise(image: Image, rng: Rng, params: Params) -> Image:
+    add = gaussian_noise if params["kind"] == "gaussian" else poisson_noise
+    return add(image, rng, params["level"], params["gray"])
+
+
+# The command -------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Degrade files; 0 = all done, 1 = some could not be (named on stderr), 2 = nothing begun."""
+    args = _parse_args(argv)
+    try:
+        jobs = _plan(Path(args.input), Path(args.output), args.overwrite)
+    except (OSError, ValueError) as error:
+        print(f"degrade: {error}", file=sys.stderr)
+        return 2
+    lines = []
+    for index, (source, name, target) in enumerate(jobs):
+        try:
+            record = _degrade_file(source, target, sample_rng(args.seed, 0, index), args)
+        except (OSError, ValueError) as error:
+            print(f"degrade: {source}: {error}", file=sys.stderr)
+            continue
+        entry = {"file": name, "seed": args.seed, "epoch": 0, "index": index, "record": record}
+        lines.append(json.dumps(entry) + "\n")
+    _write_log(Path(args.output) / LOG_NAME, lines)
+    print(f"{len(lines)} of {len(jobs)} images degraded into {args.output}")
+    return 0 if len(lines) == len(jobs) else 1
+
+
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="degrade", description="Make LQ images of HQ images.")
+    parser.add_argument("--input", required=True, help="an image or a folder of images")
+    parser.add_argument("--output", required=True, help=f"folder for PNG files and {LOG_NAME}")
+    parser.add_argument("--seed", required=True, type=int)
+    parser.add_argument("--resize_short", type=int, help="first bring the shorter side to this")
+    parser.add_argument("--crop", type=int, help="then cut this many pixels square, centred")
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--full", action="store_true", help="LQ of the HQ's size (the default)")
+    size.add_argument("--model_scale", action="store_true", help="LQ of 1/scale the HQ's size")
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error("--seed is negative")
+    if any(side is not None and side < MIN_SIDE for side in (args.resize_short, args.crop)):
+        parser.error(f"--resize_short and --crop take at least {MIN_SIDE}")
+    return args
+
+
+def _plan(source: Path, output: Path, overwrite: bool) -> list[tuple[Path, str, Path]]:
+    """(source, relative name, target) of each image, sorted. Raises ValueError if it cannot be."""
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"--output {output} lies in --input {source}")
+    jobs: dict[Path, tuple[Path, str, Path]] = {}
+    for path, name in list_images(source):
+        target = output / name.with_suffix(".png")
+        if target in jobs:
+            raise ValueError(f"{jobs[target][1]} and {name} would both become {target}")
+        if target.resolve() == path.resolve():
+            raise ValueError(f"{target} would replace its own source")
+        jobs[target] = (path, name.as_posix(), target)
+    if not jobs:
+        raise ValueError(f"no images in {source}")
+    existing = [path for path in (*jobs, output / LOG_NAME) if path.exists()]
+    if existing and not overwrite:
+        raise ValueError(f"{existing[0]} exists; --overwrite replaces it")
+    return list(jobs.values())
+
+
+def _degrade_file(source: Path, target: Path, rng: Rng, args: argparse.Namespace) -> Params:
+    """Write the LQ of one file. Raises ValueError (as ImageError is) or OSError."""
+    picture = read_image(source)
+    hq = _prepare(picture.rgb, args.resize_short, args.crop)
+    if args.model_scale:
+        small, record = degrade_small(hq, rng, DegradationConfig())
+        lq = from_unit(small)
+    else:
+        lq, record = degrade(hq, rng, DegradationConfig())
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_png(target, lq, icc=picture.icc)
+    return record
+
+
+def _prepare(rgb: Image8, short: int | None, crop: int | None) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Shorter side to `short` (area filter down, cubic up), then the central `crop` square."""
+    h, w = rgb.shape[:2]
+    if short and short != min(h, w):
+        ratio = short / min(h, w)
+        how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
+        h, w = round(h * ratio), round(w * ratio)
+        rgb = cv2.resize(rgb, (w, h), interpolation=how)
+    if not crop:
+        return rgb
+    if crop > min(h, w):
+        raise ValueError(f"{w} x {h} is smaller than --crop {crop}")
+    top, left = (h - crop) // 2, (w - crop) // 2
+    return rgb[top : top + crop, left : left + crop]
+
+
+def _write_log(path: Path, lines: list[str]) -> None:
+    """All lines or no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(lines))
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Model folders: the only place that reads and writes weight files."""
+
+from osdhuman_jax.weights.store import (
+    Model,
+    WeightsError,
+    add_lora,
+    is_generator,
+    load_base,
+    load_model,
+    random_restorer,
+    save_model,
+)
+
+__all__ = [
+    "Model",
+    "WeightsError",
+    "add_lora",
+    "is_generator",
+    "load_base",
+    "load_model",
+    "random_restorer",
+    "save_model",
+]

@@ -1,0 +1,219 @@
+"""A model on disk: a folder with three files.
+
+    config.json            architecture, LoRA, digests of the two below, provenance
+    base.safetensors       the frozen networks, names as in `nnx` paths ("vae.encoder.conv_in.kernel")
+    generator.safetensors  what training the restorer changed: LoRA factors and HFIE; may be absent
+
+A folder that lacks a tensor, has one too many or one of another shape, or whose bytes do not match
+their digest, is refused with one error.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from flax import nnx
+from jax.typing import DTypeLike
+from safetensors.numpy import save_file
+
+from osdhuman_jax import lora
+from osdhuman_jax.config import LoRAConfig, ModelConfig, from_dict, to_dict
+from osdhuman_jax.restorer import Restorer, build_restorer
+
+FORMAT = 1
+BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
+DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+class WeightsError(ValueError):
+    """A model folder that cannot be used, in one line."""
+
+
+@dataclass
+class Model:
+    """A loaded restorer (LoRA merged) and what it is."""
+
+    restorer: Restorer
+    config: ModelConfig
+    digest: str  # sha256 of config.json, which holds the digests of the weights
+    name: str
+
+
+def _build(
+    config: ModelConfig, seed: int, dtype: DTypeLike, adapters: LoRAConfig | None = None
+) -> Restorer:
+    rngs = nnx.Rngs(seed)
+    restorer = build_restorer(**dataclasses.asdict(config), dtype=dtype, rngs=rngs)
+    if adapters:
+        add_lora(restorer, adapters, rngs)
+    return restorer
+
+
+def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") -> Restorer:
+    """A restorer with random weights that computes in `precision`."""
+    return nnx.jit(partial(_build, config, seed, DTYPES[precision]))()
+
+
+def add_lora(restorer: Restorer, config: LoRAConfig, rngs: nnx.Rngs) -> None:
+    """Inject the generator's adapters, in place."""
+    size: dict[str, Any] = {"rank": config.rank, "alpha": config.alpha, "rngs": rngs}
+    if config.vae_encoder:
+        lora.inject(restorer.vae, lora.vae_encoder_targets(restorer.vae), **size)
+    if config.unet:
+        lora.inject(restorer.unet, lora.unet_targets(restorer.unet), **size)
+
+
+def is_generator(config: LoRAConfig, path: tuple[Any, ...], value: Any) -> bool:
+    """nnx filter (after `partial`) of what the restorer's training changes: LoRA, HFIE, conv_in."""
+    conv_in = config.train_conv_in and path[:2] == ("unet", "conv_in")
+    return isinstance(value, lora.LoRAParam) or "hfie" in path or conv_in
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in path if part != "base")
+
+
+def _parameters(restorer: Restorer) -> dict[str, nnx.Variable]:
+    """Every parameter by its name on disk; filling these variables fills the module."""
+    return {
+        _name(path): value
+        for path, value in nnx.iter_graph(restorer)
+        if isinstance(value, nnx.Param)
+    }
+
+
+def fill(restorer: Restorer, tensors: Mapping[str, np.ndarray], names: set[str], where: str) -> None:
+    """Put `tensors` into the parameters `names`, in place; dtypes stay the module's.
+
+    Raises WeightsError, with the first names of each kind, on a missing or unknown tensor or a shape.
+    """
+    targets = {name: p for name, p in _parameters(restorer).items() if name in names}
+    faults = {
+        "missing": sorted(set(targets) - set(tensors)),
+        "unknown": sorted(set(tensors) - set(targets)),
+        "of another shape": sorted(
+            n for n in set(targets) & set(tensors) if targets[n].shape != tensors[n].shape
+        ),
+    }
+    if any(faults.values()):
+        parts = [f"{len(v)} {kind} ({', '.join(v[:5])})" for kind, v in faults.items() if v]
+        raise WeightsError(f"{where}: tensors {'; '.join(parts)}")
+    for name, variable in targets.items():
+        variable.set_value(jnp.asarray(tensors[name], variable.dtype))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _write(path: Path, text_or_tensors: str | dict[str, np.ndarray]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if isinstance(text_or_tensors, str):
+        temporary.write_text(text_or_tensors)
+    else:
+        save_file(text_or_tensors, temporary)
+        temporary.chmod(0o644)  # the library writes them for the owner alone
+    os.replace(temporary, path)
+
+
+def save_model(
+    folder: Path | str,
+    config: ModelConfig,
+    restorer: Restorer,
+    *,
+    generator: LoRAConfig | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> None:
+    """Write a model folder; `generator` is the LoRA that `restorer` carries, unmerged."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = _generator_names(restorer, generator)
+    tensors = {n: np.asarray(p.get_value()) for n, p in _parameters(restorer).items()}
+    files = {BASE: {n: v for n, v in tensors.items() if n not in trained}}
+    if trained:
+        files[GENERATOR] = {n: tensors[n] for n in sorted(trained)}
+    for name, part in files.items():
+        _write(folder / name, part)
+    meta = {
+        "format": FORMAT,
+        "prompt": "hfie",
+        "model": to_dict(config),
+        "lora": to_dict(generator) if generator else None,
+        "digests": {name: _sha256(folder / name) for name in files},
+        "provenance": provenance or {},
+    }
+    _write(folder / CONFIG, json.dumps(meta, indent=2) + "\n")
+
+
+def _generator_names(restorer: Restorer, generator: LoRAConfig | None) -> set[str]:
+    if generator is None:
+        return set()
+    state = nnx.state(restorer, partial(is_generator, generator))
+    return {_name(path) for path, _ in nnx.to_flat_state(state)}
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    if not (folder / CONFIG).is_file():
+        raise WeightsError(f"{folder}: not a model folder (no {CONFIG})")
+    try:
+        meta = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise WeightsError(f"{folder / CONFIG}: not JSON ({error})") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise WeightsError(f"{folder / CONFIG}: not a model description of format {FORMAT}")
+    for name, digest in meta["digests"].items():
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder / name}: missing")
+        if _sha256(folder / name) != digest:
+            raise WeightsError(f"{folder / name}: its bytes do not match the digest in {CONFIG}")
+    return meta
+
+
+def _tensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safetensors.safe_open(path, framework="numpy") as f:
+            return {name: f.get_tensor(name) for name in f.keys()}
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path}: not a safetensors file ({error})") from error
+
+
+def load_base(
+    folder: Path | str, *, precision: str = "fp32", generator: bool = False
+) -> tuple[Restorer, ModelConfig, LoRAConfig | None]:
+    """The restorer of a folder with LoRA unmerged, or (default) without its generator's part.
+
+    A generator that is left out leaves HFIE as the base has it; a base without HFIE is refused.
+    """
+    folder = Path(folder)
+    meta = _read(folder)
+    config = from_dict(ModelConfig, meta["model"])
+    adapters = from_dict(LoRAConfig, meta["lora"]) if meta["lora"] else None
+    if adapters and not generator:
+        raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
+    restorer = nnx.eval_shape(partial(_build, config, 0, DTYPES[precision], adapters))
+    trained = _generator_names(restorer, adapters)
+    fill(restorer, _tensors(folder / BASE), set(_parameters(restorer)) - trained, str(folder / BASE))
+    if trained:
+        fill(restorer, _tensors(folder / GENERATOR), trained, str(folder / GENERATOR))
+    return restorer, config, adapters
+
+
+def load_model(folder: Path | str, *, precision: str = "fp32") -> Model:
+    """The restorer of a folder, ready for inference: LoRA merged, computing in `precision`.
+
+    Raises WeightsError where the folder is not a whole, untouched model.
+    """
+    folder = Path(folder)
+    restorer, config, _ = load_base(folder, precision=precision, generator=True)
+    lora.merge(restorer)
+    return Model(restorer, config, _sha256(folder / CONFIG), folder.resolve().name)

@@ -1,0 +1,91 @@
+"""Colour fixes against their formulas in torch, and what they promise."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from osdhuman_jax.colour import _low_band, adain, wavelet
+
+FIXES = (adain, wavelet)
+
+
+def image(seed: int, low: float = 0.2, high: float = 0.8, size: tuple = (40, 56)) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(low, high, (*size, 3)).astype(np.float32)
+
+
+def planes(values: np.ndarray) -> torch.Tensor:
+    return torch.tensor(values).permute(2, 0, 1)[None]
+
+
+def torch_adain(content: np.ndarray, source: np.ndarray) -> np.ndarray:
+    c, s = planes(content), planes(source)
+
+    def statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        flat = x.flatten(2)
+        mean, std = flat.mean(2), (flat.var(2) + 1e-5).sqrt()
+        return mean[..., None, None], std[..., None, None]
+
+    (cm, cs), (sm, ss) = statistics(c), statistics(s)
+    return ((c - cm) / cs * ss + sm).clamp(0, 1)[0].permute(1, 2, 0).numpy()
+
+
+def torch_bands(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum of the details of five levels, and what is left."""
+    row = torch.tensor([1.0, 2.0, 1.0])
+    kernel = (torch.outer(row, row) / 16)[None, None].repeat(3, 1, 1, 1)
+    high = torch.zeros_like(x)
+    for radius in (1, 2, 4, 8, 16):
+        padded = F.pad(x, (radius,) * 4, mode="replicate")
+        low = F.conv2d(padded, kernel, groups=3, dilation=radius)
+        high, x = high + (x - low), low
+    return high, x
+
+
+def torch_wavelet(content: np.ndarray, source: np.ndarray) -> np.ndarray:
+    mixed = torch_bands(planes(content))[0] + torch_bands(planes(source))[1]
+    return mixed.clamp(0, 1)[0].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("fix,theirs", [(adain, torch_adain), (wavelet, torch_wavelet)])
+@pytest.mark.parametrize("size", [(40, 56), (3, 5)])
+def test_against_torch(fix, theirs, size: tuple) -> None:
+    content, source = image(0, 0.0, 1.0, size), image(1, 0.3, 0.5, size)
+    ours = fix(content, source)
+    assert ours.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs(content, source), atol=1e-5)
+
+
+@pytest.mark.parametrize("fix", FIXES)
+def test_identity_where_content_is_the_source(fix) -> None:
+    np.testing.assert_allclose(fix(image(0), image(0)), image(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("fix", FIXES)
+def test_range_is_kept(fix) -> None:
+    fixed = fix(image(0, 0, 1), image(1, 0.9, 1))
+    assert fixed.min() >= 0 and fixed.max() <= 1
+
+
+def test_adain_takes_over_mean_and_deviation() -> None:
+    source = image(1, 0.4, 0.6)
+    fixed = adain(image(0), source)
+    np.testing.assert_allclose(fixed.mean((0, 1)), source.mean((0, 1)), atol=1e-5)
+    np.testing.assert_allclose(fixed.std((0, 1)), source.std((0, 1)), rtol=2e-3)
+
+
+def test_adain_of_flat_and_single_pixels_is_finite() -> None:
+    flat = np.full((4, 4, 3), 0.5, np.float32)
+    assert np.isfinite(adain(flat, image(0, size=(4, 4)))).all()
+    np.testing.assert_allclose(adain(flat[:1, :1], flat[:1, :1] / 2), 0.25, atol=1e-6)
+
+
+def test_wavelet_takes_the_low_band_of_the_source() -> None:
+    content, source = image(0, 0.4, 0.6), image(1, 0.4, 0.6)
+    details = content - _low_band(content)
+    np.testing.assert_allclose(wavelet(content, source) - details, _low_band(source), atol=1e-6)
+
+
+def test_wavelet_undoes_a_colour_cast() -> None:
+    cast = np.array([0.1, -0.05, 0.02], np.float32)
+    np.testing.assert_allclose(wavelet(image(0) + cast, image(0)), image(0), atol=1e-6)

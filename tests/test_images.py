@@ -1,0 +1,270 @@
+"""Decoding of every kind of file that users bring, refusal of hostile ones, atomic writing."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps, features
+
+from osdhuman_jax import images
+from osdhuman_jax.images import (
+    ImageError,
+    decode,
+    list_images,
+    read_image,
+    read_rgb_bytes,
+    read_size,
+    to_float,
+    to_uint8,
+    write_png,
+)
+
+
+def photo(height: int = 12, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A small PNG that declares a huge size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(50_000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("kind,options", [("PNG", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_give_the_pixels(kind: str, options: dict) -> None:
+    picture = decode(encoded(Image.fromarray(photo()), kind, **options))
+    np.testing.assert_array_equal(picture.rgb, photo())
+    assert picture.alpha is None and picture.icc is None and picture.size == (12, 16)
+
+
+def test_jpeg_equals_opencv() -> None:
+    smooth = cv2.resize(photo(4, 4), (64, 64), interpolation=cv2.INTER_CUBIC)
+    data = encoded(Image.fromarray(smooth), "JPEG", quality=95, subsampling=0)
+    theirs = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), 1), cv2.COLOR_BGR2RGB)
+    assert np.abs(read_rgb_bytes(data).astype(int) - theirs).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "PA"])
+def test_modes_give_rgb_and_alpha(mode: str) -> None:
+    image = Image.fromarray(photo()).convert("RGBA")
+    image.putalpha(Image.fromarray(photo()[..., 0]))
+    image = image.convert("RGB").convert(mode) if mode in ("1", "L", "P") else image.convert(mode)
+    kind = "PNG"
+    if mode == "PA":  # a palette with transparency, as GIMP writes it
+        image = image.convert("RGBA").quantize(16)
+    picture = decode(encoded(image, kind))
+    np.testing.assert_array_equal(picture.rgb, np.asarray(image.convert("RGB")))
+    assert (picture.alpha is not None) == (mode in ("LA", "RGBA", "PA"))
+    if picture.alpha is not None:
+        np.testing.assert_array_equal(picture.alpha, np.asarray(image.convert("RGBA"))[..., 3])
+
+
+def test_a_transparent_colour_becomes_alpha() -> None:
+    gray = Image.fromarray(np.array([[7, 8]], np.uint8))
+    assert decode(encoded(gray, transparency=7)).alpha.tolist() == [[0, 255]]
+
+
+def test_sixteen_bit_samples_are_scaled_not_clipped() -> None:
+    values = np.array([[0, 128, 129, 32768, 65535]], np.uint16)
+    picture = decode(cv2.imencode(".png", values)[1].tobytes())
+    assert picture.rgb[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+    assert picture.rgb.shape == (1, 5, 3)
+    colour = decode(cv2.imencode(".png", np.dstack([values] * 3))[1].tobytes())
+    assert np.abs(colour.rgb.astype(int) - picture.rgb).max() <= 1
+
+
+def test_sixteen_bit_transparent_gray() -> None:
+    image = Image.fromarray(np.array([[300, 301]], np.uint16))
+    data = encoded(image)
+    cut = data.index(b"IDAT") - 4
+    data = data[:cut] + chunk(b"tRNS", struct.pack(">H", 301)) + data[cut:]
+    assert decode(data).alpha.tolist() == [[255, 0]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_orientation(kind: str, orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.fromarray(photo()), kind, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    picture = decode(data)
+    np.testing.assert_array_equal(picture.rgb, np.asarray(upright))
+    (tmp_path / "x").write_bytes(data)
+    assert read_size(tmp_path / "x") == picture.size
+
+
+def test_sixteen_bit_gray_is_turned_too() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(Image.fromarray(np.arange(6, dtype=np.uint16).reshape(2, 3) * 257), exif=exif)
+    assert decode(data).rgb[..., 0].tolist() == [[3, 0], [4, 1], [5, 2]]
+
+
+def test_damaged_exif_leaves_the_picture() -> None:
+    data = encoded(Image.fromarray(photo()), "JPEG", exif=b"Exif\0\0garbage garbage")
+    assert decode(data).size == (12, 16)
+
+
+def test_rgb_profile_is_kept_and_others_are_not() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    image = Image.fromarray(photo())
+    assert decode(encoded(image, icc_profile=srgb)).icc == srgb
+    assert decode(encoded(image, icc_profile=lab)).icc is None
+    assert decode(encoded(image.convert("L"), icc_profile=srgb)).icc == srgb
+
+
+def test_cmyk_becomes_rgb() -> None:
+    flat = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
+    for profile in (b"", b"not a profile"):
+        picture = decode(encoded(flat, "JPEG", quality=95, icc_profile=profile))
+        assert picture.rgb.mean((0, 1)) == pytest.approx([0, 255, 255], abs=3)
+        assert picture.icc is None
+
+
+def test_a_second_picture_behind_a_jpeg_is_no_animation() -> None:
+    first, second = Image.fromarray(photo()), Image.fromarray(photo()[::-1])
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(decode(data).rgb, decode(encoded(first, "JPEG")).rgb)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_animation_is_refused(kind: str) -> None:
+    frames = [Image.fromarray(photo()), Image.fromarray(photo()[::-1])]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(ImageError, match="animated image"):
+        decode(data)
+
+
+@pytest.mark.parametrize("width,height", [(60_000, 60_000), (15_000, 15_000)])
+def test_bombs_are_refused_by_their_header(width: int, height: int, tmp_path: Path) -> None:
+    (tmp_path / "bomb.png").write_bytes(bomb(width, height))
+    for read in (read_image, read_size):
+        with pytest.raises(ImageError, match="more than [0-9]+ pixels"):
+            read(tmp_path / "bomb.png")
+
+
+def test_limit_is_an_argument() -> None:
+    data = encoded(Image.fromarray(photo()))
+    assert decode(data, max_pixels=12 * 16).size == (12, 16)
+    with pytest.raises(ImageError, match="16 x 12 is more than 191 pixels"):
+        decode(data, max_pixels=191)
+
+
+@pytest.mark.parametrize(
+    "data,reason",
+    [
+        (b"", "empty file"),
+        (b"hello, I am a text", "not a PNG, JPEG or WebP"),
+        (b"%PDF-1.4\n%%EOF", "not a PNG, JPEG or WebP"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a PNG, JPEG or WebP"),
+        (b"SIMPLE  =                    T" + b" " * 3000, "not a PNG, JPEG or WebP"),
+        (encoded(Image.fromarray(photo()), "GIF"), "not a PNG, JPEG or WebP"),
+        (encoded(Image.fromarray(photo()), "TIFF"), "not a PNG, JPEG or WebP"),
+    ],
+)
+def test_other_files_are_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        decode(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.9])
+def test_truncated_files_are_refused_in_one_line(kind: str, kept: float) -> None:
+    data = encoded(Image.fromarray(photo(64, 64)), kind)
+    with pytest.raises(ImageError) as caught:
+        decode(data[: int(len(data) * kept)])
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["PNG", "JPEG", "WEBP"]), st.integers(0, 10**6), st.binary(max_size=9))
+def test_damage_gives_a_picture_or_an_image_error(kind: str, where: int, noise: bytes) -> None:
+    data = bytearray(encoded(Image.fromarray(photo()), kind))
+    where %= len(data)
+    data[where : where + len(noise)] = noise
+    try:
+        assert decode(bytes(data)).rgb.dtype == np.uint8
+    except ImageError as error:
+        assert "\n" not in str(error)
+
+
+def test_uint8_survives_the_float_range() -> None:
+    levels = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 256, 3)
+    values = to_float(levels)
+    assert values.dtype == np.float32 and values.min() == -1 and values.max() == 1
+    np.testing.assert_array_equal(to_uint8(values), levels)
+    assert to_uint8(np.full((1, 1, 3), [-9, 0.0, 9], np.float32)).tolist() == [[[0, 128, 255]]]
+
+
+def test_written_png_is_read_back_and_repeats_bit_for_bit(tmp_path: Path) -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    digests = {write_png(tmp_path / n, photo(), photo()[..., 1], srgb) for n in ("a.png", "b.png")}
+    assert len(digests) == 1
+    picture = read_image(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.rgb, photo())
+    np.testing.assert_array_equal(picture.alpha, photo()[..., 1])
+    assert picture.icc == srgb
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / ("x" * 251 + ".png")
+    write_png(path, photo())
+    before = path.read_bytes()
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(images.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        write_png(path, photo()[::-1])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_listing_of_file_folder_and_pattern(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "sub/c.webp", "sub/[d].jpeg", "notes.txt", "odd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def names(source: Path | str) -> list[str]:
+        pairs = list_images(source)
+        assert all(path.is_absolute() and path.is_file() for path, _ in pairs)
+        return [name.as_posix() for _, name in pairs]
+
+    assert names(tmp_path) == ["a.jpg", "b.PNG", "sub/[d].jpeg", "sub/c.webp"]
+    assert names(tmp_path / "odd") == ["odd"]
+    assert names(tmp_path / "sub/[d].jpeg") == ["[d].jpeg"]
+    assert names(tmp_path / "*.*g") == ["a.jpg"]
+    assert names(tmp_path / "**/*.webp") == ["sub/c.webp"]
+    assert names(tmp_path / "none") == names(tmp_path / "none*") == []
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "a.png").touch()
+    assert [name.name for _, name in list_images(tmp_path)] == ["a.png"]
+
+
+def test_pillow_has_what_the_module_needs() -> None:
+    assert all(features.check(name) for name in ("jpg", "zlib", "webp", "littlecms2"))

@@ -1,0 +1,322 @@
+"""The command, end to end, on a folder of every kind of file, with a tiny random model."""
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import astronaut
+
+import infer
+from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.images import read_image
+from osdhuman_jax.weights import random_restorer, save_model
+
+TINY = ModelConfig(
+    vae=VAEConfig(
+        block_out_channels=(2, 4, 4),
+        layers_per_block=1,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+    ),
+    unet=UNetConfig(
+        block_out_channels=(4, 4),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        layers_per_block=1,
+        num_attention_heads=(1, 1),
+        cross_attention_dim=4,
+        norm_num_groups=2,
+    ),
+    swin=SwinConfig(
+        image_size=32,
+        embed_dim=4,
+        depths=(1,),
+        num_heads=(1,),
+        window_size=4,
+        mlp_ratio=1.0,
+        image_proj_dim=4,
+    ),
+    hfie=HFIEConfig(num_queries=2, num_heads=1),
+)
+PHOTO = cv2.resize(astronaut(), (48, 60), interpolation=cv2.INTER_AREA)  # 60 high, 48 wide
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(folder, TINY, random_restorer(TINY, 0))
+    return folder
+
+
+def fill(folder: Path) -> None:
+    """Every kind of file: eight good ones and four bad ones."""
+    (folder / "sub").mkdir(parents=True)
+    image = Image.fromarray(PHOTO)
+    image.save(folder / "photo.jpg")
+    image.save(folder / "sub" / "photo.jpg")
+    Image.fromarray(np.dstack([PHOTO, PHOTO[..., 0]])).save(folder / "rgba.png")
+    image.convert("L").save(folder / "gray.jpeg")
+    Image.fromarray(PHOTO[:1, :1]).save(folder / "one.png")
+    cv2.imwrite(str(folder / "deep.png"), PHOTO.astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(folder / "turned.JPG", exif=exif)
+    image.resize((3000, 200)).save(folder / "panorama.webp")
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG")
+    (folder / "cut.jpg").write_bytes(buffer.getvalue()[:900])
+    (folder / "text.png").write_text("not a picture")
+    (folder / "empty.webp").touch()
+    image.save(folder / "moving.webp", save_all=True, append_images=[Image.fromarray(255 - PHOTO)])
+
+
+SIZES = {
+    "photo.png": (60, 48),
+    "sub/photo.png": (60, 48),
+    "rgba.png": (60, 48),
+    "gray.png": (60, 48),
+    "one.png": (1, 1),
+    "deep.png": (60, 48),
+    "turned.png": (48, 60),
+    "panorama.png": (200, 3000),
+}
+BAD = {
+    "cut.jpg": "damaged image",
+    "text.png": "not a PNG, JPEG or WebP",
+    "empty.webp": "empty file",
+    "moving.webp": "animated image",
+}
+
+
+def run(model: Path, source: Path | str, output: Path, *flags: str) -> int:
+    return infer.main(
+        ["--input", str(source), "--output", str(output), "--model", str(model), *flags]
+    )
+
+
+def refused(capsys, *flags: str) -> str:
+    """What a run with these flags says before it exits with status 2."""
+    try:
+        status = infer.main([str(flag) for flag in flags])
+    except SystemExit as exit:
+        status = exit.code
+    assert status == 2
+    return capsys.readouterr().err
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def one_photo(folder: Path, name: str = "a.jpg") -> Path:
+    folder.mkdir(exist_ok=True)
+    Image.fromarray(PHOTO).save(folder / name)
+    return folder
+
+
+def pngs(folder: Path) -> list[str]:
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Path, Path, int]:
+    """Inputs, outputs and exit status of one run on all kinds of files."""
+    folder = tmp_path_factory.mktemp("mixed")
+    fill(folder / "in")
+    status = run(model, folder / "in", folder / "out", "--batch_size", "2")
+    return folder / "in", folder / "out", status
+
+
+def test_good_files_are_restored_and_bad_ones_leave_nothing(mixed) -> None:
+    _, out, status = mixed
+    assert status == 1
+    assert pngs(out) == sorted([*SIZES, "provenance.jsonl"])
+    assert {name: read_image(out / name).size for name in SIZES} == SIZES
+    assert (read_image(out / "rgba.png").alpha == PHOTO[..., 0]).all()
+
+
+def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
+    source, out, _ = mixed
+    lines = [json.loads(line) for line in (out / "provenance.jsonl").read_text().splitlines()]
+    by_input = {Path(line["input"]).relative_to(source).as_posix(): line for line in lines}
+    assert len(lines) == len(by_input) == len(SIZES) + len(BAD)
+    for name, reason in BAD.items():
+        assert by_input[name]["status"] == "failed" and reason in by_input[name]["reason"]
+    for line in lines:
+        assert line["model"] == "tiny" and line["model_digest"] == sha256(model / "config.json")
+        if line["status"] == "ok":
+            assert line["output_sha256"] == sha256(out / line["output"])
+            assert line["input_sha256"] == sha256(Path(line["input"]))
+            assert (line["output_height"], line["output_width"]) == SIZES[line["output"]]
+    turned = by_input["turned.JPG"]
+    assert (turned["width"], turned["height"]) == (60, 48)
+    assert {line["precision"] for line in lines} == {"fp32"}
+    assert {line["color_fix"] for line in lines} == {"none"}
+
+
+def test_bad_files_are_named_at_the_end(tmp_path: Path, model: Path, capsys) -> None:
+    one_photo(tmp_path / "in")
+    (tmp_path / "in" / "text.png").write_text("not a picture")
+    assert run(model, tmp_path / "in", tmp_path / "out") == 1
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1].startswith(f"failed: {tmp_path}/in/text.png: not a PNG")
+    assert printed.out == f"restored 1 of 2 images to {tmp_path}/out\n"
+
+
+def test_same_bytes_twice_whatever_the_company(mixed, model: Path, tmp_path: Path) -> None:
+    source, out, _ = mixed
+    assert run(model, source / "sub", tmp_path, "--batch_size", "2") == 0
+    assert sha256(tmp_path / "photo.png") == sha256(out / "photo.png")
+    assert run(model, source / "photo.jpg", tmp_path, "--batch_size", "2", "--overwrite") == 0
+    assert sha256(tmp_path / "photo.png") == sha256(out / "photo.png")
+
+
+def test_flags_reach_the_pictures(tmp_path: Path, model: Path) -> None:
+    one_photo(tmp_path / "in")
+    flags = ["--upscale", "1.5", "--precision", "bf16", "--color_fix", "wavelet"]
+    assert run(model, tmp_path / "in" / "*.jpg", tmp_path / "out", *flags) == 0
+    assert read_image(tmp_path / "out" / "a.png").size == (90, 72)
+    line = json.loads((tmp_path / "out" / "provenance.jsonl").read_text())
+    assert (line["upscale"], line["precision"], line["color_fix"]) == (1.5, "bf16", "wavelet")
+
+
+def test_existing_outputs_stand_without_overwrite(tmp_path: Path, model: Path, capsys) -> None:
+    one_photo(tmp_path / "in")
+    one_photo(tmp_path / "in", "b.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.png").write_text("precious")
+    assert run(model, tmp_path / "in", tmp_path / "out") == 2
+    assert "out/a.png" in capsys.readouterr().err
+    assert pngs(tmp_path / "out") == ["a.png"]
+    assert (tmp_path / "out" / "a.png").read_text() == "precious"
+    assert run(model, tmp_path / "in", tmp_path / "out", "--overwrite") == 0
+    assert read_image(tmp_path / "out" / "a.png").size == (60, 48)
+
+
+def test_inputs_with_one_output_are_refused(tmp_path: Path, model: Path, capsys) -> None:
+    for name in ("a.jpg", "a.png", "b.c.png", "b.d.png"):
+        one_photo(tmp_path / "in", name)
+    assert run(model, tmp_path / "in", tmp_path / "out") == 2
+    message = capsys.readouterr().err
+    assert "in/a.jpg" in message and "in/a.png" in message and "b.c.png" not in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_inputs_are_never_replaced(tmp_path: Path, model: Path, capsys) -> None:
+    one_photo(tmp_path / "in", "a.png")
+    before = sha256(tmp_path / "in" / "a.png")
+    assert run(model, tmp_path / "in", tmp_path / "in", "--overwrite") == 2
+    assert "would replace inputs" in capsys.readouterr().err
+    assert sha256(tmp_path / "in" / "a.png") == before
+
+
+def test_own_outputs_inside_the_input_folder_are_no_inputs(tmp_path: Path, model: Path) -> None:
+    one_photo(tmp_path)
+    assert run(model, tmp_path, tmp_path / "out") == 0
+    assert run(model, tmp_path, tmp_path / "out", "--overwrite") == 0
+    assert pngs(tmp_path / "out") == ["a.png", "provenance.jsonl"]
+    assert run(model, tmp_path / "out" / "a.png", tmp_path / "out" / "again") == 0
+
+
+def test_a_full_disk_fails_the_picture(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
+    one_photo(tmp_path / "in")
+
+    def full_disk(*arguments: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(infer, "write_png", full_disk)
+    assert run(model, tmp_path / "in", tmp_path / "out") == 1
+    assert "a.png: No space left on device" in capsys.readouterr().err
+
+
+def test_a_failed_computation_fails_its_batch_only(
+    tmp_path: Path, model: Path, monkeypatch
+) -> None:
+    one_photo(tmp_path / "in")
+    Image.fromarray(PHOTO[:, :20]).resize((80, 60)).save(tmp_path / "in" / "wide.png")
+    whole = infer.Pipeline.restore
+
+    def tight(self, pictures, *options):
+        if pictures[0].size[1] == 80:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nlong trace")
+        return whole(self, pictures, *options)
+
+    monkeypatch.setattr(infer.Pipeline, "restore", tight)
+    assert run(model, tmp_path / "in", tmp_path / "out") == 1
+    assert pngs(tmp_path / "out") == ["a.png", "provenance.jsonl"]
+
+
+def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
+    one_photo(tmp_path / "in")
+    monkeypatch.setattr(infer, "MAX_PIXELS", 60 * 48)
+    assert run(model, tmp_path / "in", tmp_path / "out", "--upscale", "2") == 1
+    assert "more than 2880 pixels after upscaling" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--upscale", "0.5"],
+        ["--upscale", "nan"],
+        ["--upscale", "x"],
+        ["--batch_size", "0"],
+        ["--precision", "int8"],
+        ["--color_fix", "sepia"],
+        ["--what", "1"],
+        ["--model", "a", "--checkpoint", "b"],
+    ],
+)
+def test_bad_flags_are_refused_in_one_line(tmp_path: Path, capsys, flags: list[str]) -> None:
+    message = refused(capsys, "--input", tmp_path, "--output", tmp_path / "out", *flags)
+    assert message.startswith("infer.py: ") and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_flags_are_refused(tmp_path: Path, capsys) -> None:
+    assert "--output" in refused(capsys, "--input", tmp_path)
+
+
+def test_nothing_to_do_is_refused(tmp_path: Path, capsys) -> None:
+    for source in (tmp_path, tmp_path / "none.png", tmp_path / "*.jpg"):
+        message = refused(capsys, "--input", source, "--output", tmp_path / "out")
+        assert message == f"infer.py: no images found: {source}\n"
+
+
+@pytest.mark.parametrize("flag", ["--model", "--checkpoint"])
+def test_a_bad_model_is_refused_in_one_line(tmp_path: Path, capsys, flag: str) -> None:
+    source = one_photo(tmp_path / "in")
+    message = refused(capsys, "--input", source, "--output", tmp_path / "out", flag, tmp_path)
+    assert str(tmp_path) in message and message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text,expected",
+    [("run", ("run", None)), ("a@b/run@70", ("a@b/run", 70)), ("a@b", ("a@b", None))],
+)
+def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tuple) -> None:
+    asked = []
+    monkeypatch.setattr(infer.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
+    infer.load_pipeline(infer.parse_args(["--input", "i", "--output", "o", "--checkpoint", text]))
+    assert asked == [expected]
+
+
+def test_script_runs_from_another_folder_without_torch(tmp_path: Path, model: Path) -> None:
+    one_photo(tmp_path / "in")
+    code = (
+        "import sys, runpy; sys.modules['torch'] = None; sys.argv[0] = sys.argv[1]; del sys.argv[1];"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    script = Path(infer.__file__).resolve()
+    flags = ["--input", "in", "--output", "out", "--model", str(model)]
+    command = [sys.executable, "-c", code, str(script), *flags]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert pngs(tmp_path / "out") == ["a.png", "provenance.jsonl"]
+    assert done.stdout == "restored 1 of 1 images to out\n"
