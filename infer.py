@@ -31,6 +31,11 @@ from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline, scaled_size
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "nano"
 LISTED = 20  # names in one refusal
+RECORD = (  # of a line of provenance.jsonl; `reason` follows where the status is "failed"
+    *("input", "input_sha256", "output", "output_sha256", "model", "model_digest"),
+    *("width", "height", "output_width", "output_height", "upscale", "precision", "color_fix"),
+    *("seconds", "status"),
+)
 
 
 class UsageError(ValueError):
@@ -134,7 +139,9 @@ def _inspect(path: Path, output: Path, upscale: float) -> Job:
 
 
 def _line(error: BaseException) -> str:
-    """The first line of an error; an OSError without the path, which is told beside it."""
+    """An error's first line; an OSError's without the path, which is told beside it."""
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "out of memory: try a smaller --batch_size or --upscale, or a smaller picture"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
@@ -159,13 +166,11 @@ class Runner:
     def record(self, job: Job, status: str, **values: object) -> None:
         """Append one line to provenance.jsonl."""
         model = self.pipeline.model
-        line = dict.fromkeys(
-            ("input_sha256", "output_sha256", "width", "height", "output_width", "output_height")
-        )
-        line |= {"input": str(job.source), "output": job.output.as_posix(), "model": model.name}
-        line |= {"model_digest": model.digest, "upscale": self.args.upscale}
-        line |= {"precision": self.args.precision, "color_fix": self.args.color_fix}
-        print(json.dumps(line | values | {"status": status}), file=self.log, flush=True)
+        line = dict.fromkeys(RECORD) | values | {"status": status}
+        line |= {"input": str(job.source), "output": job.output.as_posix()}
+        line |= {"model": model.name, "model_digest": model.digest}
+        line |= {name: getattr(self.args, name) for name in ("upscale", "precision", "color_fix")}
+        print(json.dumps(line), file=self.log, flush=True)
 
     def fail(self, job: Job, reason: str, **values: object) -> None:
         """Record a failure and remember it for the report."""
@@ -208,7 +213,8 @@ class Runner:
             path.parent.mkdir(parents=True, exist_ok=True)
             output_digest = write_png(path, output.rgb, output.alpha, output.icc)
         except OSError as error:
-            return self.fail(job, f"cannot write {path}: {_line(error)}", input_sha256=digest)
+            self.fail(job, f"cannot write {path}: {_line(error)}", input_sha256=digest)
+            return
         sizes = dict(zip(("height", "width"), picture.size, strict=True))
         sizes |= dict(zip(("output_height", "output_width"), output.size, strict=True))
         digests = {"input_sha256": digest, "output_sha256": output_digest}
@@ -229,7 +235,8 @@ def load_pipeline(args: argparse.Namespace) -> Pipeline:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
-    logging.getLogger().setLevel(logging.ERROR)
+    for name in (None, "absl"):  # JAX and Orbax chat about devices and folders
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         jobs = plan(args.input, args.output, args.upscale, args.overwrite)
         pipeline = load_pipeline(args)

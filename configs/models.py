@@ -10,7 +10,7 @@ def nano() -> ModelConfig:
     return ModelConfig(
         vae=VAEConfig(
             latent_channels=16,
-            block_out_channels=(16, 32, 64),
+            block_out_channels=(16, 24, 48),
             layers_per_block=1,
             norm_num_groups=8,
             scaling_factor=1.0,
@@ -18,10 +18,10 @@ def nano() -> ModelConfig:
         ),
         unet=UNetConfig(
             in_channels=16,
-            block_out_channels=(64, 96, 128),
+            block_out_channels=(64, 64, 96),
             down_block_types=(PLAIN, PLAIN, CROSS),
             layers_per_block=1,
-            num_attention_heads=(1, 2, 4),
+            num_attention_heads=(1, 1, 2),
             cross_attention_dim=64,
             norm_num_groups=8,
         ),

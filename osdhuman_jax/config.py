@@ -179,6 +179,7 @@ class RunConfig:
     sample_every: int = 500  # sample grid and validation; 0 = never
     eval_sources: tuple[str, ...] = ()  # HQ pictures of the fixed validation set
     eval_images: int = 16
+    eval_crop: int = 512  # pixels
 
 
 @dataclass

@@ -24,7 +24,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import grain
@@ -38,6 +38,7 @@ from osdhuman_jax.images import ImageError, read_rgb_bytes
 from osdhuman_jax.records import RecordError, decode_record
 
 Pixels = UInt8[np.ndarray, "h w 3"]
+Square = UInt8[np.ndarray, "crop crop 3"]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 RECORD_SUFFIXES = (".arrayrecord", ".array_record")
@@ -51,11 +52,9 @@ class DataError(ValueError):
     """Sources that hold no usable pictures, or a state that belongs to other data."""
 
 
+@runtime_checkable
 class Source(Protocol):
-    """Random access to encoded pictures; picklable, for the workers.
-
-    `name` is for messages; `read` raises OSError or RecordError when it cannot.
-    """
+    """Random access to encoded pictures; picklable. `read` raises OSError or RecordError."""
 
     def __len__(self) -> int: ...
 
@@ -67,8 +66,8 @@ class Source(Protocol):
 class FolderSource:
     """The pictures below a folder, in the order of their sorted relative paths.
 
-    Hidden files and folders are left out, symbolic links to folders are not followed.
-    Raises DataError if there is no picture.
+    Hidden files and folders are left out, symbolic links to folders are not followed. Raises
+    DataError if there is no picture.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -97,15 +96,12 @@ def _pictures(root: Path) -> Iterator[str]:
 
 
 class RecordSource:
-    """The pictures of one ArrayRecord file of packed records (`records.py`, group_size 1).
-
-    Raises DataError if the file is missing, damaged or empty.
-    """
+    """One ArrayRecord file of packed records. Raises DataError if it is damaged or empty."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         try:
-            self._records = grain.sources.ArrayRecordDataSource([self.path])
+            self._records: Any = grain.sources.ArrayRecordDataSource([self.path])
         except RuntimeError as error:
             raise DataError(f"{path}: no whole ArrayRecord file: {error}") from error
         if not len(self._records):
@@ -151,8 +147,7 @@ class ChainSource:
 def open_source(path: str | Path) -> Source:
     """An ArrayRecord file, a folder that holds such files, or else a folder of pictures.
 
-    Raises:
-        DataError: one line that names what is missing or empty.
+    Raises DataError: one line that names what is missing or empty.
     """
     path = Path(path)
     if path.suffix in RECORD_SUFFIXES and path.is_file():
@@ -173,8 +168,7 @@ def open_sources(paths: Sequence[str | Path]) -> Source:
 def read_pixels(source: Source, index: int) -> tuple[Pixels, tuple[str, ...]]:
     """The picture at `index`, or the next readable one (cyclic), and why those before were not.
 
-    Raises:
-        DataError: `MAX_TRIES` in a row, or all there are, cannot be read.
+    Raises DataError when `MAX_TRIES` in a row, or all there are, cannot be read.
     """
     failures: list[str] = []
     for at in range(index, index + min(len(source), MAX_TRIES)):
@@ -186,16 +180,11 @@ def read_pixels(source: Source, index: int) -> tuple[Pixels, tuple[str, ...]]:
     raise DataError(f"{len(failures)} pictures in a row are unreadable, such as {failures[0]}")
 
 
-def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short: int) -> Pixels:
-    """A random square of `crop` pixels of the picture scaled to a shorter side of `resize_short`.
+def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short: int) -> Square:
+    """A random (crop, crop, 3) square of a picture of any size.
 
-    Args:
-        image: (h, w, 3) of any size.
-        rng: draws the place, two integers.
-        crop: pixels; a picture whose shorter side would be less is scaled up to it.
-        resize_short: pixels; 0 = do not scale.
-
-    The window is cut first and then scaled (area filter down, cubic up): the same picture, to
+    The picture's shorter side is scaled to `resize_short` pixels (0 = left as it is) and to `crop`
+    at least. The window is cut first and then scaled (area filter down, cubic up): the same, to
     the rounding of the window's side, at a cost that does not grow with the photograph.
     """
     height, width = image.shape[:2]
@@ -219,8 +208,7 @@ def make_sample(source: Source, config: DataConfig, epoch: int, index: int) -> d
         "failures": a line for each unreadable picture that was passed over. The picture is that
         of (index + len(failures)) % n.
 
-    Raises:
-        IndexError: no such index. DataError: nothing readable from there on.
+    Raises IndexError if there is no such index, DataError if nothing is readable from there on.
     """
     if not 0 <= index < len(source):
         raise IndexError(f"index {index} of {len(source)} pictures")
@@ -276,9 +264,8 @@ class Loader:
 
     A batch is {"hq": uint8 (B, crop, crop, 3), "lq": the same if degraded, "index": int64 (B,),
     "skipped": int64 (B,), the number of unreadable pictures passed over for each sample}.
-    Each unreadable picture is logged once, as a warning.
-
-    Use it as a context manager, or call `close`, to free the workers as soon as they are done.
+    Each unreadable picture is logged once, as a warning. Use the loader as a context manager, or
+    call `close`, to free the workers as soon as they are done.
     """
 
     def __init__(self, make_batch: BatchMaker, stride: int, stop: int) -> None:
@@ -297,13 +284,20 @@ class Loader:
         """How many pictures the sources hold."""
         return len(self._make_batch.source)
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
+        if self._position + self._stride > self._stop:
+            self.close()
+            raise StopIteration
         if not self._running:
             self._running.append(self._start())
-        batch = next(self._running[0])
+        try:
+            batch = next(self._running[0])
+        except BaseException:
+            self.close()  # Grain would go on with the other workers: batches lost, in silence
+            raise
         self._position += self._stride
         self._warn(batch.pop("failures"))
         # Copies, so that no batch keeps a piece of a worker's shared memory alive.
@@ -315,11 +309,7 @@ class Loader:
         return {"position": self._position, "images": self.images, "seed": seed}
 
     def set_state(self, state: dict[str, int]) -> None:
-        """Goes on where `get_state` was called.
-
-        Raises:
-            DataError: the state is of another number of pictures or another seed.
-        """
+        """Goes on where `get_state` was called. Raises DataError if pictures or seed differ."""
         for key, own in self.get_state().items():
             if key != "position" and state[key] != own:
                 raise DataError(f"cannot resume: {key} was {state[key]} and is {own} now")
@@ -330,15 +320,15 @@ class Loader:
         """Stops the workers. The position stays, and another `next` would start them again."""
         _close(self._running)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start(self) -> grain.DatasetIterator:
-        starts = (self._position, self._stop - self._stride + 1, self._stride)
-        batches = grain.MapDataset.range(*starts).map(self._make_batch)
+        starts = grain.MapDataset.range(self._position, self._stop, self._stride)
+        batches = starts.map(self._make_batch)
         workers = self._make_batch.config.workers
         if not workers:
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
@@ -389,16 +379,13 @@ def make_loader(
     """Batches of `config.sources` for process `shard_index` of `shard_count`.
 
     Args:
-        config: its `batch_size` is not read.
+        config: its `batch_size` is not read. With `workers` > 0 a script needs its
+            `if __name__ == "__main__"` guard, because the workers import it again.
         batch_size: samples a batch in this process; the global batch is shard_count times that.
         repeat: go on for ever; otherwise stop after the full batches of one epoch.
 
-    With `config.workers` > 0 a script needs its `if __name__ == "__main__"` guard, because the
-    workers import it again.
-
-    Raises:
-        DataError: a source is missing or empty, or one epoch does not fill a batch.
-        ConfigError: a number out of range.
+    Raises DataError if a source is missing or empty, or one epoch does not fill a batch;
+    ConfigError if a number is out of range.
     """
     if batch_size < 1 or not 0 <= shard_index < shard_count:
         raise ConfigError(f"batch_size {batch_size}, shard {shard_index} of {shard_count}")
@@ -409,4 +396,4 @@ def make_loader(
     if not repeat and len(source) < stride:
         raise DataError(f"{len(source)} pictures do not fill one batch of {stride}")
     make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size)
-    return Loader(make_batch, stride, sys.maxsize if repeat else len(source))
+    return Loader(make_batch, stride, sys.maxsize if repeat else len(source) // stride * stride)

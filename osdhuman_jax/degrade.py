@@ -5,8 +5,8 @@
 makes an image of 1/scale the size. That is resized back, so that the LQ has the size of the HQ.
 Images are (h, w, 3) RGB, float32 in [0, 1] inside and uint8 at both ends. An operation takes its
 parameters as plain numbers; a `draw_*` function draws them from `rng` and returns them as a dict
-ready for JSON. Resizes, filters and noise formulas are those of BasicSR's PyTorch code. The module
-holds the whole chain and its command, hence its length.
+ready for JSON. Kernels, filters, resizes and noise are those of BasicSR's PyTorch code. The module
+is long because it holds the whole chain: kernels, operations, draws, their order and a command.
 
     python -m osdhuman_jax.degrade --input photos/ --output lq/ --seed 0
 """
@@ -17,7 +17,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,7 @@ def filter2d(image: Image, kernel: Kernel) -> Image:
     (h, w), k = image.shape[:2], len(kernel)
     r = k // 2
     padded = cv2.copyMakeBorder(image, r, r, r, r, cv2.BORDER_REFLECT_101)
-    out = np.zeros_like(image)
+    out = np.zeros(image.shape, np.float32)
     for y in range(0, k, DIRECT_TAPS // k):
         strip = kernel[y : y + DIRECT_TAPS // k]
         part = cv2.filter2D(padded[y : y + h + len(strip) - 1], -1, strip, anchor=(r, 0))
@@ -165,7 +165,9 @@ def _area_taps(n_in: int, n_out: int, _step: float) -> tuple[np.ndarray, np.ndar
 
 
 def _bilinear_taps(n_in: int, n_out: int, step: float) -> tuple[np.ndarray, np.ndarray]:
-    position = np.maximum((np.arange(n_out) + 0.5) * step - 0.5, 0)
+    """Two nearest centres; equal sizes copy, as torch's bilinear (not its bicubic) does on CPU."""
+    step = 1.0 if n_in == n_out else step
+    position = (np.arange(n_out) + 0.5) * step - 0.5
     left = np.floor(position)
     t = position - left
     return left.astype(int)[:, None] + np.arange(2), np.stack([1 - t, t], axis=1)
@@ -253,7 +255,7 @@ def from_unit(image: Image) -> Image8:
 
 
 def sample_rng(seed: int, epoch: int, index: int) -> Rng:
-    """The generator of one sample: none of the three depends on workers or on order."""
+    """The generator of one sample, whichever worker makes it and when."""
     return np.random.default_rng([seed, epoch, index])
 
 
@@ -321,65 +323,67 @@ def draw_quality(rng: Rng, config: DegradationConfig) -> int:
 # The chain ---------------------------------------------------------------------------------------
 
 
-def degrade(hq: np.ndarray, rng: Rng, config: DegradationConfig) -> tuple[np.ndarray, Params]:
+def degrade(
+    hq: np.ndarray, rng: Rng, config: DegradationConfig, full: bool = True
+) -> tuple[np.ndarray, Params]:
     """LQ of `hq`, both (h, w, 3) uint8 RGB, and the record of all that was drawn.
 
-    With `config.usm` it is the sharpened HQ that is degraded; sharpening the target, too, is for
-    the caller. Raises ValueError on another shape or dtype or on a side below 32.
+    If not `full`, the LQ is not resized back and stays (h // scale, w // scale, 3). With
+    `config.usm` it is the sharpened HQ that is degraded; sharpening the target, too, is for the
+    caller. Raises ValueError on another shape or dtype or on a side below 32.
     """
-    small, record = degrade_small(hq, rng, config)
-    record["resize_back"] = _pick(rng, MODES)
-    return from_unit(resize(small, record["resize_back"], hq.shape[:2])), record
-
-
-def degrade_small(hq: np.ndarray, rng: Rng, config: DegradationConfig) -> tuple[Resized, Params]:
-    """`degrade` before the resize back: (h // scale, w // scale, 3), not clamped, not rounded."""
     if hq.dtype != np.uint8 or hq.ndim != 3 or hq.shape[2] != 3:
         raise ValueError(f"expected (h, w, 3) uint8, got {hq.shape} {hq.dtype}")
-    if min(hq.shape[:2]) < MIN_SIDE:
-        raise ValueError(f"{hq.shape[1]} x {hq.shape[0]} is below {MIN_SIDE} pixels a side")
-    image = usm_sharpen(to_unit(hq)) if config.usm else to_unit(hq)
-    record: Params = {"size": list(hq.shape[:2]), "usm": config.usm}
-    image = _first_stage(image, rng, config, record)
-    image = _second_stage(image, rng, config, record)
-    return _last_stage(image, rng, config, record), record
+    h, w = hq.shape[:2]
+    if min(h, w) < MIN_SIDE:
+        raise ValueError(f"{w} x {h} is below {MIN_SIDE} pixels a side")
+    record = draw_record(rng, config, (h, w))
+    lq = apply_record(to_unit(hq), record, rng)
+    return from_unit(resize(lq, record["resize_back"], (h, w)) if full else lq), record
 
 
-def _first_stage(image: Image, rng: Rng, config: DegradationConfig, record: Params) -> Resized:
-    record["blur1"] = draw_blur(rng, config, config.blur_sigma)
-    image = _blur(image, record["blur1"])
-    record["resize1"] = draw_resize(rng, config.resize_probs, config.resize_range)
-    image = resize(image, record["resize1"]["mode"], scale=record["resize1"]["scale"])
-    record["noise1"] = draw_noise(rng, config, config.noise_range, config.poisson_scale_range)
-    image = _add_noise(image, rng, record["noise1"])
-    record["jpeg1"] = draw_quality(rng, config)
-    return jpeg(image, record["jpeg1"])
-
-
-def _second_stage(image: Image, rng: Rng, config: DegradationConfig, record: Params) -> Resized:
-    record["blur2"] = {"kind": "none"}
-    if rng.random() < config.second_blur_prob:
-        record["blur2"] = draw_blur(rng, config, config.blur_sigma2)
-    image = _blur(image, record["blur2"])
-    drawn = draw_resize(rng, config.resize_probs2, config.resize_range2)
-    h, w = (max(1, int(side / config.scale * drawn["scale"])) for side in record["size"])
-    image = resize(image, drawn["mode"], (h, w))
-    record["resize2"] = drawn | {"size": [h, w]}
-    record["noise2"] = draw_noise(rng, config, config.noise_range2, config.poisson_scale_range2)
-    return _add_noise(image, rng, record["noise2"])
-
-
-def _last_stage(image: Image, rng: Rng, config: DegradationConfig, record: Params) -> Resized:
-    h, w = (side // config.scale for side in record["size"])
-    record |= {
+def draw_record(rng: Rng, config: DegradationConfig, size: Size) -> Params:
+    """All parameters of one sample of an HQ of `size`, whatever its pixels."""
+    record: Params = {
+        "size": list(size),
+        "usm": config.usm,
+        "blur1": draw_blur(rng, config, config.blur_sigma),
+        "resize1": draw_resize(rng, config.resize_probs, config.resize_range),
+        "noise1": draw_noise(rng, config, config.noise_range, config.poisson_scale_range),
+        "jpeg1": draw_quality(rng, config),
+        "blur2": {"kind": "none"},
+        "resize2": draw_resize(rng, config.resize_probs2, config.resize_range2),
+        "noise2": draw_noise(rng, config, config.noise_range2, config.poisson_scale_range2),
         "order": _pick(rng, ORDERS),
-        "resize3": {"mode": _pick(rng, MODES), "size": [h, w]},
+        "resize3": {"mode": _pick(rng, MODES), "size": [side // config.scale for side in size]},
         "blur3": draw_final_sinc(rng, config),
         "jpeg2": draw_quality(rng, config),
+        "resize_back": _pick(rng, MODES),
     }
+    if rng.random() < config.second_blur_prob:
+        record["blur2"] = draw_blur(rng, config, config.blur_sigma2)
+    scale = record["resize2"]["scale"] / config.scale
+    record["resize2"]["size"] = [max(1, int(side * scale)) for side in size]
+    return record
+
+
+def apply_record(image: Image, record: Params, rng: Rng) -> Resized:
+    """The image that `record` makes of `image`, before the resize back; `rng` draws the noises.
+
+    Returns (h // scale, w // scale, 3), which may leave [0, 1].
+    """
+    image = usm_sharpen(image) if record["usm"] else image
+    image = _blur(image, record["blur1"])
+    image = resize(image, record["resize1"]["mode"], scale=record["resize1"]["scale"])
+    image = _add_noise(image, rng, record["noise1"])
+    image = jpeg(image, record["jpeg1"])
+    image = _blur(image, record["blur2"])
+    image = resize(image, record["resize2"]["mode"], tuple(record["resize2"]["size"]))
+    image = _add_noise(image, rng, record["noise2"])
     if record["order"] == "jpeg_resize_sinc":
         image = jpeg(image, record["jpeg2"])
-    image = _blur(resize(image, record["resize3"]["mode"], (h, w)), record["blur3"])
+    image = resize(image, record["resize3"]["mode"], tuple(record["resize3"]["size"]))
+    image = _blur(image, record["blur3"])
     return jpeg(image, record["jpeg2"]) if record["order"] == "resize_sinc_jpeg" else image
 
 
@@ -398,8 +402,10 @@ def _add_noise(image: Image, rng: Rng, params: Params) -> Image:
 def main(argv: Sequence[str] | None = None) -> int:
     """Degrade files; 0 = all done, 1 = some could not be (named on stderr), 2 = nothing begun."""
     args = _parse_args(argv)
+    output = Path(args.output)
     try:
-        jobs = _plan(Path(args.input), Path(args.output), args.overwrite)
+        jobs = _plan(Path(args.input), output, args.overwrite)
+        output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         print(f"degrade: {error}", file=sys.stderr)
         return 2
@@ -412,8 +418,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         entry = {"file": name, "seed": args.seed, "epoch": 0, "index": index, "record": record}
         lines.append(json.dumps(entry) + "\n")
-    _write_log(Path(args.output) / LOG_NAME, lines)
-    print(f"{len(lines)} of {len(jobs)} images degraded into {args.output}")
+    _write_log(output / LOG_NAME, lines)
+    print(f"{len(lines)} of {len(jobs)} images degraded into {output}")
     return 0 if len(lines) == len(jobs) else 1
 
 
@@ -460,11 +466,7 @@ def _degrade_file(source: Path, target: Path, rng: Rng, args: argparse.Namespace
     """Write the LQ of one file. Raises ValueError (as ImageError is) or OSError."""
     picture = read_image(source)
     hq = _prepare(picture.rgb, args.resize_short, args.crop)
-    if args.model_scale:
-        small, record = degrade_small(hq, rng, DegradationConfig())
-        lq = from_unit(small)
-    else:
-        lq, record = degrade(hq, rng, DegradationConfig())
+    lq, record = degrade(hq, rng, DegradationConfig(), full=not args.model_scale)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_png(target, lq, icc=picture.icc)
     return record
@@ -488,7 +490,6 @@ def _prepare(rgb: Image8, short: int | None, crop: int | None) -> UInt8[np.ndarr
 
 def _write_log(path: Path, lines: list[str]) -> None:
     """All lines or no file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(lines))
     os.replace(temporary, path)

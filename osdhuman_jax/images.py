@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -64,12 +63,12 @@ class Picture:
         return self.rgb.shape[0], self.rgb.shape[1]
 
 
-def read_image(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Decode the file at `path`. Raises ImageError, or OSError where it cannot be read."""
     return decode(Path(path).read_bytes(), max_pixels)
 
 
-def read_size(path: str | os.PathLike, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Upright (height, width) from the header alone. Raises ImageError or OSError."""
     with open(path, "rb") as file, _opened(file, max_pixels) as image:
         width, height = image.size
@@ -99,7 +98,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
 
 
 @contextmanager
-def _opened(source: BinaryIO, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(source: io.BytesIO | io.BufferedReader, max_pixels: int) -> Iterator[Image.Image]:
     """The image with its header read and judged; whatever goes wrong inside is an ImageError."""
     if not source.read(1):
         raise ImageError("empty file")
@@ -188,7 +187,7 @@ def encode_png(rgb: Pixels, alpha: Alpha | None = None, icc: bytes | None = None
 
 
 def write_png(
-    path: str | os.PathLike, rgb: Pixels, alpha: Alpha | None = None, icc: bytes | None = None
+    path: str | Path, rgb: Pixels, alpha: Alpha | None = None, icc: bytes | None = None
 ) -> str:
     """Write a PNG so that `path` is whole or not there at all. Returns the file's SHA-256.
 
@@ -210,7 +209,7 @@ def write_png(
     return hashlib.sha256(data).hexdigest()
 
 
-def list_images(source: str | os.PathLike) -> list[tuple[Path, Path]]:
+def list_images(source: str | Path) -> list[tuple[Path, Path]]:
     """(absolute path, path relative to the search's root) of each image, sorted.
 
     A folder gives the files below it that have an image's suffix, a file gives itself, anything

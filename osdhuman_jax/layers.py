@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.attention import attend, join_heads, split_heads
+from osdhuman_jax.types import Timestep
 
 Feature = Float[Array, "b h w c"]
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
@@ -30,14 +32,28 @@ def conv1x1(in_channels: int, out_channels: int, **kw: Any) -> nnx.Conv:
     return nnx.Conv(in_channels, out_channels, (1, 1), (1, 1), padding="VALID", **kw)
 
 
-def group_norm(channels: int, groups: int, epsilon: float, **kw: Any) -> nnx.GroupNorm:
-    """GroupNorm with PyTorch's numerics."""
-    return nnx.GroupNorm(channels, groups, epsilon=epsilon, use_fast_variance=False, **kw)
+class GroupNorm(nnx.GroupNorm):
+    """PyTorch's numerics: statistics in two passes and in float32; the result is in `dtype`."""
+
+    def __init__(self, channels: int, groups: int, epsilon: float, *, dtype: DTypeLike, **kw: Any):
+        exact: dict[str, Any] = {"use_fast_variance": False, "dtype": jnp.float32}
+        super().__init__(channels, groups, epsilon=epsilon, **exact, **kw)
+        self.out_dtype = dtype
+
+    def __call__(self, x: Feature) -> Feature:
+        return super().__call__(x).astype(self.out_dtype)
 
 
-def layer_norm(channels: int, epsilon: float = 1e-5, **kw: Any) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's numerics."""
-    return nnx.LayerNorm(channels, epsilon=epsilon, use_fast_variance=False, **kw)
+class LayerNorm(nnx.LayerNorm):
+    """PyTorch's numerics: statistics in two passes and in float32; the result is in `dtype`."""
+
+    def __init__(self, channels: int, epsilon: float = 1e-5, *, dtype: DTypeLike, **kw: Any):
+        exact: dict[str, Any] = {"use_fast_variance": False, "dtype": jnp.float32}
+        super().__init__(channels, epsilon=epsilon, **exact, **kw)
+        self.out_dtype = dtype
+
+    def __call__(self, x: Array) -> Array:
+        return super().__call__(x).astype(self.out_dtype)
 
 
 class Identity(nnx.Module):
@@ -60,10 +76,12 @@ class ResnetBlock2D(nnx.Module):
         temb_channels: int = 0,
         **kw: Any,
     ):
-        self.norm1 = group_norm(in_channels, groups, epsilon, **kw)
+        self.norm1 = GroupNorm(in_channels, groups, epsilon, **kw)
         self.conv1 = conv3x3(in_channels, out_channels, **kw)
-        self.time_emb_proj = nnx.Linear(temb_channels, out_channels, **kw) if temb_channels else None
-        self.norm2 = group_norm(out_channels, groups, epsilon, **kw)
+        self.time_emb_proj = (
+            nnx.Linear(temb_channels, out_channels, **kw) if temb_channels else None
+        )
+        self.norm2 = GroupNorm(out_channels, groups, epsilon, **kw)
         self.conv2 = conv3x3(out_channels, out_channels, **kw)
         same = in_channels == out_channels
         self.conv_shortcut = None if same else conv1x1(in_channels, out_channels, **kw)
@@ -107,9 +125,7 @@ class Upsample2D(nnx.Module):
     def __init__(self, channels: int, **kw: Any):
         self.conv = conv3x3(channels, channels, **kw)
 
-    def __call__(
-        self, x: Feature, size: tuple[int, int] | None = None
-    ) -> Float[Array, "b _ _ c"]:
+    def __call__(self, x: Feature, size: tuple[int, int] | None = None) -> Float[Array, "b _ _ c"]:
         return self.conv(nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
 
 
@@ -146,7 +162,7 @@ class SpatialAttention(Attention):
 
     def __init__(self, channels: int, *, groups: int, epsilon: float, **kw: Any):
         super().__init__(channels, heads=1, bias=True, **kw)
-        self.group_norm = group_norm(channels, groups, epsilon, **kw)
+        self.group_norm = GroupNorm(channels, groups, epsilon, **kw)
 
     def __call__(self, x: Feature) -> Feature:
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
@@ -181,11 +197,11 @@ class BasicTransformerBlock(nnx.Module):
     """Self-attention, cross-attention, feed-forward; pre-norm, each with residual."""
 
     def __init__(self, dim: int, *, heads: int, context_dim: int, **kw: Any):
-        self.norm1 = layer_norm(dim, **kw)
+        self.norm1 = LayerNorm(dim, **kw)
         self.attn1 = Attention(dim, heads=heads, **kw)
-        self.norm2 = layer_norm(dim, **kw)
+        self.norm2 = LayerNorm(dim, **kw)
         self.attn2 = Attention(dim, heads=heads, context_dim=context_dim, **kw)
-        self.norm3 = layer_norm(dim, **kw)
+        self.norm3 = LayerNorm(dim, **kw)
         self.ff = FeedForward(dim, **kw)
 
     def __call__(self, x: Sequence, context: Float[Array, "b s d"]) -> Sequence:
@@ -198,7 +214,7 @@ class Transformer2DModel(nnx.Module):
     """One transformer block on a feature map, between linear projections."""
 
     def __init__(self, channels: int, *, heads: int, context_dim: int, groups: int, **kw: Any):
-        self.norm = group_norm(channels, groups, 1e-6, **kw)
+        self.norm = GroupNorm(channels, groups, 1e-6, **kw)
         self.proj_in = nnx.Linear(channels, channels, **kw)
         block = BasicTransformerBlock(channels, heads=heads, context_dim=context_dim, **kw)
         self.transformer_blocks = nnx.List([block])
@@ -211,7 +227,7 @@ class Transformer2DModel(nnx.Module):
         return x + self.proj_out(tokens).reshape(x.shape)
 
 
-def sinusoidal_embedding(t: Float[Array, " b"], dim: int) -> Float[Array, "b d"]:
+def sinusoidal_embedding(t: Timestep, dim: int) -> Float[Array, "b d"]:
     """[cos(t f), sin(t f)], f_i = 10000^(-i / (dim / 2)), float32."""
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)

@@ -6,6 +6,7 @@ B = 0 (peft's "gaussian"), so an injected network computes what it did before.
 """
 
 from collections.abc import Callable, Iterator
+from functools import reduce
 
 import jax
 import jax.numpy as jnp
@@ -75,9 +76,7 @@ def _child(module, name: str | int):
 
 def _replace(model: nnx.Module, path: Path, make: Callable[[nnx.Module], nnx.Module]) -> None:
     *parents, name = path
-    owner = model
-    for part in parents:
-        owner = _child(owner, part)
+    owner = reduce(_child, parents, model)
     if isinstance(name, int):
         owner[name] = make(owner[name])  # type: ignore[index]
     else:
@@ -89,8 +88,9 @@ def inject(
 ) -> None:
     """Put a LoRA around each target, in place. Raises ValueError where one is there already."""
     for path in targets:
-        if "base" in path:
+        if "base" in path or isinstance(reduce(_child, path, model), LoRA):
             raise ValueError(f"{'.'.join(map(str, path))}: has LoRA already")
+    for path in targets:
         _replace(model, path, lambda layer: LoRA(layer, rank, alpha, rngs=rngs))  # type: ignore[arg-type]
 
 

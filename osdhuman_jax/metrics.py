@@ -52,7 +52,7 @@ def _check(a: Pixels, b: Pixels) -> None:
         raise ValueError(f"images differ in size: {a.shape} and {b.shape}")
 
 
-def _blur(values: Luma) -> Luma:
+def _blur(values: Luma) -> Float64[np.ndarray, "h-10 w-10"]:
     """Gaussian window means, only where the whole window fits."""
     taps = np.exp(-((np.arange(_WINDOW) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
     taps /= taps.sum()

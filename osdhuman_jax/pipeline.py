@@ -8,9 +8,9 @@ cropped back and colour-corrected. Arrays are uint8 (height, width, 3) at the ed
 """
 
 import math
-import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -53,14 +53,18 @@ class Pipeline:
         self._graphdef, self._state = nnx.split(model.restorer)
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike, precision: str = "fp32", **options: int):
+    def from_folder(cls, folder: str | Path, precision: str = "fp32", **options: int) -> "Pipeline":
         """Pipeline of a model folder. Raises ValueError or FileNotFoundError on a bad one."""
         return cls(load_model(folder, precision=precision), precision, **options)
 
     @classmethod
     def from_run(
-        cls, workdir: str | os.PathLike, step: int | None = None, precision: str = "fp32", **options
-    ):
+        cls,
+        workdir: str | Path,
+        step: int | None = None,
+        precision: str = "fp32",
+        **options: int,
+    ) -> "Pipeline":
         """Pipeline of a training run's checkpoint, the latest by default. Raises as above."""
         return cls(load_run(workdir, step, precision=precision), precision, **options)
 
@@ -95,16 +99,14 @@ class Pipeline:
         n = self.batch_size
         return [group[k : k + n] for group in groups.values() for k in range(0, len(group), n)]
 
-    def _run(self, batch: list[Pixels]) -> list[Float32[np.ndarray, "h w 3"]]:
+    def _run(self, batch: list[UInt8[np.ndarray, "_ _ 3"]]) -> list[Float32[np.ndarray, "_ _ 3"]]:
         """Model outputs in [-1, 1] at the pictures' own sizes; one padded size in the batch."""
         padded = [pad_reflect(rgb, self.padded_size(rgb.shape[:2])) for rgb in batch]
         padded += [padded[-1]] * (self.batch_size - len(padded))
         outputs = np.asarray(_forward(self._graphdef, self._state, to_float(np.stack(padded))))
         if not np.isfinite(outputs).all():
             raise RestoreError("the model's output is not finite")
-        return [
-            out[: rgb.shape[0], : rgb.shape[1]] for out, rgb in zip(outputs, batch, strict=False)
-        ]
+        return [outputs[i, : rgb.shape[0], : rgb.shape[1]] for i, rgb in enumerate(batch)]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -133,7 +135,7 @@ def enlarge(picture: Picture, factor: float) -> Picture:
     return Picture(resize(picture.rgb), alpha, picture.icc)
 
 
-def pad_reflect(pixels: Pixels, size: Size) -> Pixels:
+def pad_reflect(pixels: Pixels, size: Size) -> UInt8[np.ndarray, "H W 3"]:
     """Grown to `size` at the bottom and right by mirroring without repeating the edge.
 
     Mirrors to and fro where the margin exceeds the picture; a side of one pixel is repeated.

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.attention import attend, join_heads
-from osdhuman_jax.layers import Feature, Resized, Sequence, layer_norm
+from osdhuman_jax.layers import Feature, LayerNorm, Resized, Sequence
 from osdhuman_jax.types import Image
 
 
@@ -103,9 +103,9 @@ class SwinTransformerBlock(nnx.Module):
         self.window = min(window, resolution)
         self.shift = shift if resolution > window else 0
         self.resolution = resolution
-        self.norm1 = layer_norm(dim, **kw)
+        self.norm1 = LayerNorm(dim, **kw)
         self.attn = WindowAttention(dim, heads, self.window, **kw)
-        self.norm2 = layer_norm(dim, **kw)
+        self.norm2 = LayerNorm(dim, **kw)
         self.mlp = Mlp(dim, int(mlp_ratio * dim), **kw)
 
     def __call__(self, x: Feature) -> Feature:
@@ -125,7 +125,7 @@ class PatchMerging(nnx.Module):
     """2x2 neighbours onto the channels, norm, 4C -> 2C."""
 
     def __init__(self, dim: int, **kw: Any):
-        self.norm = layer_norm(4 * dim, **kw)
+        self.norm = LayerNorm(4 * dim, **kw)
         self.reduction = nnx.Linear(4 * dim, 2 * dim, use_bias=False, **kw)
 
     def __call__(self, x: Feature) -> Resized:
@@ -166,7 +166,7 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, patch: int, dim: int, **kw: Any):
         self.proj = nnx.Conv(3, dim, (patch, patch), (patch, patch), padding="VALID", **kw)
-        self.norm = layer_norm(dim, **kw)
+        self.norm = LayerNorm(dim, **kw)
 
     def __call__(self, x: Image) -> Resized:
         return self.norm(self.proj(x))
@@ -206,7 +206,7 @@ class SwinTransformer(nnx.Module):
             )
             for i, depth in enumerate(depths)
         )
-        self.norm = layer_norm(embed_dim * 2**last, **kw)
+        self.norm = LayerNorm(embed_dim * 2**last, **kw)
 
     def __call__(self, x: Image) -> Sequence:
         x = self.patch_embed(x)

@@ -15,13 +15,13 @@ from jaxtyping import Float
 from osdhuman_jax.layers import (
     Downsample2D,
     Feature,
+    GroupNorm,
     ResnetBlock2D,
     Resized,
     TimestepEmbedding,
     Transformer2DModel,
     Upsample2D,
     conv3x3,
-    group_norm,
     sinusoidal_embedding,
 )
 from osdhuman_jax.types import Latent, Timestep, Tokens
@@ -39,7 +39,8 @@ class DownBlock2D(nnx.Module):
             ResnetBlock2D(cout if i else cin, cout, **resnet, **plain) for i in range(layers)
         )
         self.attentions = nnx.List(
-            Transformer2DModel(cout, **attention, **plain) for _ in range(layers if attention else 0)
+            Transformer2DModel(cout, **attention, **plain)
+            for _ in range(layers if attention else 0)
         )
         self.downsamplers = nnx.List([Downsample2D(cout, **plain)] if down else [])
 
@@ -151,7 +152,7 @@ class UNet2DConditionModel(nnx.Module):
             for i in range(last, -1, -1)
         )
         exact: dict[str, Any] = {**plain, "dtype": jnp.float32}  # Eq. 2 multiplies eps's error
-        self.conv_norm_out = group_norm(channels[0], norm_num_groups, EPSILON, **exact)
+        self.conv_norm_out = GroupNorm(channels[0], norm_num_groups, EPSILON, **exact)
         self.conv_out = conv3x3(channels[0], in_channels, **exact)
 
     def __call__(self, z: Latent, t: Timestep, context: Tokens) -> Latent:

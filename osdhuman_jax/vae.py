@@ -13,13 +13,13 @@ from jax.typing import DTypeLike
 from osdhuman_jax.layers import (
     Downsample2D,
     Feature,
+    GroupNorm,
     ResnetBlock2D,
     Resized,
     SpatialAttention,
     Upsample2D,
     conv1x1,
     conv3x3,
-    group_norm,
 )
 from osdhuman_jax.types import Image, Latent
 
@@ -34,9 +34,7 @@ class DownEncoderBlock2D(nnx.Module):
             ResnetBlock2D(cout if i else cin, cout, groups=groups, epsilon=EPSILON, **kw)
             for i in range(layers)
         )
-        self.downsamplers = nnx.List(
-            [Downsample2D(cout, asymmetric=True, **kw)] if down else []
-        )
+        self.downsamplers = nnx.List([Downsample2D(cout, asymmetric=True, **kw)] if down else [])
 
     def __call__(self, x: Feature) -> Resized:
         for layer in (*self.resnets, *self.downsamplers):
@@ -96,7 +94,7 @@ class Encoder(nnx.Module):
             for i, (cin, cout) in enumerate(pairs)
         )
         self.mid_block = UNetMidBlock2D(channels[-1], groups, add_attention, **kw)
-        self.conv_norm_out = group_norm(channels[-1], groups, EPSILON, **kw)
+        self.conv_norm_out = GroupNorm(channels[-1], groups, EPSILON, **kw)
         self.conv_out = conv3x3(channels[-1], 2 * latent_channels, **kw)
 
     def __call__(self, x: Image) -> Resized:
@@ -125,7 +123,7 @@ class Decoder(nnx.Module):
             UpDecoderBlock2D(cin, cout, layers + 1, groups, i < len(down) - 1, **kw)
             for i, (cin, cout) in enumerate(pairs)
         )
-        self.conv_norm_out = group_norm(down[-1], groups, EPSILON, **kw)
+        self.conv_norm_out = GroupNorm(down[-1], groups, EPSILON, **kw)
         self.conv_out = conv3x3(down[-1], 3, **kw)
 
     def __call__(self, z: Latent) -> Image:

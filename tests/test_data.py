@@ -119,6 +119,7 @@ def test_without_repeat_full_batches_of_one_epoch(folder):
     with make_loader(_config(folder), batch_size=4, repeat=False) as loader:
         batches = list(loader)
         assert list(loader) == []  # and it stays finished
+        assert loader.get_state()["position"] == 8
     assert len(batches) == 2 and len(set(_indices(batches))) == 8
     with pytest.raises(DataError, match="10 pictures do not fill one batch of 12"):
         make_loader(_config(folder), batch_size=12, repeat=False)
@@ -200,6 +201,24 @@ def test_an_error_in_a_worker_is_raised_here(tmp_path):
     with make_loader(_config(tmp_path, workers=1), batch_size=1) as loader:
         with pytest.raises(DataError, match="a.png"):
             next(loader)
+
+
+def test_after_an_error_no_batch_is_passed_over(folder, monkeypatch):
+    expected, failing = [], [True]
+
+    def fail_once(*arguments):
+        if failing and arguments[3] == expected[1]["index"][0]:
+            raise MemoryError(failing.pop())
+        return make_sample(*arguments)
+
+    with make_loader(_config(folder), batch_size=5) as loader:
+        expected += _take(loader, 3)
+        loader.set_state({**loader.get_state(), "position": 0})
+        monkeypatch.setattr(data, "make_sample", fail_once)
+        got = [next(loader)]
+        with pytest.raises(MemoryError):
+            next(loader)
+        _assert_equal(got + _take(loader, 2), expected)
 
 
 @pytest.mark.parametrize("left_open", [False, True])

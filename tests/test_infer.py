@@ -5,22 +5,26 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 from skimage.data import astronaut
 
 import infer
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.images import read_image
-from osdhuman_jax.weights import random_restorer, save_model
+from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.weights import save_model
 
 TINY = ModelConfig(
     vae=VAEConfig(
-        block_out_channels=(2, 4, 4),
+        block_out_channels=(2, 2, 2, 2),
         layers_per_block=1,
         norm_num_groups=2,
         mid_block_add_attention=False,
@@ -47,10 +51,19 @@ TINY = ModelConfig(
 PHOTO = cv2.resize(astronaut(), (48, 60), interpolation=cv2.INTER_AREA)  # 60 high, 48 wide
 
 
+def random_restorer() -> Restorer:
+    """Random weights without compiling their initializers."""
+    abstract = nnx.eval_shape(lambda: build_restorer(**asdict(TINY), rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(abstract)
+    rng = np.random.default_rng(0)
+    draw = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(x.dtype), state)
+    return nnx.merge(graphdef, draw)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(folder, TINY, random_restorer(TINY, 0))
+    save_model(folder, TINY, random_restorer())
     return folder
 
 
@@ -95,9 +108,8 @@ BAD = {
 
 
 def run(model: Path, source: Path | str, output: Path, *flags: str) -> int:
-    return infer.main(
-        ["--input", str(source), "--output", str(output), "--model", str(model), *flags]
-    )
+    always = ["--input", str(source), "--output", str(output), "--model", str(model)]
+    return infer.main([*always, "--batch_size", "2", *flags])  # one size: few programs to compile
 
 
 def refused(capsys, *flags: str) -> str:
@@ -129,7 +141,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Path, 
     """Inputs, outputs and exit status of one run on all kinds of files."""
     folder = tmp_path_factory.mktemp("mixed")
     fill(folder / "in")
-    status = run(model, folder / "in", folder / "out", "--batch_size", "2")
+    status = run(model, folder / "in", folder / "out")
     return folder / "in", folder / "out", status
 
 
@@ -149,6 +161,7 @@ def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
     for name, reason in BAD.items():
         assert by_input[name]["status"] == "failed" and reason in by_input[name]["reason"]
     for line in lines:
+        assert tuple(line)[: len(infer.RECORD)] == infer.RECORD
         assert line["model"] == "tiny" and line["model_digest"] == sha256(model / "config.json")
         if line["status"] == "ok":
             assert line["output_sha256"] == sha256(out / line["output"])
@@ -171,9 +184,9 @@ def test_bad_files_are_named_at_the_end(tmp_path: Path, model: Path, capsys) -> 
 
 def test_same_bytes_twice_whatever_the_company(mixed, model: Path, tmp_path: Path) -> None:
     source, out, _ = mixed
-    assert run(model, source / "sub", tmp_path, "--batch_size", "2") == 0
+    assert run(model, source / "sub", tmp_path) == 0
     assert sha256(tmp_path / "photo.png") == sha256(out / "photo.png")
-    assert run(model, source / "photo.jpg", tmp_path, "--batch_size", "2", "--overwrite") == 0
+    assert run(model, source / "photo.jpg", tmp_path, "--overwrite") == 0
     assert sha256(tmp_path / "photo.png") == sha256(out / "photo.png")
 
 
@@ -236,7 +249,7 @@ def test_a_full_disk_fails_the_picture(tmp_path: Path, model: Path, capsys, monk
 
 
 def test_a_failed_computation_fails_its_batch_only(
-    tmp_path: Path, model: Path, monkeypatch
+    tmp_path: Path, model: Path, capsys, monkeypatch
 ) -> None:
     one_photo(tmp_path / "in")
     Image.fromarray(PHOTO[:, :20]).resize((80, 60)).save(tmp_path / "in" / "wide.png")
@@ -250,6 +263,7 @@ def test_a_failed_computation_fails_its_batch_only(
     monkeypatch.setattr(infer.Pipeline, "restore", tight)
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
     assert pngs(tmp_path / "out") == ["a.png", "provenance.jsonl"]
+    assert capsys.readouterr().err.endswith("smaller picture\n")
 
 
 def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
@@ -310,7 +324,7 @@ def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tup
 def test_script_runs_from_another_folder_without_torch(tmp_path: Path, model: Path) -> None:
     one_photo(tmp_path / "in")
     code = (
-        "import sys, runpy; sys.modules['torch'] = None; sys.argv[0] = sys.argv[1]; del sys.argv[1];"
+        "import sys, runpy; sys.modules['torch'] = None; del sys.argv[0];"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     script = Path(infer.__file__).resolve()

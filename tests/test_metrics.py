@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
 from skimage.data import astronaut
 from skimage.metrics import structural_similarity
 
@@ -78,7 +79,7 @@ def test_negative_structure_counts_as_zero() -> None:
 
 def test_unfit_images_are_refused() -> None:
     for metric in (psnr_y, ssim_y):
-        with pytest.raises(ValueError, match="differ in size"):
+        with pytest.raises((ValueError, TypeCheckError)):
             metric(flat(0), flat(0)[1:])
     with pytest.raises(ValueError, match="at least 11"):
         ssim_y(flat(0)[:10], flat(0)[:10])

@@ -1,7 +1,10 @@
-"""Sizes, padding, batches and repeatability of the shared inference path, with a tiny random model."""
+"""Sizes, padding, batches and repeatability of the inference path, with a tiny random model."""
 
+from dataclasses import asdict
 from functools import cache
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,7 +15,8 @@ from osdhuman_jax import pipeline as module
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.images import Picture, to_float, to_uint8
 from osdhuman_jax.pipeline import Pipeline, RestoreError, enlarge, pad_reflect, scaled_size
-from osdhuman_jax.weights import Model, random_restorer
+from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.weights import Model
 
 TINY = ModelConfig(
     vae=VAEConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2),
@@ -37,7 +41,7 @@ TINY = ModelConfig(
 )
 
 
-class Halve(nnx.Module):
+class Halve(Restorer):
     """Stands for a restorer whose output is known: half of its input's contrast."""
 
     multiple = 8
@@ -50,9 +54,21 @@ class Halve(nnx.Module):
         return lq * self.gain[...]
 
 
+class Mean(Halve):
+    """Paints each picture in its mean colour."""
+
+    def __call__(self, lq):
+        return jnp.broadcast_to(lq.mean((1, 2), keepdims=True), lq.shape)
+
+
 @cache
 def tiny_model() -> Model:
-    return Model(random_restorer(TINY, 0), TINY, "0" * 64, "tiny")
+    """Random weights, without compiling their initializers."""
+    abstract = nnx.eval_shape(lambda: build_restorer(**asdict(TINY), rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(abstract)
+    rng = np.random.default_rng(0)
+    draw = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), state)
+    return Model(nnx.merge(graphdef, draw), TINY, "0" * 64, "tiny")
 
 
 def halving(gain: float = 0.5, **options) -> Pipeline:
@@ -118,7 +134,7 @@ def test_colour_fix_brings_the_input_back(method: str) -> None:
     def cast(result: Picture) -> np.ndarray:
         return np.abs(result.rgb.mean((0, 1)) - picture.rgb.mean((0, 1)))
 
-    assert (cast(fixed) < 1).all() and (cast(plain) > 5).any()
+    assert (cast(fixed) < 2).all() and (cast(plain) > 5).any()
     if method == "adain":
         assert np.abs(fixed.rgb.astype(int) - picture.rgb).max() <= 1
 
@@ -164,9 +180,8 @@ def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
 
 
 def test_the_restorer_sees_the_padded_picture() -> None:
-    model, picture = tiny_model(), photo(40, 50)
-    padded = to_float(pad_reflect(picture.rgb, (64, 64)))[None]
-    expected = to_uint8(np.asarray(model.restorer(padded))[0, :40, :50])
-    (restored,) = Pipeline(model).restore([picture])
-    # One program against single operations: sums differ in order, so a level may round apart.
-    assert np.abs(restored.rgb.astype(int) - expected).max() <= 1
+    picture = photo(40, 50)
+    mean = to_float(pad_reflect(picture.rgb, (64, 64))).mean((0, 1))
+    pipeline = Pipeline(Model(Mean(), TINY, "0" * 64, "mean"))
+    (restored,) = pipeline.restore([picture])
+    assert restored.rgb[0, 0] == pytest.approx((mean + 1) * 127.5, abs=1)

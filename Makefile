@@ -1,0 +1,34 @@
+# demo: restore the photographs that dependencies ship; test: lint and the test suite.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/runtime
+	$(BIN)/python -m benchmarks.quality --output results
+
+test: $(VENV)/dev lint
+	$(BIN)/python -m pytest -q -n 2
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/runtime: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/dev: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@ $(VENV)/runtime
+
+clean:
+	rm -rf $(VENV) results

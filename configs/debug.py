@@ -1,0 +1,22 @@
+"""The whole loop in a minute: tiny random model, 20 steps, on the pictures of the README."""
+
+from configs.models import tiny
+from osdhuman_jax.config import Config
+
+
+def get_config() -> Config:
+    config = Config(model=tiny())
+    config.data.sources = ("tests/pictures",)
+    config.data.crop = 64
+    config.data.batch_size = 4
+    config.data.workers = 0
+    config.loss.lpips = 0.0
+    config.loss.vsd = 0.0
+    config.run.steps = 20
+    config.run.precision = "fp32"
+    config.run.log_every = 5
+    config.run.checkpoint_every = 5
+    config.run.sample_every = 10
+    config.run.eval_images = 2
+    config.run.eval_crop = 64
+    return config

@@ -1,0 +1,169 @@
+"""A run on disk: Orbax checkpoints of state and data position, beside the run's configuration.
+
+    WORKDIR/config.json     the configuration, written before the first step
+    WORKDIR/init.json       the base model's folder and digest (WORKDIR/init/ if it was random)
+    WORKDIR/checkpoints/N/  after step N: trainable parameters, optimizer state, step, data position
+
+Randomness is a function of (seed, step), so the step is its state.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from osdhuman_jax import lora
+from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
+from osdhuman_jax.weights import Model, WeightsError, add_lora, is_generator, load_base
+
+# What may differ between the run that wrote a checkpoint and the one that goes on from it.
+FREE = {
+    "run": {
+        "log_every",
+        "checkpoint_every",
+        "keep",
+        "sample_every",
+        "eval_sources",
+        "eval_images",
+        "eval_crop",
+    },
+    "data": {"workers"},
+    "mesh": {"data", "fsdp"},
+}
+
+
+class CheckpointError(ValueError):
+    """A workdir that cannot be resumed or restored, in one line."""
+
+
+def contradictions(old: Config, new: Config) -> list[str]:
+    """`section.field: old -> new` of every difference that would change the run."""
+    before, after = to_dict(old), to_dict(new)
+    return [
+        f"{section}.{name}: {value} -> {after[section][name]}"
+        for section, fields in before.items()
+        for name, value in fields.items()
+        if after[section][name] != value and name not in FREE.get(section, set())
+    ]
+
+
+def write_config(workdir: Path, config: Config) -> None:
+    """Record the run's configuration, or check it against the recorded one."""
+    path = workdir / "config.json"
+    if path.exists():
+        if found := contradictions(read_config(workdir), config):
+            raise ConfigError(f"{workdir} was begun with another config: {'; '.join(found)}")
+    write_json(path, to_dict(config))
+
+
+def read_config(workdir: Path) -> Config:
+    """The configuration of a run. Raises CheckpointError if the folder holds no run."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{workdir}: not a training run (no config.json)")
+    return from_dict(Config, json.loads(path.read_text()))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+class Checkpoints:
+    """The checkpoints of one run; saving goes on in the background until `close`."""
+
+    def __init__(self, workdir: Path, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options)
+
+    def latest(self) -> int | None:
+        """The last finished step that was saved."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, position: dict[str, int]) -> None:
+        """Save a state pytree and the data loader's position."""
+        if step != self.latest():
+            items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(position)}
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, int]]:
+        """State (placed and shaped as `like`) and data position of a step."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = {"state": ocp.args.StandardRestore(abstract), "data": ocp.args.JsonRestore()}
+        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        return found["state"], found["data"]
+
+    def close(self) -> None:
+        """Wait for the save that is under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _params(workdir: Path, step: int, like: nnx.State) -> nnx.State:
+    """The trainable parameters alone of a checkpoint."""
+    folder = (workdir / "checkpoints" / str(step) / "state").resolve()
+    abstract = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
+    restore = ocp.args.PyTreeRestore(
+        abstract,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+        partial_restore=True,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder, args=restore)["params"]
+
+
+def steps_saved(workdir: Path) -> list[int]:
+    """Finished checkpoints of a run, in order."""
+    folder = workdir / "checkpoints"
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
+
+
+def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "fp32") -> Model:
+    """The restorer of a training run at a step (default: the last), LoRA merged.
+
+    Raises CheckpointError where the folder is no run of kind `restorer` or lacks the step, and
+    WeightsError where its base model is gone or changed.
+    """
+    workdir = Path(workdir)
+    config, steps = read_config(workdir), steps_saved(workdir)
+    if config.run.kind != "restorer":
+        raise CheckpointError(f"{workdir}: a run of kind {config.run.kind!r} restores nothing")
+    if not steps or (step is not None and step not in steps):
+        have = ", ".join(map(str, steps)) or "none"
+        raise CheckpointError(f"{workdir}: no checkpoint {step or ''} (saved: {have})")
+    step = steps[-1] if step is None else step
+    restorer, model = _run_base(workdir, precision)
+    restorer.timestep = model.timestep = config.model.timestep
+    add_lora(restorer, config.lora, nnx.Rngs(0))
+    params = nnx.state(restorer, lambda path, value: is_generator(config.lora, path, value))
+    nnx.update(restorer, _params(workdir, step, params))
+    lora.merge(restorer)
+    return Model(restorer, model, _digest(workdir, step), f"{workdir.resolve().name}@{step}")
+
+
+def _run_base(workdir: Path, precision: str):
+    recorded = json.loads((workdir / "init.json").read_text())
+    folder = workdir / recorded["folder"]
+    restorer, model, _ = load_base(folder, precision=precision)
+    if recorded["digest"] != file_digest(folder / "config.json"):
+        raise WeightsError(f"{folder}: not the base model that {workdir} was begun with")
+    return restorer, model
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest(workdir: Path, step: int) -> str:
+    base = json.loads((workdir / "init.json").read_text())["digest"]
+    files = sorted(p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
+    parts = [base, *(file_digest(path) for path in files)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

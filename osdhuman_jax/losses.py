@@ -1,0 +1,17 @@
+"""Formulas of the objectives, pure functions of arrays in float32; who calls which network is decided
+in `training.py`. Images are in [-1, 1], so the squared error is four times that of [0, 1] images.
+"""
+
+import jax.numpy as jnp
+
+from osdhuman_jax.types import Image, Latent, Scalar
+
+
+def mse(prediction: Image | Latent, target: Image | Latent) -> Scalar:
+    """Mean squared error: the data term of Eq. 3, the diffusion loss of Eq. 7."""
+    return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)))
+
+
+def kl(mean: Latent, logvar: Latent) -> Scalar:
+    """KL divergence of the posterior from N(0, 1), in nats per latent element."""
+    return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)

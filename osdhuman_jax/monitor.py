@@ -1,0 +1,66 @@
+"""What a person sees of a run: a progress bar, JSON lines, TensorBoard, pictures."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tqdm import tqdm
+
+from osdhuman_jax.images import encode_png, write_png
+
+
+class Monitor:
+    """Writes WORKDIR/metrics.jsonl, WORKDIR/tensorboard/ and WORKDIR/samples/."""
+
+    def __init__(self, workdir: Path, first_step: int, steps: int):
+        self._lines = workdir / "metrics.jsonl"
+        self._samples = workdir / "samples"
+        self._samples.mkdir(parents=True, exist_ok=True)
+        self._forget_after(first_step)
+        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        self._bar = tqdm(total=steps, initial=first_step, unit="step", smoothing=0.05)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop lines of steps that a resumed run is about to do again."""
+        if self._lines.exists():
+            lines = self._lines.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
+            self._lines.write_text("".join(kept))
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log numbers at a step."""
+        with self._lines.open("a") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
+        summary = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+        self._write(step, Summary(value=summary))
+        shown = {k: f"{v:.4g}" for k, v in values.items() if k in ("loss", "val_psnr_y", "images_s")}
+        self._bar.set_postfix(shown, refresh=False)
+
+    def grid(self, step: int, picture: np.ndarray) -> None:
+        """Save a uint8 RGB picture (H, W, 3) of a step."""
+        write_png(self._samples / f"{step:07d}.png", picture)
+        image = Summary.Image(
+            encoded_image_string=encode_png(picture),
+            height=picture.shape[0],
+            width=picture.shape[1],
+            colorspace=3,
+        )
+        self._write(step, Summary(value=[Summary.Value(tag="samples", image=image)]))
+
+    def _write(self, step: int, summary: Summary) -> None:
+        self._events.add_event(Event(step=step, wall_time=time.time(), summary=summary))
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._bar.close()
+        self._events.close()

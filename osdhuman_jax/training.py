@@ -1,0 +1,276 @@
+"""One jitted, donated training step for three kinds of run, and what surrounds it.
+
+    vae        autoencoder on HQ pictures                      trains the VAE
+    diffusion  eps-prediction on HQ latents, HFIE(HQ) prompt   trains U-Net, Swin and HFIE
+    restorer   the paper's generator (section 3.2)             trains LoRA and HFIE
+
+The first two make a small base model where none can be had; the third is OSDHuman. All train the
+`Restorer`: `trainable` says which of its parameters, `OBJECTIVES` by which loss.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+from jax.sharding import Mesh
+
+from osdhuman_jax import losses
+from osdhuman_jax.config import Config, ConfigError, LossConfig, ModelConfig, OptimConfig, to_dict
+from osdhuman_jax.metrics import psnr_y, ssim_y
+from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.schedule import Schedule
+from osdhuman_jax.sharding import batch_sharding, replicated, weight_sharding
+from osdhuman_jax.types import Image
+from osdhuman_jax.weights import add_lora, is_generator, load_base, random_restorer
+
+Batch = Mapping[str, Array]
+Scalars = dict[str, Array]
+Objective = Callable[[Restorer, Batch, Array], tuple[Array, Scalars]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class TrainState:
+    """What a step changes and a checkpoint holds."""
+
+    step: Array  # int32 scalar: updates done
+    params: nnx.State  # the trainable part of the restorer, float32
+    opt_state: optax.OptState
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError where a value contradicts another or asks for what is not there."""
+    if config.run.kind not in OBJECTIVES:
+        raise ConfigError(f"run.kind: {config.run.kind!r} is none of {', '.join(OBJECTIVES)}")
+    if config.run.kind == "restorer" and (config.loss.lpips or config.loss.vsd):
+        raise ConfigError(
+            "loss.lpips and loss.vsd: this version trains the generator with the MSE term only; "
+            "set both to 0"
+        )
+    if not config.data.sources:
+        raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
+    if config.run.kind == "restorer" and not config.data.degrade:
+        raise ConfigError("data.degrade: the restorer trains on degraded pictures, set it to True")
+
+
+def trainable(config: Config) -> nnx.filterlib.Filter:
+    """Which parameters a run trains."""
+    return {
+        "vae": nnx.PathContains("vae"),
+        "diffusion": nnx.Any(nnx.PathContains("unet"), nnx.PathContains("prompter")),
+        "restorer": partial(is_generator, config.lora),
+    }[config.run.kind]
+
+
+def base_model(config: Config) -> tuple[Restorer, ModelConfig]:
+    """The restorer a run starts from: `run.init`'s, else random weights from the seed.
+
+    An architecture is a property of weights: `config.model` must equal that of `run.init`, but for
+    the latent's scaling factor (measured after the autoencoder's training) and the timestep.
+    """
+    if not config.run.init:
+        random = random_restorer(config.model, config.run.seed, precision=config.run.precision)
+        return random, config.model
+    restorer, found, _ = load_base(config.run.init, precision=config.run.precision)
+    found.timestep = restorer.timestep = config.model.timestep
+    ours, theirs = to_dict(config.model), to_dict(found)
+    ours["vae"]["scaling_factor"] = found.vae.scaling_factor
+    if ours != theirs:
+        names = [k for k in ours if ours[k] != theirs[k]]
+        raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {config.run.init}")
+    return restorer, found
+
+
+def prepare(config: Config) -> tuple[Restorer, ModelConfig]:
+    """The base model, with LoRA injected where the restorer is trained."""
+    restorer, model = base_model(config)
+    if config.run.kind == "restorer":
+        add_lora(restorer, config.lora, nnx.Rngs(config.run.seed))
+    return restorer, model
+
+
+# Objectives: (restorer, batch of images in [-1, 1], key) -> (loss, scalars to log).
+
+
+def vae_objective(config: LossConfig, model: Restorer, batch: Batch, key: Array):
+    """Squared error of the reconstruction from a posterior sample, and a little KL."""
+    mean, logvar = model.vae.encode(batch["hq"])
+    latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    mse = losses.mse(model.vae.decode(latent), batch["hq"])
+    kl = losses.kl(mean, logvar)
+    return config.mse * mse + config.kl * kl, {"mse": mse, "kl": kl}
+
+
+def diffusion_objective(config: LossConfig, model: Restorer, batch: Batch, key: Array):
+    """Eps-prediction on latents of HQ pictures, all timesteps alike, prompted by the same pictures."""
+    del config
+    k_latent, k_t, k_noise = jax.random.split(key, 3)
+    z0 = jax.lax.stop_gradient(model.encode(batch["hq"], k_latent))
+    t = jax.random.randint(k_t, z0.shape[:1], 0, Schedule.num_train_timesteps)
+    noise = jax.random.normal(k_noise, z0.shape)
+    eps = model.unet(Schedule().add_noise(z0, noise, t), t, model.prompter(batch["hq"]))
+    loss = losses.mse(eps, noise)
+    return loss, {"diffusion": loss}
+
+
+def generator_objective(
+    config: LossConfig, sample_latent: bool, model: Restorer, batch: Batch, key: Array
+):
+    """Eq. 3 so far as it needs no other network: the data term.
+
+    The perceptual term takes `image`, the VSD term (Eq. 6) `latent`; both add to the sum here. The
+    regularizer's own loss (Eq. 7) is a second update in the step, on `latent` detached.
+    """
+    lq, hq = batch["lq"], batch["hq"]
+    latent = model.denoise(model.encode(lq, key if sample_latent else None), model.prompter(lq))
+    image = model.vae.decode(latent / model.vae.scaling_factor)
+    mse = losses.mse(jnp.clip(image, -1.0, 1.0), hq)
+    clamped = jnp.mean(jnp.abs(image) > 1.0)
+    return config.mse * mse, {"mse": mse, "clamp_rate": clamped}
+
+
+OBJECTIVES: dict[str, Callable[..., Any]] = {
+    "vae": vae_objective,
+    "diffusion": diffusion_objective,
+    "restorer": generator_objective,
+}
+
+
+def make_objective(config: Config) -> Objective:
+    """The objective of `run.kind`, with its options bound."""
+    objective = partial(OBJECTIVES[config.run.kind], config.loss)
+    if config.run.kind == "restorer":
+        objective = partial(objective, config.run.latent == "sample")
+    return objective
+
+
+def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Linear warm-up, then constant or cosine decay to zero at the last step."""
+    if config.schedule not in ("constant", "cosine"):
+        raise ConfigError(f"optim.schedule: {config.schedule!r} is neither constant nor cosine")
+    after = max(steps - config.warmup_steps, 1)
+    peak = config.learning_rate
+    main = (
+        optax.constant_schedule(peak)
+        if config.schedule == "constant"
+        else optax.cosine_decay_schedule(peak, after)
+    )
+    warmup = optax.linear_schedule(0.0, peak, max(config.warmup_steps, 1))
+    return optax.join_schedules([warmup, main], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW with decoupled decay after clipping by the global norm (section 4.1)."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+def to_images(batch: Batch) -> dict[str, Image]:
+    """uint8 pictures of a batch as float32 in [-1, 1]."""
+    return {k: batch[k].astype(jnp.float32) / 127.5 - 1.0 for k in ("hq", "lq") if k in batch}
+
+
+def init_state(params: nnx.State, tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, objective: Objective, seed: int
+) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, Scalars]]:
+    """(state, frozen, batch of uint8 pictures) -> (state, scalars), to be jitted with state donated.
+
+    `frozen` is an argument: closing over it would bake its values into the program. Randomness is
+    a function of (seed, step) alone.
+    """
+
+    def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, Scalars]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def loss_of(params: nnx.State):
+            return objective(nnx.merge(graphdef, params, frozen), to_images(batch), key)
+
+        (loss, scalars), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norms = {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+        new_state = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
+        return new_state, {"loss": loss, **scalars, **norms}
+
+    return step
+
+
+def make_eval_step(graphdef: nnx.GraphDef, kind: str, seed: int) -> Callable[..., Image]:
+    """(params, frozen, batch) -> images: reconstruction, one-step estimate from t = 500, or restored."""
+
+    def diffused(model: Restorer, hq: Image) -> Image:
+        z0 = model.encode(hq)
+        t = jnp.full(z0.shape[:1], Schedule.num_train_timesteps // 2, jnp.int32)
+        z = Schedule().add_noise(z0, jax.random.normal(jax.random.key(seed), z0.shape), t)
+        return model.decode(Schedule().eps_to_x0(z, model.unet(z, t, model.prompter(hq)), t))
+
+    def step(params: nnx.State, frozen: nnx.State, batch: Batch) -> Image:
+        model, images = nnx.merge(graphdef, params, frozen), to_images(batch)
+        if kind == "vae":
+            return model.decode(model.encode(images["hq"]))
+        return diffused(model, images["hq"]) if kind == "diffusion" else model(images["lq"])
+
+    return step
+
+
+def evaluate(
+    images: np.ndarray, batch: Mapping[str, np.ndarray]
+) -> tuple[dict[str, float], np.ndarray]:
+    """Mean PSNR-Y and SSIM-Y against the HQ of uint8 pictures, and a grid: a row each picture.
+
+    Columns: LQ (where there is one), output, HQ.
+    """
+    columns = [*([batch["lq"]] if "lq" in batch else []), images, batch["hq"]]
+    grid = np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
+    pairs = list(zip(images, batch["hq"], strict=True))
+    means = {
+        "val_psnr_y": float(np.mean([psnr_y(a, b) for a, b in pairs])),
+        "val_ssim_y": float(np.mean([ssim_y(a, b) for a, b in pairs])),
+    }
+    return means, grid
+
+
+def latent_std(model: Restorer, hq: Image) -> float:
+    """Standard deviation of the unscaled posterior's mean; its inverse is the scaling factor."""
+    return float(jnp.std(model.vae.encode(hq)[0]))
+
+
+def place(mesh: Mesh, state: TrainState, frozen: nnx.State) -> tuple[TrainState, nnx.State]:
+    """Trainable state on every device, frozen weights split by shape."""
+    split = jax.tree.map(lambda x: weight_sharding(mesh, x.shape), frozen)
+    return jax.device_put(state, replicated(mesh)), jax.device_put(frozen, split)
+
+
+def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
+    """This process's share of the global batch, on its devices."""
+    pictures = {k: batch[k] for k in ("hq", "lq") if k in batch}
+    return {
+        k: jax.make_array_from_process_local_data(batch_sharding(mesh), v)
+        for k, v in pictures.items()
+    }
+
+
+def run_folder(workdir: Path) -> Path:
+    """Where a run keeps the random base model it started from."""
+    return workdir / "init"

@@ -1,0 +1,88 @@
+"""The house rules that a reader cannot see at a glance: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = [
+    {"config", "types", "images"},
+    {"schedule", "layers", "attention", "lora", "sharding", "metrics", "records", "colour"},
+    {"vae", "unet", "swin", "degrade"},
+    {"prompts", "data"},
+    {"restorer", "losses"},
+    {"weights", "monitor"},
+    {"checkpoint", "training"},
+    {"pipeline"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+COMMANDS = {"train.py", "infer.py"}
+NETWORKS = {"layers", "attention", "vae", "unet", "swin", "prompts", "restorer"}
+
+
+def files() -> list[Path]:
+    return sorted([*ROOT.glob("osdhuman_jax/**/*.py"), *(ROOT / name for name in COMMANDS)])
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything that a file imports, at any depth of its code."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def module(path: Path) -> str:
+    """`unet` for osdhuman_jax/unet.py, `weights` for all of osdhuman_jax/weights/."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def house_imports(path: Path) -> set[str]:
+    own = {name.split(".")[1] for name in imports(path) if name.startswith("osdhuman_jax.")}
+    return own - {module(path)}
+
+
+def test_every_file_has_a_floor() -> None:
+    inside = {module(p) for p in files() if p.name not in COMMANDS} - {"__init__"}
+    assert inside == set(FLOOR)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_lower_floors(path: Path) -> None:
+    own = FLOOR.get(module(path), len(FLOORS))
+    upward = {name for name in house_imports(path) if FLOOR[name] >= own}
+    assert not upward
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_bans(path: Path) -> None:
+    name, packages = module(path), {i.split(".")[0] for i in imports(path)}
+    if name in NETWORKS:
+        assert not house_imports(path) & {"lora", "config", "sharding"}
+    if name in {"data", "degrade", "records", "images", "metrics", "colour"}:
+        assert not packages & {"jax", "flax"}
+    assert "safetensors" not in packages or name == "weights"
+    assert "orbax" not in packages or name == "checkpoint"
+    assert "grain" not in packages or name == "data"
+    assert not packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"}
+    assert "curate" not in packages
+
+
+def longest_functions() -> list[tuple[int, str]]:
+    return [
+        (node.end_lineno - node.lineno + 1, f"{path.name}:{node.name}")
+        for path in files()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
+    ]
+
+
+def test_functions_are_short() -> None:
+    limits = {"unet.py:__init__": 70}  # the network's own table of contents
+    long = [(n, name) for n, name in longest_functions() if n > limits.get(name, 60)]
+    assert not long

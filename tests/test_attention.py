@@ -1,0 +1,68 @@
+"""Attention against its formula in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from convert import normal
+
+from osdhuman_jax.attention import attend as plain_attend
+from osdhuman_jax.attention import join_heads, split_heads
+
+attend = jax.jit(plain_attend)
+
+
+def formula(q, k, v, bias=0.0):
+    q, k, v = (x.astype(np.float64) for x in (q, k, v))
+    logits = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1]) + bias
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), v)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("t", "s"), [(5, 5), (7, 3), (1, 11)])
+def test_attend_is_the_formula(t, s, biased):
+    q, k, v = 3 * normal(2, t, 4, 8), normal(2, s, 4, 8, seed=1), normal(2, s, 4, 8, seed=2)
+    bias = normal(2, 4, t, s, seed=3) if biased else None
+    got = attend(q, k, v, bias)
+    np.testing.assert_allclose(got, formula(q, k, v, 0.0 if bias is None else bias), atol=1e-5)
+
+
+def test_one_key_gives_its_value():
+    q, v = normal(2, 5, 3, 8), normal(2, 1, 3, 8, seed=1)
+    np.testing.assert_allclose(attend(q, v, v), np.broadcast_to(v, q.shape), atol=1e-6)
+
+
+def test_a_bias_of_minus_100_hides_a_key():
+    q, k, v = (normal(1, 4, 2, 8, seed=i) for i in range(3))
+    bias = np.zeros((1, 2, 4, 4), np.float32)
+    bias[..., 3] = -100.0
+    np.testing.assert_allclose(attend(q, k, v, bias), attend(q, k[:, :3], v[:, :3]), atol=1e-6)
+
+
+def test_bfloat16_logits_are_float32():
+    """Logits near 1000 that differ by 1: bfloat16 steps of 4 would call them equal."""
+    q = jnp.full((1, 1, 1, 1), 16.0, jnp.bfloat16)
+    k = jnp.asarray([62.5, 62.75], jnp.bfloat16).reshape(1, 2, 1, 1)
+    v = jnp.asarray([0.0, 1.0], jnp.bfloat16).reshape(1, 2, 1, 1)
+    got = attend(q, k, v)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), jax.nn.sigmoid(4.0), atol=4e-3)
+
+
+def test_bias_stays_float32_beside_bfloat16():
+    q = jnp.zeros((1, 1, 1, 4), jnp.bfloat16)
+    v = jnp.asarray([0.0, 1.0], jnp.bfloat16)[None, :, None, None] * jnp.ones_like(q)
+    bias = jnp.asarray([1000.0, 1001.0]).reshape(1, 1, 1, 2)
+    got = attend(q, jnp.zeros_like(v), v, bias).astype(jnp.float32)
+    np.testing.assert_allclose(got, jnp.full(got.shape, jax.nn.sigmoid(1.0)), atol=4e-3)
+
+
+@pytest.mark.parametrize(("b", "t", "h", "d"), [(1, 1, 1, 1), (2, 5, 3, 4), (3, 2, 4, 1)])
+def test_heads_are_consecutive_channels(b, t, h, d):
+    x = jnp.asarray(normal(b, t, h * d))
+    heads = split_heads(x, h)
+    assert heads.shape == (b, t, h, d)
+    last = np.asarray(x)[:, :, (h - 1) * d :]
+    np.testing.assert_array_equal(np.asarray(heads)[:, :, h - 1], last)
+    np.testing.assert_array_equal(join_heads(heads), x)

@@ -1,0 +1,222 @@
+"""Building blocks against diffusers' on random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from convert import call, close, filled, from_torch, nchw, normal, params, randomise
+from diffusers.models import attention as reference_attention
+from diffusers.models import embeddings, resnet
+from diffusers.models.attention_processor import Attention as ReferenceAttention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel as ReferenceTransformer
+from flax import nnx
+
+from osdhuman_jax import layers
+
+ATOL = 1e-5
+
+
+@pytest.mark.parametrize("temb", [0, 24])
+@pytest.mark.parametrize(("cin", "cout", "groups"), [(32, 32, 8), (32, 48, 8), (64, 32, 32)])
+def test_resnet_block(cin, cout, groups, temb):
+    theirs = randomise(
+        resnet.ResnetBlock2D(
+            in_channels=cin, out_channels=cout, groups=groups, temb_channels=temb or None, eps=1e-5
+        )
+    )
+    kw = {"groups": groups, "epsilon": 1e-5, "temb_channels": temb}
+    ours = from_torch(lambda rngs: layers.ResnetBlock2D(cin, cout, **kw, **fp32(rngs)), theirs)
+    assert (ours.conv_shortcut is None) == (cin == cout)
+    x, e = normal(2, 5, 7, cin), normal(2, temb, seed=1) if temb else None
+    want = theirs(nchw(x), None if e is None else torch.from_numpy(e))
+    close(call(ours, x, None if e is None else jnp.asarray(e)), want, ATOL)
+
+
+def fp32(rngs: nnx.Rngs) -> dict:
+    return {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": rngs}
+
+
+def bf16(rngs: nnx.Rngs) -> dict:
+    return {"dtype": jnp.bfloat16, "param_dtype": jnp.float32, "rngs": rngs}
+
+
+@pytest.mark.parametrize("asymmetric", [False, True])
+@pytest.mark.parametrize("size", [(8, 6), (7, 9)])
+def test_downsample(size, asymmetric):
+    padding = 0 if asymmetric else 1
+    theirs = randomise(resnet.Downsample2D(16, use_conv=True, padding=padding, name="op"))
+    ours = from_torch(
+        lambda rngs: layers.Downsample2D(16, asymmetric=asymmetric, **fp32(rngs)), theirs
+    )
+    x = normal(2, *size, 16)
+    close(call(ours, x), theirs(nchw(x)), ATOL)
+
+
+def test_asymmetric_downsample_pads_right_and_bottom():
+    """A kernel that picks its last tap sees only zeros in the last row and column of an even map."""
+    layer = filled(lambda rngs: layers.Downsample2D(1, asymmetric=True, **fp32(rngs)))
+    layer.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[2, 2].set(1.0)
+    layer.conv.bias[...] = jnp.zeros(1)
+    got = layer(jnp.arange(1.0, 17.0).reshape(1, 4, 4, 1))[0, :, :, 0]
+    np.testing.assert_array_equal(got, [[11, 0], [0, 0]])
+
+
+@pytest.mark.parametrize("size", [None, (10, 14), (9, 13), (9, 14), (5, 7)])
+def test_upsample(size):
+    theirs = randomise(resnet.Upsample2D(16, use_conv=True))
+    ours = from_torch(lambda rngs: layers.Upsample2D(16, **fp32(rngs)), theirs)
+    x = normal(2, 5, 7, 16)
+    close(nnx.jit(lambda m, x: m(x, size))(ours, x), theirs(nchw(x), output_size=size), ATOL)
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 12])
+def test_nearest_to_every_skip_size(side):
+    """A halved side of n came from 2 n - 1 or 2 n."""
+    x = normal(1, side, side, 1)
+    for size in ((2 * side, 2 * side), (2 * side - 1, 2 * side), (2 * side, 2 * side - 1)):
+        want = torch.nn.functional.interpolate(nchw(x), size=size, mode="nearest")
+        got = jax.jit(layers.nearest, static_argnums=1)(x, size)
+        np.testing.assert_array_equal(got, want.numpy().transpose(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("context", [None, 40])
+def test_attention(context, bias):
+    theirs = randomise(
+        ReferenceAttention(
+            query_dim=32, cross_attention_dim=context, heads=4, dim_head=8, bias=bias
+        )
+    )
+    kw = {"heads": 4, "context_dim": context, "bias": bias}
+    ours = from_torch(lambda rngs: layers.Attention(32, **kw, **fp32(rngs)), theirs)
+    assert (("to_q", "bias") in params(ours)) == bias
+    x, source = normal(2, 6, 32), normal(2, 11, context, seed=1) if context else None
+    want = theirs(torch.from_numpy(x), None if source is None else torch.from_numpy(source))
+    close(call(ours, x, None if source is None else jnp.asarray(source)), want, ATOL)
+
+
+def test_spatial_attention():
+    theirs = randomise(
+        ReferenceAttention(
+            query_dim=32,
+            heads=1,
+            dim_head=32,
+            norm_num_groups=8,
+            eps=1e-6,
+            bias=True,
+            upcast_softmax=True,
+            residual_connection=True,
+            _from_deprecated_attn_block=True,
+        )
+    )
+    kw = {"groups": 8, "epsilon": 1e-6}
+    ours = from_torch(lambda rngs: layers.SpatialAttention(32, **kw, **fp32(rngs)), theirs)
+    x = normal(2, 5, 3, 32)
+    close(call(ours, x), theirs(nchw(x)), ATOL)
+
+
+def test_feed_forward():
+    theirs = randomise(reference_attention.FeedForward(24, activation_fn="geglu"))
+    ours = from_torch(lambda rngs: layers.FeedForward(24, **fp32(rngs)), theirs)
+    x = 2 * normal(2, 6, 24)  # the tanh approximation of GELU is 5e-4 off near 2
+    close(call(ours, x), theirs(torch.from_numpy(x)), ATOL)
+
+
+def test_transformer_block():
+    theirs = randomise(
+        reference_attention.BasicTransformerBlock(
+            dim=32, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=40
+        )
+    )
+    kw = {"heads": 4, "context_dim": 40}
+    ours = from_torch(lambda rngs: layers.BasicTransformerBlock(32, **kw, **fp32(rngs)), theirs)
+    x, context = normal(2, 6, 32), normal(2, 5, 40, seed=1)
+    want = theirs(torch.from_numpy(x), encoder_hidden_states=torch.from_numpy(context))
+    close(call(ours, x, jnp.asarray(context)), want, ATOL)
+
+
+def test_transformer_2d():
+    theirs = randomise(
+        ReferenceTransformer(
+            num_attention_heads=4,
+            attention_head_dim=8,
+            in_channels=32,
+            cross_attention_dim=40,
+            norm_num_groups=8,
+            use_linear_projection=True,
+        )
+    )
+    kw = {"heads": 4, "context_dim": 40, "groups": 8}
+    ours = from_torch(lambda rngs: layers.Transformer2DModel(32, **kw, **fp32(rngs)), theirs)
+    x, context = normal(2, 5, 3, 32), normal(2, 5, 40, seed=1)
+    want = theirs(nchw(x), encoder_hidden_states=torch.from_numpy(context)).sample
+    close(call(ours, x, jnp.asarray(context)), want, ATOL)
+
+
+@pytest.mark.parametrize("dim", [32, 320])
+def test_sinusoidal_embedding(dim):
+    t = np.asarray([0, 1, 20, 500, 999], np.int32)
+    want = embeddings.get_timestep_embedding(
+        torch.from_numpy(t), dim, flip_sin_to_cos=True, downscale_freq_shift=0
+    )
+    got = layers.sinusoidal_embedding(jnp.asarray(t), dim)
+    assert got.dtype == jnp.float32
+    # the angle reaches 999, where float32 steps are 6e-5
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    np.testing.assert_allclose(got[:3], want[:3], atol=5e-6)
+    exact = 500.0 * 10_000.0 ** (-np.arange(dim // 2) / (dim // 2))
+    np.testing.assert_allclose(got[3], np.r_[np.cos(exact), np.sin(exact)], atol=1e-4)
+
+
+def test_timestep_embedding():
+    theirs = randomise(embeddings.TimestepEmbedding(32, 96))
+    ours = from_torch(lambda rngs: layers.TimestepEmbedding(32, 96, **fp32(rngs)), theirs)
+    x = normal(3, 32)
+    close(call(ours, x), theirs(torch.from_numpy(x)), ATOL)
+
+
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-6])
+def test_norms_apply_their_epsilon(epsilon):
+    x = 1e-3 * normal(2, 3, 4, 16)  # variance 1e-6: epsilon decides
+    theirs = randomise(torch.nn.GroupNorm(4, 16, eps=epsilon))
+    ours = from_torch(lambda rngs: layers.GroupNorm(16, 4, epsilon, **fp32(rngs)), theirs)
+    close(call(ours, x), theirs(nchw(x)), ATOL)
+    theirs = randomise(torch.nn.LayerNorm(16, eps=epsilon))
+    ours = from_torch(lambda rngs: layers.LayerNorm(16, epsilon, **fp32(rngs)), theirs)
+    y = x[:, 0]
+    close(call(ours, y), theirs(torch.from_numpy(y)), ATOL)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rngs: layers.GroupNorm(16, 1, 1e-5, **bf16(rngs)),
+        lambda rngs: layers.LayerNorm(16, **bf16(rngs)),
+    ],
+)
+def test_norm_statistics_are_float32(make):
+    """A mean of 128 and a deviation of 1: neither one-pass nor bfloat16 statistics survive it."""
+    norm = filled(make)
+    norm.scale[...], norm.bias[...] = jnp.ones(16), jnp.zeros(16)
+    x = jnp.asarray(128.0 + np.tile([-1.0, 1.0], 8), jnp.bfloat16).reshape(1, 1, 1, 16)
+    got = norm(x)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(
+        np.sign(got.astype(jnp.float32)), np.sign(x.astype(jnp.float32) - 128.0)
+    )
+    np.testing.assert_allclose(jnp.abs(got.astype(jnp.float32)), jnp.ones(x.shape), atol=4e-3)
+
+
+def test_blocks_in_bfloat16_return_bfloat16():
+    x, context = jnp.ones((1, 4, 4, 32), jnp.bfloat16), jnp.ones((1, 3, 8))
+    block = filled(
+        lambda rngs: layers.Transformer2DModel(32, heads=2, context_dim=8, groups=8, **bf16(rngs))
+    )
+    assert jax.eval_shape(lambda: block(x, context)).dtype == jnp.bfloat16
+    block = filled(
+        lambda rngs: layers.ResnetBlock2D(
+            32, 16, groups=8, epsilon=1e-5, temb_channels=8, **bf16(rngs)
+        )
+    )
+    assert jax.eval_shape(lambda: block(x, jnp.ones((1, 8)))).dtype == jnp.bfloat16

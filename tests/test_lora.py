@@ -1,0 +1,355 @@
+"""LoRA against peft on diffusers' networks, and its contract: tree, neutrality, merge."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from convert import (
+    abstract,
+    assign,
+    call,
+    close,
+    convert,
+    count,
+    filled,
+    nchw,
+    normal,
+    params,
+    randomise,
+)
+from diffusers import AutoencoderKL as ReferenceVAE
+from diffusers import UNet2DConditionModel as ReferenceUNet
+from flax import nnx
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+
+from osdhuman_jax import lora
+from osdhuman_jax.layers import conv1x1, conv3x3
+from osdhuman_jax.unet import UNet2DConditionModel
+from osdhuman_jax.vae import AutoencoderKL
+
+UNET = {
+    "in_channels": 4,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "layers_per_block": 1,
+    "num_attention_heads": (1, 2),
+    "cross_attention_dim": 24,
+    "norm_num_groups": 8,
+}
+TINY = {**UNET, "block_out_channels": (8,), "num_attention_heads": (2,)}
+TINY["down_block_types"] = ("DownBlock2D",)
+VAE = {"latent_channels": 4, "block_out_channels": (16, 24), "layers_per_block": 1}
+VAE |= {"norm_num_groups": 8, "scaling_factor": 0.18215, "mid_block_add_attention": True}
+SIZE = {"rank": 4, "alpha": 8.0}
+
+UNET_PATTERNS = """to_k to_q to_v to_out.0 conv conv1 conv2 conv_in conv_shortcut conv_out proj_out
+proj_in ff.net.2 ff.net.0.proj""".split()
+VAE_PATTERNS = "conv1 conv2 conv_in conv_shortcut conv conv_out to_k to_q to_v to_out.0".split()
+
+
+def unet(rngs, **kw) -> UNet2DConditionModel:
+    return UNet2DConditionModel(**{**UNET, **kw}, rngs=rngs)
+
+
+def vae(rngs, **kw) -> AutoencoderKL:
+    return AutoencoderKL(**{**VAE, **kw}, rngs=rngs)
+
+
+def adapted(make, targets, *, seed: int = 0):
+    """A network with LoRA, every weight random, B included."""
+
+    def build(rngs):
+        net = make(rngs)
+        lora.inject(net, targets(net), **SIZE, rngs=rngs)
+        return net
+
+    return filled(build, seed)
+
+
+def matching(net: torch.nn.Module, patterns: list[str]) -> list[str]:
+    """Modules that OSEDiff adapts: a pattern in the parameter's name, neither "bias" nor "norm"."""
+    names = [n for n, _ in net.named_parameters() if "bias" not in n and "norm" not in n]
+    return [n.removesuffix(".weight") for n in names if any(p in n for p in patterns)]
+
+
+def vae_matching(net: torch.nn.Module) -> list[str]:
+    inside = [name for name in matching(net, VAE_PATTERNS) if "encoder" in name]
+    return [*inside, "quant_conv"]
+
+
+def references():
+    down = UNET["down_block_types"]
+    kw = {k: v for k, v in UNET.items() if k != "num_attention_heads"}
+    denoiser = ReferenceUNet(
+        **{**kw, "norm_num_groups": 8},
+        out_channels=4,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=UNET["num_attention_heads"],
+        use_linear_projection=True,
+    )
+    assert len(down) == 2
+    blocks = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
+    autoencoder = ReferenceVAE(**VAE, down_block_types=blocks[0], up_block_types=blocks[1])
+    return {
+        "unet": (denoiser, matching(denoiser, UNET_PATTERNS), unet, lora.unet_targets),
+        "vae": (autoencoder, vae_matching(autoencoder), vae, lora.vae_encoder_targets),
+    }
+
+
+def from_peft(key: str, value: torch.Tensor) -> tuple[tuple, np.ndarray]:
+    """peft's name and layout -> ours."""
+    path, array = convert(key.replace("base_layer", "base"), value)
+    if "lora_B" in path:
+        array = array.reshape(array.shape[-2:])  # a convolution of 1x1 in peft
+    return (path[:-2] if "default" in path else path), array
+
+
+@pytest.fixture(scope="module", params=["unet", "vae"])
+def pair(request):
+    """(kind, diffusers' network with peft's adapters, ours with the same weights)."""
+    theirs, names, make, targets = references()[request.param]
+    config = LoraConfig(
+        r=4, lora_alpha=8, init_lora_weights="gaussian", target_modules=names, bias="none"
+    )
+    torch.manual_seed(0)
+    theirs = inject_adapter_in_model(config, theirs)
+    adapters = [n for n, m in theirs.named_modules() if isinstance(m, LoraLayer)]
+    assert sorted(adapters) == sorted(names)
+    spread = [
+        m.lora_A["default"].weight.std() for m in theirs.modules() if isinstance(m, LoraLayer)
+    ]
+    assert abs(float(torch.stack(spread).mean()) - 0.25) < 0.02
+    randomise(theirs)
+    mine = adapted(make, targets)
+    assign(mine, dict(from_peft(*item) for item in theirs.state_dict().items()))
+    return request.param, theirs, mine
+
+
+def outputs(kind: str, theirs, mine):
+    """One forward pass through everything that carries LoRA."""
+    if kind == "vae":
+        x = normal(2, 14, 11, 3).clip(-1, 1)
+        return theirs.encode(nchw(x)).latent_dist.mean, call(mine, x, method="encode")[0]
+    z, context, t = normal(2, 6, 5, 4), normal(2, 3, 24, seed=1), np.asarray([999, 7], np.int32)
+    want = theirs(nchw(z), torch.from_numpy(t), torch.from_numpy(context)).sample
+    return want, call(mine, z, t, context)
+
+
+def test_targets_are_osediffs(pair):
+    kind, theirs, mine = pair
+    ours = {".".join(map(str, path[:-1])) for path in params(mine, lora.LoRAParam)}
+    assert ours == {n for n, m in theirs.named_modules() if isinstance(m, LoraLayer)}
+
+
+def test_adapter_and_merged_weights_match_peft(pair):
+    kind, theirs, mine = pair
+    want, got = outputs(kind, theirs, mine)
+    close(got, want, 1e-4)
+
+    merged = nnx.clone(mine)
+    lora.merge(merged)
+    assert not params(merged, lora.LoRAParam)
+    close(outputs(kind, theirs, merged)[1], want, 1e-4)
+    kernels = params(merged)
+    for name, module in theirs.named_modules():
+        if isinstance(module, LoraLayer):
+            delta = module.get_delta_weight("default") + module.get_base_layer().weight
+            path, array = convert(f"{name}.weight", delta)
+            np.testing.assert_allclose(kernels[path][...], array, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda rngs: nnx.Linear(6, 10, use_bias=False, rngs=rngs), (2, 5, 6)),
+        (lambda rngs: conv3x3(6, 10, rngs=rngs), (2, 5, 7, 6)),
+        (lambda rngs: conv3x3(6, 10, strides=2, rngs=rngs), (2, 5, 8, 6)),
+        (lambda rngs: conv1x1(6, 10, rngs=rngs), (2, 5, 7, 6)),
+        (
+            lambda rngs: nnx.Conv(6, 10, (3, 3), (2, 2), padding=((0, 1), (0, 1)), rngs=rngs),
+            (2, 8, 7, 6),
+        ),
+    ],
+    ids=["linear", "conv", "strided", "pointwise", "asymmetric"],
+)
+def test_merge_is_the_adapter(layer, shape):
+    net = filled(lambda rngs: nnx.List([lora.LoRA(layer(rngs), **SIZE, rngs=rngs)]))
+    x = normal(*shape)
+    want, off = call(net[0], x), call(net[0].base, x)
+    assert float(jnp.abs(want - off).max()) > 0.1
+    lora.merge(net)
+    assert isinstance(net[0], (nnx.Linear, nnx.Conv))
+    np.testing.assert_allclose(call(net[0], x), want, atol=1e-5)
+
+
+def test_formula_of_a_linear_layer():
+    layer = filled(lambda rngs: lora.LoRA(nnx.Linear(6, 10, rngs=rngs), 3, 12.0, rngs=rngs))
+    x = normal(4, 6)
+    w, b = np.asarray(layer.base.kernel[...]), np.asarray(layer.base.bias[...])
+    low = np.asarray(layer.lora_A[...]) @ np.asarray(layer.lora_B[...])
+    np.testing.assert_allclose(call(layer, x), x @ w + b + 4.0 * (x @ low), atol=1e-5)
+
+
+def test_initial_factors():
+    """A ~ N(0, 1 / rank), B = 0, both float32 whatever the base's dtype."""
+    base = nnx.Linear(64, 8, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    layer = lora.LoRA(base, 8, 8.0, rngs=nnx.Rngs(1))
+    assert abs(float(layer.lora_A[...].std()) * 8 - 1) < 0.1
+    assert not layer.lora_B[...].any()
+    assert layer.lora_A.dtype == layer.lora_B.dtype == jnp.float32
+
+
+def eps(net) -> np.ndarray:
+    z, context = normal(1, 4, 3, 4), normal(1, 3, 24, seed=1)
+    return np.asarray(call(net, z, np.asarray([999], np.int32), context))
+
+
+def test_injected_then_trained_then_disabled_network():
+    """B = 0: the base, bit for bit. Random B: another result. Disabled: the base, bit for bit."""
+    net = filled(lambda rngs: unet(rngs, **TINY))
+    base = eps(net)
+    lora.inject(net, lora.unet_targets(net), **SIZE, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(eps(net), base)
+    for i, (path, value) in enumerate(params(net, lora.LoRAParam).items()):
+        if path[-1] == "lora_B":
+            value[...] = jnp.asarray(normal(*value.shape, seed=i))
+    trained = eps(net)
+    assert np.abs(trained - base).max() > 0.1
+    lora.enable(net, False)
+    np.testing.assert_array_equal(eps(net), base)
+    lora.enable(net, True)
+    np.testing.assert_array_equal(eps(net), trained)
+
+
+def test_merge_keeps_the_kernels_dtype():
+    base = nnx.Linear(4, 4, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    net = nnx.List([lora.LoRA(base, **SIZE, rngs=nnx.Rngs(1))])
+    lora.merge(net)
+    assert net[0].kernel.dtype == jnp.bfloat16
+
+
+def test_float32_factors_on_a_bfloat16_network():
+    def build(rngs):
+        net = unet(rngs, **TINY, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+        lora.inject(net, lora.unet_targets(net), **SIZE, rngs=rngs)
+        return net
+
+    net = abstract(build)
+    assert {value.dtype for value in params(net, lora.LoRAParam).values()} == {jnp.dtype("float32")}
+    shapes = jax.ShapeDtypeStruct((1, 4, 3, 4), jnp.float32), jnp.zeros((1, 3, 24))
+    out = jax.eval_shape(lambda n, z, c: n(z, jnp.zeros(1, jnp.int32), c), net, *shapes)
+    assert out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("search_again", [True, False])
+def test_injecting_twice_raises(search_again):
+    net = abstract(vae)
+    targets = lora.vae_encoder_targets(net)
+    with pytest.raises(ValueError, match="encoder.conv_in.*has LoRA already"):
+        for _ in range(2):
+            lora.inject(net, targets, **SIZE, rngs=nnx.Rngs(0))
+            targets = lora.vae_encoder_targets(net) if search_again else targets
+
+
+RESNET = {
+    "conv1": ((3, 3, 8, 4), (4, 8)),
+    "conv2": ((3, 3, 8, 4), (4, 8)),
+}
+UP_RESNET = {
+    "conv1": ((3, 3, 16, 4), (4, 8)),
+    "conv2": ((3, 3, 8, 4), (4, 8)),
+    "conv_shortcut": ((1, 1, 16, 4), (4, 8)),
+}
+SQUARE = ((8, 4), (4, 8))
+BLOCK = "mid_block.attentions.0.transformer_blocks.0"
+UNET_TREE = {
+    "conv_in": ((3, 3, 4, 4), (4, 8)),
+    **{f"down_blocks.0.resnets.0.{k}": v for k, v in RESNET.items()},
+    **{f"mid_block.resnets.0.{k}": v for k, v in RESNET.items()},
+    "mid_block.attentions.0.proj_in": SQUARE,
+    f"{BLOCK}.attn1.to_q": SQUARE,
+    f"{BLOCK}.attn1.to_k": SQUARE,
+    f"{BLOCK}.attn1.to_v": SQUARE,
+    f"{BLOCK}.attn1.to_out.0": SQUARE,
+    f"{BLOCK}.attn2.to_q": SQUARE,
+    f"{BLOCK}.attn2.to_k": ((24, 4), (4, 8)),
+    f"{BLOCK}.attn2.to_v": ((24, 4), (4, 8)),
+    f"{BLOCK}.attn2.to_out.0": SQUARE,
+    f"{BLOCK}.ff.net.0.proj": ((8, 4), (4, 64)),
+    f"{BLOCK}.ff.net.2": ((32, 4), (4, 8)),
+    "mid_block.attentions.0.proj_out": SQUARE,
+    **{f"mid_block.resnets.1.{k}": v for k, v in RESNET.items()},
+    **{f"up_blocks.0.resnets.0.{k}": v for k, v in UP_RESNET.items()},
+    **{f"up_blocks.0.resnets.1.{k}": v for k, v in UP_RESNET.items()},
+    "conv_out": ((3, 3, 8, 4), (4, 4)),
+}
+VAE_TREE = {
+    "encoder.conv_in": ((3, 3, 3, 4), (4, 16)),
+    "encoder.down_blocks.0.resnets.0.conv1": ((3, 3, 16, 4), (4, 16)),
+    "encoder.down_blocks.0.resnets.0.conv2": ((3, 3, 16, 4), (4, 16)),
+    "encoder.down_blocks.0.downsamplers.0.conv": ((3, 3, 16, 4), (4, 16)),
+    "encoder.down_blocks.1.resnets.0.conv1": ((3, 3, 16, 4), (4, 24)),
+    "encoder.down_blocks.1.resnets.0.conv2": ((3, 3, 24, 4), (4, 24)),
+    "encoder.down_blocks.1.resnets.0.conv_shortcut": ((1, 1, 16, 4), (4, 24)),
+    "encoder.mid_block.resnets.0.conv1": ((3, 3, 24, 4), (4, 24)),
+    "encoder.mid_block.resnets.0.conv2": ((3, 3, 24, 4), (4, 24)),
+    "encoder.mid_block.attentions.0.to_q": ((24, 4), (4, 24)),
+    "encoder.mid_block.attentions.0.to_k": ((24, 4), (4, 24)),
+    "encoder.mid_block.attentions.0.to_v": ((24, 4), (4, 24)),
+    "encoder.mid_block.attentions.0.to_out.0": ((24, 4), (4, 24)),
+    "encoder.mid_block.resnets.1.conv1": ((3, 3, 24, 4), (4, 24)),
+    "encoder.mid_block.resnets.1.conv2": ((3, 3, 24, 4), (4, 24)),
+    "encoder.conv_out": ((3, 3, 24, 4), (4, 8)),
+    "quant_conv": ((1, 1, 8, 4), (4, 8)),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "targets", "tree"),
+    [
+        (lambda rngs: unet(rngs, **TINY), lora.unet_targets, UNET_TREE),
+        (vae, lora.vae_encoder_targets, VAE_TREE),
+    ],
+    ids=["unet", "vae"],
+)
+def test_whole_tree(make, targets, tree):
+    net = abstract(make)
+    lora.inject(net, targets(net), **SIZE, rngs=nnx.Rngs(0))
+    found = {".".join(map(str, p)): v.shape for p, v in params(net, lora.LoRAParam).items()}
+    want = {}
+    for path, (a, b) in tree.items():
+        want |= {f"{path}.lora_A": a, f"{path}.lora_B": b}
+    assert found == want
+
+
+def test_stable_diffusions_adapters():
+    """258 layers and 4,055,712 parameters in the U-Net, 32 and 369,356 in the VAE's encoder."""
+    wide = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2}
+    wide |= {"num_attention_heads": (5, 10, 20, 20), "cross_attention_dim": 1024}
+    wide |= {"down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)}
+
+    def build(rngs):
+        net = unet(rngs, **wide, norm_num_groups=32)
+        lora.inject(net, lora.unet_targets(net), **SIZE, rngs=rngs)
+        return net
+
+    layers, sizes = {}, {}
+    for path, value in params(abstract(build), lora.LoRAParam).items():
+        part = {"conv_in": "down_blocks", "conv_out": "up_blocks"}.get(path[0], path[0])
+        layers[part] = layers.get(part, 0) + (path[-1] == "lora_A")
+        sizes[part] = sizes.get(part, 0) + int(np.prod(value.shape))
+    assert layers == {"down_blocks": 94, "up_blocks": 148, "mid_block": 16}
+    assert sizes == {"down_blocks": 1_253_776, "up_blocks": 2_425_104, "mid_block": 376_832}
+    assert sum(sizes.values()) == 4_055_712
+
+    def build_vae(rngs):
+        wide = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+        net = vae(rngs, **wide, norm_num_groups=32)
+        lora.inject(net, lora.vae_encoder_targets(net), **SIZE, rngs=rngs)
+        return net
+
+    net = abstract(build_vae)
+    assert len(params(net, lora.LoRAParam)) == 2 * 32
+    assert count(net, lora.LoRAParam) == 369_356

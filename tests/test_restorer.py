@@ -1,0 +1,152 @@
+"""The one-step restorer against its parts, composed by hand."""
+
+from dataclasses import asdict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from convert import abstract, call, count, filled, normal
+from flax import nnx
+
+from osdhuman_jax import lora
+from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.restorer import Restorer, build_restorer
+
+MODEL = ModelConfig(
+    vae=VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4),
+    unet=UNetConfig(
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        layers_per_block=1,
+        num_attention_heads=(1, 2),
+        cross_attention_dim=24,
+        norm_num_groups=4,
+    ),
+    swin=SwinConfig(16, 4, 8, (2,), (2,), window_size=2, image_proj_dim=12),
+    hfie=HFIEConfig(num_queries=5, num_heads=2),
+)
+
+
+def build(rngs, **kw) -> Restorer:
+    return build_restorer(**asdict(MODEL), rngs=rngs, **kw)
+
+
+@pytest.fixture(scope="module")
+def restorer() -> Restorer:
+    return filled(build)
+
+
+@pytest.fixture(scope="module")
+def lq() -> np.ndarray:
+    return normal(2, 16, 24, 3).clip(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def restored(restorer, lq) -> np.ndarray:
+    """Result without a key, on which several tests look."""
+    return np.asarray(call(restorer, lq))
+
+
+def test_result_is_an_image_of_the_same_size(restored, lq):
+    assert restored.shape == lq.shape and restored.dtype == np.float32
+    assert restored.min() == -1.0 and restored.max() == 1.0  # random weights reach both clamps
+    assert (np.abs(restored) < 1).mean() > 0.05
+
+
+def test_equals_the_composition_by_hand(restorer, restored, lq):
+    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    alpha_bar = np.prod(1 - betas)
+    mean, _ = call(restorer.vae, lq, method="encode")
+    z = 0.18215 * mean
+    prompt = call(restorer.prompter, lq)
+    eps = call(restorer.unet, z, np.full(2, 999, np.int32), prompt)
+    x0 = (np.asarray(z) - (1 - alpha_bar) ** 0.5 * np.asarray(eps)) / alpha_bar**0.5
+    image = call(restorer.vae, (x0 / 0.18215).astype(np.float32), method="decode")
+    # rounding of eps grows by 14.65 / 0.18215 = 80 before the decoder sees it
+    np.testing.assert_allclose(restored, np.clip(image, -1, 1), atol=1e-3)
+
+
+def test_without_a_key_every_run_is_the_same(restorer, restored, lq):
+    np.testing.assert_array_equal(call(restorer, lq), restored)
+
+
+def test_a_key_samples_the_posterior(restorer, lq):
+    keys = [jax.random.key(i) for i in range(2)]
+    mode = call(restorer, lq, method="encode")
+    first, second = (call(restorer, lq, key, method="encode") for key in keys)
+    mean, logvar = call(restorer.vae, lq, method="encode")
+    np.testing.assert_allclose(mode, 0.18215 * mean, rtol=1e-6)
+    noise = jax.random.normal(keys[0], mean.shape)
+    np.testing.assert_allclose(first, 0.18215 * (mean + jnp.exp(logvar / 2) * noise), atol=1e-5)
+    assert float(jnp.abs(first - second).max()) > 0.1
+    np.testing.assert_array_equal(call(restorer, lq, keys[0], method="encode"), first)
+
+
+def test_a_key_changes_the_result(restorer, restored, lq):
+    assert np.abs(np.asarray(call(restorer, lq, jax.random.key(0))) - restored).max() > 0.1
+
+
+def test_batch_elements_do_not_meet(restorer, restored, lq):
+    np.testing.assert_allclose(call(restorer, lq[1:]), restored[1:], atol=1e-3)
+
+
+@pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+def test_bfloat16_networks_with_lora_give_float32_images(param_dtype):
+    def make(rngs):
+        model = build(rngs, dtype=jnp.bfloat16, param_dtype=param_dtype)
+        lora.inject(model.unet, lora.unet_targets(model.unet), rank=2, alpha=4.0, rngs=rngs)
+        lora.inject(model.vae, lora.vae_encoder_targets(model.vae), rank=2, alpha=4.0, rngs=rngs)
+        return model
+
+    lq = jax.ShapeDtypeStruct((2, 16, 24, 3), jnp.float32)
+    model = abstract(make)
+    out = jax.eval_shape(lambda m, x: m(x, jax.random.key(0)), model, lq)
+    assert (out.shape, out.dtype) == (lq.shape, jnp.float32)
+    assert model.prompter.hfie.query.dtype == jnp.float32  # trained
+
+
+def test_bfloat16_latent_is_near_the_float32_one(restorer, lq):
+    half = filled(lambda rngs: build(rngs, dtype=jnp.bfloat16))
+
+    @nnx.jit
+    def estimate(model, lq):
+        return model.denoise(model.encode(lq), model.prompter(lq))
+
+    want, got = estimate(restorer, lq), estimate(half, lq)
+    assert got.dtype == jnp.float32
+    assert float((got - want).std() / want.std()) < 0.05
+
+
+def test_side_that_needs_no_resize(restorer):
+    assert restorer.multiple == 4
+    small = abstract(lambda rngs: build_restorer(**asdict(FULL_DEPTH), rngs=rngs))
+    assert small.multiple == 64
+
+
+FULL_DEPTH = ModelConfig(
+    vae=VAEConfig(block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2),
+    unet=UNetConfig(
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        num_attention_heads=(1, 1, 1, 1),
+        cross_attention_dim=8,
+        norm_num_groups=2,
+    ),
+    swin=MODEL.swin,
+    hfie=MODEL.hfie,
+)
+
+
+def test_latent_channels_must_agree():
+    config = asdict(MODEL)
+    config["unet"]["in_channels"] = 8
+    with pytest.raises(ValueError, match="4 and 8"):
+        build_restorer(**config, rngs=nnx.Rngs(0))
+
+
+def test_defaults_are_stable_diffusion_and_ram():
+    model = abstract(lambda rngs: build_restorer(**asdict(ModelConfig()), rngs=rngs))
+    parts = [model.unet, model.vae, model.prompter.image_encoder, model.prompter.hfie]
+    assert list(map(count, parts)) == [865_910_724, 83_653_863, 195_985_460, 3_228_672]
+    assert (model.timestep, model.multiple, model.vae.scaling_factor) == (999, 64, 0.18215)

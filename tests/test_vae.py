@@ -1,0 +1,113 @@
+"""The autoencoder against diffusers' on random weights, block by block and whole."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from convert import abstract, call, close, count, filled, from_torch, nchw, normal, randomise
+from diffusers import AutoencoderKL as Reference
+
+from osdhuman_jax.vae import AutoencoderKL
+
+PLANS = {
+    "sd": {"block_out_channels": (32, 48, 64, 64), "layers_per_block": 2, "latent_channels": 4},
+    "no_attention": {"block_out_channels": (16, 32), "layers_per_block": 1, "latent_channels": 8},
+}
+
+
+def ours(name: str, rngs, **kw) -> AutoencoderKL:
+    return AutoencoderKL(
+        **PLANS[name],
+        mid_block_add_attention=name != "no_attention",
+        norm_num_groups=8,
+        scaling_factor=0.18215,
+        rngs=rngs,
+        **kw,
+    )
+
+
+@pytest.fixture(scope="module", params=list(PLANS))
+def pair(request):
+    """(latent channels, diffusers' network, ours with its weights)."""
+    plan, name = PLANS[request.param], request.param
+    levels = len(plan["block_out_channels"])
+    theirs = Reference(
+        **plan,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=8,
+        mid_block_add_attention=name != "no_attention",
+    )
+    return plan, randomise(theirs), from_torch(lambda rngs: ours(name, rngs), theirs)
+
+
+@pytest.mark.parametrize(
+    ("pair", "size"), [("sd", (27, 21)), ("no_attention", (16, 24))], indirect=["pair"]
+)
+def test_encode(pair, size):
+    _, theirs, mine = pair
+    x = normal(2, *size, 3).clip(-1, 1)
+    want = theirs.encode(nchw(x)).latent_dist
+    mean, logvar = call(mine, x, method="encode")
+    close(mean, want.mean, 1e-4)
+    close(logvar, want.logvar, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("pair", "size"), [("sd", (3, 5)), ("no_attention", (4, 6))], indirect=["pair"]
+)
+def test_decode(pair, size):
+    plan, theirs, mine = pair
+    z = normal(2, *size, plan["latent_channels"])
+    got = call(mine, z, method="decode")
+    assert got.shape == (2, size[0] * mine.downscale, size[1] * mine.downscale, 3)
+    close(got, theirs.decode(nchw(z)).sample, 1e-4)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("pair", ["sd"], indirect=True)
+def test_blocks(pair, part):
+    plan, theirs, mine = pair
+    theirs, mine = getattr(theirs, part), getattr(mine, part)
+    deep = plan["block_out_channels"][-1]
+    x = normal(2, 5, 4, deep)
+    close(call(mine.mid_block, x), theirs.mid_block(nchw(x)), 1e-5)
+    if part == "encoder":
+        x = normal(2, 7, 6, plan["block_out_channels"][0])
+        close(call(mine.down_blocks[0], x), theirs.down_blocks[0](nchw(x)), 1e-5)
+    else:
+        close(call(mine.up_blocks[0], x), theirs.up_blocks[0](nchw(x)), 1e-5)
+
+
+def test_log_variance_is_clamped():
+    vae = filled(lambda rngs: ours("no_attention", rngs))
+    vae.quant_conv.bias[...] = jnp.asarray([0.0] * 8 + [-1e3] * 4 + [1e3] * 4)
+    _, logvar = call(vae, normal(1, 4, 4, 3), method="encode")
+    np.testing.assert_array_equal(logvar[..., :4], jnp.full((1, 2, 2, 4), -30.0))
+    np.testing.assert_array_equal(logvar[..., 4:], jnp.full((1, 2, 2, 4), 20.0))
+
+
+def test_images_and_latents_are_float32_in_bfloat16_networks():
+    vae = abstract(lambda rngs: ours("sd", rngs, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
+    mean, logvar = jax.eval_shape(lambda v: v.encode(jnp.zeros((1, 16, 16, 3))), vae)
+    image = jax.eval_shape(lambda v: v.decode(jnp.zeros((1, 2, 2, 4))), vae)
+    assert {x.dtype for x in (mean, logvar, image)} == {jnp.dtype(jnp.float32)}
+    assert (mean.shape, logvar.shape, image.shape) == ((1, 2, 2, 4), (1, 2, 2, 4), (1, 16, 16, 3))
+
+
+def test_stable_diffusion_has_83_653_863_parameters():
+    vae = abstract(
+        lambda rngs: AutoencoderKL(
+            latent_channels=4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            norm_num_groups=32,
+            scaling_factor=0.18215,
+            mid_block_add_attention=True,
+            rngs=rngs,
+        )
+    )
+    assert count(vae) == 83_653_863
+    assert count(vae.encoder) + count(vae.quant_conv) == 34_163_664
+    assert vae.downscale == 8
