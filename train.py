@@ -1,4 +1,4 @@
-"""Train: python train.py --config configs/base.py --workdir runs/base [--config.optim.learning_rate=1e-4]
+"""python train.py --config configs/base.py --workdir runs/base [--config.optim.learning_rate=1e-4]
 
 The same command goes on where an interrupted run stopped. At the end, WORKDIR/model/ is a model
 folder: what `infer.py --model` takes, and what a further stage's `run.init` starts from.
@@ -21,18 +21,20 @@ from osdhuman_jax import training
 from osdhuman_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
-    file_digest,
+    record_base,
     write_config,
-    write_json,
 )
-from osdhuman_jax.config import Config, ConfigError
+from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.data import DataError, Loader, make_loader, make_sample, open_sources
 from osdhuman_jax.images import to_uint8
 from osdhuman_jax.monitor import Monitor
+from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.sharding import make_mesh
 from osdhuman_jax.weights import WeightsError, save_model
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, for instance configs/base.py.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment, for instance configs/base.py."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if need be, else resumed.")
 BAD_INPUT = (ConfigError, CheckpointError, DataError, WeightsError)
 
@@ -46,17 +48,7 @@ def validation_batch(config: Config) -> dict[str, np.ndarray]:
     return {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
 
 
-def record_base(config: Config, workdir: Path, model, restorer) -> None:
-    """Note which base model the run starts from; keep a random one."""
-    folder = Path(config.run.init) if config.run.init else training.run_folder(workdir)
-    if not config.run.init and not (folder / "config.json").exists():
-        save_model(folder, model, restorer, provenance={"seed": config.run.seed})
-    name = str(folder) if config.run.init else folder.name
-    record = {"folder": name, "digest": file_digest(folder / "config.json")}
-    write_json(workdir / "init.json", record)
-
-
-def export(config: Config, workdir: Path, model, restorer: nnx.Module, batch) -> None:
+def export(config: Config, workdir: Path, model: ModelConfig, restorer: Restorer, batch) -> None:
     """Write WORKDIR/model/, the run's result as a model folder."""
     if config.run.kind == "vae":
         std = training.latent_std(restorer, training.to_images(batch)["hq"])
@@ -73,12 +65,9 @@ def train(config: Config, workdir: Path) -> None:
     config.run.init = str(Path(config.run.init).resolve()) if config.run.init else ""
     write_config(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    if not (config.run.init or (workdir / "init.json").exists()):
-        base, size = training.base_model(config)
-        record_base(config, workdir, size, base)
-    restorer, model = training.prepare(config)
-    if config.run.init:
-        record_base(config, workdir, model, restorer)
+    base = training.base_folder(config, workdir)
+    restorer, model = training.prepare(config, base)
+    record_base(workdir, base)
 
     graphdef, params, frozen = nnx.split(restorer, training.trainable(config), ...)
     tx = training.make_optimizer(config.optim, config.run.steps)
@@ -87,31 +76,42 @@ def train(config: Config, workdir: Path) -> None:
     step_fn = training.make_train_step(graphdef, tx, objective, config.run.seed)
     step_fn = jax.jit(step_fn, donate_argnums=0)
     eval_fn = jax.jit(training.make_eval_step(graphdef, config.run.kind, config.run.seed))
-    share = config.data.batch_size // jax.process_count()
-    shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
     checkpoints = Checkpoints(workdir, config.run.keep)
     val = validation_batch(config)
 
-    with make_loader(config.data, batch_size=share, **shard) as loader:
+    with training_loader(config) as loader:
         if (latest := checkpoints.latest()) is not None:
             state, position = checkpoints.restore(latest, state)
             loader.set_state(position)
         first = latest or 0
         monitor = Monitor(workdir, first, config.run.steps)
         validate = partial(validation, eval_fn, frozen, val, monitor)
-        state = loop(config, mesh, step_fn, state, frozen, loader, checkpoints, monitor, validate, first)
+        state = loop(
+            config, mesh, step_fn, state, frozen, loader, checkpoints, monitor, validate, first
+        )
     checkpoints.close()
     monitor.close()
     nnx.update(restorer, state.params, frozen)
     export(config, workdir, model, restorer, val)
 
 
+def training_loader(config: Config) -> Loader:
+    """This process's share of every global batch."""
+    count = jax.process_count()
+    share = config.data.batch_size // count
+    return make_loader(
+        config.data, batch_size=share, shard_index=jax.process_index(), shard_count=count
+    )
+
+
 def validation(eval_fn, frozen, val, monitor: Monitor, step: int, params) -> None:
     """Metrics and a sample grid on the fixed validation set."""
-    images = np.concatenate([
-        np.asarray(eval_fn(params, frozen, {k: v[i : i + 1] for k, v in val.items()}))
-        for i in range(len(val["hq"]))
-    ])
+    images = np.concatenate(
+        [
+            np.asarray(eval_fn(params, frozen, {k: v[i : i + 1] for k, v in val.items()}))
+            for i in range(len(val["hq"]))
+        ]
+    )
     means, grid = training.evaluate(to_uint8(images), val)
     monitor.scalars(step, means)
     monitor.grid(step, grid)
@@ -130,7 +130,10 @@ def loop(
         monitor.advance()
         if step % run.log_every == 0 or step == run.steps:
             values = {k: float(v) for k, v in scalars.items()}
-            seconds, done = time.monotonic() - since, (step - first) % run.log_every or run.log_every
+            seconds, done = (
+                time.monotonic() - since,
+                (step - first) % run.log_every or run.log_every,
+            )
             values["images_s"] = done * config.data.batch_size / seconds
             values["data_wait"] = waited / seconds
             values["skipped"] = float(batch["skipped"].sum())
@@ -149,7 +152,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     cv2.setNumThreads(1)
     try:
-        train(CONFIG.value, Path(WORKDIR.value))
+        train(CONFIG.value, Path(WORKDIR.value or ""))
     except BAD_INPUT as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

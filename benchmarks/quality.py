@@ -1,7 +1,7 @@
 """Degrade photographs with a fixed seed, restore them through infer.py, measure, draw a sheet.
 
-    python -m benchmarks.quality --output results                    # photographs that dependencies ship
-    python -m benchmarks.quality --input PHOTOS --output results     # yours, cut to 512 x 512
+    python -m benchmarks.quality --output results                  # pictures that dependencies ship
+    python -m benchmarks.quality --input PHOTOS --output results   # yours, cut to 512 x 512
 
 OpenCV's non-local means, the denoiser that everybody has, is measured beside the model.
 """
@@ -40,7 +40,7 @@ def photographs(folder: Path | None) -> dict[str, np.ndarray]:
 
 
 def square(image: np.ndarray) -> np.ndarray:
-    """The centre, after the shorter side was brought to 512 pixels; a portrait keeps its upper part."""
+    """512 x 512: shorter side scaled to 512, centre cut out (higher up in a portrait)."""
     scale = SIDE / min(image.shape[:2])
     size = [max(SIDE, round(n * scale)) for n in image.shape[1::-1]]
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -108,7 +108,9 @@ def table(scores: dict[str, dict[str, float]]) -> str:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input", type=Path, help="folder of photographs; default: the shipped two")
+    parser.add_argument(
+        "--input", type=Path, help="folder of photographs; default: two shipped ones"
+    )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--sheet_rows", type=int, default=6)

@@ -1,4 +1,8 @@
-"""The whole loop in a minute: tiny random model, 20 steps, on the pictures of the README."""
+"""The whole loop in a minute: tiny random model, 20 steps, scikit-image's own pictures."""
+
+from pathlib import Path
+
+import skimage
 
 from configs.models import tiny
 from osdhuman_jax.config import Config
@@ -6,7 +10,7 @@ from osdhuman_jax.config import Config
 
 def get_config() -> Config:
     config = Config(model=tiny())
-    config.data.sources = ("tests/pictures",)
+    config.data.sources = (str(Path(skimage.__file__).parent / "data"),)
     config.data.crop = 64
     config.data.batch_size = 4
     config.data.workers = 0

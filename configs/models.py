@@ -6,7 +6,7 @@ PLAIN, CROSS = "DownBlock2D", "CrossAttnDownBlock2D"
 
 
 def nano() -> ModelConfig:
-    """The bundled model: thin full-resolution levels, so that two CPU cores can train and run it."""
+    """The bundled model: levels so thin that two CPU cores can train and run it."""
     return ModelConfig(
         vae=VAEConfig(
             latent_channels=16,

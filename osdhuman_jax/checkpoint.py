@@ -76,6 +76,17 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def record_base(workdir: Path, folder: Path) -> None:
+    """Note which base model a run starts from; its path is relative if inside the workdir."""
+    inside = folder.resolve().is_relative_to(workdir.resolve())
+    name = folder.resolve().relative_to(workdir.resolve()) if inside else folder.resolve()
+    digest = file_digest(folder / "config.json")
+    path = workdir / "init.json"
+    if path.exists() and json.loads(path.read_text())["digest"] != digest:
+        raise WeightsError(f"{folder}: not the base model that {workdir} was begun with")
+    write_json(path, {"folder": str(name), "digest": digest})
+
+
 class Checkpoints:
     """The checkpoints of one run; saving goes on in the background until `close`."""
 

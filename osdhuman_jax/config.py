@@ -1,11 +1,14 @@
 """Typed configuration. Every default is the paper's value (OSDHuman, ICML 2025) or, where the paper
-is silent, OSEDiff's, which it follows; no experiment's values stand here, those are in `configs/`.
+is silent, OSEDiff's, which it follows; no experiment's values stand here, they are in `configs/`.
 
-Leaf functions take plain arguments, never these classes: `UNet2DConditionModel(**asdict(cfg.unet))`.
+Leaf functions take plain arguments, not these classes: `UNet2DConditionModel(**asdict(cfg.unet))`.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -114,7 +117,7 @@ class OptimConfig:
 
 @dataclass
 class DegradationConfig:
-    """Real-ESRGAN second-order degradation, x4plus values as in OSEDiff (spec of the reference yml)."""
+    """Real-ESRGAN second-order degradation: the values of its x4plus yml, as in OSEDiff."""
 
     scale: int = 4  # HQ side / information side of the LQ
     blur_kernel_sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
@@ -199,10 +202,10 @@ class ConfigError(ValueError):
     """A value that contradicts another or that no code path serves."""
 
 
-def to_dict(config) -> dict:
+def to_dict(config: Any) -> dict[str, Any]:
     """Plain dict of a config dataclass, tuples as lists: what JSON gives back."""
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
         return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
@@ -210,17 +213,17 @@ def to_dict(config) -> dict:
     return plain(dataclasses.asdict(config))
 
 
-def from_dict(cls, values: dict):
+def from_dict(cls: type[T], values: dict[str, Any]) -> T:
     """Inverse of `to_dict`. Raises ConfigError on an unknown or missing field."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(fields)):
         raise ConfigError(f"{cls.__name__}: unknown field(s) {', '.join(unknown)}")
     if missing := sorted(set(fields) - set(values)):
         raise ConfigError(f"{cls.__name__}: missing field(s) {', '.join(missing)}")
 
-    def typed(value, kind):
+    def typed(value: Any, kind: Any) -> Any:
         if dataclasses.is_dataclass(kind):
-            return from_dict(kind, value)
+            return from_dict(kind, value)  # type: ignore[arg-type]
         return tuple(value) if isinstance(value, list) else value
 
     return cls(**{name: typed(values[name], f.type) for name, f in fields.items()})

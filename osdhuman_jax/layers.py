@@ -1,7 +1,7 @@
 """Building blocks of VAE and U-Net. Attribute names are diffusers', feature maps are (B, H, W, C).
 
 Convolutions pad explicitly (XLA's SAME differs from PyTorch at stride 2); group norms compute their
-statistics in two passes in float32. Every block takes `dtype` (compute) and `param_dtype` (storage).
+statistics in two passes in float32. Every block takes `dtype` (compute) and `param_dtype`.
 """
 
 from typing import Any

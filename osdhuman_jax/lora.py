@@ -1,19 +1,20 @@
 """LoRA as surgery after loading: networks do not know about it.
 
-y = base(x) + scale * (op(x, A) @ B), op = the base's own convolution or matrix product with A, which has
-the base kernel's shape but `rank` outputs; B is (rank, out); scale = alpha / rank. A ~ N(0, 1/rank),
-B = 0 (peft's "gaussian"), so an injected network computes what it did before.
+y = base(x) + scale * (op(x, A) @ B), op being the base's convolution or matrix product. A has the
+base kernel's shape but `rank` outputs, B is (rank, out), scale = alpha / rank. A ~ N(0, std 1/rank)
+and B = 0 (peft's "gaussian"), so an injected network computes what it did before.
 """
 
 from collections.abc import Callable, Iterator
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-Path = tuple[str | int, ...]
+Path = tuple[Any, ...]  # attribute names and list indices
 
 
 class LoRAParam(nnx.Param):
@@ -70,7 +71,7 @@ def vae_encoder_targets(vae: nnx.Module) -> list[Path]:
     return [path for path, _ in _layers(vae) if path[0] in ("encoder", "quant_conv")]
 
 
-def _child(module, name: str | int):
+def _child(module: Any, name: str | int) -> Any:
     return module[name] if isinstance(name, int) else getattr(module, name)
 
 
@@ -78,7 +79,7 @@ def _replace(model: nnx.Module, path: Path, make: Callable[[nnx.Module], nnx.Mod
     *parents, name = path
     owner = reduce(_child, parents, model)
     if isinstance(name, int):
-        owner[name] = make(owner[name])  # type: ignore[index]
+        owner[name] = make(owner[name])
     else:
         setattr(owner, name, make(getattr(owner, name)))
 

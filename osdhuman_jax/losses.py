@@ -1,5 +1,5 @@
-"""Formulas of the objectives, pure functions of arrays in float32; who calls which network is decided
-in `training.py`. Images are in [-1, 1], so the squared error is four times that of [0, 1] images.
+"""Formulas of the objectives, pure functions of arrays in float32; `training.py` decides who calls
+which network. Images are in [-1, 1]: the squared error is four times that of [0, 1] images.
 """
 
 import jax.numpy as jnp

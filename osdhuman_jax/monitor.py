@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[attr-defined]
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
@@ -43,7 +43,9 @@ class Monitor:
             f.write(json.dumps({"step": step, **values}) + "\n")
         summary = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
         self._write(step, Summary(value=summary))
-        shown = {k: f"{v:.4g}" for k, v in values.items() if k in ("loss", "val_psnr_y", "images_s")}
+        shown = {
+            k: f"{v:.4g}" for k, v in values.items() if k in ("loss", "val_psnr_y", "images_s")
+        }
         self._bar.set_postfix(shown, refresh=False)
 
     def grid(self, step: int, picture: np.ndarray) -> None:

@@ -67,7 +67,7 @@ def build_restorer(
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
 ) -> Restorer:
-    """A restorer with random weights; the dicts are the networks' arguments (`asdict(ModelConfig)`).
+    """A restorer with random weights; the dicts are the networks' arguments.
 
     Raises ValueError where VAE and U-Net disagree on the latent's channels.
     """

@@ -23,8 +23,8 @@ class Schedule:
     @property
     def alphas_bar(self) -> Array:
         """Cumulative product of 1 - beta, (num_train_timesteps,) float32."""
-        ends = np.sqrt([self.beta_start, self.beta_end])
-        betas = np.linspace(*ends, self.num_train_timesteps, dtype=np.float64) ** 2
+        start, end = np.sqrt([self.beta_start, self.beta_end])
+        betas = np.linspace(start, end, self.num_train_timesteps) ** 2
         return jnp.asarray(np.cumprod(1.0 - betas), jnp.float32)
 
     def coefficients(self, t: Timestep) -> tuple[Array, Array]:

@@ -8,7 +8,7 @@ SMALLEST_SPLIT = 2**16  # elements; below, a copy on every device is cheaper tha
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
-    """Mesh (data, fsdp) of all devices; one of the two may be -1. Raises ValueError if it does not fit."""
+    """Mesh (data, fsdp) of all devices; one may be -1. Raises ValueError if it does not fit."""
     count = jax.device_count()
     sizes = [data, fsdp]
     if -1 in sizes:

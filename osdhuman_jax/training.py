@@ -29,7 +29,13 @@ from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.schedule import Schedule
 from osdhuman_jax.sharding import batch_sharding, replicated, weight_sharding
 from osdhuman_jax.types import Image
-from osdhuman_jax.weights import add_lora, is_generator, load_base, random_restorer
+from osdhuman_jax.weights import (
+    add_lora,
+    is_generator,
+    load_base,
+    random_restorer,
+    save_model,
+)
 
 Batch = Mapping[str, Array]
 Scalars = dict[str, Array]
@@ -70,31 +76,33 @@ def trainable(config: Config) -> nnx.filterlib.Filter:
     }[config.run.kind]
 
 
-def base_model(config: Config) -> tuple[Restorer, ModelConfig]:
-    """The restorer a run starts from: `run.init`'s, else random weights from the seed.
+def base_folder(config: Config, workdir: Path) -> Path:
+    """The model folder a run starts from: `run.init`, else WORKDIR/init with random weights."""
+    if config.run.init:
+        return Path(config.run.init)
+    folder = workdir / "init"
+    if not (folder / "config.json").exists():
+        random = random_restorer(config.model, config.run.seed)
+        save_model(folder, config.model, random, provenance={"random_seed": config.run.seed})
+    return folder
 
-    An architecture is a property of weights: `config.model` must equal that of `run.init`, but for
-    the latent's scaling factor (measured after the autoencoder's training) and the timestep.
+
+def prepare(config: Config, folder: Path) -> tuple[Restorer, ModelConfig]:
+    """The base model of a folder, with LoRA injected where the restorer is trained.
+
+    An architecture is a property of weights: `config.model` must equal the folder's, but for the
+    latent's scaling factor (measured after the autoencoder's training) and the timestep.
     """
-    if not config.run.init:
-        random = random_restorer(config.model, config.run.seed, precision=config.run.precision)
-        return random, config.model
-    restorer, found, _ = load_base(config.run.init, precision=config.run.precision)
+    restorer, found, _ = load_base(folder, precision=config.run.precision)
     found.timestep = restorer.timestep = config.model.timestep
     ours, theirs = to_dict(config.model), to_dict(found)
     ours["vae"]["scaling_factor"] = found.vae.scaling_factor
     if ours != theirs:
         names = [k for k in ours if ours[k] != theirs[k]]
-        raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {config.run.init}")
-    return restorer, found
-
-
-def prepare(config: Config) -> tuple[Restorer, ModelConfig]:
-    """The base model, with LoRA injected where the restorer is trained."""
-    restorer, model = base_model(config)
+        raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {folder}")
     if config.run.kind == "restorer":
         add_lora(restorer, config.lora, nnx.Rngs(config.run.seed))
-    return restorer, model
+    return restorer, found
 
 
 # Objectives: (restorer, batch of images in [-1, 1], key) -> (loss, scalars to log).
@@ -110,7 +118,7 @@ def vae_objective(config: LossConfig, model: Restorer, batch: Batch, key: Array)
 
 
 def diffusion_objective(config: LossConfig, model: Restorer, batch: Batch, key: Array):
-    """Eps-prediction on latents of HQ pictures, all timesteps alike, prompted by the same pictures."""
+    """Eps-prediction on latents of HQ pictures, all timesteps alike, prompted by the pictures."""
     del config
     k_latent, k_t, k_noise = jax.random.split(key, 3)
     z0 = jax.lax.stop_gradient(model.encode(batch["hq"], k_latent))
@@ -194,7 +202,7 @@ def init_state(params: nnx.State, tx: optax.GradientTransformation) -> TrainStat
 def make_train_step(
     graphdef: nnx.GraphDef, tx: optax.GradientTransformation, objective: Objective, seed: int
 ) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, Scalars]]:
-    """(state, frozen, batch of uint8 pictures) -> (state, scalars), to be jitted with state donated.
+    """(state, frozen, batch of uint8 pictures) -> (state, scalars); jit it, state donated.
 
     `frozen` is an argument: closing over it would bake its values into the program. Randomness is
     a function of (seed, step) alone.
@@ -217,7 +225,7 @@ def make_train_step(
 
 
 def make_eval_step(graphdef: nnx.GraphDef, kind: str, seed: int) -> Callable[..., Image]:
-    """(params, frozen, batch) -> images: reconstruction, one-step estimate from t = 500, or restored."""
+    """(params, frozen, batch) -> reconstruction, one-step estimate from t = 500, or restored."""
 
     def diffused(model: Restorer, hq: Image) -> Image:
         z0 = model.encode(hq)
@@ -269,8 +277,3 @@ def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Array]
         k: jax.make_array_from_process_local_data(batch_sharding(mesh), v)
         for k, v in pictures.items()
     }
-
-
-def run_folder(workdir: Path) -> Path:
-    """Where a run keeps the random base model it started from."""
-    return workdir / "init"

@@ -1,6 +1,6 @@
 """UNet2DConditionModel of Stable Diffusion: latent (B, H, W, C), timestep, tokens -> eps, float32.
 
-Attribute names are diffusers'. Any H, W: where a level's size is odd, the way up resizes to the skip.
+Attribute names are diffusers'. Any H, W: where a level's side is odd, the way up resizes to it.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from osdhuman_jax.layers import (
     Downsample2D,
     Feature,
     GroupNorm,
-    ResnetBlock2D,
     Resized,
+    ResnetBlock2D,
     TimestepEmbedding,
     Transformer2DModel,
     Upsample2D,
@@ -74,7 +74,7 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
 
 
 class UpBlock2D(nnx.Module):
-    """Resnets on [hidden, skip], with or without attention, then a resize to the next skip's size."""
+    """Resnets on [hidden, skip], maybe attention, then a resize to the next skip's size."""
 
     def __init__(self, cins: list[int], cout: int, attention: Any, up: bool, **kw: Any):
         resnet, plain = kw.pop("resnet"), kw
@@ -91,12 +91,12 @@ class UpBlock2D(nnx.Module):
             x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
             x = self.attentions[i](x, context) if len(self.attentions) else x
         for upsample in self.upsamplers:
-            x = upsample(x, skips[-1].shape[1:3])
+            x = upsample(x, (skips[-1].shape[1], skips[-1].shape[2]))
         return x
 
 
 class UNet2DConditionModel(nnx.Module):
-    """The denoiser. `num_attention_heads` is per level (diffusers files call it attention_head_dim)."""
+    """The denoiser. `num_attention_heads` is per level (attention_head_dim in diffusers files)."""
 
     def __init__(
         self,

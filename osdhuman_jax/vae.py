@@ -1,6 +1,6 @@
 """AutoencoderKL of Stable Diffusion: image (B, H, W, 3) in [-1, 1] <-> latent (B, H/f, W/f, C).
 
-Attribute names are diffusers'. Latents here are the raw posterior; the caller applies the scaling factor.
+Attribute names are diffusers'. Latents are the raw posterior; the caller applies the scale.
 """
 
 from typing import Any
@@ -14,8 +14,8 @@ from osdhuman_jax.layers import (
     Downsample2D,
     Feature,
     GroupNorm,
-    ResnetBlock2D,
     Resized,
+    ResnetBlock2D,
     SpatialAttention,
     Upsample2D,
     conv1x1,

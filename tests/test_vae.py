@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from convert import abstract, call, close, count, filled, from_torch, nchw, normal, randomise
 from diffusers import AutoencoderKL as Reference
 

@@ -1,7 +1,7 @@
 """A model on disk: a folder with three files.
 
     config.json            architecture, LoRA, digests of the two below, provenance
-    base.safetensors       the frozen networks, names as in `nnx` paths ("vae.encoder.conv_in.kernel")
+    base.safetensors       the frozen networks, named by nnx path ("vae.encoder.conv_in.kernel")
     generator.safetensors  what training the restorer changed: LoRA factors and HFIE; may be absent
 
 A folder that lacks a tensor, has one too many or one of another shape, or whose bytes do not match
@@ -91,10 +91,12 @@ def _parameters(restorer: Restorer) -> dict[str, nnx.Variable]:
     }
 
 
-def fill(restorer: Restorer, tensors: Mapping[str, np.ndarray], names: set[str], where: str) -> None:
+def fill(
+    restorer: Restorer, tensors: Mapping[str, np.ndarray], names: set[str], where: str
+) -> None:
     """Put `tensors` into the parameters `names`, in place; dtypes stay the module's.
 
-    Raises WeightsError, with the first names of each kind, on a missing or unknown tensor or a shape.
+    Raises WeightsError, with the first names of each kind: missing, unknown, of another shape.
     """
     targets = {name: p for name, p in _parameters(restorer).items() if name in names}
     faults = {
@@ -202,7 +204,9 @@ def load_base(
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
     restorer = nnx.eval_shape(partial(_build, config, 0, DTYPES[precision], adapters))
     trained = _generator_names(restorer, adapters)
-    fill(restorer, _tensors(folder / BASE), set(_parameters(restorer)) - trained, str(folder / BASE))
+    fill(
+        restorer, _tensors(folder / BASE), set(_parameters(restorer)) - trained, str(folder / BASE)
+    )
     if trained:
         fill(restorer, _tensors(folder / GENERATOR), trained, str(folder / GENERATOR))
     return restorer, config, adapters
