@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
@@ -152,7 +153,7 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     step = steps[-1] if step is None else step
     restorer, model = _run_base(workdir, precision)
     restorer.timestep = model.timestep = config.model.timestep
-    add_lora(restorer, config.lora, nnx.Rngs(0))
+    add_lora(restorer, config.lora, np.random.default_rng(0))
     params = nnx.state(restorer, lambda path, value: is_generator(config.lora, path, value))
     nnx.update(restorer, _params(workdir, step, params))
     lora.merge(restorer)

@@ -213,8 +213,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+def from_dict(cls: type[T], values: Any) -> T:
     """Inverse of `to_dict`. Raises ConfigError on an unknown or missing field."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{cls.__name__}: not a table of fields ({values!r})")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(fields)):
         raise ConfigError(f"{cls.__name__}: unknown field(s) {', '.join(unknown)}")

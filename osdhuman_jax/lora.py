@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -24,11 +25,13 @@ class LoRAParam(nnx.Param):
 class LoRA(nnx.Module):
     """A linear layer or convolution with a low-rank residual beside it."""
 
-    def __init__(self, base: nnx.Linear | nnx.Conv, rank: int, alpha: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self, base: nnx.Linear | nnx.Conv, rank: int, alpha: float, *, rng: np.random.Generator
+    ):
         shape = base.kernel.shape
-        gaussian = jax.random.normal(rngs.params(), (*shape[:-1], rank), jnp.float32)
+        gaussian = rng.standard_normal((*shape[:-1], rank), np.float32)
         self.base = base
-        self.lora_A = LoRAParam(gaussian / rank)
+        self.lora_A = LoRAParam(jnp.asarray(gaussian / rank))
         self.lora_B = LoRAParam(jnp.zeros((rank, shape[-1]), jnp.float32))
         self.scale = alpha / rank
         self.enabled = True
@@ -85,14 +88,14 @@ def _replace(model: nnx.Module, path: Path, make: Callable[[nnx.Module], nnx.Mod
 
 
 def inject(
-    model: nnx.Module, targets: list[Path], *, rank: int, alpha: float, rngs: nnx.Rngs
+    model: nnx.Module, targets: list[Path], *, rank: int, alpha: float, rng: np.random.Generator
 ) -> None:
     """Put a LoRA around each target, in place. Raises ValueError where one is there already."""
     for path in targets:
         if "base" in path or isinstance(reduce(_child, path, model), LoRA):
             raise ValueError(f"{'.'.join(map(str, path))}: has LoRA already")
     for path in targets:
-        _replace(model, path, lambda layer: LoRA(layer, rank, alpha, rngs=rngs))  # type: ignore[arg-type]
+        _replace(model, path, lambda layer: LoRA(layer, rank, alpha, rng=rng))  # type: ignore[arg-type]
 
 
 def merge(model: nnx.Module) -> None:

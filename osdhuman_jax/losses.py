@@ -14,4 +14,5 @@ def mse(prediction: Image | Latent, target: Image | Latent) -> Scalar:
 
 def kl(mean: Latent, logvar: Latent) -> Scalar:
     """KL divergence of the posterior from N(0, 1), in nats per latent element."""
+    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
     return 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)

@@ -4,18 +4,20 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from osdhuman_jax.config import ConfigError
+
 SMALLEST_SPLIT = 2**16  # elements; below, a copy on every device is cheaper than gathering
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
-    """Mesh (data, fsdp) of all devices; one may be -1. Raises ValueError if it does not fit."""
+    """Mesh (data, fsdp) of all devices; one may be -1. Raises ConfigError if it does not fit."""
     count = jax.device_count()
     sizes = [data, fsdp]
     if -1 in sizes:
         other = sizes[1 - sizes.index(-1)]
         sizes[sizes.index(-1)] = max(count // max(other, 1), 1)
     if sizes[0] * sizes[1] != count or min(sizes) < 1:
-        raise ValueError(f"mesh data={data} fsdp={fsdp} does not fit {count} devices")
+        raise ConfigError(f"mesh: data={data}, fsdp={fsdp} do not fit {count} device(s)")
     return jax.make_mesh(tuple(sizes), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 

@@ -101,7 +101,7 @@ def prepare(config: Config, folder: Path) -> tuple[Restorer, ModelConfig]:
         names = [k for k in ours if ours[k] != theirs[k]]
         raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {folder}")
     if config.run.kind == "restorer":
-        add_lora(restorer, config.lora, nnx.Rngs(config.run.seed))
+        add_lora(restorer, config.lora, np.random.default_rng(config.run.seed))
     return restorer, found
 
 

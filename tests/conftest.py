@@ -1,13 +1,35 @@
-"""Settings of every test: shapes checked, no implicit promotion, exact products, few threads."""
+"""Settings of every test: shapes checked, no implicit promotion, exact products, one thread."""
 
 import jaxtyping
 
 jaxtyping.install_import_hook("osdhuman_jax", "beartype.beartype")  # before the package's import
 
+from dataclasses import asdict  # noqa: E402
+
 import jax  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def sd21():
+    """Shapes of the default model, Stable Diffusion 2.1-base and RAM, with LoRA of rank 4."""
+    from convert import abstract
+
+    from osdhuman_jax import lora
+    from osdhuman_jax.config import ModelConfig
+    from osdhuman_jax.restorer import build_restorer
+
+    def build(rngs):
+        model, size = build_restorer(**asdict(ModelConfig()), rngs=rngs), {"rank": 4, "alpha": 8.0}
+        lora.inject(model.unet, lora.unet_targets(model.unet), **size, rngs=rngs)
+        lora.inject(model.vae, lora.vae_encoder_targets(model.vae), **size, rngs=rngs)
+        return model
+
+    return abstract(build)

@@ -51,7 +51,7 @@ def assign(module: nnx.Module, values: dict[Path, np.ndarray]) -> None:
 
 
 def filled(make: Callable[[nnx.Rngs], Any], seed: int = 0) -> Any:
-    """A module with random weights that keep the variance; norm scales near one, biases not zero."""
+    """A module with random weights that keep variances; norm scales near one, biases not zero."""
     module, rng = abstract(make), np.random.default_rng(seed)
 
     def draw(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -114,7 +114,7 @@ def nchw(x: np.ndarray) -> torch.Tensor:
 
 
 def close(actual: jax.Array, expected: torch.Tensor | np.ndarray, atol: float) -> None:
-    """Compare with a result of PyTorch, feature maps being NCHW there; constant results are refused."""
+    """Compare with PyTorch, whose feature maps are NCHW; refuses a constant expectation."""
     want = np.asarray(expected)
     if isinstance(expected, torch.Tensor) and want.ndim == 4:
         want = want.transpose(0, 2, 3, 1)

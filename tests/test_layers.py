@@ -54,7 +54,7 @@ def test_downsample(size, asymmetric):
 
 
 def test_asymmetric_downsample_pads_right_and_bottom():
-    """A kernel that picks its last tap sees only zeros in the last row and column of an even map."""
+    """The last tap of a kernel sees only zeros in the last row and column of an even map."""
     layer = filled(lambda rngs: layers.Downsample2D(1, asymmetric=True, **fp32(rngs)))
     layer.conv.kernel[...] = jnp.zeros((3, 3, 1, 1)).at[2, 2].set(1.0)
     layer.conv.bias[...] = jnp.zeros(1)

@@ -21,7 +21,7 @@ def ddpm() -> DDPMScheduler:
 
 def test_alphas_match_diffusers():
     want = ddpm().alphas_cumprod.numpy()
-    # diffusers multiplies a thousand factors in float32, ours are float64: relative 1e-5 is its error
+    # diffusers multiplies a thousand factors in float32, we in float64: 1e-5 is its error
     np.testing.assert_allclose(Schedule().alphas_bar, want, rtol=1e-5, atol=0)
     assert Schedule().alphas_bar.dtype == jnp.float32
 
@@ -64,7 +64,7 @@ def test_eq2_matches_diffusers_at_999():
     assert want.std() > 14
     close(got, want, 3e-4)  # values near 50, diffusers' alpha being off by 1e-6 relative
 
-    # One inference step at 999: what OSEDiff calls prev_sample is that estimate, plus noise of 1e-10.
+    # One inference step at 999: OSEDiff takes its prev_sample, that estimate plus 1e-10 of noise.
     scheduler.set_timesteps(timesteps=[999])
     step = scheduler.step(nchw(eps), 999, nchw(z), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(step.prev_sample, want, rtol=1e-5, atol=1e-5)

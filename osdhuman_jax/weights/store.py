@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
@@ -48,24 +49,48 @@ class Model:
     name: str
 
 
-def _build(
-    config: ModelConfig, seed: int, dtype: DTypeLike, adapters: LoRAConfig | None = None
-) -> Restorer:
-    rngs = nnx.Rngs(seed)
-    restorer = build_restorer(**dataclasses.asdict(config), dtype=dtype, rngs=rngs)
+class _OneKey(nnx.Rngs):
+    """Gives every layer the same key: counting keys while tracing shapes is quadratic in layers."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def _build(config: ModelConfig, dtype: DTypeLike, adapters: LoRAConfig | None = None) -> Restorer:
+    restorer = build_restorer(**dataclasses.asdict(config), dtype=dtype, rngs=_OneKey())
     if adapters:
-        add_lora(restorer, adapters, rngs)
+        add_lora(restorer, adapters, np.random.default_rng(0))
     return restorer
 
 
 def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") -> Restorer:
-    """A restorer with random weights that computes in `precision`."""
-    return nnx.jit(partial(_build, config, seed, DTYPES[precision]))()
+    """A restorer with random weights that computes in `precision`.
+
+    Kernels are normal with variance 1 / fan-in. NumPy draws them: to compile an initializer for
+    each of hundreds of shapes takes longer than a short run.
+    """
+    rng = np.random.default_rng(seed)
+    restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision]))
+    for name, variable in _parameters(restorer).items():
+        variable.set_value(jnp.asarray(_draw(name, variable.shape, rng), variable.dtype))
+    query = restorer.prompter.hfie.query
+    query.set_value(config.hfie.query_init_std * query.get_value())
+    return restorer
 
 
-def add_lora(restorer: Restorer, config: LoRAConfig, rngs: nnx.Rngs) -> None:
+def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    kind = name.rsplit(".", 1)[-1]
+    if kind in ("bias", "scale"):
+        return np.full(shape, kind == "scale", np.float32)
+    if kind == "relative_position_bias_table":
+        return 0.02 * rng.standard_normal(shape, np.float32)
+    fan_in = 1 if kind == "query" else np.prod(shape[:-1])
+    return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(fan_in))
+
+
+def add_lora(restorer: Restorer, config: LoRAConfig, rng: np.random.Generator) -> None:
     """Inject the generator's adapters, in place."""
-    size: dict[str, Any] = {"rank": config.rank, "alpha": config.alpha, "rngs": rngs}
+    size: dict[str, Any] = {"rank": config.rank, "alpha": config.alpha, "rng": rng}
     if config.vae_encoder:
         lora.inject(restorer.vae, lora.vae_encoder_targets(restorer.vae), **size)
     if config.unet:
@@ -202,7 +227,7 @@ def load_base(
     adapters = from_dict(LoRAConfig, meta["lora"]) if meta["lora"] else None
     if adapters and not generator:
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
-    restorer = nnx.eval_shape(partial(_build, config, 0, DTYPES[precision], adapters))
+    restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision], adapters))
     trained = _generator_names(restorer, adapters)
     fill(
         restorer, _tensors(folder / BASE), set(_parameters(restorer)) - trained, str(folder / BASE)

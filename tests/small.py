@@ -1,0 +1,89 @@
+"""A restorer as small as they come, and what trains it: for the tests that need a whole one."""
+
+from dataclasses import asdict
+
+import jax
+import numpy as np
+import optax
+from convert import filled
+from flax import nnx
+
+from osdhuman_jax import training
+from osdhuman_jax.config import (
+    Config,
+    HFIEConfig,
+    LoRAConfig,
+    ModelConfig,
+    OptimConfig,
+    SwinConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.weights import add_lora
+
+MODEL = ModelConfig(
+    vae=VAEConfig(
+        block_out_channels=(8,),
+        layers_per_block=1,
+        norm_num_groups=2,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    ),
+    unet=UNetConfig(
+        block_out_channels=(8,),
+        down_block_types=("CrossAttnDownBlock2D",),
+        layers_per_block=1,
+        num_attention_heads=(2,),
+        cross_attention_dim=8,
+        norm_num_groups=2,
+    ),
+    swin=SwinConfig(16, 4, 4, (1,), (1,), window_size=2, image_proj_dim=8),
+    hfie=HFIEConfig(num_queries=3, num_heads=2),
+    timestep=399,  # at 999 nearly every pixel of a random network is clamped
+)
+
+
+def make(rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> Restorer:
+    """The untrained module."""
+    model = build_restorer(**asdict(MODEL), rngs=rngs)
+    if lora:
+        add_lora(model, lora, np.random.default_rng(0))
+    return model
+
+
+def restorer(lora: LoRAConfig | None = None, seed: int = 0) -> Restorer:
+    """Every weight random, LoRA's B included."""
+    return filled(lambda rngs: make(rngs, lora), seed)
+
+
+def config(kind: str) -> Config:
+    """An experiment that learns fast; without decay, a weight moves by its gradient alone."""
+    made = Config(model=MODEL)
+    made.loss.lpips = made.loss.vsd = 0.0
+    made.optim.learning_rate = 3e-3
+    made.optim.weight_decay = 0.0
+    made.data.sources = ("photos",)
+    made.run.kind = kind
+    made.run.precision = "fp32"
+    return made
+
+
+def pictures(count: int = 2, side: int = 16) -> dict[str, np.ndarray]:
+    """A batch: smooth HQ, noisy LQ."""
+    rng = np.random.default_rng(0)
+    waves = np.cos(np.arange(side)[None, :, None, None] * rng.uniform(0, 1, (count, 1, 1, 3)))
+    hq = 127.5 + 100.0 * np.broadcast_to(waves, (count, side, side, 3))
+    lq = hq + rng.normal(0, 20, hq.shape)
+    return {"hq": hq.astype(np.uint8), "lq": lq.clip(0, 255).astype(np.uint8)}
+
+
+def optimizer(values: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """The real one, but for optax's own arithmetic, which counts on promotion."""
+    real = training.make_optimizer(values, steps)
+
+    def update(grads, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return real.update(grads, state, params)
+
+    return optax.GradientTransformation(real.init, update)

@@ -1,0 +1,185 @@
+"""Configurations: through JSON and back, the paper's values, and flags on the command line."""
+
+import dataclasses
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import base, models
+from osdhuman_jax.config import Config, ConfigError, ModelConfig, UNetConfig, from_dict, to_dict
+
+ROOT = Path(__file__).parent.parent
+PRESETS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "models")
+
+
+def through_json(config):
+    return from_dict(type(config), json.loads(json.dumps(to_dict(config))))
+
+
+def test_there_are_presets():
+    assert {"base", "debug", "nano_vae", "nano_diffusion", "nano"} <= set(PRESETS)
+
+
+@pytest.mark.parametrize("config", [Config(), ModelConfig(), models.tiny(), models.nano()])
+def test_json_round_trip(config):
+    assert through_json(config) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip_of_presets(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert isinstance(config, Config)
+    assert through_json(config) == config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_call_makes_a_config_of_its_own(name):
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    get_config().model.vae.scaling_factor = -1.0
+    assert get_config().model.vae.scaling_factor > 0
+
+
+def test_tuples_are_tuples_again():
+    found = through_json(Config())
+    assert found.model.unet.block_out_channels == (320, 640, 1280, 1280)
+    assert isinstance(found.data.degradation.blur_sigma, tuple)
+
+
+def test_dict_is_json_all_through():
+    plain = to_dict(Config())
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_dict_shares_nothing_with_the_config():
+    config = Config()
+    to_dict(config)["model"]["vae"]["latent_channels"] = 99
+    assert config.model.vae.latent_channels == 4
+
+
+def test_unknown_fields_are_named():
+    values = to_dict(Config())
+    values["model"]["unet"] |= {"depth": 3, "act": "relu"}
+    with pytest.raises(ConfigError, match=r"^UNetConfig: unknown field\(s\) act, depth$"):
+        from_dict(Config, values)
+
+
+def test_missing_fields_are_named():
+    values = to_dict(Config())
+    del values["optim"]["b1"], values["optim"]["eps"]
+    with pytest.raises(ConfigError, match=r"^OptimConfig: missing field\(s\) b1, eps$"):
+        from_dict(Config, values)
+
+
+@pytest.mark.parametrize("value", [3, None, "vae", [1]])
+def test_value_in_the_place_of_a_section_is_named(value):
+    with pytest.raises(ConfigError, match="^VAEConfig: not a table of fields"):
+        from_dict(ModelConfig, to_dict(ModelConfig()) | {"vae": value})
+
+
+def test_paper_values():
+    config = base.get_config()
+    assert config.run.kind == "restorer"
+    assert config.model.timestep == 999
+    assert (config.lora.rank, config.lora.alpha) == (4, 8.0)
+    assert (config.lora.vae_encoder, config.lora.unet, config.lora.train_conv_in) == (
+        True,
+        True,
+        False,
+    )
+    assert (config.loss.mse, config.loss.lpips, config.loss.vsd) == (1.0, 2.0, 1.0)
+    assert (config.loss.cfg_vsd, config.loss.vsd_timesteps) == (1.0, (20, 980))
+    assert (config.optim.learning_rate, config.optim.schedule) == (5e-5, "constant")
+    assert (config.data.batch_size, config.data.crop, config.run.steps) == (16, 512, 35_000)
+
+
+def test_base_model_is_stable_diffusion_2_1():
+    model = base.get_config().model
+    assert model.unet == UNetConfig(
+        in_channels=4,
+        block_out_channels=(320, 640, 1280, 1280),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        layers_per_block=2,
+        num_attention_heads=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        norm_num_groups=32,
+    )
+    assert (model.vae.block_out_channels, model.vae.scaling_factor) == (
+        (128, 256, 512, 512),
+        0.18215,
+    )
+    assert (model.hfie.num_queries, model.swin.image_size) == (77, 384)
+
+
+def test_base_config_says_only_where_things_are():
+    ours, defaults = to_dict(base.get_config()), to_dict(Config())
+    changed = {(s, n) for s in ours for n in ours[s] if ours[s][n] != defaults[s][n]}
+    assert changed == {("data", "sources"), ("run", "init"), ("run", "eval_sources")}
+
+
+def parse(*overrides: str) -> Config:
+    """What `train.py` reads from its command line."""
+    values = flags.FlagValues()
+    argv = ["train.py", "--config", str(ROOT / "configs/base.py"), *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    return holder.value
+
+
+def test_flags_without_overrides_are_the_file():
+    assert parse() == base.get_config()
+
+
+@pytest.mark.parametrize(
+    ("flag", "section", "name", "value"),
+    [
+        ("learning_rate=1e-4", "optim", "learning_rate", 1e-4),
+        ("sources=('a','b')", "data", "sources", ("a", "b")),
+        ("flip=false", "data", "flip", False),
+        ("precision=fp32", "run", "precision", "fp32"),
+    ],
+)
+def test_flag_changes_one_field(flag, section, name, value):
+    expected = base.get_config()
+    setattr(getattr(expected, section), name, value)
+    assert parse(f"--config.{section}.{flag}") == expected != base.get_config()
+
+
+def test_flag_reaches_a_nested_section():
+    found = parse("--config.model.vae.block_out_channels=(8,16)")
+    assert found.model.vae.block_out_channels == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("optim.speed=1", "speed"),
+        ("optimizer.learning_rate=1", "optimizer"),
+        ("optim.learning_rate=fast", "fast"),
+        ("optim.warmup_steps=1.5", "1.5"),
+        ("data.flip=maybe", "maybe"),
+        ("optim=3", "optim"),
+    ],
+)
+def test_bad_flag_is_refused(flag, said):
+    with pytest.raises((flags.Error, AttributeError, TypeError, ValueError), match=said):
+        parse(f"--config.{flag}")
+
+
+def test_train_refuses_an_unknown_field(tmp_path):
+    argv = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs/debug.py")]
+    argv += ["--workdir", str(tmp_path / "w"), "--config.optim.speed=1"]
+    result = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0 and "speed" in result.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_defaults_are_not_shared_between_configs():
+    sections = [f.name for f in dataclasses.fields(Config)]
+    first, second = Config(), Config()
+    assert all(getattr(first, name) is not getattr(second, name) for name in sections)

@@ -1,0 +1,101 @@
+"""What a run leaves to be looked at: JSON lines, TensorBoard events, pictures."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from osdhuman_jax.monitor import Monitor
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def log(workdir: Path, first: int, last: int, loss: float) -> None:
+    """A run from after step `first` to step `last`."""
+    monitor = Monitor(workdir, first, last)
+    for step in range(first + 1, last + 1):
+        monitor.advance()
+        monitor.scalars(step, {"loss": loss, "grad_norm": 0.5 * step})
+    monitor.close()
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (7, 12, 3), np.uint8)
+
+
+def test_scalars_become_lines(tmp_path):
+    log(tmp_path, 0, 2, 0.25)
+    assert lines(tmp_path) == [
+        {"step": 1, "loss": 0.25, "grad_norm": 0.5},
+        {"step": 2, "loss": 0.25, "grad_norm": 1.0},
+    ]
+
+
+def test_lines_are_there_before_the_end(tmp_path):
+    monitor = Monitor(tmp_path, 0, 10)
+    monitor.scalars(1, {"loss": 1.0})
+    assert lines(tmp_path) == [{"step": 1, "loss": 1.0}]
+    monitor.close()
+
+
+def test_resumed_run_drops_what_it_does_again(tmp_path):
+    log(tmp_path, 0, 5, 1.0)
+    log(tmp_path, 3, 6, 2.0)
+    found = [(line["step"], line["loss"]) for line in lines(tmp_path)]
+    assert found == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+
+
+@pytest.mark.parametrize("rest", ['{"step": 3, "lo', '{"step": 2, "loss": 9.0}', "{"])
+def test_resumed_run_drops_a_half_written_line(tmp_path, rest):
+    log(tmp_path, 0, 2, 1.0)
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write(rest)
+    log(tmp_path, 2, 3, 2.0)
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
+        (1, 1.0),
+        (2, 1.0),
+        (3, 2.0),
+    ]
+
+
+def test_run_from_the_start_drops_everything(tmp_path):
+    log(tmp_path, 0, 3, 1.0)
+    log(tmp_path, 0, 1, 2.0)
+    assert lines(tmp_path) == [{"step": 1, "loss": 2.0, "grad_norm": 0.5}]
+
+
+def test_grid_is_saved_as_it_is(tmp_path, picture):
+    monitor = Monitor(tmp_path, 0, 50)
+    monitor.grid(50, picture)
+    monitor.close()
+    with Image.open(tmp_path / "samples" / "0000050.png") as image:
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image), picture)
+
+
+def test_tensorboard_reads_the_events(tmp_path, picture):
+    monitor = Monitor(tmp_path, 0, 2)
+    monitor.scalars(1, {"loss": 0.75, "images_s": 3.0})
+    monitor.scalars(2, {"loss": 0.5})
+    monitor.grid(2, picture)
+    monitor.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert sorted(events.Tags()["scalars"]) == ["images_s", "loss"]
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 0.75), (2, 0.5)]
+    (image,) = events.Images("samples")
+    assert (image.step, image.height, image.width) == (2, 7, 12)
+    with Image.open(io.BytesIO(image.encoded_image_string)) as decoded:
+        np.testing.assert_array_equal(np.asarray(decoded), picture)
+
+
+def test_bar_shows_the_loss_and_where_a_run_went_on(tmp_path, capfd):
+    log(tmp_path, 40, 42, 0.125)
+    shown = capfd.readouterr().err
+    assert "42/42" in shown and "loss=0.125" in shown and "grad_norm" not in shown
