@@ -1,5 +1,5 @@
 # demo: restore the photographs that dependencies ship; test: lint and the test suite.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 

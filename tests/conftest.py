@@ -7,6 +7,7 @@ jaxtyping.install_import_hook("osdhuman_jax", "beartype.beartype")  # before the
 from dataclasses import asdict  # noqa: E402
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -27,9 +28,10 @@ def sd21():
     from osdhuman_jax.restorer import build_restorer
 
     def build(rngs):
-        model, size = build_restorer(**asdict(ModelConfig()), rngs=rngs), {"rank": 4, "alpha": 8.0}
-        lora.inject(model.unet, lora.unet_targets(model.unet), **size, rngs=rngs)
-        lora.inject(model.vae, lora.vae_encoder_targets(model.vae), **size, rngs=rngs)
+        model = build_restorer(**asdict(ModelConfig()), rngs=rngs)
+        size = {"rank": 4, "alpha": 8.0, "rng": np.random.default_rng(0)}
+        lora.inject(model.unet, lora.unet_targets(model.unet), **size)
+        lora.inject(model.vae, lora.vae_encoder_targets(model.vae), **size)
         return model
 
     return abstract(build)

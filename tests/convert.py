@@ -94,7 +94,20 @@ def from_torch(make: Callable[[nnx.Rngs], Any], weights: torch.nn.Module | dict)
     converted = [convert(key, value) for key, value in state.items()]
     assert len(dict(converted)) == len(state), "two keys of one path"
     assign(module, dict(converted))
+    if isinstance(weights, torch.nn.Module):
+        assert norm_epsilons(module) == {
+            name: layer.eps
+            for name, layer in weights.named_modules()
+            if isinstance(layer, (torch.nn.GroupNorm, torch.nn.LayerNorm))
+        }
     return module
+
+
+def norm_epsilons(module: nnx.Module) -> dict[str, float]:
+    """Epsilon of every norm, too small to show in a result, by dotted path."""
+    norms = (nnx.GroupNorm, nnx.LayerNorm)
+    found = [(path, m) for path, m in nnx.iter_modules(module) if isinstance(m, norms)]
+    return {".".join(map(str, path)): m.epsilon for path, m in found}
 
 
 @nnx.jit(static_argnames="method")

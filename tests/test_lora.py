@@ -49,6 +49,10 @@ proj_in ff.net.2 ff.net.0.proj""".split()
 VAE_PATTERNS = "conv1 conv2 conv_in conv_shortcut conv conv_out to_k to_q to_v to_out.0".split()
 
 
+def draws() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
 def unet(rngs, **kw) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**UNET, **kw}, rngs=rngs)
 
@@ -62,7 +66,7 @@ def adapted(make, targets, *, seed: int = 0):
 
     def build(rngs):
         net = make(rngs)
-        lora.inject(net, targets(net), **SIZE, rngs=rngs)
+        lora.inject(net, targets(net), **SIZE, rng=draws())
         return net
 
     return filled(build, seed)
@@ -169,7 +173,7 @@ LAYERS = {
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS)
 def test_merge_is_the_adapter(layer, shape):
-    net = filled(lambda rngs: nnx.List([lora.LoRA(layer(rngs), **SIZE, rngs=rngs)]))
+    net = filled(lambda rngs: nnx.List([lora.LoRA(layer(rngs), **SIZE, rng=draws())]))
     x = normal(*shape)
     want, off = call(net[0], x), call(net[0].base, x)
     assert float(jnp.abs(want - off).max()) > 0.1
@@ -179,7 +183,7 @@ def test_merge_is_the_adapter(layer, shape):
 
 
 def test_formula_of_a_linear_layer():
-    layer = filled(lambda rngs: lora.LoRA(nnx.Linear(6, 10, rngs=rngs), 3, 12.0, rngs=rngs))
+    layer = filled(lambda rngs: lora.LoRA(nnx.Linear(6, 10, rngs=rngs), 3, 12.0, rng=draws()))
     x = normal(4, 6)
     w, b = np.asarray(layer.base.kernel[...]), np.asarray(layer.base.bias[...])
     low = np.asarray(layer.lora_A[...]) @ np.asarray(layer.lora_B[...])
@@ -189,7 +193,7 @@ def test_formula_of_a_linear_layer():
 def test_initial_factors():
     """A ~ N(0, 1 / rank), B = 0, both float32 whatever the base's dtype."""
     base = nnx.Linear(64, 8, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    layer = lora.LoRA(base, 8, 8.0, rngs=nnx.Rngs(1))
+    layer = lora.LoRA(base, 8, 8.0, rng=np.random.default_rng(1))
     assert abs(float(layer.lora_A[...].std()) * 8 - 1) < 0.1
     assert not layer.lora_B[...].any()
     assert layer.lora_A.dtype == layer.lora_B.dtype == jnp.float32
@@ -207,7 +211,7 @@ def test_injected_then_trained_then_disabled_network():
 
     net = filled(lambda rngs: vae(rngs, block_out_channels=(8, 8), mid_block_add_attention=False))
     base, plain = mean(net), uncompiled(net)
-    lora.inject(net, lora.vae_encoder_targets(net), **SIZE, rngs=nnx.Rngs(0))
+    lora.inject(net, lora.vae_encoder_targets(net), **SIZE, rng=draws())
     np.testing.assert_array_equal(uncompiled(net), plain)
     for i, (path, value) in enumerate(params(net, lora.LoRAParam).items()):
         if path[-1] == "lora_B":
@@ -222,7 +226,7 @@ def test_injected_then_trained_then_disabled_network():
 
 def test_merge_keeps_the_kernels_dtype():
     base = nnx.Linear(4, 4, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-    net = nnx.List([lora.LoRA(base, **SIZE, rngs=nnx.Rngs(1))])
+    net = nnx.List([lora.LoRA(base, **SIZE, rng=np.random.default_rng(1))])
     lora.merge(net)
     assert net[0].kernel.dtype == jnp.bfloat16
 
@@ -230,7 +234,7 @@ def test_merge_keeps_the_kernels_dtype():
 def test_float32_factors_on_a_bfloat16_network():
     def build(rngs):
         net = unet(rngs, **TINY, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-        lora.inject(net, lora.unet_targets(net), **SIZE, rngs=rngs)
+        lora.inject(net, lora.unet_targets(net), **SIZE, rng=draws())
         return net
 
     net = abstract(build)
@@ -246,7 +250,7 @@ def test_injecting_twice_raises(search_again):
     targets = lora.vae_encoder_targets(net)
     with pytest.raises(ValueError, match="encoder.conv_in.*has LoRA already"):
         for _ in range(2):
-            lora.inject(net, targets, **SIZE, rngs=nnx.Rngs(0))
+            lora.inject(net, targets, **SIZE, rng=draws())
             targets = lora.vae_encoder_targets(net) if search_again else targets
 
 
@@ -313,7 +317,7 @@ VAE_TREE = {
 )
 def test_whole_tree(make, targets, tree):
     net = abstract(make)
-    lora.inject(net, targets(net), **SIZE, rngs=nnx.Rngs(0))
+    lora.inject(net, targets(net), **SIZE, rng=draws())
     found = {".".join(map(str, p)): v.shape for p, v in params(net, lora.LoRAParam).items()}
     want = {}
     for path, (a, b) in tree.items():

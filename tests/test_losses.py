@@ -44,10 +44,14 @@ def test_kl_of_constants():
 
 def test_kl_equals_torch():
     mean, logvar = normal(*SHAPE), 2 * normal(*SHAPE, seed=1)
-    posterior = Normal(torch.from_numpy(mean).double(), torch.from_numpy(logvar).double().mul(0.5).exp())
+    posterior = Normal(
+        torch.from_numpy(mean).double(), torch.from_numpy(logvar).double().mul(0.5).exp()
+    )
     expected = kl_divergence(posterior, Normal(0.0, 1.0)).mean()
     assert expected > 1
-    np.testing.assert_allclose(losses.kl(jnp.asarray(mean), jnp.asarray(logvar)), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        losses.kl(jnp.asarray(mean), jnp.asarray(logvar)), expected, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("loss", [losses.mse, losses.kl])

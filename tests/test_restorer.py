@@ -96,8 +96,9 @@ def test_a_key_changes_the_result(restorer, restored, lq):
 def test_bfloat16_networks_with_lora_give_float32_images(param_dtype):
     def make(rngs):
         model = build(rngs, dtype=jnp.bfloat16, param_dtype=param_dtype)
-        lora.inject(model.unet, lora.unet_targets(model.unet), rank=2, alpha=4.0, rngs=rngs)
-        lora.inject(model.vae, lora.vae_encoder_targets(model.vae), rank=2, alpha=4.0, rngs=rngs)
+        size = {"rank": 2, "alpha": 4.0, "rng": np.random.default_rng(0)}
+        lora.inject(model.unet, lora.unet_targets(model.unet), **size)
+        lora.inject(model.vae, lora.vae_encoder_targets(model.vae), **size)
         return model
 
     lq = jax.ShapeDtypeStruct((2, 16, 24, 3), jnp.float32)

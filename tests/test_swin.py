@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from convert import abstract, call, close, filled, from_torch, nchw, normal, randomise
+from convert import (
+    abstract,
+    call,
+    close,
+    filled,
+    from_torch,
+    nchw,
+    norm_epsilons,
+    normal,
+    randomise,
+)
 from flax import nnx
 from transformers import SwinConfig, SwinModel
 
@@ -77,6 +87,7 @@ def pair():
 
 def test_features(pair):
     kw, theirs, mine = pair
+    assert set(norm_epsilons(mine).values()) == {1e-5}
     x = normal(2, kw["image_size"], kw["image_size"], 3)
     want = theirs(nchw(x)).last_hidden_state
     tokens = (kw["image_size"] // kw["patch_size"] // 2 ** (len(kw["depths"]) - 1)) ** 2
@@ -209,7 +220,6 @@ def test_rams_encoder_gives_145_tokens(sd21):
     encoder = sd21.prompter.image_encoder
     tokens = jax.eval_shape(lambda e: e(jnp.zeros((1, 512, 512, 3))), encoder)
     assert tokens.shape == (1, 145, 512)
-    shifts = [
-        [block.shift for block in layer.blocks][:2] for layer in encoder.visual_encoder.layers
-    ]
+    layers = encoder.visual_encoder.layers
+    shifts = [[block.shift for block in layer.blocks][:2] for layer in layers]
     assert shifts == [[0, 6], [0, 6], [0, 6], [0, 0]]

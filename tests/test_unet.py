@@ -1,5 +1,7 @@
 """The U-Net against diffusers' on random weights, block by block and whole."""
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,12 +52,17 @@ def reference(plan: dict) -> Reference:
     )
 
 
-@pytest.fixture(scope="module", params=list(PLANS))
-def pair(request):
-    """(plan, diffusers' network, ours with its weights)."""
-    plan = PLANS[request.param]
+@lru_cache
+def make_pair(name: str):
+    plan = PLANS[name]
     theirs = randomise(reference(plan))
     return plan, theirs, from_torch(lambda rngs: ours(plan, rngs), theirs)
+
+
+@pytest.fixture(params=list(PLANS))
+def pair(request):
+    """(plan, diffusers' network, ours with its weights)."""
+    return make_pair(request.param)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The autoencoder against diffusers' on random weights, block by block and whole."""
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,10 +28,9 @@ def ours(name: str, rngs, **kw) -> AutoencoderKL:
     )
 
 
-@pytest.fixture(scope="module", params=list(PLANS))
-def pair(request):
-    """(latent channels, diffusers' network, ours with its weights)."""
-    plan, name = PLANS[request.param], request.param
+@lru_cache
+def make_pair(name: str):
+    plan = PLANS[name]
     levels = len(plan["block_out_channels"])
     theirs = Reference(
         **plan,
@@ -39,6 +40,12 @@ def pair(request):
         mid_block_add_attention=name != "no_attention",
     )
     return plan, randomise(theirs), from_torch(lambda rngs: ours(name, rngs), theirs)
+
+
+@pytest.fixture(params=list(PLANS))
+def pair(request):
+    """(plan, diffusers' network, ours with its weights)."""
+    return make_pair(request.param)
 
 
 @pytest.mark.parametrize(

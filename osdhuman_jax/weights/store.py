@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from osdhuman_jax import lora
-from osdhuman_jax.config import LoRAConfig, ModelConfig, from_dict, to_dict
+from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, from_dict, to_dict
 from osdhuman_jax.restorer import Restorer, build_restorer
 
 FORMAT = 1
@@ -198,10 +198,12 @@ def _read(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{folder / CONFIG}: not JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise WeightsError(f"{folder / CONFIG}: not a model description of format {FORMAT}")
-    for name, digest in meta["digests"].items():
+    if lacking := sorted({"model", "lora", "digests"} - set(meta)):
+        raise WeightsError(f"{folder / CONFIG}: lacks {', '.join(lacking)}")
+    for name in [BASE, GENERATOR] if meta["lora"] else [BASE]:
         if not (folder / name).is_file():
             raise WeightsError(f"{folder / name}: missing")
-        if _sha256(folder / name) != digest:
+        if _sha256(folder / name) != meta["digests"].get(name):
             raise WeightsError(f"{folder / name}: its bytes do not match the digest in {CONFIG}")
     return meta
 
@@ -223,8 +225,11 @@ def load_base(
     """
     folder = Path(folder)
     meta = _read(folder)
-    config = from_dict(ModelConfig, meta["model"])
-    adapters = from_dict(LoRAConfig, meta["lora"]) if meta["lora"] else None
+    try:
+        config = from_dict(ModelConfig, meta["model"])
+        adapters = from_dict(LoRAConfig, meta["lora"]) if meta["lora"] else None
+    except ConfigError as error:
+        raise WeightsError(f"{folder / CONFIG}: {error}") from error
     if adapters and not generator:
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
     restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision], adapters))

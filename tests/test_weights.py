@@ -1,0 +1,314 @@
+"""Model folders: what is written comes back, and nothing else is accepted."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from convert import call, filled
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+from small import MODEL, make, restorer
+
+from osdhuman_jax.config import LoRAConfig
+from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.weights import (
+    WeightsError,
+    load_base,
+    load_model,
+    random_restorer,
+    save_model,
+)
+from osdhuman_jax.weights.store import _sha256
+
+LORA = LoRAConfig(rank=2, alpha=8.0)
+BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
+CONV_IN = "unet.conv_in.kernel"  # (3, 3, 4, 8)
+
+
+def values(model: Restorer) -> dict[str, np.ndarray]:
+    """Every parameter by its dotted path; a layer inside LoRA has the name that it has outside."""
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {
+        ".".join(str(p) for p in path if p != "base"): np.asarray(value[...])
+        for path, value in flat
+    }
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return set(a) == set(b) and all(
+        a[n].dtype == b[n].dtype and np.array_equal(a[n], b[n]) for n in a
+    )
+
+
+def psnr(a: jax.Array, b: jax.Array) -> float:
+    """In dB, of images in [-1, 1]."""
+    return float(10 * np.log10(4 / np.mean(np.square(np.asarray(a) - np.asarray(b)))))
+
+
+@pytest.fixture(scope="module")
+def base_only() -> Restorer:
+    return restorer()
+
+
+@pytest.fixture(scope="module")
+def trained() -> Restorer:
+    """With LoRA, B not zero."""
+    return restorer(LORA)
+
+
+@pytest.fixture(scope="module")
+def base_folder(base_only, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "base"
+    save_model(folder, MODEL, base_only, provenance={"from": "dice"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "trained"
+    save_model(folder, MODEL, trained, generator=LORA)
+    return folder
+
+
+@pytest.fixture
+def broken(folder, tmp_path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def lq() -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def restored(folder, lq) -> np.ndarray:
+    return np.asarray(call(load_model(folder).restorer, lq))
+
+
+def test_base_comes_back_bit_for_bit(base_only, base_folder):
+    found, config, adapters = load_base(base_folder)
+    assert same(values(found), values(base_only))
+    assert config == MODEL and adapters is None
+    assert (found.timestep, found.vae.scaling_factor) == (399, 1.0)
+
+
+def test_generator_comes_back_bit_for_bit(trained, folder):
+    found, config, adapters = load_base(folder, generator=True)
+    assert same(values(found), values(trained))
+    assert config == MODEL and adapters == LORA
+
+
+@pytest.mark.parametrize(
+    "change", [{"train_conv_in": True}, {"vae_encoder": False}, {"unet": False}], ids=str
+)
+def test_other_generators_come_back(change, tmp_path):
+    lora = replace(LORA, **change)
+    model = restorer(lora)
+    save_model(tmp_path, MODEL, model, generator=lora)
+    assert same(values(load_base(tmp_path, generator=True)[0]), values(model))
+    names = set(load_file(tmp_path / GENERATOR))
+    assert (CONV_IN in names) == lora.train_conv_in
+    assert any(n.startswith("vae.") for n in names) == lora.vae_encoder
+    assert any(n.startswith("unet.") and ".lora_" in n for n in names) == lora.unet
+
+
+def test_trained_part_is_a_file_of_its_own(trained, folder):
+    base, generator = set(load_file(folder / BASE)), set(load_file(folder / GENERATOR))
+    learned = {n for n in values(trained) if ".lora_A" in n or ".lora_B" in n or ".hfie." in n}
+    assert generator == learned
+    assert base == set(values(trained)) - learned
+    assert {"unet.conv_in.lora_A", "vae.quant_conv.lora_B", "prompter.hfie.query"} < generator
+    assert {CONV_IN, "vae.encoder.conv_in.bias"} < base
+
+
+def test_base_without_generator_is_one_file(base_only, base_folder):
+    assert sorted(p.name for p in base_folder.iterdir()) == [BASE, CONFIG]
+    assert set(load_file(base_folder / BASE)) == set(values(base_only))
+
+
+def test_config_says_what_the_model_is(base_folder, folder):
+    plain, trained = (json.loads((f / CONFIG).read_text()) for f in (base_folder, folder))
+    assert (plain["format"], plain["prompt"], plain["lora"]) == (1, "hfie", None)
+    assert plain["provenance"] == {"from": "dice"} and trained["provenance"] == {}
+    assert trained["lora"]["rank"] == 2 and trained["model"]["timestep"] == 399
+    assert trained["digests"] == {name: _sha256(folder / name) for name in (BASE, GENERATOR)}
+
+
+def test_others_may_read_the_files(trained, tmp_path):
+    before = os.umask(0o022)
+    save_model(tmp_path, MODEL, trained, generator=LORA)
+    os.umask(before)
+    assert {p.name: oct(p.stat().st_mode & 0o777) for p in tmp_path.iterdir()} == {
+        name: "0o644" for name in (BASE, GENERATOR, CONFIG)
+    }
+
+
+def test_saving_again_leaves_the_same_bytes(trained, folder, tmp_path):
+    for _ in range(2):
+        save_model(tmp_path, MODEL, trained, generator=LORA)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [BASE, CONFIG, GENERATOR]
+    assert all((tmp_path / p.name).read_bytes() == p.read_bytes() for p in folder.iterdir())
+
+
+def test_merged_model_computes_what_the_adapters_did(trained, restored, lq):
+    unmerged = call(trained, lq)
+    np.testing.assert_allclose(restored, unmerged, atol=1e-5)
+    assert restored.std() > 0.1
+
+
+def test_adapters_matter(trained, restored, lq, base_folder):
+    assert np.abs(restored - call(load_model(base_folder).restorer, lq)).max() > 0.1
+
+
+def test_loaded_model_has_no_adapters_and_knows_its_name(folder):
+    model = load_model(folder)
+    assert not any(".lora_" in name for name in values(model.restorer))
+    assert (model.name, model.digest) == ("trained", _sha256(folder / CONFIG))
+
+
+def test_half_precision_is_near(folder, restored, lq):
+    half = load_model(folder, precision="bf16").restorer
+    assert half.unet.conv_in.dtype == jax.numpy.bfloat16
+    output = call(half, lq)
+    assert output.dtype == np.float32
+    assert 30 < psnr(output, restored) < 80
+
+
+def test_training_does_not_start_from_a_trained_generator(folder):
+    with pytest.raises(WeightsError, match="holds a trained generator"):
+        load_base(folder)
+
+
+def test_random_weights_follow_the_seed():
+    first, again, other = (values(random_restorer(MODEL, seed)) for seed in (0, 0, 1))
+    assert same(first, again)
+    kernels = [n for n in first if n.endswith(("kernel", "query"))]
+    assert len(kernels) > 50 and not any(np.array_equal(first[n], other[n]) for n in kernels)
+
+
+# Faults: each is one error of one line that names the thing.
+
+
+def update_digest(folder: Path, name: str = BASE) -> None:
+    meta = json.loads((folder / CONFIG).read_text())
+    meta["digests"][name] = _sha256(folder / name)
+    (folder / CONFIG).write_text(json.dumps(meta))
+
+
+def edit_config(folder: Path, edit: Callable[[dict], object]) -> None:
+    meta = json.loads((folder / CONFIG).read_text())
+    edit(meta)
+    (folder / CONFIG).write_text(json.dumps(meta))
+
+
+def edit_tensors(folder: Path, edit: Callable[[dict], object], name: str = BASE) -> None:
+    tensors = load_file(folder / name)
+    edit(tensors)
+    save_file(tensors, folder / name)
+    update_digest(folder, name)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    data = (folder / BASE).read_bytes()
+    (folder / BASE).write_bytes(data[: len(data) // 2])
+    update_digest(folder)
+
+
+def transpose(tensors: dict) -> None:
+    tensors[CONV_IN] = np.ascontiguousarray(tensors[CONV_IN].swapaxes(2, 3))
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no config": (lambda f: (f / CONFIG).unlink(), "copy: not a model folder (no config.json)"),
+    "no folder": (shutil.rmtree, "copy: not a model folder (no config.json)"),
+    "no JSON": (lambda f: (f / CONFIG).write_text("{"), "config.json: not JSON"),
+    "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\0"), "config.json: not JSON"),
+    "a list": (lambda f: (f / CONFIG).write_text("[]"), "config.json: not a model description"),
+    "other format": (lambda f: edit_config(f, lambda c: c.update(format=2)), "of format 1"),
+    "no base": (lambda f: (f / BASE).unlink(), "base.safetensors: missing"),
+    "no generator": (lambda f: (f / GENERATOR).unlink(), "generator.safetensors: missing"),
+    "flipped bit": (lambda f: flip(f / BASE), "base.safetensors: its bytes do not match"),
+    "flipped bit of the generator": (
+        lambda f: flip(f / GENERATOR),
+        "generator.safetensors: its bytes do not match",
+    ),
+    "truncated": (truncate, "base.safetensors: not a safetensors file"),
+    "tensor missing": (
+        lambda f: edit_tensors(f, lambda t: t.pop(CONV_IN)),
+        f"base.safetensors: tensors 1 missing ({CONV_IN})",
+    ),
+    "tensor unknown": (
+        lambda f: edit_tensors(f, lambda t: t.update(extra=np.zeros(3, np.float32))),
+        "base.safetensors: tensors 1 unknown (extra)",
+    ),
+    "tensor in the wrong file": (
+        lambda f: edit_tensors(
+            f, lambda t: t.update({CONV_IN: t["unet.conv_in.lora_A"]}), GENERATOR
+        ),
+        f"generator.safetensors: tensors 1 unknown ({CONV_IN})",
+    ),
+    "tensor transposed": (
+        lambda f: edit_tensors(f, transpose),
+        f"base.safetensors: tensors 1 of another shape ({CONV_IN})",
+    ),
+    "field unknown": (
+        lambda f: edit_config(f, lambda c: c["model"]["unet"].update(depth=3)),
+        "config.json: UNetConfig: unknown field(s) depth",
+    ),
+    "field missing": (
+        lambda f: edit_config(f, lambda c: c["lora"].pop("rank")),
+        "config.json: LoRAConfig: missing field(s) rank",
+    ),
+    "sections missing": (
+        lambda f: edit_config(f, lambda c: [c.pop(name) for name in ("model", "digests")]),
+        "config.json: lacks digests, model",
+    ),
+    "digest of the base missing": (
+        lambda f: edit_config(f, lambda c: c["digests"].pop(BASE)),
+        "base.safetensors: its bytes do not match",
+    ),
+    "digest of the generator missing": (
+        lambda f: edit_config(f, lambda c: c["digests"].pop(GENERATOR)),
+        "generator.safetensors: its bytes do not match",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_one_line(fault, broken):
+    damage, said = FAULTS[fault]
+    damage(broken)
+    with pytest.raises(WeightsError) as caught:
+        load_model(broken)
+    assert said in str(caught.value)
+    assert str(broken) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_many_faults_are_one_error_with_the_first_names(broken):
+    def edit(tensors: dict) -> None:
+        transpose(tensors)
+        for name in [n for n in tensors if n.startswith("vae.decoder")]:
+            del tensors[name]
+
+    edit_tensors(broken, edit)
+    with pytest.raises(WeightsError) as caught:
+        load_model(broken)
+    count = sum(name.startswith("vae.decoder") for name in values(filled(make)))
+    assert f"{count} missing (vae.decoder.conv_in.bias, vae.decoder.conv_in.kernel, " in str(
+        caught.value
+    )
+    assert f"1 of another shape ({CONV_IN})" in str(caught.value)
+    assert len(str(caught.value)) < 500
