@@ -189,9 +189,10 @@ def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformat
     )
 
 
-def to_images(batch: Batch) -> dict[str, Image]:
+def to_images(batch: Mapping[str, Array | np.ndarray]) -> dict[str, Image]:
     """uint8 pictures of a batch as float32 in [-1, 1]."""
-    return {k: batch[k].astype(jnp.float32) / 127.5 - 1.0 for k in ("hq", "lq") if k in batch}
+    pictures = {k: jnp.asarray(batch[k], jnp.float32) for k in ("hq", "lq") if k in batch}
+    return {k: picture / 127.5 - 1.0 for k, picture in pictures.items()}
 
 
 def init_state(params: nnx.State, tx: optax.GradientTransformation) -> TrainState:

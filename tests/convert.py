@@ -132,4 +132,5 @@ def close(actual: jax.Array, expected: torch.Tensor | np.ndarray, atol: float) -
     if isinstance(expected, torch.Tensor) and want.ndim == 4:
         want = want.transpose(0, 2, 3, 1)
     assert want.std() > 0.05, "too weak a signal to compare"
-    np.testing.assert_allclose(np.asarray(actual), want, rtol=0, atol=atol)
+    # eight float32 steps beside atol, because blocks without a norm at the end reach 10
+    np.testing.assert_allclose(np.asarray(actual), want, rtol=1e-6, atol=atol)

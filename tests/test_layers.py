@@ -188,24 +188,17 @@ def test_norms_apply_their_epsilon(epsilon):
     close(call(ours, y), theirs(torch.from_numpy(y)), ATOL)
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda rngs: layers.GroupNorm(16, 1, 1e-5, **bf16(rngs)),
-        lambda rngs: layers.LayerNorm(16, **bf16(rngs)),
-    ],
-)
-def test_norm_statistics_are_float32(make):
-    """A mean of 128 and a deviation of 1: neither one-pass nor bfloat16 statistics survive it."""
-    norm = filled(make)
+@pytest.mark.parametrize("kind", [layers.GroupNorm, layers.LayerNorm])
+@pytest.mark.parametrize(("dtype", "mean"), [(jnp.bfloat16, 128.0), (jnp.float32, 8192.0)])
+def test_norm_statistics_are_two_pass_and_float32(kind, dtype, mean):
+    """A mean that drowns the deviation of 1, were it squared first or summed in bfloat16."""
+    sizes = (16, 1, 1e-5) if kind is layers.GroupNorm else (16, 1e-5)
+    norm = filled(lambda rngs: kind(*sizes, **{**fp32(rngs), "dtype": dtype}))
     norm.scale[...], norm.bias[...] = jnp.ones(16), jnp.zeros(16)
-    x = jnp.asarray(128.0 + np.tile([-1.0, 1.0], 8), jnp.bfloat16).reshape(1, 1, 1, 16)
-    got = norm(x)
-    assert got.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(
-        np.sign(got.astype(jnp.float32)), np.sign(x.astype(jnp.float32) - 128.0)
-    )
-    np.testing.assert_allclose(jnp.abs(got.astype(jnp.float32)), jnp.ones(x.shape), atol=4e-3)
+    signs = np.tile([-1.0, 1.0], 8).reshape(1, 1, 1, 16)
+    got = call(norm, jnp.asarray(mean + signs, dtype))
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got.astype(jnp.float32), signs, atol=4e-3)
 
 
 def test_blocks_in_bfloat16_return_bfloat16():

@@ -1,0 +1,177 @@
+"""Meshes and placements, measured in one process that simulates eight devices.
+
+Run as a script, this file prints the measurements as JSON.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__)
+MESHES = [(-1, 1), (8, 1), (4, 2), (2, -1), (-1, 4), (1, 8)]
+MISFITS = [(-1, 3), (3, -1), (2, 2), (16, 1), (0, 8), (-1, 0), (-1, -1), (-2, -4), (9, -1)]
+SHAPES = {  # of weights on a mesh with fsdp = 4 -> the axis that is split
+    (512, 512): 0,
+    (3, 3, 320, 640): 3,
+    (3, 3, 640, 320): 2,
+    (256, 258): 0,
+    (257, 300): 1,
+    (255, 257 * 2): None,  # nothing that 4 divides
+    (65_536,): 0,
+    (65_532,): None,  # small
+    (128, 128): None,
+    (): None,
+}
+LEARNING_RATE = 1e-2
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict:
+    count = "--xla_force_host_platform_device_count=8"
+    paths = os.pathsep.join(map(str, (HERE.parent.parent, HERE.parent)))
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": count, "PYTHONPATH": paths}
+    argv = [sys.executable, str(HERE)]
+    result = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_mesh_takes_all_devices(measured):
+    sizes = {"-1,1": [8, 1], "8,1": [8, 1], "4,2": [4, 2], "2,-1": [2, 4], "-1,4": [2, 4]}
+    assert measured["meshes"] == {**sizes, "1,8": [1, 8]}
+
+
+def test_mesh_that_does_not_fit_is_refused(measured):
+    assert measured["misfits"] == {
+        f"{data},{fsdp}": f"mesh: data={data}, fsdp={fsdp} do not fit 8 device(s)"
+        for data, fsdp in MISFITS
+    }
+
+
+def test_weights_are_split_along_the_largest_axis_that_fits(measured):
+    assert measured["axes"] == {str(shape): axis for shape, axis in SHAPES.items()}
+
+
+def test_weights_are_copied_where_fsdp_is_one(measured):
+    assert measured["axis_without_fsdp"] is None
+
+
+def test_batch_is_split_over_every_device(measured):
+    assert measured["batch_parts"] == {name: [[1, 16, 16, 3]] * 8 for name in ("hq", "lq")}
+
+
+def test_frozen_weights_are_halved_where_fsdp_is_two(measured):
+    assert measured["halved"] == measured["even"] > 50
+
+
+def test_trained_state_is_on_every_device(measured):
+    assert measured["replicated"]
+
+
+def test_state_stays_where_it_was_after_a_step(measured):
+    assert measured["replicated_after"]
+
+
+def test_step_on_eight_devices_is_the_step_on_one(measured):
+    one, eight = measured["one"], measured["eight"]
+    assert eight["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert eight["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    assert one["moved"] > 0.1 * LEARNING_RATE
+    assert eight["apart"] < 1e-3 * one["moved"]
+
+
+# Measurements, in a process with eight devices.
+
+
+def axis_of(sharding) -> int | None:
+    """The axis that a sharding splits over `fsdp`."""
+    return next((i for i, name in enumerate(sharding.spec) if name == "fsdp"), None)
+
+
+def rejections(make_mesh, sizes: Iterable[tuple[int, int]]) -> dict[str, str]:
+    found = {}
+    for data, fsdp in sizes:
+        try:
+            make_mesh(data, fsdp)
+        except ValueError as error:
+            found[f"{data},{fsdp}"] = str(error)
+    return found
+
+
+def measure_meshes() -> dict:
+    from osdhuman_jax.sharding import make_mesh, weight_sharding
+
+    meshes = {f"{d},{f}": list(make_mesh(d, f).shape.values()) for d, f in MESHES}
+    mesh = make_mesh(2, 4)
+    return {
+        "meshes": meshes,
+        "misfits": rejections(make_mesh, MISFITS),
+        "axes": {str(shape): axis_of(weight_sharding(mesh, shape)) for shape in SHAPES},
+        "axis_without_fsdp": axis_of(weight_sharding(make_mesh(8, 1), (512, 512))),
+    }
+
+
+def measure_steps() -> dict:
+    """One step of the restorer's training on one device and on a mesh of 4 x 2."""
+    import jax
+    import numpy as np
+    import small
+    from flax import nnx
+
+    from osdhuman_jax import sharding, training
+
+    sharding.SMALLEST_SPLIT = 16  # the test's weights are small
+    config = small.config("restorer")
+    config.lora.vae_encoder = False  # a shorter way back, to compile twice
+    config.optim.learning_rate = LEARNING_RATE
+    config.optim.eps = 1e-2  # else Adam's first step is the sign of each gradient, noise too
+    model = small.restorer(config.lora)
+    graphdef, params, frozen = nnx.split(model, training.trainable(config), ...)
+    tx = small.optimizer(config.optim, 10)
+    step = training.make_train_step(graphdef, tx, training.make_objective(config), 0)
+    state, batch = training.init_state(params, tx), small.pictures(8)
+
+    def leaves(tree) -> list[np.ndarray]:
+        return [np.asarray(x) for x in jax.tree.leaves(tree)]
+
+    def farthest(a, b) -> float:
+        pairs = zip(leaves(a.params), leaves(b.params), strict=True)
+        return max(float(np.abs(x - y).max()) for x, y in pairs)
+
+    def everywhere(tree) -> bool:
+        arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+        return all(x.is_fully_replicated and len(x.devices()) == 8 for x in arrays)
+
+    def numbers(scalars) -> dict[str, float]:
+        return {name: float(scalars[name]) for name in ("loss", "grad_norm")}
+
+    alone, scalars = jax.jit(step)(state, frozen, batch)
+    one = {**numbers(scalars), "moved": farthest(alone, state)}
+    mesh = sharding.make_mesh(4, 2)
+    placed, weights = training.place(mesh, state, frozen)
+    pictures = training.place_batch(mesh, batch)
+    after, scalars = jax.jit(step)(placed, weights, pictures)
+    eight = {**numbers(scalars), "apart": farthest(after, alone)}
+    halves = [2 * x.addressable_shards[0].data.size == x.size for x in jax.tree.leaves(weights)]
+    even = [x.size >= 16 and any(s % 2 == 0 for s in x.shape) for x in jax.tree.leaves(frozen)]
+    parts = {k: [list(s.data.shape) for s in v.addressable_shards] for k, v in pictures.items()}
+    return {
+        "one": one,
+        "eight": eight,
+        "batch_parts": parts,
+        "halved": sum(halves),
+        "even": sum(even),
+        "replicated": everywhere(placed),
+        "replicated_after": everywhere(after),
+    }
+
+
+if __name__ == "__main__":
+    import conftest  # noqa: F401  the settings of every test
+
+    print(json.dumps({**measure_meshes(), **measure_steps()}))
