@@ -147,6 +147,16 @@ def loop(
     return state
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, but a bad flag or config file is one line and status 2."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, KeyError, OSError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        print(f"train.py: {' '.join(str(reason).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
 def main(_) -> None:
     """Parse flags, train, turn a bad input into one line and status 2."""
     logging.set_verbosity(logging.WARNING)
@@ -160,4 +170,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -33,7 +33,7 @@ from absl import flags
 from jaxtyping import Int64, UInt8
 
 from osdhuman_jax.config import ConfigError, DataConfig
-from osdhuman_jax.degrade import degrade, sample_rng
+from osdhuman_jax.degrade import degrade, from_unit, sample_rng, to_unit, usm_sharpen
 from osdhuman_jax.images import ImageError, read_rgb_bytes
 from osdhuman_jax.records import RecordError, decode_record
 
@@ -220,6 +220,8 @@ def make_sample(source: Source, config: DataConfig, epoch: int, index: int) -> d
     sample = {"hq": hq, "index": index, "failures": failures}
     if config.degrade:
         sample["lq"], _ = degrade(hq, rng, config.degradation)
+        if config.degradation.usm:  # the target is sharpened like the picture that was degraded
+            sample["hq"] = from_unit(usm_sharpen(to_unit(hq)))
     return sample
 
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[attr-defined]
+from tensorboard.compat.proto.event_pb2 import (  # type: ignore[attr-defined]
+    Event,
+    SessionLog,
+)
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
@@ -23,6 +26,8 @@ class Monitor:
         self._samples.mkdir(parents=True, exist_ok=True)
         self._forget_after(first_step)
         self._events = EventFileWriter(str(workdir / "tensorboard"))
+        start = SessionLog(status=SessionLog.START)  # TensorBoard drops what an earlier try logged
+        self._events.add_event(Event(step=first_step, wall_time=time.time(), session_log=start))
         self._bar = tqdm(total=steps, initial=first_step, unit="step", smoothing=0.05)
 
     def _forget_after(self, step: int) -> None:

@@ -47,20 +47,30 @@ Objective = Callable[[Restorer, Batch, Array], tuple[Array, Scalars]]
 class TrainState:
     """What a step changes and a checkpoint holds."""
 
-    step: Array  # int32 scalar: updates done
+    step: Any  # int32 scalar array: updates done; Any, since shapes pass here too
     params: nnx.State  # the trainable part of the restorer, float32
     opt_state: optax.OptState
 
 
 def check(config: Config) -> None:
     """Raise ConfigError where a value contradicts another or asks for what is not there."""
-    if config.run.kind not in OBJECTIVES:
-        raise ConfigError(f"run.kind: {config.run.kind!r} is none of {', '.join(OBJECTIVES)}")
+    choices = {
+        "run.kind": (config.run.kind, tuple(OBJECTIVES)),
+        "run.precision": (config.run.precision, ("fp32", "bf16")),
+        "run.latent": (config.run.latent, ("sample", "mode")),
+        "optim.schedule": (config.optim.schedule, ("constant", "cosine")),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f"{name}: {value!r} is none of {', '.join(allowed)}")
     if config.run.kind == "restorer" and (config.loss.lpips or config.loss.vsd):
         raise ConfigError(
             "loss.lpips and loss.vsd: this version trains the generator with the MSE term only; "
             "set both to 0"
         )
+    if config.data.batch_size < 1 or config.data.batch_size % jax.device_count():
+        size, devices = config.data.batch_size, jax.device_count()
+        raise ConfigError(f"data.batch_size: {size} does not divide among {devices} device(s)")
     if not config.data.sources:
         raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
     if config.run.kind == "restorer" and not config.data.degrade:
@@ -162,8 +172,6 @@ def make_objective(config: Config) -> Objective:
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
     """Linear warm-up, then constant or cosine decay to zero at the last step."""
-    if config.schedule not in ("constant", "cosine"):
-        raise ConfigError(f"optim.schedule: {config.schedule!r} is neither constant nor cosine")
     after = max(steps - config.warmup_steps, 1)
     peak = config.learning_rate
     main = (
@@ -218,7 +226,7 @@ def make_train_step(
         (loss, scalars), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norms = {"grad_norm": optax.global_norm(grads), "update_norm": optax.global_norm(updates)}
+        norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
         new_state = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
         return new_state, {"loss": loss, **scalars, **norms}
 

@@ -8,9 +8,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"config", "types", "images"},
-    {"schedule", "layers", "attention", "lora", "sharding", "metrics", "records", "colour"},
-    {"vae", "unet", "swin", "degrade"},
-    {"prompts", "data"},
+    {"schedule", "attention", "lora", "sharding", "metrics", "records", "colour", "degrade"},
+    {"layers", "data"},
+    {"vae", "unet", "swin"},
+    {"prompts"},
     {"restorer", "losses"},
     {"weights", "monitor"},
     {"checkpoint", "training"},

@@ -26,6 +26,7 @@ from osdhuman_jax.data import (
     open_sources,
     random_crop,
 )
+from osdhuman_jax.degrade import from_unit, to_unit, usm_sharpen
 from osdhuman_jax.records import RecordError, encode_record
 
 COUNT = 10
@@ -332,6 +333,16 @@ def test_flip_mirrors_half_and_moves_nothing_else(folder):
 
 
 # Sources -----------------------------------------------------------------------------------------
+
+
+def test_usm_sharpens_the_target_and_what_is_degraded(folder):
+    config = _config(folder, degrade=True)
+    plain = make_sample(open_source(folder), config, 0, 1)
+    sharp = replace(config, degradation=replace(config.degradation, usm=True))
+    sample = make_sample(open_source(folder), sharp, 0, 1)
+    want = from_unit(usm_sharpen(to_unit(plain["hq"])))
+    np.testing.assert_array_equal(sample["hq"], want)
+    assert (sample["hq"] != plain["hq"]).any() and (sample["lq"] != plain["lq"]).any()
 
 
 def test_folder_order_and_pickle(folder):

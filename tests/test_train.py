@@ -102,7 +102,16 @@ def test_resuming_with_another_config_is_refused(
     assert said in result.stderr and "Traceback" not in result.stderr
 
 
-def test_bad_config_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    result = run(tmp_path / "w", "--config.run.kind=painter")
-    assert result.returncode == 2 and "painter" in result.stderr
-    assert "Traceback" not in result.stderr and not (tmp_path / "w").exists()
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.run.kind=painter", "painter"),
+        ("--config.optim.lr=1", "lr not found"),
+        ("--config.optim.learning_rate=fast", "'fast'"),
+        ("--speed=1", "'speed'"),
+    ],
+)
+def test_bad_config_is_one_line_and_leaves_nothing(tmp_path: Path, flag: str, said: str) -> None:
+    result = run(tmp_path / "w", flag)
+    assert result.returncode == 2 and said in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
