@@ -18,7 +18,7 @@ def get_config() -> Config:
     config.optim.warmup_steps = 100
     config.optim.schedule = "cosine"
     config.run.kind = "vae"
-    config.run.steps = 1_500
+    config.run.steps = 1_200
     config.run.eval_crop = 256
     config.run.sample_every = 250
     config.run.checkpoint_every = 250

@@ -4,17 +4,18 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import (  # type: ignore[attr-defined]
-    Event,
-    SessionLog,
-)
-from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[attr-defined]
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from osdhuman_jax.images import encode_png, write_png
+
+# Protobuf makes these classes at import time, where type checkers cannot see them.
+Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # type: ignore[attr-defined]
+Summary = summary_pb2.Summary  # type: ignore[attr-defined]
 
 
 class Monitor:
@@ -64,7 +65,7 @@ class Monitor:
         )
         self._write(step, Summary(value=[Summary.Value(tag="samples", image=image)]))
 
-    def _write(self, step: int, summary: Summary) -> None:
+    def _write(self, step: int, summary: Any) -> None:
         self._events.add_event(Event(step=step, wall_time=time.time(), summary=summary))
 
     def close(self) -> None:

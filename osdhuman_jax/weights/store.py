@@ -80,6 +80,8 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
 
 def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     kind = name.rsplit(".", 1)[-1]
+    if name == "vae.quant_conv.bias":  # log-variances start low: wide posteriors drown colour
+        return np.repeat(np.array([0.0, -6.0], np.float32), shape[0] // 2)
     if kind in ("bias", "scale"):
         return np.full(shape, kind == "scale", np.float32)
     if kind == "relative_position_bias_table":
