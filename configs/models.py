@@ -12,7 +12,7 @@ def nano() -> ModelConfig:
             latent_channels=16,
             block_out_channels=(16, 24, 48),
             layers_per_block=1,
-            norm_num_groups=8,
+            norm_num_groups=2,  # a group's mean is lost, and with it colour where groups are small
             scaling_factor=1.0,
             mid_block_add_attention=False,
         ),

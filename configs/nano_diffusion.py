@@ -9,5 +9,5 @@ def get_config() -> Config:
     config.optim.learning_rate = 1e-3
     config.run.kind = "diffusion"
     config.run.init = "runs/nano_vae/model"
-    config.run.steps = 1_000
+    config.run.steps = 700
     return config

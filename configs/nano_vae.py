@@ -13,12 +13,13 @@ def get_config() -> Config:
     config.data.batch_size = 8
     config.data.workers = 1
     config.loss.kl = 1e-5
+    config.loss.chroma = 1.0
     config.optim.learning_rate = 2e-3
     config.optim.weight_decay = 0.0
     config.optim.warmup_steps = 100
     config.optim.schedule = "cosine"
     config.run.kind = "vae"
-    config.run.steps = 1_200
+    config.run.steps = 900
     config.run.eval_crop = 256
     config.run.sample_every = 250
     config.run.checkpoint_every = 250

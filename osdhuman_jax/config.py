@@ -99,6 +99,7 @@ class LossConfig:
     reg_updates: int = 1  # regularizer updates per generator update
     reg_lora_scope: str = "all"  # "mid" = what OSEDiff's released trainer really updates
     kl: float = 1e-6  # autoencoder stage only (LDM's value)
+    chroma: float = 0.0  # autoencoder stage only: weight of the error of colour differences
 
 
 @dataclass

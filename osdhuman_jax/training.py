@@ -119,12 +119,17 @@ def prepare(config: Config, folder: Path) -> tuple[Restorer, ModelConfig]:
 
 
 def vae_objective(config: LossConfig, model: Restorer, batch: Batch, key: Array):
-    """Squared error of the reconstruction from a posterior sample, and a little KL."""
+    """Squared error of the reconstruction from a posterior sample, in RGB and colour, and KL."""
     mean, logvar = model.vae.encode(batch["hq"])
     latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-    mse = losses.mse(model.vae.decode(latent), batch["hq"])
-    kl = losses.kl(mean, logvar)
-    return config.mse * mse + config.kl * kl, {"mse": mse, "kl": kl}
+    image = model.vae.decode(latent)
+    parts = {
+        "mse": losses.mse(image, batch["hq"]),
+        "chroma": losses.chroma(image, batch["hq"]),
+        "kl": losses.kl(mean, logvar),
+    }
+    loss = config.mse * parts["mse"] + config.chroma * parts["chroma"] + config.kl * parts["kl"]
+    return loss, parts
 
 
 def diffusion_objective(config: LossConfig, model: Restorer, batch: Batch, key: Array):

@@ -61,6 +61,7 @@ def config(kind: str) -> Config:
     """An experiment that learns fast; without decay, a weight moves by its gradient alone."""
     made = Config(model=MODEL)
     made.loss.lpips = made.loss.vsd = 0.0
+    made.loss.chroma = 0.5
     made.optim.learning_rate = 3e-3
     made.optim.weight_decay = 0.0
     made.data.sources = ("photos",)

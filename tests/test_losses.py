@@ -33,6 +33,15 @@ def test_mse_gradient():
     np.testing.assert_allclose(jax.grad(losses.mse)(a, b), 2 * (a - b) / a.size, rtol=1e-6)
 
 
+def test_chroma_sees_colour_alone():
+    gray = image(0.5) + jnp.asarray(normal(2, 3, 5, 1))
+    np.testing.assert_allclose(losses.chroma(gray, image(-0.25)), 0.0, atol=1e-12)
+    red = image(0.0).at[..., 0].set(0.5)  # R - G errs by 0.5, B - G by 0
+    np.testing.assert_allclose(losses.chroma(red, image(0.0)), 0.5**2 / 2, rtol=1e-6)
+    green = image(0.0).at[..., 1].set(0.5)  # both err by 0.5
+    np.testing.assert_allclose(losses.chroma(green, image(0.0)), 0.5**2, rtol=1e-6)
+
+
 def test_kl_of_the_prior_is_zero():
     assert float(losses.kl(jnp.zeros(SHAPE), jnp.zeros(SHAPE))) == 0.0
 

@@ -23,7 +23,7 @@ from osdhuman_jax.weights import load_base, random_restorer, save_model
 KINDS = ("vae", "diffusion", "restorer")
 STEPS = 10
 SCALARS = {
-    "vae": {"loss", "mse", "kl", "grad_norm", "update_norm"},
+    "vae": {"loss", "mse", "chroma", "kl", "grad_norm", "update_norm"},
     "diffusion": {"loss", "diffusion", "grad_norm", "update_norm"},
     "restorer": {"loss", "mse", "clamp_rate", "grad_norm", "update_norm"},
 }
@@ -220,7 +220,8 @@ def test_scalars_say_what_was_done(run):
     loss, kind = float(values["loss"]), run.config.run.kind
     if kind == "vae":
         assert values["kl"] > 0
-        np.testing.assert_allclose(loss, values["mse"] + 1e-6 * values["kl"], rtol=1e-6)
+        weighted = values["mse"] + 0.5 * values["chroma"] + 1e-6 * values["kl"]
+        np.testing.assert_allclose(loss, weighted, rtol=1e-6)
     else:
         assert loss == float(values["mse" if kind == "restorer" else "diffusion"])
 
