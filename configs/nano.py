@@ -15,5 +15,5 @@ def get_config() -> Config:
     config.run.kind = "restorer"
     config.run.init = "runs/nano_diffusion/model"
     config.run.latent = "mode"
-    config.run.steps = 2_000
+    config.run.steps = 1_600
     return config
