@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"config", "types", "images", "attention"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour"},
-    {"vae", "unet", "swin", "lpips", "degrade"},
+    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade"},
     {"prompts", "data"},
     {"restorer", "losses"},
     {"weights", "monitor"},
@@ -18,7 +18,7 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 COMMANDS = {"train.py", "infer.py"}
-NETWORKS = {"layers", "attention", "vae", "unet", "swin", "lpips", "prompts", "restorer"}
+NETWORKS = set("layers attention vae unet swin lpips clip tagger prompts restorer".split())
 
 
 def files() -> list[Path]:
