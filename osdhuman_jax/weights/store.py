@@ -29,14 +29,11 @@ from safetensors.numpy import save_file
 from osdhuman_jax import lora
 from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, from_dict, to_dict
 from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.weights.files import WeightsError
 
 FORMAT = 1
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
-
-
-class WeightsError(ValueError):
-    """A model folder that cannot be used, in one line."""
 
 
 @dataclass
