@@ -15,7 +15,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,6 +54,13 @@ SAFETENSORS = {
 
 class WeightsError(ValueError):
     """Weights or a model folder that cannot be used, in one line."""
+
+
+def complain(faults: Mapping[str, Sequence[str]], where: str) -> None:
+    """One WeightsError with the count and the first names of each kind, or nothing."""
+    parts = [f"{len(v)} {kind} ({', '.join(v[:5])})" for kind, v in faults.items() if v]
+    if parts:
+        raise WeightsError(f"{where}: tensors {'; '.join(parts)}")
 
 
 @dataclass(frozen=True)
