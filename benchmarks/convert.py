@@ -1,4 +1,4 @@
-"""Networks for parity tests: random PyTorch weights, copied by name into nnx modules.
+"""Random PyTorch weights, copied by name into nnx modules: for parity tests and benchmarks.
 
 Independent of `osdhuman_jax.weights`, which has tests of its own.
 """

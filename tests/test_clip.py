@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from convert import abstract, call, close, count, filled, from_torch, norm_epsilons, randomise
-from transformers import CLIPTextConfig
-from transformers import CLIPTextModel as Reference
 
+from benchmarks import references
 from osdhuman_jax.clip import CLIPTextModel, causal_mask
 
 PLAN = {
@@ -29,19 +28,12 @@ SD21 = {
 }
 
 
-def named(theirs: Reference) -> dict[str, torch.Tensor]:
-    """transformers' weights; flax calls an embedding's table otherwise."""
-    state = theirs.state_dict()
-    return {key.replace("embedding.weight", "embedding.embedding"): state[key] for key in state}
-
-
 @pytest.fixture(scope="module")
 def pair():
     """(transformers' network, ours with its weights)."""
-    ends = {"bos_token_id": 58, "eos_token_id": 59, "pad_token_id": 0}
-    theirs = Reference(CLIPTextConfig(**PLAN, **ends, hidden_act="gelu"))
-    randomise(theirs)
-    return theirs, from_torch(lambda rngs: CLIPTextModel(**PLAN, rngs=rngs), named(theirs))
+    theirs = randomise(references.clip(PLAN))
+    state = references.clip_state(theirs)
+    return theirs, from_torch(lambda rngs: CLIPTextModel(**PLAN, rngs=rngs), state)
 
 
 @pytest.fixture

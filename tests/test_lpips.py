@@ -4,55 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from convert import abstract, call, count, filled, from_torch, nchw, normal, params, randomise
 from torch import nn
 
+from benchmarks.references import LPIPS as Reference
 from osdhuman_jax.lpips import LPIPS, TAPS, VGG16, unit
 
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 SMALL = {  # the depth of VGG16, a sixteenth as wide
     "plan": tuple(width // 16 for width in VGG16),
     "taps": TAPS,
 }
-
-
-class Reference(nn.Module):
-    """LPIPS as its paper's code writes it, in PyTorch; VGG16 as torchvision's table writes it."""
-
-    TABLE = "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M".split()
-
-    def __init__(self, narrow: int = 1):
-        super().__init__()
-        layers, width = [], 3
-        for step in self.TABLE:
-            if step == "M":
-                layers.append(nn.MaxPool2d(2, 2))
-            else:
-                out = int(step) // narrow
-                layers += [nn.Conv2d(width, out, 3, padding=1), nn.ReLU()]
-                width = out
-        self.features = nn.Sequential(*layers)
-        widths = [n // narrow for n in (64, 128, 256, 512, 512)]
-        self.lin = nn.ModuleList(nn.Conv2d(n, 1, 1, bias=False) for n in widths)
-
-    def slices(self, x: torch.Tensor) -> list[torch.Tensor]:
-        x = (x - torch.tensor(SHIFT)[None, :, None, None]) / torch.tensor(SCALE)[
-            None, :, None, None
-        ]
-        found = []
-        for index, layer in enumerate(self.features):
-            x = layer(x)
-            if index in (3, 8, 15, 22, 29):
-                found.append(x)
-        return found
-
-    def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        total = torch.zeros(len(a))
-        for lin, f, g in zip(self.lin, self.slices(a), self.slices(b), strict=True):
-            f, g = (x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10) for x in (f, g))
-            total = total + lin((f - g) ** 2).mean((1, 2, 3))
-        return total
 
 
 @pytest.fixture(scope="module")

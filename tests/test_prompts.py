@@ -7,6 +7,7 @@ import torch
 from convert import abstract, call, close, count, filled, from_torch, normal, randomise
 from flax import nnx
 
+from benchmarks.references import mha_state
 from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.prompts import (
     HFIE,
@@ -29,21 +30,12 @@ def hfie(rngs, queries=5, dim=32, kv_dim=24, heads=4, **kw) -> HFIE:
     return HFIE(num_queries=queries, dim=dim, kv_dim=kv_dim, num_heads=heads, rngs=rngs, **kw)
 
 
-def named(mha: torch.nn.MultiheadAttention, query: torch.Tensor) -> dict[str, torch.Tensor]:
-    """PyTorch's weights under our names."""
-    state = dict(mha.state_dict())
-    biases = dict(zip("qkv", state.pop("in_proj_bias").chunk(3), strict=True))
-    for name, bias in biases.items():
-        state[f"{name}_proj.weight"] = state.pop(f"{name}_proj_weight")
-        state[f"{name}_proj.bias"] = bias
-    return {**state, "query": query}
-
-
 @pytest.mark.parametrize(("dim", "heads"), [(32, 1), (32, 4), (64, 16)])
 def test_tokens(dim, heads):
     mha = torch.nn.MultiheadAttention(dim, heads, kdim=24, vdim=24, batch_first=True)
     query = torch.from_numpy(normal(5, dim, seed=1))
-    ours = from_torch(lambda rngs: hfie(rngs, dim=dim, heads=heads), named(randomise(mha), query))
+    state = {**mha_state(randomise(mha)), "query": query}
+    ours = from_torch(lambda rngs: hfie(rngs, dim=dim, heads=heads), state)
     e = normal(3, 10, 24)
     want, _ = mha(query.expand(3, -1, -1), *[torch.from_numpy(e)] * 2)
     close(call(ours, e), want, 1e-5)

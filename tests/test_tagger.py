@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 from convert import abstract, call, close, count, from_torch, norm_epsilons, normal, randomise
-from torch import nn
-from transformers import BertConfig
-from transformers.models.bert.modeling_bert import BertAttention, BertIntermediate, BertOutput
 
+from benchmarks.references import Tagger as Reference
 from osdhuman_jax.tagger import Tagger, select_tags
 
 PLAN = {
@@ -30,45 +28,6 @@ RAM = {
     "num_attention_heads": 4,
     "intermediate_size": 3072,
 }
-
-
-class Layer(nn.Module):
-    """A BERT layer as RAM uses it: cross-attention in the place of self-attention."""
-
-    def __init__(self, config: BertConfig, context_dim: int):
-        super().__init__()
-        self.crossattention = BertAttention(config, is_cross_attention=True)
-        for name in ("key", "value"):
-            setattr(self.crossattention.self, name, nn.Linear(context_dim, config.hidden_size))
-        self.intermediate = BertIntermediate(config)
-        self.output = BertOutput(config)
-
-    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        x, _ = self.crossattention(x, encoder_hidden_states=context)
-        return self.output(self.intermediate(x), x)
-
-
-class Reference(nn.Module):
-    """RAM's head under its own names."""
-
-    def __init__(self, plan: dict):
-        super().__init__()
-        shared = ("hidden_size", "num_attention_heads", "intermediate_size")
-        config = BertConfig(**{k: plan[k] for k in shared}, layer_norm_eps=1e-12)
-        config._attn_implementation = "eager"
-        layers = [Layer(config, plan["context_dim"]) for _ in range(plan["num_hidden_layers"])]
-        self.label_embed = nn.Parameter(torch.empty(plan["num_tags"], plan["label_dim"]))
-        self.wordvec_proj = nn.Linear(plan["label_dim"], plan["hidden_size"])
-        self.tagging_head = nn.Module()
-        self.tagging_head.encoder = nn.Module()
-        self.tagging_head.encoder.layer = nn.ModuleList(layers)
-        self.fc = nn.Linear(plan["hidden_size"], 1)
-
-    def forward(self, context: torch.Tensor) -> torch.Tensor:
-        x = torch.relu(self.wordvec_proj(self.label_embed)).expand(len(context), -1, -1)
-        for layer in self.tagging_head.encoder.layer:
-            x = layer(x, context)
-        return self.fc(x).squeeze(-1)
 
 
 @pytest.fixture(scope="module")
