@@ -4,7 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from osdhuman_jax.checkpoint import load_generator
 from osdhuman_jax.config import ConfigError
+from osdhuman_jax.weights.exporter import FORMATS, export_model
 from osdhuman_jax.weights.files import WeightsError
 from osdhuman_jax.weights.importer import import_model
 from osdhuman_jax.weights.info import describe
@@ -28,16 +30,25 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--overwrite", action="store_true")
     tell = commands.add_parser("info", help="say what a model folder is")
     tell.add_argument("folder", type=Path)
+    give = commands.add_parser("export", help="model folder -> what PyTorch's libraries load")
+    give.add_argument("folder", type=Path)
+    give.add_argument("--to", required=True, choices=tuple(FORMATS))
+    give.add_argument("--output", required=True, type=Path)
     return top
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Do what one command line asks. Raises WeightsError or ConfigError."""
+    options = {k: v for k, v in vars(arguments).items() if k != "command"}
+    if arguments.command == "export":
+        export_model(**options)
+        return
     if arguments.command == "import":
-        options = {k: v for k, v in vars(arguments).items() if k != "command"}
+        generator = options["generator"]
+        if generator and (Path(generator) / "checkpoints").is_dir():
+            options["generator"] = load_generator(generator)
         import_model(**options)
-        arguments.folder = arguments.output
-    print(describe(arguments.folder))
+    print(describe(arguments.output if arguments.command == "import" else arguments.folder))
 
 
 def main() -> int:

@@ -130,11 +130,14 @@ def _described(path: Path, name: str, entry: dict[str, Any], data: Any) -> Tenso
     return Tensor(shape, dtype, lambda: np.frombuffer(data[begin:end], dtype).reshape(shape))
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors one by one: at no time is more than one in memory."""
     kinds = {dtype: kind for kind, dtype in SAFETENSORS.items()}
     names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))  # keeps all aligned
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
     for name in names:
         begin, tensor = end, tensors[name]
         end += math.prod(tensor.shape) * tensor.dtype.itemsize

@@ -68,7 +68,7 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     """
     rng = np.random.default_rng(seed)
     restorer, _ = hollow_restorer(config, precision=precision)
-    for name, variable in _parameters(restorer).items():
+    for name, variable in parameters(restorer).items():
         variable.set_value(jnp.asarray(draw(name, variable.shape, rng), variable.dtype))
     query = restorer.prompter.hfie.query
     query.set_value(config.hfie.query_init_std * query.get_value())
@@ -105,7 +105,7 @@ def _name(path: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in path if part != "base")
 
 
-def _parameters(module: nnx.Module) -> dict[str, nnx.Variable]:
+def parameters(module: nnx.Module) -> dict[str, nnx.Variable]:
     """Every parameter by its name on disk; filling these variables fills the module."""
     return {
         _name(path): value for path, value in nnx.iter_graph(module) if isinstance(value, nnx.Param)
@@ -119,7 +119,7 @@ def hollow(make: Callable[[nnx.Rngs], Any]) -> Any:
 
 def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter by its name on disk."""
-    return {name: tuple(value.shape) for name, value in _parameters(module).items()}
+    return {name: tuple(value.shape) for name, value in parameters(module).items()}
 
 
 def hollow_restorer(
@@ -143,17 +143,28 @@ def fill(
 
     Raises WeightsError, with the first names of each kind: missing, unknown, of another shape.
     """
-    targets = {name: p for name, p in _parameters(restorer).items() if name in names}
-    faults = {
-        "missing": sorted(set(targets) - set(tensors)),
-        "unknown": sorted(set(tensors) - set(targets)),
-        "of another shape": sorted(
-            n for n in set(targets) & set(tensors) if targets[n].shape != tensors[n].shape
-        ),
-    }
-    complain(faults, where)
+    targets = {name: p for name, p in parameters(restorer).items() if name in names}
+    _compare(tensors, targets, where)
     for name, variable in targets.items():
         variable.set_value(jnp.asarray(tensors[name], variable.dtype))
+
+
+def check_tensors(
+    tensors: Mapping[str, Any], config: ModelConfig, adapters: LoRAConfig | None, where: str
+) -> None:
+    """That tensors are a restorer's, none missing or unknown or of another shape, unread."""
+    restorer, _ = hollow_restorer(config, adapters)
+    _compare(tensors, parameters(restorer), where)
+
+
+def _compare(found: Mapping[str, Any], targets: Mapping[str, Any], where: str) -> None:
+    both = set(found) & set(targets)
+    faults = {
+        "missing": sorted(set(targets) - set(found)),
+        "unknown": sorted(set(found) - set(targets)),
+        "of another shape": sorted(n for n in both if targets[n].shape != found[n].shape),
+    }
+    complain(faults, where)
 
 
 def file_digest(path: Path) -> str:
@@ -184,7 +195,7 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained = _generator_names(restorer, generator)
-    tensors = {n: np.asarray(p.get_value()) for n, p in _parameters(restorer).items()}
+    tensors = {n: np.asarray(p.get_value()) for n, p in parameters(restorer).items()}
     files = {BASE: {n: v for n, v in tensors.items() if n not in trained}}
     if trained:
         files[GENERATOR] = {n: tensors[n] for n in sorted(trained)}
@@ -263,9 +274,7 @@ def load_base(
     if adapters and not generator:
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
     restorer, trained = hollow_restorer(config, adapters, precision)
-    fill(
-        restorer, _tensors(folder / BASE), set(_parameters(restorer)) - trained, str(folder / BASE)
-    )
+    fill(restorer, _tensors(folder / BASE), set(parameters(restorer)) - trained, str(folder / BASE))
     if trained:
         fill(restorer, _tensors(folder / GENERATOR), trained, str(folder / GENERATOR))
     return restorer, config, adapters
