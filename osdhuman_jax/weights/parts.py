@@ -8,6 +8,7 @@ config.json has their sizes under "parts" and their digests with the others.
 """
 
 import dataclasses
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from osdhuman_jax.weights.files import Tensor, WeightsError, load
 from osdhuman_jax.weights.store import (
     BASE,
     DTYPES,
+    IMPOSSIBLE,
     fill,
     hollow,
     read_configs,
@@ -35,6 +37,15 @@ from osdhuman_jax.weights.store import (
 )
 
 PARTS = ("clip", "tagger", "lpips")
+
+
+@dataclass
+class Part:
+    """A network beside the restorer: its arguments, its tensors by our names, where from."""
+
+    sizes: dict[str, Any]
+    tensors: dict[str, Tensor]
+    files: list[Path] = field(default_factory=list)
 
 
 def build_part(
@@ -56,7 +67,7 @@ def part_shapes(name: str, sizes: dict[str, Any], model: ModelConfig) -> dict[st
     """Shapes by name on disk. Raises WeightsError where sizes contradict each other."""
     try:
         module = hollow(lambda rngs: build_part(name, sizes, model, dtype=np.float32, rngs=rngs))
-    except (ValueError, TypeError, IndexError) as error:
+    except IMPOSSIBLE as error:
         raise WeightsError(f"{name}: sizes that make no network: {error!s:.200}") from error
     return {_prefix(name) + key: shape for key, shape in shapes(module).items()}
 

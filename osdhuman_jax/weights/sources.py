@@ -17,9 +17,9 @@ from osdhuman_jax.config import HFIEConfig, LoRAConfig, ModelConfig, SwinConfig
 from osdhuman_jax.lpips import VGG16
 from osdhuman_jax.swin import RAMEncoder
 from osdhuman_jax.weights import tables
-from osdhuman_jax.weights.diffusion import Part, state
+from osdhuman_jax.weights.diffusion import state, table_of_tensors
 from osdhuman_jax.weights.files import Tensor, WeightsError, load
-from osdhuman_jax.weights.parts import part_shapes
+from osdhuman_jax.weights.parts import Part, part_shapes
 from osdhuman_jax.weights.store import (
     CONFIG,
     GENERATOR,
@@ -35,7 +35,6 @@ RAM_LICENCE = "Apache-2.0 (RAM)"
 TAGGING_HEADS = 4  # RAM's q2l_config; shapes do not show it
 DAPE_RANK = 8  # SeeSR; loralib's alpha is 1, so the scale is 1 / 8
 OSEDIFF_ALPHA = 8.0  # peft's default, whatever the rank
-VGG_TAPS = (0, 1, 2, 3, 4)
 ENCODER = "prompter.image_encoder."
 
 
@@ -250,20 +249,18 @@ def _osediff(path: Path, model: ModelConfig) -> Generator:
     lacking = [k for k in OSEDIFF_KEYS if not isinstance(tree, dict) or k not in tree]
     if lacking:
         raise WeightsError(f"{path}: not OSEDiff's (lacks {', '.join(lacking)})")
-    ranks = {tree["rank_unet"], tree["rank_vae"]}
-    if len(ranks) != 1 or not all(type(rank) is int and 0 < rank <= 1024 for rank in ranks):
-        raise WeightsError(f"{path}: ranks {sorted(map(str, ranks))}; served is one for both")
-    rank = ranks.pop()
+    rank, other = tree["rank_unet"], tree["rank_vae"]
+    if type(rank) is not int or rank != other or not 0 < rank <= 1024:
+        raise WeightsError(f"{path}: ranks {rank!r:.20} and {other!r:.20}; served is one for both")
     adapters = LoRAConfig(rank=rank, alpha=OSEDIFF_ALPHA, train_conv_in=True)
     restorer, trained = hollow_restorer(model, adapters)
     every = shapes(restorer)
     tensors: dict[str, Tensor] = {}
     for network, table in (("unet", tables.OSEDIFF_UNET), ("vae", tables.OSEDIFF_VAE)):
-        part = tree[f"state_dict_{network}"]
+        where = f"{path} ({network})"
+        part = table_of_tensors(tree[f"state_dict_{network}"], where)
         targets = {n: every[n] for n in trained if n.startswith(f"{network}.")}
-        if not isinstance(part, dict) or not all(isinstance(t, Tensor) for t in part.values()):
-            raise WeightsError(f"{path}: state_dict_{network} is no table of tensors")
-        tensors |= tables.convert(part, table, targets, f"{path} ({network})")
+        tensors |= tables.convert(part, table, targets, where)
     return Generator(adapters, tensors, str(path), prompt="dape", files=[path])
 
 

@@ -33,6 +33,8 @@ from osdhuman_jax.weights.files import WeightsError, complain
 
 FORMAT = 1
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
+# What building a network raises where its sizes, read from a file, make no sense.
+IMPOSSIBLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
 
 
@@ -131,7 +133,7 @@ def hollow_restorer(
     """
     try:
         restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision], adapters))
-    except (ValueError, TypeError, IndexError) as error:
+    except IMPOSSIBLE as error:
         raise WeightsError(f"sizes that make no network: {error!s:.200}") from error
     return restorer, _generator_names(restorer, adapters)
 
