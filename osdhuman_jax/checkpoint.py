@@ -19,8 +19,18 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from osdhuman_jax import lora
-from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
+from osdhuman_jax.config import Config, ConfigError, ModelConfig, from_dict, to_dict
+from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.weights import Model, WeightsError, add_lora, is_generator, load_base
+from osdhuman_jax.weights.files import Tensor
+from osdhuman_jax.weights.sources import Generator
+from osdhuman_jax.weights.store import (
+    file_digest,
+    hollow_restorer,
+    parameters,
+    read_configs,
+    read_meta,
+)
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 FREE = {
@@ -144,13 +154,7 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     WeightsError where its base model is gone or changed.
     """
     workdir = Path(workdir)
-    config, steps = read_config(workdir), steps_saved(workdir)
-    if config.run.kind != "restorer":
-        raise CheckpointError(f"{workdir}: a run of kind {config.run.kind!r} restores nothing")
-    if not steps or (step is not None and step not in steps):
-        have = ", ".join(map(str, steps)) or "none"
-        raise CheckpointError(f"{workdir}: no checkpoint {step or ''} (saved: {have})")
-    step = steps[-1] if step is None else step
+    config, step = _restorer_run(workdir, step)
     restorer, model = _run_base(workdir, precision)
     restorer.timestep = model.timestep = config.model.timestep
     add_lora(restorer, config.lora, np.random.default_rng(0))
@@ -160,18 +164,49 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     return Model(restorer, model, _digest(workdir, step), f"{workdir.resolve().name}@{step}")
 
 
-def _run_base(workdir: Path, precision: str):
+def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
+    """What a run of kind `restorer` has learnt at a step (default: the last), without its base.
+
+    Raises as `load_run` does.
+    """
+    workdir = Path(workdir)
+    config, step = _restorer_run(workdir, step)
+    folder = _base_folder(workdir)
+    model, _ = read_configs(folder, read_meta(folder))
+    model.timestep = config.model.timestep
+    restorer, names = hollow_restorer(model, config.lora)
+    params = nnx.state(restorer, lambda path, value: is_generator(config.lora, path, value))
+    nnx.update(restorer, _params(workdir, step, params))
+    learnt = {n: np.asarray(v.get_value()) for n, v in parameters(restorer).items() if n in names}
+    tensors = {name: Tensor.of(array) for name, array in learnt.items()}
+    files = [workdir / "config.json", workdir / "init.json"]
+    return Generator(config.lora, tensors, f"{workdir} at step {step}", model, files=files)
+
+
+def _restorer_run(workdir: Path, step: int | None) -> tuple[Config, int]:
+    """The run's configuration, and the step that is meant, which has a checkpoint."""
+    config, steps = read_config(workdir), steps_saved(workdir)
+    if config.run.kind != "restorer":
+        raise CheckpointError(f"{workdir}: a run of kind {config.run.kind!r} restores nothing")
+    if not steps or (step is not None and step not in steps):
+        have = ", ".join(map(str, steps)) or "none"
+        raise CheckpointError(f"{workdir}: no checkpoint {step or ''} (saved: {have})")
+    return config, steps[-1] if step is None else step
+
+
+def _base_folder(workdir: Path) -> Path:
+    """The model folder that the run started from, if it still is what it was."""
     recorded = json.loads((workdir / "init.json").read_text())
     folder = workdir / recorded["folder"]
-    restorer, model, _ = load_base(folder, precision=precision)
-    if recorded["digest"] != file_digest(folder / "config.json"):
-        raise WeightsError(f"{folder}: not the base model that {workdir} was begun with")
+    if (folder / "config.json").is_file():
+        if recorded["digest"] != file_digest(folder / "config.json"):
+            raise WeightsError(f"{folder}: not the base model that {workdir} was begun with")
+    return folder
+
+
+def _run_base(workdir: Path, precision: str) -> tuple[Restorer, ModelConfig]:
+    restorer, model, _ = load_base(_base_folder(workdir), precision=precision)
     return restorer, model
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _digest(workdir: Path, step: int) -> str:

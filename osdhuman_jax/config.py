@@ -65,6 +65,30 @@ class HFIEConfig:
 
 
 @dataclass
+class CLIPConfig:
+    """CLIP's text encoder; names are transformers'. The defaults are Stable Diffusion 2.1's."""
+
+    vocab_size: int = 49408
+    max_position_embeddings: int = 77
+    hidden_size: int = 1024
+    num_hidden_layers: int = 23  # of OpenCLIP ViT-H's 24
+    num_attention_heads: int = 16
+    intermediate_size: int = 4096
+
+
+@dataclass
+class TaggerConfig:
+    """RAM's tagging head; the image embeddings' width is the Swin's `image_proj_dim`."""
+
+    num_tags: int = 4585
+    label_dim: int = 512
+    hidden_size: int = 768
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    intermediate_size: int = 3072
+
+
+@dataclass
 class ModelConfig:
     """One restorer: VAE, U-Net and prompt extractor."""
 

@@ -8,9 +8,10 @@ cropped back and colour-corrected. Arrays are uint8 (height, width, 3) at the ed
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +22,11 @@ from PIL import Image
 from osdhuman_jax import colour
 from osdhuman_jax.checkpoint import load_run
 from osdhuman_jax.images import Picture, to_float, to_uint8
+from osdhuman_jax.types import Tokens
 from osdhuman_jax.weights import Model, load_model
 
 Pixels = UInt8[np.ndarray, "h w 3"]
+Prompter = Callable[[Float32[np.ndarray, "b h w 3"]], Tokens]
 Size = tuple[int, int]  # height, width
 
 COLOR_FIXES = ("none", "adain", "wavelet")
@@ -38,22 +41,29 @@ class Pipeline:
     """A model made ready to restore pictures; compiled once for each padded size."""
 
     def __init__(
-        self, model: Model, precision: str = "fp32", batch_size: int = 1, bucket: int = 64
+        self,
+        model: Model,
+        precision: str = "fp32",
+        batch_size: int = 1,
+        bucket: int = 64,
+        prompter: Prompter | None = None,
     ) -> None:
         """Keep `model`, which was loaded in `precision`.
 
         Sides are padded to multiples of `bucket` pixels (and of the model's own multiple): a larger
         bucket compiles fewer programs and computes more padding. Batches have always `batch_size`
-        pictures, the last one filled up by repetition.
+        pictures, the last one filled up by repetition. A `prompter` (tags, for one) gets a batch of
+        padded pictures in [-1, 1] and gives its tokens; without it the model has its own.
         """
         if batch_size < 1 or bucket < 1:
             raise ValueError("batch_size and bucket must be at least 1")
         self.model, self.precision, self.batch_size = model, precision, batch_size
+        self._prompter = prompter
         self.multiple = math.lcm(model.restorer.multiple, bucket)
         self._graphdef, self._state = nnx.split(model.restorer)
 
     @classmethod
-    def from_folder(cls, folder: str | Path, precision: str = "fp32", **options: int) -> "Pipeline":
+    def from_folder(cls, folder: str | Path, precision: str = "fp32", **options: Any) -> "Pipeline":
         """Pipeline of a model folder. Raises ValueError or FileNotFoundError on a bad one."""
         return cls(load_model(folder, precision=precision), precision, **options)
 
@@ -63,7 +73,7 @@ class Pipeline:
         workdir: str | Path,
         step: int | None = None,
         precision: str = "fp32",
-        **options: int,
+        **options: Any,
     ) -> "Pipeline":
         """Pipeline of a training run's checkpoint, the latest by default. Raises as above."""
         return cls(load_run(workdir, step, precision=precision), precision, **options)
@@ -103,16 +113,21 @@ class Pipeline:
         """Model outputs in [-1, 1] at the pictures' own sizes; one padded size in the batch."""
         padded = [pad_reflect(rgb, self.padded_size(rgb.shape[:2])) for rgb in batch]
         padded += [padded[-1]] * (self.batch_size - len(padded))
-        outputs = np.asarray(_forward(self._graphdef, self._state, to_float(np.stack(padded))))
+        lq = to_float(np.stack(padded))
+        prompt = self._prompter(lq) if self._prompter else None
+        outputs = np.asarray(_forward(self._graphdef, self._state, lq, prompt))
         if not np.isfinite(outputs).all():
             raise RestoreError("the model's output is not finite")
         return [outputs[i, : rgb.shape[0], : rgb.shape[1]] for i, rgb in enumerate(batch)]
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(graphdef: nnx.GraphDef, state: nnx.State, lq: jax.Array) -> jax.Array:
+def _forward(
+    graphdef: nnx.GraphDef, state: nnx.State, lq: jax.Array, prompt: Tokens | None
+) -> jax.Array:
     """The restorer with its weights as arguments: closed over, they would become constants."""
-    return nnx.merge(graphdef, state)(lq)
+    restorer = nnx.merge(graphdef, state)
+    return restorer(lq) if prompt is None else restorer(lq, prompt=prompt)
 
 
 def scaled_size(size: Size, factor: float) -> Size:

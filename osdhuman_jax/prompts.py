@@ -1,20 +1,33 @@
-"""HFIE, the high-fidelity image embedder (section 3.3, Eqs. 4-5): image -> cross-attention tokens.
+"""Prompt extractors (section 3.3 and Table 4): image -> cross-attention tokens.
 
-p = MHA(Q, E(I), E(I)) with learnable queries Q and the frozen embeddings E of RAM's image encoder.
+    HFIE   p = MHA(Q, E(I), E(I)) with learnable queries Q and RAM's frozen embeddings E (Eqs. 4-5)
+    tags   RAM's or DAPE's tags as text through CLIP; which of the two is a matter of weights
+    fixed  the same tokens for every image: a single space through CLIP ("null"), or a file
+
+The first and the last are modules and live in a Restorer. Tags are strings, which no compiled
+program holds: `TagPrompter` runs outside, and the Restorer is given its tokens.
 """
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Float, Float32, Int32
 
 from osdhuman_jax.attention import attend, join_heads, split_heads
+from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.swin import RAMEncoder
+from osdhuman_jax.tagger import Tagger, select_tags
 from osdhuman_jax.types import Image, Tokens
+
+Tokenize = Callable[[Sequence[str]], Int32[np.ndarray, "b t"]]
 
 
 class HFIE(nnx.Module):
@@ -63,3 +76,92 @@ class HFIEPrompter(nnx.Module):
 
     def __call__(self, image: Image) -> Tokens:
         return self.hfie(self.image_encoder(image))
+
+
+class FixedPrompter(nnx.Module):
+    """The same tokens (N, D) whatever the picture."""
+
+    def __init__(self, tokens: Float[Array, "n d"]):
+        self.tokens = nnx.Param(tokens)
+
+    def __call__(self, image: Image) -> Tokens:
+        return jnp.broadcast_to(self.tokens[...], (image.shape[0], *self.tokens.shape))
+
+
+class ImageTagger(nnx.Module):
+    """RAM's image encoder and tagging head: picture in [-1, 1] -> logits of the tags."""
+
+    def __init__(self, image_encoder: RAMEncoder, tagger: Tagger):
+        self.image_encoder = image_encoder
+        self.tagger = tagger
+
+    def __call__(self, image: Image) -> Float32[Array, "b n"]:
+        return self.tagger(self.image_encoder(image))
+
+
+@partial(jax.jit, static_argnums=0)
+def _forward(graphdef: nnx.GraphDef, state: nnx.State, x: Array) -> Array:
+    """A module with its weights as arguments: closed over, they would become constants."""
+    return nnx.merge(graphdef, state)(x)
+
+
+class TextEncoder:
+    """Texts -> tokens (B, 77, D) of CLIP's text encoder."""
+
+    def __init__(self, tokenize: Tokenize, clip: CLIPTextModel) -> None:
+        self._tokenize = tokenize
+        self._clip = partial(_forward, *nnx.split(clip))
+
+    def __call__(self, texts: Sequence[str]) -> Tokens:
+        return self._clip(self._tokenize(texts))
+
+
+class TagPrompter:
+    """Pictures -> tags -> text -> tokens, on the host between two compiled programs."""
+
+    def __init__(
+        self,
+        image_tagger: ImageTagger,
+        names: Sequence[str],
+        thresholds: Float32[np.ndarray, " n"],
+        encode: TextEncoder,
+        user_prompt: str = "",
+    ) -> None:
+        """`names` and `thresholds` are RAM's lists; `user_prompt` is joined to every text."""
+        self._logits = partial(_forward, *nnx.split(image_tagger))
+        self._names, self._thresholds = tuple(names), thresholds
+        self._encode, self._user_prompt = encode, user_prompt
+
+    def tags(self, images: Float32[np.ndarray, "b h w 3"]) -> list[list[str]]:
+        """Names of what is in each picture, in the list's order."""
+        return select_tags(np.asarray(self._logits(images)), self._thresholds, self._names)
+
+    def __call__(self, images: Float32[np.ndarray, "b h w 3"]) -> Tokens:
+        """Tokens (B, 77, D) of pictures in [-1, 1]."""
+        return self._encode([tag_text(tags, self._user_prompt) for tags in self.tags(images)])
+
+
+def tag_text(tags: Sequence[str], user_prompt: str = "") -> str:
+    """OSEDiff's prompt: commas between the tags, after them, and after an empty user prompt too."""
+    return f"{', '.join(tags)}, {user_prompt},"
+
+
+def null_prompter(encode: TextEncoder) -> FixedPrompter:
+    """Table 4's null prompt: a single space."""
+    return FixedPrompter(encode([" "])[0])
+
+
+def save_prompt(path: str | Path, tokens: Float[Array, "n d"]) -> None:
+    """Write tokens as a float32 .npy file, for use where CLIP is not at hand."""
+    with open(path, "wb") as file:  # numpy would append .npy to another name
+        np.save(file, np.asarray(tokens, np.float32))
+
+
+def load_prompt(path: str | Path, width: int) -> FixedPrompter:
+    """Prompter of a .npy file (N, width). Raises ValueError on any other content."""
+    tokens = np.load(path, allow_pickle=False)
+    if tokens.ndim != 2 or tokens.shape[1] != width or not len(tokens):
+        raise ValueError(f"{path}: tokens must be (N, {width}), these are {tokens.shape}")
+    if tokens.dtype.kind != "f" or not np.isfinite(tokens).all():
+        raise ValueError(f"{path}: tokens must be finite floating-point numbers")
+    return FixedPrompter(jnp.asarray(tokens, jnp.float32))

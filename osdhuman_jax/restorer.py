@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from osdhuman_jax.prompts import HFIE, HFIEPrompter
+from osdhuman_jax.prompts import HFIE, FixedPrompter, HFIEPrompter
 from osdhuman_jax.schedule import Schedule
 from osdhuman_jax.swin import RAMEncoder
 from osdhuman_jax.types import Image, Latent, Tokens
@@ -16,18 +16,21 @@ from osdhuman_jax.vae import AutoencoderKL
 
 
 class Restorer(nnx.Module):
-    """VAE, U-Net and prompt extractor, with the timestep T_L of the one step."""
+    """VAE, U-Net and prompt extractor, with the timestep T_L of the one step.
+
+    Without a prompter (the extractor is no module, as with tags) every call brings its prompt.
+    """
 
     def __init__(
         self,
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
-        prompter: HFIEPrompter,
+        prompter: HFIEPrompter | FixedPrompter | None,
         timestep: int,
     ):
         self.vae = vae
         self.unet = unet
-        self.prompter = prompter
+        self.prompter: Any = prompter
         self.timestep = timestep
 
     @property
@@ -51,9 +54,15 @@ class Restorer(nnx.Module):
         t = jnp.full((latent.shape[0],), self.timestep, jnp.int32)
         return Schedule().eps_to_x0(latent, self.unet(latent, t, prompt), t)
 
-    def __call__(self, lq: Image, key: Array | None = None) -> Image:
-        """Restore images (B, H, W, 3) in [-1, 1]; H and W multiples of the VAE's downscale."""
-        return self.decode(self.denoise(self.encode(lq, key), self.prompter(lq)))
+    def __call__(self, lq: Image, key: Array | None = None, prompt: Tokens | None = None) -> Image:
+        """Restore images (B, H, W, 3) in [-1, 1]; H and W multiples of the VAE's downscale.
+
+        `prompt` stands in for the prompter's tokens. Raises ValueError where there is neither.
+        """
+        if prompt is None and self.prompter is None:
+            raise ValueError("this restorer has no prompter: give it a prompt")
+        tokens = self.prompter(lq) if prompt is None else prompt
+        return self.decode(self.denoise(self.encode(lq, key), tokens))
 
 
 def build_restorer(

@@ -18,12 +18,10 @@ from convert import (
     params,
     randomise,
 )
-from diffusers import AutoencoderKL as ReferenceVAE
-from diffusers import UNet2DConditionModel as ReferenceUNet
 from flax import nnx
-from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 
+from benchmarks import references
 from osdhuman_jax import lora
 from osdhuman_jax.layers import Downsample2D, conv1x1, conv3x3
 from osdhuman_jax.unet import UNet2DConditionModel
@@ -43,10 +41,6 @@ TINY["down_block_types"] = ("DownBlock2D",)
 VAE = {"latent_channels": 4, "block_out_channels": (16, 24), "layers_per_block": 1}
 VAE |= {"norm_num_groups": 8, "scaling_factor": 0.18215, "mid_block_add_attention": True}
 SIZE = {"rank": 4, "alpha": 8.0}
-
-UNET_PATTERNS = """to_k to_q to_v to_out.0 conv conv1 conv2 conv_in conv_shortcut conv_out proj_out
-proj_in ff.net.2 ff.net.0.proj""".split()
-VAE_PATTERNS = "conv1 conv2 conv_in conv_shortcut conv conv_out to_k to_q to_v to_out.0".split()
 
 
 def draws() -> np.random.Generator:
@@ -72,51 +66,20 @@ def adapted(make, targets, *, seed: int = 0):
     return filled(build, seed)
 
 
-def matching(net: torch.nn.Module, patterns: list[str]) -> list[str]:
-    """Modules that OSEDiff adapts: a pattern in the parameter's name, neither "bias" nor "norm"."""
-    names = [n for n, _ in net.named_parameters() if "bias" not in n and "norm" not in n]
-    return [n.removesuffix(".weight") for n in names if any(p in n for p in patterns)]
-
-
-def vae_matching(net: torch.nn.Module) -> list[str]:
-    inside = [name for name in matching(net, VAE_PATTERNS) if "encoder" in name]
-    return [*inside, "quant_conv"]
-
-
-def references():
-    kw = {k: v for k, v in UNET.items() if k != "num_attention_heads"}
-    denoiser = ReferenceUNet(
-        **kw,
-        out_channels=4,
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=UNET["num_attention_heads"],
-        use_linear_projection=True,
-    )
-    down, up = ("DownEncoderBlock2D",) * 2, ("UpDecoderBlock2D",) * 2
-    autoencoder = ReferenceVAE(**VAE, down_block_types=down, up_block_types=up)
-    return {
-        "unet": (denoiser, matching(denoiser, UNET_PATTERNS), unet, lora.unet_targets),
-        "vae": (autoencoder, vae_matching(autoencoder), vae, lora.vae_encoder_targets),
-    }
-
-
-def from_peft(key: str, value: torch.Tensor) -> tuple[tuple, np.ndarray]:
-    """peft's name and layout -> ours."""
-    path, array = convert(key.replace("base_layer", "base"), value)
-    if "lora_B" in path:
-        array = array.reshape(array.shape[-2:])  # a convolution of 1x1 in peft
-    return (path[:-2] if "default" in path else path), array
+NETWORKS = {
+    "unet": (references.unet, UNET, unet, lora.unet_targets),
+    "vae": (references.vae, VAE, vae, lora.vae_encoder_targets),
+}
 
 
 @pytest.fixture(scope="module", params=["unet", "vae"])
 def pair(request):
     """(kind, diffusers' network with peft's adapters, ours with the same weights)."""
-    theirs, names, make, targets = references()[request.param]
-    config = LoraConfig(
-        r=4, lora_alpha=8, init_lora_weights="gaussian", target_modules=names, bias="none"
-    )
+    reference, plan, make, targets = NETWORKS[request.param]
+    theirs = reference(plan)
+    names = references.adapted_names(theirs)
     torch.manual_seed(0)
-    theirs = inject_adapter_in_model(config, theirs)
+    theirs = references.adapt(theirs, rank=4, alpha=8)
     adapters = [n for n, m in theirs.named_modules() if isinstance(m, LoraLayer)]
     assert sorted(adapters) == sorted(names)
     spread = [
@@ -125,7 +88,7 @@ def pair(request):
     assert abs(float(torch.stack(spread).mean()) - 0.25) < 0.02
     randomise(theirs)
     mine = adapted(make, targets)
-    assign(mine, dict(from_peft(*item) for item in theirs.state_dict().items()))
+    assign(mine, dict(references.from_peft(*item) for item in theirs.state_dict().items()))
     return request.param, theirs, mine
 
 

@@ -185,3 +185,27 @@ def test_the_restorer_sees_the_padded_picture() -> None:
     pipeline = Pipeline(Model(Mean(), TINY, "0" * 64, "mean"))
     (restored,) = pipeline.restore([picture])
     assert restored.rgb[0, 0] == pytest.approx((mean + 1) * 127.5, abs=1)
+
+
+class Tint(Halve):
+    """Adds its prompt's only number, of each picture, to it."""
+
+    def __call__(self, lq, prompt):
+        return lq * self.gain[...] + prompt[:, :, None]
+
+
+def test_prompter_sees_the_padded_batch_and_its_tokens_reach_the_model() -> None:
+    seen = []
+
+    def prompter(images):
+        seen.append(images)
+        return jnp.asarray([0.25, -0.25])[:, None, None]
+
+    model = Model(Tint(), TINY, "0" * 64, "tint")
+    pictures = [photo(30, 40), photo(50, 20)]
+    results = Pipeline(model, batch_size=2, prompter=prompter).restore(pictures)
+    padded = np.stack([pad_reflect(picture.rgb, (64, 64)) for picture in pictures])
+    np.testing.assert_array_equal(seen, [to_float(padded)])
+    for picture, result, tint in zip(pictures, results, (0.25, -0.25), strict=True):
+        want = to_uint8(0.5 * to_float(picture.rgb) + np.float32(tint))
+        np.testing.assert_allclose(result.rgb.astype(int), want.astype(int), atol=1)

@@ -1,4 +1,4 @@
-"""HFIE against PyTorch's multi-head attention."""
+"""HFIE against PyTorch's multi-head attention; prompts from tags, from a space, from a file."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +7,22 @@ import torch
 from convert import abstract, call, close, count, filled, from_torch, normal, randomise
 from flax import nnx
 
-from osdhuman_jax.prompts import HFIE, HFIEPrompter
+from benchmarks.references import mha_state
+from osdhuman_jax.clip import CLIPTextModel
+from osdhuman_jax.prompts import (
+    HFIE,
+    FixedPrompter,
+    HFIEPrompter,
+    ImageTagger,
+    TagPrompter,
+    TextEncoder,
+    load_prompt,
+    null_prompter,
+    save_prompt,
+    tag_text,
+)
 from osdhuman_jax.swin import RAMEncoder
+from osdhuman_jax.tagger import Tagger
 
 
 def hfie(rngs, queries=5, dim=32, kv_dim=24, heads=4, **kw) -> HFIE:
@@ -16,21 +30,12 @@ def hfie(rngs, queries=5, dim=32, kv_dim=24, heads=4, **kw) -> HFIE:
     return HFIE(num_queries=queries, dim=dim, kv_dim=kv_dim, num_heads=heads, rngs=rngs, **kw)
 
 
-def named(mha: torch.nn.MultiheadAttention, query: torch.Tensor) -> dict[str, torch.Tensor]:
-    """PyTorch's weights under our names."""
-    state = dict(mha.state_dict())
-    biases = dict(zip("qkv", state.pop("in_proj_bias").chunk(3), strict=True))
-    for name, bias in biases.items():
-        state[f"{name}_proj.weight"] = state.pop(f"{name}_proj_weight")
-        state[f"{name}_proj.bias"] = bias
-    return {**state, "query": query}
-
-
 @pytest.mark.parametrize(("dim", "heads"), [(32, 1), (32, 4), (64, 16)])
 def test_tokens(dim, heads):
     mha = torch.nn.MultiheadAttention(dim, heads, kdim=24, vdim=24, batch_first=True)
     query = torch.from_numpy(normal(5, dim, seed=1))
-    ours = from_torch(lambda rngs: hfie(rngs, dim=dim, heads=heads), named(randomise(mha), query))
+    state = {**mha_state(randomise(mha)), "query": query}
+    ours = from_torch(lambda rngs: hfie(rngs, dim=dim, heads=heads), state)
     e = normal(3, 10, 24)
     want, _ = mha(query.expand(3, -1, -1), *[torch.from_numpy(e)] * 2)
     close(call(ours, e), want, 1e-5)
@@ -65,14 +70,13 @@ def test_bfloat16_tokens_are_near_float32_ones():
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)
 
 
-def test_prompter_is_encoder_then_hfie():
+def ram(rngs) -> RAMEncoder:
     swin = {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": (2,), "num_heads": (2,)}
-    prompter = filled(
-        lambda rngs: HFIEPrompter(
-            RAMEncoder(image_proj_dim=24, window_size=2, mlp_ratio=2.0, **swin, rngs=rngs),
-            hfie(rngs),
-        )
-    )
+    return RAMEncoder(image_proj_dim=24, window_size=2, mlp_ratio=2.0, **swin, rngs=rngs)
+
+
+def test_prompter_is_encoder_then_hfie():
+    prompter = filled(lambda rngs: HFIEPrompter(ram(rngs), hfie(rngs)))
     image = normal(2, 20, 12, 3).clip(-1, 1)
     embeddings = call(prompter.image_encoder, image)
     assert embeddings.shape == (2, 17, 24)
@@ -80,3 +84,107 @@ def test_prompter_is_encoder_then_hfie():
     assert got.shape == (2, 5, 32)
     np.testing.assert_allclose(got, call(prompter.hfie, embeddings), atol=1e-5)
     assert float(jnp.abs(got[0] - got[1]).max()) > 1e-2  # every image has its own prompt
+
+
+NAMES = ["man", "dog", "hat", "sea", "sky"]
+
+
+def tokenize(texts) -> np.ndarray:
+    """A word an id, its letters' sum, up to eight."""
+    words = [text.split(" ")[:8] for text in texts]
+    rows = [[sum(map(ord, word)) % 50 for word in row] + [0] * (8 - len(row)) for row in words]
+    return np.asarray(rows, np.int32)
+
+
+@pytest.fixture(scope="module")
+def clip() -> CLIPTextModel:
+    size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    size |= {"vocab_size": 50, "max_position_embeddings": 8, "num_hidden_layers": 1}
+    return filled(lambda rngs: CLIPTextModel(**size, rngs=rngs))
+
+
+class Pixels(RAMEncoder):
+    """In the place of RAM's encoder: the picture's numbers, 24 to a token."""
+
+    def __init__(self):
+        pass
+
+    def __call__(self, image):
+        return image.reshape(image.shape[0], -1, 24)
+
+
+@pytest.fixture(scope="module")
+def image_tagger() -> ImageTagger:
+    size = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "label_dim": 6}
+    size |= {"num_tags": len(NAMES), "context_dim": 24, "num_hidden_layers": 1}
+    return filled(lambda rngs: ImageTagger(Pixels(), Tagger(**size, rngs=rngs)))
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """Two that differ in more than noise."""
+    return (0.3 * normal(2, 20, 12, 3) + np.asarray([-0.5, 0.5])[:, None, None, None]).astype("f4")
+
+
+def test_tags_become_tokens(clip, image_tagger, images):
+    logits = np.asarray(call(image_tagger.tagger, images.reshape(2, -1, 24)))
+    between = 1 / (1 + np.exp(-logits.mean(0)))  # one picture has the tag, the other has not
+    args = (image_tagger, NAMES, between.astype(np.float32), TextEncoder(tokenize, clip))
+    prompter = TagPrompter(*args)
+    tags = prompter.tags(images)
+    assert tags == [
+        [n for n, x, y in zip(NAMES, row, logits.mean(0), strict=True) if x > y] for row in logits
+    ]
+    assert sorted(tags[0] + tags[1]) == sorted(NAMES) and tags[0] != tags[1]
+    want = call(clip, tokenize([f"{', '.join(found)}, ," for found in tags]))
+    np.testing.assert_allclose(prompter(images), want, atol=1e-5)
+    assert float(jnp.abs(want[0] - want[1]).max()) > 0.1
+    want = call(clip, tokenize([f"{', '.join(found)}, sharp photo," for found in tags]))
+    np.testing.assert_allclose(TagPrompter(*args, "sharp photo")(images), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tags", "user", "text"),
+    [
+        (["man", "red hat"], "", "man, red hat, ,"),
+        (["man"], "4k", "man, 4k,"),
+        ([], "", ", ,"),
+    ],
+)
+def test_commas(tags, user, text):
+    assert tag_text(tags, user) == text
+
+
+def test_null_prompt_is_a_space(clip, images):
+    prompter = null_prompter(TextEncoder(tokenize, clip))
+    want = call(clip, tokenize([" "]))
+    got = call(prompter, images)
+    np.testing.assert_allclose(got, np.concatenate([want, want]), atol=1e-5)
+    assert {p: v.shape for p, v in nnx.to_flat_state(nnx.state(prompter, nnx.Param))} == {
+        ("tokens",): (8, 16)
+    }
+
+
+def test_file_gives_the_tokens_that_were_saved(tmp_path, images):
+    tokens = normal(4, 16)
+    save_prompt(tmp_path / "prompt", jnp.asarray(tokens))
+    prompter = load_prompt(tmp_path / "prompt", 16)
+    assert isinstance(prompter, FixedPrompter)
+    np.testing.assert_array_equal(prompter(jnp.asarray(images)), [tokens, tokens])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (normal(4, 15), r"\(N, 16\), these are \(4, 15\)"),
+        (normal(1, 4, 16), r"\(1, 4, 16\)"),
+        (normal(0, 16), r"\(0, 16\)"),
+        (np.full((4, 16), np.nan, np.float32), "finite"),
+        (np.zeros((4, 16), np.int32), "floating"),
+        (np.asarray([[None] * 16]), "allow_pickle"),
+    ],
+)
+def test_file_of_anything_else_is_refused(tmp_path, tokens, said):
+    np.save(tmp_path / "prompt.npy", tokens, allow_pickle=True)
+    with pytest.raises(ValueError, match=said):
+        load_prompt(tmp_path / "prompt.npy", 16)

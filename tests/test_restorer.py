@@ -11,6 +11,7 @@ from flax import nnx
 
 from osdhuman_jax import lora
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.prompts import FixedPrompter
 from osdhuman_jax.restorer import Restorer, build_restorer
 
 MODEL = ModelConfig(
@@ -114,6 +115,32 @@ def test_bfloat16_latent_is_near_the_float32_one(restorer):
     want, got = (call(model, z, prompt, method="denoise") for model in (restorer, half))
     assert got.dtype == jnp.float32
     assert float((got - want).std() / want.std()) < 0.03
+
+
+class Echo(Restorer):
+    """Paints every picture with the first number of its prompt."""
+
+    def encode(self, image, key=None):
+        return image
+
+    def denoise(self, latent, prompt):
+        return jnp.broadcast_to(prompt[:, :1, :1, None], latent.shape)
+
+    def decode(self, latent):
+        return latent
+
+
+def test_a_given_prompt_takes_the_place_of_the_prompters(restorer, lq):
+    fixed = FixedPrompter(jnp.full((5, 24), 0.25))
+    ours, bare = (Echo(restorer.vae, restorer.unet, p, 999) for p in (fixed, None))
+    given = np.asarray([0.5, -0.5], np.float32)[:, None, None] * np.ones((2, 5, 24), np.float32)
+    np.testing.assert_array_equal(call(ours, lq), np.full_like(lq, 0.25))
+    for model in (ours, bare):
+        got = call(model, lq, None, given)
+        np.testing.assert_array_equal(got, np.sign(got) * 0.5)
+        assert (got[0] > 0).all() and (got[1] < 0).all()
+    with pytest.raises(ValueError, match="no prompter"):
+        bare(jnp.asarray(lq))
 
 
 def test_side_that_needs_no_resize(restorer, sd21):

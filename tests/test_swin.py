@@ -19,6 +19,7 @@ from convert import (
 from flax import nnx
 from transformers import SwinConfig, SwinModel
 
+from benchmarks.references import swin_state
 from osdhuman_jax.swin import (
     PatchMerging,
     RAMEncoder,
@@ -39,36 +40,10 @@ PLANS = {
     ),
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-RENAMES = [
-    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-    ("embeddings.norm", "patch_embed.norm"),
-    ("encoder.layers", "layers"),
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-    ("attention.relative_position_bias.", "attn."),
-    ("attention.o_proj", "attn.proj"),
-    ("attention.qkv", "attn.qkv"),
-    ("layernorm.", "norm."),
-]
 
 
 def plan(name: str) -> dict:
     return {"patch_size": 4, "mlp_ratio": 4.0, **PLANS[name]}
-
-
-def official_names(theirs: SwinModel) -> dict[str, torch.Tensor]:
-    """Weights of transformers under the original Swin's names, query, key and value fused."""
-    state = theirs.state_dict()
-    for key in [k for k in state if ".q_proj." in k]:
-        parts = [state.pop(key.replace(".q_proj.", f".{p}_proj.")) for p in "qkv"]
-        state[key.replace("q_proj", "qkv")] = torch.cat(parts)
-
-    def rename(key: str) -> str:
-        for old, new in RENAMES:
-            key = key.replace(old, new)
-        return key
-
-    return {rename(key): value for key, value in state.items()}
 
 
 def reference(name: str) -> SwinModel:
@@ -81,7 +56,7 @@ def reference(name: str) -> SwinModel:
 def pair():
     """(plan, transformers' network, ours with its weights)."""
     kw, theirs = plan("three_stages"), reference("three_stages")
-    mine = from_torch(lambda rngs: SwinTransformer(**kw, rngs=rngs), official_names(theirs))
+    mine = from_torch(lambda rngs: SwinTransformer(**kw, rngs=rngs), swin_state(theirs))
     return kw, theirs, mine
 
 
@@ -192,7 +167,7 @@ def test_preprocessing(size):
 
 def test_ram_encoder():
     theirs = reference("odd_shift")
-    state = {f"visual_encoder.{key}": value for key, value in official_names(theirs).items()}
+    state = {f"visual_encoder.{key}": value for key, value in swin_state(theirs).items()}
     project = randomise(torch.nn.Linear(48, 20), seed=1)
     state |= {f"image_proj.{key}": value for key, value in project.state_dict().items()}
     kw = plan("odd_shift")

@@ -24,7 +24,7 @@ from osdhuman_jax.weights import (
     random_restorer,
     save_model,
 )
-from osdhuman_jax.weights.store import _sha256
+from osdhuman_jax.weights.store import file_digest
 
 LORA = LoRAConfig(rank=2, alpha=8.0)
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
@@ -138,7 +138,7 @@ def test_config_says_what_the_model_is(base_folder, folder):
     assert (plain["format"], plain["prompt"], plain["lora"]) == (1, "hfie", None)
     assert plain["provenance"] == {"from": "dice"} and trained["provenance"] == {}
     assert trained["lora"]["rank"] == 2 and trained["model"]["timestep"] == 399
-    assert trained["digests"] == {name: _sha256(folder / name) for name in (BASE, GENERATOR)}
+    assert trained["digests"] == {name: file_digest(folder / name) for name in (BASE, GENERATOR)}
 
 
 def test_others_may_read_the_files(trained, tmp_path):
@@ -170,7 +170,7 @@ def test_adapters_matter(trained, restored, lq, base_folder):
 def test_loaded_model_has_no_adapters_and_knows_its_name(folder):
     model = load_model(folder)
     assert not any(".lora_" in name for name in values(model.restorer))
-    assert (model.name, model.digest) == ("trained", _sha256(folder / CONFIG))
+    assert (model.name, model.digest) == ("trained", file_digest(folder / CONFIG))
 
 
 def test_half_precision_is_near(folder, restored, lq):
@@ -198,7 +198,7 @@ def test_random_weights_follow_the_seed():
 
 def update_digest(folder: Path, name: str = BASE) -> None:
     meta = json.loads((folder / CONFIG).read_text())
-    meta["digests"][name] = _sha256(folder / name)
+    meta["digests"][name] = file_digest(folder / name)
     (folder / CONFIG).write_text(json.dumps(meta))
 
 

@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,14 +29,13 @@ from safetensors.numpy import save_file
 from osdhuman_jax import lora
 from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, from_dict, to_dict
 from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.weights.files import WeightsError, complain
 
 FORMAT = 1
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
+# What building a network raises where its sizes, read from a file, make no sense.
+IMPOSSIBLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
-
-
-class WeightsError(ValueError):
-    """A model folder that cannot be used, in one line."""
 
 
 @dataclass
@@ -70,15 +69,16 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     each of hundreds of shapes takes longer than a short run.
     """
     rng = np.random.default_rng(seed)
-    restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision]))
-    for name, variable in _parameters(restorer).items():
-        variable.set_value(jnp.asarray(_draw(name, variable.shape, rng), variable.dtype))
+    restorer, _ = hollow_restorer(config, precision=precision)
+    for name, variable in parameters(restorer).items():
+        variable.set_value(jnp.asarray(draw(name, variable.shape, rng), variable.dtype))
     query = restorer.prompter.hfie.query
     query.set_value(config.hfie.query_init_std * query.get_value())
     return restorer
 
 
-def _draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Random values of a parameter, float32: kernels normal with variance 1 / fan-in."""
     kind = name.rsplit(".", 1)[-1]
     if name == "vae.quant_conv.bias":  # log-variances start low: wide posteriors drown colour
         return np.repeat(np.array([0.0, -6.0], np.float32), shape[0] // 2)
@@ -109,38 +109,70 @@ def _name(path: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in path if part != "base")
 
 
-def _parameters(restorer: Restorer) -> dict[str, nnx.Variable]:
+def parameters(module: nnx.Module) -> dict[str, nnx.Variable]:
     """Every parameter by its name on disk; filling these variables fills the module."""
     return {
-        _name(path): value
-        for path, value in nnx.iter_graph(restorer)
-        if isinstance(value, nnx.Param)
+        _name(path): value for path, value in nnx.iter_graph(module) if isinstance(value, nnx.Param)
     }
 
 
+def hollow(make: Callable[[nnx.Rngs], Any]) -> Any:
+    """The module that `make` builds, with shapes in the place of arrays."""
+    return nnx.eval_shape(lambda: make(_OneKey()))
+
+
+def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by its name on disk."""
+    return {name: tuple(value.shape) for name, value in parameters(module).items()}
+
+
+def hollow_restorer(
+    config: ModelConfig, adapters: LoRAConfig | None = None, precision: str = "fp32"
+) -> tuple[Restorer, set[str]]:
+    """A restorer without its arrays, and the names of what training it changes.
+
+    Raises WeightsError where sizes contradict each other.
+    """
+    try:
+        restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision], adapters))
+    except IMPOSSIBLE as error:
+        raise WeightsError(f"sizes that make no network: {error!s:.200}") from error
+    return restorer, _generator_names(restorer, adapters)
+
+
 def fill(
-    restorer: Restorer, tensors: Mapping[str, np.ndarray], names: set[str], where: str
+    restorer: nnx.Module, tensors: Mapping[str, np.ndarray], names: set[str], where: str
 ) -> None:
     """Put `tensors` into the parameters `names`, in place; dtypes stay the module's.
 
     Raises WeightsError, with the first names of each kind: missing, unknown, of another shape.
     """
-    targets = {name: p for name, p in _parameters(restorer).items() if name in names}
-    faults = {
-        "missing": sorted(set(targets) - set(tensors)),
-        "unknown": sorted(set(tensors) - set(targets)),
-        "of another shape": sorted(
-            n for n in set(targets) & set(tensors) if targets[n].shape != tensors[n].shape
-        ),
-    }
-    if any(faults.values()):
-        parts = [f"{len(v)} {kind} ({', '.join(v[:5])})" for kind, v in faults.items() if v]
-        raise WeightsError(f"{where}: tensors {'; '.join(parts)}")
+    targets = {name: p for name, p in parameters(restorer).items() if name in names}
+    _compare(tensors, targets, where)
     for name, variable in targets.items():
         variable.set_value(jnp.asarray(tensors[name], variable.dtype))
 
 
-def _sha256(path: Path) -> str:
+def check_tensors(
+    tensors: Mapping[str, Any], config: ModelConfig, adapters: LoRAConfig | None, where: str
+) -> None:
+    """That tensors are a restorer's, none missing or unknown or of another shape, unread."""
+    restorer, _ = hollow_restorer(config, adapters)
+    _compare(tensors, parameters(restorer), where)
+
+
+def _compare(found: Mapping[str, Any], targets: Mapping[str, Any], where: str) -> None:
+    both = set(found) & set(targets)
+    faults = {
+        "missing": sorted(set(targets) - set(found)),
+        "unknown": sorted(set(found) - set(targets)),
+        "of another shape": sorted(n for n in both if targets[n].shape != found[n].shape),
+    }
+    complain(faults, where)
+
+
+def file_digest(path: Path) -> str:
+    """Digest of a file, read in pieces."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -167,7 +199,7 @@ def save_model(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained = _generator_names(restorer, generator)
-    tensors = {n: np.asarray(p.get_value()) for n, p in _parameters(restorer).items()}
+    tensors = {n: np.asarray(p.get_value()) for n, p in parameters(restorer).items()}
     files = {BASE: {n: v for n, v in tensors.items() if n not in trained}}
     if trained:
         files[GENERATOR] = {n: tensors[n] for n in sorted(trained)}
@@ -178,7 +210,7 @@ def save_model(
         "prompt": "hfie",
         "model": to_dict(config),
         "lora": to_dict(generator) if generator else None,
-        "digests": {name: _sha256(folder / name) for name in files},
+        "digests": {name: file_digest(folder / name) for name in files},
         "provenance": provenance or {},
     }
     _write(folder / CONFIG, json.dumps(meta, indent=2) + "\n")
@@ -191,7 +223,8 @@ def _generator_names(restorer: Restorer, generator: LoRAConfig | None) -> set[st
     return {_name(path) for path, _ in nnx.to_flat_state(state)}
 
 
-def _read(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises WeightsError where it is not one."""
     if not (folder / CONFIG).is_file():
         raise WeightsError(f"{folder}: not a model folder (no {CONFIG})")
     try:
@@ -202,12 +235,25 @@ def _read(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{folder / CONFIG}: not a model description of format {FORMAT}")
     if lacking := sorted({"model", "lora", "digests"} - set(meta)):
         raise WeightsError(f"{folder / CONFIG}: lacks {', '.join(lacking)}")
-    for name in [BASE, GENERATOR] if meta["lora"] else [BASE]:
+    return meta
+
+
+def verify(folder: Path, meta: dict[str, Any], *names: str) -> None:
+    """Raises WeightsError where a file is not there or not what its digest says."""
+    for name in names:
         if not (folder / name).is_file():
             raise WeightsError(f"{folder / name}: missing")
-        if _sha256(folder / name) != meta["digests"].get(name):
+        if file_digest(folder / name) != meta["digests"].get(name):
             raise WeightsError(f"{folder / name}: its bytes do not match the digest in {CONFIG}")
-    return meta
+
+
+def read_configs(folder: Path, meta: dict[str, Any]) -> tuple[ModelConfig, LoRAConfig | None]:
+    """Sizes of the model, and of its generator's adapters if it has one."""
+    try:
+        adapters = from_dict(LoRAConfig, meta["lora"]) if meta["lora"] else None
+        return from_dict(ModelConfig, meta["model"]), adapters
+    except ConfigError as error:
+        raise WeightsError(f"{folder / CONFIG}: {error}") from error
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
@@ -226,19 +272,13 @@ def load_base(
     A generator that is left out leaves HFIE as the base has it; a base without HFIE is refused.
     """
     folder = Path(folder)
-    meta = _read(folder)
-    try:
-        config = from_dict(ModelConfig, meta["model"])
-        adapters = from_dict(LoRAConfig, meta["lora"]) if meta["lora"] else None
-    except ConfigError as error:
-        raise WeightsError(f"{folder / CONFIG}: {error}") from error
+    meta = read_meta(folder)
+    verify(folder, meta, *([BASE, GENERATOR] if meta["lora"] else [BASE]))
+    config, adapters = read_configs(folder, meta)
     if adapters and not generator:
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
-    restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision], adapters))
-    trained = _generator_names(restorer, adapters)
-    fill(
-        restorer, _tensors(folder / BASE), set(_parameters(restorer)) - trained, str(folder / BASE)
-    )
+    restorer, trained = hollow_restorer(config, adapters, precision)
+    fill(restorer, _tensors(folder / BASE), set(parameters(restorer)) - trained, str(folder / BASE))
     if trained:
         fill(restorer, _tensors(folder / GENERATOR), trained, str(folder / GENERATOR))
     return restorer, config, adapters
@@ -247,9 +287,12 @@ def load_base(
 def load_model(folder: Path | str, *, precision: str = "fp32") -> Model:
     """The restorer of a folder, ready for inference: LoRA merged, computing in `precision`.
 
-    Raises WeightsError where the folder is not a whole, untouched model.
+    A model whose prompts are not HFIE's (OSEDiff's are of tags) comes without a prompter. Raises
+    WeightsError where the folder is not a whole, untouched model.
     """
     folder = Path(folder)
     restorer, config, _ = load_base(folder, precision=precision, generator=True)
     lora.merge(restorer)
-    return Model(restorer, config, _sha256(folder / CONFIG), folder.resolve().name)
+    if read_meta(folder).get("prompt", "hfie") != "hfie":
+        restorer.prompter = None
+    return Model(restorer, config, file_digest(folder / CONFIG), folder.resolve().name)

@@ -1,0 +1,382 @@
+"""Compare every network with an independent PyTorch implementation on the same random weights.
+
+    python -m benchmarks.fidelity                              # small networks, a minute or two
+    python -m benchmarks.fidelity --size full                  # the paper's sizes; 24 GiB
+    python -m benchmarks.fidelity --size full --rows unet lpips
+
+A line a component: the largest error, the error's L2 norm over the reference's, and the budget. A
+broken budget is the exit status 1.
+
+The bf16 lines compare this project with itself: what the policy (networks compute in bfloat16,
+Eq. 2 in float32) costs. Their budget is a relative error of 6 %, which in pictures of a
+photograph's contrast is 36 dB: a hundred random layers round to 8 bits each, and none contracts
+the error. In Eq. 2 of a random network nothing cancels; a trained U-Net's eps is close to the
+latent, so there the same error of eps weighs more in z0.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from benchmarks import references
+from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
+from osdhuman_jax import lora
+from osdhuman_jax.clip import CLIPTextModel
+from osdhuman_jax.config import (
+    CLIPConfig,
+    HFIEConfig,
+    ModelConfig,
+    SwinConfig,
+    TaggerConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from osdhuman_jax.lpips import LPIPS, VGG16
+from osdhuman_jax.prompts import HFIE
+from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.schedule import Schedule
+from osdhuman_jax.swin import RAMEncoder
+from osdhuman_jax.tagger import Tagger
+from osdhuman_jax.unet import UNet2DConditionModel
+from osdhuman_jax.vae import AutoencoderKL
+from osdhuman_jax.weights import load_model, random_restorer, save_model
+
+RANK, ALPHA = 4, 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large everything is, and the largest error that a network's float32 output may have."""
+
+    model: ModelConfig
+    clip: CLIPConfig
+    tagger: TaggerConfig
+    narrow: int  # VGG16's widths are divided by this
+    side: int  # of the pictures, in pixels
+    budget: float
+
+
+TINY = Size(
+    model=ModelConfig(
+        vae=VAEConfig(block_out_channels=(16, 24, 32, 32), norm_num_groups=8),
+        unet=UNetConfig(
+            block_out_channels=(32, 64, 128, 128),
+            num_attention_heads=(1, 2, 4, 4),
+            cross_attention_dim=32,
+            norm_num_groups=8,
+        ),
+        swin=SwinConfig(64, 4, 16, (2, 2, 2), (1, 2, 4), window_size=4, image_proj_dim=24),
+        hfie=HFIEConfig(num_queries=5, num_heads=4),
+    ),
+    clip=CLIPConfig(60, 9, 32, 3, 4, 48),
+    tagger=TaggerConfig(11, 20, 24, 2, 3, 40),
+    narrow=16,
+    side=64,
+    budget=1e-4,
+)
+FULL = Size(ModelConfig(), CLIPConfig(), TaggerConfig(), 1, 512, 5e-4)  # longer sums round more
+SIZES = {"tiny": TINY, "full": FULL}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison."""
+
+    component: str
+    largest: float
+    relative: float
+    budget: str
+    kept: bool
+
+
+def errors(got: Any, want: Any) -> tuple[float, float]:
+    """(largest absolute error, L2 norm of the error over that of `want`); NCHW if from PyTorch."""
+    reference = np.asarray(want, np.float64)
+    if isinstance(want, torch.Tensor) and reference.ndim == 4:
+        reference = reference.transpose(0, 2, 3, 1)
+    error = np.asarray(got, np.float64) - reference
+    return float(np.abs(error).max()), float(np.linalg.norm(error) / np.linalg.norm(reference))
+
+
+def compare(component: str, got: Any, want: Any, budget: float) -> Row:
+    """A row whose largest error must not exceed `budget` (nan does)."""
+    largest, relative = errors(got, want)
+    return Row(component, largest, relative, f"largest <= {budget:.1e}", largest <= budget)
+
+
+def picture(size: Size, seed: int = 0) -> np.ndarray:
+    """Smooth colours and some noise, (1, side, side, 3) in [-1, 1]."""
+    y, x = np.mgrid[: size.side, : size.side] / size.side
+    phases = np.arange(3) + seed
+    waves = np.sin(5 * x[..., None] + phases) * np.cos(4 * y[..., None] - phases)
+    return (0.7 * waves + 0.1 * normal(1, size.side, size.side, 3, seed=seed)).astype("f4")
+
+
+def denoiser_inputs(size: Size) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Latent, timestep, prompt."""
+    side = size.side // 2 ** (len(size.model.vae.block_out_channels) - 1)
+    z = normal(1, side, side, size.model.unet.in_channels)
+    width = size.model.unet.cross_attention_dim
+    prompt = normal(1, size.model.hfie.num_queries, width, seed=1)
+    return z, np.asarray([size.model.timestep], np.int32), prompt
+
+
+def run_unet(theirs: Any, z: np.ndarray, t: np.ndarray, prompt: np.ndarray) -> torch.Tensor:
+    """eps of diffusers' U-Net."""
+    return theirs(nchw(z), torch.from_numpy(t), torch.from_numpy(prompt)).sample
+
+
+def unet(size: Size) -> Iterator[Row]:
+    plan, inputs = asdict(size.model.unet), denoiser_inputs(size)
+    theirs = randomise(references.unet(plan))
+    mine = from_torch(lambda rngs: UNet2DConditionModel(**plan, rngs=rngs), theirs)
+    want = run_unet(theirs, *inputs)
+    yield compare("U-Net", call(mine, *inputs), want, size.budget)
+
+
+def vae(size: Size) -> Iterator[Row]:
+    plan, image = asdict(size.model.vae), picture(size)
+    theirs: Any = randomise(references.vae(plan))
+    mine = from_torch(lambda rngs: AutoencoderKL(**plan, rngs=rngs), theirs)
+    want = theirs.encode(nchw(image)).latent_dist.mean
+    yield compare("VAE encode", call(mine, image, method="encode")[0], want, size.budget)
+    z = denoiser_inputs(size)[0]
+    want = theirs.decode(nchw(z)).sample
+    yield compare("VAE decode", call(mine, z, method="decode"), want, size.budget)
+
+
+def swin(size: Size) -> Iterator[Row]:
+    plan, image = asdict(size.model.swin), picture(size)
+    theirs: Any = randomise(references.RAM(plan))
+    mine = from_torch(lambda rngs: RAMEncoder(**plan, rngs=rngs), theirs.state())
+    got, want = call(mine, image), theirs(nchw(image))
+    yield compare("Swin, pooled token", got[:, :1], want[:, :1], size.budget)
+    yield compare("Swin, all tokens", got, want, size.budget)
+
+
+def tagger(size: Size) -> Iterator[Row]:
+    width = size.model.swin.image_proj_dim
+    plan = {**asdict(size.tagger), "context_dim": width}
+    theirs = randomise(references.Tagger(plan))
+    mine = from_torch(lambda rngs: Tagger(**plan, rngs=rngs), theirs)
+    embeddings = 3 * normal(1, 145, width)
+    want = theirs(torch.from_numpy(embeddings))
+    yield compare("tagging head", call(mine, embeddings), want, size.budget)
+
+
+def clip(size: Size) -> Iterator[Row]:
+    plan = asdict(size.clip)
+    theirs = randomise(references.clip(plan))
+    state = references.clip_state(theirs)
+    mine = from_torch(lambda rngs: CLIPTextModel(**plan, rngs=rngs), state)
+    rng, shape = np.random.default_rng(0), (2, plan["max_position_embeddings"])
+    ids = rng.integers(0, plan["vocab_size"], shape).astype(np.int32)
+    want = theirs(torch.from_numpy(ids).long()).last_hidden_state
+    yield compare("CLIP text", call(mine, ids), want, size.budget)
+
+
+def hfie_plan(size: Size) -> dict[str, int]:
+    """Arguments that both implementations take."""
+    widths = {"dim": size.model.unet.cross_attention_dim, "kv_dim": size.model.swin.image_proj_dim}
+    heads = {"num_heads": size.model.hfie.num_heads}
+    return {"num_queries": size.model.hfie.num_queries, **widths, **heads}
+
+
+def hfie(size: Size) -> Iterator[Row]:
+    plan = hfie_plan(size)
+    theirs: Any = randomise(references.HFIE(**plan))
+    std = size.model.hfie.query_init_std
+    mine = from_torch(lambda rngs: HFIE(**plan, query_init_std=std, rngs=rngs), theirs.state())
+    embeddings = normal(1, 145, plan["kv_dim"])
+    want = theirs(torch.from_numpy(embeddings))
+    yield compare("HFIE", call(mine, embeddings), want, size.budget)
+
+
+def with_lora(make: Callable[..., Any], find: Callable[..., Any], theirs: torch.nn.Module) -> Any:
+    """Our network with the weights of peft's."""
+
+    def build(rngs: nnx.Rngs) -> Any:
+        net = make(rngs)
+        rng = np.random.default_rng(0)
+        lora.inject(net, find(net), rank=RANK, alpha=float(ALPHA), rng=rng)
+        return net
+
+    mine = abstract(build)
+    assign(mine, dict(references.from_peft(*item) for item in theirs.state_dict().items()))
+    return mine
+
+
+def unet_lora(size: Size) -> Iterator[Row]:
+    plan, inputs = asdict(size.model.unet), denoiser_inputs(size)
+    theirs = randomise(references.adapt(references.unet(plan), RANK, ALPHA))
+    make = lambda rngs: UNet2DConditionModel(**plan, rngs=rngs)  # noqa: E731
+    mine, want = with_lora(make, lora.unet_targets, theirs), run_unet(theirs, *inputs)
+    yield compare("U-Net, LoRA beside", call(mine, *inputs), want, size.budget)
+    lora.merge(mine)
+    yield compare("U-Net, LoRA merged", call(mine, *inputs), want, size.budget)
+
+
+def vae_lora(size: Size) -> Iterator[Row]:
+    plan, image = asdict(size.model.vae), picture(size)
+    theirs: Any = randomise(references.adapt(references.vae(plan), RANK, ALPHA))
+    make = lambda rngs: AutoencoderKL(**plan, rngs=rngs)  # noqa: E731
+    mine = with_lora(make, lora.vae_encoder_targets, theirs)
+    want = theirs.encode(nchw(image)).latent_dist.mean
+    got = call(mine, image, method="encode")[0]
+    yield compare("VAE encoder, LoRA beside", got, want, size.budget)
+    lora.merge(mine)
+    got = call(mine, image, method="encode")[0]
+    yield compare("VAE encoder, LoRA merged", got, want, size.budget)
+
+
+def lpips(size: Size) -> Iterator[Row]:
+    theirs = randomise(references.LPIPS(size.narrow))
+    for weight in theirs.lin.parameters():
+        weight.data = weight.data.abs()
+    plan = tuple(width // size.narrow for width in VGG16)
+    mine = from_torch(lambda rngs: LPIPS(plan=plan, rngs=rngs), theirs)
+    a, b = picture(size), picture(size, seed=1)
+    yield compare("LPIPS-VGG", call(mine, a, b), theirs(nchw(a), nchw(b)), 1e-5)
+
+
+def equation_2(size: Size) -> Iterator[Row]:
+    """The latent is some 15 large: float32 resolves it to 1e-6."""
+    z, t, _ = denoiser_inputs(size)
+    eps = normal(*z.shape, seed=2)
+    want = references.one_step(nchw(eps), nchw(z), size.model.timestep)
+    got = Schedule().eps_to_x0(*map(jnp.asarray, (z, eps, t)))
+    yield compare("Eq. 2", got, want, 5e-5)
+
+
+def reference_restorer(size: Size) -> references.Restorer:
+    """Whole, with random weights; the last layer is damped, so that few pixels are clamped."""
+    model = size.model
+    theirs = references.Restorer(
+        references.vae(asdict(model.vae)),
+        references.unet(asdict(model.unet)),
+        references.RAM(asdict(model.swin)),
+        references.HFIE(**hfie_plan(size)),
+        model.timestep,
+    )
+    randomise(theirs)
+    theirs.vae.decoder.conv_out.weight.data *= 0.5
+    return theirs
+
+
+def restoration(size: Size) -> Iterator[Row]:
+    """A picture through PyTorch, and through a model folder that was written and read."""
+    theirs, image = reference_restorer(size), picture(size)
+    want = theirs(image).permute(0, 2, 3, 1).numpy()
+    plan = asdict(size.model)
+    mine = from_torch(lambda rngs: build_restorer(**plan, rngs=rngs), theirs.state())
+    del theirs
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder), size.model, mine)
+        del mine
+        restorer = load_model(folder).restorer
+    got = call(restorer, image)
+    clamped = f"{100 * np.mean(np.abs(want) == 1):.0f} % clamped"
+    yield compare(f"restoration, [0, 1] ({clamped})", got / 2, want / 2, 1 / 255)
+
+
+def in_bfloat16(model: ModelConfig, restorer: Restorer) -> Restorer:
+    """The same weights, networks computing in bfloat16."""
+    half = abstract(lambda rngs: build_restorer(**asdict(model), dtype=jnp.bfloat16, rngs=rngs))
+    return nnx.merge(nnx.split(half)[0], nnx.split(restorer)[1])
+
+
+def give_contrast(restorer: Restorer, image: np.ndarray) -> None:
+    """Scale the last layer so that what it makes of `image` has a photograph's contrast."""
+    latent = call(restorer, image, method="encode") / restorer.vae.scaling_factor
+    std = jnp.std(call(restorer.vae, latent, method="decode"))
+    restorer.vae.decoder.conv_out.kernel[...] *= 0.5 / std
+
+
+def bfloat16(size: Size) -> Iterator[Row]:
+    exact, image = random_restorer(size.model, 0), picture(size)
+    give_contrast(exact, image)
+    latents, pixels = [], []
+    for model in (exact, in_bfloat16(size.model, exact)):
+        prompt = call(model.prompter, image)
+        latents.append(call(model, call(model, image, method="encode"), prompt, method="denoise"))
+        pixels.append(np.asarray(call(model, latents[-1], method="decode")) / 2)
+    largest, relative = errors(latents[1], latents[0])
+    yield Row("bf16 policy, latent z0", largest, relative, "relative <= 0.06", relative <= 0.06)
+    largest, relative = errors(pixels[1], pixels[0])
+    psnr = float(-10 * np.log10(np.mean(np.square(pixels[1] - pixels[0]))))
+    budget = f"PSNR >= 36 dB ({psnr:.1f})"
+    yield Row("bf16 policy, pixels in [0, 1]", largest, relative, budget, psnr >= 36)
+
+
+ROWS: dict[str, Callable[[Size], Iterator[Row]]] = {
+    "unet": unet,
+    "vae": vae,
+    "swin": swin,
+    "tagger": tagger,
+    "clip": clip,
+    "hfie": hfie,
+    "unet_lora": unet_lora,
+    "vae_lora": vae_lora,
+    "lpips": lpips,
+    "eq2": equation_2,
+    "restoration": restoration,
+    "bf16": bfloat16,
+}
+
+
+def measure(name: str, size: str) -> list[Row]:
+    """The rows of one component, with products as exact as the platform has them."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    # compiling a small network takes longer than running it; the full ones run as they would
+    jax.config.update("jax_disable_most_optimizations", size == "tiny")
+    with torch.no_grad():
+        return list(ROWS[name](SIZES[size]))
+
+
+def measure_apart(name: str, size: str) -> list[Row]:
+    """The same in a process of its own, whose memory comes back."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(measure, name, size).result()
+        except BrokenProcessPool:
+            nan = float("nan")
+            return [Row(name, nan, nan, "its process was killed (memory?)", False)]
+
+
+def line(row: Row) -> str:
+    """A line of the table."""
+    verdict = "kept" if row.kept else "BROKEN"
+    return f"{row.component:38}{row.largest:12.2e}{row.relative:12.2e}  {row.budget:28}{verdict}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; 1 where a budget is broken."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    flags = parser.parse_args(argv)
+    print(f"{'component':38}{'largest':>12}{'relative':>12}  {'budget':28}", flush=True)
+    kept = True
+    for name in flags.rows:
+        for row in (measure_apart if flags.size == "full" else measure)(name, flags.size):
+            print(line(row), flush=True)
+            kept &= row.kept
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

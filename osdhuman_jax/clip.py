@@ -1,0 +1,118 @@
+"""CLIP's text encoder: token ids (B, T) -> hidden states (B, T, D) after the final norm.
+
+Attribute names are transformers' below `text_model`. Stable Diffusion 2.1 uses 23 of OpenCLIP
+ViT-H's 24 layers, that is its penultimate hidden state, and does not mask the padding.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Int
+
+from osdhuman_jax.attention import attend, join_heads, split_heads
+from osdhuman_jax.layers import LayerNorm, Sequence
+from osdhuman_jax.types import Tokens
+
+Ids = Int[Array, "b t"]
+
+
+def causal_mask(length: int) -> np.ndarray:
+    """(length, length): 0 up to the diagonal, the lowest float32 above it."""
+    return np.triu(np.full((length, length), np.finfo(np.float32).min), k=1)
+
+
+class CLIPAttention(nnx.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, dim: int, heads: int, **kw: Any):
+        self.heads = heads
+        self.q_proj = nnx.Linear(dim, dim, **kw)
+        self.k_proj = nnx.Linear(dim, dim, **kw)
+        self.v_proj = nnx.Linear(dim, dim, **kw)
+        self.out_proj = nnx.Linear(dim, dim, **kw)
+
+    def __call__(self, x: Sequence) -> Sequence:
+        b, t, _ = x.shape
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (split_heads(layer(x), self.heads) for layer in layers)
+        mask = jnp.broadcast_to(causal_mask(t), (b, self.heads, t, t))
+        return self.out_proj(join_heads(attend(q, k, v, mask)))
+
+
+class CLIPMLP(nnx.Module):
+    """Two linear layers around the exact GELU (OpenCLIP's; OpenAI's CLIP has another)."""
+
+    def __init__(self, dim: int, hidden: int, **kw: Any):
+        self.fc1 = nnx.Linear(dim, hidden, **kw)
+        self.fc2 = nnx.Linear(hidden, dim, **kw)
+
+    def __call__(self, x: Sequence) -> Sequence:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class CLIPEncoderLayer(nnx.Module):
+    """Self-attention and MLP, pre-norm, each with residual."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, **kw: Any):
+        self.layer_norm1 = LayerNorm(dim, **kw)
+        self.self_attn = CLIPAttention(dim, heads, **kw)
+        self.layer_norm2 = LayerNorm(dim, **kw)
+        self.mlp = CLIPMLP(dim, hidden, **kw)
+
+    def __call__(self, x: Sequence) -> Sequence:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class CLIPEncoder(nnx.Module):
+    """The stack of layers."""
+
+    def __init__(self, dim: int, layers: int, heads: int, hidden: int, **kw: Any):
+        self.layers = nnx.List(CLIPEncoderLayer(dim, heads, hidden, **kw) for _ in range(layers))
+
+    def __call__(self, x: Sequence) -> Sequence:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class CLIPTextEmbeddings(nnx.Module):
+    """Token embedding plus learnt position embedding."""
+
+    def __init__(self, vocab: int, positions: int, dim: int, **kw: Any):
+        self.token_embedding = nnx.Embed(vocab, dim, **kw)
+        self.position_embedding = nnx.Embed(positions, dim, **kw)
+
+    def __call__(self, ids: Ids) -> Tokens:
+        return self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))[None]
+
+
+class CLIPTextModel(nnx.Module):
+    """Prompt tokens of padded token ids; argument names are transformers'."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_position_embeddings: int,
+        hidden_size: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        size = (hidden_size, num_hidden_layers, num_attention_heads, intermediate_size)
+        self.embeddings = CLIPTextEmbeddings(vocab_size, max_position_embeddings, hidden_size, **kw)
+        self.encoder = CLIPEncoder(*size, **kw)
+        self.final_layer_norm = LayerNorm(hidden_size, **kw)
+
+    def __call__(self, ids: Ids) -> Tokens:
+        return self.final_layer_norm(self.encoder(self.embeddings(ids)))

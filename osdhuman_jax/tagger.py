@@ -1,0 +1,155 @@
+"""RAM's tagging head: image embeddings (B, N, D) -> logits (B, n_tags) -> names of tags.
+
+Each tag's embedding is a query that two BERT layers, without self-attention, answer from the
+image's tokens. Attribute names are RAM's (`label_embed`, `wordvec_proj`, `tagging_head`, `fc`).
+"""
+
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Float
+
+from osdhuman_jax.attention import attend, join_heads, split_heads
+from osdhuman_jax.layers import LayerNorm, Sequence
+
+Context = Float[Array, "b s d"]
+EPSILON = 1e-12  # of BERT's norms
+
+
+class BertCrossAttention(nnx.Module):
+    """Queries from the tags, keys and values from the image."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, **kw: Any):
+        self.heads = heads
+        self.query = nnx.Linear(dim, dim, **kw)
+        self.key = nnx.Linear(context_dim, dim, **kw)
+        self.value = nnx.Linear(context_dim, dim, **kw)
+
+    def __call__(self, x: Sequence, context: Context) -> Sequence:
+        q, k, v = (
+            split_heads(layer(y), self.heads)
+            for layer, y in ((self.query, x), (self.key, context), (self.value, context))
+        )
+        return join_heads(attend(q, k, v))
+
+
+class BertOutput(nnx.Module):
+    """Linear layer, residual, norm after it."""
+
+    def __init__(self, width: int, dim: int, **kw: Any):
+        self.dense = nnx.Linear(width, dim, **kw)
+        self.LayerNorm = LayerNorm(dim, EPSILON, **kw)
+
+    def __call__(self, x: Float[Array, "b t w"], residual: Sequence) -> Sequence:
+        return self.LayerNorm(self.dense(x) + residual)
+
+
+class BertAttention(nnx.Module):
+    """Cross-attention and its output layer."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, **kw: Any):
+        self.self = BertCrossAttention(dim, context_dim, heads, **kw)
+        self.output = BertOutput(dim, dim, **kw)
+
+    def __call__(self, x: Sequence, context: Context) -> Sequence:
+        return self.output(self.self(x, context), x)
+
+
+class BertIntermediate(nnx.Module):
+    """Linear layer and exact GELU."""
+
+    def __init__(self, dim: int, hidden: int, **kw: Any):
+        self.dense = nnx.Linear(dim, hidden, **kw)
+
+    def __call__(self, x: Sequence) -> Float[Array, "b t h"]:
+        return jax.nn.gelu(self.dense(x), approximate=False)
+
+
+class BertLayer(nnx.Module):
+    """A BERT layer in RAM's "tagging" mode."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int, hidden: int, **kw: Any):
+        self.crossattention = BertAttention(dim, context_dim, heads, **kw)
+        self.intermediate = BertIntermediate(dim, hidden, **kw)
+        self.output = BertOutput(hidden, dim, **kw)
+
+    def __call__(self, x: Sequence, context: Context) -> Sequence:
+        x = self.crossattention(x, context)
+        return self.output(self.intermediate(x), x)
+
+
+class BertEncoder(nnx.Module):
+    """The stack of layers."""
+
+    def __init__(self, layers: int, *size: int, **kw: Any):
+        self.layer = nnx.List(BertLayer(*size, **kw) for _ in range(layers))
+
+    def __call__(self, x: Sequence, context: Context) -> Sequence:
+        for layer in self.layer:
+            x = layer(x, context)
+        return x
+
+
+class TaggingHead(nnx.Module):
+    """Holds `encoder`, as RAM's BertModel does."""
+
+    def __init__(self, *size: int, **kw: Any):
+        self.encoder = BertEncoder(*size, **kw)
+
+    def __call__(self, x: Sequence, context: Context) -> Sequence:
+        return self.encoder(x, context)
+
+
+class Tagger(nnx.Module):
+    """Logits of tags from RAM's image embeddings, the pooled one included."""
+
+    def __init__(
+        self,
+        *,
+        num_tags: int,
+        label_dim: int,
+        hidden_size: int,
+        context_dim: int,
+        num_hidden_layers: int,
+        num_attention_heads: int,
+        intermediate_size: int,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        size = (hidden_size, context_dim, num_attention_heads, intermediate_size)
+        labels = jax.random.normal(rngs.params(), (num_tags, label_dim), param_dtype)
+        self.label_embed = nnx.Param(0.02 * labels)
+        self.wordvec_proj = nnx.Linear(label_dim, hidden_size, **kw)
+        self.tagging_head = TaggingHead(num_hidden_layers, *size, **kw)
+        self.fc = nnx.Linear(hidden_size, 1, **kw)
+
+    def __call__(self, embeddings: Context) -> Float[Array, "b n"]:
+        """float32 logits."""
+        queries = jax.nn.relu(self.wordvec_proj(self.label_embed[...]))
+        queries = jnp.broadcast_to(queries, (embeddings.shape[0], *queries.shape))
+        return self.fc(self.tagging_head(queries, embeddings))[..., 0].astype(jnp.float32)
+
+
+def select_tags(
+    logits: Float[np.ndarray, "b n"], thresholds: Float[np.ndarray, " m"], names: Seq[str]
+) -> list[list[str]]:
+    """For each image, the names whose probability exceeds their threshold, in the list's order.
+
+    Raises ValueError where there are not as many names and thresholds as logits.
+    """
+    if not len(names) == len(thresholds) == logits.shape[1]:
+        counts = f"{len(names)} names, {len(thresholds)} thresholds, {logits.shape[1]} logits"
+        raise ValueError(f"one of each is needed for a tag: {counts}")
+    probabilities = np.asarray(jax.nn.sigmoid(logits))
+    return [
+        [name for name, p, limit in zip(names, row, thresholds, strict=True) if p > limit]
+        for row in probabilities
+    ]

@@ -1,0 +1,50 @@
+"""Prompts as CLIP's token ids: BOS, at most 75 tokens, EOS, then padding up to 77.
+
+Stable Diffusion 2 pads with id 0 ("!"), as OpenCLIP does; files that came with it name another
+padding token, and libraries differ in which they obey. Hence `transformers` cuts words to tokens
+and nothing else; ends and padding are put here.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"  # 49406 and 49407
+PAD_ID = 0
+LENGTH = 77
+
+
+class Tokenizer:
+    """Byte-pair encoding by `vocab.json` and `merges.txt` of a folder."""
+
+    def __init__(self, folder: str | Path, length: int = LENGTH) -> None:
+        """Raises FileNotFoundError, or ValueError where the files are not CLIP's."""
+        vocab, merges = _read(Path(folder))
+        from transformers import CLIPTokenizer  # takes a second, and few commands need it
+
+        self.length, self.bos, self.eos = length, vocab[BOS], vocab[EOS]
+        self._words: Any = CLIPTokenizer(vocab=vocab, merges=merges)  # type: ignore[arg-type]
+
+    def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "b t"]:
+        """Ids (B, length); what a text has too much of is cut off its end."""
+        ids = np.full((len(texts), self.length), PAD_ID, np.int32)
+        for row, text in zip(ids, texts, strict=True):
+            words = self._words.encode(text, add_special_tokens=False)[: self.length - 2]
+            row[: len(words) + 2] = [self.bos, *words, self.eos]
+        return ids
+
+
+def _read(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids by token, and the pairs to join in their order."""
+    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    if not isinstance(vocab, dict) or not {BOS, EOS} <= set(vocab):
+        raise ValueError(f"{folder / 'vocab.json'}: not CLIP's vocabulary (no {BOS} or {EOS})")
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").strip().split("\n")
+    pairs = [line.split() for line in lines if not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"{folder / 'merges.txt'}: not pairs of tokens")
+    return vocab, [(first, second) for first, second in pairs]

@@ -1,0 +1,66 @@
+"""python -m osdhuman_jax.weights import|info|export: models in, models out."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from osdhuman_jax.checkpoint import load_generator
+from osdhuman_jax.config import ConfigError
+from osdhuman_jax.weights.exporter import FORMATS, export_model
+from osdhuman_jax.weights.files import WeightsError
+from osdhuman_jax.weights.importer import import_model
+from osdhuman_jax.weights.info import describe
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m osdhuman_jax.weights", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("import", help="Stable Diffusion 2.1-base and RAM -> model folder")
+    make.add_argument("--sd", required=True, help="diffusers folder, single file or hub repository")
+    make.add_argument("--ram", required=True, help="ram_swin_large_14m.pth")
+    make.add_argument("--dape", help="DAPE.pth: the tagger for degraded pictures")
+    make.add_argument(
+        "--lpips", nargs="+", default=[], help="vgg16-397923af.pth and lpips' vgg.pth"
+    )
+    make.add_argument("--clip", help="text encoder: as --sd, or a text_encoder folder")
+    make.add_argument("--generator", help="osediff.pkl, a model folder or a workdir of train.py")
+    make.add_argument("--output", required=True, type=Path)
+    make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
+    make.add_argument("--overwrite", action="store_true")
+    tell = commands.add_parser("info", help="say what a model folder is")
+    tell.add_argument("folder", type=Path)
+    give = commands.add_parser("export", help="model folder -> what PyTorch's libraries load")
+    give.add_argument("folder", type=Path)
+    give.add_argument("--to", required=True, choices=tuple(FORMATS))
+    give.add_argument("--output", required=True, type=Path)
+    return top
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what one command line asks. Raises WeightsError or ConfigError."""
+    options = {k: v for k, v in vars(arguments).items() if k != "command"}
+    if arguments.command == "export":
+        export_model(**options)
+        return
+    if arguments.command == "import":
+        generator = options["generator"]
+        if generator and (Path(generator) / "checkpoints").is_dir():
+            options["generator"] = load_generator(generator)
+        import_model(**options)
+    print(describe(arguments.output if arguments.command == "import" else arguments.folder))
+
+
+def main() -> int:
+    """Exit code: 0, or 2 with one line on stderr."""
+    arguments = parser().parse_args()
+    try:
+        run(arguments)
+    except (WeightsError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

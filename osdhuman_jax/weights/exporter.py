@@ -1,0 +1,192 @@
+"""A model folder -> what PyTorch's libraries load.
+
+    diffusers   unet/, vae/ and scheduler/ with LoRA merged, for `from_pretrained(.., subfolder=..)`
+    peft        unet/ and vae/ with LoRA alone, for `PeftModel.from_pretrained`
+
+HFIE and RAM's image encoder have no counterpart there: the caller brings the prompt's tokens.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osdhuman_jax.config import LoRAConfig, ModelConfig
+from osdhuman_jax.weights.files import Tensor, WeightsError, load, write_safetensors
+from osdhuman_jax.weights.store import (
+    BASE,
+    CONFIG,
+    GENERATOR,
+    check_tensors,
+    read_configs,
+    read_meta,
+    verify,
+)
+
+NETWORKS = ("unet", "vae")
+SCHEDULER = {
+    "_class_name": "DDPMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+}
+
+
+def export_model(folder: Path | str, to: str, output: Path | str) -> None:
+    """Write a new folder `output` in the format `to`, whole or not at all. Raises WeightsError."""
+    folder, output = Path(folder), Path(output)
+    if output.exists():
+        raise WeightsError(f"{output}: exists")
+    meta = read_meta(folder)
+    names = [BASE, GENERATOR] if meta["lora"] else [BASE]
+    verify(folder, meta, *names)
+    model, adapters = read_configs(folder, meta)
+    tensors = {name: t for file in names for name, t in load(folder / file).items()}
+    check_tensors(tensors, model, adapters, str(folder))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        FORMATS[to](staging, tensors, model, adapters)
+        shutil.copyfile(folder / CONFIG, staging / "osdhuman.json")  # provenance and licences
+        staging.chmod(0o755)  # mkdtemp makes it the owner's alone
+        os.rename(staging, output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def torch_layout(x: np.ndarray) -> np.ndarray:
+    """HWIO -> OIHW, (in, out) -> (out, in)."""
+    return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
+
+
+def _save(folder: Path, file: str, tensors: Mapping[str, Tensor], config: str, what: Any) -> None:
+    folder.mkdir()
+    write_safetensors(folder / file, tensors, {"format": "pt"})
+    (folder / config).write_text(json.dumps(what, indent=2) + "\n")
+
+
+# diffusers
+
+
+def _to_diffusers(
+    output: Path, tensors: dict[str, Tensor], model: ModelConfig, adapters: LoRAConfig | None
+) -> None:
+    configs = {"unet": _unet_json(model), "vae": _vae_json(model)}
+    for network in NETWORKS:
+        made = {}
+        for name, tensor in _merged(tensors, adapters).items():
+            if name.startswith(f"{network}."):
+                path, kind = name.removeprefix(f"{network}.").rsplit(".", 1)
+                end = "bias" if kind == "bias" else "weight"
+                made[f"{path}.{end}"] = tensor.view(torch_layout)
+        file = "diffusion_pytorch_model.safetensors"
+        _save(output / network, file, made, "config.json", configs[network])
+    (output / "scheduler").mkdir()
+    text = json.dumps(SCHEDULER, indent=2) + "\n"
+    (output / "scheduler" / "scheduler_config.json").write_text(text)
+
+
+def _merged(tensors: dict[str, Tensor], adapters: LoRAConfig | None) -> dict[str, Tensor]:
+    """Kernels with scale * A B added, each computed when it is read."""
+    made = {n: t for n, t in tensors.items() if not n.endswith((".lora_A", ".lora_B"))}
+    for name in tensors:
+        if name.endswith(".lora_A") and adapters:
+            layer = name.removesuffix(".lora_A")
+            three = (made[f"{layer}.kernel"], tensors[name], tensors[f"{layer}.lora_B"])
+            made[f"{layer}.kernel"] = _sum(*three, adapters.alpha / adapters.rank)
+    return made
+
+
+def _sum(kernel: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def read() -> np.ndarray:
+        base = kernel.read()
+        delta = np.float32(scale) * (a.read() @ b.read())
+        return (base.astype(np.float32) + delta).astype(base.dtype)
+
+    return Tensor(kernel.shape, kernel.dtype, read)
+
+
+def _unet_json(model: ModelConfig) -> dict[str, Any]:
+    unet = asdict(model.unet)
+    heads = unet.pop("num_attention_heads")
+    down = unet["down_block_types"]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        **unet,
+        "attention_head_dim": heads,  # diffusers' name for the number of heads
+        "out_channels": unet["in_channels"],
+        "up_block_types": [kind.replace("Down", "Up") for kind in reversed(down)],
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "use_linear_projection": True,
+    }
+
+
+def _vae_json(model: ModelConfig) -> dict[str, Any]:
+    levels = len(model.vae.block_out_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        **asdict(model.vae),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+# peft
+
+
+def _to_peft(
+    output: Path, tensors: dict[str, Tensor], model: ModelConfig, adapters: LoRAConfig | None
+) -> None:
+    if adapters is None:
+        raise WeightsError("a base model, it holds no LoRA to export")
+    if adapters.train_conv_in:
+        raise WeightsError(
+            "its conv_in was trained in full, which an adapter does not carry: use --to diffusers"
+        )
+    for network in NETWORKS:
+        made, layers = {}, []
+        for name, tensor in tensors.items():
+            path, kind = name.rsplit(".", 1)
+            if not name.startswith(f"{network}.") or kind not in ("lora_A", "lora_B"):
+                continue
+            layer = path.removeprefix(f"{network}.")
+            conv = len(tensors[f"{path}.kernel"].shape) == 4
+            pointwise = conv and kind == "lora_B"  # a 1x1 convolution in peft
+            turned = tensor.view(_pointwise if pointwise else torch_layout)
+            made[f"base_model.model.{layer}.{kind}.weight"] = turned
+            layers += [layer] if kind == "lora_A" else []
+        if layers:
+            config = _adapter_json(adapters, sorted(layers))
+            file = "adapter_model.safetensors"
+            _save(output / network, file, made, "adapter_config.json", config)
+
+
+def _pointwise(x: np.ndarray) -> np.ndarray:
+    """(rank, out) -> (out, rank, 1, 1)."""
+    return x.T[:, :, None, None]
+
+
+def _adapter_json(adapters: LoRAConfig, layers: list[str]) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "r": adapters.rank,
+        "lora_alpha": adapters.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": layers,
+        "inference_mode": True,
+    }
+
+
+Writer = Callable[[Path, dict[str, Tensor], ModelConfig, LoRAConfig | None], None]
+FORMATS: dict[str, Writer] = {"diffusers": _to_diffusers, "peft": _to_peft}

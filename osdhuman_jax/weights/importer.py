@@ -1,0 +1,217 @@
+"""Other people's weights -> one model folder, written whole or not at all.
+
+    import_model("stable-diffusion-2-1-base", "ram_swin_large_14m.pth", "models/sd21")
+
+Sources stay on disk until they are written, one tensor after the other.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
+from osdhuman_jax.weights.diffusion import LICENCE, Diffusion, locate, read_diffusion
+from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
+from osdhuman_jax.weights.parts import Part
+from osdhuman_jax.weights.sources import (
+    RAM,
+    RAM_LICENCE,
+    Generator,
+    add_dape,
+    check_generator,
+    read_generator,
+    read_lpips,
+    read_ram,
+)
+from osdhuman_jax.weights.store import (
+    BASE,
+    CONFIG,
+    FORMAT,
+    GENERATOR,
+    draw,
+    file_digest,
+    hollow_restorer,
+    shapes,
+)
+from osdhuman_jax.weights.text import read_clip
+
+HEAD_DIM = 64  # of HFIE, as in Stable Diffusion's cross-attention
+TOKENIZER = ("vocab.json", "merges.txt")
+Location = Path | str
+
+
+def import_model(
+    sd: Location,
+    ram: Location,
+    output: Location,
+    *,
+    dape: Location | None = None,
+    lpips: Sequence[Location] = (),
+    clip: Location | None = None,
+    generator: Location | Generator | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Write a model folder of Stable Diffusion 2.1-base and RAM.
+
+    `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips` and `clip` add
+    parts (see parts.py); `generator` is what a training run changed. Without one, HFIE is random by
+    `seed`. Raises WeightsError, having written nothing.
+    """
+    output = Path(output)
+    _check_output(output, overwrite)
+    diffusion, encoder = read_diffusion(locate(str(sd))), read_ram(Path(ram))
+    model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, swin=encoder.swin)
+    model.hfie = HFIEConfig(num_heads=max(1, model.unet.cross_attention_dim // HEAD_DIM))
+    trained = _trained(generator, model)
+    parts: dict[str, Part | None] = {
+        "tagger": add_dape(Path(dape), encoder) if dape else encoder.tagger,
+        "clip": read_clip(locate(str(clip))) if clip else None,
+        "lpips": read_lpips([Path(p) for p in lpips]) if lpips else None,
+    }
+    had = {name: part for name, part in parts.items() if part}
+    files = _restorer_files(diffusion, encoder, model, trained, seed)
+    files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "prompt": trained.prompt if trained else "hfie",
+        "model": to_dict(model),
+        "lora": to_dict(trained.lora) if trained else None,
+        "parts": {name: part.sizes for name, part in had.items()},
+        "licences": [LICENCE, RAM_LICENCE],
+        "provenance": _provenance(sd, diffusion, encoder, had, trained, seed),
+    }
+    _write_folder(output, files, meta, _tokenizer(had.get("clip")), overwrite)
+
+
+def _check_output(output: Path, overwrite: bool) -> None:
+    """Only a model folder is ever replaced, and only if asked."""
+    if output.exists() and not overwrite:
+        raise WeightsError(f"{output}: exists; give --overwrite to replace it")
+    if output.exists() and not (output / CONFIG).is_file():
+        raise WeightsError(f"{output}: not a model folder, so it is not overwritten")
+
+
+def _trained(generator: Location | Generator | None, model: ModelConfig) -> Generator | None:
+    """The generator, checked; HFIE's sizes and the timestep become its own."""
+    if generator is None:
+        return None
+    if not isinstance(generator, Generator):
+        generator = read_generator(Path(generator), model)
+    model.hfie = check_generator(generator, model)
+    model.timestep = generator.model.timestep if generator.model else model.timestep
+    return generator
+
+
+def _restorer_files(
+    diffusion: Diffusion, ram: RAM, model: ModelConfig, generator: Generator | None, seed: int
+) -> dict[str, dict[str, Tensor]]:
+    """Tensors of base.safetensors and generator.safetensors."""
+    restorer, learned = hollow_restorer(model, generator.lora if generator else None)
+    every = shapes(restorer)
+    tensors = diffusion.tensors | ram.encoder | _random_hfie(every, model, seed)
+    if not generator:
+        return {BASE: tensors}
+    own = {n: t for n, t in tensors.items() if n in learned and "hfie" in n}
+    if generator.prompt == "hfie":
+        own = {}  # comes with the generator, or is missing
+    own |= generator.tensors
+    faults = {
+        "missing": sorted(learned - set(own)),
+        "unknown": sorted(set(own) - learned),
+        "of another shape": sorted(n for n in learned & set(own) if own[n].shape != every[n]),
+    }
+    complain(faults, generator.where)
+    return {BASE: {n: t for n, t in tensors.items() if n not in learned}, GENERATOR: own}
+
+
+def _random_hfie(
+    every: dict[str, tuple[int, ...]], model: ModelConfig, seed: int
+) -> dict[str, Tensor]:
+    rng, made = np.random.default_rng(seed), {}
+    for name in sorted(n for n in every if n.startswith("prompter.hfie.")):
+        scale = model.hfie.query_init_std if name.endswith(".query") else 1.0
+        made[name] = Tensor.of(np.float32(scale) * draw(name, every[name], rng))
+    return made
+
+
+def _provenance(
+    sd: Location,
+    diffusion: Diffusion,
+    ram: RAM,
+    parts: dict[str, Part],
+    generator: Generator | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Where every file came from, by name and digest."""
+    digests: dict[Path, str] = {}
+
+    def named(files: Sequence[Path]) -> dict[str, str]:
+        for path in files:
+            digests.setdefault(path, file_digest(path))
+        return {"/".join(path.parts[-2:]): digests[path] for path in files}
+
+    found: dict[str, Any] = {
+        "stable_diffusion": {"source": str(sd), "prediction": diffusion.prediction},
+        "ram": {"files": named([ram.file])},
+        "hfie": {"random_seed": seed},
+    }
+    found["stable_diffusion"]["files"] = named(diffusion.files)
+    found |= {name: {"files": named(part.files)} for name, part in parts.items()}
+    if generator:
+        found["generator"] = {"source": generator.where, "files": named(generator.files)}
+    if generator and generator.prompt == "hfie":
+        found.pop("hfie")
+    return found
+
+
+def _tokenizer(clip: Part | None) -> list[Path]:
+    """The tokenizer's files beside a text encoder of diffusers."""
+    if clip is None:
+        return []
+    folder = clip.files[0].parent.parent / "tokenizer"
+    files = [folder / name for name in TOKENIZER]
+    return files if all(path.is_file() for path in files) else []
+
+
+def _write_folder(
+    output: Path,
+    files: dict[str, dict[str, Tensor]],
+    meta: dict[str, Any],
+    tokenizer: list[Path],
+    overwrite: bool,
+) -> None:
+    """Write into a sibling, then rename: the output appears whole."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        for name, tensors in files.items():
+            write_safetensors(staging / name, tensors)
+        if tokenizer:
+            (staging / "tokenizer").mkdir()
+            for path in tokenizer:
+                shutil.copyfile(path, staging / "tokenizer" / path.name)
+        meta["digests"] = {name: file_digest(staging / name) for name in files}
+        (staging / CONFIG).write_text(json.dumps(meta, indent=2) + "\n")
+        staging.chmod(0o755)  # mkdtemp makes it the owner's alone
+        _put(staging, output, overwrite)
+    except OSError as error:
+        raise WeightsError(f"{output}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put(staging: Path, output: Path, overwrite: bool) -> None:
+    if overwrite and output.exists():
+        old = staging.with_name(f"{staging.name}.old")
+        os.rename(output, old)
+        os.rename(staging, output)
+        shutil.rmtree(old)
+    else:
+        os.rename(staging, output)

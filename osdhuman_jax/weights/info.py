@@ -1,0 +1,48 @@
+"""What a model folder is, in words: parts, counts, dtypes, digests, licences, provenance."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from osdhuman_jax.weights.files import Tensor, load
+from osdhuman_jax.weights.store import read_configs, read_meta, verify
+
+GROUPS = ("vae", "unet", "prompter.image_encoder", "prompter.hfie")
+
+
+def describe(folder: Path | str) -> str:
+    """Several lines. Raises WeightsError where a file is gone or not what its digest says."""
+    folder = Path(folder)
+    meta = read_meta(folder)
+    model, adapters = read_configs(folder, meta)
+    verify(folder, meta, *meta["digests"])
+    lines = [f"{folder}: prompt {meta.get('prompt', 'hfie')}, timestep {model.timestep}"]
+    if adapters:
+        lines += [f"generator: LoRA of rank {adapters.rank}, alpha {adapters.alpha:g}"]
+    for name, digest in meta["digests"].items():
+        tensors = load(folder / name)
+        size = (folder / name).stat().st_size
+        lines += [f"{name}: {_sum(tensors)}, {size:,} bytes", f"  sha256 {digest}"]
+        lines += [f"  {group}: {_sum(part)}" for group, part in _groups(tensors).items()]
+    lines += [f"licence: {text}" for text in meta.get("licences", [])]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in meta.get("provenance", {}).items()]
+    return "\n".join(lines)
+
+
+def _sum(tensors: Mapping[str, Tensor]) -> str:
+    counts = Counter()
+    for tensor in tensors.values():
+        counts[str(tensor.dtype)] += math.prod(tensor.shape)
+    dtypes = ", ".join(sorted(counts))
+    return f"{sum(counts.values()):,} parameters in {len(tensors)} tensors, {dtypes}"
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The restorer's networks, where a file has more than one of them."""
+    found = {
+        group: {n: t for n, t in tensors.items() if n.startswith(f"{group}.")} for group in GROUPS
+    }
+    found = {group: part for group, part in found.items() if part}
+    return found if len(found) > 1 else {}

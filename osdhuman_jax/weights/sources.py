@@ -1,0 +1,278 @@
+"""What is imported beside Stable Diffusion: RAM, DAPE, LPIPS, and a trained generator.
+
+Tensors come back unread and with our names; sizes are read off their shapes.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from osdhuman_jax.config import HFIEConfig, LoRAConfig, ModelConfig, SwinConfig
+from osdhuman_jax.lpips import VGG16
+from osdhuman_jax.swin import RAMEncoder
+from osdhuman_jax.weights import tables
+from osdhuman_jax.weights.diffusion import state, table_of_tensors
+from osdhuman_jax.weights.files import Tensor, WeightsError, load
+from osdhuman_jax.weights.parts import Part, part_shapes
+from osdhuman_jax.weights.store import (
+    CONFIG,
+    GENERATOR,
+    hollow,
+    hollow_restorer,
+    read_configs,
+    read_meta,
+    shapes,
+    verify,
+)
+
+RAM_LICENCE = "Apache-2.0 (RAM)"
+TAGGING_HEADS = 4  # RAM's q2l_config; shapes do not show it
+DAPE_RANK = 8  # SeeSR; loralib's alpha is 1, so the scale is 1 / 8
+OSEDIFF_ALPHA = 8.0  # peft's default, whatever the rank
+ENCODER = "prompter.image_encoder."
+
+
+# RAM
+
+
+@dataclass
+class RAM:
+    """Image encoder (with the restorer's names) and, where the file has it, the tagging head."""
+
+    swin: SwinConfig
+    encoder: dict[str, Tensor]
+    tagger: Part | None
+    file: Path
+
+
+def read_ram(path: Path) -> RAM:
+    """ram_swin_large_14m.pth, or another file of its layout. Raises WeightsError."""
+    source = state(path, "model")
+    _check_ram(path, source)
+    swin = _swin_sizes(path, source)
+    size = dataclasses.asdict(swin)
+    targets = {
+        ENCODER + k: v for k, v in shapes(hollow(lambda r: RAMEncoder(**size, rngs=r))).items()
+    }
+    sizes = _tagger_sizes(source)
+    if sizes:
+        names = part_shapes("tagger", sizes, ModelConfig(swin=swin))
+        targets |= {n: shape for n, shape in names.items() if n.startswith("tagger.")}
+    table = {**tables.RAM_ENCODER, **tables.RAM_TAGGER}
+    found = tables.convert(source, table, targets, str(path), ignore=tables.RAM_IGNORE)
+    head = {n: t for n, t in found.items() if n.startswith("tagger.")}
+    encoder = {n: t for n, t in found.items() if n.startswith(ENCODER)}
+    return RAM(swin, encoder, Part(sizes, head, [path]) if sizes else None, path)
+
+
+def _check_ram(path: Path, source: Mapping[str, Tensor]) -> None:
+    """Its relatives are refused by name."""
+    needed = "needed is RAM (ram_swin_large_14m.pth)"
+    labels = source.get("label_embed")
+    if "reweight_scale" in source or (labels and labels.shape[0] == 51 * 4585):
+        why = "its 51 descriptions of each tag are weighed by the image, and HFIE and DAPE were"
+        raise WeightsError(f"{path}: this is RAM++; {why} made with RAM's encoder; {needed}")
+    if "label_embed.weight" in source:
+        raise WeightsError(f"{path}: this is Tag2Text; {needed}")
+    if "visual_encoder.patch_embed.proj.weight" not in source:
+        raise WeightsError(f"{path}: holds no Swin visual_encoder; {needed}")
+
+
+def _swin_sizes(path: Path, source: Mapping[str, Tensor]) -> SwinConfig:
+    block = r"visual_encoder\.layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.weight"
+    pairs = {(int(m[1]), int(m[2])) for k in source if (m := re.fullmatch(block, k))}
+    depths = [sum(i == stage for i, _ in pairs) for stage in sorted({i for i, _ in pairs})]
+    first = "visual_encoder.layers.{}.blocks.0."
+    try:
+        patch = source["visual_encoder.patch_embed.proj.weight"].shape
+        heads = [
+            source[first.format(i) + "attn.relative_position_bias_table"].shape
+            for i in range(len(depths))
+        ]
+        hidden = source[first.format(0) + "mlp.fc1.weight"].shape
+        width = source["image_proj.weight"].shape[0]
+        window = (math.isqrt(heads[0][0]) + 1) // 2
+        return SwinConfig(
+            image_size=_image_size(source, patch[2], window, len(depths)),
+            patch_size=patch[2],
+            embed_dim=patch[0],
+            depths=tuple(depths),
+            num_heads=tuple(shape[1] for shape in heads),
+            window_size=window,
+            mlp_ratio=hidden[0] / hidden[1],
+            image_proj_dim=width,
+        )
+    except (KeyError, IndexError) as error:
+        raise WeightsError(f"{path}: tensors 1 missing or misshapen ({error})") from error
+
+
+def _image_size(source: Mapping[str, Tensor], patch: int, window: int, stages: int) -> int:
+    """From the mask of the first shifted block; without it, the last stage is one window."""
+    mask = source.get("visual_encoder.layers.0.blocks.1.attn_mask")
+    side = math.isqrt(mask.shape[0]) * window if mask else window * 2 ** (stages - 1)
+    return patch * side
+
+
+def _tagger_sizes(source: Mapping[str, Tensor]) -> dict[str, int]:
+    """Arguments of the tagging head, or nothing where the file has none."""
+    layer = r"(?:tagging_head|vision_multi)\.encoder\.layer\.(\d+)\.intermediate\.dense\.weight"
+    found = {k: t for k, t in source.items() if re.fullmatch(layer, k)}
+    labels = source.get("label_embed")
+    if not found or labels is None or len(labels.shape) != 2:
+        return {}
+    hidden, width = next(iter(found.values())).shape
+    return {
+        "num_tags": labels.shape[0],
+        "label_dim": labels.shape[1],
+        "hidden_size": width,
+        "num_hidden_layers": len(found),
+        "num_attention_heads": TAGGING_HEADS,
+        "intermediate_size": hidden,
+    }
+
+
+# DAPE
+
+
+def add_dape(path: Path, ram: RAM) -> Part:
+    """RAM's tagger with DAPE merged: W + B A / 8 in its head and in the Swin's queries and values.
+
+    The image encoder's changed kernels come with it; the restorer's stay RAM's own.
+    """
+    if ram.tagger is None:
+        raise WeightsError(f"{ram.file}: has no tagging head for DAPE to change")
+    encoder = {n.removeprefix("prompter."): t for n, t in ram.encoder.items()}
+    base = {**ram.tagger.tensors, **encoder}
+    layers = [n.removesuffix(".kernel") for n in base if re.search(_DAPE_LAYERS, n)]
+    targets = {}
+    for layer in layers:
+        into, out = base[f"{layer}.kernel"].shape
+        fused = layer.endswith("qkv")  # adapted are q and v: two of three
+        targets[f"{layer}.lora_A"] = (DAPE_RANK * (1 + fused), into)
+        targets[f"{layer}.lora_B"] = (out * 2 // 3 if fused else out, DAPE_RANK)
+    found = tables.convert(state(path), tables.DAPE, targets, str(path), ignore=tables.RAM_IGNORE)
+    merged = {
+        f"{n}.kernel": _merged(base[f"{n}.kernel"], found[f"{n}.lora_A"], found[f"{n}.lora_B"])
+        for n in layers
+    }
+    return Part(ram.tagger.sizes, ram.tagger.tensors | merged, [ram.file, path])
+
+
+_DAPE_LAYERS = r"(?:\.attn\.qkv|crossattention\.self\.(?:query|key))\.kernel$"
+
+
+def _merged(kernel: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    def read() -> np.ndarray:
+        down, up = a.read().astype(np.float32), b.read().astype(np.float32)
+        if len(down) > DAPE_RANK:  # query and value; the key between them stays
+            q, v = (u @ d for u, d in zip(np.split(up, 2), np.split(down, 2), strict=True))
+            delta = np.concatenate([q, np.zeros_like(q), v])
+        else:
+            delta = up @ down
+        base = kernel.read()
+        return (base.astype(np.float32) + delta.T / DAPE_RANK).astype(base.dtype)
+
+    return Tensor(kernel.shape, kernel.dtype, read)
+
+
+# LPIPS
+
+
+def read_lpips(paths: Sequence[Path]) -> Part:
+    """torchvision's VGG16 and the channels' weights of LPIPS v0.1, in one file or two."""
+    source: dict[str, Tensor] = {}
+    for path in paths:
+        found = state(path)
+        if twice := sorted(set(source) & set(found)):
+            raise WeightsError(f"{path}: tensors {len(twice)} twice ({', '.join(twice[:5])})")
+        source |= found
+    where = " and ".join(map(str, paths))
+    sizes = {"plan": _vgg_plan(source)}
+    targets = part_shapes("lpips", sizes, ModelConfig())
+    found = tables.convert(source, tables.LPIPS, targets, where, ignore=tables.LPIPS_IGNORE)
+    return Part(sizes, found, list(paths))
+
+
+def _vgg_plan(source: Mapping[str, Tensor]) -> list[int]:
+    """VGG16's plan with the widths of the file; a width that is missing is the usual one."""
+    plan, index = [], 0
+    for usual in VGG16:
+        tensor = source.get(f"features.{index}.bias")
+        plan.append((tensor.shape[0] if tensor and tensor.shape else usual) if usual else 0)
+        index += 2 if usual else 1
+    return plan
+
+
+# Generators
+
+
+@dataclass
+class Generator:
+    """What training changed: LoRA factors and, unless it is OSEDiff's, HFIE."""
+
+    lora: LoRAConfig
+    tensors: dict[str, Tensor]
+    where: str
+    model: ModelConfig | None = None  # of the base that it was trained on, where known
+    prompt: str = "hfie"
+    files: list[Path] = field(default_factory=list)
+
+
+def read_generator(path: Path, model: ModelConfig) -> Generator:
+    """A model folder with a generator, or osediff.pkl for the networks of `model`."""
+    if path.is_dir():
+        return _generator_of_folder(path)
+    return _osediff(path, model)
+
+
+def _generator_of_folder(folder: Path) -> Generator:
+    meta = read_meta(folder)
+    model, adapters = read_configs(folder, meta)
+    if adapters is None:
+        raise WeightsError(f"{folder}: a base model, it holds no trained generator")
+    verify(folder, meta, GENERATOR)
+    files = [folder / CONFIG, folder / GENERATOR]
+    prompt = meta.get("prompt", "hfie")
+    tensors = load(folder / GENERATOR)
+    return Generator(adapters, tensors, str(folder / GENERATOR), model, prompt, files)
+
+
+def _osediff(path: Path, model: ModelConfig) -> Generator:
+    """Three adapters of the U-Net, one of the VAE, and the U-Net's conv_in, trained in full."""
+    tree: Any = load(path)
+    lacking = [k for k in OSEDIFF_KEYS if not isinstance(tree, dict) or k not in tree]
+    if lacking:
+        raise WeightsError(f"{path}: not OSEDiff's (lacks {', '.join(lacking)})")
+    rank, other = tree["rank_unet"], tree["rank_vae"]
+    if type(rank) is not int or rank != other or not 0 < rank <= 1024:
+        raise WeightsError(f"{path}: ranks {rank!r:.20} and {other!r:.20}; served is one for both")
+    adapters = LoRAConfig(rank=rank, alpha=OSEDIFF_ALPHA, train_conv_in=True)
+    restorer, trained = hollow_restorer(model, adapters)
+    every = shapes(restorer)
+    tensors: dict[str, Tensor] = {}
+    for network, table in (("unet", tables.OSEDIFF_UNET), ("vae", tables.OSEDIFF_VAE)):
+        where = f"{path} ({network})"
+        part = table_of_tensors(tree[f"state_dict_{network}"], where)
+        targets = {n: every[n] for n in trained if n.startswith(f"{network}.")}
+        tensors |= tables.convert(part, table, targets, where)
+    return Generator(adapters, tensors, str(path), prompt="dape", files=[path])
+
+
+OSEDIFF_KEYS = ("state_dict_unet", "state_dict_vae", "rank_unet", "rank_vae")
+
+
+def check_generator(generator: Generator, model: ModelConfig) -> HFIEConfig:
+    """That it fits the base; returns the HFIE that it was trained with."""
+    trained = generator.model
+    if trained is None:
+        return model.hfie
+    names = [n for n in ("vae", "unet", "swin") if getattr(trained, n) != getattr(model, n)]
+    if names:
+        raise WeightsError(f"{generator.where}: trained on another {' and '.join(names)}")
+    return trained.hfie

@@ -1,0 +1,59 @@
+"""Stable Diffusion 2.1's text encoder from disk, of which the paper's own prompts need nothing.
+
+It serves the prompts of Table 4's ablation that are text.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+
+from osdhuman_jax.config import CLIPConfig, ModelConfig
+from osdhuman_jax.weights import tables
+from osdhuman_jax.weights.diffusion import (
+    below,
+    contradictions,
+    count,
+    needed,
+    read_json,
+    size_of,
+    state,
+    weights_file,
+)
+from osdhuman_jax.weights.parts import Part, part_shapes
+
+CLIP_STEMS = ("model", "pytorch_model")
+
+
+def read_clip(path: Path) -> Part:
+    """The text encoder of a diffusers folder, of its text_encoder/, or of a single file."""
+    if not path.is_dir():
+        return _read_openclip(path)
+    folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
+    where, c = folder / "config.json", read_json(folder / "config.json")
+    names = [f.name for f in fields(CLIPConfig)]
+    needed(where, c, *names)
+    contradictions(where, c, {"hidden_act": "gelu", "layer_norm_eps": 1e-5})
+    sizes, file = {name: c[name] for name in names}, weights_file(folder, *CLIP_STEMS)
+    targets = part_shapes("clip", sizes, ModelConfig())
+    tensors = tables.convert(
+        state(file), tables.CLIP, targets, str(file), ignore=tables.CLIP_IGNORE
+    )
+    return Part(sizes, tensors, [file])
+
+
+def _read_openclip(path: Path) -> Part:
+    prefix = f"{tables.LDM_CLIP}model."
+    source = below(state(path, "state_dict"), prefix)
+    layers = count(source, r"transformer\.resblocks\.(\d+)\.") - 1
+    width = size_of(path, source, "ln_final.weight")
+    sizes = {
+        "vocab_size": size_of(path, source, "token_embedding.weight"),
+        "max_position_embeddings": size_of(path, source, "positional_embedding"),
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(1, width // 64),
+        "intermediate_size": size_of(path, source, "transformer.resblocks.0.mlp.c_fc.bias"),
+    }
+    targets = part_shapes("clip", sizes, ModelConfig())
+    ignore = tables.openclip_ignore(layers)
+    found = tables.convert(source, tables.OPENCLIP, targets, str(path), ignore=ignore)
+    return Part(sizes, found, [path])

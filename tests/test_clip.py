@@ -1,0 +1,86 @@
+"""CLIP's text encoder against transformers' on random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from convert import abstract, call, close, count, filled, from_torch, norm_epsilons, randomise
+
+from benchmarks import references
+from osdhuman_jax.clip import CLIPTextModel, causal_mask
+
+PLAN = {
+    "vocab_size": 60,
+    "max_position_embeddings": 9,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+SD21 = {
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "hidden_size": 1024,
+    "num_hidden_layers": 23,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """(transformers' network, ours with its weights)."""
+    theirs = randomise(references.clip(PLAN))
+    state = references.clip_state(theirs)
+    return theirs, from_torch(lambda rngs: CLIPTextModel(**PLAN, rngs=rngs), state)
+
+
+@pytest.fixture
+def ids() -> np.ndarray:
+    """Two prompts of different lengths, padded with 0."""
+    drawn = np.random.default_rng(0).integers(1, 58, (2, 9))
+    drawn[0, 4:], drawn[:, 0] = [59, 0, 0, 0, 0], 58
+    return drawn.astype(np.int32)
+
+
+@pytest.mark.parametrize("length", [9, 5])
+def test_hidden_states(pair, ids, length):
+    theirs, mine = pair
+    assert set(norm_epsilons(mine).values()) == {1e-5}
+    ids = ids[:, :length]
+    want = theirs(torch.from_numpy(ids).long()).last_hidden_state
+    close(call(mine, ids), want, 1e-4)
+
+
+def test_tokens_see_only_what_precedes_them(pair, ids):
+    _, mine = pair
+    other = ids.copy()
+    other[:, 6:] = 7
+    a, b = np.asarray(call(mine, ids)), np.asarray(call(mine, other))
+    np.testing.assert_array_equal(a[:, :6], b[:, :6])
+    assert np.abs(a[:, 6:] - b[:, 6:]).max() > 0.1
+
+
+def test_causal_mask():
+    mask = causal_mask(3)
+    assert mask.dtype == np.float32
+    np.testing.assert_array_equal(mask == 0, np.tril(np.ones((3, 3), bool)))
+    assert (mask[mask != 0] < -1e38).all()
+
+
+def test_size_of_stable_diffusion_2_1():
+    net = abstract(lambda rngs: CLIPTextModel(**SD21, rngs=rngs))
+    assert count(net) == 340_387_840  # the size of its text_encoder
+    out = jax.eval_shape(lambda net: net(jnp.zeros((2, 77), jnp.int32)), net)
+    assert (out.shape, out.dtype) == ((2, 77, 1024), jnp.float32)
+
+
+def test_bfloat16_tokens_are_near_float32_ones(ids):
+    low = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
+    exact = filled(lambda rngs: CLIPTextModel(**PLAN, rngs=rngs))
+    half = filled(lambda rngs: CLIPTextModel(**PLAN, **low, rngs=rngs))
+    want, got = call(exact, ids), call(half, ids)
+    assert got.dtype == jnp.bfloat16
+    error = np.asarray(got.astype(jnp.float32) - want)
+    assert error.std() < 0.02 * np.asarray(want).std()

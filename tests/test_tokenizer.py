@@ -1,0 +1,75 @@
+"""Token ids against those of transformers' tokenizer, with a vocabulary the test writes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from osdhuman_jax.tokenizer import BOS, EOS, Tokenizer
+
+MERGES = ["d o", "do g</w>", "# #</w>", "c a", "ca t</w>"]
+LETTERS = [*"!,.#abcdgot", *(f"{c}</w>" for c in "!,.#abcdgot")]
+VOCAB = [*LETTERS, *(merge.replace(" ", "") for merge in MERGES), BOS, EOS]
+TEXTS = ["dog, cat", " ", "", "A CAT\n ##  dog.", ", ".join(["dog"] * 20), "dog " * 9, "a" * 9]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Files as CLIP's tokenizer has them."""
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(VOCAB)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
+    return tmp_path
+
+
+def ids(*tokens: str) -> list[int]:
+    return [VOCAB.index(token) for token in tokens]
+
+
+def test_ids(folder):
+    got = Tokenizer(folder, 9)(["dog, cat", " ", "##", "dog dog cat dog cat dog cat dog"])
+    assert got.dtype == np.int32 and VOCAB[0] == "!"
+    assert got.tolist() == [
+        [*ids(BOS, "dog</w>", ",</w>", "cat</w>", EOS), 0, 0, 0, 0],
+        [*ids(BOS, EOS), 0, 0, 0, 0, 0, 0, 0],
+        [*ids(BOS, "##</w>", EOS), 0, 0, 0, 0, 0, 0],
+        ids(BOS, *(f"{word}</w>" for word in "dog dog cat dog cat dog cat".split()), EOS),
+    ]
+
+
+def test_length_is_77(folder):
+    assert Tokenizer(folder)(TEXTS).shape == (len(TEXTS), 77)
+
+
+@pytest.mark.parametrize("length", [11, 77])
+def test_transformers_pads_and_truncates_alike_when_told_the_pad_token(folder, length):
+    """No "!" in the texts: transformers takes one for padding, OpenCLIP for an exclamation."""
+    from transformers import CLIPTokenizer
+
+    theirs = CLIPTokenizer.from_pretrained(folder, pad_token="!", local_files_only=True)
+    kw = {"padding": "max_length", "truncation": True, "max_length": length}
+    want = theirs(TEXTS, **kw)["input_ids"]
+    assert len({len(set(row)) for row in want}) > 2
+    assert Tokenizer(folder, length)(TEXTS).tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("vocab.json", json.dumps({"a": 0, EOS: 1}), "not CLIP's vocabulary"),
+        ("vocab.json", "[]", "not CLIP's vocabulary"),
+        ("vocab.json", "{", "Expecting"),
+        ("merges.txt", "#version: 0.2\nd o g\n", "not pairs"),
+    ],
+)
+def test_other_files_are_refused(folder, name, text, said):
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        Tokenizer(folder)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_missing_file(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        Tokenizer(folder)
