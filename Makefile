@@ -9,7 +9,7 @@ demo: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.quality --output results
 
 test: $(VENV)/dev lint
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -q -m slow

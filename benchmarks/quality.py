@@ -123,6 +123,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = parse(argv)
     out = flags.output.resolve()
     folders = {kind: out / kind for kind in COLUMNS}
+    folders["original"].mkdir(parents=True, exist_ok=True)
     for name, image in photographs(flags.input).items():
         write_png(folders["original"] / f"{name}.png", square(image))
     seed = ("--seed", str(flags.seed), "--overwrite")

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parent.parent
-DEADLINE = 300  # seconds
+DEADLINE = 900  # seconds
 
 
 def command(workdir: Path, *overrides: str) -> list[str]:
