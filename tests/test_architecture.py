@@ -7,14 +7,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"config", "types", "images", "attention", "tokenizer"},
-    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour"},
-    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade"},
+    {"config", "types", "images", "attention", "tokenizer", "memory"},
+    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "frames"},
+    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tiling"},
     {"prompts", "data"},
     {"restorer", "losses"},
-    {"weights", "monitor"},
+    {"weights", "monitor", "programs"},
     {"checkpoint", "training"},
     {"pipeline"},
+    {"jobs", "api", "export"},
+    {"app"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 COMMANDS = {"train.py", "infer.py"}
@@ -66,7 +68,7 @@ def test_bans(path: Path) -> None:
     name, packages = module(path), {i.split(".")[0] for i in imports(path)}
     if name in NETWORKS:
         assert not house_imports(path) & {"lora", "config", "sharding"}
-    if name in {"data", "degrade", "records", "images", "metrics", "colour"}:
+    if name in {"data", "degrade", "records", "images", "metrics", "colour", "frames"}:
         assert not packages & {"jax", "flax"}
     assert "safetensors" not in packages or name == "weights"
     assert "orbax" not in packages or name == "checkpoint"
