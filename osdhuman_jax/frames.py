@@ -12,8 +12,8 @@ from PIL import Image
 
 from osdhuman_jax.images import Picture, to_float
 
-Pixels = UInt8[np.ndarray, "h w 3"] | UInt16[np.ndarray, "h w 3"]
-Floats = Float32[np.ndarray, "h w 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"] | UInt16[np.ndarray, "_ _ 3"]
+Floats = Float32[np.ndarray, "_ _ 3"]
 Size = tuple[int, int]  # height, width
 
 
@@ -58,16 +58,14 @@ def squash(values: Floats, side: int) -> Float32[np.ndarray, "s s 3"]:
     return np.stack([np.asarray(plane) for plane in planes], axis=-1)
 
 
-def cut(pixels: Pixels, places: Sequence[Size], tile: Size) -> Float32[np.ndarray, "b h w 3"]:
+def cut(pixels: Pixels, places: Sequence[Size], tile: Size) -> Float32[np.ndarray, "b _ _ 3"]:
     """Tiles of a picture, in [-1, 1]."""
     height, width = tile
     parts = [pixels[row : row + height, column : column + width] for row, column in places]
     return to_float(np.stack(parts))
 
 
-def pad_reflect(
-    pixels: Pixels, size: Size
-) -> UInt8[np.ndarray, "H W 3"] | UInt16[np.ndarray, "H W 3"]:
+def pad_reflect(pixels: Pixels, size: Size) -> Pixels:
     """Grown to `size` at the bottom and right by mirroring without repeating the edge.
 
     Mirrors to and fro where the margin exceeds the picture; a side of one pixel is repeated.

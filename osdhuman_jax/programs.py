@@ -5,7 +5,7 @@ Batches are split over the local devices, weights are copied to each.
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Any
 
@@ -23,7 +23,7 @@ Program = Callable[..., Any]
 
 
 class Programs:
-    """What one restorer was compiled to; threads may share it."""
+    """One restorer's weights and what it was compiled to; threads may share it."""
 
     def __init__(self, restorer: Restorer) -> None:
         devices = jax.local_devices()
@@ -86,15 +86,27 @@ class Programs:
                 arguments = [None if shape is None else self._abstract(shape) for shape in shapes]
                 if known is not None:
                     arguments.append(jax.tree.map(lambda x: self._abstract(x.shape), known))
-                jitted = jax.jit(partial(function, self._graphdef))
-                self._compiled[key] = jitted.lower(self._weights, *arguments).compile()
+                weights = jax.tree.map(self._like, self._weights)
+                leaves, tree = jax.tree.flatten((weights, *arguments))
+                self._compiled[key] = compiled(function, self._graphdef, tree, tuple(leaves))
             return partial(self._compiled[key], self._weights)
+
+    def _like(self, leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._copied)
 
     def _abstract(self, shape: Shape) -> jax.ShapeDtypeStruct:
         """A float32 array; four axes are pictures, three tokens, whose first is the batch's."""
         split = len(shape) > 2 and shape[0] % self.devices == 0
         sharding = self._split if split else self._copied
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+
+@lru_cache(maxsize=256)
+def compiled(
+    function: Callable, graphdef: Any, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
+) -> jax.stages.Compiled:
+    """A function of a network and abstract arguments; restorers of one architecture share it."""
+    return jax.jit(partial(function, graphdef)).lower(*jax.tree.unflatten(tree, leaves)).compile()
 
 
 def _whole(

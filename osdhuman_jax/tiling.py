@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32
 
-from osdhuman_jax.layers import Feature, GroupNorm
+from osdhuman_jax.layers import Feature, GroupNorm, Resized
 
 OVERLAP = 0.25  # of a tile's side
 VARIANCE = 0.01  # of the window, in units of the side squared
@@ -48,7 +48,7 @@ class SharedNorm(nnx.Module):
         return (shifted + bias).astype(norm.out_dtype)
 
 
-def inside(x: Feature) -> Feature:
+def inside(x: Feature) -> Resized:
     """Without an eighth at each edge, which is where a tile differs from the picture."""
     rows, columns = x.shape[1] // 8, x.shape[2] // 8
     return x[:, rows : x.shape[1] - rows, columns : x.shape[2] - columns]
@@ -115,7 +115,7 @@ class Canvas:
         self._sum[here] += values * self._window
         self._weight[here] += self._window
 
-    def picture(self) -> Float32[np.ndarray, "h w 3"]:
+    def picture(self) -> Float32[np.ndarray, "_ _ 3"]:
         """The blended picture; every pixel must have been covered."""
         self._sum /= self._weight
         return self._sum
