@@ -13,12 +13,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 from skimage.data import astronaut
+from small import Halve, halving
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.frames import enlarge, pad_reflect, scaled_size
 from osdhuman_jax.images import Picture, to_float, to_uint8
 from osdhuman_jax.pipeline import WHOLE, Pipeline, RestoreError
-from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.restorer import build_restorer
 from osdhuman_jax.weights import Model
 
 TINY = ModelConfig(
@@ -44,20 +45,6 @@ TINY = ModelConfig(
 )
 
 
-class Halve(Restorer):
-    """Stands for a restorer whose output is known: half of its input's contrast."""
-
-    multiple = 8
-    prompter = staticmethod(lambda view: jnp.zeros((view.shape[0], 1, 1)))
-
-    def __init__(self, gain: float = 0.5) -> None:
-        self.gain = nnx.Param(np.float32(gain))
-
-    def __call__(self, lq, prompt=None):
-        assert lq.shape[1] % 8 == lq.shape[2] % 8 == 0
-        return lq * self.gain[...]
-
-
 class Mean(Halve):
     """Paints each picture in its mean colour."""
 
@@ -73,10 +60,6 @@ def tiny_model() -> Model:
     rng = np.random.default_rng(0)
     draw = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), state)
     return Model(nnx.merge(graphdef, draw), TINY, "0" * 64, "tiny")
-
-
-def halving(gain: float = 0.5, **options) -> Pipeline:
-    return Pipeline(Model(Halve(gain), TINY, "0" * 64, "halve"), **options)
 
 
 def photo(height: int, width: int, top: int = 20) -> Picture:

@@ -45,7 +45,7 @@ def test_memory_is_at_least_what_goes_in_and_out() -> None:
     programs = Programs(small.restorer())
     programs.whole(SHAPE)
     least = programs.weight_bytes + 2 * lq().nbytes
-    assert least < programs.memory("whole", SHAPE) < 100 * least
+    assert least < programs.memory("whole", SHAPE) < 2**30
 
 
 def test_restorers_of_one_architecture_share_programs_and_not_weights() -> None:
