@@ -5,6 +5,7 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,9 @@ TINY = ModelConfig(
     ),
     hfie=HFIEConfig(num_queries=3, num_heads=1),
 )
+
+
+NANO = Path(__file__).parent.parent / "models" / "nano"
 
 
 class Mean(Halve):
@@ -170,7 +174,7 @@ def test_two_pipelines_do_not_share_weights() -> None:
 
 
 def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
-    pipeline = Pipeline(tiny_model(), batch_size=2)
+    pipeline = Pipeline(tiny_model(), batch_size=2, bucket=64)
     pictures = [photo(40, 50), photo(64, 64, top=60), photo(20, 60, top=90)]
     together = pipeline.restore(pictures)
     alone = [pipeline.restore([picture])[0] for picture in pictures]
@@ -257,10 +261,10 @@ def test_a_large_picture_is_restored_in_tiles_that_leave_no_seam() -> None:
 
 
 def test_tiles_are_the_whole_picture_up_to_their_statistics() -> None:
-    """The real network, shrunk memory: 40 dB is the quality bound on smooth content."""
-    picture = large(512, 640)
-    whole = Pipeline(tiny_model())
-    tiled = Pipeline(tiny_model(), max_memory=bytes_of(whole, picture) - 1)
+    """The bundled model, memory for tiles alone: 40 dB is the bound on smooth content."""
+    picture = large(384, 500)
+    whole = Pipeline.from_folder(NANO)
+    tiled = Pipeline(whole.model, max_memory=bytes_of(whole, picture) - 1)
     (expected,), (restored,) = whole.restore([picture]), tiled.restore([picture])
     (plan,) = tiled._plans.values()
     assert plan.tile is not None and expected.rgb.std() > 5
@@ -327,10 +331,10 @@ def test_T14_a_second_want_of_memory_is_an_error_and_the_next_picture_is_restore
 
 
 def test_threads_share_a_pipeline() -> None:
-    pipeline = Pipeline(tiny_model())
+    pipeline = Pipeline(tiny_model(), bucket=64)
     pictures = [photo(40 + i, 50) for i in range(4)]
     expected = [pipeline.restore([picture])[0].rgb for picture in pictures]
-    fresh = Pipeline(tiny_model())
+    fresh = Pipeline(tiny_model(), bucket=64)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda picture: fresh.restore([picture])[0].rgb, pictures))
     assert fresh.programs.count == 1
