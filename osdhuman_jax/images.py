@@ -103,16 +103,33 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, deep: bool = False) -> Pic
     """
     with _opened(io.BytesIO(data), max_pixels) as image:
         image.load()
-        profile = image.info.get("icc_profile") or b""
-        turn = _TURNS.get(_orientation(image))
-        exif = _exif(image)
         if deep and image.format == "PNG" and data[_PNG_DEPTH] == 16:
-            rgb, alpha = _split_deep(image, data, turn)
-        else:
-            upright = image if turn is None else image.transpose(turn)
-            rgb, alpha = _split(upright, profile)
-    keep_profile = profile[16:20] == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
-    return Picture(rgb, alpha, profile if keep_profile else None, exif)
+            return _picture(image, *_split_deep(image, data))
+        return from_pillow(image)
+
+
+def from_pillow(image: Image.Image) -> Picture:
+    """Picture of Pillow's image, turned as its EXIF says; as `decode` gives it of a file."""
+    turn = _TURNS.get(_orientation(image))
+    upright = image if turn is None else image.transpose(turn)
+    return _picture(image, *_split(upright, image.info.get("icc_profile") or b""))
+
+
+def to_pillow(picture: Picture) -> Image.Image:
+    """RGB or RGBA image of 8 bits, with profile and EXIF in its `info`."""
+    planes = [p for p in (picture.rgb, picture.alpha) if p is not None]
+    narrowed = [narrow(p) if p.dtype == np.uint16 else p for p in planes]
+    image = Image.fromarray(np.dstack(narrowed) if narrowed[1:] else narrowed[0])
+    image.info |= {"icc_profile": picture.icc} if picture.icc else {}
+    image.info |= {"exif": picture.exif} if picture.exif else {}
+    return image
+
+
+def _picture(image: Image.Image, rgb: Pixels | Deep, alpha: Alpha | None) -> Picture:
+    """With what else of the image is kept."""
+    profile = image.info.get("icc_profile") or b""
+    fits = profile[16:20] == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
+    return Picture(rgb, alpha, profile if fits else None, _exif(image))
 
 
 @contextmanager
@@ -187,9 +204,7 @@ def _split_gray16(image: Image.Image) -> tuple[Pixels, Alpha | None]:
     return np.repeat(gray[..., None], 3, axis=-1), alpha
 
 
-def _split_deep(
-    image: Image.Image, data: bytes, turn: Image.Transpose | None
-) -> tuple[Deep, UInt16[np.ndarray, "h w"] | None]:
+def _split_deep(image: Image.Image, data: bytes) -> tuple[Deep, UInt16[np.ndarray, "h w"] | None]:
     """The same for a 16-bit PNG, uint16; Pillow judged the file, OpenCV reads its samples."""
     if image.mode.startswith("I"):
         gray = np.asarray(image).astype(np.uint16)
@@ -201,7 +216,7 @@ def _split_deep(
         if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
             raise ImageError("damaged image: its 16-bit samples cannot be read")
         planes = [samples[..., channel] for channel in (2, 1, 0, 3)[: samples.shape[2]]]
-    if turn is not None:
+    if turn := _TURNS.get(_orientation(image)):
         planes = [np.asarray(Image.fromarray(plane).transpose(turn)) for plane in planes]
     return np.stack(planes[:3], axis=-1), planes[3] if planes[3:] else None
 
@@ -248,20 +263,18 @@ def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
         raise ImageError(f"a {kind} file has no side longer than {LONGEST[kind]} pixels")
     if kind == "png" and picture.rgb.dtype == np.uint16:
         return _encode_deep_png(picture)
-    planes = [p for p in (picture.rgb, picture.alpha) if p is not None]
-    channels = np.dstack([narrow(p) if p.dtype == np.uint16 else p for p in planes])
+    image = to_pillow(picture)
     options: dict[str, Any] = {
         "png": {"compress_level": 6},
         "jpeg": {"quality": quality, "subsampling": 0},
         "webp": {"quality": quality, "lossless": quality == LOSSLESS},
     }[kind]
-    exif = picture.exif
-    if kind == "jpeg" and channels.shape[2] == 4:
+    if kind == "jpeg" and image.mode == "RGBA":
         raise ImageError("JPEG has no transparency: use --format png or webp")
-    if exif and not (kind == "jpeg" and len(exif) > _EXIF_LIMIT):
-        options["exif"] = exif
+    fits = kind != "jpeg" or len(picture.exif or b"") <= _EXIF_LIMIT
+    options["exif"] = picture.exif if picture.exif and fits else b""
     buffer = io.BytesIO()
-    Image.fromarray(channels).save(buffer, kind, icc_profile=picture.icc, **options)
+    image.save(buffer, kind, icc_profile=picture.icc, **options)
     return buffer.getvalue()
 
 

@@ -256,11 +256,11 @@ def test_a_failed_computation_fails_its_batch_only(
     tmp_path: Path, model: Path, capsys, monkeypatch
 ) -> None:
     one_photo(tmp_path / "in")
-    Image.fromarray(PHOTO[:, :20]).resize((80, 60)).save(tmp_path / "in" / "wide.png")
+    Image.fromarray(PHOTO[:, :20]).resize((180, 60)).save(tmp_path / "in" / "wide.png")
     whole = infer.Pipeline.compute
 
     def tight(self, pictures, *options):
-        if pictures[0].shape[1] == 80:
+        if pictures[0].shape[1] == 180:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nlong trace")
         return whole(self, pictures, *options)
 
