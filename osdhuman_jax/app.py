@@ -118,8 +118,11 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
-def serve(page: Any, host: str, port: int, max_file_size: int, block: bool = True) -> Any:
-    """Launch the page; with `block` until it is interrupted. Returns what Gradio's launch does."""
+def serve(page: Any, host: str, port: int | None, max_file_size: int, block: bool = True) -> Any:
+    """Launch the page, on the first free port if none is named; `block` until interrupted.
+
+    Returns what Gradio's launch does: the application, its address, an address to share (none).
+    """
     import gradio as gr
     from starlette.middleware import Middleware
 
