@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"config", "types", "images", "attention", "tokenizer"},
+    {"config", "types", "images", "attention", "tokenizer", "remat"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour"},
     {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade"},
     {"prompts", "data"},
