@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-
 FLASH_WIDTH = 128  # of a head, the most that cuDNN takes on every GPU that it serves
 
 

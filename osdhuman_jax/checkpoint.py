@@ -38,6 +38,8 @@ FREE = {
         "log_every",
         "checkpoint_every",
         "keep",
+        "best",
+        "remat",
         "sample_every",
         "eval_sources",
         "eval_images",
@@ -45,6 +47,7 @@ FREE = {
     },
     "data": {"workers"},
     "mesh": {"data", "fsdp"},
+    "optim": {"accumulate", "max_nonfinite"},
 }
 
 

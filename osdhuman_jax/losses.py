@@ -60,7 +60,7 @@ def vsd_gradient(noise: Latent, eps_frozen: Latent, eps_finetuned: Latent) -> La
 
 
 def vsd(latent: Latent, gradient: Latent) -> Scalar:
-    """A loss whose derivative by the latent is 2 gradient / size: OSEDiff's, mean reduction and all.
+    """A loss whose derivative by the latent is 2 gradient / size (OSEDiff's mean reduction).
 
     Its value is mean(gradient^2), which measures how far two moving targets are apart: it need not
     fall while training goes well.

@@ -59,7 +59,7 @@ def rematerialised(call: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def set_policy(model: nnx.Module, name: str) -> None:
-    """Give every block of a model a policy, in place. Raises KeyError if there is none so called."""
+    """Give every block of a model a policy, in place. Raises KeyError if it has no such name."""
     POLICIES[name]
     for _, module in nnx.iter_modules(model):
         if hasattr(type(module).__call__, "obeys_remat"):

@@ -11,8 +11,9 @@ FLOORS = [
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour"},
     {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade"},
     {"prompts", "data"},
-    {"restorer", "losses"},
-    {"weights", "monitor"},
+    {"restorer", "losses", "optimizer"},
+    {"weights", "monitor", "objectives"},
+    {"experiment"},
     {"checkpoint", "training"},
     {"pipeline"},
 ]
