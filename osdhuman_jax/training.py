@@ -6,7 +6,7 @@ finite changes nothing but the counters.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from osdhuman_jax import remat
 from osdhuman_jax.config import Config, ModelConfig
 from osdhuman_jax.experiment import prepare, store_as_computed, trainable
+from osdhuman_jax.flops import count
 from osdhuman_jax.metrics import psnr_y, ssim_y
 from osdhuman_jax.objectives import (
     OBJECTIVES,
@@ -74,7 +75,7 @@ class Trainer:
 
     def __init__(self, config: Config, model: ModelConfig, restorer: Restorer) -> None:
         """`restorer` with LoRA where the run trains LoRA; its arrays are not kept."""
-        self.config = config
+        self.config, self.model = config, model
         self.tx = make_optimizer(config.optim, config.run.steps)
         remat.set_policy(restorer, config.run.remat)
         self.graphdef = nnx.graphdef(restorer)
@@ -244,6 +245,23 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
     trainer = Trainer(config, model, restorer)
     state, frozen = trainer.start(restorer, lpips)
     return trainer, model, state, frozen
+
+
+def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
+    """Matrix and convolution operations of one step, without what rematerialisation repeats."""
+    config = replace(
+        trainer.config,
+        run=replace(trainer.config.run, remat="none"),
+        optim=replace(trainer.config.optim, accumulate=1),
+    )
+    side, batch_size = config.data.crop, config.data.batch_size
+    picture = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
+    pictures = {k: picture for k in (PICTURES if config.data.degrade else PICTURES[:1])}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, frozen))
+    restorer = nnx.merge(trainer.graphdef, shapes[0].params, shapes[1].restorer)
+    plain = Trainer(config, trainer.model, restorer)
+    plain.lpips = trainer.lpips
+    return count(jax.make_jaxpr(plain.step)(*shapes, pictures))
 
 
 def to_images(batch: Mapping[str, Array | np.ndarray]) -> dict[str, Image]:

@@ -65,6 +65,7 @@ def config(kind: str) -> Config:
     made.data.sources = ("photos",)
     made.run.kind = kind
     made.run.precision = "fp32"
+    made.run.remat = "none"
     return made
 
 
