@@ -229,6 +229,9 @@ def generator_objective(
     image = jnp.clip(decoded, -1.0, 1.0)
     scalars = {"mse": losses.mse(image, hq), "clamp_rate": jnp.mean(jnp.abs(decoded) > 1.0)}
     loss = weights.mse * scalars["mse"]
+    if weights.structure:
+        scalars["structure"] = losses.structure(image, hq)
+        loss = loss + weights.structure * scalars["structure"]
     if lpips is not None:
         scalars["lpips"] = jnp.mean(nnx.merge(lpips, frozen.lpips)(image, hq))
         loss = loss + weights.lpips * scalars["lpips"]

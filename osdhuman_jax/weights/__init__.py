@@ -1,5 +1,6 @@
 """Model folders: the only place that reads and writes weight files."""
 
+from osdhuman_jax.weights.extractors import load_prompter
 from osdhuman_jax.weights.parts import load_part
 from osdhuman_jax.weights.store import (
     Model,
@@ -20,6 +21,7 @@ __all__ = [
     "load_base",
     "load_model",
     "load_part",
+    "load_prompter",
     "random_restorer",
     "save_model",
 ]
