@@ -35,13 +35,12 @@ from osdhuman_jax.checkpoint import (
     steps_saved,
     write_config,
 )
-from osdhuman_jax.config import Config, ConfigError, ModelConfig
+from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.data import DataError, Loader, make_loader, make_sample, open_sources
 from osdhuman_jax.images import to_uint8
 from osdhuman_jax.monitor import Monitor
-from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.sharding import make_mesh, replicated
-from osdhuman_jax.weights import WeightsError, save_model
+from osdhuman_jax.weights import WeightsError, copy_prompter, save_model
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, for instance configs/base.py."
@@ -75,16 +74,14 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
     """Write WORKDIR/model/, the run's result as a model folder, frozen weights as they came."""
     restorer, model = experiment.prepare(config, base, "fp32")
     nnx.update(restorer, params)
-    _measure_scale(config, model, restorer, batch)
-    generator = config.lora if config.run.kind == "restorer" else None
-    provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
-    save_model(workdir / "model", model, restorer, generator=generator, provenance=provenance)
-
-
-def _measure_scale(config: Config, model: ModelConfig, restorer: Restorer, batch: Any) -> None:
     if config.run.kind == "vae":
         std = training.latent_std(restorer, training.to_images(batch)["hq"])
         model.vae.scaling_factor = round(1.0 / std, 5)
+    generator = config.lora if config.run.kind == "restorer" else None
+    provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
+    save_model(workdir / "model", model, restorer, generator=generator, provenance=provenance)
+    if config.prompt.kind != "hfie":
+        copy_prompter(base, workdir / "model", config.prompt.kind)
 
 
 def train(config: Config, workdir: Path, profile: int) -> int:
@@ -101,7 +98,9 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     record_base(workdir, base, write=hosts.is_first())
     state, frozen = training.place(mesh, state, frozen)
     checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
+    prompts = training.Prompts(config, base)
     val = validation_batch(config)
+    val |= prompts(val, "lq")  # as in use, where there is no HQ
 
     with hosts.Signals() as signals, training_loader(config) as loader:
         if (latest := checkpoints.latest()) is not None:
@@ -109,7 +108,9 @@ def train(config: Config, workdir: Path, profile: int) -> int:
             loader.set_state(position)
         monitor = Monitor(workdir, latest or 0, config.run.steps) if hosts.is_first() else None
         validate = partial(validation, Validator(trainer, mesh, frozen), val, monitor)
-        run = Loop(config, mesh, trainer, frozen, loader, checkpoints, monitor, validate, signals)
+        run = Loop(
+            config, mesh, trainer, frozen, prompts, loader, checkpoints, monitor, validate, signals
+        )
         status, state = run(state, latest or 0, Profile(workdir, latest or 0, profile))
     checkpoints.close()
     if monitor:
@@ -231,6 +232,7 @@ class Loop:
     mesh: Mesh
     trainer: training.Trainer
     frozen: training.Frozen
+    prompts: training.Prompts
     loader: Loader
     checkpoints: Checkpoints
     monitor: Monitor | None
@@ -271,7 +273,8 @@ class Loop:
         batch = meter.wait(self.loader)
         self.unreadable = float(batch["skipped"].sum())
         stop = np.full(len(batch["hq"]), self.signals.received is not None, np.int32)
-        return training.place_batch(self.mesh, {**batch, "stop": stop})
+        prompt = self.prompts(batch, self.config.prompt.source)
+        return training.place_batch(self.mesh, {**batch, **prompt, "stop": stop})
 
     def _status(self, scalars: Mapping[str, Any], meter: Meter) -> int:
         """What the scalars of a finished step, the same in every process, say about going on."""

@@ -26,8 +26,16 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from osdhuman_jax import lora
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, from_dict, to_dict
+from osdhuman_jax.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.restorer import Restorer
-from osdhuman_jax.weights import Model, WeightsError, add_lora, is_generator, load_base
+from osdhuman_jax.weights import (
+    Model,
+    WeightsError,
+    add_lora,
+    is_generator,
+    load_base,
+    load_prompter,
+)
 from osdhuman_jax.weights.files import Tensor
 from osdhuman_jax.weights.sources import Generator
 from osdhuman_jax.weights.store import (
@@ -231,6 +239,15 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     nnx.update(restorer, _params(workdir, step, params, config.optim.ema > 0))
     lora.merge(restorer)
     return Model(restorer, model, _digest(workdir, step), f"{workdir.resolve().name}@{step}")
+
+
+def load_run_prompter(
+    workdir: Path | str, precision: str = "fp32"
+) -> FixedPrompter | TagPrompter | None:
+    """The prompt extractor of a training run, None where it is HFIE. Raises as `load_run` does."""
+    workdir = Path(workdir)
+    kind = read_config(workdir).prompt.kind
+    return load_prompter(_base_folder(workdir), kind, precision=precision)
 
 
 def load_generator(workdir: Path | str, step: int | None = None) -> Generator:

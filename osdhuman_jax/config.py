@@ -114,9 +114,8 @@ class LoRAConfig:
 class PromptConfig:
     """Where the U-Net's cross-attention tokens come from (Table 4)."""
 
-    kind: str = "hfie"  # paper; "ram" or "dape" (tags through CLIP), "null" (a space), "file"
-    source: str = "lq"  # paper: the picture that is described in training; OSEDiff: "hq"
-    file: str = ""  # of tokens (.npy), for the kind "file"
+    kind: str = "hfie"  # paper; or "ram", "dape" (tags, CLIP), "null" (a space), "fixed" (a file)
+    source: str = "lq"  # paper: which picture is described in training; OSEDiff: "hq"
 
 
 @dataclass

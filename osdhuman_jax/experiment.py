@@ -20,6 +20,7 @@ from osdhuman_jax.weights import (
     random_restorer,
     save_model,
 )
+from osdhuman_jax.weights.extractors import KINDS
 from osdhuman_jax.weights.store import DTYPES
 
 
@@ -31,7 +32,7 @@ def check(config: Config) -> None:
         "run.latent": (config.run.latent, ("sample", "mode")),
         "run.remat": (config.run.remat, tuple(remat.POLICIES)),
         "run.best": (config.run.best, ("val_psnr_y", "val_ssim_y", "val_lpips")),
-        "prompt.kind": (config.prompt.kind, ("hfie", "ram", "dape", "null", "file")),
+        "prompt.kind": (config.prompt.kind, KINDS),
         "prompt.source": (config.prompt.source, ("lq", "hq")),
         "loss.reg_lora_scope": (config.loss.reg_lora_scope, ("all", "mid")),
         "optim.schedule": (config.optim.schedule, ("constant", "cosine")),

@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from osdhuman_jax import remat
-from osdhuman_jax.config import Config, ModelConfig
+from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.experiment import prepare, store_as_computed, trainable
 from osdhuman_jax.flops import count
 from osdhuman_jax.metrics import psnr_y, ssim_y
@@ -49,7 +49,7 @@ from osdhuman_jax.schedule import Schedule
 from osdhuman_jax.sharding import batch_sharding, replicated, weight_sharding
 from osdhuman_jax.types import Image
 from osdhuman_jax.unet import UNet2DConditionModel
-from osdhuman_jax.weights import load_part
+from osdhuman_jax.weights import encode_text, load_part, load_prompter
 from osdhuman_jax.weights.store import DTYPES, hollow, read_meta
 
 Batch = Mapping[str, Array]
@@ -201,10 +201,7 @@ class Trainer:
             return model.decode(model.encode(images["hq"]))
         if kind == "diffusion":
             return _estimate(model, images["hq"], self.config.run.seed)
-        tokens = batch["prompt"] if "prompt" in batch else None
-        if tokens is None:
-            tokens = model.prompter(images[self.config.prompt.source])
-        return model(images["lq"], prompt=tokens)
+        return model(images["lq"], prompt=batch.get("prompt"))
 
     def distances(self, frozen: Frozen, images: Image, batch: Batch) -> Array:
         """LPIPS (VGG) of images from the batch's HQ, (B,)."""
@@ -244,7 +241,33 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
     store_as_computed(restorer, trainable(config))
     trainer = Trainer(config, model, restorer)
     state, frozen = trainer.start(restorer, lpips)
+    if trainer.regularizer and config.loss.cfg_vsd != 1.0:
+        frozen.negative = encode_text(folder, config.loss.negative_prompt)
+        _check_lengths(config, model, frozen.negative.shape[1])
     return trainer, model, state, frozen
+
+
+def _check_lengths(config: Config, model: ModelConfig, length: int) -> None:
+    """Guidance runs both prompts as one batch."""
+    if config.prompt.kind == "hfie" and model.hfie.num_queries != length:
+        pair = f"{length} tokens, HFIE's {model.hfie.num_queries}"
+        raise ConfigError(f"loss.cfg_vsd: the negative prompt has {pair}; set it to 1")
+
+
+class Prompts:
+    """What is not HFIE: tokens of a batch's pictures, made outside the compiled step."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        """Raises WeightsError where the folder lacks what `prompt.kind` needs."""
+        kind = config.prompt.kind if config.run.kind == "restorer" else "hfie"
+        self._extract = load_prompter(folder, kind, precision=config.run.precision)
+
+    def __call__(self, batch: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+        """{"prompt": (B, N, D)} of the pictures `source`; nothing for HFIE."""
+        if self._extract is None:
+            return {}
+        images = batch[source].astype(np.float32) / 127.5 - 1.0
+        return {"prompt": np.asarray(self._extract(images))}  # type: ignore[arg-type]
 
 
 def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
