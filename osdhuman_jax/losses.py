@@ -94,5 +94,5 @@ def structure(prediction: Image, target: Image) -> Scalar:
 def _window(values: Array) -> Array:
     """Gaussian window means of (batch, h, w), only where the whole window fits."""
     height, width = (n - len(_TAPS) + 1 for n in values.shape[1:])
-    rows = sum(tap * values[:, i : i + height] for i, tap in enumerate(_TAPS))
+    rows = jnp.asarray(sum(tap * values[:, i : i + height] for i, tap in enumerate(_TAPS)))
     return jnp.asarray(sum(tap * rows[:, :, i : i + width] for i, tap in enumerate(_TAPS)))

@@ -170,7 +170,7 @@ def scores(
     latent: Latent,
     part: Part,
     prompt: Tokens,
-    negative: Tokens | None,
+    negative: Array | None,
 ) -> tuple[Latent, Latent]:
     """eps of the frozen (guided by `cfg_vsd`) and the finetuned regularizer, no gradients.
 
