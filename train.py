@@ -336,7 +336,8 @@ def main(_) -> None:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        fail(NOT_SAVED, f"{error}; the last checkpoint in {workdir / 'checkpoints'} is whole")
+        last = steps_saved(workdir)[-1:] or ["none"]
+        fail(NOT_SAVED, f"{error}; last good state: step {last[0]} in {workdir}/checkpoints")
     else:
         if status != DONE:
             fail(status, REASONS[status].format(steps_saved(workdir)[-1]))

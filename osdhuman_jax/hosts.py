@@ -67,7 +67,9 @@ class Signals:
 
     def _restore(self) -> None:
         while self._before:
-            signal.signal(*self._before.popitem())
+            number, handler = self._before.popitem()
+            # JAX's own handler, in a run of several processes, is not Python's: it reads as None
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def __enter__(self) -> "Signals":
         self._before = {kind: signal.signal(kind, self._note) for kind in self.KINDS}

@@ -178,13 +178,17 @@ def file_digest(path: Path) -> str:
 
 
 def write_file(path: Path, text_or_tensors: str | dict[str, np.ndarray]) -> None:
+    """Write a text or a safetensors file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(text_or_tensors, str):
-        temporary.write_text(text_or_tensors)
-    else:
-        save_file(text_or_tensors, temporary)
-        temporary.chmod(0o644)  # the library writes them for the owner alone
-    os.replace(temporary, path)
+    try:
+        if isinstance(text_or_tensors, str):
+            temporary.write_text(text_or_tensors)
+        else:
+            save_file(text_or_tensors, temporary)
+            temporary.chmod(0o644)  # the library writes them for the owner alone
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if the disk is full
 
 
 def save_model(
