@@ -254,7 +254,8 @@ class Loop:
                 status = self._status(before, meter)  # of the step before: that one is finished
                 self._report(done, state, scalars, meter)
         except (DataError, OSError):
-            self.checkpoints.save(done, state, self.loader.get_state())
+            if jax.process_count() == 1:  # else the others would have to save too
+                self.checkpoints.save(done, state, self.loader.get_state())
             raise
         finally:
             profile.close(scalars)

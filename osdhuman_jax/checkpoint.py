@@ -11,6 +11,7 @@ another name and renamed when it is whole: whatever ends the process, the ones t
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -63,6 +64,10 @@ FREE = {
     "mesh": {"data", "fsdp"},
     "optim": {"accumulate", "max_nonfinite"},
 }
+
+
+UNFINISHED = "*.orbax-checkpoint-tmp"
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -127,6 +132,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int, best: str = "val_psnr_y"):
         """`best` is the metric that tells the best one: highest, of LPIPS lowest."""
         self._folder = (workdir / "checkpoints").resolve()
+        for rest in self._folder.glob(UNFINISHED):
+            _log.warning("dropped a checkpoint that was not finished: %s", rest.name)
         sign = -1.0 if best == "val_lpips" else 1.0
         best_one = preservation_policy.BestN(
             get_metric_fn=lambda metrics: sign * metrics.get(best, -sign * math.inf),
@@ -171,7 +178,7 @@ class Checkpoints:
 
     def _failed(self, error: Exception) -> SaveError:
         """Drops half-written checkpoints, so that a full disk is less so."""
-        for rest in self._folder.glob("*.orbax-checkpoint-tmp"):
+        for rest in self._folder.glob(UNFINISHED):
             shutil.rmtree(rest, ignore_errors=True)
         steps = steps_saved(self._folder.parent)
         good = f"step {steps[-1]} in {self._folder}" if steps else "none, nothing was saved yet"

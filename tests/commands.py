@@ -32,8 +32,10 @@ def command(workdir: Path, *overrides: str) -> list[str]:
 
 
 def start(workdir: Path, *overrides: str, cache: Path, devices: int = 1) -> subprocess.Popen:
+    """A run in a process group of its own; read its `stderr`, or it may fill and block it."""
     argv, env = command(workdir, *overrides), environment(cache, devices)
-    return subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True)
+    own_group = {"start_new_session": True}
+    return subprocess.Popen(argv, env=env, stderr=subprocess.PIPE, text=True, **own_group)
 
 
 def run(
