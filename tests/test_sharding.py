@@ -36,7 +36,7 @@ def measured() -> dict:
     paths = os.pathsep.join(map(str, (HERE.parent.parent, HERE.parent)))
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": count, "PYTHONPATH": paths}
     argv = [sys.executable, str(HERE)]
-    result = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=1800)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
