@@ -18,14 +18,24 @@ from test_tokenizer import MERGES, VOCAB
 from benchmarks import references
 from benchmarks.convert import nchw, randomise
 from benchmarks.fidelity import TINY, adapt_all, publish, reference_restorer
+from osdhuman_jax.config import Config
 from osdhuman_jax.images import Picture, to_float
 from osdhuman_jax.pipeline import Pipeline
 from osdhuman_jax.prompts import save_prompt
 from osdhuman_jax.tokenizer import Tokenizer
-from osdhuman_jax.weights import WeightsError, load_prompter
+from osdhuman_jax.training import Prompts
+from osdhuman_jax.weights import (
+    WeightsError,
+    copy_prompter,
+    encode_text,
+    load_prompter,
+    random_restorer,
+    save_model,
+)
 from osdhuman_jax.weights.__main__ import main
 from osdhuman_jax.weights.extractors import read_tags
 from osdhuman_jax.weights.importer import import_model
+from osdhuman_jax.weights.store import read_meta
 
 NAMES = ["dog", "cat", "a dog", "#", "do", "go", "ca", "dog cat", "at", "tag", "boat"]
 PHOTO = np.ascontiguousarray(skimage.data.astronaut()[40:104, 190:254])  # her face
@@ -104,6 +114,24 @@ def test_text_prompts(theirs, tmp_path, kind):
     import_model(theirs.sd, theirs.ram, tmp_path / "m", prompt=kind, **parts)
     text = theirs.text() if kind == "ram" else " "
     close(ours(tmp_path / "m"), theirs.restore(theirs.prompt(text)))
+
+
+@pytest.mark.parametrize("kind", ["ram", "null"])
+def test_training_gives_the_same_prompts_and_hands_the_extractor_on(theirs, tmp_path, kind):
+    base, result = tmp_path / "base", tmp_path / "result"
+    parts = {"clip": theirs.sd, "tags": theirs.tags}
+    import_model(theirs.sd, theirs.ram, base, **parts)
+    save_model(result, TINY.model, random_restorer(TINY.model, 0))
+    copy_prompter(base, result, kind)
+    config = Config(model=TINY.model)
+    config.prompt.kind, config.run.precision = kind, "fp32"
+    want = theirs.prompt(theirs.text() if kind == "ram" else " ")
+    for folder in (base, result):
+        found = Prompts(config, folder)({"hq": PHOTO[None]}, "hq")["prompt"]
+        np.testing.assert_allclose(np.asarray(found), want, rtol=0, atol=1e-4)
+    assert read_meta(result)["prompt"] == kind
+    text = encode_text(base, theirs.text())
+    np.testing.assert_allclose(text, theirs.prompt(theirs.text()), rtol=0, atol=1e-4)
 
 
 def test_prompt_of_a_file(theirs, tmp_path):

@@ -161,6 +161,28 @@ def test_guidance_of_one_is_none(nets):
     assert abs(float(much["x0_gap"]) - float(plain["x0_gap"])) > 1e-3
 
 
+def test_a_prompt_in_the_batch_stands_in_for_hfie():
+    config = small.config("restorer")
+    model = small.restorer(config.lora)
+    images = training.to_images(small.pictures())
+    part = {**images, "posterior": jnp.zeros(LATENT)}
+    graphdef, weights = nnx.split(model)
+
+    @jax.jit
+    def values(weights):
+        model = nnx.merge(graphdef, weights)
+        prompts = {name: {"prompt": model.prompter(images[name])} for name in ("lq", "hq")}
+        return {
+            name: objectives.generator_objective(
+                config, None, None, model, objectives.Frozen(weights), None, {**part, **prompt}
+            ).value
+            for name, prompt in {"none": {}, **prompts}.items()
+        }
+
+    found = values(weights)
+    assert found["none"] == found["lq"] != found["hq"]
+
+
 # The step.
 
 
