@@ -9,6 +9,7 @@ Randomness is a function of (seed, step), so the step is its state. A checkpoint
 another name and renamed when it is whole: whatever ends the process, the ones there can be loaded.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -168,11 +169,26 @@ class Checkpoints:
         """
         if step == self.latest():
             return
+        self._need(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
         items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(position)}
         try:
             self._manager.save(
                 step, args=ocp.args.Composite(**items), metrics=metrics or None, force=True
             )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
+
+    def _need(self, size: int) -> None:
+        """Raises SaveError where there is no room for `size` bytes: before half of it is written."""
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
+            reason = f"{size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
+            raise self._failed(OSError(errno.ENOSPC, reason))
+
+    def check(self) -> None:
+        """Raises SaveError if the save in the background has failed by now."""
+        try:
+            self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
 
