@@ -56,6 +56,8 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
         rows = [line for line in lines if not line.startswith("#version")]
     if not isinstance(vocab, dict) or not {BOS, EOS} <= set(vocab):
         raise ValueError(f"{whole}: not CLIP's vocabulary (no {BOS} or {EOS})")
+    if not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise ValueError(f"{whole}: not CLIP's vocabulary (ids that are no numbers)")
     # a pair is "a b" or, in newer files of the `tokenizers` library, ["a", "b"]
     pairs = [row.split() if isinstance(row, str) else row for row in rows or [None]]
     if any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):

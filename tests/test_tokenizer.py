@@ -75,6 +75,7 @@ def test_transformers_pads_and_truncates_alike_when_told_the_pad_token(folder, l
     [
         ("vocab.json", json.dumps({"a": 0, EOS: 1}), "not CLIP's vocabulary"),
         ("vocab.json", "[]", "not CLIP's vocabulary"),
+        ("vocab.json", json.dumps({BOS: "0", EOS: 1}), "ids that are no numbers"),
         ("vocab.json", "{", "Expecting"),
         ("merges.txt", "#version: 0.2\nd o g\n", "not pairs"),
     ],

@@ -86,8 +86,6 @@ def import_model(
     }
     had = {name: part for name, part in parts.items() if part}
     small = _small_files(had.get("clip"), tags, prompt_file, model, had.get("tagger"))
-    files = _restorer_files(diffusion, encoder, model, trained, seed)
-    files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
     meta: dict[str, Any] = {
         "format": FORMAT,
         "prompt": kind,
@@ -97,9 +95,11 @@ def import_model(
         "tagger": "dape" if dape else "ram",
         "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
         "licences": [LICENCE, RAM_LICENCE],
-        "provenance": _provenance(sd, diffusion, encoder, had, trained, seed),
     }
     check_kind(output, meta, kind)
+    meta["provenance"] = _provenance(sd, diffusion, encoder, had, trained, seed)
+    files = _restorer_files(diffusion, encoder, model, trained, seed)
+    files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
     _write_folder(output, files, meta, small, overwrite)
 
 
@@ -232,7 +232,9 @@ def _vocabulary(clip: Part, model: ModelConfig) -> dict[str, bytes]:
     except (ValueError, OSError) as error:
         raise WeightsError(f"{folder}: no vocabulary of CLIP ({error})") from error
     if max(vocab.values()) >= clip.sizes["vocab_size"]:
-        raise WeightsError(f"{folder}: has ids beyond the text encoder's {clip.sizes['vocab_size']}")
+        raise WeightsError(
+            f"{folder}: has ids beyond the text encoder's {clip.sizes['vocab_size']}"
+        )
     lines = "\n".join(["#version: 0.2", *map(" ".join, merges)])
     texts = (json.dumps(vocab, ensure_ascii=False), f"{lines}\n")
     return {name: text.encode() for name, text in zip(TOKENIZER, texts, strict=True)}
