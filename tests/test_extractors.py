@@ -15,13 +15,15 @@ import pytest
 import skimage.data
 import torch
 from make_weights import dape_state
+from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from test_tokenizer import MERGES, VOCAB
 
 import infer
 from benchmarks import references
 from benchmarks.convert import nchw, randomise
-from benchmarks.fidelity import TINY, adapt_all, publish, reference_restorer
+from benchmarks.fidelity import TINY
+from benchmarks.published import adapt_all, publish, reference_restorer
 from osdhuman_jax.images import to_float
 from osdhuman_jax.prompts import save_prompt
 from osdhuman_jax.tokenizer import Tokenizer
@@ -39,7 +41,7 @@ class Theirs:
     """The whole PyTorch pipeline, and the files its authors would publish."""
 
     def __init__(self, folder: Path):
-        self.restorer = reference_restorer(TINY)
+        self.restorer = reference_restorer(TINY.model)
         width = TINY.model.swin.image_proj_dim
         self.tagger: Any = randomise(
             references.Tagger({**asdict(TAGGER), "context_dim": width}), seed=5
@@ -147,11 +149,18 @@ def test_photograph_through_both_commands(theirs, trained, tmp_path, monkeypatch
     close(ours(tmp_path / "m"), theirs.restore(prompt))
 
 
-def test_each_kind_has_a_prompt_of_its_own(theirs):
-    """And each moves the picture, so that no kind can pass for another."""
+def test_prompts_and_adapters_show(theirs):
+    """Each moves the picture, so that none can pass for another or be left out."""
     assert theirs.text("ram") == ", ".join(NAMES[1::2]) + ", ,"
     prompts = [theirs.prompt(theirs.text(kind)) for kind in ("ram", "dape", "null")]
     pictures = [theirs.restore(prompt).astype(int) for prompt in (None, *prompts)]
+    for network in (theirs.restorer.unet, theirs.restorer.vae):
+        adapters = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
+        for on in (False, True):
+            for layer in adapters:
+                layer.enable_adapters(on)
+            if not on:
+                pictures.append(theirs.restore().astype(int))
     for i, picture in enumerate(pictures):
         assert all(np.abs(picture - other).max() > 2 for other in pictures[:i])
 
