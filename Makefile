@@ -12,7 +12,7 @@ test: $(VENV)/dev lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -m 'slow or chaos'
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"config", "types", "images", "attention", "tokenizer"},
-    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour"},
+    {"config", "types", "images", "attention", "tokenizer", "remat", "flops"},
+    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"},
     {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade"},
     {"prompts", "data"},
-    {"restorer", "losses"},
-    {"weights", "monitor"},
+    {"restorer", "losses", "optimizer"},
+    {"weights", "monitor", "objectives"},
+    {"experiment"},
     {"checkpoint", "training"},
     {"pipeline"},
 ]

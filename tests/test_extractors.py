@@ -24,13 +24,23 @@ from benchmarks import references
 from benchmarks.convert import nchw, randomise
 from benchmarks.fidelity import TINY
 from benchmarks.published import adapt_all, publish, reference_restorer
+from osdhuman_jax.config import Config
 from osdhuman_jax.images import to_float
 from osdhuman_jax.prompts import save_prompt
 from osdhuman_jax.tokenizer import Tokenizer
-from osdhuman_jax.weights import WeightsError, load_prompter
+from osdhuman_jax.training import Prompts
+from osdhuman_jax.weights import (
+    WeightsError,
+    copy_prompter,
+    encode_text,
+    load_prompter,
+    random_restorer,
+    save_model,
+)
 from osdhuman_jax.weights.__main__ import main
 from osdhuman_jax.weights.extractors import read_tags
 from osdhuman_jax.weights.importer import import_model
+from osdhuman_jax.weights.store import read_meta
 
 NAMES = ["dog", "cat", "a dog", "#", "do", "go", "ca", "dog cat", "at", "tag", "boat"]
 PHOTO = np.ascontiguousarray(skimage.data.astronaut()[40:104, 190:254])  # her face
@@ -163,6 +173,24 @@ def test_prompts_and_adapters_show(theirs):
                 pictures.append(theirs.restore().astype(int))
     for i, picture in enumerate(pictures):
         assert all(np.abs(picture - other).max() > 2 for other in pictures[:i])
+
+
+@pytest.mark.parametrize("kind", ["ram", "null"])
+def test_training_gives_the_same_prompts_and_hands_the_extractor_on(theirs, tmp_path, kind):
+    base, result = tmp_path / "base", tmp_path / "result"
+    parts = {"clip": theirs.sd, "tags": theirs.tags}
+    import_model(theirs.sd, theirs.ram, base, **parts)
+    save_model(result, TINY.model, random_restorer(TINY.model, 0))
+    copy_prompter(base, result, kind)
+    config = Config(model=TINY.model)
+    config.prompt.kind, config.run.precision = kind, "fp32"
+    want = theirs.prompt(theirs.text(kind))
+    for folder in (base, result):
+        found = Prompts(config, folder)({"hq": PHOTO[None]}, "hq")["prompt"]
+        np.testing.assert_allclose(np.asarray(found), want, rtol=0, atol=1e-4)
+    assert read_meta(result)["prompt"] == kind
+    text = encode_text(base, theirs.text("ram"))
+    np.testing.assert_allclose(text, theirs.prompt(theirs.text("ram")), rtol=0, atol=1e-4)
 
 
 def test_prompt_of_a_file(theirs, tmp_path):

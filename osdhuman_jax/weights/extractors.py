@@ -10,6 +10,8 @@ tokenizer/vocab.json and merges.txt, tags/ram_tag_list.txt and ram_tag_list_thre
 prompt.npy.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,9 +28,10 @@ from osdhuman_jax.prompts import (
     null_prompter,
 )
 from osdhuman_jax.tokenizer import Tokenizer
+from osdhuman_jax.types import Tokens
 from osdhuman_jax.weights.files import WeightsError
 from osdhuman_jax.weights.parts import load_part
-from osdhuman_jax.weights.store import read_configs, read_meta, verify
+from osdhuman_jax.weights.store import CONFIG, read_configs, read_meta, verify, write_file
 
 KINDS = ("hfie", "dape", "ram", "null", "fixed")
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
@@ -64,15 +67,43 @@ def load_prompter(
         if kind == "fixed":
             model, _ = read_configs(folder, meta)
             return load_prompt(folder / PROMPT, model.unet.cross_attention_dim)
-        clip = cast(CLIPTextModel, load_part(folder, "clip", precision=precision))
-        length = meta["parts"]["clip"]["max_position_embeddings"]
-        encode = TextEncoder(Tokenizer(folder / "tokenizer", length), clip)
+        encode = _text_encoder(folder, meta, precision)
         if kind == "null":
             return null_prompter(encode)
         tagger = cast(ImageTagger, load_part(folder, "tagger", precision=precision))
         return TagPrompter(tagger, *read_tags(folder / "tags"), encode)
     except ValueError as error:
         raise WeightsError(str(error)) from error
+
+
+def _text_encoder(folder: Path, meta: dict[str, Any], precision: str) -> TextEncoder:
+    clip = cast(CLIPTextModel, load_part(folder, "clip", precision=precision))
+    length = meta["parts"]["clip"]["max_position_embeddings"]
+    return TextEncoder(Tokenizer(folder / "tokenizer", length), clip)
+
+
+def encode_text(folder: Path | str, text: str, *, precision: str = "fp32") -> Tokens:
+    """Tokens (1, N, D) of a text through a folder's CLIP. Raises WeightsError if it has none."""
+    folder = Path(folder)
+    meta = read_meta(folder)
+    check_kind(folder, meta, "null")  # which needs the same
+    verify(folder, meta, *NEEDS["null"][1])
+    return _text_encoder(folder, meta, precision)([text])
+
+
+def copy_prompter(source: Path, target: Path, kind: str) -> None:
+    """Give a model folder another's extractor: its files, and what config.json says of them."""
+    theirs, ours = read_meta(source), read_meta(target)
+    check_kind(source, theirs, kind)
+    parts, files = NEEDS[kind]
+    names = [*(f"{part}.safetensors" for part in parts), *files]
+    for name in names:
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+    ours["parts"] = ours.get("parts", {}) | {part: theirs["parts"][part] for part in parts}
+    ours["digests"] |= {name: theirs["digests"][name] for name in names}
+    ours["prompt"] = kind
+    write_file(target / CONFIG, json.dumps(ours, indent=2) + "\n")
 
 
 def check_kind(where: Path | str, meta: dict[str, Any], kind: str) -> None:
