@@ -26,9 +26,8 @@ from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from osdhuman_jax import lora
-from osdhuman_jax.config import Config, ConfigError, ModelConfig, from_dict, to_dict
+from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
 from osdhuman_jax.prompts import FixedPrompter, TagPrompter
-from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.weights import (
     Model,
     WeightsError,

@@ -95,8 +95,9 @@ def prepare(
 ) -> tuple[Restorer, ModelConfig]:
     """The model of a folder, with LoRA injected where the restorer is trained.
 
-    A folder that holds a generator goes on with its LoRA and HFIE. An architecture is a property of weights: `config.model` must equal the folder's, but for the
-    latent's scaling factor (measured after the autoencoder's training) and the timestep.
+    A folder that holds a generator goes on with its LoRA and HFIE. An architecture is a property of
+    weights: `config.model` must equal the folder's, but for the latent's scaling factor (measured
+    after the autoencoder's training) and the timestep.
     """
     trains_lora = config.run.kind == "restorer"
     restorer, found, adapters = load_base(
