@@ -5,6 +5,7 @@ CLIP, PyTorch's multi-head attention and diffusers' scheduler.
 
 import copy
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,8 @@ class Theirs:
         self.tags.mkdir()
         (self.tags / "ram_tag_list.txt").write_text("\n".join(NAMES))
         self.limits = self.probabilities() + 0.05 * (-1.0) ** torch.arange(len(NAMES))
+        # between the two taggers' probabilities, so that RAM finds a cat and DAPE does not
+        self.limits[1] = (self.probabilities("ram")[1] + self.probabilities("dape")[1]) / 2
         lines = "\n".join(f"{float(limit):.6f}" for limit in self.limits)
         (self.tags / "ram_tag_list_threshold.txt").write_text(lines)
         self.generator = adapt_all(self.restorer, TINY.model)
@@ -162,6 +165,7 @@ def test_photograph_through_both_commands(theirs, trained, tmp_path, monkeypatch
 def test_prompts_and_adapters_show(theirs):
     """Each moves the picture, so that none can pass for another or be left out."""
     assert theirs.text("ram") == ", ".join(NAMES[1::2]) + ", ,"
+    assert theirs.text("dape") == ", ".join(NAMES[3::2]) + ", ,"
     prompts = [theirs.prompt(theirs.text(kind)) for kind in ("ram", "dape", "null")]
     pictures = [theirs.restore(prompt).astype(int) for prompt in (None, *prompts)]
     for network in (theirs.restorer.unet, theirs.restorer.vae):
@@ -202,6 +206,20 @@ def test_prompt_of_a_file(theirs, tmp_path):
     (tmp_path / "m" / "prompt.npy").write_bytes((tmp_path / "dog.npy").read_bytes()[:-1] + b"\x01")
     with pytest.raises(WeightsError, match="prompt.npy: its bytes do not match"):
         load_prompter(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["base.safetensors", "generator.safetensors"])
+def test_flipped_byte_stops_the_command(trained, tmp_path, capsys, name):
+    folder = Path(shutil.copytree(trained, tmp_path / "m"))
+    data = bytearray((folder / name).read_bytes())
+    data[-5] ^= 1
+    (folder / name).write_bytes(data)
+    Image.fromarray(PHOTO).save(tmp_path / "photo.png")
+    flags = {"--input": tmp_path / "photo.png", "--output": tmp_path / "out", "--model": folder}
+    assert infer.main([str(word) for pair in flags.items() for word in pair]) == 2
+    said = f"infer.py: {folder / name}: its bytes do not match the digest in config.json\n"
+    assert capsys.readouterr().err == said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

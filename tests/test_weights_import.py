@@ -432,6 +432,26 @@ def plus(name: str, tensor: torch.Tensor) -> Callable[[dict], object]:
     return lambda s: s.update({name: tensor})
 
 
+def rewrite_header(edit: Callable[[dict], object], claim: int = 0) -> Callable[[Path], object]:
+    """Change what a safetensors file says of its tensors, or how long that is."""
+
+    def damage(path: Path) -> None:
+        data = path.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end])
+        edit(header)
+        text = json.dumps(header).encode()
+        path.write_bytes((claim or len(text)).to_bytes(8, "little") + text + data[end:])
+
+    return damage
+
+
+def overlap(header: dict) -> None:
+    """Two tensors of one size in the same place."""
+    first, second = (f"conv_{end}.bias" for end in ("in", "norm_out"))
+    header[second]["data_offsets"] = header[first]["data_offsets"]
+
+
 def rewrite(**values) -> Callable[[Path], object]:
     return lambda path: files.edit_json(path, **values)
 
@@ -512,6 +532,8 @@ FILE_FAULTS = {
     "config is no JSON": (VAE_JSON, lambda path: path.write_text("{"), "not JSON"),
     "config is a list": (VAE_JSON, lambda path: path.write_text("[]"), "not a table"),
     "no weights": (UNET_FILE, Path.unlink, "holds none of diffusion_pytorch_model.safetensors"),
+    "overlapping offsets": (UNET_FILE, rewrite_header(overlap), "not a sound safetensors file"),
+    "absurd header": (UNET_FILE, rewrite_header(len, 2**60), "not a sound safetensors file"),
     "no RAM": ("ram.pth", Path.unlink, "No such file"),
     "RAM is a photograph": ("ram.pth", lambda p: p.write_bytes(b"\xff\xd8\xff"), "neither"),
 }
