@@ -230,9 +230,7 @@ class Examiner:
             pass
         return [self._batch(scorer, method, [name])[0] for name in names]
 
-    def _attempt(
-        self, metric: Metric, where: str, scorer: Scorer, *what: Any
-    ) -> list[float] | None:
+    def _attempt(self, scorer: Scorer, where: str, *what: Any) -> list[float] | None:
         """Finite values, or None and a fault."""
         try:
             found = scorer.score(*what)

@@ -35,6 +35,7 @@ NATIVE = {"psnr": psnr_y, "ssim": ssim_y}
 REPOSITORIES = {  # that pyiqa takes from a hub cache, not as a file
     "maniqa-pipal": "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
 }
+ONE_BY_ONE = {"brisque"}  # in float32 its third decimal depends on the batch
 
 
 class MissingMetric(Exception):
@@ -116,8 +117,11 @@ def _pyiqa(metric: Metric, weights: Path | None) -> Scorer:
     except Exception as error:  # torchvision of another build, a damaged file: nearly anything
         lines = str(error).strip().splitlines() or [""]
         raise MissingMetric(f"pyiqa fails: {type(error).__name__}: {lines[0]}") from error
-    library = ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("pyiqa", "torch"))
-    score = _score_folders if metric.whole_set else _score_batches
+    import torch
+
+    library = f"pyiqa {pyiqa.__version__}, torch {torch.__version__}"
+    score = _score_one_by_one if metric.name in ONE_BY_ONE else _score_batches
+    score = _score_folders if metric.whole_set else score
     return Scorer(metric, _identity(metric, library, used), functools.partial(score, network))
 
 
@@ -127,6 +131,10 @@ def _score_batches(network: Any, restored: Pixels, reference: Pixels | None) -> 
     tensors = [torch.from_numpy(to_unit(x)) for x in (restored, reference) if x is not None]
     values = network(*tensors if network.metric_mode == "FR" else tensors[:1])
     return values.detach().double().reshape(len(restored)).cpu().tolist()
+
+
+def _score_one_by_one(network: Any, restored: Pixels, _reference: None) -> list[float]:
+    return [_score_batches(network, picture[None], None)[0] for picture in restored]
 
 
 def _score_folders(network: Any, restored: Path, reference: Path) -> list[float]:

@@ -8,13 +8,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"config", "types", "images", "attention", "tokenizer"},
-    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour"},
-    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade"},
-    {"prompts", "data"},
+    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "compare"},
+    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables"},
+    {"prompts", "data", "plots"},
     {"restorer", "losses"},
     {"weights", "monitor"},
     {"checkpoint", "training"},
-    {"pipeline"},
+    {"pipeline", "iqa"},
+    {"evaluate"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 COMMANDS = {"train.py", "infer.py"}
@@ -66,12 +67,13 @@ def test_bans(path: Path) -> None:
     name, packages = module(path), {i.split(".")[0] for i in imports(path)}
     if name in NETWORKS:
         assert not house_imports(path) & {"lora", "config", "sharding"}
-    if name in {"data", "degrade", "records", "images", "metrics", "colour"}:
+    if name in {"data", "degrade", "records", "images", "metrics", "colour", "compare", "tables"}:
         assert not packages & {"jax", "flax"}
     assert "safetensors" not in packages or name == "weights"
     assert "orbax" not in packages or name == "checkpoint"
     assert "grain" not in packages or name == "data"
-    assert not packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"}
+    assert not packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"} or name == "iqa"
+    assert not house_imports(path) & {"iqa", "evaluate"} or name in {"iqa", "evaluate"}
     assert "curate" not in packages
 
 
