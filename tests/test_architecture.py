@@ -8,13 +8,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"config", "types", "images", "attention", "tokenizer"},
-    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "compare"},
+    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "compare", "pairs"},
     {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables"},
     {"prompts", "data", "plots"},
     {"restorer", "losses"},
     {"weights", "monitor"},
     {"checkpoint", "training"},
     {"pipeline", "iqa"},
+    {"scoring"},
     {"evaluate"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -73,7 +74,11 @@ def test_bans(path: Path) -> None:
     assert "orbax" not in packages or name == "checkpoint"
     assert "grain" not in packages or name == "data"
     assert not packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"} or name == "iqa"
-    assert not house_imports(path) & {"iqa", "evaluate"} or name in {"iqa", "evaluate"}
+    assert not house_imports(path) & {"iqa", "scoring", "evaluate"} or name in {
+        "iqa",
+        "scoring",
+        "evaluate",
+    }
     assert "curate" not in packages
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from skimage.data import astronaut
 
-from osdhuman_jax import evaluate, iqa
+from osdhuman_jax import evaluate, iqa, scoring
 from osdhuman_jax.images import read_image, read_size, write_png
 from osdhuman_jax.iqa import MissingMetric, Scorer
 from osdhuman_jax.metrics import METRICS, psnr_y, ssim_y
@@ -179,7 +179,7 @@ def stand_in(monkeypatch, score, **identities):
             raise MissingMetric(f"needs {metric.name}.pth")
         return Scorer(metric, {"metric": metric.name, **identities}, score)
 
-    monkeypatch.setattr(evaluate, "open_scorer", opened)
+    monkeypatch.setattr(scoring, "open_scorer", opened)
 
 
 def test_missing_metrics_are_dashes_and_the_others_run(folders, monkeypatch, capsys):
