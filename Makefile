@@ -11,7 +11,7 @@ demo: $(VENV)/runtime
 
 table: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.quality --output results/$(if $(PHOTOS),photographs --input $(PHOTOS),shipped) \
-		--write README.md models/nano/README.md
+		--write models/nano/README.md $(if $(PHOTOS),README.md)
 
 test: $(VENV)/dev lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -22,7 +22,7 @@ def plot(metric: Metric, values: Values) -> bytes:
     A picture is a dot, a box spans the quartiles; the bars on the right are 95 % intervals.
     """
     several = len(values) > 1
-    size = (10 if several else 5, 1.4 + 0.6 * len(values))
+    size = (10 if several else 5, 1.6 + 0.6 * len(values))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(1, 2 if several else 1, squeeze=False)[0]
     _distribution(axes[0], metric, values)
@@ -66,4 +66,5 @@ def _differences(axis: Axes, metric: Metric, values: Values) -> None:
         colour = COLOURS[row % len(COLOURS)]
         axis.errorbar(d.mean, row, xerr=bar, fmt="o", capsize=4, color=colour)
     _rows(axis, list(values))
-    axis.set_title(f"{metric.title} minus {first}'s, 95 % interval of the mean")
+    axis.set_title(f"{metric.title} minus that of {first}")
+    axis.set_xlabel("mean over pictures, 95 % interval")
