@@ -59,10 +59,10 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     if not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise ValueError(f"{whole}: not CLIP's vocabulary (ids that are no numbers)")
     # a pair is "a b" or, in newer files of the `tokenizers` library, ["a", "b"]
-    pairs = [row.split() if isinstance(row, str) else row for row in rows or [None]]
-    if any(not isinstance(pair, list) or len(pair) != 2 for pair in pairs):
+    pairs = [row.split() if isinstance(row, str) else row for row in rows or ()]
+    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"{file}: not pairs of tokens")
-    return vocab, [(first, second) for first, second in pairs]
+    return vocab, [(pair[0], pair[1]) for pair in pairs if pair]
 
 
 _MODEL = ("vocab", "merges")  # of tokenizer.json's "model"
