@@ -274,7 +274,8 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
     learnt = {n: np.asarray(v.get_value()) for n, v in parameters(restorer).items() if n in names}
     tensors = {name: Tensor.of(array) for name, array in learnt.items()}
     files = [workdir / "config.json", workdir / "init.json"]
-    return Generator(config.lora, tensors, f"{workdir} at step {step}", model, files=files)
+    where, kind = f"{workdir} at step {step}", config.prompt.kind
+    return Generator(config.lora, tensors, where, model, kind, files)
 
 
 def _restorer_run(workdir: Path, step: int | None) -> tuple[Config, int]:
