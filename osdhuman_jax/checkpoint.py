@@ -27,9 +27,8 @@ from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from osdhuman_jax import lora
-from osdhuman_jax.config import Config, ConfigError, ModelConfig, from_dict, to_dict
+from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
 from osdhuman_jax.prompts import FixedPrompter, TagPrompter
-from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.weights import (
     Model,
     WeightsError,
@@ -255,9 +254,11 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     """
     workdir = Path(workdir)
     config, step = _restorer_run(workdir, step)
-    restorer, model = _run_base(workdir, precision)
+    folder = _base_folder(workdir)
+    restorer, model, adapters = load_base(folder, precision=precision, generator=True)
     restorer.timestep = model.timestep = config.model.timestep
-    add_lora(restorer, config.lora, np.random.default_rng(0))
+    if not adapters:
+        add_lora(restorer, config.lora, np.random.default_rng(0))
     params = nnx.state(restorer, lambda path, value: is_generator(config.lora, path, value))
     nnx.update(restorer, _params(workdir, step, params, config.optim.ema > 0))
     lora.merge(restorer)
@@ -289,7 +290,8 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
     learnt = {n: np.asarray(v.get_value()) for n, v in parameters(restorer).items() if n in names}
     tensors = {name: Tensor.of(array) for name, array in learnt.items()}
     files = [workdir / "config.json", workdir / "init.json"]
-    return Generator(config.lora, tensors, f"{workdir} at step {step}", model, files=files)
+    where, kind = f"{workdir} at step {step}", config.prompt.kind
+    return Generator(config.lora, tensors, where, model, kind, files)
 
 
 def _restorer_run(workdir: Path, step: int | None) -> tuple[Config, int]:
@@ -311,11 +313,6 @@ def _base_folder(workdir: Path) -> Path:
         if recorded["digest"] != file_digest(folder / "config.json"):
             raise WeightsError(f"{folder}: not the base model that {workdir} was begun with")
     return folder
-
-
-def _run_base(workdir: Path, precision: str) -> tuple[Restorer, ModelConfig]:
-    restorer, model, _ = load_base(_base_folder(workdir), precision=precision)
-    return restorer, model
 
 
 def _digest(workdir: Path, step: int) -> str:

@@ -93,19 +93,25 @@ def base_folder(config: Config, workdir: Path) -> Path:
 def prepare(
     config: Config, folder: Path, precision: str | None = None
 ) -> tuple[Restorer, ModelConfig]:
-    """The base model of a folder, with LoRA injected where the restorer is trained.
+    """The model of a folder, with LoRA injected where the restorer is trained.
 
-    An architecture is a property of weights: `config.model` must equal the folder's, but for the
-    latent's scaling factor (measured after the autoencoder's training) and the timestep.
+    A folder that holds a generator goes on with its LoRA and HFIE. An architecture is a property of
+    weights: `config.model` must equal the folder's, but for the latent's scaling factor (measured
+    after the autoencoder's training) and the timestep.
     """
-    restorer, found, _ = load_base(folder, precision=precision or config.run.precision)
+    trains_lora = config.run.kind == "restorer"
+    restorer, found, adapters = load_base(
+        folder, precision=precision or config.run.precision, generator=trains_lora
+    )
+    if adapters and adapters != config.lora:
+        raise ConfigError(f"lora: {config.lora} differs from that of {folder}: {adapters}")
     found.timestep = restorer.timestep = config.model.timestep
     ours, theirs = to_dict(config.model), to_dict(found)
     ours["vae"]["scaling_factor"] = found.vae.scaling_factor
     if ours != theirs:
         names = [k for k in ours if ours[k] != theirs[k]]
         raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {folder}")
-    if config.run.kind == "restorer":
+    if trains_lora and not adapters:
         add_lora(restorer, config.lora, np.random.default_rng(config.run.seed))
     return restorer, found
 

@@ -13,7 +13,7 @@ from flax import nnx
 from osdhuman_jax import experiment, lora
 from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.restorer import Restorer
-from osdhuman_jax.weights import load_base, random_restorer, save_model
+from osdhuman_jax.weights import WeightsError, load_base, random_restorer, save_model
 
 KINDS = ("vae", "diffusion", "restorer")
 HFIE = {"query"} | {f"{p}_proj.{w}" for p in "q k v out".split() for w in ("kernel", "bias")}
@@ -167,6 +167,21 @@ def test_lora_follows_the_seed_and_starts_from_zero(folder):
     a = [arrays(nnx.state(model, lora.LoRAParam)) for model in (first, other)]
     assert all((not np.any(a[0][n])) == n.endswith("lora_B") for n in a[0])
     assert not any(np.array_equal(a[0][n], a[1][n]) for n in a[0] if n.endswith("lora_A"))
+
+
+def test_a_generator_goes_on_with_what_it_has_learnt(folder, tmp_path):
+    config = small.config("restorer")
+    model, sizes = experiment.prepare(config, folder)
+    for value in nnx.to_flat_state(nnx.state(model, lora.LoRAParam)).leaves:
+        value[...] = value[...] + 1
+    save_model(tmp_path / "generator", sizes, model, generator=config.lora)
+    again, _ = experiment.prepare(replace_seed(config, 7), tmp_path / "generator")
+    assert not changed(nnx.state(model, nnx.Param), nnx.state(again, nnx.Param))
+    other = replace(config, lora=replace(config.lora, alpha=3.0))
+    with pytest.raises(ConfigError, match="lora: .*alpha=3.0.* differs from that of"):
+        experiment.prepare(other, tmp_path / "generator")
+    with pytest.raises(WeightsError, match="a run starts from a base model"):
+        experiment.prepare(small.config("vae"), tmp_path / "generator")
 
 
 def replace_seed(config: Config, seed: int) -> Config:

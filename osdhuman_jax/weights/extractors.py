@@ -37,6 +37,7 @@ KINDS = ("hfie", "dape", "ram", "null", "fixed")
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 TAGS = ("tags/ram_tag_list.txt", "tags/ram_tag_list_threshold.txt")  # RAM's names
 PROMPT = "prompt.npy"
+THRESHOLD = 0.68  # RAM's, where tags have none of their own
 # What a kind needs in the folder: parts, small files.
 NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hfie": ((), ()),
@@ -117,20 +118,29 @@ def check_kind(where: Path | str, meta: dict[str, Any], kind: str) -> None:
             f"{where}: for prompts of kind {kind} it lacks {', '.join(lacking)}; import the model "
             "with --clip (a diffusers folder with its tokenizer), --tags or --prompt_file"
         )
+    if "tagger" in parts and (found := meta.get("tagger", kind)) != kind:
+        raise WeightsError(
+            f"{where}: its tags are those of {found}, not of {kind}, which --dape at import decides"
+        )
 
 
 def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:
     """RAM's names of tags and the probability that each must exceed, a line each.
 
-    Raises WeightsError where the files are missing, of unlike lengths or no probabilities.
+    Without a file of thresholds every tag has RAM's usual one. Raises WeightsError where the names
+    are missing, the files of unlike lengths or the thresholds no probabilities.
     """
     names_file, limits_file = (folder / Path(name).name for name in TAGS)
     try:
         names = names_file.read_text(encoding="utf-8").rstrip("\n").split("\n")
-        lines = limits_file.read_text(encoding="utf-8").split()
-        limits = np.array([float(line) for line in lines], np.float32)
+        limits = np.full(len(names), THRESHOLD, np.float32)
+        if limits_file.exists():
+            lines = limits_file.read_text(encoding="utf-8").split()
+            limits = np.array([float(line) for line in lines], np.float32)
     except OSError as error:
         raise WeightsError(f"{error.filename}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{folder}: its lists of tags are not UTF-8 ({error})") from error
     except ValueError as error:
         raise WeightsError(f"{limits_file}: a number a line is needed ({error})") from error
     if len(names) != len(limits):
