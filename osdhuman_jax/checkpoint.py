@@ -132,8 +132,10 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int, best: str = "val_psnr_y"):
         """`best` is the metric that tells the best one: highest, of LPIPS lowest."""
         self._folder = (workdir / "checkpoints").resolve()
-        for rest in self._folder.glob(UNFINISHED):
-            _log.warning("dropped a checkpoint that was not finished: %s", rest.name)
+        if jax.process_index() == 0:
+            for rest in self._folder.glob(UNFINISHED):
+                shutil.rmtree(rest)
+                _log.warning("dropped a checkpoint that was not finished: %s", rest.name)
         sign = -1.0 if best == "val_lpips" else 1.0
         best_one = preservation_policy.BestN(
             get_metric_fn=lambda metrics: sign * metrics.get(best, -sign * math.inf),
@@ -147,7 +149,6 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=best_one.get_metric_fn,
-                cleanup_tmp_directories=True,
             ),
         )
 
@@ -178,7 +179,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _need(self, size: int) -> None:
-        """Raises SaveError where there is no room for `size` bytes: before half of it is written."""
+        """Raises SaveError where there is no room for `size` bytes, before half is written."""
         free = shutil.disk_usage(self._folder).free
         if free < size:
             reason = f"{size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
@@ -211,9 +212,9 @@ class Checkpoints:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = re.sub(r"\s+", " ", str(error)).strip()
-            advice = f"remove {self._folder / str(step)} to go on from the one before"
+            advice = "damaged; without this folder the run goes on from the checkpoint before"
             raise CheckpointError(
-                f"checkpoint {step} is damaged: {advice} ({reason:.300})"
+                f"{self._folder / str(step)}: {advice} ({reason:.300})"
             ) from error
         return found["state"], found["data"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from osdhuman_jax.checkpoint import CheckpointError, Checkpoints, SaveError, steps_saved
 from osdhuman_jax.training import TrainState
@@ -17,7 +18,8 @@ Usage = namedtuple("Usage", "total used free")
 
 def state(step: int) -> TrainState:
     values = jnp.asarray(np.random.default_rng(step).normal(size=(40, 50)), jnp.float32)
-    return TrainState(jnp.int32(step), {"w": values}, (), ema={"w": 2 * values})  # type: ignore
+    params, ema = nnx.State({"w": values}), nnx.State({"w": 2 * values})
+    return TrainState(jnp.int32(step), params, (), ema=ema)
 
 
 def save(workdir: Path, metrics: list[float | None], best: str = "val_psnr_y") -> Checkpoints:
