@@ -362,6 +362,22 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
     return sorted(((file, file.relative_to(root)) for file in found), key=lambda pair: pair[1])
 
 
+def named_images(folder: str | Path) -> dict[str, Path]:
+    """Files of a folder by relative path without suffix, so that a.png and a.jpg are partners.
+
+    Raises ValueError where there is no image, or two of one name; OSError on an unreadable folder.
+    """
+    found: dict[str, Path] = {}
+    for path, relative in list_images(folder) if Path(folder).is_dir() else []:
+        name = relative.with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"{folder}: {found[name].name} and {path.name} have one name")
+        found[name] = path
+    if not found:
+        raise ValueError(f"{folder}: no folder with images")
+    return found
+
+
 def _walk(folder: Path) -> list[Path]:
     """Files with an image's suffix anywhere below `folder`."""
 
