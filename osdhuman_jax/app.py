@@ -78,7 +78,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
 
     def restore(
         file: str | None,
-        upscale: float,
+        upscale: int | float,  # Gradio's sliders give 1 for 1.0
         color_fix: str,
         progress: Any = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
     ) -> tuple[Any, Any]:
@@ -88,7 +88,12 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
         try:
             progress(0.0, desc="restoring")
             before, after = restore_file(
-                pipeline, path, upscale, color_fix, max_pixels, lambda *done: progress(done)
+                pipeline,
+                path,
+                float(upscale),
+                color_fix,
+                max_pixels,
+                lambda done, total: progress((done, total), unit="tiles"),
             )
             data = encode(after)
         except (ImageError, RestoreError, OSError, MemoryError) as error:
@@ -118,16 +123,13 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
-def serve(page: Any, host: str, port: int | None, max_file_size: int, block: bool = True) -> Any:
-    """Launch the page, on the first free port if none is named; `block` until interrupted.
-
-    Returns what Gradio's launch does: the application, its address, an address to share (none).
-    """
+def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
+    """Serve the page until interrupted. Raises OSError where the port is taken."""
     import gradio as gr
     from starlette.middleware import Middleware
 
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
-    return page.launch(
+    _, url, _ = page.launch(
         server_name=host,
         server_port=port,
         share=False,
@@ -136,9 +138,11 @@ def serve(page: Any, host: str, port: int | None, max_file_size: int, block: boo
         max_file_size=max_file_size,
         theme=gr.themes.Default(**fonts),  # the default's own come from a font server
         app_kwargs={"middleware": [Middleware(ContentPolicy)]},
-        prevent_thread_lock=not block,
-        quiet=not block,
+        prevent_thread_lock=True,
+        quiet=True,
     )
+    print(f"app: {url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
 
 
 class Parser(argparse.ArgumentParser):

@@ -4,7 +4,11 @@ python -m pytest -m page          # CHROMIUM names another browser than /usr/bin
 """
 
 import os
+import signal
+import socket
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,29 +19,38 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut
 
-import infer
-from osdhuman_jax import app
-from osdhuman_jax.pipeline import Pipeline
-
 pytestmark = pytest.mark.page
-NANO = Path(__file__).parent.parent / "models" / "nano"
+ROOT = Path(__file__).parent.parent
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-PATIENCE = 120_000  # milliseconds; the first picture is compiled
-MAX_PIXELS, MAX_FILE = 60_000, 200_000
+PATIENCE = 300_000  # milliseconds; the first picture is compiled
+LIMITS = ["--max_pixels", "60000", "--max_file_size", "200000"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page, served with small limits."""
+    """The page, served with small limits by the command; it cleans up when it is interrupted."""
     folder = tmp_path_factory.mktemp("page")
-    previous = {k: os.environ.get(k) for k in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED")}
-    os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
-    page = app.build(Pipeline.from_folder(NANO), "Made for **tests**.", MAX_PIXELS, folder)
-    _, url, _ = app.serve(page, "127.0.0.1", None, MAX_FILE, block=False)
-    yield url
-    page.close()
-    for name, value in previous.items():
-        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "osdhuman_jax.app", "--model", "models/nano"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), *LIMITS],
+        cwd=ROOT,
+        env=ENVIRONMENT | {"TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line == f"app: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
+    try:
+        yield line.split()[1]
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert not list(folder.glob("osdhuman-page-*"))
 
 
 @pytest.fixture
@@ -87,8 +100,9 @@ def test_a_picture_is_restored_compared_and_downloaded(page: Any, tmp_path: Path
     with page.expect_download() as download:
         button.click()
     assert download.value.suggested_filename == "someone.png"
-    flags = ["--input", str(source), "--output", str(tmp_path / "out"), "--model", str(NANO)]
-    assert infer.main([*flags, "--color_fix", "wavelet"]) == 0
+    flags = ["--input", str(source), "--output", str(tmp_path / "out"), "--color_fix", "wavelet"]
+    command = [sys.executable, "infer.py", *flags]
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
     expected = (tmp_path / "out" / "someone.png").read_bytes()
     assert Path(download.value.path()).read_bytes() == expected
     move_slider(page, tmp_path)
@@ -116,7 +130,7 @@ def move_slider(page: Any, folder: Path) -> None:
 
 def test_the_card_is_there_and_nothing_is_restored_of_nothing(page: Any) -> None:
     page.get_by_text("The model: nano").click()
-    page.get_by_text("Made for tests.").wait_for()
+    page.get_by_role("heading", name="nano: the bundled model").wait_for()
     page.get_by_role("button", name="Restore").click()
     assert "Choose a picture first." in toast(page)
 
@@ -139,7 +153,7 @@ def test_too_many_pixels_are_refused_undecoded(page: Any, tmp_path: Path) -> Non
 
 
 def test_too_large_a_file_is_refused(page: Any, tmp_path: Path) -> None:
-    (tmp_path / "large.png").write_bytes(bytes(MAX_FILE + 1))
+    (tmp_path / "large.png").write_bytes(bytes(200_001))
     upload(page, tmp_path / "large.png", press=False)
     assert "size" in toast(page)
 
