@@ -10,6 +10,8 @@ import argparse
 import logging
 import os
 import shutil
+import signal
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -30,6 +32,10 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "connect-src 'self'; worker-src 'self' blob:; frame-ancestors 'self'"
 )
+STYLE = """
+.prose table { display: block; overflow-x: auto; }
+.prose td, .prose th { word-break: normal; overflow-wrap: normal; }
+"""  # tables of the card, on a narrow screen
 
 
 class ContentPolicy:
@@ -111,11 +117,18 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
             with gr.Column(scale=1):
                 file = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=SUFFIXES)
                 upscale = gr.Slider(1, 4, 1, step=0.5, label="Upscale")
-                color_fix = gr.Radio(list(COLOR_FIXES), value="none", label="Colours of the input")
+                color_fix = gr.Radio(
+                    list(COLOR_FIXES),
+                    value="none",
+                    label="Colour fix",
+                    info="Take the colours of the input: all statistics, or the low frequencies.",
+                )
                 button = gr.Button("Restore", variant="primary")
                 download = gr.DownloadButton("Download PNG", interactive=False)
             with gr.Column(scale=2):
-                slider = gr.ImageSlider(label="Before | after", type="pil", interactive=False)
+                slider = gr.ImageSlider(
+                    label="Before | after", type="pil", interactive=False, buttons=["fullscreen"]
+                )
         with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
             gr.Markdown(card)
         inputs, outputs = [file, upscale, color_fix], [slider, download]
@@ -124,10 +137,12 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
 
 
 def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
-    """Serve the page until interrupted. Raises OSError where the port is taken."""
+    """Serve the page until interrupted. Raises OSError where the address cannot be had."""
     import gradio as gr
     from starlette.middleware import Middleware
 
+    with socket.create_server((host, port)):
+        pass  # Gradio would tell of a taken port at length
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
     _, url, _ = page.launch(
         server_name=host,
@@ -137,6 +152,7 @@ def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
         footer_links=[],
         max_file_size=max_file_size,
         theme=gr.themes.Default(**fonts),  # the default's own come from a font server
+        css=STYLE,
         app_kwargs={"middleware": [Middleware(ContentPolicy)]},
         prevent_thread_lock=True,
         quiet=True,
@@ -199,4 +215,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
     sys.exit(main())
