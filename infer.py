@@ -5,13 +5,11 @@ Exit status: 0 all restored, 1 some failed (named at the end), 2 nothing was don
 
 import argparse
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-import jax
 from tqdm import tqdm
 
 from osdhuman_jax.images import LOSSLESS
@@ -27,6 +25,7 @@ from osdhuman_jax.jobs import (
 )
 from osdhuman_jax.memory import parse_bytes
 from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline
+from osdhuman_jax.programs import keep_programs
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "nano"
 
@@ -109,16 +108,6 @@ def load_pipeline(args: argparse.Namespace) -> Pipeline:
     if not (at and step.isdecimal()):
         workdir, step = args.checkpoint, ""
     return Pipeline.from_run(workdir, int(step) if step else None, args.precision, **options)
-
-
-def keep_programs() -> None:
-    """Let JAX keep compiled programs on disk, unless it was told where (JAX_COMPILATION_CACHE_DIR).
-
-    A program that was compiled once is then read in a fraction of the time, in any later run.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "osdhuman_jax"))
 
 
 def main(argv: list[str] | None = None) -> int:

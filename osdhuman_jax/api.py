@@ -10,7 +10,7 @@ thing: the network, an nnx module.)
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -65,7 +65,7 @@ class Restorer:
         given = list(images) if several else [images]
         pictures = [_picture(image) for image in given]
         restored = self.pipeline.restore(pictures, upscale, color_fix, blend, progress)
-        results = [_like(image, p) for image, p in zip(given, restored, strict=True)]
+        results: list[Any] = [_like(image, p) for image, p in zip(given, restored, strict=True)]
         return results if several else results[0]
 
 

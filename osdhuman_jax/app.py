@@ -21,6 +21,7 @@ from osdhuman_jax.frames import scaled_size
 from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
 from osdhuman_jax.memory import parse_bytes
 from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline, RestoreError, enlarge
+from osdhuman_jax.programs import keep_programs
 
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp"]
 WAITING = 8  # pictures in the queue; the next is asked to come back
@@ -80,7 +81,7 @@ def preview(picture: Picture) -> Any:
 
 def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
     """The page as Gradio's Blocks; `card` is Markdown about the model."""
-    import gradio as gr
+    import gradio as gr  # pyright: ignore[reportMissingImports]
 
     def restore(
         file: str | None,
@@ -138,8 +139,8 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
 
 def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
     """Serve the page until interrupted. Raises OSError where the address cannot be had."""
-    import gradio as gr
-    from starlette.middleware import Middleware
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+    from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
     with socket.create_server((host, port)):
         pass  # Gradio would tell of a taken port at length
@@ -216,4 +217,5 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
+    keep_programs()
     sys.exit(main())

@@ -60,10 +60,11 @@ def to_npz(restorer: Restorer, shape: tuple[int, ...], platform: str) -> bytes:
     abstract = [jax.ShapeDtypeStruct(weight.shape, weight.dtype) for weight in weights]
     pictures = jax.ShapeDtypeStruct(shape, jnp.uint8)
     exported = jax.export.export(jax.jit(restore), platforms=[platform])(abstract, pictures)
-    arrays = {f"weight_{i}": np.asarray(weight) for i, weight in enumerate(weights)}
-    code = np.frombuffer(exported.serialize(), np.uint8)
+    arrays: dict[str, Any] = {f"weight_{i}": np.asarray(w) for i, w in enumerate(weights)}
+    arrays["program"] = np.frombuffer(exported.serialize(), np.uint8)
+    arrays["weights"] = np.int64(len(weights))
     buffer = BytesIO()
-    np.savez(buffer, program=code, weights=np.int64(len(weights)), **arrays)
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 

@@ -36,6 +36,9 @@ def conv1x1(in_channels: int, out_channels: int, **kw: Any) -> nnx.Conv:
 class GroupNorm(nnx.GroupNorm):
     """PyTorch's numerics: statistics in two passes and in float32; the result is in `dtype`."""
 
+    scale: nnx.Param
+    bias: nnx.Param
+
     def __init__(self, channels: int, groups: int, epsilon: float, *, dtype: DTypeLike, **kw: Any):
         exact: dict[str, Any] = {"use_fast_variance": False, "dtype": jnp.float32}
         super().__init__(channels, groups, epsilon=epsilon, **exact, **kw)

@@ -247,7 +247,8 @@ class Pipeline:
         shape = (plan.batch, *(plan.tile or plan.padded), 3)
         if plan.tile:
             prompt = (plan.batch, *self._prompt_shape())
-            self.programs.measure(shape, prompt), self.programs.tiles(shape, prompt)
+            self.programs.measure(shape, prompt)
+            self.programs.tiles(shape, prompt)
             needed = max(self.programs.memory(kind, shape) for kind in ("measure", "tiles"))
         else:
             prompt = (plan.batch, *self._prompt_shape()) if self._prompter else None
