@@ -49,7 +49,7 @@ def finished(output: Path) -> int:
 def kill_at(process: subprocess.Popen, output: Path, lines: int) -> None:
     """SIGKILL as soon as the record has so many lines."""
     while process.poll() is None and finished(output) < lines:
-        time.sleep(0.001)
+        time.sleep(0.01)
     process.kill()
     assert process.wait() == -9, "it ended before it was killed"
 
