@@ -1,0 +1,146 @@
+"""Settings of the pipeline, typed; `configs/curate.py` holds the profiles as values.
+
+Numbers marked [P] are the OSDHuman paper's. It publishes no thresholds, so all others are this
+project's choice, to be stated with every result.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting of an unknown name, a wrong type or an impossible value."""
+
+
+@dataclass
+class DecodeConfig:
+    """Which files count as photographs."""
+
+    max_pixels: int = 64_000_000  # more: too_large
+
+
+@dataclass
+class BlurConfig:
+    """Variance of the Laplacian."""
+
+    source_min: float = 100.0  # of the source; 0 = off
+    at: str = "short512"  # measured after scaling the shorter side to 512, or "native"
+    crop_min: float = 100.0  # of the finished crop; 0 = off
+
+
+@dataclass
+class BoxConfig:
+    """Which person boxes are worth a crop."""
+
+    long_min: float = 256.0  # pixels of the longer side
+    short_min: float = 96.0  # pixels of the shorter side
+    area_min: float = 0.02  # share of the image
+    aspect_max: float = 5.0
+
+
+@dataclass
+class SquareConfig:
+    """The square around a box."""
+
+    margin: float = 0.0  # share of the longer side added all round
+    side_min: int = 384  # pixels; smaller squares would be enlarged too much: crop_small
+    border_loss: float = 0.25  # share of the box that may be lost where the image is too narrow
+
+
+@dataclass
+class DenseConfig:
+    """What is too crowded."""
+
+    overlap_iou: float = 0.3
+    overlap_count: int = 3  # boxes overlapping this one by `overlap_iou`
+    inside_most: int = 10  # persons at least half inside the square
+    ignore_share: float = 0.3  # of the square under one ignore box
+    median_side: float = 0.125  # of the square's side: smaller people inside
+
+
+@dataclass
+class NmsConfig:
+    """Squares of one image, those nearest its centre first [P]."""
+
+    iou: float = 0.5
+    most: int = 4  # crops an image
+
+
+@dataclass
+class DetectConfig:
+    """Person detector for sources without labels."""
+
+    kind: str = "none"  # none | yolo | hog | whole-image | boxes
+    weights: str = ""  # yolo: .onnx or .pt; boxes: a csv file
+    conf: float = 0.35
+    iou: float = 0.6
+    size: int = 640  # letterbox, pixels
+    most: int = 300
+
+
+@dataclass
+class ScoreConfig:
+    """Quality metrics of the crops."""
+
+    iqa: str = "classic"  # classic (no weights) | pyiqa (the paper's four, the user's weights)
+    weights: str = ""  # folder of the metrics' weight files
+    niqe_params: str = ""  # .mat or .npz; classic: adds niqe
+    report_only: tuple[str, ...] = ("brisque",)  # not in Eq. 1 [P]
+    device: str = "cpu"
+    batch: int = 8
+
+
+@dataclass
+class SelectConfig:
+    """Eq. 1, the top share, the thresholds."""
+
+    top: float = 1 / 3  # [P]
+    clipiqa_min: float = 0.65
+    maniqa_min: float = 0.66
+    musiq_min: float = 70.0
+    niqe_max: float = 4.0
+    thresholds: bool = True
+    calibrate: float = 0.0  # share of the top third that thresholds are to keep; 0.744 from [P]
+    license_allow: tuple[str, ...] = ()  # empty = all
+
+
+@dataclass
+class SplitConfig:
+    """Train, validation, test."""
+
+    seed: int = 123
+    val: int = 4216  # crops [P]
+    max_per_group: int = 4  # crops of one photograph
+    test: int = 0  # > 0: this run makes a test set of so many crops (3,000 [P]) and nothing else
+
+
+@dataclass
+class PackConfig:
+    """The packed set."""
+
+    to: str = "arrayrecord"  # arrayrecord | folder | parquet | webdataset
+    codec: str = "webp"  # lossless; or png, or jpeg (quality 95, 4:4:4)
+    per_file: int = 1024  # crops
+
+
+@dataclass
+class CurateConfig:
+    """All of it."""
+
+    profile: str = "default"
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    blur: BlurConfig = field(default_factory=BlurConfig)
+    box: BoxConfig = field(default_factory=BoxConfig)
+    square: SquareConfig = field(default_factory=SquareConfig)
+    dense: DenseConfig = field(default_factory=DenseConfig)
+    nms: NmsConfig = field(default_factory=NmsConfig)
+    detect: DetectConfig = field(default_factory=DetectConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    shard_images: int = 1000  # source images a shard; small sources get smaller ones
+    limit: float = 60.0  # seconds an image may take
