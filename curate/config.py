@@ -4,11 +4,8 @@ Numbers marked [P] are the OSDHuman paper's. It publishes no thresholds, so all 
 project's choice, to be stated with every result.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -123,7 +120,7 @@ class PackConfig:
 
     to: str = "arrayrecord"  # arrayrecord | folder | parquet | webdataset
     codec: str = "webp"  # lossless; or png, or jpeg (quality 95, 4:4:4)
-    per_file: int = 1024  # crops
+    per_file: int = 2048  # crops at most, about; at least half as many
 
 
 @dataclass
@@ -144,3 +141,62 @@ class CurateConfig:
     pack: PackConfig = field(default_factory=PackConfig)
     shard_images: int = 1000  # source images a shard; small sources get smaller ones
     limit: float = 60.0  # seconds an image may take
+
+
+def put(config: Any, name: str, text: str) -> None:
+    """Set `config.a.b` by its dotted name from text, in the type that is there.
+
+    Raises ConfigError for an unknown name or a text that is no such value.
+    """
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        config = getattr(config, parent, None)
+    if config is None or not hasattr(config, leaf):
+        raise ConfigError(f"no setting {name!r}")
+    old = getattr(config, leaf)
+    try:
+        setattr(config, leaf, _parse(old, text))
+    except (ValueError, KeyError):
+        raise ConfigError(f"{name}={text}: not a {type(old).__name__}") from None
+
+
+def _parse(old: Any, text: str) -> Any:
+    if isinstance(old, bool):
+        return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+    if isinstance(old, tuple):
+        return tuple(part for part in text.split(",") if part)
+    return type(old)(text)
+
+
+def from_dict(values: dict[str, Any]) -> CurateConfig:
+    """Inverse of dataclasses.asdict, of JSON values. Raises ConfigError on unknown names."""
+    config = CurateConfig()
+    for name, value in values.items():
+        old = getattr(config, name, None)
+        if isinstance(value, dict) and old is not None:
+            unknown = set(value) - set(vars(old))
+            if unknown:
+                raise ConfigError(f"no setting {name}.{sorted(unknown)[0]}")
+            vars(old).update({k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+        elif old is None:
+            raise ConfigError(f"no setting {name!r}")
+        else:
+            setattr(config, name, value)
+    return config
+
+
+def check(config: CurateConfig) -> None:
+    """Values that cannot be meant. Raises ConfigError."""
+    wrong = [
+        (config.blur.at not in ("short512", "native"), "blur.at is short512 or native"),
+        (config.score.iqa not in ("classic", "pyiqa"), "score.iqa is classic or pyiqa"),
+        (not 0 < config.select.top <= 1, "select.top is a share in (0, 1]"),
+        (not 0 <= config.select.calibrate <= 1, "select.calibrate is a share in [0, 1]"),
+        (config.square.side_min < 1, "square.side_min is 1 at least"),
+        (min(config.split.val, config.split.test) < 0, "split.val and split.test are not negative"),
+        (config.split.max_per_group < 1, "split.max_per_group is 1 at least"),
+        (min(config.pack.per_file, config.shard_images) < 1, "files and shards hold 1 at least"),
+        (config.score.batch < 1, "score.batch is 1 at least"),
+    ]
+    if lines := [line for bad, line in wrong if bad]:
+        raise ConfigError("; ".join(lines))

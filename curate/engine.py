@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -334,6 +334,16 @@ class Engine:
     limit: float = 60.0  # seconds an item may take
     verify: bool = False  # compare digests of what is done, not sizes only
 
+    def here(self) -> "Engine":
+        """The same in this process, for the steps that are one shard."""
+        return replace(self, kind="local", workers=0)
+
+    def todo(self, job: Job, shards: Sequence[str]) -> dict[str, str]:
+        """Those shards, with their keys, that are not done with their present inputs."""
+        ledger = Ledger(self.root)
+        keys = {shard: job.key(ledger, shard) for shard in shards}
+        return {s: k for s, k in keys.items() if not ledger.is_done(job.name, s, k, self.verify)}
+
     def run(
         self, job: Job, shards: Sequence[str], report: Callable[[Outcome], None] | None = None
     ) -> int:
@@ -342,11 +352,9 @@ class Engine:
         `report` is called with each outcome. Returns how many shards were worked on. Raises
         EngineError that names the shards which could not be done; the others are.
         """
-        ledger = Ledger(self.root)
-        keys = {shard: job.key(ledger, shard) for shard in shards}
-        todo = [s for s in shards if not ledger.is_done(job.name, s, keys[s], self.verify)]
-        failed = self._pass(job, {shard: keys[shard] for shard in todo}, report)
-        failed = self._pass(job, {o.shard: keys[o.shard] for o in failed}, report)
+        todo = self.todo(job, shards)
+        failed = self._pass(job, todo, report)
+        failed = self._pass(job, {o.shard: todo[o.shard] for o in failed}, report)
         if failed:
             lines = "; ".join(f"{job.name} {o.shard}: {o.error}" for o in failed[:5])
             raise EngineError(f"{len(failed)} of {len(todo)} shards failed: {lines}")
