@@ -131,6 +131,8 @@ def make_cropper(config: CurateConfig) -> Callable[[SourceImage], Cropped]:
 def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropped:
     """Decode one picture and cut its crops out."""
     clock = Clock()
+    if image.policy == "labels" and not any(box.kind == "person" for box in image.boxes):
+        return Cropped({}, reason="no_person", seconds=clock.seconds)  # not worth decoding
     try:
         picture = decode.load(image, config.decode)
     except decode.Refused as refused:
@@ -176,11 +178,8 @@ def picture_facts(picture: Any, image: SourceImage, detector: Any) -> Row:
 def find_boxes(image: SourceImage, picture: Any, detector: Any) -> tuple[Box, ...]:
     """By the image's policy: the labels', the detector's, or one box around it all."""
     if image.policy == "detect":
-        return detector(picture.rgb)
-    if image.policy == "whole_image":
-        height, width = picture.rgb.shape[:2]
-        return (Box((0.0, 0.0, float(width), float(height))),)
-    return picture.boxes
+        return detector(picture.rgb, image)
+    return (detect.whole(picture.rgb),) if image.policy == "whole_image" else picture.boxes
 
 
 def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ...]) -> Row:

@@ -25,8 +25,6 @@ GRAY_SPREAD = 4  # levels between channels that a gray photograph stays below
 BLOCKED = frozenset[str]()  # sha256 of placeholder pictures, to be treated as corrupt
 Point = tuple[float, float]
 
-Image.MAX_IMAGE_PIXELS = None  # `DecodeConfig.max_pixels` is tested on the header, see `_header`
-
 
 class Refused(ValueError):
     """A picture that is not used: a reason code and one line."""
@@ -59,12 +57,14 @@ def load(image: SourceImage, config: DecodeConfig) -> Picture:
             rgb, orientation, flags = _pixels(data, config.max_pixels)
     except Refused:
         raise
+    except Image.DecompressionBombError as error:
+        raise Refused(Reason.TOO_LARGE, " ".join(str(error).split())) from None
     except UnidentifiedImageError:
         raise Refused(Reason.CORRUPT, "not a picture, or its header is damaged") from None
     except Exception as error:  # on hostile bytes Pillow's parsers raise nearly anything
         line = " ".join(str(error).split()) or type(error).__name__
         raise Refused(Reason.CORRUPT, line[:200]) from None
-    return orient(replace_gray(rgb), image, orientation, flags, digest)
+    return orient(refuse_gray(rgb), image, orientation, flags, digest)
 
 
 def read_file(path: Path) -> bytes:
@@ -86,11 +86,21 @@ def _pixels(data: bytes, max_pixels: int) -> tuple[Pixels, int, list[str]]:
             raise Refused(Reason.TOO_LARGE, f"{width} x {height} pixels")
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise Refused(Reason.CORRUPT, "more than one frame")
+        if data.startswith(b"\x89PNG") and data[24] > 8:  # Pillow would cut it down in silence
+            raise Refused(Reason.CORRUPT, f"{data[24]} bits a channel")
         _refuse_mode(image)
         image.load()
-        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
         rgb, flags = _to_rgb(image)
-    return np.array(rgb), orientation if orientation in TURNS else 1, flags
+        return np.array(rgb), _orientation(image), flags
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 where there is none or the EXIF block is damaged, as viewers do."""
+    try:
+        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # as Pillow's parsers do on hostile bytes
+        return 1
+    return orientation if orientation in TURNS else 1
 
 
 def _refuse_mode(image: Image.Image) -> None:
@@ -128,7 +138,7 @@ def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
         return None
 
 
-def replace_gray(rgb: Pixels) -> Pixels:
+def refuse_gray(rgb: Pixels) -> Pixels:
     """The same picture. Raises Refused if its colours are gray (on a 64-pixel thumbnail)."""
     step = max(1, max(rgb.shape[:2]) // 64)
     small = rgb[::step, ::step].astype(np.int16)
@@ -174,6 +184,8 @@ def orient(
     """Turn pixels as the labels (or, without labels, EXIF) want it; then as Open Images says."""
     height, width = rgb.shape[:2]
     boxes, applied = image.boxes, 1
+    if image.normalized:
+        boxes = tuple(_scale_box(box, width, height) for box in boxes)
     if image.policy != "labels":
         applied = orientation
     elif image.label_w and image.label_h:

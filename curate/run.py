@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from curate import config as settings
-from curate import readers, scores
+from curate import detect, readers, scores
 from curate.barred import barred_files
 from curate.config import ConfigError, CurateConfig
 from curate.crop import Crop, index_file
@@ -133,6 +133,7 @@ def make_plan(flags: argparse.Namespace) -> Plan:
         plan.exclude = [os.path.abspath(path) for path in flags.exclude if path]
     if not plan.sources:
         raise ConfigError("no sources: give --source KIND=PATH,... once for each")
+    detect.check(plan.config.detect, any(map(readers.needs_detector, plan.sources)))
     return plan
 
 

@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -56,13 +55,6 @@ def is_reason(text: str) -> bool:
     return text.split(":")[0] in set(Reason)
 
 
-class Drop(NamedTuple):
-    """An image or candidate that goes no further: a reason code and, if useful, one line."""
-
-    reason: str
-    detail: str = ""
-
-
 @dataclass(frozen=True)
 class Box:
     """A labelled or detected region.
@@ -92,6 +84,7 @@ class SourceImage:
     split_of_source: str = ""
     label_w: int = 0  # size that the labels state; 0 = unknown
     label_h: int = 0
+    normalized: bool = False  # boxes are shares of width and height
     rotation: int = 0  # degrees counterclockwise to turn image and boxes (Open Images)
     boxes: tuple[Box, ...] = ()
     policy: str = "labels"
@@ -127,8 +120,3 @@ def counts(reasons: Iterable[str]) -> dict[str, int]:
     for reason in reasons:
         found[reason] = found.get(reason, 0) + 1
     return dict(sorted(found.items()))
-
-
-def plain(value: Any) -> Any:
-    """A JSON value of numpy scalars and tuples."""
-    return value.item() if isinstance(value, np.generic) else value

@@ -30,6 +30,7 @@ INDEX = pa.schema(
         ("split_of_source", pa.string()),
         ("label_w", pa.int32()),
         ("label_h", pa.int32()),
+        ("normalized", pa.bool_()),
         ("rotation", pa.int32()),
         ("boxes", pa.list_(_BOX)),
         ("policy", pa.string()),

@@ -1,0 +1,222 @@
+"""Person detectors for pictures without labels: the user's YOLO11, HOG, a csv, the whole image.
+
+Nothing is bundled or fetched. YOLO11's weights are under AGPL-3.0: whoever names a file of them
+has to mind that. OpenCV's HOG detector knows standing pedestrians only and misses most portraits.
+"""
+
+import csv
+import functools
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from curate.config import ConfigError, DetectConfig
+from curate.ledger import file_digest
+from curate.schema import Box, Pixels, SourceImage
+
+Boxes = Float64[np.ndarray, "n 4"]
+KINDS = ("yolo", "hog", "whole-image", "boxes")
+PERSON = 0  # COCO's first class in YOLO's order
+PAD = 114  # gray level around a letterboxed picture
+HOG_WEIGHT = 1.0  # least score of a HOG detection
+HELP = (
+    "pictures without labels need --detector: yolo (--detector_weights FILE.onnx or .pt), "
+    "boxes (--detector_weights FILE.csv), whole-image (each picture is of one person) or hog "
+    "(standing people only, misses many)"
+)
+
+
+class Detector:
+    """Finds the people of a picture: `detector(rgb, image)` gives boxes in its pixels."""
+
+    def __init__(self, name: str, find: Callable[[Pixels, SourceImage], list[Box]]) -> None:
+        self.name = name
+        self._find = find
+
+    def __call__(self, rgb: Pixels, image: SourceImage) -> tuple[Box, ...]:
+        return tuple(self._find(rgb, image))
+
+
+def check(config: DetectConfig, needed: bool) -> None:
+    """Raises ConfigError if a detector is needed and none can be made."""
+    if config.kind not in (*KINDS, "none"):
+        raise ConfigError(f"no detector {config.kind!r}: {HELP}")
+    if config.kind == "none" and needed:
+        raise ConfigError(HELP)
+    if config.kind in ("yolo", "boxes") and not Path(config.weights).is_file():
+        raise ConfigError(f"--detector_weights {config.weights}: no such file")
+
+
+def describe(config: DetectConfig) -> dict[str, Any]:
+    """All that boxes depend on, but for the picture."""
+    facts: dict[str, Any] = {"kind": config.kind}
+    if config.kind in ("yolo", "boxes"):
+        facts["sha256"] = _digest(config.weights)
+    if config.kind == "yolo":
+        facts |= {"conf": config.conf, "iou": config.iou, "size": config.size, "most": config.most}
+    return facts
+
+
+@functools.lru_cache(maxsize=8)
+def _digest(path: str) -> str:
+    return file_digest(Path(path))
+
+
+def make_detector(config: DetectConfig) -> Detector:
+    """The detector that a setting names; loads its weights. Raises ConfigError."""
+    if config.kind == "yolo":
+        return Detector("yolo", _yolo(config))
+    if config.kind == "hog":
+        return Detector("hog", _hog())
+    if config.kind == "whole-image":
+        return Detector("whole-image", lambda rgb, image: [whole(rgb)])
+    if config.kind == "boxes":
+        boxes = read_boxes(Path(config.weights))
+        return Detector("boxes", lambda rgb, image: _listed(boxes, image))
+    return Detector("none", _refuse)
+
+
+def _refuse(rgb: Pixels, image: SourceImage) -> list[Box]:
+    raise ConfigError(HELP)
+
+
+def whole(rgb: Pixels) -> Box:
+    """One box: all of the picture."""
+    height, width = rgb.shape[:2]
+    return Box((0.0, 0.0, float(width), float(height)))
+
+
+def read_boxes(path: Path) -> dict[str, list[Box]]:
+    """Boxes by picture of a csv: path,x0,y0,x1,y1[,score] (pixels of the upright picture)."""
+    found: dict[str, list[Box]] = defaultdict(list)
+    with open(path, newline="", encoding="utf-8") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            try:
+                x0, y0, x1, y1 = (float(row[name]) for name in ("x0", "y0", "x1", "y1"))
+                score = float(row.get("score") or 1.0)
+                found[row["path"]].append(Box((x0, y0, x1, y1), score=score))
+            except (KeyError, TypeError, ValueError):
+                raise ConfigError(f"{path}, line {number}: needs path,x0,y0,x1,y1") from None
+    return dict(found)
+
+
+def _listed(boxes: dict[str, list[Box]], image: SourceImage) -> list[Box]:
+    """By the path as it stands in image_id, or by the file's name alone."""
+    relative = image.image_id.split("/", 2)[-1]
+    return boxes.get(relative) or boxes.get(Path(image.path).name) or []
+
+
+def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:
+    if not hasattr(cv2, "HOGDescriptor"):
+        raise ConfigError(f"OpenCV {cv2.__version__} has no HOG detector; 4.13 has")
+    hog = cv2.HOGDescriptor()
+    people: Any = cv2.HOGDescriptor.getDefaultPeopleDetector()
+    hog.setSVMDetector(people)
+
+    def find(rgb: Pixels, image: SourceImage) -> list[Box]:
+        scale = min(1.0, 800 / max(rgb.shape[:2]))  # pedestrians of 128 pixels and more
+        small = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        if min(small.shape[:2]) < 128:
+            return []
+        found, weights = hog.detectMultiScale(small[..., ::-1].copy(), winStride=(8, 8), scale=1.05)
+        return [
+            Box((x / scale, y / scale, (x + w) / scale, (y + h) / scale), score=float(weight))
+            for (x, y, w, h), weight in sorted(
+                zip(map(tuple, np.asarray(found).tolist()), np.ravel(weights), strict=True)
+            )
+            if weight >= HOG_WEIGHT
+        ]
+
+    return find
+
+
+def _yolo(config: DetectConfig) -> Callable[[Pixels, SourceImage], list[Box]]:
+    run = _onnx(config) if config.weights.endswith(".onnx") else _ultralytics(config)
+    return lambda rgb, image: run(rgb)
+
+
+def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("a .onnx detector needs: pip install 'osdhuman-jax[curate]'") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(config.weights, options, ["CPUExecutionProvider"])
+    entry = session.get_inputs()[0]
+    size = entry.shape[-1] if isinstance(entry.shape[-1], int) else config.size
+
+    def find(rgb: Pixels) -> list[Box]:
+        batch, scale, offset = letterbox(rgb, size)
+        output: Any = session.run(None, {entry.name: batch})[0]
+        return decode_yolo(output[0], scale, offset, config)
+
+    return find
+
+
+def letterbox(
+    rgb: Pixels, size: int
+) -> tuple[Float32[np.ndarray, "1 3 size size"], float, tuple[float, float]]:
+    """The picture scaled into a gray square, channels first in [0, 1]; scale; offset (x, y)."""
+    height, width = rgb.shape[:2]
+    scale = size / max(height, width)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size - w) // 2, (size - h) // 2
+    canvas = np.full((size, size, 3), PAD, np.uint8)
+    canvas[top : top + h, left : left + w] = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_LINEAR)
+    batch = canvas.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+    return np.ascontiguousarray(batch), scale, (float(left), float(top))
+
+
+def decode_yolo(
+    output: np.ndarray, scale: float, offset: tuple[float, float], config: DetectConfig
+) -> list[Box]:
+    """People in (4 + classes, anchors): rows cx, cy, w, h and a probability each class.
+
+    A person is where the person class is the likeliest. The best of overlapping boxes stays.
+    """
+    scores = output[4 + PERSON].astype(np.float64)
+    people = (scores >= config.conf) & (output[4:].argmax(axis=0) == PERSON)
+    cx, cy, w, h = output[:4, people].astype(np.float64)
+    corners = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
+    corners = (corners - np.array([*offset, *offset])) / scale
+    kept = best(corners, scores[people], config.iou)[: config.most]
+    return [Box(tuple(corners[i].tolist()), score=float(scores[people][i])) for i in kept]
+
+
+def best(boxes: Boxes, scores: np.ndarray, iou: float) -> list[int]:
+    """Greedy suppression: places of the boxes that stay, best first."""
+    from curate.stages import ious
+
+    overlap, kept = ious(boxes, boxes), []
+    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
+        if all(overlap[i, j] <= iou for j in kept):
+            kept.append(i)
+    return kept
+
+
+def _ultralytics(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
+    try:
+        from ultralytics import YOLO  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError(
+            "a .pt detector needs ultralytics (AGPL-3.0): pip install ultralytics; "
+            "or export the weights to .onnx"
+        ) from None
+    model = YOLO(config.weights)
+
+    def find(rgb: Pixels) -> list[Box]:
+        options = {"conf": config.conf, "iou": config.iou, "imgsz": config.size}
+        bgr = np.ascontiguousarray(rgb[..., ::-1])
+        result = model.predict(
+            bgr, classes=[PERSON], max_det=config.most, verbose=False, **options
+        )[0].boxes
+        pairs = zip(result.xyxy.tolist(), result.conf.tolist(), strict=True)
+        return [Box(tuple(xyxy), score=score) for xyxy, score in pairs]
+
+    return find
