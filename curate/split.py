@@ -19,11 +19,15 @@ from jaxtyping import Int64, UInt8, UInt64
 Hashes = UInt64[np.ndarray, " n"]
 Pairs = Int64[np.ndarray, "m 2"]
 
-MAX_DISTANCE = 4  # bits
-MIN_CORRELATION = 0.92
+# Measured on 280 photographs: of copies trimmed by 2 % on one side, 88 % lie within 4 bits, 99 %
+# within 8. Among 1,900 street photographs these two numbers find 4 pairs, all of one scene.
+MAX_DISTANCE = 8  # bits
+MIN_CORRELATION = 0.8
 SIDE = 64  # pixels of a thumbnail
-BANDS = ((0, 13), (13, 13), (26, 13), (39, 13), (52, 12))  # (first bit, bits): one more than
-# MAX_DISTANCE, so that two hashes within that distance agree in one band at least
+CHUNK = 256  # hashes compared with many others at once
+BANDS = tuple((7 * band, 7) for band in range(8)) + ((56, 8),)
+# (first bit, bits) of one band more than MAX_DISTANCE, so that two hashes within that distance
+# agree in one of them at least
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,13 @@ def close_pairs(hashes: Hashes) -> Iterator[Pairs]:
     for first, bits in BANDS:
         band = (hashes >> np.uint64(first)) & np.uint64((1 << bits) - 1)
         order = np.argsort(band, kind="stable")
-        ordered, sorted_band = hashes[order], band[order]
-        left = np.arange(len(hashes) - 1)
-        step = 1
-        while len(left := left[left + step < len(hashes)]):
-            left = left[sorted_band[left] == sorted_band[left + step]]
-            near = np.bitwise_count(ordered[left] ^ ordered[left + step]) <= MAX_DISTANCE
-            pairs = np.stack([order[left[near]], order[left[near] + step]], axis=1)
-            yield np.sort(pairs, axis=1).astype(np.int64)
-            step += 1
+        ends = np.flatnonzero(np.diff(band[order])) + 1
+        for group in np.split(order, ends):
+            for start in range(0, len(group), CHUNK):
+                rows, others = group[start : start + CHUNK], group[start:]
+                near = np.bitwise_count(hashes[rows][:, None] ^ hashes[others]) <= MAX_DISTANCE
+                i, j = np.nonzero(near)
+                yield np.stack([rows[i], others[j]], axis=1)[i < j].astype(np.int64)
 
 
 def lookalikes(prints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
