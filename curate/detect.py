@@ -17,7 +17,7 @@ from jaxtyping import Float32, Float64
 
 from curate.config import ConfigError, DetectConfig
 from curate.ledger import file_digest
-from curate.schema import Box, Pixels, SourceImage
+from curate.schema import WHOLE, Box, Pixels, SourceImage
 
 Boxes = Float64[np.ndarray, "n 4"]
 KINDS = ("yolo", "hog", "whole-image", "boxes")
@@ -88,7 +88,7 @@ def _refuse(rgb: Pixels, image: SourceImage) -> list[Box]:
 def whole(rgb: Pixels) -> Box:
     """One box: all of the picture."""
     height, width = rgb.shape[:2]
-    return Box((0.0, 0.0, float(width), float(height)))
+    return Box((0.0, 0.0, float(width), float(height)), flags=(WHOLE,))
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:

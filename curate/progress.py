@@ -35,8 +35,8 @@ class RateColumn(ProgressColumn):
 class Screen:
     """Progress of one job; a context manager, called with each outcome."""
 
-    def __init__(self, title: str, total: int, unit: str = "images") -> None:
-        """`total`: of what is left to do; `unit` is the fact that counts it in an outcome."""
+    def __init__(self, title: str, total: int | None, unit: str = "images") -> None:
+        """`total` of what is left to do, if known; `unit`: the fact that counts it."""
         self._title, self._total, self._unit = title, total, unit
         self._done, self._drops = 0, Counter[str]()
         self._start = self._said = time.monotonic()
@@ -81,7 +81,10 @@ class Screen:
         self._said = time.monotonic()
         seconds = max(self._said - self._start, 1e-3)
         rate = self._done / seconds
-        left = (self._total - self._done) / rate if rate else 0.0
-        line = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s"
-        line += f", {left:,.0f} s left" if self._done < self._total else f", {seconds:,.1f} s"
+        total = "" if self._total is None else f"/{self._total:,}"
+        line = f"{self._title}: {self._done:,}{total} {self._unit}, {rate:,.1f}/s"
+        if self._total is not None and self._done < self._total:
+            line += f", {(self._total - self._done) / rate if rate else 0:,.0f} s left"
+        else:
+            line += f", {seconds:,.1f} s"
         print(f"{line}  {self.drops()}".rstrip(), file=sys.stderr)

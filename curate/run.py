@@ -148,7 +148,7 @@ class Pipeline:
         """Labels to rows."""
         per_shard = self.plan.config.shard_images
         job = Index(tuple(self.plan.sources), per_shard, tuple(self.plan.forgotten))
-        with Screen("index", 0) as screen:
+        with Screen("index", None) as screen:
             self.engine.run(job, [source.name for source in self.plan.sources], screen)
 
     def crop(self) -> None:
@@ -181,7 +181,7 @@ class Pipeline:
     def pack(self) -> None:
         """Decisions to files for training."""
         config = self.plan.config
-        with Screen("pack", 0, "crops") as screen:
+        with Screen("pack", None, "crops") as screen:
             sizes = pack(self.engine, config.pack, config.split.seed, screen)
         for split, size in sizes.items():
             print(f"{split}: {size:,} crops in {self.engine.root / 'packed' / split}")

@@ -16,6 +16,7 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 VERSION = 1  # of the manifest's columns
 SIDE = 512  # pixels of a crop
+WHOLE = "whole"  # flag of a box that is all of the picture: its square may lose what it must
 
 
 class Reason(StrEnum):

@@ -5,13 +5,14 @@ configuration. A candidate that a rule drops keeps what was computed for it, and
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 from jaxtyping import Float64
 
 from curate.config import BlurConfig, BoxConfig, CurateConfig, DenseConfig, NmsConfig, SquareConfig
-from curate.schema import SIDE, Box, Candidate, Pixels
+from curate.schema import SIDE, WHOLE, Box, Candidate, Pixels
 
 Boxes = Float64[np.ndarray, "n 4"]
 SHORT = 512  # pixels of the shorter side at which a source's sharpness is measured
@@ -173,7 +174,10 @@ def candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> list[
         c.reason = judge_box(c.box, width, height, config.box)
         if not c.reason:
             region = tuple(xyxy[c.box_index].tolist())
-            c.x0, c.y0, c.s, c.reason = square(region, width, height, config.square)
+            rules = (
+                replace(config.square, border_loss=1.0) if WHOLE in c.box.flags else config.square
+            )
+            c.x0, c.y0, c.s, c.reason = square(region, width, height, rules)
         if not c.reason:
             place = c.box_index
             c.detail = is_dense(place, xyxy, persons, squares([c]), config.dense)
