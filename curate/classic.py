@@ -8,12 +8,16 @@ import math
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
+
+from curate.schema import Pixels
 
 Gray = UInt8[np.ndarray, "h w"]
-Pixels = UInt8[np.ndarray, "h w 3"]
 
+VERSION = 1  # raised when the numbers change
+CALM = 10  # percentile of the blocks' responses that is taken for noise: the rest has texture too
 _NOISE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float64)
+_BLOCK = 16  # pixels
 _DARK, _LIGHT = 2, 253  # luma from which on details are lost
 
 
@@ -23,19 +27,28 @@ def sharpness(gray: Gray) -> float:
 
 
 def noise(gray: Gray) -> float:
-    """Standard deviation of the noise in levels (Immerkaer 1996)."""
-    response = cv2.filter2D(gray.astype(np.float64), -1, _NOISE)[1:-1, 1:-1]
-    return float(np.abs(response).mean() * math.sqrt(math.pi / 2) / 6)
+    """Standard deviation of the noise in levels (Immerkaer 1996), in the calmest blocks."""
+    response = np.abs(cv2.filter2D(gray.astype(np.float64), -1, _NOISE))
+    height, width = (n - n % _BLOCK for n in gray.shape)
+    blocks = response[:height, :width].reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK)
+    calm = np.percentile(blocks.mean(axis=(1, 3)), CALM)
+    return float(calm * math.sqrt(math.pi / 2) / 6)
 
 
 def blockiness(gray: Gray) -> float:
-    """Mean step across the edges of JPEG's 8 x 8 blocks over the mean step elsewhere."""
+    """Mean step across JPEG's block edges over the mean step elsewhere; 1 = no blocks.
+
+    A crop starts anywhere in its picture's grid of 8 x 8 blocks, so all eight phases are tried.
+    Where the crop was resized the grid is no longer of 8 and hardly seen.
+    """
     values = gray.astype(np.float64)
-    ratios = []
-    for steps in (np.abs(np.diff(values, axis=0)), np.abs(np.diff(values, axis=1)).T):
-        edge = np.arange(len(steps)) % 8 == 7
-        ratios.append((steps[edge].mean() + 1) / (steps[~edge].mean() + 1))  # + 1: flat pictures
-    return float(np.mean(ratios))
+    across, down = np.abs(np.diff(values, axis=1)).T, np.abs(np.diff(values, axis=0))
+    return (_strongest_phase(across) + _strongest_phase(down)) / 2
+
+
+def _strongest_phase(steps: Float64[np.ndarray, "lines k"]) -> float:
+    means = np.array([steps[phase::8].mean() for phase in range(8)]) + 1  # + 1: flat pictures
+    return float(means.max() / np.median(means))
 
 
 def clipped(gray: Gray) -> float:

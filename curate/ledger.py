@@ -11,6 +11,7 @@ workers on one shard put identical files in identical places.
     ROOT/tmp/                       unfinished work
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -40,6 +41,17 @@ def file_digest(path: Path) -> str:
     """sha256 of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def known_digest(path: Path) -> str:
+    """The same, remembered for as long as the file's size and time of change stay."""
+    status = path.stat()
+    return _known_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _known_digest(path: Path, size: int, changed: int) -> str:
+    return file_digest(path)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

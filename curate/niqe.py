@@ -32,6 +32,7 @@ Blocks = Float64[np.ndarray, "n k k"]
 Vector = Float64[np.ndarray, " n"]
 Features = Float64[np.ndarray, "n 36"]
 
+VERSION = 1  # raised when the numbers change
 BLOCK = 96  # pixels
 SHARP = 0.75  # share of a picture's sharpest block that a block needs to serve as an example
 LEAST = 100  # blocks that a fit needs: 36 features have 666 covariances
@@ -69,7 +70,8 @@ class Niqe:
             return float("nan")
         spread = (self.covariance + np.cov(whole, rowvar=False)) / 2
         away = self.mean - np.nanmean(values, axis=0)
-        return float(np.sqrt(away @ np.linalg.pinv(spread, rcond=36 * np.finfo(float).eps) @ away))
+        inverse = np.linalg.pinv(spread, rcond=36 * np.finfo(float).eps)
+        return float(np.sqrt(away @ inverse @ away))
 
 
 def read_parameters(path: Path) -> Niqe:
