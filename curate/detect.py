@@ -1,11 +1,12 @@
 """Person detectors for pictures without labels: the user's YOLO11, HOG, a csv, the whole image.
 
-Nothing is bundled or fetched. YOLO11's weights are under AGPL-3.0: whoever names a file of them
-has to mind that. OpenCV's HOG detector knows standing pedestrians only and misses most portraits.
+Nothing is bundled or fetched. YOLO11's weights, and ultralytics, which a .pt file needs and which
+unpickles it, are under AGPL-3.0: whoever names such a file has to mind that. OpenCV's HOG detector
+knows standing pedestrians only and misses most portraits.
 """
 
 import csv
-import functools
+import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from curate.config import ConfigError, DetectConfig
-from curate.ledger import file_digest
+from curate.ledger import known_digest
 from curate.schema import WHOLE, Box, Pixels, SourceImage
+from curate.stages import ious
 
 Boxes = Float64[np.ndarray, "n 4"]
 KINDS = ("yolo", "hog", "whole-image", "boxes")
@@ -49,22 +51,18 @@ def check(config: DetectConfig, needed: bool) -> None:
     if config.kind == "none" and needed:
         raise ConfigError(HELP)
     if config.kind in ("yolo", "boxes") and not Path(config.weights).is_file():
-        raise ConfigError(f"--detector_weights {config.weights}: no such file")
+        given = config.weights or "FILE"
+        raise ConfigError(f"--detector {config.kind} needs --detector_weights {given}: not there")
 
 
 def describe(config: DetectConfig) -> dict[str, Any]:
     """All that boxes depend on, but for the picture."""
     facts: dict[str, Any] = {"kind": config.kind}
     if config.kind in ("yolo", "boxes"):
-        facts["sha256"] = _digest(config.weights)
+        facts["sha256"] = known_digest(Path(config.weights))
     if config.kind == "yolo":
         facts |= {"conf": config.conf, "iou": config.iou, "size": config.size, "most": config.most}
     return facts
-
-
-@functools.lru_cache(maxsize=8)
-def _digest(path: str) -> str:
-    return file_digest(Path(path))
 
 
 def make_detector(config: DetectConfig) -> Detector:
@@ -92,23 +90,29 @@ def whole(rgb: Pixels) -> Box:
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:
-    """Boxes by picture of a csv: path,x0,y0,x1,y1[,score] (pixels of the upright picture)."""
+    """Boxes by picture of a csv: path,x0,y0,x1,y1[,score].
+
+    Paths are relative to the source's folder, corners are pixels of the upright picture. Raises
+    ConfigError.
+    """
     found: dict[str, list[Box]] = defaultdict(list)
     with open(path, newline="", encoding="utf-8") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
+        reader = csv.DictReader(file)
+        if not {"path", "x0", "y0", "x1", "y1"} <= set(reader.fieldnames or ()):
+            raise ConfigError(f"{path}: the first line is to name path,x0,y0,x1,y1")
+        for number, row in enumerate(reader, 2):
             try:
                 x0, y0, x1, y1 = (float(row[name]) for name in ("x0", "y0", "x1", "y1"))
                 score = float(row.get("score") or 1.0)
                 found[row["path"]].append(Box((x0, y0, x1, y1), score=score))
-            except (KeyError, TypeError, ValueError):
-                raise ConfigError(f"{path}, line {number}: needs path,x0,y0,x1,y1") from None
+            except (TypeError, ValueError):
+                raise ConfigError(f"{path}, line {number}: a corner is not a number") from None
     return dict(found)
 
 
 def _listed(boxes: dict[str, list[Box]], image: SourceImage) -> list[Box]:
-    """By the path as it stands in image_id, or by the file's name alone."""
-    relative = image.image_id.split("/", 2)[-1]
-    return boxes.get(relative) or boxes.get(Path(image.path).name) or []
+    """By the path below the source's folder, which ends image_id."""
+    return boxes.get(image.image_id.split("/", 2)[-1], [])
 
 
 def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:
@@ -147,13 +151,23 @@ def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
         raise ConfigError("a .onnx detector needs: pip install 'osdhuman-jax[curate]'") from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(config.weights, options, ["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(config.weights, options, ["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a class of its own for each fault of a file
+        line = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{config.weights}: not a network that onnxruntime runs: {line}"
+        ) from None
     entry = session.get_inputs()[0]
     size = entry.shape[-1] if isinstance(entry.shape[-1], int) else config.size
 
     def find(rgb: Pixels) -> list[Box]:
         batch, scale, offset = letterbox(rgb, size)
-        output: Any = session.run(None, {entry.name: batch})[0]
+        output = np.asarray(session.run(None, {entry.name: batch})[0])
+        if output.ndim != 3 or not 4 < output.shape[1] < output.shape[2]:
+            raise ConfigError(
+                f"{config.weights}: gives {output.shape}, not (1, 4 + classes, boxes)"
+            )
         return decode_yolo(output[0], scale, offset, config)
 
     return find
@@ -191,8 +205,6 @@ def decode_yolo(
 
 def best(boxes: Boxes, scores: np.ndarray, iou: float) -> list[int]:
     """Greedy suppression: places of the boxes that stay, best first."""
-    from curate.stages import ious
-
     overlap, kept = ious(boxes, boxes), []
     for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
         if all(overlap[i, j] <= iou for j in kept):
@@ -201,6 +213,7 @@ def best(boxes: Boxes, scores: np.ndarray, iou: float) -> list[int]:
 
 
 def _ultralytics(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
+    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     try:
         from ultralytics import YOLO  # pyright: ignore[reportMissingImports]
     except ImportError:
