@@ -51,7 +51,8 @@ def moments(values: Column) -> Moments:
     if not len(values):
         return Moments(0, 0.0, 0.0)
     mean = math.fsum(values) / len(values)
-    return Moments(len(values), mean, math.fsum((values - mean) ** 2))
+    with np.errstate(invalid="ignore"):  # of infinite values; `fit` refuses them
+        return Moments(len(values), mean, math.fsum((values - mean) ** 2))
 
 
 @dataclass(frozen=True)
@@ -122,16 +123,20 @@ def calibrate(values: Columns, directions: Directions, share: float) -> dict[str
     Args:
         values: of the top third alone.
 
-    The quantile is found by bisection over the crops' places, so the share kept is the nearest
-    that any common quantile gives, and never below what was asked for.
+    One metric's threshold after the other moves up by one crop, so that, ties apart, the share
+    kept is the smallest possible that is not below what was asked for.
     """
     count = len(next(iter(values.values())))
     signed = {name: np.sort(sign * values[name]) for name, sign in directions.items()}
 
-    def thresholds(place: int) -> dict[str, float]:
-        return {name: float(directions[name] * column[place]) for name, column in signed.items()}
+    def thresholds(step: int) -> dict[str, float]:
+        places = ((step + at) // len(signed) for at in range(len(signed)))
+        return {
+            name: float(directions[name] * column[place])
+            for place, (name, column) in zip(places, signed.items(), strict=True)
+        }
 
-    low, high = 0, count - 1  # at `low` enough crops pass
+    low, high = 0, (count - 1) * len(signed)  # at `low` enough crops pass
     while low < high:
         middle = (low + high + 1) // 2
         kept = passes(values, thresholds(middle), directions).count("")
