@@ -17,7 +17,7 @@ class Files:
     """The files below a folder by the names that annotations give them.
 
     Releases differ in the folders that a name starts with, so a name that is not there as it
-    stands is looked up by its last part alone.
+    stands, or that leads out of the folder, is looked up by its last part alone.
     """
 
     def __init__(self, root: Path) -> None:
@@ -34,8 +34,10 @@ class Files:
 
     def find(self, name: str) -> str:
         """Path of a picture; where it would be if there is none."""
-        direct = self._root / name
         last = name.rsplit("/", 1)[-1]
+        if name.startswith("/") or ".." in name.split("/"):
+            name = last
+        direct = self._root / name
         found = self._by_name.get(last)
         if found is None or (found != name and direct.exists()):
             return str(direct)

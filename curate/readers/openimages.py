@@ -91,7 +91,7 @@ def _boxes(path: Path, names: dict[str, str]) -> dict[str, list[Box]]:
         if label in PEOPLE:
             try:
                 people.append(_box(row, label))
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise ReaderError(f"{path}, line {number}: {error}") from None
     return found
 
