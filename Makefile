@@ -1,12 +1,16 @@
-# demo: restore the photographs that dependencies ship; test: lint and the test suite.
+# demo: restore the photographs that dependencies ship; curate-demo: make a data set of them and
+# train on it; test: lint and the test suite.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo curate-demo test test-slow lint clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.quality --output results
+
+curate-demo: $(VENV)/curate
+	$(BIN)/python -m curate.demo --output results/curate
 
 test: $(VENV)/dev lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -26,9 +30,13 @@ $(VENV)/runtime: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install -q -e .
 	touch $@
 
+$(VENV)/curate: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install -q -e '.[curate]'
+	touch $@ $(VENV)/runtime
+
 $(VENV)/dev: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install -q -e '.[dev]'
-	touch $@ $(VENV)/runtime
+	touch $@ $(VENV)/runtime $(VENV)/curate
 
 clean:
 	rm -rf $(VENV) results

@@ -320,7 +320,7 @@ def import_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise EngineError("--engine ray needs Ray: pip install 'osdhuman-jax[curate]'") from None
+        raise EngineError("--engine ray needs Ray: pip install 'osdhuman-jax[ray]'") from None
     return ray
 
 
