@@ -32,12 +32,13 @@ import torch
 from flax import nnx
 
 from benchmarks import references
-from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
+from benchmarks.convert import abstract, assign, call, convert, from_torch, nchw, normal, randomise
 from osdhuman_jax import lora
 from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.config import (
     CLIPConfig,
     HFIEConfig,
+    LoRAConfig,
     ModelConfig,
     SwinConfig,
     TaggerConfig,
@@ -52,7 +53,10 @@ from osdhuman_jax.swin import RAMEncoder
 from osdhuman_jax.tagger import Tagger
 from osdhuman_jax.unet import UNet2DConditionModel
 from osdhuman_jax.vae import AutoencoderKL
-from osdhuman_jax.weights import load_model, random_restorer, save_model
+from osdhuman_jax.weights import load_model, random_restorer
+from osdhuman_jax.weights.files import Tensor
+from osdhuman_jax.weights.importer import import_model
+from osdhuman_jax.weights.sources import Generator
 
 RANK, ALPHA = 4, 8
 
@@ -276,17 +280,41 @@ def reference_restorer(size: Size) -> references.Restorer:
     return theirs
 
 
+def publish(theirs: references.Restorer, folder: Path) -> tuple[Path, Path]:
+    """A diffusers folder and RAM's checkpoint: where the import starts."""
+    theirs.vae.save_pretrained(folder / "sd" / "vae")
+    theirs.unet.save_pretrained(folder / "sd" / "unet")
+    references.SCHEDULER.save_pretrained(folder / "sd" / "scheduler")
+    torch.save({"model": theirs.ram.state()}, folder / "ram.pth")
+    return folder / "sd", folder / "ram.pth"
+
+
+def adapt_all(theirs: references.Restorer, model: ModelConfig) -> Generator:
+    """peft's adapters put into the reference, in place; they and HFIE as a generator."""
+    found: dict[str, Tensor] = {}
+    for network in ("unet", "vae"):
+        net = references.adapt(getattr(theirs, network), RANK, ALPHA)
+        for key, value in net.named_parameters():
+            if "lora_" in key:
+                value.data = 0.1 * torch.randn(value.shape) / max(1, value[0].numel()) ** 0.5
+                path, array = references.from_peft(key, value)
+                found[".".join(map(str, (network, *path)))] = Tensor.of(array)
+    for key, value in theirs.hfie.state().items():
+        path, array = convert(key, value)
+        found[".".join(("prompter.hfie", *map(str, path)))] = Tensor.of(array)
+    return Generator(LoRAConfig(rank=RANK, alpha=float(ALPHA)), found, "peft", model)
+
+
 def restoration(size: Size) -> Iterator[Row]:
-    """A picture through PyTorch, and through a model folder that was written and read."""
+    """A picture through PyTorch with adapters, and through an imported model folder."""
     theirs, image = reference_restorer(size), picture(size)
-    want = theirs(image).permute(0, 2, 3, 1).numpy()
-    plan = asdict(size.model)
-    mine = from_torch(lambda rngs: build_restorer(**plan, rngs=rngs), theirs.state())
-    del theirs
     with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder), size.model, mine)
-        del mine
-        restorer = load_model(folder).restorer
+        sd, ram = publish(theirs, Path(folder))
+        generator = adapt_all(theirs, size.model)
+        want = theirs(image).permute(0, 2, 3, 1).numpy()
+        del theirs
+        import_model(sd, ram, Path(folder) / "model", generator=generator)
+        restorer = load_model(Path(folder) / "model").restorer
     got = call(restorer, image)
     clamped = f"{100 * np.mean(np.abs(want) == 1):.0f} % clamped"
     yield compare(f"restoration, [0, 1] ({clamped})", got / 2, want / 2, 1 / 255)

@@ -243,12 +243,14 @@ def from_peft(key: str, value: Tensor) -> tuple[Path, np.ndarray]:
     return (path[:-2] if "default" in path else path), array
 
 
+SCHEDULER = diffusers.DDPMScheduler(
+    beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+)
+
+
 def one_step(eps: Tensor, z: Tensor, timestep: int) -> Tensor:
     """Eq. 2 by diffusers' scheduler."""
-    scheduler = diffusers.DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
-    )
-    return scheduler.step(eps, timestep, z).pred_original_sample
+    return SCHEDULER.step(eps, timestep, z).pred_original_sample
 
 
 class Restorer(nn.Module):
@@ -259,10 +261,11 @@ class Restorer(nn.Module):
         self.vae, self.unet, self.ram, self.hfie = vae_, unet_, ram, hfie
         self.timestep = timestep
 
-    def forward(self, image: np.ndarray) -> Tensor:
+    def forward(self, image: np.ndarray, prompt: Tensor | None = None) -> Tensor:
         x, scale = nchw(image), self.vae.config.scaling_factor
         z = scale * self.vae.encode(x).latent_dist.mode()
-        eps = self.unet(z, torch.tensor(self.timestep), self.hfie(self.ram(x))).sample
+        prompt = self.hfie(self.ram(x)) if prompt is None else prompt
+        eps = self.unet(z, torch.tensor(self.timestep), prompt).sample
         z0 = one_step(eps, z, self.timestep)
         return self.vae.decode(z0 / scale).sample.clamp(-1, 1)
 

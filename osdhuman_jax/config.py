@@ -123,6 +123,7 @@ class LossConfig:
     reg_updates: int = 1  # regularizer updates per generator update
     reg_lora_scope: str = "all"  # "mid" = what OSEDiff's released trainer really updates
     kl: float = 1e-6  # autoencoder stage only (LDM's value)
+    structure: float = 0.0  # of 1 - SSIM; in LPIPS' place where VGG's weights are not at hand
     chroma: float = 0.0  # autoencoder stage only: weight of the error of colour differences
 
 

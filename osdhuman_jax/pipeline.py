@@ -22,8 +22,9 @@ from PIL import Image
 from osdhuman_jax import colour
 from osdhuman_jax.checkpoint import load_run
 from osdhuman_jax.images import Picture, to_float, to_uint8
+from osdhuman_jax.prompts import FixedPrompter
 from osdhuman_jax.types import Tokens
-from osdhuman_jax.weights import Model, load_model
+from osdhuman_jax.weights import Model, load_model, load_prompter
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Prompter = Callable[[Float32[np.ndarray, "b h w 3"]], Tokens]
@@ -65,7 +66,11 @@ class Pipeline:
     @classmethod
     def from_folder(cls, folder: str | Path, precision: str = "fp32", **options: Any) -> "Pipeline":
         """Pipeline of a model folder. Raises ValueError or FileNotFoundError on a bad one."""
-        return cls(load_model(folder, precision=precision), precision, **options)
+        model = load_model(folder, precision=precision)
+        prompter = load_prompter(folder, precision=precision)
+        if isinstance(prompter, FixedPrompter):
+            model.restorer.prompter, prompter = prompter, None
+        return cls(model, precision, prompter=prompter, **options)
 
     @classmethod
     def from_run(

@@ -155,9 +155,13 @@ def generator_objective(
     lq, hq = batch["lq"], batch["hq"]
     latent = model.denoise(model.encode(lq, key if sample_latent else None), model.prompter(lq))
     image = model.vae.decode(latent / model.vae.scaling_factor)
-    mse = losses.mse(jnp.clip(image, -1.0, 1.0), hq)
-    clamped = jnp.mean(jnp.abs(image) > 1.0)
-    return config.mse * mse, {"mse": mse, "clamp_rate": clamped}
+    clipped = jnp.clip(image, -1.0, 1.0)
+    parts = {"mse": losses.mse(clipped, hq), "clamp_rate": jnp.mean(jnp.abs(image) > 1.0)}
+    loss = config.mse * parts["mse"]
+    if config.structure:
+        parts["structure"] = losses.structure(clipped, hq)
+        loss = loss + config.structure * parts["structure"]
+    return loss, parts
 
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {

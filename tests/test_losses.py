@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from convert import normal
 from torch.distributions import Normal, kl_divergence
 
 from osdhuman_jax import losses
+from osdhuman_jax.metrics import ssim_y
 
 SHAPE = (2, 3, 5, 4)
 
@@ -40,6 +42,22 @@ def test_chroma_sees_colour_alone():
     np.testing.assert_allclose(losses.chroma(red, image(0.0)), 0.5**2 / 2, rtol=1e-6)
     green = image(0.0).at[..., 1].set(0.5)  # both err by 0.5
     np.testing.assert_allclose(losses.chroma(green, image(0.0)), 0.5**2, rtol=1e-6)
+
+
+def test_structure_is_one_minus_the_metric():
+    a = skimage.data.astronaut()[:96, 160:256]
+    b = np.clip(a + 20 * normal(*a.shape), 0, 255).astype(np.uint8)
+    pair = [jnp.asarray(picture[None], jnp.float32) / 127.5 - 1 for picture in (a, b)]
+    # the metric rounds luma to whole grey levels and clips negative structure
+    np.testing.assert_allclose(losses.structure(*pair), 1 - ssim_y(a, b), atol=2e-3)
+    assert float(losses.structure(pair[0], pair[0])) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_structure_sees_grain_in_flat_regions():
+    flat = jnp.zeros((1, 16, 16, 3), jnp.float32)
+    grain = 0.05 * jnp.asarray(normal(1, 16, 16, 1))
+    assert float(losses.structure(flat + grain, flat)) > 0.3
+    assert float(losses.mse(flat + grain, flat)) < 0.01
 
 
 def test_kl_of_the_prior_is_zero():

@@ -1,5 +1,6 @@
 """Model folders: the only place that reads and writes weight files."""
 
+from osdhuman_jax.weights.extractors import load_prompter
 from osdhuman_jax.weights.store import (
     Model,
     WeightsError,
@@ -18,6 +19,7 @@ __all__ = [
     "is_generator",
     "load_base",
     "load_model",
+    "load_prompter",
     "random_restorer",
     "save_model",
 ]

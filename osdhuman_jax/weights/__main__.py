@@ -7,6 +7,7 @@ from pathlib import Path
 from osdhuman_jax.checkpoint import load_generator
 from osdhuman_jax.config import ConfigError
 from osdhuman_jax.weights.exporter import FORMATS, export_model
+from osdhuman_jax.weights.extractors import KINDS
 from osdhuman_jax.weights.files import WeightsError
 from osdhuman_jax.weights.importer import import_model
 from osdhuman_jax.weights.info import describe
@@ -24,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
         "--lpips", nargs="+", default=[], help="vgg16-397923af.pth and lpips' vgg.pth"
     )
     make.add_argument("--clip", help="text encoder: as --sd, or a text_encoder folder")
+    make.add_argument("--tags", help="folder of ram_tag_list.txt and ram_tag_list_threshold.txt")
+    make.add_argument("--prompt", default="", choices=KINDS, help="default: the generator's, hfie")
+    make.add_argument("--prompt_file", help=".npy of tokens (N, width), instead of an extractor")
     make.add_argument("--generator", help="osediff.pkl, a model folder or a workdir of train.py")
     make.add_argument("--output", required=True, type=Path)
     make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")

@@ -30,6 +30,7 @@ from osdhuman_jax.weights.store import (
 )
 
 NETWORKS = ("unet", "vae")
+CONV_IN = "unet.conv_in"  # which OSEDiff trains in full, beside its adapter
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "beta_end": 0.012,
@@ -149,24 +150,27 @@ def _to_peft(
 ) -> None:
     if adapters is None:
         raise WeightsError("a base model, it holds no LoRA to export")
-    if adapters.train_conv_in:
-        raise WeightsError(
-            "its conv_in was trained in full, which an adapter does not carry: use --to diffusers"
-        )
+    full = _merged(tensors, adapters)
     for network in NETWORKS:
         made, layers = {}, []
         for name, tensor in tensors.items():
             path, kind = name.rsplit(".", 1)
+            layer = path.removeprefix(f"{network}.")
             if not name.startswith(f"{network}.") or kind not in ("lora_A", "lora_B"):
                 continue
-            layer = path.removeprefix(f"{network}.")
+            if adapters.train_conv_in and path == CONV_IN:
+                continue
             conv = len(tensors[f"{path}.kernel"].shape) == 4
             pointwise = conv and kind == "lora_B"  # a 1x1 convolution in peft
             turned = tensor.view(_pointwise if pointwise else torch_layout)
             made[f"base_model.model.{layer}.{kind}.weight"] = turned
             layers += [layer] if kind == "lora_A" else []
+        config = _adapter_json(adapters, sorted(layers))
+        if adapters.train_conv_in and network == "unet":  # whole, its own adapter merged
+            made["base_model.model.conv_in.weight"] = full[f"{CONV_IN}.kernel"].view(torch_layout)
+            made["base_model.model.conv_in.bias"] = full[f"{CONV_IN}.bias"]
+            config["modules_to_save"] = ["conv_in"]
         if layers:
-            config = _adapter_json(adapters, sorted(layers))
             file = "adapter_model.safetensors"
             _save(output / network, file, made, "adapter_config.json", config)
 

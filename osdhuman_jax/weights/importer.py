@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
+from osdhuman_jax.prompts import load_prompt
 from osdhuman_jax.weights.diffusion import LICENCE, Diffusion, locate, read_diffusion
+from osdhuman_jax.weights.extractors import PROMPT, TAGS, TOKENIZER, check_kind, read_tags
 from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
 from osdhuman_jax.weights.parts import Part
 from osdhuman_jax.weights.sources import (
@@ -42,7 +44,6 @@ from osdhuman_jax.weights.store import (
 from osdhuman_jax.weights.text import read_clip
 
 HEAD_DIM = 64  # of HFIE, as in Stable Diffusion's cross-attention
-TOKENIZER = ("vocab.json", "merges.txt")
 Location = Path | str
 
 
@@ -54,15 +55,20 @@ def import_model(
     dape: Location | None = None,
     lpips: Sequence[Location] = (),
     clip: Location | None = None,
+    tags: Location | None = None,
     generator: Location | Generator | None = None,
+    prompt: str = "",
+    prompt_file: Location | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
     """Write a model folder of Stable Diffusion 2.1-base and RAM.
 
     `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips` and `clip` add
-    parts (see parts.py); `generator` is what a training run changed. Without one, HFIE is random by
-    `seed`. Raises WeightsError, having written nothing.
+    parts (see parts.py); `tags` is the folder of RAM's list of tags; `generator` is what a training
+    run changed. Without one, HFIE is random by `seed`. `prompt` is the kind of extractor (see
+    extractors.py): by default the generator's, "fixed" with a `prompt_file`, else HFIE. Raises
+    WeightsError, having written nothing.
     """
     output = Path(output)
     _check_output(output, overwrite)
@@ -76,18 +82,22 @@ def import_model(
         "lpips": read_lpips([Path(p) for p in lpips]) if lpips else None,
     }
     had = {name: part for name, part in parts.items() if part}
+    small = _small_files(had.get("clip"), tags, prompt_file, model, had.get("tagger"))
     files = _restorer_files(diffusion, encoder, model, trained, seed)
     files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
     meta: dict[str, Any] = {
         "format": FORMAT,
-        "prompt": trained.prompt if trained else "hfie",
+        "prompt": prompt or _kind(trained, prompt_file),
         "model": to_dict(model),
         "lora": to_dict(trained.lora) if trained else None,
         "parts": {name: part.sizes for name, part in had.items()},
+        "digests": {name: file_digest(path) for name, path in small.items()},
         "licences": [LICENCE, RAM_LICENCE],
         "provenance": _provenance(sd, diffusion, encoder, had, trained, seed),
     }
-    _write_folder(output, files, meta, _tokenizer(had.get("clip")), overwrite)
+    if prompt or not trained or trained.prompt == "hfie":
+        check_kind(output, meta, meta["prompt"])
+    _write_folder(output, files, meta, small, overwrite)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -171,20 +181,45 @@ def _provenance(
     return found
 
 
-def _tokenizer(clip: Part | None) -> list[Path]:
-    """The tokenizer's files beside a text encoder of diffusers."""
-    if clip is None:
-        return []
-    folder = clip.files[0].parent.parent / "tokenizer"
-    files = [folder / name for name in TOKENIZER]
-    return files if all(path.is_file() for path in files) else []
+def _kind(generator: Generator | None, prompt_file: Location | None) -> str:
+    """The kind of prompts where none is asked for."""
+    if prompt_file:
+        return "fixed"
+    return generator.prompt if generator else "hfie"
+
+
+def _small_files(
+    clip: Part | None,
+    tags: Location | None,
+    prompt_file: Location | None,
+    model: ModelConfig,
+    tagger: Part | None,
+) -> dict[str, Path]:
+    """Files to copy by their names in the model folder, each read once to see that it serves."""
+    found: dict[str, Path] = {}
+    if clip:
+        source = clip.files[0].parent.parent  # a text encoder of diffusers has its tokenizer beside
+        beside = {name: source / name for name in TOKENIZER}
+        found |= beside if all(path.is_file() for path in beside.values()) else {}
+    if tags:
+        names, _ = read_tags(Path(tags))
+        if tagger and tagger.sizes["num_tags"] != len(names):
+            raise WeightsError(f"{tags}: {len(names)} tags for {tagger.sizes['num_tags']} labels")
+        found |= {name: Path(tags) / Path(name).name for name in TAGS}
+    if prompt_file:
+        try:
+            load_prompt(prompt_file, model.unet.cross_attention_dim)
+        except (ValueError, OSError) as error:
+            raise WeightsError(f"{prompt_file}: no prompt of this model ({error})") from error
+        found[PROMPT] = Path(prompt_file)
+    return found
 
 
 def _write_folder(
     output: Path,
     files: dict[str, dict[str, Tensor]],
     meta: dict[str, Any],
-    tokenizer: list[Path],
+    small: dict[str, Path],
     overwrite: bool,
 ) -> None:
     """Write into a sibling, then rename: the output appears whole."""
@@ -193,11 +228,10 @@ def _write_folder(
     try:
         for name, tensors in files.items():
             write_safetensors(staging / name, tensors)
-        if tokenizer:
-            (staging / "tokenizer").mkdir()
-            for path in tokenizer:
-                shutil.copyfile(path, staging / "tokenizer" / path.name)
-        meta["digests"] = {name: file_digest(staging / name) for name in files}
+        for name, path in small.items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, staging / name)
+        meta["digests"] |= {name: file_digest(staging / name) for name in files}
         (staging / CONFIG).write_text(json.dumps(meta, indent=2) + "\n")
         staging.chmod(0o755)  # mkdtemp makes it the owner's alone
         _put(staging, output, overwrite)

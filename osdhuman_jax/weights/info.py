@@ -22,6 +22,9 @@ def describe(folder: Path | str) -> str:
     if adapters:
         lines += [f"generator: LoRA of rank {adapters.rank}, alpha {adapters.alpha:g}"]
     for name, digest in meta["digests"].items():
+        if not name.endswith(".safetensors"):
+            lines += [f"{name}: sha256 {digest}"]
+            continue
         tensors = load(folder / name)
         size = (folder / name).stat().st_size
         lines += [f"{name}: {_sum(tensors)}, {size:,} bytes", f"  sha256 {digest}"]

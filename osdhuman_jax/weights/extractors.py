@@ -1,0 +1,109 @@
+"""The prompt extractor of a model folder, made of its parts (Table 4's ablation).
+
+    hfie        in the restorer itself: nothing is made here
+    dape, ram   tagger.safetensors, the list of tags, CLIP: pictures -> tokens, outside the restorer
+    null        CLIP's tokens of a single space, the same for every picture
+    fixed       the tokens in prompt.npy
+
+Beside its safetensors, such a folder holds small files, with their digests in config.json:
+tokenizer/vocab.json and merges.txt, tags/ram_tag_list.txt and ram_tag_list_threshold.txt,
+prompt.npy.
+"""
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import Float32
+
+from osdhuman_jax.clip import CLIPTextModel
+from osdhuman_jax.prompts import (
+    FixedPrompter,
+    ImageTagger,
+    TagPrompter,
+    TextEncoder,
+    load_prompt,
+    null_prompter,
+)
+from osdhuman_jax.tokenizer import Tokenizer
+from osdhuman_jax.weights.files import WeightsError
+from osdhuman_jax.weights.parts import load_part
+from osdhuman_jax.weights.store import read_configs, read_meta, verify
+
+KINDS = ("hfie", "dape", "ram", "null", "fixed")
+TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
+TAGS = ("tags/ram_tag_list.txt", "tags/ram_tag_list_threshold.txt")  # RAM's names
+PROMPT = "prompt.npy"
+# What a kind needs in the folder: parts, small files.
+NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "hfie": ((), ()),
+    "dape": (("tagger", "clip"), (*TOKENIZER, *TAGS)),
+    "ram": (("tagger", "clip"), (*TOKENIZER, *TAGS)),
+    "null": (("clip",), TOKENIZER),
+    "fixed": ((), (PROMPT,)),
+}
+
+
+def load_prompter(
+    folder: Path | str, kind: str = "", *, precision: str = "fp32"
+) -> FixedPrompter | TagPrompter | None:
+    """The extractor of a folder: by default of its own kind, which for HFIE is None.
+
+    A FixedPrompter belongs into the restorer; a TagPrompter's tokens are given to it. Raises
+    WeightsError where the folder lacks what the kind needs, or a file was changed.
+    """
+    folder = Path(folder)
+    meta = read_meta(folder)
+    kind = kind or meta.get("prompt", "hfie")
+    check_kind(folder, meta, kind)
+    if kind == "hfie":
+        return None
+    verify(folder, meta, *NEEDS[kind][1])
+    try:
+        if kind == "fixed":
+            model, _ = read_configs(folder, meta)
+            return load_prompt(folder / PROMPT, model.unet.cross_attention_dim)
+        clip = cast(CLIPTextModel, load_part(folder, "clip", precision=precision))
+        length = meta["parts"]["clip"]["max_position_embeddings"]
+        encode = TextEncoder(Tokenizer(folder / "tokenizer", length), clip)
+        if kind == "null":
+            return null_prompter(encode)
+        tagger = cast(ImageTagger, load_part(folder, "tagger", precision=precision))
+        return TagPrompter(tagger, *read_tags(folder / "tags"), encode)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+
+
+def check_kind(where: Path | str, meta: dict[str, Any], kind: str) -> None:
+    """Raises WeightsError unless a folder's parts and small files serve prompts of this kind."""
+    if kind not in KINDS:
+        raise WeightsError(f"{where}: prompt {kind!r:.40} is none of {', '.join(KINDS)}")
+    parts, files = NEEDS[kind]
+    lacking = [n for n in parts if n not in meta.get("parts", {})]
+    lacking += [n for n in files if n not in meta["digests"]]
+    if lacking:
+        raise WeightsError(
+            f"{where}: for prompts of kind {kind} it lacks {', '.join(lacking)}; import the model "
+            "with --clip (a diffusers folder with its tokenizer), --tags or --prompt_file"
+        )
+
+
+def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:
+    """RAM's names of tags and the probability that each must exceed, a line each.
+
+    Raises WeightsError where the files are missing, of unlike lengths or no probabilities.
+    """
+    names_file, limits_file = (folder / Path(name).name for name in TAGS)
+    try:
+        names = names_file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        lines = limits_file.read_text(encoding="utf-8").split()
+        limits = np.array([float(line) for line in lines], np.float32)
+    except OSError as error:
+        raise WeightsError(f"{error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise WeightsError(f"{limits_file}: a number a line is needed ({error})") from error
+    if len(names) != len(limits):
+        raise WeightsError(f"{folder}: {len(names)} tags and {len(limits)} thresholds")
+    if not ((limits >= 0) & (limits <= 1)).all():
+        raise WeightsError(f"{limits_file}: thresholds are probabilities, from 0 to 1")
+    return [name.strip() for name in names], limits
