@@ -9,6 +9,7 @@ import csv
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from curate import stages
 from curate.config import ConfigError, DetectConfig
 from curate.ledger import known_digest
 from curate.schema import WHOLE, Box, Pixels, SourceImage
-from curate.stages import ious
 
 Boxes = Float64[np.ndarray, "n 4"]
 KINDS = ("yolo", "hog", "whole-image", "boxes")
@@ -168,9 +169,16 @@ def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
             raise ConfigError(
                 f"{config.weights}: gives {output.shape}, not (1, 4 + classes, boxes)"
             )
-        return decode_yolo(output[0], scale, offset, config)
+        return in_picture(decode_yolo(output[0], scale, offset, config), rgb)
 
     return find
+
+
+def in_picture(boxes: list[Box], rgb: Pixels) -> list[Box]:
+    """The parts of boxes in the picture; none of those in the gray around it."""
+    height, width = rgb.shape[:2]
+    clipped = [replace(box, xyxy=stages.clip(box, width, height)) for box in boxes]
+    return [b for b in clipped if b.xyxy[0] < b.xyxy[2] and b.xyxy[1] < b.xyxy[3]]
 
 
 def letterbox(
@@ -205,7 +213,7 @@ def decode_yolo(
 
 def best(boxes: Boxes, scores: np.ndarray, iou: float) -> list[int]:
     """Greedy suppression: places of the boxes that stay, best first."""
-    overlap, kept = ious(boxes, boxes), []
+    overlap, kept = stages.ious(boxes, boxes), []
     for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
         if all(overlap[i, j] <= iou for j in kept):
             kept.append(i)
