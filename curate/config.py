@@ -7,8 +7,10 @@ project's choice, to be stated with every result.
 from dataclasses import dataclass, field
 from typing import Any
 
+from curate.schema import InputError
 
-class ConfigError(ValueError):
+
+class ConfigError(InputError):
     """A setting of an unknown name, a wrong type or an impossible value."""
 
 
@@ -101,7 +103,7 @@ class SelectConfig:
     niqe_max: float = 4.0
     thresholds: bool = True
     calibrate: float = 0.0  # share of the top third that thresholds are to keep; 0.744 from [P]
-    license_allow: tuple[str, ...] = ()  # empty = all
+    license_allow: tuple[str, ...] = ()  # as sources name them, or "unknown"; empty = all
 
 
 @dataclass

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 
 from curate.ledger import Ledger
+from curate.schema import InputError
 
 ATTEMPTS = 2  # times an item may take its process down before it is given up
 BREAKS = 3  # times in a row that workers may die with no shard finished in between
@@ -67,6 +68,7 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""  # one line; empty = done
+    blame: bool = False  # the input is at fault: another attempt is of no use
     trace: str = ""
 
 
@@ -222,9 +224,11 @@ def run_shard(
             seconds = time.monotonic() - start
             record = {**facts, "seconds": round(seconds, 3), "host": socket.gethostname()}
             ledger.commit(job.name, shard, key, folder, record)
+    except InputError as error:
+        return Outcome(shard, error=str(error), blame=True)
     except Exception as error:
         line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return Outcome(shard, {}, time.monotonic() - start, line, traceback.format_exc())
+        return Outcome(shard, error=line, trace=traceback.format_exc())
     return Outcome(shard, facts, seconds)
 
 
@@ -350,7 +354,7 @@ class Engine:
         """Do what is not done yet of `shards`; a shard that fails is tried once more.
 
         `report` is called with each outcome. Returns how many shards were worked on. Raises
-        EngineError that names the shards which could not be done; the others are.
+        EngineError that names the shards which could not be done (the others are), or InputError.
         """
         todo = self.todo(job, shards)
         failed = self._pass(job, todo, report)
@@ -367,6 +371,8 @@ class Engine:
         failed = []
         for outcome in self._execute(tasks):
             self._log(job, outcome)
+            if outcome.blame:
+                raise InputError(outcome.error)
             if outcome.error:
                 failed.append(outcome)
             if report is not None:

@@ -23,11 +23,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from curate.schema import InputError
+
 BOOKKEEPING = ("done", "running", "tmp", "log.jsonl")  # times and hosts: not part of the result
 STALE = 24 * 3600.0  # seconds after which unnamed files belong to no living run
 
 
-class LedgerError(ValueError):
+class LedgerError(InputError):
     """An output that should be there and is not."""
 
 

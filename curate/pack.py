@@ -29,7 +29,7 @@ from curate.crop import CODE, LIBRARIES, decode_png
 from curate.engine import Engine, Runner
 from curate.ledger import Ledger, digest, file_digest, write_atomic
 from curate.manifest import selected_rows
-from curate.schema import Pixels, counts
+from curate.schema import InputError, Pixels, counts
 from curate.split import lot
 from curate.tables import CropFile, Row, read_rows, write_rows
 
@@ -55,7 +55,7 @@ INDEX = pa.schema(
 Record = tuple[dict[str, Any], bytes]
 
 
-class PackError(ValueError):
+class PackError(InputError):
     """Nothing to pack, an unknown container, or a crop that is not the one in the manifest."""
 
 

@@ -22,7 +22,7 @@ from curate.crop import decode_png
 from curate.ledger import Ledger
 from curate.manifest import Funnel, check, funnel_text, funnels, merge, read_manifest
 from curate.pack import replaced
-from curate.schema import Pixels
+from curate.schema import InputError, Pixels
 from curate.split import lot
 from curate.tables import CropFile, Row, read_rows
 
@@ -44,7 +44,7 @@ NOTICE = (
 Table = dict[str, dict[str, dict[str, float]]]
 
 
-class ReportError(ValueError):
+class ReportError(InputError):
     """Tags that do not fit the set."""
 
 

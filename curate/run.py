@@ -30,16 +30,16 @@ from curate.crop import Crop, index_file
 from curate.engine import Engine, EngineError
 from curate.forget import forget
 from curate.jobs import Index, Score, Source, crop_shards
-from curate.ledger import Ledger, LedgerError, write_atomic
+from curate.ledger import Ledger, write_atomic
 from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
-from curate.pack import PackError, pack
+from curate.pack import pack
 from curate.progress import Screen
-from curate.report import ReportError, write_report
-from curate.selection import Select, SelectError
+from curate.report import write_report
+from curate.schema import InputError
+from curate.selection import Select
 
 STAGES = ("index", "crop", "score", "select", "pack", "report")
 COMMANDS = ("run", *STAGES, "forget", "gc")
-BAD_INPUT = (ConfigError, LedgerError, PackError, ReportError, SelectError, readers.ReaderError)
 FLAGS = {  # shorthands of settings
     "detector": "detect.kind",
     "detector_weights": "detect.weights",
@@ -133,6 +133,8 @@ def make_plan(flags: argparse.Namespace) -> Plan:
         plan.exclude = [os.path.abspath(path) for path in flags.exclude if path]
     if not plan.sources:
         raise ConfigError("no sources: give --source KIND=PATH,... once for each")
+    for source in plan.sources:
+        readers.check(source)
     detect.check(plan.config.detect, any(map(readers.needs_detector, plan.sources)))
     return plan
 
@@ -260,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         execute(flags)
-    except BAD_INPUT as error:
+    except InputError as error:
         print(f"curate: {error}", file=sys.stderr)
         return 2
     except (EngineError, ManifestError, OSError) as error:

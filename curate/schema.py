@@ -19,6 +19,10 @@ SIDE = 512  # pixels of a crop
 WHOLE = "whole"  # flag of a box that is all of the picture: its square may lose what it must
 
 
+class InputError(ValueError):
+    """What a person gave is at fault: one line that says what, where, what to do."""
+
+
 class Reason(StrEnum):
     """Why an image or a candidate is not in the set. Some are followed by ":detail"."""
 

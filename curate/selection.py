@@ -21,7 +21,7 @@ from curate.crop import CODE, LIBRARIES
 from curate.engine import Runner
 from curate.ledger import Ledger, digest, file_digest
 from curate.manifest import join_decisions, manifest_schema
-from curate.schema import VERSION, counts
+from curate.schema import VERSION, InputError, counts
 from curate.split import Crop, Fingerprint, Member, assign, group_images, lot, sample_strata
 from curate.tables import Row, read_rows, read_table, write_rows, write_table
 
@@ -29,7 +29,7 @@ Column = Float64[np.ndarray, " n"]
 POOL_COLUMNS = ("crop_id", "image_id", "license", "reason")
 
 
-class SelectError(ValueError):
+class SelectError(InputError):
     """A pool that nothing can be selected from, or decisions on crops that are not there."""
 
 
@@ -97,7 +97,8 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
     """
     directions = scores.directions(config.score)
     allowed = set(config.select.license_allow)
-    reasons = ["license" if allowed and name not in allowed else "" for name in pool.licenses]
+    unfit = [bool(allowed) and (name or "unknown") not in allowed for name in pool.licenses]
+    reasons = ["license" if bad else "" for bad in unfit]
     used = np.array([pool.values[name] for name in directions]).T
     for at in np.flatnonzero(~np.isfinite(used).all(axis=1)):
         reasons[at] = reasons[at] or "nan_score"

@@ -167,13 +167,14 @@ def drop_copies(
     members: dict[str, set[str]] = defaultdict(set)
     for crop in crops:
         members[groups[crop.image_id]].add(crop.image_id)
-    best = {g: min(ids, key=lambda i: (-images[i].pixels, i)) for g, ids in members.items()}
+    ranked = {g: sorted(ids, key=lambda i: (-images[i].pixels, i)) for g, ids in members.items()}
+    twins = {name for ids in ranked.values() for name in repeated([images[i] for i in ids])}
     left: dict[str, int] = defaultdict(lambda: most)
     reasons: dict[str, str] = {}
     for crop in sorted(crops, key=lambda c: (-c.z, c.crop_id)):
         group = groups[crop.image_id]
-        if crop.image_id != best[group]:
-            reasons[crop.crop_id] = _copy(images[crop.image_id], images[best[group]])
+        if crop.image_id != ranked[group][0]:
+            reasons[crop.crop_id] = "dup_exact" if crop.image_id in twins else "dup_near"
         elif left[group] == 0:
             reasons[crop.crop_id] = "dup_near"
         else:
@@ -181,9 +182,16 @@ def drop_copies(
     return reasons
 
 
-def _copy(image: Member, best: Member) -> str:
-    same = image.file_sha256 == best.file_sha256 or image.pixel_sha256 == best.pixel_sha256
-    return "dup_exact" if same else "dup_near"
+def repeated(images: Sequence[Member]) -> list[str]:
+    """Images with the file or the pixels of one before them."""
+    seen: set[str] = set()
+    found = []
+    for image in images:
+        digests = {image.file_sha256, image.pixel_sha256}
+        if digests & seen:
+            found.append(image.image_id)
+        seen |= digests
+    return found
 
 
 def assign(

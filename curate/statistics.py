@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from curate.schema import InputError
+
 Column = Float64[np.ndarray, " n"]
 Columns = Mapping[str, Column]
 Directions = Mapping[str, int]  # 1: higher is better, -1: lower is
 
 
-class StatisticsError(ValueError):
+class StatisticsError(InputError):
     """A pool that cannot be standardised."""
 
 

@@ -12,7 +12,7 @@ from curate.readers import coco, crowdhuman, folders, openimages, voc
 from curate.readers.common import ReaderError
 from curate.schema import SourceImage
 
-__all__ = ["KINDS", "ReaderError", "Source", "label_files", "needs_detector", "read"]
+__all__ = ["KINDS", "ReaderError", "Source", "check", "label_files", "needs_detector", "read"]
 
 
 class Source(Protocol):
@@ -51,8 +51,8 @@ KINDS = {
 }
 
 
-def read(source: Source) -> Iterator[SourceImage]:
-    """Every image of a source. Raises ReaderError: one line that names file and fault."""
+def check(source: Source) -> None:
+    """Raises ReaderError unless a source has the paths that its kind needs."""
     kind = KINDS[source.kind]
     least = kind.usage.split("[")[0].count(",") + 1
     most = kind.usage.count(",") + 1
@@ -61,7 +61,12 @@ def read(source: Source) -> Iterator[SourceImage]:
     for path in source.paths:
         if not Path(path).exists():
             raise ReaderError(f"--source {source.kind}: {path} is not there")
-    return kind.read(source.name, *map(Path, source.paths))
+
+
+def read(source: Source) -> Iterator[SourceImage]:
+    """Every image of a source. Raises ReaderError: one line that names file and fault."""
+    check(source)
+    return KINDS[source.kind].read(source.name, *map(Path, source.paths))
 
 
 def label_files(source: Source) -> list[Path]:

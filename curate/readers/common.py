@@ -4,12 +4,12 @@ import os
 import re
 from pathlib import Path
 
-from curate.schema import Box
+from curate.schema import Box, InputError
 
 FLICKR = re.compile(r"/(\d+)_[0-9a-f]+(?:_\w+)?\.(?:jpg|jpeg|png|gif)$", re.IGNORECASE)
 
 
-class ReaderError(ValueError):
+class ReaderError(InputError):
     """Annotations that cannot be read as what they are said to be."""
 
 

@@ -115,8 +115,15 @@ def test_a_threshold_redoes_the_selection_only(copy):
 
 def test_a_crop_setting_redoes_crops_and_what_hangs_on_them(copy):
     before = len(worked(copy))
-    assert curate(copy, "--set=square.margin=0.02") == 0
+    assert curate(copy, "--set=square.side_min=450") == 0
     assert set(worked(copy)[before:]) == {"crop", "score-classic", "select", "pack"}
+    assert crop_of(copy, "person/all/rocket.jpg")["reason"] == "crop_small"
+
+
+def test_a_crop_setting_without_effect_redoes_nothing_further(copy):
+    before = len(worked(copy))
+    assert curate(copy, "--set=square.side_min=385") == 0
+    assert set(worked(copy)[before:]) == {"crop"}
 
 
 def test_a_source_more_leaves_the_others_alone(copy, sources, tmp_path):
@@ -125,6 +132,7 @@ def test_a_source_more_leaves_the_others_alone(copy, sources, tmp_path):
     assert curate(copy, sources=[*sources, more]) == 0
     jobs = Counter(worked(copy)[before:])
     assert (jobs["index"], jobs["crop"], jobs["score-classic"]) == (1, 1, 1)
+    assert crop_of(copy, "voc/voc/2012_000001")["reason"] == "dup_near"
     assert crop_of(copy, "voc2/more/2012_000001")["reason"] == "dup_exact"
 
 
@@ -164,9 +172,9 @@ def test_forgetting_a_stranger_changes_nothing(copy, capsys):
 
 
 def test_licences_can_be_demanded(copy):
-    assert curate(copy, "select", "--license_allow=CC-BY 2.0") == 0
+    assert curate(copy, "select", "--license_allow=CC-BY 2.0,unknown") == 0
     rows = manifest(copy)
-    assert {row["license"] for row in rows if row["kept"]} == {"CC-BY 2.0"}
+    assert {row["license"] for row in rows if row["kept"]} == {"CC-BY 2.0", ""}
     assert {row["reason"] for row in rows if row["license"] == "CC-BY-NC 2.0"} <= {
         "license",
         "no_person",

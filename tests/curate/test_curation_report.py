@@ -97,7 +97,7 @@ def test_persons_are_counted_by_hand():
     boxes = [
         Box((0, 0, 100, 300)),  # inside
         Box((90, 0, 190, 300)),  # inside by a tenth
-        Box((40, 40, 140, 140)),  # inside by 60 %
+        Box((20, 20, 120, 120)),  # inside by 64 %
         Box((0, 0, 4, 4)),  # too small to be seen
         Box((0, 0, 90, 200), "ignore"),
     ]
