@@ -78,10 +78,9 @@ def read_parameters(path: Path) -> Niqe:
     """Parameters from a .mat or .npz file. Raises ConfigError."""
     try:
         table = dict(np.load(path)) if path.suffix == ".npz" else loadmat(path)
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise ConfigError(
-            f"{path}: not a .mat or .npz file with NIQE's parameters: {error}"
-        ) from None
+    except Exception as error:  # scipy and zipfile have classes of their own for damaged files
+        line = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not a .mat or .npz file of NIQE's parameters: {line}") from None
     for mean, covariance in (*NAMES, LOCAL):
         if mean in table and covariance in table:
             model = Niqe(np.ravel(table[mean]), table[covariance], mean == LOCAL[0])
