@@ -38,7 +38,7 @@ class Screen:
     def __init__(self, title: str, total: int | None, unit: str = "images") -> None:
         """`total` of what is left to do, if known; `unit`: the fact that counts it."""
         self._title, self._total, self._unit = title, total, unit
-        self._done, self._drops = 0, Counter[str]()
+        self._done, self._told, self._drops = 0, 0, Counter[str]()
         self._start = self._said = time.monotonic()
         console = Console(stderr=True)
         self._terminal = console.is_terminal
@@ -60,7 +60,7 @@ class Screen:
 
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
-        if self._done and not self._terminal:
+        if self._done != self._told and not self._terminal:
             self._say()
 
     def __call__(self, outcome: Outcome) -> None:
@@ -88,3 +88,4 @@ class Screen:
         else:
             line += f", {seconds:,.1f} s"
         print(f"{line}  {self.drops()}".rstrip(), file=sys.stderr)
+        self._told = self._done

@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from curate import config as settings
 from curate import detect, readers, scores
 from curate.barred import barred_files
@@ -34,7 +36,6 @@ from curate.ledger import Ledger, write_atomic
 from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
 from curate.pack import pack
 from curate.progress import Screen
-from curate.report import write_report
 from curate.schema import InputError
 from curate.selection import Select
 
@@ -190,14 +191,14 @@ class Pipeline:
 
     def report(self) -> None:
         """Tables and figures."""
+        from curate.report import write_report  # matplotlib: not for every worker process
+
         write_report(self.ledger, self.plan.tags)
         print(f"report: {self.engine.root / 'report' / 'report.md'}")
 
 
 def rows_of(path: Path) -> int:
     """Rows of a Parquet file, from its footer."""
-    import pyarrow.parquet as pq
-
     return pq.ParquetFile(path).metadata.num_rows
 
 
