@@ -19,6 +19,7 @@ class DecodeConfig:
     """Which files count as photographs."""
 
     max_pixels: int = 64_000_000  # more: too_large
+    blocked: tuple[str, ...] = ()  # sha256 of files that stand for photos that are gone: corrupt
 
 
 @dataclass
@@ -87,7 +88,7 @@ class ScoreConfig:
     iqa: str = "classic"  # classic (no weights) | pyiqa (the paper's four, the user's weights)
     weights: str = ""  # folder of the metrics' weight files
     niqe_params: str = ""  # .mat or .npz; classic: adds niqe
-    report_only: tuple[str, ...] = ("brisque",)  # not in Eq. 1 [P]
+    report_only: tuple[str, ...] = ("brisque",)  # not in Eq. 1 [P]; or classic
     device: str = "cpu"
     batch: int = 8
 

@@ -22,7 +22,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "MPO")  # MPO: a JPEG with a se
 EXIF_ORIENTATION = 0x0112
 ASPECT_TOLERANCE = 0.01  # labels drawn on a scaled copy are scaled back
 GRAY_SPREAD = 4  # levels between channels that a gray photograph stays below
-BLOCKED = frozenset[str]()  # sha256 of placeholder pictures, to be treated as corrupt
 Point = tuple[float, float]
 
 
@@ -49,7 +48,7 @@ def load(image: SourceImage, config: DecodeConfig) -> Picture:
     """Decode a source image. Raises Refused."""
     data = read_file(Path(image.path))
     digest = hashlib.sha256(data).hexdigest()
-    if digest in BLOCKED:
+    if digest in config.blocked:
         raise Refused(Reason.CORRUPT, "placeholder of a photo that is gone")
     try:
         with warnings.catch_warnings():

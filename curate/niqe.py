@@ -93,8 +93,9 @@ def luma(rgb: Pixels) -> Plane:
     """Y of YIQ in whole levels, with halves rounded as pyiqa's float32 happens to (fused sums)."""
     unit = (rgb.astype(np.float32) * np.float32(1 / 255)).astype(np.float64)
     total = np.zeros(rgb.shape[:2], np.float32)
-    for channel, weight in enumerate(np.float32([0.299, 0.587, 0.114]).astype(np.float64)):
-        total = (unit[..., channel] * weight + total).astype(np.float32)
+    weights = np.array([0.299, 0.587, 0.114], np.float32).astype(np.float64)
+    for channel in range(3):
+        total = (unit[..., channel] * weights[channel] + total).astype(np.float32)
     return np.round(total * np.float32(255)).astype(np.float64)
 
 

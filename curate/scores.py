@@ -41,7 +41,7 @@ def groups(config: ScoreConfig) -> tuple[str, ...]:
     """Names of the groups that a setting asks for. Raises ConfigError."""
     if config.iqa == "classic":
         return ("classic", "niqe") if config.niqe_params else ("classic",)
-    if unknown := set(config.report_only) - set(learned.METRICS) - {"niqe"}:
+    if unknown := set(config.report_only) - {*PAPER, *learned.METRICS, "classic"}:
         raise ConfigError(f"score.report_only: no metric {', '.join(sorted(unknown))}")
     return (*PAPER, *(name for name in config.report_only if name not in PAPER))
 

@@ -205,6 +205,16 @@ def test_sixteen_bit_colour_is_not_cut_down_in_silence(tmp_path):
     assert refusal(path) == "corrupt"
 
 
+def test_placeholders_named_by_digest_are_corrupt(tmp_path):
+    path = save(tmp_path / "a.png", PHOTO)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    image = SourceImage("s/all/1", "s", str(path))
+    with pytest.raises(Refused) as caught:
+        load(image, DecodeConfig(blocked=("00", digest)))
+    assert caught.value.reason == "corrupt"
+    assert load(image, DecodeConfig(blocked=("00",))).file_sha256 == digest
+
+
 def test_missing_files_and_folders(tmp_path):
     assert refusal(tmp_path / "none.jpg") == "missing_file"
     assert refusal(tmp_path) == "missing_file"

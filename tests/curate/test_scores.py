@@ -120,6 +120,9 @@ def test_groups_and_signs(with_niqe):
     paper = ScoreConfig(iqa="pyiqa", niqe_params=with_niqe.niqe_params)
     assert scores.groups(paper) == ("clipiqa", "maniqa", "musiq", "niqe", "brisque")
     assert scores.directions(paper) == {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}
+    paper.report_only = ("classic",)
+    assert scores.groups(paper) == ("clipiqa", "maniqa", "musiq", "niqe", "classic")
+    assert "noise" not in scores.directions(paper)
     with pytest.raises(ConfigError, match="psnr"):
         scores.groups(ScoreConfig(iqa="pyiqa", report_only=("psnr",)))
 
