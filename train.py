@@ -2,41 +2,63 @@
 
 The same command goes on where an interrupted run stopped. At the end, WORKDIR/model/ is a model
 folder: what `infer.py --model` takes, and what a further stage's `run.init` starts from.
+
+Exit status: 0 done; 2 bad input; 3 losses or gradients were not finite for too long; 4 the disk is
+full or a file cannot be written; 75 stopped by SIGTERM or SIGINT after saving: run it again.
 """
 
 import dataclasses
+import errno
+import logging as standard_logging
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import jax
 import numpy as np
 from absl import app, flags, logging
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from osdhuman_jax import training
+from osdhuman_jax import experiment, flops, hosts, training
 from osdhuman_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
+    SaveError,
     record_base,
+    steps_saved,
     write_config,
 )
-from osdhuman_jax.config import Config, ConfigError, ModelConfig
+from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.data import DataError, Loader, make_loader, make_sample, open_sources
 from osdhuman_jax.images import to_uint8
 from osdhuman_jax.monitor import Monitor
-from osdhuman_jax.restorer import Restorer
-from osdhuman_jax.sharding import make_mesh
-from osdhuman_jax.weights import WeightsError, save_model
+from osdhuman_jax.sharding import make_mesh, replicated
+from osdhuman_jax.weights import WeightsError, copy_prompter, save_model
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, for instance configs/base.py."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if need be, else resumed.")
+PROFILE = flags.DEFINE_integer("profile", 0, "Write a trace of this many steps to WORKDIR/profile.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
+PROCESSES = flags.DEFINE_integer("processes", -1, "How many processes there are.")
+PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
 BAD_INPUT = (ConfigError, CheckpointError, DataError, WeightsError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DONE, BAD, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75
+REASONS = {
+    NOT_FINITE: "loss or gradient not finite in too many steps in a row (optim.max_nonfinite), "
+    "none of which changed anything: the last good state is saved as step {}",
+    STOPPED: "stopped; step {} is saved, the same command goes on",
+}
+WARM_UP = 2  # steps before a trace: the first ones compile
 
 
 def validation_batch(config: Config) -> dict[str, np.ndarray]:
@@ -48,51 +70,57 @@ def validation_batch(config: Config) -> dict[str, np.ndarray]:
     return {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
 
 
-def export(config: Config, workdir: Path, model: ModelConfig, restorer: Restorer, batch) -> None:
-    """Write WORKDIR/model/, the run's result as a model folder."""
+def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: Any) -> None:
+    """Write WORKDIR/model/, the run's result as a model folder, frozen weights as they came."""
+    restorer, model = experiment.prepare(config, base, "fp32")
+    nnx.update(restorer, params)
     if config.run.kind == "vae":
         std = training.latent_std(restorer, training.to_images(batch)["hq"])
         model.vae.scaling_factor = round(1.0 / std, 5)
     generator = config.lora if config.run.kind == "restorer" else None
     provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
     save_model(workdir / "model", model, restorer, generator=generator, provenance=provenance)
+    if config.prompt.kind != "hfie":
+        copy_prompter(base, workdir / "model", config.prompt.kind)
 
 
-def train(config: Config, workdir: Path) -> None:
-    """Run, or go on with, one experiment."""
-    training.check(config)
+def train(config: Config, workdir: Path, profile: int) -> int:
+    """Run, or go on with, one experiment. Returns the exit status."""
+    experiment.check(config)
     workdir.mkdir(parents=True, exist_ok=True)
     config.run.init = str(Path(config.run.init).resolve()) if config.run.init else ""
-    write_config(workdir, config)
+    write_config(workdir, config, write=hosts.is_first())
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    base = training.base_folder(config, workdir)
-    restorer, model = training.prepare(config, base)
-    record_base(workdir, base)
-
-    graphdef, params, frozen = nnx.split(restorer, training.trainable(config), ...)
-    tx = training.make_optimizer(config.optim, config.run.steps)
-    state, frozen = training.place(mesh, training.init_state(params, tx), frozen)
-    objective = training.make_objective(config)
-    step_fn = training.make_train_step(graphdef, tx, objective, config.run.seed)
-    step_fn = jax.jit(step_fn, donate_argnums=0)
-    eval_fn = jax.jit(training.make_eval_step(graphdef, config.run.kind, config.run.seed))
-    checkpoints = Checkpoints(workdir, config.run.keep)
+    base = experiment.base_folder(config, workdir)
+    hosts.wait("base model")
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        trainer, _, state, frozen = training.build(config, base)
+    record_base(workdir, base, write=hosts.is_first())
+    state, frozen = training.place(mesh, state, frozen)
+    checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
+    prompts = training.Prompts(config, base)
     val = validation_batch(config)
+    val |= prompts(val, "lq")  # as in use, where there is no HQ
 
-    with training_loader(config) as loader:
+    with hosts.Signals() as signals, training_loader(config) as loader:
         if (latest := checkpoints.latest()) is not None:
             state, position = checkpoints.restore(latest, state)
             loader.set_state(position)
-        first = latest or 0
-        monitor = Monitor(workdir, first, config.run.steps)
-        validate = partial(validation, eval_fn, frozen, val, monitor)
-        state = loop(
-            config, mesh, step_fn, state, frozen, loader, checkpoints, monitor, validate, first
+        monitor = Monitor(workdir, latest or 0, config.run.steps) if hosts.is_first() else None
+        validate = partial(validation, Validator(trainer, mesh, frozen), val, monitor)
+        run = Loop(
+            config, mesh, trainer, frozen, prompts, loader, checkpoints, monitor, validate, signals
         )
+        status, state = run(state, latest or 0, Profile(workdir, latest or 0, profile))
     checkpoints.close()
-    monitor.close()
-    nnx.update(restorer, state.params, frozen)
-    export(config, workdir, model, restorer, val)
+    if monitor:
+        monitor.close()
+    if status == DONE and hosts.is_first():
+        params = jax.device_get(state.params if state.ema is None else state.ema)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            export(config, workdir, base, params, val)
+    hosts.wait("end")
+    return status
 
 
 def training_loader(config: Config) -> Loader:
@@ -104,47 +132,177 @@ def training_loader(config: Config) -> Loader:
     )
 
 
-def validation(eval_fn, frozen, val, monitor: Monitor, step: int, params) -> None:
+class Validator:
+    """The compiled programs of validation, one picture at a time."""
+
+    def __init__(self, trainer: training.Trainer, mesh: Mesh, frozen: training.Frozen) -> None:
+        everywhere = replicated(mesh)
+        self._frozen = frozen
+        self._images = jax.jit(trainer.images, out_shardings=everywhere)
+        self._lpips = (
+            jax.jit(trainer.distances, out_shardings=everywhere) if trainer.lpips else None
+        )
+
+    def __call__(self, params: nnx.State, val: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+        """Pictures in [-1, 1], and their LPIPS or an empty list."""
+        pictures, distances = [], []
+        for i in range(len(val["hq"])):
+            one = {k: v[i : i + 1] for k, v in val.items()}
+            image = self._images(params, self._frozen, one)
+            if self._lpips:
+                distances.append(float(self._lpips(self._frozen, image, one)[0]))
+            pictures.append(np.asarray(image))
+        return np.concatenate(pictures), distances
+
+
+def validation(
+    validator: Validator, val: Any, monitor: Monitor | None, step: int, params: nnx.State
+) -> dict[str, float]:
     """Metrics and a sample grid on the fixed validation set."""
-    images = np.concatenate(
-        [
-            np.asarray(eval_fn(params, frozen, {k: v[i : i + 1] for k, v in val.items()}))
-            for i in range(len(val["hq"]))
-        ]
-    )
+    images, distances = validator(params, val)
     means, grid = training.evaluate(to_uint8(images), val)
-    monitor.scalars(step, means)
-    monitor.grid(step, grid)
+    if distances:
+        means["val_lpips"] = float(np.mean(distances))
+    if monitor:
+        monitor.scalars(step, means)
+        monitor.grid(step, grid)
+    return means
 
 
-def loop(
-    config, mesh, step_fn, state, frozen, loader: Loader, checkpoints, monitor, validate, first
-):
-    """Steps `first`..`run.steps`, with logs, validation and checkpoints at their times."""
-    run, since, waited = config.run, time.monotonic(), 0.0
-    for step in range(first + 1, run.steps + 1):
+class Profile:
+    """A trace of some steps, taken when the program is compiled."""
+
+    def __init__(self, workdir: Path, first: int, steps: int) -> None:
+        self._folder, self._first, self._last = workdir / "profile", first + WARM_UP, steps
+        self._last += self._first
+        self._on = False
+
+    def at(self, step: int, done: Any) -> None:
+        """Start before a step's work, stop when the work of the last one is done."""
+        if self._first < self._last and step == self._first + 1:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+        if self._on and step == self._last + 1:
+            self.close(done)
+
+    def close(self, done: Any) -> None:
+        """Write the trace, if one is being taken."""
+        if self._on:
+            jax.block_until_ready(done)
+            jax.profiler.stop_trace()
+            self._on = False
+
+
+class Meter:
+    """Rates since the last log line."""
+
+    def __init__(self, batch_size: int, work: float | None) -> None:
+        """`work`: share of the devices' peak that one step a second would be, if known."""
+        self._size, self._work = batch_size, work
+        self.skipped = 0  # steps that were not finite, in this process's life
+        self.restart()
+
+    def restart(self) -> None:
+        self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
+
+    def wait(self, loader: Loader) -> dict[str, np.ndarray]:
+        """The next batch, its time counted."""
         before = time.monotonic()
         batch = next(loader)
-        waited += time.monotonic() - before
-        state, scalars = step_fn(state, frozen, training.place_batch(mesh, batch))
-        monitor.advance()
-        if step % run.log_every == 0 or step == run.steps:
-            values = {k: float(v) for k, v in scalars.items()}
-            seconds, done = (
-                time.monotonic() - since,
-                (step - first) % run.log_every or run.log_every,
-            )
-            values["images_s"] = done * config.data.batch_size / seconds
-            values["data_wait"] = waited / seconds
-            values["skipped"] = float(batch["skipped"].sum())
-            monitor.scalars(step, values)
-            since, waited = time.monotonic(), 0.0
-        if step % run.checkpoint_every == 0 or step == run.steps:
-            checkpoints.save(step, state, loader.get_state())
-        if run.sample_every and (step % run.sample_every == 0 or step == run.steps):
-            validate(step, state.params)
-            since = time.monotonic()
-    return state
+        self._waited += time.monotonic() - before
+        self._steps += 1
+        return batch
+
+    def read(self) -> dict[str, float]:
+        seconds = time.monotonic() - self._since
+        rate = self._steps / seconds
+        values = {"images_s": rate * self._size, "data_wait": self._waited / seconds}
+        values["skipped_steps"] = float(self.skipped)
+        if self._work:
+            values["mfu"] = rate * self._work
+        self.restart()
+        return values
+
+
+@dataclass
+class Loop:
+    """Steps up to `run.steps`, with logs, validation and checkpoints at their times."""
+
+    config: Config
+    mesh: Mesh
+    trainer: training.Trainer
+    frozen: training.Frozen
+    prompts: training.Prompts
+    loader: Loader
+    checkpoints: Checkpoints
+    monitor: Monitor | None
+    validate: Any
+    signals: hosts.Signals
+
+    def __call__(self, state: training.TrainState, first: int, profile: Profile):
+        """(exit status, last state); whatever ends the loop, the last whole step is saved."""
+        step_fn = jax.jit(self.trainer.step, donate_argnums=0, out_shardings=replicated(self.mesh))
+        meter = Meter(self.config.data.batch_size, self._work(state))
+        done, status, scalars = first, DONE, {}
+        try:
+            while done < self.config.run.steps and status == DONE:
+                profile.at(done + 1, scalars)
+                batch = self._batch(meter)
+                before = scalars
+                state, scalars = step_fn(state, self.frozen, batch)
+                done += 1
+                status = self._status(before, meter)  # of the step before: that one is finished
+                self._report(done, state, scalars, meter)
+        except (DataError, OSError):
+            if jax.process_count() == 1:  # else the others would have to save too
+                self.checkpoints.save(done, state, self.loader.get_state())
+            raise
+        finally:
+            profile.close(scalars)
+        self.checkpoints.save(done, state, self.loader.get_state())
+        return (DONE if done == self.config.run.steps else status), state
+
+    def _work(self, state: training.TrainState) -> float | None:
+        """Share of the devices' peak that one step a second would be; None on unknown devices."""
+        peak = flops.peak(jax.devices()[0].device_kind)
+        if peak is None:
+            return None
+        work = training.step_flops(self.trainer, state, self.frozen)
+        return work / (peak * jax.device_count())
+
+    def _batch(self, meter: Meter) -> dict[str, jax.Array]:
+        batch = meter.wait(self.loader)
+        self.unreadable = float(batch["skipped"].sum())
+        stop = np.full(len(batch["hq"]), self.signals.received is not None, np.int32)
+        prompt = self.prompts(batch, self.config.prompt.source)
+        return training.place_batch(self.mesh, {**batch, **prompt, "stop": stop})
+
+    def _status(self, scalars: Mapping[str, Any], meter: Meter) -> int:
+        """What the scalars of a finished step, the same in every process, say about going on."""
+        if not scalars:
+            return DONE
+        stop, row = jax.device_get((scalars["stop"], scalars["nonfinite"]))
+        meter.skipped += row > 0
+        if row >= self.config.optim.max_nonfinite:
+            return NOT_FINITE
+        return STOPPED if stop else DONE
+
+    def _report(self, step: int, state: training.TrainState, scalars: Any, meter: Meter) -> None:
+        """Log, validate and save where it is time."""
+        run, last = self.config.run, step == self.config.run.steps
+        if self.monitor:
+            self.monitor.advance()
+        if step % run.log_every == 0 or last:
+            values = {k: float(v) for k, v in scalars.items() if k not in ("stop", "nonfinite")}
+            values |= {**meter.read(), "skipped": self.unreadable}
+            if self.monitor:
+                self.monitor.scalars(step, values)
+        metrics = None
+        if run.sample_every and (step % run.sample_every == 0 or last):
+            metrics = self.validate(step, state.params if state.ema is None else state.ema)
+            meter.restart()
+        if metrics or step % run.checkpoint_every == 0 or last:
+            self.checkpoints.save(step, state, self.loader.get_state(), metrics)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -154,18 +312,36 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, KeyError, OSError) as error:
         reason = error.args[0] if isinstance(error, KeyError) else error
         print(f"train.py: {' '.join(str(reason).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BAD)
+
+
+def fail(status: int, reason: object) -> None:
+    """One line, and the process's end."""
+    print(f"train.py: {reason}", file=sys.stderr)
+    sys.exit(status)
 
 
 def main(_) -> None:
-    """Parse flags, train, turn a bad input into one line and status 2."""
+    """Parse flags, train, turn what went wrong into one line and a status."""
     logging.set_verbosity(logging.WARNING)
+    standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)  # Orbax's tracebacks
     cv2.setNumThreads(1)
+    workdir = Path(WORKDIR.value or "")
     try:
-        train(CONFIG.value, Path(WORKDIR.value or ""))
+        hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        status = train(CONFIG.value, workdir, PROFILE.value)
     except BAD_INPUT as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(BAD, error)
+    except SaveError as error:
+        fail(NOT_SAVED, error)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        last = steps_saved(workdir)[-1:] or ["none"]
+        fail(NOT_SAVED, f"{error}; last good state: step {last[0]} in {workdir}/checkpoints")
+    else:
+        if status != DONE:
+            fail(status, REASONS[status].format(steps_saved(workdir)[-1]))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Compare every network with an independent PyTorch implementation on the same random weights.
 
     python -m benchmarks.fidelity                              # small networks, a minute or two
-    python -m benchmarks.fidelity --size full                  # the paper's sizes; 24 GiB
-    python -m benchmarks.fidelity --size full --rows unet lpips
+    python -m benchmarks.fidelity --size full                  # the paper's sizes
+    python -m benchmarks.fidelity --size full --only unet lpips
 
 A line a component: the largest error, the error's L2 norm over the reference's, and the budget. A
-broken budget is the exit status 1.
+broken budget is the exit status 1. At full size every component has a process of its own, whose
+memory comes back; after its lines stands the most that it had.
 
 The bf16 lines compare this project with itself: what the policy (networks compute in bfloat16,
 Eq. 2 in float32) costs. Their budget is a relative error of 6 %, which in pictures of a
@@ -16,6 +17,7 @@ latent, so there the same error of eps weighs more in z0.
 
 import argparse
 import multiprocessing
+import resource
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,13 +34,13 @@ import torch
 from flax import nnx
 
 from benchmarks import references
-from benchmarks.convert import abstract, assign, call, convert, from_torch, nchw, normal, randomise
-from osdhuman_jax import lora
+from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
+from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
+from osdhuman_jax import lora, losses
 from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.config import (
     CLIPConfig,
     HFIEConfig,
-    LoRAConfig,
     ModelConfig,
     SwinConfig,
     TaggerConfig,
@@ -54,11 +56,7 @@ from osdhuman_jax.tagger import Tagger
 from osdhuman_jax.unet import UNet2DConditionModel
 from osdhuman_jax.vae import AutoencoderKL
 from osdhuman_jax.weights import load_model, random_restorer
-from osdhuman_jax.weights.files import Tensor
 from osdhuman_jax.weights.importer import import_model
-from osdhuman_jax.weights.sources import Generator
-
-RANK, ALPHA = 4, 8
 
 
 @dataclass(frozen=True)
@@ -192,15 +190,8 @@ def clip(size: Size) -> Iterator[Row]:
     yield compare("CLIP text", call(mine, ids), want, size.budget)
 
 
-def hfie_plan(size: Size) -> dict[str, int]:
-    """Arguments that both implementations take."""
-    widths = {"dim": size.model.unet.cross_attention_dim, "kv_dim": size.model.swin.image_proj_dim}
-    heads = {"num_heads": size.model.hfie.num_heads}
-    return {"num_queries": size.model.hfie.num_queries, **widths, **heads}
-
-
 def hfie(size: Size) -> Iterator[Row]:
-    plan = hfie_plan(size)
+    plan = hfie_plan(size.model)
     theirs: Any = randomise(references.HFIE(**plan))
     std = size.model.hfie.query_init_std
     mine = from_torch(lambda rngs: HFIE(**plan, query_init_std=std, rngs=rngs), theirs.state())
@@ -265,49 +256,25 @@ def equation_2(size: Size) -> Iterator[Row]:
     yield compare("Eq. 2", got, want, 5e-5)
 
 
-def reference_restorer(size: Size) -> references.Restorer:
-    """Whole, with random weights; the last layer is damped, so that few pixels are clamped."""
-    model = size.model
-    theirs = references.Restorer(
-        references.vae(asdict(model.vae)),
-        references.unet(asdict(model.unet)),
-        references.RAM(asdict(model.swin)),
-        references.HFIE(**hfie_plan(size)),
-        model.timestep,
-    )
-    randomise(theirs)
-    theirs.vae.decoder.conv_out.weight.data *= 0.5
-    return theirs
-
-
-def publish(theirs: references.Restorer, folder: Path) -> tuple[Path, Path]:
-    """A diffusers folder and RAM's checkpoint: where the import starts."""
-    theirs.vae.save_pretrained(folder / "sd" / "vae")
-    theirs.unet.save_pretrained(folder / "sd" / "unet")
-    references.SCHEDULER.save_pretrained(folder / "sd" / "scheduler")
-    torch.save({"model": theirs.ram.state()}, folder / "ram.pth")
-    return folder / "sd", folder / "ram.pth"
-
-
-def adapt_all(theirs: references.Restorer, model: ModelConfig) -> Generator:
-    """peft's adapters put into the reference, in place; they and HFIE as a generator."""
-    found: dict[str, Tensor] = {}
-    for network in ("unet", "vae"):
-        net = references.adapt(getattr(theirs, network), RANK, ALPHA)
-        for key, value in net.named_parameters():
-            if "lora_" in key:
-                value.data = 0.1 * torch.randn(value.shape) / max(1, value[0].numel()) ** 0.5
-                path, array = references.from_peft(key, value)
-                found[".".join(map(str, (network, *path)))] = Tensor.of(array)
-    for key, value in theirs.hfie.state().items():
-        path, array = convert(key, value)
-        found[".".join(("prompter.hfie", *map(str, path)))] = Tensor.of(array)
-    return Generator(LoRAConfig(rank=RANK, alpha=float(ALPHA)), found, "peft", model)
+def vsd(size: Size) -> Iterator[Row]:
+    """Eq. 6 where OSEDiff computes it, among estimates of x0, by PyTorch in float64; at the ends of
+    the range of t, where signal and noise are most unlike.
+    """
+    z, _, _ = denoiser_inputs(size)
+    latent, noise, frozen, finetuned = (normal(2, *z.shape[1:], seed=i) for i in range(4))
+    t = torch.tensor([20, 979])
+    four = (nchw(x).double() for x in (latent, noise, frozen, finetuned))
+    want, slope = references.vsd(*four, t)
+    got = losses.vsd_gradient(*map(jnp.asarray, (noise, frozen, finetuned)))
+    yield compare("VSD gradient, Eq. 6", got, want, 1e-5)
+    slope_of_ours = jax.grad(losses.vsd)(jnp.asarray(latent), got)
+    per_element = latent.size / 2  # PyTorch's mean and the square's two, taken out again
+    yield compare("VSD loss, its slope", per_element * slope_of_ours, per_element * slope, 1e-5)
 
 
 def restoration(size: Size) -> Iterator[Row]:
     """A picture through PyTorch with adapters, and through an imported model folder."""
-    theirs, image = reference_restorer(size), picture(size)
+    theirs, image = reference_restorer(size.model), picture(size)
     with tempfile.TemporaryDirectory() as folder:
         sd, ram = publish(theirs, Path(folder))
         generator = adapt_all(theirs, size.model)
@@ -360,6 +327,7 @@ ROWS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "vae_lora": vae_lora,
     "lpips": lpips,
     "eq2": equation_2,
+    "vsd": vsd,
     "restoration": restoration,
     "bf16": bfloat16,
 }
@@ -374,15 +342,20 @@ def measure(name: str, size: str) -> list[Row]:
         return list(ROWS[name](SIZES[size]))
 
 
-def measure_apart(name: str, size: str) -> list[Row]:
+def measure_weighed(name: str, size: str) -> tuple[list[Row], float]:
+    """The same, and the most memory that this process ever had, in GiB."""
+    rows = measure(name, size)
+    return rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
+
+
+def measure_apart(name: str, size: str) -> tuple[list[Row], float]:
     """The same in a process of its own, whose memory comes back."""
-    context = multiprocessing.get_context("spawn")
+    context, nan = multiprocessing.get_context("spawn"), float("nan")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         try:
-            return pool.submit(measure, name, size).result()
+            return pool.submit(measure_weighed, name, size).result()
         except BrokenProcessPool:
-            nan = float("nan")
-            return [Row(name, nan, nan, "its process was killed (memory?)", False)]
+            return [Row(name, nan, nan, "its process was killed (memory?)", False)], nan
 
 
 def line(row: Row) -> str:
@@ -395,14 +368,18 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table; 1 where a budget is broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
     flags = parser.parse_args(argv)
     print(f"{'component':38}{'largest':>12}{'relative':>12}  {'budget':28}", flush=True)
     kept = True
-    for name in flags.rows:
-        for row in (measure_apart if flags.size == "full" else measure)(name, flags.size):
+    for name in flags.only:
+        full = flags.size == "full"
+        rows, peak = measure_apart(name, "full") if full else (measure(name, "tiny"), 0.0)
+        for row in rows:
             print(line(row), flush=True)
             kept &= row.kept
+        if full:
+            print(f"  {name}: at most {peak:.1f} GiB of memory", flush=True)
     return 0 if kept else 1
 
 

@@ -3,11 +3,11 @@
     python -m benchmarks.quality --output results                  # pictures that dependencies ship
     python -m benchmarks.quality --input PHOTOS --output results   # yours, cut to 512 x 512
 
-OpenCV's non-local means, the denoiser that everybody has, is measured beside the model.
+OpenCV's non-local means, the denoiser that everybody has, is measured beside the model. With
+`--write README.md` the table replaces the one between the marks that this file knows.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +16,14 @@ import cv2
 import matplotlib.cbook
 import numpy as np
 import skimage.data
-from PIL import Image, ImageDraw, ImageFont
 
-from osdhuman_jax.images import list_images, read_image, write_png
-from osdhuman_jax.metrics import psnr_y, ssim_y
+from osdhuman_jax.compare import Row, sheet
+from osdhuman_jax.images import list_images, named_images, read_image, write_file, write_png
 
 ROOT = Path(__file__).parent.parent
 SIDE = 512
-COLUMNS = ("degraded", "restored", "original")
+COLUMNS = ("degraded", "restored", "original")  # of the sheet
+METHODS = {"degraded": "degraded", "nlm": "non-local means", "restored": "restored"}
 
 
 def shipped() -> dict[str, np.ndarray]:
@@ -64,45 +64,38 @@ def sharpness(image: np.ndarray) -> float:
     return float(np.mean(np.hypot(cv2.Sobel(gray, -1, 1, 0), cv2.Sobel(gray, -1, 0, 1)))) / 8
 
 
-def measure(pictures: dict[str, np.ndarray]) -> dict[str, float]:
-    """PSNR-Y, SSIM-Y and sharpness of each version against the original."""
-    original = pictures["original"]
-    scores = {}
-    for kind, image in pictures.items():
-        if kind != "original":
-            scores[f"{kind}_psnr_y"] = psnr_y(image, original)
-            scores[f"{kind}_ssim_y"] = ssim_y(image, original)
-        scores[f"{kind}_sharpness"] = sharpness(image)
-    return scores
+def rows(out: Path, count: int) -> list[Row]:
+    """The first pictures of each folder of `COLUMNS`."""
+    files = [named_images(out / kind) for kind in COLUMNS]
+    return [
+        Row([read_image(f[name]).rgb for f in files], (name,)) for name in list(files[0])[:count]
+    ]
 
 
-def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
-    """Degraded, restored, original side by side under their names; a row each photograph."""
-    gap, head = 8, 40
-    height, width = len(rows) * (SIDE + gap) + head, len(COLUMNS) * (SIDE + gap) - gap
-    canvas = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(24)
-    for column, name in enumerate(COLUMNS):
-        x = column * (SIDE + gap)
-        draw.text((x + 8, 6), name, fill="black", font=font)
-        for row, pictures in enumerate(rows):
-            canvas.paste(Image.fromarray(pictures[column]), (x, head + row * (SIDE + gap)))
-    return np.asarray(canvas)
+def table(out: Path) -> str:
+    """evaluate's table with a column of sharpness, which has no better side."""
+
+    def mean(kind: str) -> float:
+        return float(
+            np.mean([sharpness(read_image(p).rgb) for p in named_images(out / kind).values()])
+        )
+
+    count = len(named_images(out / "original"))
+    lines = (out / "scores" / "table.md").read_text().splitlines()
+    head = lines[0].replace(f"n = {count}", f"mean of {count} photographs")
+    columns = [f"sharpness (original {mean('original'):.2f})", "---"]
+    columns += [f"{mean(kind):.2f}" for kind in METHODS]
+    return "".join(f"{a} {b} |\n" for a, b in zip([head, *lines[1:]], columns, strict=True))
 
 
-def table(scores: dict[str, dict[str, float]]) -> str:
-    """A line each photograph and the mean, PSNR-Y in dB / SSIM-Y."""
-    mean = {k: float(np.mean([s[k] for s in scores.values()])) for k in next(iter(scores.values()))}
-    kinds = ("degraded", "nlm", "restored")
-    lines = [f"{'':24}" + "".join(f"{kind:>18}" for kind in kinds) + f"{'seconds':>10}"]
-    shown = scores if len(scores) <= 4 else {}
-    for name, s in {**shown, f"mean of {len(scores)}": mean}.items():
-        cells = (f"{s[f'{k}_psnr_y']:.2f} / {s[f'{k}_ssim_y']:.4f}" for k in kinds)
-        lines.append(f"{name:24}" + "".join(f"{c:>18}" for c in cells) + f"{s['seconds']:>10.2f}")
-    sharp = (f"{mean[f'{k}_sharpness']:.2f}" for k in kinds)
-    lines.append(f"{'sharpness':24}" + "".join(f"{c:>18}" for c in sharp))
-    lines[-1] += f"   (original {mean['original_sharpness']:.2f})"
-    return "\n".join(lines)
+def put(path: Path, name: str, text: str) -> None:
+    """Replace what stands between `<!-- quality NAME -->` and `<!-- end -->` in a file."""
+    begin, end = f"<!-- quality {name} -->\n", "<!-- end -->"
+    before, found, rest = path.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{path}: has no {begin.strip()} ... {end}")
+    write_file(path, (before + begin + text + end + after).encode())
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -115,34 +108,37 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--sheet_rows", type=int, default=6)
     parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano")
+    parser.add_argument("--write", type=Path, nargs="+", default=[], help="files to put it in")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write original/, degraded/, restored/, sheet.png and scores.json; print the table."""
+    """Write original/, degraded/, restored/, nlm/, sheet.png and scores/; print the table."""
     flags = parse(argv)
     out = flags.output.resolve()
-    folders = {kind: out / kind for kind in COLUMNS}
-    folders["original"].mkdir(parents=True, exist_ok=True)
-    for name, image in photographs(flags.input).items():
-        write_png(folders["original"] / f"{name}.png", square(image))
+    (out / "original").mkdir(parents=True, exist_ok=True)
+    pictures = photographs(flags.input)
+    if {path.stem for path, _ in list_images(out / "original")} - set(pictures):
+        raise SystemExit(f"{out}: holds other pictures; give another --output")
+    for name, image in pictures.items():
+        write_png(out / "original" / f"{name}.png", square(image))
     seed = ("--seed", str(flags.seed), "--overwrite")
-    places = ("--input", folders["original"], "--output", folders["degraded"])
+    places = ("--input", out / "original", "--output", out / "degraded")
     run("-m", "osdhuman_jax.degrade", *places, *seed)
-    places = ("--input", folders["degraded"], "--output", folders["restored"])
+    places = ("--input", out / "degraded", "--output", out / "restored")
     run("infer.py", *places, "--model", flags.model, "--overwrite")
+    (out / "nlm").mkdir(exist_ok=True)
+    for name, path in named_images(out / "degraded").items():
+        write_png(out / "nlm" / f"{name}.png", non_local_means(read_image(path).rgb))
 
-    lines = (folders["restored"] / "provenance.jsonl").read_text().splitlines()
-    seconds = {Path(p["output"]).stem: p["seconds"] for p in map(json.loads, lines)}
-    scores, rows = {}, []
-    for path, relative in list_images(folders["original"]):
-        pictures = {kind: read_image(folders[kind] / path.name).rgb for kind in COLUMNS}
-        pictures["nlm"] = non_local_means(pictures["degraded"])
-        scores[relative.stem] = {**measure(pictures), "seconds": seconds[relative.stem]}
-        rows.append([pictures[kind] for kind in COLUMNS])
-    write_png(out / "sheet.png", sheet(rows[: flags.sheet_rows]))
-    (out / "scores.json").write_text(json.dumps(scores, indent=2) + "\n")
-    print(table(scores))
+    methods = [f"--restored={name}={out / kind}" for kind, name in METHODS.items()]
+    folders = ("--reference", out / "original", "--output", out / "scores")
+    run("-m", "osdhuman_jax.evaluate", *methods, *folders, "--metrics", "psnr,ssim")
+    write_png(out / "sheet.png", sheet(rows(out, flags.sheet_rows), COLUMNS, SIDE, box=None))
+    text = table(out)
+    for path in flags.write:
+        put(path, "photographs" if flags.input else "shipped", text)
+    print(text, end="")
 
 
 if __name__ == "__main__":

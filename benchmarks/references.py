@@ -253,6 +253,24 @@ def one_step(eps: Tensor, z: Tensor, timestep: int) -> Tensor:
     return SCHEDULER.step(eps, timestep, z).pred_original_sample
 
 
+def vsd(
+    latent: Tensor, noise: Tensor, eps_frozen: Tensor, eps_finetuned: Tensor, t: Tensor
+) -> tuple[Tensor, Tensor]:
+    """OSEDiff's distribution matching: its gradient, and what autograd makes of its loss."""
+    alpha = SCHEDULER.alphas_cumprod.double()[t][:, None, None, None]
+    noisy = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
+    frozen, finetuned = (
+        (noisy - (1 - alpha).sqrt() * eps) / alpha.sqrt() for eps in (eps_frozen, eps_finetuned)
+    )
+    weight = (latent - frozen).abs().mean((1, 2, 3), keepdim=True)
+    gradient = (finetuned - frozen) / weight
+    with torch.enable_grad():
+        z = latent.detach().requires_grad_()
+        F.mse_loss(z, (z - gradient).detach()).backward()
+    assert z.grad is not None
+    return gradient, z.grad
+
+
 class Restorer(nn.Module):
     """The whole path of section 3: encode, one step, decode."""
 

@@ -15,9 +15,9 @@ def get_config() -> Config:
     config.data.batch_size = 4
     config.data.workers = 0
     config.loss.lpips = 0.0
-    config.loss.vsd = 0.0
     config.run.steps = 20
     config.run.precision = "fp32"
+    config.run.remat = "none"
     config.run.log_every = 5
     config.run.checkpoint_every = 5
     config.run.sample_every = 10

@@ -2,14 +2,20 @@
 
     WORKDIR/config.json     the configuration, written before the first step
     WORKDIR/init.json       the base model's folder and digest (WORKDIR/init/ if it was random)
-    WORKDIR/checkpoints/N/  after step N: trainable parameters, optimizer state, step, data position
+    WORKDIR/checkpoints/N/  after step N: trainable parameters, adapters of the regularizer, both
+                            optimizers, average, step, data position, and what validation measured
 
-Randomness is a function of (seed, step), so the step is its state.
+Randomness is a function of (seed, step), so the step is its state. A checkpoint is written under
+another name and renamed when it is whole: whatever ends the process, the ones there can be loaded.
 """
 
 import hashlib
 import json
+import logging
+import math
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +23,19 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from osdhuman_jax import lora
-from osdhuman_jax.config import Config, ConfigError, ModelConfig, from_dict, to_dict
-from osdhuman_jax.restorer import Restorer
-from osdhuman_jax.weights import Model, WeightsError, add_lora, is_generator, load_base
+from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
+from osdhuman_jax.prompts import FixedPrompter, TagPrompter
+from osdhuman_jax.weights import (
+    Model,
+    WeightsError,
+    add_lora,
+    is_generator,
+    load_base,
+    load_prompter,
+)
 from osdhuman_jax.weights.files import Tensor
 from osdhuman_jax.weights.sources import Generator
 from osdhuman_jax.weights.store import (
@@ -38,6 +52,8 @@ FREE = {
         "log_every",
         "checkpoint_every",
         "keep",
+        "best",
+        "remat",
         "sample_every",
         "eval_sources",
         "eval_images",
@@ -45,11 +61,20 @@ FREE = {
     },
     "data": {"workers"},
     "mesh": {"data", "fsdp"},
+    "optim": {"accumulate", "max_nonfinite"},
 }
+
+
+UNFINISHED = "*.orbax-checkpoint-tmp"
+_log = logging.getLogger(__name__)
 
 
 class CheckpointError(ValueError):
     """A workdir that cannot be resumed or restored, in one line."""
+
+
+class SaveError(Exception):
+    """A checkpoint that could not be written, in one line that names the last good one."""
 
 
 def contradictions(old: Config, new: Config) -> list[str]:
@@ -63,13 +88,14 @@ def contradictions(old: Config, new: Config) -> list[str]:
     ]
 
 
-def write_config(workdir: Path, config: Config) -> None:
-    """Record the run's configuration, or check it against the recorded one."""
+def write_config(workdir: Path, config: Config, *, write: bool = True) -> None:
+    """Check the run's configuration against the recorded one, and record it (one process does)."""
     path = workdir / "config.json"
     if path.exists():
         if found := contradictions(read_config(workdir), config):
             raise ConfigError(f"{workdir} was begun with another config: {'; '.join(found)}")
-    write_json(path, to_dict(config))
+    if write:
+        write_json(path, to_dict(config))
 
 
 def read_config(workdir: Path) -> Config:
@@ -87,7 +113,7 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def record_base(workdir: Path, folder: Path) -> None:
+def record_base(workdir: Path, folder: Path, *, write: bool = True) -> None:
     """Note which base model a run starts from; its path is relative if inside the workdir."""
     inside = folder.resolve().is_relative_to(workdir.resolve())
     name = folder.resolve().relative_to(workdir.resolve()) if inside else folder.resolve()
@@ -95,50 +121,107 @@ def record_base(workdir: Path, folder: Path) -> None:
     path = workdir / "init.json"
     if path.exists() and json.loads(path.read_text())["digest"] != digest:
         raise WeightsError(f"{folder}: not the base model that {workdir} was begun with")
-    write_json(path, {"folder": str(name), "digest": digest})
+    if write:
+        write_json(path, {"folder": str(name), "digest": digest})
 
 
 class Checkpoints:
-    """The checkpoints of one run; saving goes on in the background until `close`."""
+    """The checkpoints of one run, newest and best; saving goes on in the background."""
 
-    def __init__(self, workdir: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").resolve(), options=options)
+    def __init__(self, workdir: Path, keep: int, best: str = "val_psnr_y"):
+        """`best` is the metric that tells the best one: highest, of LPIPS lowest."""
+        self._folder = (workdir / "checkpoints").resolve()
+        for rest in self._folder.glob(UNFINISHED):
+            _log.warning("dropped a checkpoint that was not finished: %s", rest.name)
+        sign = -1.0 if best == "val_lpips" else 1.0
+        best_one = preservation_policy.BestN(
+            get_metric_fn=lambda metrics: sign * metrics.get(best, -sign * math.inf),
+            n=1,
+            keep_checkpoints_without_metrics=False,
+        )
+        newest = preservation_policy.LatestN(keep)
+        policy = preservation_policy.AnyPreservationPolicy([newest, best_one])
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy,
+                best_fn=best_one.get_metric_fn,
+                cleanup_tmp_directories=True,
+            ),
+        )
 
     def latest(self) -> int | None:
         """The last finished step that was saved."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, position: dict[str, int]) -> None:
-        """Save a state pytree and the data loader's position."""
-        if step != self.latest():
-            items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(position)}
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    def save(
+        self,
+        step: int,
+        state: Any,
+        position: dict[str, int],
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Save a state pytree and the data loader's position; returns before all is on disk.
+
+        Raises SaveError where this or the save before it fails, as on a full disk.
+        """
+        if step == self.latest():
+            return
+        items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(position)}
+        try:
+            self._manager.save(
+                step, args=ocp.args.Composite(**items), metrics=metrics or None, force=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> SaveError:
+        """Drops half-written checkpoints, so that a full disk is less so."""
+        for rest in self._folder.glob(UNFINISHED):
+            shutil.rmtree(rest, ignore_errors=True)
+        steps = steps_saved(self._folder.parent)
+        good = f"step {steps[-1]} in {self._folder}" if steps else "none, nothing was saved yet"
+        reason = re.sub(r"\s+", " ", str(error)).strip()
+        return SaveError(f"cannot write a checkpoint; last good state: {good} ({reason:.300})")
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, int]]:
-        """State (placed and shaped as `like`) and data position of a step."""
+        """State (placed and shaped as `like`) and data position of a step.
+
+        Raises CheckpointError where the files are damaged or hold another state.
+        """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = {"state": ocp.args.StandardRestore(abstract), "data": ocp.args.JsonRestore()}
-        found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = re.sub(r"\s+", " ", str(error)).strip()
+            advice = f"remove {self._folder / str(step)} to go on from the one before"
+            raise CheckpointError(
+                f"checkpoint {step} is damaged: {advice} ({reason:.300})"
+            ) from error
         return found["state"], found["data"]
 
     def close(self) -> None:
-        """Wait for the save that is under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for the save that is under way. Raises SaveError if it fails."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
 
 
-def _params(workdir: Path, step: int, like: nnx.State) -> nnx.State:
-    """The trainable parameters alone of a checkpoint."""
+def _params(workdir: Path, step: int, like: nnx.State, averaged: bool) -> nnx.State:
+    """The trainable parameters alone of a checkpoint, or their average."""
     folder = (workdir / "checkpoints" / str(step) / "state").resolve()
-    abstract = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
+    name = "ema" if averaged else "params"
+    abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
     restore = ocp.args.PyTreeRestore(
         abstract,
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
         partial_restore=True,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder, args=restore)["params"]
+        return checkpointer.restore(folder, args=restore)[name]
 
 
 def steps_saved(workdir: Path) -> list[int]:
@@ -155,13 +238,24 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     """
     workdir = Path(workdir)
     config, step = _restorer_run(workdir, step)
-    restorer, model = _run_base(workdir, precision)
+    folder = _base_folder(workdir)
+    restorer, model, adapters = load_base(folder, precision=precision, generator=True)
     restorer.timestep = model.timestep = config.model.timestep
-    add_lora(restorer, config.lora, np.random.default_rng(0))
+    if not adapters:
+        add_lora(restorer, config.lora, np.random.default_rng(0))
     params = nnx.state(restorer, lambda path, value: is_generator(config.lora, path, value))
-    nnx.update(restorer, _params(workdir, step, params))
+    nnx.update(restorer, _params(workdir, step, params, config.optim.ema > 0))
     lora.merge(restorer)
     return Model(restorer, model, _digest(workdir, step), f"{workdir.resolve().name}@{step}")
+
+
+def load_run_prompter(
+    workdir: Path | str, precision: str = "fp32"
+) -> FixedPrompter | TagPrompter | None:
+    """The prompt extractor of a training run, None where it is HFIE. Raises as `load_run` does."""
+    workdir = Path(workdir)
+    kind = read_config(workdir).prompt.kind
+    return load_prompter(_base_folder(workdir), kind, precision=precision)
 
 
 def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
@@ -176,7 +270,7 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
     model.timestep = config.model.timestep
     restorer, names = hollow_restorer(model, config.lora)
     params = nnx.state(restorer, lambda path, value: is_generator(config.lora, path, value))
-    nnx.update(restorer, _params(workdir, step, params))
+    nnx.update(restorer, _params(workdir, step, params, config.optim.ema > 0))
     learnt = {n: np.asarray(v.get_value()) for n, v in parameters(restorer).items() if n in names}
     tensors = {name: Tensor.of(array) for name, array in learnt.items()}
     files = [workdir / "config.json", workdir / "init.json"]
@@ -202,11 +296,6 @@ def _base_folder(workdir: Path) -> Path:
         if recorded["digest"] != file_digest(folder / "config.json"):
             raise WeightsError(f"{folder}: not the base model that {workdir} was begun with")
     return folder
-
-
-def _run_base(workdir: Path, precision: str) -> tuple[Restorer, ModelConfig]:
-    restorer, model, _ = load_base(_base_folder(workdir), precision=precision)
-    return restorer, model
 
 
 def _digest(workdir: Path, step: int) -> str:

@@ -111,16 +111,25 @@ class LoRAConfig:
 
 
 @dataclass
+class PromptConfig:
+    """Where the U-Net's cross-attention tokens come from (Table 4)."""
+
+    kind: str = "hfie"  # paper; or "ram", "dape" (tags, CLIP), "null" (a space), "fixed" (a file)
+    source: str = "lq"  # paper: which picture is described in training; OSEDiff: "hq"
+
+
+@dataclass
 class LossConfig:
     """Weights of Eq. 3-7 and of the two stages that make a small base model."""
 
     mse: float = 1.0  # paper; on images in [-1, 1]
     lpips: float = 2.0  # paper
     vsd: float = 1.0  # paper
-    cfg_vsd: float = 1.0  # paper, Eq. 6; OSEDiff's code uses 7.5
+    cfg_vsd: float = 1.0  # guidance of the frozen regularizer; paper, Eq. 6: none; OSEDiff: 7.5
+    negative_prompt: str = ""  # what `cfg_vsd` guides away from; needs CLIP in the model folder
     vsd_timesteps: tuple[int, int] = (20, 980)  # paper; upper end excluded
     reg_timesteps: tuple[int, int] = (0, 1000)  # OSEDiff; upper end excluded
-    reg_updates: int = 1  # regularizer updates per generator update
+    reg_updates: int = 1  # regularizer updates per generator update; OSEDiff: 1
     reg_lora_scope: str = "all"  # "mid" = what OSEDiff's released trainer really updates
     kl: float = 1e-6  # autoencoder stage only (LDM's value)
     structure: float = 0.0  # of 1 - SSIM; in LPIPS' place where VGG's weights are not at hand
@@ -139,6 +148,9 @@ class OptimConfig:
     clip_norm: float = 1.0
     warmup_steps: int = 0
     schedule: str = "constant"  # or "cosine", down to zero at the last step
+    accumulate: int = 1  # parts a batch is cut into, one after the other: less memory, same step
+    max_nonfinite: int = 10  # steps in a row without a finite loss and gradient; then the run stops
+    ema: float = 0.0  # decay of an averaged copy, validated and exported; paper: none
 
 
 @dataclass
@@ -202,9 +214,11 @@ class RunConfig:
     seed: int = 123
     precision: str = "bf16"  # compute of the frozen networks; or "fp32"
     latent: str = "sample"  # OSEDiff trains on the sampled posterior; or "mode"
+    remat: str = "products"  # or "none", "blocks": what the backward pass keeps, see remat.py
     log_every: int = 50
     checkpoint_every: int = 500
-    keep: int = 3
+    keep: int = 3  # newest checkpoints; the best one is kept besides
+    best: str = "val_psnr_y"  # or val_ssim_y, val_lpips
     sample_every: int = 500  # sample grid and validation; 0 = never
     eval_sources: tuple[str, ...] = ()  # HQ pictures of the fixed validation set
     eval_images: int = 16
@@ -217,6 +231,7 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     lora: LoRAConfig = field(default_factory=LoRAConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)

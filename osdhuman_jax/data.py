@@ -357,9 +357,10 @@ def _close(running: list[grain.DatasetIterator]) -> None:
 
 
 def _init_worker(index: int, count: int) -> None:
-    """One OpenCV thread a worker; Ctrl-C is the parent's; a dead parent ends the worker."""
+    """One OpenCV thread a worker; signals to the group are the parent's; its death ends all."""
     cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -194,9 +194,14 @@ def write_png(
     Raises OSError where the folder cannot be written or is full; the old file then stands.
     """
     data = encode_png(rgb, alpha, icc)
-    temporary = Path(path).with_name(
-        f".{secrets.token_hex(8)}.tmp"
-    )  # short: names end at 255 bytes
+    write_file(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_file(path: str | Path, data: bytes) -> None:
+    """Write a file so that it is whole or not there at all; an old one stands until then."""
+    name = f".{secrets.token_hex(8)}.tmp"  # short: names end at 255 bytes
+    temporary = Path(path).with_name(name)
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -206,7 +211,6 @@ def write_png(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return hashlib.sha256(data).hexdigest()
 
 
 def list_images(source: str | Path) -> list[tuple[Path, Path]]:
@@ -221,6 +225,22 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
         return [(path, Path(path.name))]
     root, found = (path, _walk(path)) if path.is_dir() else _expand(path)
     return sorted(((file, file.relative_to(root)) for file in found), key=lambda pair: pair[1])
+
+
+def named_images(folder: str | Path) -> dict[str, Path]:
+    """Files of a folder by relative path without suffix, so that a.png and a.jpg are partners.
+
+    Raises ValueError where there is no image, or two of one name; OSError on an unreadable folder.
+    """
+    found: dict[str, Path] = {}
+    for path, relative in list_images(folder) if Path(folder).is_dir() else []:
+        name = relative.with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"{folder}: {found[name].name} and {path.name} have one name")
+        found[name] = path
+    if not found:
+        raise ValueError(f"{folder}: no folder with images")
+    return found
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.attention import attend, join_heads, split_heads
+from osdhuman_jax.remat import rematerialised
 from osdhuman_jax.types import Timestep
 
 Feature = Float[Array, "b h w c"]
@@ -86,6 +87,7 @@ class ResnetBlock2D(nnx.Module):
         same = in_channels == out_channels
         self.conv_shortcut = None if same else conv1x1(in_channels, out_channels, **kw)
 
+    @rematerialised
     def __call__(
         self, x: Feature, temb: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w o"]:
@@ -164,6 +166,7 @@ class SpatialAttention(Attention):
         super().__init__(channels, heads=1, bias=True, **kw)
         self.group_norm = GroupNorm(channels, groups, epsilon, **kw)
 
+    @rematerialised
     def __call__(self, x: Feature) -> Feature:
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
         return x + super().__call__(tokens).reshape(x.shape)
@@ -220,6 +223,7 @@ class Transformer2DModel(nnx.Module):
         self.transformer_blocks = nnx.List([block])
         self.proj_out = nnx.Linear(channels, channels, **kw)
 
+    @rematerialised
     def __call__(self, x: Feature, context: Float[Array, "b s d"]) -> Feature:
         tokens = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
         for block in self.transformer_blocks:

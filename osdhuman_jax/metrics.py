@@ -1,8 +1,11 @@
-"""PSNR and SSIM on the luma of YCbCr, the metrics with a reference in the paper's tables.
+"""The metrics of the paper's tables, and the two that need no weights: PSNR and SSIM on luma.
 
-They follow pyiqa's `psnr` and `ssim` with `test_y_channel=True, color_space='ycbcr'` and no border
-crop, which is how the published numbers were taken. Images are uint8 RGB (height, width, 3).
+Those two follow pyiqa's `psnr` and `ssim` with `test_y_channel=True, color_space="ycbcr"` and no
+border crop, which is how the published numbers were taken. Images are uint8 RGB (height, width, 3).
 """
+
+from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -10,6 +13,46 @@ from jaxtyping import Float64, UInt8
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Luma = Float64[np.ndarray, "h w"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of a table: what it is called, which way it points, what exactly is computed."""
+
+    name: str  # as the command line takes it
+    title: str
+    higher: bool  # is better
+    reference: bool  # needs one
+    engine: str  # "numpy", "jax" or "pyiqa", where its name is `name`
+    variant: str
+    decimals: int = 4  # as the paper prints it
+    options: dict[str, Any] = field(default_factory=dict)  # of pyiqa.create_metric
+    whole_set: bool = False  # one value for two sets, none for a picture
+
+    @property
+    def head(self) -> str:
+        """Title with an arrow to the better side."""
+        return f"{self.title} {'↑' if self.higher else '↓'}"
+
+
+_Y = "Y of YCbCr (BT.601, 16-235), no border crop"
+_UP, _DOWN, _WITH, _WITHOUT = True, False, True, False  # higher is better; with a reference
+METRICS = {  # in the order of the paper's Table 2; BRISQUE is in Table 1 only
+    metric.name: metric
+    for metric in (
+        Metric("dists", "DISTS", _DOWN, _WITH, "pyiqa", "DISTS, VGG16"),
+        Metric("lpips", "LPIPS", _DOWN, _WITH, "pyiqa", "LPIPS v0.1, AlexNet"),
+        Metric("lpips-vgg", "LPIPS-VGG", _DOWN, _WITH, "jax", "LPIPS v0.1, VGG16"),
+        Metric("psnr", "PSNR", _UP, _WITH, "numpy", _Y, decimals=2),
+        Metric("ssim", "SSIM", _UP, _WITH, "numpy", f"{_Y}, 11 x 11 Gaussian window"),
+        Metric("fid", "FID", _DOWN, _WITH, "pyiqa", "clean-fid, Inception 2048", whole_set=True),
+        Metric("clipiqa", "CLIPIQA", _UP, _WITHOUT, "pyiqa", "CLIP RN50, 5 pairs of prompts"),
+        Metric("maniqa-pipal", "MANIQA", _UP, _WITHOUT, "pyiqa", "trained on PIPAL, 20 crops"),
+        Metric("musiq", "MUSIQ", _UP, _WITHOUT, "pyiqa", "trained on KonIQ-10k"),
+        Metric("niqe", "NIQE", _DOWN, _WITHOUT, "pyiqa", "Y of YIQ, blocks of 96, no border crop"),
+        Metric("brisque", "BRISQUE", _DOWN, _WITHOUT, "pyiqa", "Y of YIQ, LIVE's SVM"),
+    )
+}
 
 _BT601 = np.array([65.481, 128.553, 24.966])  # studio swing: white is 235
 _WINDOW = 11

@@ -20,9 +20,9 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from osdhuman_jax import colour
-from osdhuman_jax.checkpoint import load_run
+from osdhuman_jax.checkpoint import load_run, load_run_prompter
 from osdhuman_jax.images import Picture, to_float, to_uint8
-from osdhuman_jax.prompts import FixedPrompter
+from osdhuman_jax.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.types import Tokens
 from osdhuman_jax.weights import Model, load_model, load_prompter
 
@@ -67,7 +67,16 @@ class Pipeline:
     def from_folder(cls, folder: str | Path, precision: str = "fp32", **options: Any) -> "Pipeline":
         """Pipeline of a model folder. Raises ValueError or FileNotFoundError on a bad one."""
         model = load_model(folder, precision=precision)
-        prompter = load_prompter(folder, precision=precision)
+        return cls._with(load_prompter(folder, precision=precision), model, precision, options)
+
+    @classmethod
+    def _with(
+        cls,
+        prompter: FixedPrompter | TagPrompter | None,
+        model: Model,
+        precision: str,
+        options: dict[str, Any],
+    ) -> "Pipeline":
         if isinstance(prompter, FixedPrompter):
             model.restorer.prompter, prompter = prompter, None
         return cls(model, precision, prompter=prompter, **options)
@@ -81,7 +90,8 @@ class Pipeline:
         **options: Any,
     ) -> "Pipeline":
         """Pipeline of a training run's checkpoint, the latest by default. Raises as above."""
-        return cls(load_run(workdir, step, precision=precision), precision, **options)
+        model = load_run(workdir, step, precision=precision)
+        return cls._with(load_run_prompter(workdir, precision), model, precision, options)
 
     def padded_size(self, size: Size) -> Size:
         """The (height, width) at which a picture of `size` is computed."""

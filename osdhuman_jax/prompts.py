@@ -159,7 +159,12 @@ def save_prompt(path: str | Path, tokens: Float[Array, "n d"]) -> None:
 
 def load_prompt(path: str | Path, width: int) -> FixedPrompter:
     """Prompter of a .npy file (N, width). Raises ValueError on any other content."""
-    tokens = np.load(path, allow_pickle=False)
+    try:
+        tokens = np.load(path, allow_pickle=False)
+    except EOFError as error:
+        raise ValueError(f"{path}: an empty file") from error
+    if not isinstance(tokens, np.ndarray):
+        raise ValueError(f"{path}: an archive, not an array")
     if tokens.ndim != 2 or tokens.shape[1] != width or not len(tokens):
         raise ValueError(f"{path}: tokens must be (N, {width}), these are {tokens.shape}")
     if tokens.dtype.kind != "f" or not np.isfinite(tokens).all():

@@ -23,7 +23,7 @@ class Tokenizer:
 
     def __init__(self, folder: str | Path, length: int = LENGTH) -> None:
         """Raises FileNotFoundError, or ValueError where the files are not CLIP's."""
-        vocab, merges = _read(Path(folder))
+        vocab, merges = read_vocabulary(Path(folder))
         from transformers import CLIPTokenizer  # takes a second, and few commands need it
 
         self.length, self.bos, self.eos = length, vocab[BOS], vocab[EOS]
@@ -38,13 +38,31 @@ class Tokenizer:
         return ids
 
 
-def _read(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Ids by token, and the pairs to join in their order."""
-    vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Ids by token, and the pairs to join in their order.
+
+    Read are `vocab.json` and `merges.txt`, or `tokenizer.json` where it stands alone. Raises
+    FileNotFoundError, or ValueError where they are not CLIP's.
+    """
+    file = whole = folder / "tokenizer.json"
+    if whole.is_file() and not (folder / "vocab.json").exists():
+        found = json.loads(whole.read_text(encoding="utf-8"))
+        model = found.get("model") if isinstance(found, dict) else None
+        vocab, rows = (model.get(k) if isinstance(model, dict) else None for k in _MODEL)
+    else:
+        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        whole, file = folder / "vocab.json", folder / "merges.txt"
+        lines = file.read_text(encoding="utf-8").strip().split("\n")
+        rows = [line for line in lines if not line.startswith("#version")]
     if not isinstance(vocab, dict) or not {BOS, EOS} <= set(vocab):
-        raise ValueError(f"{folder / 'vocab.json'}: not CLIP's vocabulary (no {BOS} or {EOS})")
-    lines = (folder / "merges.txt").read_text(encoding="utf-8").strip().split("\n")
-    pairs = [line.split() for line in lines if not line.startswith("#version")]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(f"{folder / 'merges.txt'}: not pairs of tokens")
-    return vocab, [(first, second) for first, second in pairs]
+        raise ValueError(f"{whole}: not CLIP's vocabulary (no {BOS} or {EOS})")
+    if not all(type(i) is int and i >= 0 for i in vocab.values()):
+        raise ValueError(f"{whole}: not CLIP's vocabulary (ids that are no numbers)")
+    # a pair is "a b" or, in newer files of the `tokenizers` library, ["a", "b"]
+    pairs = [row.split() if isinstance(row, str) else row for row in rows or ()]
+    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{file}: not pairs of tokens")
+    return vocab, [(pair[0], pair[1]) for pair in pairs if pair]
+
+
+_MODEL = ("vocab", "merges")  # of tokenizer.json's "model"

@@ -1,16 +1,12 @@
-"""One jitted, donated training step for three kinds of run, and what surrounds it.
+"""One jitted, donated training step for every kind of run, and what surrounds it.
 
-    vae        autoencoder on HQ pictures                      trains the VAE
-    diffusion  eps-prediction on HQ latents, HFIE(HQ) prompt   trains U-Net, Swin and HFIE
-    restorer   the paper's generator (section 3.2)             trains LoRA and HFIE
-
-The first two make a small base model where none can be had; the third is OSDHuman. All train the
-`Restorer`: `trainable` says which of its parameters, `OBJECTIVES` by which loss.
+`objectives.py` says what is minimised. A step updates the generator (or the autoencoder, or the
+small prior), then the finetuned regularizer on the same, detached latents. A step that is not
+finite changes nothing but the counters.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,242 +18,279 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from osdhuman_jax import losses
-from osdhuman_jax.config import Config, ConfigError, LossConfig, ModelConfig, OptimConfig, to_dict
+from osdhuman_jax import remat
+from osdhuman_jax.config import Config, ConfigError, ModelConfig
+from osdhuman_jax.experiment import prepare, store_as_computed, trainable
+from osdhuman_jax.flops import count
 from osdhuman_jax.metrics import psnr_y, ssim_y
+from osdhuman_jax.objectives import (
+    OBJECTIVES,
+    Frozen,
+    Loss,
+    Part,
+    Regularizer,
+    Scalars,
+    diffusion_loss,
+    draw,
+    inject_regularizer,
+    leaves_by_name,
+)
+from osdhuman_jax.optimizer import (
+    accumulate,
+    all_finite,
+    averaged,
+    choose,
+    cut,
+    group_norms,
+    make_optimizer,
+)
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.schedule import Schedule
 from osdhuman_jax.sharding import batch_sharding, replicated, weight_sharding
 from osdhuman_jax.types import Image
-from osdhuman_jax.weights import (
-    add_lora,
-    is_generator,
-    load_base,
-    random_restorer,
-    save_model,
-)
+from osdhuman_jax.unet import UNet2DConditionModel
+from osdhuman_jax.weights import encode_text, load_part, load_prompter
+from osdhuman_jax.weights.store import DTYPES, hollow, read_meta
 
 Batch = Mapping[str, Array]
-Scalars = dict[str, Array]
-Objective = Callable[[Restorer, Batch, Array], tuple[Array, Scalars]]
+PICTURES = ("hq", "lq")
 
 
 @jax.tree_util.register_dataclass
 @dataclass
 class TrainState:
-    """What a step changes and a checkpoint holds."""
+    """What a step changes and a checkpoint holds; None where a run has no such part."""
 
-    step: Any  # int32 scalar array: updates done; Any, since shapes pass here too
+    step: Any  # int32 scalar array: steps done; Any, since shapes pass here too
     params: nnx.State  # the trainable part of the restorer, float32
     opt_state: optax.OptState
+    reg: Any = None  # adapters of the finetuned regularizer, float32
+    reg_opt: Any = None
+    ema: Any = None  # averaged copy of `params`
+    nonfinite: Any = None  # int32: steps in a row, up to now, that were skipped
 
 
-def check(config: Config) -> None:
-    """Raise ConfigError where a value contradicts another or asks for what is not there."""
-    choices = {
-        "run.kind": (config.run.kind, tuple(OBJECTIVES)),
-        "run.precision": (config.run.precision, ("fp32", "bf16")),
-        "run.latent": (config.run.latent, ("sample", "mode")),
-        "optim.schedule": (config.optim.schedule, ("constant", "cosine")),
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ConfigError(f"{name}: {value!r} is none of {', '.join(allowed)}")
-    if config.run.kind == "restorer" and (config.loss.lpips or config.loss.vsd):
-        raise ConfigError(
-            "loss.lpips and loss.vsd: this version trains the generator with the MSE term only; "
-            "set both to 0"
-        )
-    if config.data.batch_size < 1 or config.data.batch_size % jax.device_count():
-        size, devices = config.data.batch_size, jax.device_count()
-        raise ConfigError(f"data.batch_size: {size} does not divide among {devices} device(s)")
-    if not config.data.sources:
-        raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
-    if config.run.kind == "restorer" and not config.data.degrade:
-        raise ConfigError("data.degrade: the restorer trains on degraded pictures, set it to True")
+class Trainer:
+    """The programs of a run: pure functions of state, frozen weights and batch."""
+
+    def __init__(self, config: Config, model: ModelConfig, restorer: Restorer) -> None:
+        """`restorer` with LoRA where the run trains LoRA; its arrays are not kept."""
+        self.config, self.model = config, model
+        self.tx = make_optimizer(config.optim, config.run.steps)
+        remat.set_policy(restorer, config.run.remat)
+        self.graphdef = nnx.graphdef(restorer)
+        self.regularizer = _regularizer(config, model)
+        self.lpips: nnx.GraphDef | None = None
+
+    def start(
+        self, restorer: Restorer, lpips: nnx.Module | None = None
+    ) -> tuple[TrainState, Frozen]:
+        """The state before the first step, and what stays."""
+        wanted = trainable(self.config)
+        _, params, rest = nnx.split(restorer, wanted, ...)
+        frozen = Frozen(rest)
+        if self.config.lora.train_conv_in and self.regularizer:
+            trained = leaves_by_name(params["unet"]) if "unet" in params else {}
+            kept = {n: v for n, v in trained.items() if ".lora_" not in n}
+            frozen.unet = jax.tree.map(jnp.copy, kept)
+        if lpips is not None:
+            self.lpips, frozen.lpips = nnx.split(lpips)
+        state = TrainState(jnp.zeros((), jnp.int32), params, self.tx.init(params))
+        state.nonfinite = jnp.zeros((), jnp.int32)
+        if self.regularizer:
+            state.reg = jax.tree.map(jnp.copy, self.regularizer.params)
+            state.reg_opt = self.tx.init(state.reg)
+        if self.config.optim.ema:
+            state.ema = jax.tree.map(jnp.copy, params)
+        return state, frozen
+
+    def step(self, state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Scalars]:
+        """One step on a batch of uint8 pictures; jit it, with the state donated.
+
+        Randomness is a function of (seed, step) alone. A step whose losses or gradients are not
+        all finite leaves everything as it was, and counts in `nonfinite`.
+        """
+        parts = self._parts(state, frozen, batch)
+        grads, scalars, made = self._gradients(state, frozen, parts)
+        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        scalars |= group_norms(grads, "grad_norm") | group_norms(updates, "update_norm")
+        watched = [scalars["loss"], scalars["grad_norm"]]
+        new = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
+        new.reg, new.reg_opt, reg_scalars = self._regularize(state, frozen, parts, made)
+        watched += [reg_scalars[k] for k in ("reg_loss", "reg_grad_norm") if k in reg_scalars]
+        if state.ema is not None:
+            new.ema = averaged(state.ema, params, state.step, self.config.optim.ema)
+        finite = all_finite(*watched)
+        new.nonfinite = state.nonfinite
+        new = choose(finite, new, state)
+        new.step = state.step + 1
+        new.nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
+        counters = {"nonfinite": new.nonfinite.astype(jnp.float32)}
+        if "stop" in batch:
+            counters["stop"] = jnp.max(batch["stop"]).astype(jnp.float32)
+        return new, {**scalars, **reg_scalars, **counters}
+
+    def _parts(self, state: TrainState, frozen: Frozen, batch: Batch) -> Part:
+        """Images, prompts and draws of the batch, cut into `optim.accumulate` parts."""
+        key = jax.random.fold_in(jax.random.key(self.config.run.seed), state.step)
+        images = to_images(batch)
+        model = nnx.merge(self.graphdef, state.params, frozen.restorer)
+        count, height, width, _ = images["hq"].shape
+        drawn = draw(self.config, model, count, (height, width), key)
+        prompts = {"prompt": batch["prompt"]} if "prompt" in batch else {}
+        return cut({**images, **prompts, **drawn}, self.config.optim.accumulate)
+
+    def _objective(self, params: nnx.State, state: TrainState, frozen: Frozen, part: Part) -> Loss:
+        model = nnx.merge(self.graphdef, params, frozen.restorer)
+        objective = OBJECTIVES[self.config.run.kind]
+        if self.config.run.kind != "restorer":
+            return objective(self.config.loss, model, part)
+        networks = self.config, self.regularizer, self.lpips if self.config.loss.lpips else None
+        return objective(*networks, model, frozen, state.reg, part)
+
+    def _gradients(self, state: TrainState, frozen: Frozen, parts: Part):
+        """Gradients and scalars, means over the parts; latents and prompts of each part."""
+
+        def of(part: Part):
+            def loss(params: nnx.State):
+                found = self._objective(params, state, frozen, part)
+                return found.value, found
+
+            grads, found = jax.grad(loss, has_aux=True)(state.params)
+            return (grads, {"loss": found.value, **found.scalars}), (found.latent, found.prompt)
+
+        (grads, scalars), made = accumulate(of, parts)
+        return grads, scalars, made
+
+    def _regularize(
+        self, state: TrainState, frozen: Frozen, parts: Part, made: tuple[Any, Any]
+    ) -> tuple[Any, Any, Scalars]:
+        """Eq. 7, `reg_updates` times, on the generator's latents and prompts."""
+        reg, opt = state.reg, state.reg_opt
+        if self.regularizer is None:
+            return reg, opt, {}
+        scalars: Scalars = {}
+        for n in range(self.config.loss.reg_updates):
+            drawn = parts[f"reg_t{n}"], parts[f"reg_noise{n}"]
+            grads, loss = self._reg_gradients(reg, frozen, (made, drawn))
+            updates, opt = self.tx.update(grads, opt, reg)
+            reg = optax.apply_updates(reg, updates)
+            norms = {"reg_grad_norm": optax.tree.norm(grads)}
+            scalars = {"reg_loss": loss, **norms, "reg_update_norm": optax.tree.norm(updates)}
+        return reg, opt, scalars
+
+    def _reg_gradients(self, reg: Any, frozen: Frozen, parts: Any) -> tuple[Any, Array]:
+        def of(part: Any):
+            (latent, prompt), (t, noise) = part
+
+            def loss(reg: nnx.State):
+                unet = self.regularizer.finetuned(frozen, reg)  # type: ignore[union-attr]
+                return diffusion_loss(unet, latent, t, noise, prompt)
+
+            value, grads = jax.value_and_grad(loss)(reg)
+            return (grads, value), ()
+
+        return accumulate(of, parts)[0]
+
+    def images(self, params: nnx.State, frozen: Frozen, batch: Batch) -> Image:
+        """Reconstruction (vae), one-step estimate from t = 500 (diffusion), or restored picture."""
+        model = nnx.merge(self.graphdef, params, frozen.restorer)
+        images, kind = to_images(batch), self.config.run.kind
+        if kind == "vae":
+            return model.decode(model.encode(images["hq"]))
+        if kind == "diffusion":
+            return _estimate(model, images["hq"], self.config.run.seed)
+        return model(images["lq"], prompt=batch.get("prompt"))
+
+    def distances(self, frozen: Frozen, images: Image, batch: Batch) -> Array:
+        """LPIPS (VGG) of images from the batch's HQ, (B,)."""
+        return nnx.merge(self.lpips, frozen.lpips)(images, to_images(batch)["hq"])  # type: ignore[arg-type]
 
 
-def trainable(config: Config) -> nnx.filterlib.Filter:
-    """Which parameters a run trains."""
-    return {
-        "vae": nnx.PathContains("vae"),
-        "diffusion": nnx.Any(nnx.PathContains("unet"), nnx.PathContains("prompter")),
-        "restorer": partial(is_generator, config.lora),
-    }[config.run.kind]
+def _estimate(model: Restorer, hq: Image, seed: int) -> Image:
+    z0 = model.encode(hq)
+    t = jnp.full(z0.shape[:1], Schedule.num_train_timesteps // 2, jnp.int32)
+    z = Schedule().add_noise(z0, jax.random.normal(jax.random.key(seed), z0.shape), t)
+    return model.decode(Schedule().eps_to_x0(z, model.unet(z, t, model.prompter(hq)), t))
 
 
-def base_folder(config: Config, workdir: Path) -> Path:
-    """The model folder a run starts from: `run.init`, else WORKDIR/init with random weights."""
-    if config.run.init:
-        return Path(config.run.init)
-    folder = workdir / "init"
-    if not (folder / "config.json").exists():
-        random = random_restorer(config.model, config.run.seed)
-        save_model(folder, config.model, random, provenance={"random_seed": config.run.seed})
-    return folder
+def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
+    """The regularizers' graphs, where a run has the VSD term; adapters drawn by the seed."""
+    if config.run.kind != "restorer" or not config.loss.vsd:
+        return None
+    sizes: dict[str, Any] = {**vars(model.unet), "dtype": DTYPES[config.run.precision]}
+    plain, adapted = (hollow(lambda rngs: UNet2DConditionModel(**sizes, rngs=rngs)) for _ in "ab")
+    rng = np.random.default_rng([config.run.seed, 1])
+    inject_regularizer(adapted, config.lora, config.loss.reg_lora_scope, rng)
+    remat.set_policy(adapted, config.run.remat)
+    return Regularizer(plain, adapted)
 
 
-def prepare(config: Config, folder: Path) -> tuple[Restorer, ModelConfig]:
-    """The base model of a folder, with LoRA injected where the restorer is trained.
+def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:
+    """A run's programs and their first arguments, from a base model's folder.
 
-    An architecture is a property of weights: `config.model` must equal the folder's, but for the
-    latent's scaling factor (measured after the autoencoder's training) and the timestep.
+    Raises ConfigError or WeightsError where the folder is not what the config needs.
     """
-    restorer, found, _ = load_base(folder, precision=config.run.precision)
-    found.timestep = restorer.timestep = config.model.timestep
-    ours, theirs = to_dict(config.model), to_dict(found)
-    ours["vae"]["scaling_factor"] = found.vae.scaling_factor
-    if ours != theirs:
-        names = [k for k in ours if ours[k] != theirs[k]]
-        raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {folder}")
-    if config.run.kind == "restorer":
-        add_lora(restorer, config.lora, np.random.default_rng(config.run.seed))
-    return restorer, found
+    restorer, model = prepare(config, folder)
+    lpips = None
+    measured = "lpips" in read_meta(folder).get("parts", {})
+    if config.run.kind == "restorer" and (config.loss.lpips or measured):
+        lpips = load_part(folder, "lpips", precision=config.run.precision)
+        store_as_computed(lpips, False)
+    store_as_computed(restorer, trainable(config))
+    trainer = Trainer(config, model, restorer)
+    state, frozen = trainer.start(restorer, lpips)
+    if trainer.regularizer and config.loss.cfg_vsd != 1.0:
+        frozen.negative = encode_text(folder, config.loss.negative_prompt)
+        _check_lengths(config, model, frozen.negative.shape[1])
+    return trainer, model, state, frozen
 
 
-# Objectives: (restorer, batch of images in [-1, 1], key) -> (loss, scalars to log).
+def _check_lengths(config: Config, model: ModelConfig, length: int) -> None:
+    """Guidance runs both prompts as one batch."""
+    if config.prompt.kind == "hfie" and model.hfie.num_queries != length:
+        pair = f"{length} tokens, HFIE's {model.hfie.num_queries}"
+        raise ConfigError(f"loss.cfg_vsd: the negative prompt has {pair}; set it to 1")
 
 
-def vae_objective(config: LossConfig, model: Restorer, batch: Batch, key: Array):
-    """Squared error of the reconstruction from a posterior sample, in RGB and colour, and KL."""
-    mean, logvar = model.vae.encode(batch["hq"])
-    latent = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-    image = model.vae.decode(latent)
-    parts = {
-        "mse": losses.mse(image, batch["hq"]),
-        "chroma": losses.chroma(image, batch["hq"]),
-        "kl": losses.kl(mean, logvar),
-    }
-    loss = config.mse * parts["mse"] + config.chroma * parts["chroma"] + config.kl * parts["kl"]
-    return loss, parts
+class Prompts:
+    """What is not HFIE: tokens of a batch's pictures, made outside the compiled step."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        """Raises WeightsError where the folder lacks what `prompt.kind` needs."""
+        kind = config.prompt.kind if config.run.kind == "restorer" else "hfie"
+        self._extract = load_prompter(folder, kind, precision=config.run.precision)
+
+    def __call__(self, batch: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+        """{"prompt": (B, N, D)} of the pictures `source`; nothing for HFIE."""
+        if self._extract is None:
+            return {}
+        images = batch[source].astype(np.float32) / 127.5 - 1.0
+        return {"prompt": np.asarray(self._extract(images))}  # type: ignore[arg-type]
 
 
-def diffusion_objective(config: LossConfig, model: Restorer, batch: Batch, key: Array):
-    """Eps-prediction on latents of HQ pictures, all timesteps alike, prompted by the pictures."""
-    del config
-    k_latent, k_t, k_noise = jax.random.split(key, 3)
-    z0 = jax.lax.stop_gradient(model.encode(batch["hq"], k_latent))
-    t = jax.random.randint(k_t, z0.shape[:1], 0, Schedule.num_train_timesteps)
-    noise = jax.random.normal(k_noise, z0.shape)
-    eps = model.unet(Schedule().add_noise(z0, noise, t), t, model.prompter(batch["hq"]))
-    loss = losses.mse(eps, noise)
-    return loss, {"diffusion": loss}
-
-
-def generator_objective(
-    config: LossConfig, sample_latent: bool, model: Restorer, batch: Batch, key: Array
-):
-    """Eq. 3 so far as it needs no other network: the data term.
-
-    The perceptual term takes `image`, the VSD term (Eq. 6) `latent`; both add to the sum here. The
-    regularizer's own loss (Eq. 7) is a second update in the step, on `latent` detached.
-    """
-    lq, hq = batch["lq"], batch["hq"]
-    latent = model.denoise(model.encode(lq, key if sample_latent else None), model.prompter(lq))
-    image = model.vae.decode(latent / model.vae.scaling_factor)
-    clipped = jnp.clip(image, -1.0, 1.0)
-    parts = {"mse": losses.mse(clipped, hq), "clamp_rate": jnp.mean(jnp.abs(image) > 1.0)}
-    loss = config.mse * parts["mse"]
-    if config.structure:
-        parts["structure"] = losses.structure(clipped, hq)
-        loss = loss + config.structure * parts["structure"]
-    return loss, parts
-
-
-OBJECTIVES: dict[str, Callable[..., Any]] = {
-    "vae": vae_objective,
-    "diffusion": diffusion_objective,
-    "restorer": generator_objective,
-}
-
-
-def make_objective(config: Config) -> Objective:
-    """The objective of `run.kind`, with its options bound."""
-    objective = partial(OBJECTIVES[config.run.kind], config.loss)
-    if config.run.kind == "restorer":
-        objective = partial(objective, config.run.latent == "sample")
-    return objective
-
-
-def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant or cosine decay to zero at the last step."""
-    after = max(steps - config.warmup_steps, 1)
-    peak = config.learning_rate
-    main = (
-        optax.constant_schedule(peak)
-        if config.schedule == "constant"
-        else optax.cosine_decay_schedule(peak, after)
+def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
+    """Matrix and convolution operations of one step, without what rematerialisation repeats."""
+    config = replace(
+        trainer.config,
+        run=replace(trainer.config.run, remat="none"),
+        optim=replace(trainer.config.optim, accumulate=1),
     )
-    warmup = optax.linear_schedule(0.0, peak, max(config.warmup_steps, 1))
-    return optax.join_schedules([warmup, main], [config.warmup_steps])
-
-
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW with decoupled decay after clipping by the global norm (section 4.1)."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-        ),
-    )
+    side, batch_size = config.data.crop, config.data.batch_size
+    picture = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
+    pictures = {k: picture for k in (PICTURES if config.data.degrade else PICTURES[:1])}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, frozen))
+    restorer = nnx.merge(trainer.graphdef, shapes[0].params, shapes[1].restorer)
+    plain = Trainer(config, trainer.model, restorer)
+    plain.lpips = trainer.lpips
+    return count(jax.make_jaxpr(plain.step)(*shapes, pictures))
 
 
 def to_images(batch: Mapping[str, Array | np.ndarray]) -> dict[str, Image]:
     """uint8 pictures of a batch as float32 in [-1, 1]."""
-    pictures = {k: jnp.asarray(batch[k], jnp.float32) for k in ("hq", "lq") if k in batch}
+    pictures = {k: jnp.asarray(batch[k], jnp.float32) for k in PICTURES if k in batch}
     return {k: picture / 127.5 - 1.0 for k, picture in pictures.items()}
-
-
-def init_state(params: nnx.State, tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
-
-
-def make_train_step(
-    graphdef: nnx.GraphDef, tx: optax.GradientTransformation, objective: Objective, seed: int
-) -> Callable[[TrainState, nnx.State, Batch], tuple[TrainState, Scalars]]:
-    """(state, frozen, batch of uint8 pictures) -> (state, scalars); jit it, state donated.
-
-    `frozen` is an argument: closing over it would bake its values into the program. Randomness is
-    a function of (seed, step) alone.
-    """
-
-    def step(state: TrainState, frozen: nnx.State, batch: Batch) -> tuple[TrainState, Scalars]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss_of(params: nnx.State):
-            return objective(nnx.merge(graphdef, params, frozen), to_images(batch), key)
-
-        (loss, scalars), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norms = {"grad_norm": optax.tree.norm(grads), "update_norm": optax.tree.norm(updates)}
-        new_state = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
-        return new_state, {"loss": loss, **scalars, **norms}
-
-    return step
-
-
-def make_eval_step(graphdef: nnx.GraphDef, kind: str, seed: int) -> Callable[..., Image]:
-    """(params, frozen, batch) -> reconstruction, one-step estimate from t = 500, or restored."""
-
-    def diffused(model: Restorer, hq: Image) -> Image:
-        z0 = model.encode(hq)
-        t = jnp.full(z0.shape[:1], Schedule.num_train_timesteps // 2, jnp.int32)
-        z = Schedule().add_noise(z0, jax.random.normal(jax.random.key(seed), z0.shape), t)
-        return model.decode(Schedule().eps_to_x0(z, model.unet(z, t, model.prompter(hq)), t))
-
-    def step(params: nnx.State, frozen: nnx.State, batch: Batch) -> Image:
-        model, images = nnx.merge(graphdef, params, frozen), to_images(batch)
-        if kind == "vae":
-            return model.decode(model.encode(images["hq"]))
-        return diffused(model, images["hq"]) if kind == "diffusion" else model(images["lq"])
-
-    return step
 
 
 def evaluate(
@@ -282,16 +315,22 @@ def latent_std(model: Restorer, hq: Image) -> float:
     return float(jnp.std(model.vae.encode(hq)[0]))
 
 
-def place(mesh: Mesh, state: TrainState, frozen: nnx.State) -> tuple[TrainState, nnx.State]:
+def place(mesh: Mesh, state: TrainState, frozen: Frozen) -> tuple[TrainState, Frozen]:
     """Trainable state on every device, frozen weights split by shape."""
-    split = jax.tree.map(lambda x: weight_sharding(mesh, x.shape), frozen)
-    return jax.device_put(state, replicated(mesh)), jax.device_put(frozen, split)
+
+    def put(x: Array, sharding: Any) -> Array:
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        host = np.asarray(x)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    state = jax.tree.map(lambda x: put(x, replicated(mesh)), state)
+    return state, jax.tree.map(lambda x: put(x, weight_sharding(mesh, x.shape)), frozen)
 
 
 def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
     """This process's share of the global batch, on its devices."""
-    pictures = {k: batch[k] for k in ("hq", "lq") if k in batch}
+    parts = {k: batch[k] for k in (*PICTURES, "prompt", "stop") if k in batch}
     return {
-        k: jax.make_array_from_process_local_data(batch_sharding(mesh), v)
-        for k, v in pictures.items()
+        k: jax.make_array_from_process_local_data(batch_sharding(mesh), v) for k, v in parts.items()
     }

@@ -65,6 +65,22 @@ def diffusers_folder(folder: Path, nets: Networks, prediction: str = "epsilon", 
     return folder
 
 
+def text_folder(folder: Path, nets: Networks, tokens: list[str], merges: list[str]) -> Path:
+    """A text encoder and, in one file, its vocabulary."""
+    nets.text.save_pretrained(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    model = {"vocab": {token: i for i, token in enumerate(tokens)}, "merges": merges}
+    (folder / "tokenizer" / "tokenizer.json").write_text(json.dumps({"model": model}))
+    return folder
+
+
+def tag_folder(folder: Path) -> Path:
+    """RAM's list of tags, without thresholds."""
+    folder.mkdir()
+    (folder / "ram_tag_list.txt").write_text("\n".join(f"tag {i}" for i in range(TAGS)))
+    return folder
+
+
 def edit_json(path: Path, **values) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 

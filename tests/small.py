@@ -2,9 +2,7 @@
 
 from dataclasses import asdict
 
-import jax
 import numpy as np
-import optax
 from convert import filled
 from flax import nnx
 
@@ -14,11 +12,11 @@ from osdhuman_jax.config import (
     HFIEConfig,
     LoRAConfig,
     ModelConfig,
-    OptimConfig,
     SwinConfig,
     UNetConfig,
     VAEConfig,
 )
+from osdhuman_jax.lpips import LPIPS
 from osdhuman_jax.restorer import Restorer, build_restorer
 from osdhuman_jax.weights import add_lora
 
@@ -67,6 +65,7 @@ def config(kind: str) -> Config:
     made.data.sources = ("photos",)
     made.run.kind = kind
     made.run.precision = "fp32"
+    made.run.remat = "none"
     return made
 
 
@@ -79,12 +78,20 @@ def pictures(count: int = 2, side: int = 16) -> dict[str, np.ndarray]:
     return {"hq": hq.astype(np.uint8), "lq": lq.clip(0, 255).astype(np.uint8)}
 
 
-def optimizer(values: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """The real one, but for optax's own arithmetic, which counts on promotion."""
-    real = training.make_optimizer(values, steps)
+LPIPS_SIZES = {"plan": (4, 4, 0, 8), "taps": (3, 6)}
 
-    def update(grads, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return real.update(grads, state, params)
 
-    return optax.GradientTransformation(real.init, update)
+def lpips() -> LPIPS:
+    """VGG's kin, of two levels."""
+    model = filled(lambda rngs: LPIPS(**LPIPS_SIZES, rngs=rngs), 3)
+    for lin in model.lin:  # the real ones are not negative either
+        lin.kernel.set_value(abs(lin.kernel[...]))
+    return model
+
+
+def start(config: Config, model: Restorer | None = None):
+    """(trainer, state, frozen) of a restorer with random weights, LPIPS where it is asked for."""
+    model = model or restorer(config.lora if config.run.kind == "restorer" else None)
+    trainer = training.Trainer(config, config.model, model)
+    perceptual = config.run.kind == "restorer" and config.loss.lpips
+    return trainer, *trainer.start(model, lpips() if perceptual else None)

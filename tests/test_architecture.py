@@ -7,14 +7,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"config", "types", "images", "attention", "tokenizer"},
-    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour"},
-    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade"},
-    {"prompts", "data"},
-    {"restorer", "losses"},
-    {"weights", "monitor"},
+    {"config", "types", "images", "attention", "tokenizer", "remat", "flops"},
+    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
+    | {"compare", "pairs"},
+    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables"},
+    {"prompts", "data", "plots"},
+    {"restorer", "losses", "optimizer"},
+    {"weights", "monitor", "objectives"},
+    {"experiment"},
     {"checkpoint", "training"},
-    {"pipeline"},
+    {"pipeline", "iqa"},
+    {"scoring"},
+    {"evaluate"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 COMMANDS = {"train.py", "infer.py"}
@@ -69,12 +73,17 @@ def test_bans(path: Path) -> None:
     name, packages = module(path), {i.split(".")[0] for i in imports(path)}
     if name in NETWORKS:
         assert not house_imports(path) & {"lora", "config", "sharding"}
-    if name in {"data", "degrade", "records", "images", "metrics", "colour"}:
+    if name in {"data", "degrade", "records", "images", "metrics", "colour", "compare", "tables"}:
         assert not packages & {"jax", "flax"}
     assert "safetensors" not in packages or name == "weights"
     assert "orbax" not in packages or name == "checkpoint"
     assert "grain" not in packages or name == "data"
-    assert not packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"}
+    assert not packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"} or name == "iqa"
+    assert not house_imports(path) & {"iqa", "scoring", "evaluate"} or name in {
+        "iqa",
+        "scoring",
+        "evaluate",
+    }
     assert "curate" not in packages
 
 

@@ -7,7 +7,7 @@ import pytest
 from convert import normal
 
 from osdhuman_jax.attention import attend as plain_attend
-from osdhuman_jax.attention import join_heads, split_heads
+from osdhuman_jax.attention import join_heads, kernel, split_heads
 
 attend = jax.jit(plain_attend)
 
@@ -66,3 +66,19 @@ def test_heads_are_consecutive_channels(b, t, h, d):
     last = np.asarray(x)[:, :, (h - 1) * d :]
     np.testing.assert_array_equal(np.asarray(heads)[:, :, h - 1], last)
     np.testing.assert_array_equal(join_heads(heads), x)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "dtype", "width", "biased", "expected"),
+    [
+        (True, jnp.bfloat16, 64, False, "cudnn"),  # the U-Net's heads
+        (True, jnp.float16, 128, False, "cudnn"),
+        (True, jnp.bfloat16, 512, False, "xla"),  # the VAE's one head
+        (True, jnp.bfloat16, 60, False, "xla"),
+        (True, jnp.bfloat16, 32, True, "xla"),  # Swin
+        (True, jnp.float32, 64, False, "xla"),
+        (False, jnp.bfloat16, 64, False, "xla"),
+    ],
+)
+def test_kernel_is_cudnns_where_it_applies(cuda, dtype, width, biased, expected):
+    assert kernel(cuda, jnp.dtype(dtype), width, biased) == expected

@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -21,7 +19,6 @@ from hypothesis import strategies as st
 
 from osdhuman_jax import degrade as d
 from osdhuman_jax.config import DegradationConfig
-from osdhuman_jax.images import read_image, write_png
 
 torch.set_num_threads(1)
 
@@ -522,117 +519,3 @@ def test_usm_is_off_by_default_and_sharpens_the_input():
 def test_unfit_input_is_refused(hq):
     with pytest.raises(ValueError, match="below 32|expected"):
         d.degrade(hq, d.sample_rng(0, 0, 0), CONFIG)
-
-
-# The command
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Two photographs, one below a subfolder."""
-    source = tmp_path / "hq"
-    (source / "b").mkdir(parents=True)
-    write_png(source / "c.png", photo(80))
-    cv2.imwrite(str(source / "b" / "a.jpg"), photo(120)[:, :100])
-    return source
-
-
-def run(source, output, *flags: str) -> int:
-    argv = ["--input", str(source), "--output", str(output), "--seed", "5", *flags]
-    try:
-        return d.main(argv)
-    except SystemExit as stop:  # argparse
-        return stop.code
-
-
-def log_lines(output) -> list[dict]:
-    return [json.loads(line) for line in (output / d.LOG_NAME).read_text().splitlines()]
-
-
-def test_command_degrades_a_folder(folder, tmp_path):
-    out = tmp_path / "lq"
-    assert run(folder, out) == 0
-    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-    assert files == ["b/a.png", "c.png", d.LOG_NAME]
-    log = log_lines(out)
-    for index, (name, entry) in enumerate(zip(["b/a.jpg", "c.png"], log, strict=True)):
-        hq = read_image(folder / name).rgb
-        lq, record = d.degrade(hq, d.sample_rng(5, 0, index), CONFIG)
-        np.testing.assert_array_equal(
-            read_image((out / name).with_suffix(".png")).rgb, lq, strict=True
-        )
-        expected = {"file": name, "seed": 5, "epoch": 0, "index": index, "record": record}
-        assert entry == expected
-
-
-def test_command_crops_resizes_and_keeps_model_scale(folder, tmp_path):
-    out = tmp_path / "lq"
-    assert run(folder, out, "--resize_short", "64", "--crop", "48", "--model_scale") == 0
-    assert read_image(out / "b" / "a.png").size == read_image(out / "c.png").size == (12, 12)
-    hq = cv2.resize(photo(80), (64, 64), interpolation=cv2.INTER_AREA)[8:56, 8:56]
-    small, _ = d.degrade(hq, d.sample_rng(5, 0, 1), CONFIG, full=False)
-    np.testing.assert_array_equal(read_image(out / "c.png").rgb, small)
-    assert run(folder, tmp_path / "full", "--resize_short", "40") == 0
-    assert read_image(tmp_path / "full" / "b" / "a.png").size == (48, 40)
-
-
-def test_command_goes_on_after_a_corrupt_image(folder, tmp_path, capsys):
-    (folder / "b" / "b.jpg").write_bytes(b"not an image")
-    write_png(folder / "small.png", photo(31))
-    assert run(folder, tmp_path / "lq") == 1
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and "b/b.jpg" in errors[0] and "small.png" in errors[1]
-    assert [(e["file"], e["index"]) for e in log_lines(tmp_path / "lq")] == [
-        ("b/a.jpg", 0),
-        ("c.png", 2),
-    ]
-    assert not (tmp_path / "lq" / "b" / "b.png").exists()
-
-
-def test_command_refuses_before_it_begins(folder, tmp_path, capsys):
-    out = tmp_path / "lq"
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    for source, target, flags in [
-        (empty, out, ()),
-        (tmp_path / "missing", out, ()),
-        (folder, folder / "lq", ()),
-        (folder / "c.png", folder, ("--overwrite",)),
-        (folder, folder.parent / "hq" / "c.png" / "x", ()),
-        (folder, out, ("--crop", "31")),
-        (folder, out, ("--resize_short", "many")),
-        (folder, out, ("--seed", "-1")),
-        (folder, out, ("--full", "--model_scale")),
-    ]:
-        assert run(source, target, *flags) == 2, (source, target, flags)
-        assert capsys.readouterr().err
-    write_png(folder / "b" / "a.png", photo(64))
-    assert run(folder, out) == 2
-    assert "a.jpg and b/a.png" in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_command_overwrites_only_when_told(folder, tmp_path, capsys):
-    out = tmp_path / "lq"
-    assert run(folder, out) == 0
-    first = (out / "c.png").read_bytes()
-    (out / "c.png").write_bytes(b"mine")
-    assert run(folder, out) == 2 and "--overwrite" in capsys.readouterr().err
-    assert (out / "c.png").read_bytes() == b"mine"
-    assert run(folder, out, "--overwrite") == 0
-    assert (out / "c.png").read_bytes() == first
-    (out / "c.png").unlink()
-    (out / "b" / "a.png").unlink()
-    assert run(folder, out) == 2  # the log alone
-
-
-def test_module_runs_without_jax(folder, tmp_path):
-    code = "import sys, runpy; sys.argv[0] = 'degrade'\n"
-    code += "try: runpy.run_module('osdhuman_jax.degrade', run_name='__main__')\n"
-    code += "finally: print(sorted({'jax', 'flax', 'torch'} & set(sys.modules)))"
-    flags = ["--input", str(folder / "c.png"), "--output", str(tmp_path / "lq"), "--seed", "0"]
-    command = [sys.executable, "-c", code, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert read_image(tmp_path / "lq" / "c.png").size == (80, 80)

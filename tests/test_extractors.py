@@ -3,7 +3,9 @@ against a PyTorch pipeline: diffusers' networks with peft's adapters, transforme
 CLIP, PyTorch's multi-head attention and diffusers' scheduler.
 """
 
+import copy
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,33 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from make_weights import dape_state
+from peft.tuners.tuners_utils import BaseTunerLayer
+from PIL import Image
 from test_tokenizer import MERGES, VOCAB
 
+import infer
 from benchmarks import references
 from benchmarks.convert import nchw, randomise
-from benchmarks.fidelity import TINY, adapt_all, publish, reference_restorer
-from osdhuman_jax.images import Picture, to_float
-from osdhuman_jax.pipeline import Pipeline
+from benchmarks.fidelity import TINY
+from benchmarks.published import adapt_all, publish, reference_restorer
+from osdhuman_jax.config import Config
+from osdhuman_jax.images import to_float
 from osdhuman_jax.prompts import save_prompt
 from osdhuman_jax.tokenizer import Tokenizer
-from osdhuman_jax.weights import WeightsError, load_prompter
+from osdhuman_jax.training import Prompts
+from osdhuman_jax.weights import (
+    WeightsError,
+    copy_prompter,
+    encode_text,
+    load_prompter,
+    random_restorer,
+    save_model,
+)
 from osdhuman_jax.weights.__main__ import main
 from osdhuman_jax.weights.extractors import read_tags
 from osdhuman_jax.weights.importer import import_model
+from osdhuman_jax.weights.store import read_meta
 
 NAMES = ["dog", "cat", "a dog", "#", "do", "go", "ca", "dog cat", "at", "tag", "boat"]
 PHOTO = np.ascontiguousarray(skimage.data.astronaut()[40:104, 190:254])  # her face
@@ -36,14 +52,18 @@ class Theirs:
     """The whole PyTorch pipeline, and the files its authors would publish."""
 
     def __init__(self, folder: Path):
-        self.restorer = reference_restorer(TINY)
+        self.restorer = reference_restorer(TINY.model)
         width = TINY.model.swin.image_proj_dim
         self.tagger: Any = randomise(
             references.Tagger({**asdict(TAGGER), "context_dim": width}), seed=5
         )
         self.clip: Any = randomise(references.clip(asdict(TINY.clip)), seed=6)
         self.sd, self.ram = publish(self.restorer, folder)
-        torch.save({"model": self.restorer.ram.state() | self.tagger.state_dict()}, self.ram)
+        ram = self.restorer.ram.state() | self.tagger.state_dict()
+        self.dape, lora = folder / "DAPE.pth", dape_state(ram)
+        torch.save({"model": ram}, self.ram)
+        torch.save(lora, self.dape)
+        self.taggers = {"ram": (self.restorer.ram, self.tagger), "dape": self.with_dape(lora)}
         self.clip.save_pretrained(self.sd / "text_encoder")
         tokenizer, self.tags = self.sd / "tokenizer", folder / "tags"
         tokenizer.mkdir()
@@ -52,21 +72,41 @@ class Theirs:
         self.tags.mkdir()
         (self.tags / "ram_tag_list.txt").write_text("\n".join(NAMES))
         self.limits = self.probabilities() + 0.05 * (-1.0) ** torch.arange(len(NAMES))
+        # between the two taggers' probabilities, so that RAM finds a cat and DAPE does not
+        self.limits[1] = (self.probabilities("ram")[1] + self.probabilities("dape")[1]) / 2
         lines = "\n".join(f"{float(limit):.6f}" for limit in self.limits)
         (self.tags / "ram_tag_list_threshold.txt").write_text(lines)
         self.generator = adapt_all(self.restorer, TINY.model)
 
-    def probabilities(self) -> torch.Tensor:
-        """Of each tag in the photograph."""
-        embeddings = self.restorer.ram(nchw(to_float(PHOTO[None])))
-        return torch.sigmoid(self.tagger(embeddings))[0]
+    def with_dape(self, lora: dict[str, torch.Tensor]) -> tuple[Any, Any]:
+        """Encoder and head as loralib merges them: W + B A / 8; of the Swin, queries and values."""
+        ram, tagger = copy.deepcopy((self.restorer.ram, self.tagger))
+        for name, layer in ram.swin.named_modules():
+            if name.endswith(".q_proj"):
+                fused = name.replace("q_proj", "qkv")
+                for old, new in references.SWIN_NAMES:
+                    fused = fused.replace(old, new)
+                down, up = (lora[f"visual_encoder.{fused}.lora_{x}"].chunk(2) for x in "AB")
+                values = ram.swin.get_submodule(name.replace("q_proj", "v_proj"))
+                layer.weight.data += up[0] @ down[0] / 8
+                values.weight.data += up[1] @ down[1] / 8
+        for name, layer in tagger.named_modules():
+            if f"{name}.lora_A" in lora:
+                layer.weight.data += lora[f"{name}.lora_B"] @ lora[f"{name}.lora_A"] / 8
+        return ram, tagger
 
-    def text(self) -> str:
-        """OSEDiff's prompt of the tags that RAM finds: every second one, by the thresholds."""
-        pairs = zip(NAMES, self.probabilities() > self.limits, strict=True)
-        found = [name for name, there in pairs if there]
-        assert found == NAMES[1::2]
-        return ", ".join(found) + ", ,"
+    def probabilities(self, kind: str = "ram") -> torch.Tensor:
+        """Of each tag in the photograph."""
+        ram, tagger = self.taggers[kind]
+        return torch.sigmoid(tagger(ram(nchw(to_float(PHOTO[None])))))[0]
+
+    def text(self, kind: str) -> str:
+        """The null prompt, or OSEDiff's of the tags that are found."""
+        if kind == "null":
+            return " "
+        margins = self.probabilities(kind) - self.limits
+        assert margins.abs().min() > 1e-3  # else rounding would decide
+        return ", ".join(n for n, m in zip(NAMES, margins, strict=True) if m > 0) + ", ,"
 
     def prompt(self, text: str) -> torch.Tensor:
         words = Tokenizer(self.sd / "tokenizer", TINY.clip.max_position_embeddings)
@@ -84,8 +124,26 @@ def theirs(tmp_path_factory):
         yield Theirs(tmp_path_factory.mktemp("published"))
 
 
+@pytest.fixture(scope="module")
+def trained(theirs, tmp_path_factory) -> Path:
+    """A model folder with the generator, from which the commands take it."""
+    folder = tmp_path_factory.mktemp("trained") / "m"
+    import_model(theirs.sd, theirs.ram, folder, generator=theirs.generator)
+    return folder
+
+
+def run(monkeypatch, *words: object) -> int:
+    monkeypatch.setattr("sys.argv", ["weights", *map(str, words)])
+    return main()
+
+
 def ours(folder: Path) -> np.ndarray:
-    return Pipeline.from_folder(folder).restore([Picture(PHOTO, None, None)])[0].rgb
+    """The photograph through infer.py."""
+    Image.fromarray(PHOTO).save(folder.parent / "photo.png")
+    files = {"--input": folder.parent / "photo.png", "--output": folder.parent / "out"}
+    words = [str(word) for pair in {**files, "--model": folder}.items() for word in pair]
+    assert infer.main(words) == 0
+    return np.asarray(Image.open(folder.parent / "out" / "photo.png"))
 
 
 def close(got: np.ndarray, want: np.ndarray) -> None:
@@ -93,17 +151,50 @@ def close(got: np.ndarray, want: np.ndarray) -> None:
     assert np.abs(got.astype(int) - want).max() <= 1
 
 
-def test_hfie_with_lora(theirs, tmp_path):
-    import_model(theirs.sd, theirs.ram, tmp_path / "m", generator=theirs.generator)
-    close(ours(tmp_path / "m"), theirs.restore())
+@pytest.mark.parametrize("kind", ["hfie", "ram", "dape", "null"])
+def test_photograph_through_both_commands(theirs, trained, tmp_path, monkeypatch, kind):
+    """Within one of 255: import (base, RAM, text encoder, LoRA and HFIE), then infer.py."""
+    flags = ["--sd", theirs.sd, "--ram", theirs.ram, "--generator", trained, "--prompt", kind]
+    flags += ["--clip", theirs.sd, "--tags", theirs.tags] if kind != "hfie" else []
+    flags += ["--dape", theirs.dape] if kind == "dape" else []
+    assert run(monkeypatch, "import", *flags, "--output", tmp_path / "m") == 0
+    prompt = None if kind == "hfie" else theirs.prompt(theirs.text(kind))
+    close(ours(tmp_path / "m"), theirs.restore(prompt))
+
+
+def test_prompts_and_adapters_show(theirs):
+    """Each moves the picture, so that none can pass for another or be left out."""
+    assert theirs.text("ram") == ", ".join(NAMES[1::2]) + ", ,"
+    assert theirs.text("dape") == ", ".join(NAMES[3::2]) + ", ,"
+    prompts = [theirs.prompt(theirs.text(kind)) for kind in ("ram", "dape", "null")]
+    pictures = [theirs.restore(prompt).astype(int) for prompt in (None, *prompts)]
+    for network in (theirs.restorer.unet, theirs.restorer.vae):
+        adapters = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
+        for on in (False, True):
+            for layer in adapters:
+                layer.enable_adapters(on)
+            if not on:
+                pictures.append(theirs.restore().astype(int))
+    for i, picture in enumerate(pictures):
+        assert all(np.abs(picture - other).max() > 2 for other in pictures[:i])
 
 
 @pytest.mark.parametrize("kind", ["ram", "null"])
-def test_text_prompts(theirs, tmp_path, kind):
-    parts = {"clip": theirs.sd, "tags": theirs.tags, "generator": theirs.generator}
-    import_model(theirs.sd, theirs.ram, tmp_path / "m", prompt=kind, **parts)
-    text = theirs.text() if kind == "ram" else " "
-    close(ours(tmp_path / "m"), theirs.restore(theirs.prompt(text)))
+def test_training_gives_the_same_prompts_and_hands_the_extractor_on(theirs, tmp_path, kind):
+    base, result = tmp_path / "base", tmp_path / "result"
+    parts = {"clip": theirs.sd, "tags": theirs.tags}
+    import_model(theirs.sd, theirs.ram, base, **parts)
+    save_model(result, TINY.model, random_restorer(TINY.model, 0))
+    copy_prompter(base, result, kind)
+    config = Config(model=TINY.model)
+    config.prompt.kind, config.run.precision = kind, "fp32"
+    want = theirs.prompt(theirs.text(kind))
+    for folder in (base, result):
+        found = Prompts(config, folder)({"hq": PHOTO[None]}, "hq")["prompt"]
+        np.testing.assert_allclose(np.asarray(found), want, rtol=0, atol=1e-4)
+    assert read_meta(result)["prompt"] == kind
+    text = encode_text(base, theirs.text("ram"))
+    np.testing.assert_allclose(text, theirs.prompt(theirs.text("ram")), rtol=0, atol=1e-4)
 
 
 def test_prompt_of_a_file(theirs, tmp_path):
@@ -115,6 +206,20 @@ def test_prompt_of_a_file(theirs, tmp_path):
     (tmp_path / "m" / "prompt.npy").write_bytes((tmp_path / "dog.npy").read_bytes()[:-1] + b"\x01")
     with pytest.raises(WeightsError, match="prompt.npy: its bytes do not match"):
         load_prompter(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["base.safetensors", "generator.safetensors"])
+def test_flipped_byte_stops_the_command(trained, tmp_path, capsys, name):
+    folder = Path(shutil.copytree(trained, tmp_path / "m"))
+    data = bytearray((folder / name).read_bytes())
+    data[-5] ^= 1
+    (folder / name).write_bytes(data)
+    Image.fromarray(PHOTO).save(tmp_path / "photo.png")
+    flags = {"--input": tmp_path / "photo.png", "--output": tmp_path / "out", "--model": folder}
+    assert infer.main([str(word) for pair in flags.items() for word in pair]) == 2
+    said = f"infer.py: {folder / name}: its bytes do not match the digest in config.json\n"
+    assert capsys.readouterr().err == said
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -129,8 +234,7 @@ def test_import_refuses_a_prompt_that_it_cannot_serve(
 ):
     flags = [str(theirs.sd) if flag == "sd" else flag for flag in flags]
     words = ["import", "--sd", theirs.sd, "--ram", theirs.ram, "--prompt", "ram", *flags]
-    monkeypatch.setattr("sys.argv", [*map(str, ["weights", *words, "--output", tmp_path / "m"])])
-    assert main() == 2
+    assert run(monkeypatch, *words, "--output", tmp_path / "m") == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -141,12 +245,12 @@ def test_import_refuses_a_prompt_that_it_cannot_serve(
         ("a\nb", "0.5", "2 tags and 1 thresholds"),
         ("a\nb", "0.5\nx", "a number a line"),
         ("a\nb", "0.5\n1.5", "from 0 to 1"),
-        ("a\nb", None, "No such file"),
+        (None, "0.5", "ram_tag_list.txt: No such file"),
     ],
 )
 def test_lists_of_tags_are_checked(tmp_path, names, limits, said):
-    (tmp_path / "ram_tag_list.txt").write_text(names)
-    if limits:
-        (tmp_path / "ram_tag_list_threshold.txt").write_text(limits)
+    (tmp_path / "ram_tag_list_threshold.txt").write_text(limits)
+    if names:
+        (tmp_path / "ram_tag_list.txt").write_text(names)
     with pytest.raises(WeightsError, match=said):
         read_tags(tmp_path)

@@ -36,7 +36,8 @@ def test_exit_status(monkeypatch, capsys, kept, status):
 
 
 def test_cheapest_rows(capsys):
-    assert main(["--rows", "hfie", "tagger", "eq2"]) == 0
+    assert main(["--only", "hfie", "tagger", "eq2", "vsd"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
-    assert [line.split("  ")[0] for line in lines] == ["HFIE", "tagging head", "Eq. 2"]
+    vsd = ["VSD gradient, Eq. 6", "VSD loss, its slope"]
+    assert [line.split("  ")[0] for line in lines] == ["HFIE", "tagging head", "Eq. 2", *vsd]
     assert all(0 < float(line[38:50]) < 1e-4 for line in lines)  # not compared with themselves

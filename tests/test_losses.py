@@ -11,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from osdhuman_jax import losses
 from osdhuman_jax.metrics import ssim_y
+from osdhuman_jax.schedule import Schedule
 
 SHAPE = (2, 3, 5, 4)
 
@@ -87,3 +88,66 @@ def test_half_precision_inputs_are_summed_in_float32(loss):
     found = loss(*half)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, loss(*(x.astype(jnp.float32) for x in half)), rtol=1e-6)
+
+
+def eps_and_noise() -> tuple[jax.Array, ...]:
+    """Latent, noise, and two predictions of the noise."""
+    return tuple(jnp.asarray(normal(2, 4, 4, 3, seed=seed)) for seed in range(4))
+
+
+@pytest.mark.parametrize("t", [20, 500, 979])
+def test_vsd_gradient_is_eq_6_in_x0_space(t):
+    """x0 estimates in float64, the way OSEDiff writes it, in PyTorch."""
+    latent, noise, frozen, finetuned = (torch.from_numpy(np.array(x)) for x in eps_and_noise())
+    alpha_bar = float(Schedule().alphas_bar[t])
+    signal, sigma = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
+    latent = latent.double()
+    noisy = signal * latent + sigma * noise
+    x0_frozen, x0_finetuned = ((noisy - sigma * eps) / signal for eps in (frozen, finetuned))
+    weight = (latent - x0_frozen).abs().mean(dim=(1, 2, 3), keepdim=True)
+    expected = (x0_finetuned - x0_frozen) / weight
+    found = losses.vsd_gradient(*eps_and_noise()[1:])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_vsd_gradient_of_equal_regularizers_is_zero():
+    _, noise, eps, _ = eps_and_noise()
+    assert not np.any(losses.vsd_gradient(noise, eps, eps))
+
+
+def test_vsd_equals_torch():
+    """Value and derivative of mse(z, (z - g).detach())."""
+    latent, gradient = eps_and_noise()[:2]
+    theirs = torch.tensor(np.asarray(latent), requires_grad=True)
+    target = (theirs - torch.tensor(np.asarray(gradient))).detach()
+    reference = torch.nn.functional.mse_loss(theirs, target)
+    reference.backward()
+    value, slope = jax.value_and_grad(losses.vsd)(latent, gradient)
+    np.testing.assert_allclose(value, reference.item(), rtol=1e-5)
+    np.testing.assert_allclose(slope, theirs.grad, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(slope, 2 * gradient / latent.size, rtol=1e-4, atol=1e-7)
+
+
+def test_vsd_descent_moves_towards_the_frozen_estimate():
+    """And away from the finetuned one, sample by sample."""
+    latent, noise, frozen, finetuned = eps_and_noise()
+    t = jnp.array([100, 900])
+    noisy = Schedule().add_noise(latent, noise, t)
+    x0_frozen, x0_finetuned = (Schedule().eps_to_x0(noisy, e, t) for e in (frozen, finetuned))
+    step = -jax.grad(losses.vsd)(latent, losses.vsd_gradient(noise, frozen, finetuned))
+    towards = np.sum(step * (x0_frozen - x0_finetuned), axis=(1, 2, 3))
+    assert (towards > 0).all()
+
+
+def test_vsd_gradient_does_not_depend_on_the_other_samples():
+    _, *eps = eps_and_noise()
+    both = losses.vsd_gradient(*eps)
+    alone = losses.vsd_gradient(*(x[1:] for x in eps))
+    np.testing.assert_allclose(both[1:], alone, rtol=1e-6)
+
+
+def test_guidance():
+    eps, base = eps_and_noise()[:2]
+    np.testing.assert_array_equal(losses.guide(eps), eps)
+    np.testing.assert_allclose(losses.guide(eps, base, 1.0), eps, atol=1e-6)
+    np.testing.assert_allclose(losses.guide(eps, base, 7.5), 7.5 * eps - 6.5 * base, rtol=1e-4)

@@ -188,3 +188,11 @@ def test_file_of_anything_else_is_refused(tmp_path, tokens, said):
     np.save(tmp_path / "prompt.npy", tokens, allow_pickle=True)
     with pytest.raises(ValueError, match=said):
         load_prompt(tmp_path / "prompt.npy", 16)
+
+
+def test_file_that_is_no_array_is_refused(tmp_path):
+    (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "many.npz", a=normal(4, 16))
+    for name, said in (("empty.npy", "an empty file"), ("many.npz", "an archive, not an array")):
+        with pytest.raises(ValueError, match=f"{name}: {said}"):
+            load_prompt(tmp_path / name, 16)

@@ -36,7 +36,7 @@ def measured() -> dict:
     paths = os.pathsep.join(map(str, (HERE.parent.parent, HERE.parent)))
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": count, "PYTHONPATH": paths}
     argv = [sys.executable, str(HERE)]
-    result = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=1800)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
 
@@ -75,6 +75,10 @@ def test_trained_state_is_on_every_device(measured):
 
 def test_state_stays_where_it_was_after_a_step(measured):
     assert measured["replicated_after"]
+
+
+def test_replicas_are_bit_equal_after_ten_steps(measured):
+    assert (measured["steps"], measured["replicas_differ"]) == (10, 0)
 
 
 def test_step_on_eight_devices_is_the_step_on_one(measured):
@@ -121,7 +125,6 @@ def measure_steps() -> dict:
     import jax
     import numpy as np
     import small
-    from flax import nnx
 
     from osdhuman_jax import sharding, training
 
@@ -130,11 +133,8 @@ def measure_steps() -> dict:
     config.lora.vae_encoder = False  # a shorter way back, to compile twice
     config.optim.learning_rate = LEARNING_RATE
     config.optim.eps = 1e-2  # else Adam's first step is the sign of each gradient, noise too
-    model = small.restorer(config.lora)
-    graphdef, params, frozen = nnx.split(model, training.trainable(config), ...)
-    tx = small.optimizer(config.optim, 10)
-    step = training.make_train_step(graphdef, tx, training.make_objective(config), 0)
-    state, batch = training.init_state(params, tx), small.pictures(8)
+    trainer, state, frozen = small.start(config)
+    step, batch = trainer.step, small.pictures(8)
 
     def leaves(tree) -> list[np.ndarray]:
         return [np.asarray(x) for x in jax.tree.leaves(tree)]
@@ -155,8 +155,12 @@ def measure_steps() -> dict:
     mesh = sharding.make_mesh(4, 2)
     placed, weights = training.place(mesh, state, frozen)
     pictures = training.place_batch(mesh, batch)
-    after, scalars = jax.jit(step)(placed, weights, pictures)
+    run = jax.jit(step, out_shardings=sharding.replicated(mesh))
+    after, scalars = run(placed, weights, pictures)
     eight = {**numbers(scalars), "apart": farthest(after, alone)}
+    later = after
+    for _ in range(9):
+        later, _ = run(later, weights, pictures)
     halves = [2 * x.addressable_shards[0].data.size == x.size for x in jax.tree.leaves(weights)]
     even = [x.size >= 16 and any(s % 2 == 0 for s in x.shape) for x in jax.tree.leaves(frozen)]
     parts = {k: [list(s.data.shape) for s in v.addressable_shards] for k, v in pictures.items()}
@@ -168,7 +172,18 @@ def measure_steps() -> dict:
         "even": sum(even),
         "replicated": everywhere(placed),
         "replicated_after": everywhere(after),
+        "replicas_differ": differing_replicas(later.params),
+        "steps": int(later.step),
     }
+
+
+def differing_replicas(tree) -> int:
+    """How many leaves are not the same, bit for bit, on all devices."""
+    import jax
+    import numpy as np
+
+    copies = [[np.asarray(s.data) for s in x.addressable_shards] for x in jax.tree.leaves(tree)]
+    return sum(any(not np.array_equal(c, own[0]) for c in own[1:]) for own in copies)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,23 @@ def test_length_is_77(folder):
     assert Tokenizer(folder)(TEXTS).shape == (len(TEXTS), 77)
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["text", "list"])
+def test_one_file_is_as_good_as_two(folder, listed):
+    """`tokenizer.json`, whose merges are texts or, since a later version, lists."""
+    want = Tokenizer(folder, 9)(TEXTS)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    vocab = {token: i for i, token in enumerate(VOCAB)}
+    merges = [merge.split() for merge in MERGES] if listed else MERGES
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    assert Tokenizer(folder, 9)(TEXTS).tolist() == want.tolist()
+    for text, said in (("[]", "not CLIP's vocabulary"), ('{"model": 3}', "not CLIP's vocabulary")):
+        (folder / "tokenizer.json").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            Tokenizer(folder)
+
+
 @pytest.mark.parametrize("length", [11, 77])
 def test_transformers_pads_and_truncates_alike_when_told_the_pad_token(folder, length):
     """No "!" in the texts: transformers takes one for padding, OpenCLIP for an exclamation."""
@@ -58,6 +75,7 @@ def test_transformers_pads_and_truncates_alike_when_told_the_pad_token(folder, l
     [
         ("vocab.json", json.dumps({"a": 0, EOS: 1}), "not CLIP's vocabulary"),
         ("vocab.json", "[]", "not CLIP's vocabulary"),
+        ("vocab.json", json.dumps({BOS: "0", EOS: 1}), "ids that are no numbers"),
         ("vocab.json", "{", "Expecting"),
         ("merges.txt", "#version: 0.2\nd o g\n", "not pairs"),
     ],

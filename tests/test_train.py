@@ -5,41 +5,22 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import commands
 import pytest
-from safetensors.numpy import load_file
-
-ROOT = Path(__file__).parent.parent
-DEADLINE = 900  # seconds
-
-
-def command(workdir: Path, *overrides: str) -> list[str]:
-    base = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs/debug.py")]
-    return [*base, "--workdir", str(workdir), *overrides]
-
-
-def run(workdir: Path, *overrides: str) -> subprocess.CompletedProcess:
-    argv = command(workdir, *overrides)
-    return subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE)
-
-
-def kill_after(workdir: Path, step: int) -> None:
-    """Start a run and SIGKILL it as soon as the checkpoint of `step` is there."""
-    with subprocess.Popen(command(workdir), stderr=subprocess.DEVNULL) as process:
-        end = time.monotonic() + DEADLINE
-        while not (workdir / "checkpoints" / str(step)).exists():
-            assert process.poll() is None and time.monotonic() < end
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+from commands import DEADLINE, ROOT, assert_same_model, saved, wait_for
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache: Path, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("run") / "w"
-    result = run(workdir)
+    result = commands.run(workdir, "--profile=2", cache=cache)
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -58,18 +39,42 @@ def test_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
     ]
 
 
-def test_killed_run_ends_as_the_undisturbed_one(undisturbed: Path, tmp_path: Path) -> None:
+def test_trace_is_written(undisturbed: Path) -> None:
+    assert list((undisturbed / "profile").rglob("*.xplane.pb"))
+
+
+def test_killed_run_ends_as_the_undisturbed_one(
+    undisturbed: Path, tmp_path: Path, cache: Path
+) -> None:
     workdir = tmp_path / "w"
-    kill_after(workdir, 10)
+    with commands.start(workdir, cache=cache) as process:
+        assert wait_for(process, lambda: 10 in saved(workdir))
+        os.kill(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     assert not (workdir / "model").exists()
-    result = run(workdir)
+    result = commands.run(workdir, cache=cache)
     assert result.returncode == 0, result.stderr
-    for name in ("generator.safetensors", "base.safetensors"):
-        ours, theirs = (load_file(w / "model" / name) for w in (workdir, undisturbed))
-        assert sorted(ours) == sorted(theirs)
-        assert all((ours[k] == theirs[k]).all() for k in ours)
+    assert_same_model(workdir, undisturbed)
     last = [(w / "metrics.jsonl").read_text().splitlines()[-1] for w in (workdir, undisturbed)]
     assert last[0] == last[1]
+
+
+def test_stopped_run_saves_its_step_and_goes_on(
+    undisturbed: Path, tmp_path: Path, cache: Path
+) -> None:
+    """The signal goes to the loader's worker too, as from a batch system."""
+    workdir = tmp_path / "w"
+    flags = ["--config.run.checkpoint_every=1000", "--config.data.workers=1"]
+    with commands.start(workdir, *flags, cache=cache) as process:
+        assert wait_for(process, lambda: commands.losses(workdir))
+        os.killpg(process.pid, signal.SIGTERM)
+        said = process.communicate(timeout=DEADLINE)[1]
+    assert process.returncode == 75
+    (step,) = saved(workdir)
+    assert 5 < step < 20 and f"step {step} is saved" in said and "Traceback" not in said
+    result = commands.run(workdir, cache=cache)
+    assert result.returncode == 0, result.stderr
+    assert_same_model(workdir, undisturbed)
 
 
 def test_checkpoint_restores_like_the_exported_model(undisturbed: Path, tmp_path: Path) -> None:
@@ -95,9 +100,9 @@ def test_checkpoint_restores_like_the_exported_model(undisturbed: Path, tmp_path
     ],
 )
 def test_resuming_with_another_config_is_refused(
-    undisturbed: Path, override: str, said: str
+    undisturbed: Path, cache: Path, override: str, said: str
 ) -> None:
-    result = run(undisturbed, override)
+    result = commands.run(undisturbed, override, cache=cache)
     assert result.returncode == 2
     assert said in result.stderr and "Traceback" not in result.stderr
 
@@ -109,9 +114,12 @@ def test_resuming_with_another_config_is_refused(
         ("--config.optim.lr=1", "lr not found"),
         ("--config.optim.learning_rate=fast", "'fast'"),
         ("--speed=1", "'speed'"),
+        ("--process=1", "--coordinator"),
     ],
 )
-def test_bad_config_is_one_line_and_leaves_nothing(tmp_path: Path, flag: str, said: str) -> None:
-    result = run(tmp_path / "w", flag)
+def test_bad_config_is_one_line_and_leaves_nothing(
+    tmp_path: Path, cache: Path, flag: str, said: str
+) -> None:
+    result = commands.run(tmp_path / "w", flag, cache=cache)
     assert result.returncode == 2 and said in result.stderr
     assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()

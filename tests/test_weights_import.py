@@ -19,6 +19,9 @@ from make_weights import Networks
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
+from test_tokenizer import MERGES, VOCAB
+from transformers import CLIPTextConfig
+from transformers import CLIPTextModel as CLIPTextModelOfTorch
 
 from osdhuman_jax.checkpoint import Checkpoints, record_base, write_config
 from osdhuman_jax.clip import CLIPTextModel
@@ -305,6 +308,12 @@ def test_restoration_is_torchs(nets, model):
     assert np.abs(got - want).max() < 2 / 255  # one level of 255
 
 
+def text_prompts(folder: Path, sources: Path, nets: Networks) -> dict:
+    """What OSEDiff's own prompts need, as options of the import."""
+    clip = files.text_folder(folder / "text", nets, VOCAB, MERGES)
+    return {"dape": sources / "DAPE.pth", "clip": clip, "tags": files.tag_folder(folder / "tags")}
+
+
 @pytest.fixture(scope="module")
 def published(sources, tmp_path_factory) -> tuple[Networks, Path, Path]:
     """(networks with OSEDiff's adapters, osediff.pkl, imported model)."""
@@ -317,7 +326,7 @@ def published(sources, tmp_path_factory) -> tuple[Networks, Path, Path]:
             if "lora" not in key and not key.startswith("conv_in."):
                 value.copy_(source[key.replace(".base_layer", "")])
     args = (sources / "sd", sources / "ram.pth", folder / "model")
-    import_model(*args, generator=folder / "osediff.pkl")
+    import_model(*args, generator=folder / "osediff.pkl", **text_prompts(folder, sources, plain))
     return nets, folder / "osediff.pkl", folder / "model"
 
 
@@ -339,6 +348,9 @@ def test_osediff_is_a_generator(published):
     assert said["prompt"] == "dape"
     assert (said["lora"]["rank"], said["lora"]["alpha"]) == (2, 8.0)
     assert said["lora"]["train_conv_in"] is True
+    lines = (folder / "tags" / "ram_tag_list_threshold.txt").read_text().split()
+    assert lines == ["0.68"] * files.TAGS  # RAM's own
+    assert (folder / "tokenizer" / "merges.txt").read_text().split("\n")[1:-1] == MERGES
     assert "unet.conv_in.kernel" in generator
     assert "unet.conv_in.kernel" not in load_file(folder / BASE)
 
@@ -418,6 +430,26 @@ def drop(name: str) -> Callable[[dict], object]:
 
 def plus(name: str, tensor: torch.Tensor) -> Callable[[dict], object]:
     return lambda s: s.update({name: tensor})
+
+
+def rewrite_header(edit: Callable[[dict], object], claim: int = 0) -> Callable[[Path], object]:
+    """Change what a safetensors file says of its tensors, or how long that is."""
+
+    def damage(path: Path) -> None:
+        data = path.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end])
+        edit(header)
+        text = json.dumps(header).encode()
+        path.write_bytes((claim or len(text)).to_bytes(8, "little") + text + data[end:])
+
+    return damage
+
+
+def overlap(header: dict) -> None:
+    """Two tensors of one size in the same place."""
+    first, second = (f"conv_{end}.bias" for end in ("in", "norm_out"))
+    header[second]["data_offsets"] = header[first]["data_offsets"]
 
 
 def rewrite(**values) -> Callable[[Path], object]:
@@ -500,6 +532,8 @@ FILE_FAULTS = {
     "config is no JSON": (VAE_JSON, lambda path: path.write_text("{"), "not JSON"),
     "config is a list": (VAE_JSON, lambda path: path.write_text("[]"), "not a table"),
     "no weights": (UNET_FILE, Path.unlink, "holds none of diffusion_pytorch_model.safetensors"),
+    "overlapping offsets": (UNET_FILE, rewrite_header(overlap), "not a sound safetensors file"),
+    "absurd header": (UNET_FILE, rewrite_header(len, 2**60), "not a sound safetensors file"),
     "no RAM": ("ram.pth", Path.unlink, "No such file"),
     "RAM is a photograph": ("ram.pth", lambda p: p.write_bytes(b"\xff\xd8\xff"), "neither"),
 }
@@ -560,6 +594,7 @@ def test_storage_that_breaks_while_it_is_written(copy):
 
 
 OSEDIFF_FAULTS = {
+    "no tags": (lambda t: None, "for prompts of kind dape it lacks clip, tokenizer/vocab.json"),
     "not one": (lambda t: t.pop("rank_unet"), "not OSEDiff's (lacks rank_unet)"),
     "two ranks": (lambda t: t.update(rank_vae=8), "ranks 2 and 8; served is one"),
     "another rank": (lambda t: t.update(rank_unet=3, rank_vae=3), "of another shape (conv_in.lora"),
@@ -599,6 +634,32 @@ def test_fault_of_osediff(fault, published, copy):
     edit(tree)
     torch.save(tree, copy / "osediff.pkl")
     refused(said, copy, generator=copy / "osediff.pkl")
+
+
+def test_kinds_of_prompts_that_do_not_fit(nets, published, copy):
+    osediff, text = published[1], text_prompts(copy, copy, nets)
+    said = "osediff.pkl: has no HFIE, its prompts are of kind dape"
+    refused(said, copy, generator=osediff, prompt="hfie")
+    said = "its tags are those of dape, not of ram"
+    refused(said, copy, prompt="ram", **text)
+    del text["dape"]
+    refused("its tags are those of ram, not of dape", copy, generator=osediff, **text)
+    np.save(copy / "tokens.npy", normal(5, files.CONTEXT))
+    said = "tokens.npy: prompts of kind null are not of a file"
+    refused(said, copy, prompt="null", prompt_file=copy / "tokens.npy", **text)
+    np.save(copy / "tokens.npy", normal(5, files.CONTEXT + 1))
+    said = "tokens.npy: no prompt of this model"
+    refused(said, copy, prompt_file=copy / "tokens.npy")
+
+
+def test_text_encoder_that_does_not_fit(nets, copy):
+    clip = files.text_folder(copy / "text", nets, [*VOCAB, *map(str, range(40))], MERGES)
+    refused("has ids beyond the text encoder's 40", copy, clip=clip)
+    (clip / "tokenizer" / "tokenizer.json").write_text("{")
+    refused("tokenizer: no vocabulary of CLIP", copy, clip=clip)
+    narrow = files.TEXT | {"hidden_size": 16}
+    CLIPTextModelOfTorch(CLIPTextConfig(**narrow)).save_pretrained(clip / "text_encoder")
+    refused("its tokens are 16 wide, the U-Net's 32", copy, clip=clip)
 
 
 def test_fault_of_dape(copy):

@@ -10,6 +10,8 @@ tokenizer/vocab.json and merges.txt, tags/ram_tag_list.txt and ram_tag_list_thre
 prompt.npy.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,14 +28,16 @@ from osdhuman_jax.prompts import (
     null_prompter,
 )
 from osdhuman_jax.tokenizer import Tokenizer
+from osdhuman_jax.types import Tokens
 from osdhuman_jax.weights.files import WeightsError
 from osdhuman_jax.weights.parts import load_part
-from osdhuman_jax.weights.store import read_configs, read_meta, verify
+from osdhuman_jax.weights.store import CONFIG, read_configs, read_meta, verify, write_file
 
 KINDS = ("hfie", "dape", "ram", "null", "fixed")
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 TAGS = ("tags/ram_tag_list.txt", "tags/ram_tag_list_threshold.txt")  # RAM's names
 PROMPT = "prompt.npy"
+THRESHOLD = 0.68  # RAM's, where tags have none of their own
 # What a kind needs in the folder: parts, small files.
 NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hfie": ((), ()),
@@ -63,15 +67,43 @@ def load_prompter(
         if kind == "fixed":
             model, _ = read_configs(folder, meta)
             return load_prompt(folder / PROMPT, model.unet.cross_attention_dim)
-        clip = cast(CLIPTextModel, load_part(folder, "clip", precision=precision))
-        length = meta["parts"]["clip"]["max_position_embeddings"]
-        encode = TextEncoder(Tokenizer(folder / "tokenizer", length), clip)
+        encode = _text_encoder(folder, meta, precision)
         if kind == "null":
             return null_prompter(encode)
         tagger = cast(ImageTagger, load_part(folder, "tagger", precision=precision))
         return TagPrompter(tagger, *read_tags(folder / "tags"), encode)
     except ValueError as error:
         raise WeightsError(str(error)) from error
+
+
+def _text_encoder(folder: Path, meta: dict[str, Any], precision: str) -> TextEncoder:
+    clip = cast(CLIPTextModel, load_part(folder, "clip", precision=precision))
+    length = meta["parts"]["clip"]["max_position_embeddings"]
+    return TextEncoder(Tokenizer(folder / "tokenizer", length), clip)
+
+
+def encode_text(folder: Path | str, text: str, *, precision: str = "fp32") -> Tokens:
+    """Tokens (1, N, D) of a text through a folder's CLIP. Raises WeightsError if it has none."""
+    folder = Path(folder)
+    meta = read_meta(folder)
+    check_kind(folder, meta, "null")  # which needs the same
+    verify(folder, meta, *NEEDS["null"][1])
+    return _text_encoder(folder, meta, precision)([text])
+
+
+def copy_prompter(source: Path, target: Path, kind: str) -> None:
+    """Give a model folder another's extractor: its files, and what config.json says of them."""
+    theirs, ours = read_meta(source), read_meta(target)
+    check_kind(source, theirs, kind)
+    parts, files = NEEDS[kind]
+    names = [*(f"{part}.safetensors" for part in parts), *files]
+    for name in names:
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+    ours["parts"] = ours.get("parts", {}) | {part: theirs["parts"][part] for part in parts}
+    ours["digests"] |= {name: theirs["digests"][name] for name in names}
+    ours["prompt"] = kind
+    write_file(target / CONFIG, json.dumps(ours, indent=2) + "\n")
 
 
 def check_kind(where: Path | str, meta: dict[str, Any], kind: str) -> None:
@@ -86,20 +118,29 @@ def check_kind(where: Path | str, meta: dict[str, Any], kind: str) -> None:
             f"{where}: for prompts of kind {kind} it lacks {', '.join(lacking)}; import the model "
             "with --clip (a diffusers folder with its tokenizer), --tags or --prompt_file"
         )
+    if "tagger" in parts and (found := meta.get("tagger", kind)) != kind:
+        raise WeightsError(
+            f"{where}: its tags are those of {found}, not of {kind}, which --dape at import decides"
+        )
 
 
 def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:
     """RAM's names of tags and the probability that each must exceed, a line each.
 
-    Raises WeightsError where the files are missing, of unlike lengths or no probabilities.
+    Without a file of thresholds every tag has RAM's usual one. Raises WeightsError where the names
+    are missing, the files of unlike lengths or the thresholds no probabilities.
     """
     names_file, limits_file = (folder / Path(name).name for name in TAGS)
     try:
         names = names_file.read_text(encoding="utf-8").rstrip("\n").split("\n")
-        lines = limits_file.read_text(encoding="utf-8").split()
-        limits = np.array([float(line) for line in lines], np.float32)
+        limits = np.full(len(names), THRESHOLD, np.float32)
+        if limits_file.exists():
+            lines = limits_file.read_text(encoding="utf-8").split()
+            limits = np.array([float(line) for line in lines], np.float32)
     except OSError as error:
         raise WeightsError(f"{error.filename}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{folder}: its lists of tags are not UTF-8 ({error})") from error
     except ValueError as error:
         raise WeightsError(f"{limits_file}: a number a line is needed ({error})") from error
     if len(names) != len(limits):

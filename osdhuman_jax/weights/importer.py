@@ -5,6 +5,7 @@
 Sources stay on disk until they are written, one tensor after the other.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
 from osdhuman_jax.prompts import load_prompt
+from osdhuman_jax.tokenizer import read_vocabulary
 from osdhuman_jax.weights.diffusion import LICENCE, Diffusion, locate, read_diffusion
 from osdhuman_jax.weights.extractors import PROMPT, TAGS, TOKENIZER, check_kind, read_tags
 from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
@@ -65,10 +67,10 @@ def import_model(
     """Write a model folder of Stable Diffusion 2.1-base and RAM.
 
     `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips` and `clip` add
-    parts (see parts.py); `tags` is the folder of RAM's list of tags; `generator` is what a training
-    run changed. Without one, HFIE is random by `seed`. `prompt` is the kind of extractor (see
-    extractors.py): by default the generator's, "fixed" with a `prompt_file`, else HFIE. Raises
-    WeightsError, having written nothing.
+    parts (see parts.py); `tags` is the folder of RAM's list of tags and, if it has one, of their
+    thresholds; `generator` is what a training run changed. Without one, HFIE is random by `seed`.
+    `prompt` is the kind of extractor (see extractors.py): by default the generator's, "fixed" with
+    a `prompt_file`, else HFIE. Raises WeightsError, having written nothing.
     """
     output = Path(output)
     _check_output(output, overwrite)
@@ -76,6 +78,7 @@ def import_model(
     model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, swin=encoder.swin)
     model.hfie = HFIEConfig(num_heads=max(1, model.unet.cross_attention_dim // HEAD_DIM))
     trained = _trained(generator, model)
+    kind = _kind(prompt, prompt_file, trained)
     parts: dict[str, Part | None] = {
         "tagger": add_dape(Path(dape), encoder) if dape else encoder.tagger,
         "clip": read_clip(locate(str(clip))) if clip else None,
@@ -83,20 +86,20 @@ def import_model(
     }
     had = {name: part for name, part in parts.items() if part}
     small = _small_files(had.get("clip"), tags, prompt_file, model, had.get("tagger"))
-    files = _restorer_files(diffusion, encoder, model, trained, seed)
-    files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
     meta: dict[str, Any] = {
         "format": FORMAT,
-        "prompt": prompt or _kind(trained, prompt_file),
+        "prompt": kind,
         "model": to_dict(model),
         "lora": to_dict(trained.lora) if trained else None,
         "parts": {name: part.sizes for name, part in had.items()},
-        "digests": {name: file_digest(path) for name, path in small.items()},
+        "tagger": "dape" if dape else "ram",
+        "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
         "licences": [LICENCE, RAM_LICENCE],
-        "provenance": _provenance(sd, diffusion, encoder, had, trained, seed),
     }
-    if prompt or not trained or trained.prompt == "hfie":
-        check_kind(output, meta, meta["prompt"])
+    check_kind(output, meta, kind)
+    meta["provenance"] = _provenance(sd, diffusion, encoder, had, trained, seed)
+    files = _restorer_files(diffusion, encoder, model, trained, seed)
+    files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
     _write_folder(output, files, meta, small, overwrite)
 
 
@@ -181,11 +184,15 @@ def _provenance(
     return found
 
 
-def _kind(generator: Generator | None, prompt_file: Location | None) -> str:
-    """The kind of prompts where none is asked for."""
-    if prompt_file:
-        return "fixed"
-    return generator.prompt if generator else "hfie"
+def _kind(prompt: str, prompt_file: Location | None, generator: Generator | None) -> str:
+    """The kind of prompts: what is asked for, else what the generator was trained with."""
+    learnt = generator.prompt if generator else "hfie"
+    kind = prompt or ("fixed" if prompt_file else learnt)
+    if prompt_file and kind != "fixed":
+        raise WeightsError(f"{prompt_file}: prompts of kind {kind} are not of a file")
+    if generator and kind == "hfie" != learnt:
+        raise WeightsError(f"{generator.where}: has no HFIE, its prompts are of kind {learnt}")
+    return kind
 
 
 def _small_files(
@@ -194,32 +201,50 @@ def _small_files(
     prompt_file: Location | None,
     model: ModelConfig,
     tagger: Part | None,
-) -> dict[str, Path]:
-    """Files to copy by their names in the model folder, each read once to see that it serves."""
-    found: dict[str, Path] = {}
-    if clip:
-        source = clip.files[0].parent.parent  # a text encoder of diffusers has its tokenizer beside
-        beside = {name: source / name for name in TOKENIZER}
-        found |= beside if all(path.is_file() for path in beside.values()) else {}
+) -> dict[str, bytes]:
+    """Files beside the tensors by their names in the model folder, each proved to serve."""
+    found = _vocabulary(clip, model) if clip else {}
     if tags:
-        names, _ = read_tags(Path(tags))
+        names, limits = read_tags(Path(tags))
         if tagger and tagger.sizes["num_tags"] != len(names):
             raise WeightsError(f"{tags}: {len(names)} tags for {tagger.sizes['num_tags']} labels")
-        found |= {name: Path(tags) / Path(name).name for name in TAGS}
+        for name, lines in zip(TAGS, (names, map(str, limits)), strict=True):
+            found[name] = "\n".join(lines).encode()
     if prompt_file:
         try:
             load_prompt(prompt_file, model.unet.cross_attention_dim)
         except (ValueError, OSError) as error:
             raise WeightsError(f"{prompt_file}: no prompt of this model ({error})") from error
-        found[PROMPT] = Path(prompt_file)
+        found[PROMPT] = Path(prompt_file).read_bytes()
     return found
+
+
+def _vocabulary(clip: Part, model: ModelConfig) -> dict[str, bytes]:
+    """The tokenizer that diffusers keeps beside a text encoder, in two files; nothing without."""
+    have, want = clip.sizes["hidden_size"], model.unet.cross_attention_dim
+    if have != want:
+        raise WeightsError(f"{clip.files[0]}: its tokens are {have} wide, the U-Net's {want}")
+    folder = clip.files[0].parent.parent / "tokenizer"
+    if not folder.is_dir():
+        return {}
+    try:
+        vocab, merges = read_vocabulary(folder)
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{folder}: no vocabulary of CLIP ({error})") from error
+    if max(vocab.values()) >= clip.sizes["vocab_size"]:
+        raise WeightsError(
+            f"{folder}: has ids beyond the text encoder's {clip.sizes['vocab_size']}"
+        )
+    lines = "\n".join(["#version: 0.2", *map(" ".join, merges)])
+    texts = (json.dumps(vocab, ensure_ascii=False), f"{lines}\n")
+    return {name: text.encode() for name, text in zip(TOKENIZER, texts, strict=True)}
 
 
 def _write_folder(
     output: Path,
     files: dict[str, dict[str, Tensor]],
     meta: dict[str, Any],
-    small: dict[str, Path],
+    small: dict[str, bytes],
     overwrite: bool,
 ) -> None:
     """Write into a sibling, then rename: the output appears whole."""
@@ -228,9 +253,9 @@ def _write_folder(
     try:
         for name, tensors in files.items():
             write_safetensors(staging / name, tensors)
-        for name, path in small.items():
+        for name, data in small.items():
             (staging / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, staging / name)
+            (staging / name).write_bytes(data)
         meta["digests"] |= {name: file_digest(staging / name) for name in files}
         (staging / CONFIG).write_text(json.dumps(meta, indent=2) + "\n")
         staging.chmod(0o755)  # mkdtemp makes it the owner's alone

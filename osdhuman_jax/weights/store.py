@@ -177,14 +177,18 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _write(path: Path, text_or_tensors: str | dict[str, np.ndarray]) -> None:
+def write_file(path: Path, text_or_tensors: str | dict[str, np.ndarray]) -> None:
+    """Write a text or a safetensors file whole or not at all."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    if isinstance(text_or_tensors, str):
-        temporary.write_text(text_or_tensors)
-    else:
-        save_file(text_or_tensors, temporary)
-        temporary.chmod(0o644)  # the library writes them for the owner alone
-    os.replace(temporary, path)
+    try:
+        if isinstance(text_or_tensors, str):
+            temporary.write_text(text_or_tensors)
+        else:
+            save_file(text_or_tensors, temporary)
+            temporary.chmod(0o644)  # the library writes them for the owner alone
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # there only if the disk is full
 
 
 def save_model(
@@ -204,7 +208,7 @@ def save_model(
     if trained:
         files[GENERATOR] = {n: tensors[n] for n in sorted(trained)}
     for name, part in files.items():
-        _write(folder / name, part)
+        write_file(folder / name, part)
     meta = {
         "format": FORMAT,
         "prompt": "hfie",
@@ -213,7 +217,7 @@ def save_model(
         "digests": {name: file_digest(folder / name) for name in files},
         "provenance": provenance or {},
     }
-    _write(folder / CONFIG, json.dumps(meta, indent=2) + "\n")
+    write_file(folder / CONFIG, json.dumps(meta, indent=2) + "\n")
 
 
 def _generator_names(restorer: Restorer, generator: LoRAConfig | None) -> set[str]:

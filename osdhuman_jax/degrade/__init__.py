@@ -6,19 +6,12 @@ makes an image of 1/scale the size. That is resized back, so that the LQ has the
 Images are (h, w, 3) RGB, float32 in [0, 1] inside and uint8 at both ends. An operation takes its
 parameters as plain numbers; a `draw_*` function draws them from `rng` and returns them as a dict
 ready for JSON. Kernels, filters, resizes and noise are those of BasicSR's PyTorch code. The module
-is long because it holds the whole chain: kernels, operations, draws, their order and a command.
-
-    python -m osdhuman_jax.degrade --input photos/ --output lq/ --seed 0
+is long because it holds the whole chain: kernels, operations, draws and their order.
 """
 
-import argparse
 import functools
-import json
 import math
-import os
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -28,7 +21,6 @@ from scipy.sparse import csr_array
 from scipy.special import j1
 
 from osdhuman_jax.config import DegradationConfig
-from osdhuman_jax.images import list_images, read_image, write_png
 
 Image = Float32[np.ndarray, "h w 3"]
 Resized = Float32[np.ndarray, "h2 w2 3"]
@@ -45,7 +37,6 @@ ORDERS = ("resize_sinc_jpeg", "jpeg_resize_sinc")
 LUMA = np.array([[0.2989, 0.587, 0.114]], np.float32)
 MIN_SIDE = 32  # pixels
 DIRECT_TAPS = 129  # with more taps cv2.filter2D turns to a DFT, ten times slower at these sizes
-LOG_NAME = "degradations.jsonl"
 
 
 # Kernels -----------------------------------------------------------------------------------------
@@ -394,106 +385,3 @@ def _blur(image: Image, params: Params) -> Image:
 def _add_noise(image: Image, rng: Rng, params: Params) -> Image:
     add = gaussian_noise if params["kind"] == "gaussian" else poisson_noise
     return add(image, rng, params["level"], params["gray"])
-
-
-# The command -------------------------------------------------------------------------------------
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Degrade files; 0 = all done, 1 = some could not be (named on stderr), 2 = nothing begun."""
-    args = _parse_args(argv)
-    output = Path(args.output)
-    try:
-        jobs = _plan(Path(args.input), output, args.overwrite)
-        output.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        print(f"degrade: {error}", file=sys.stderr)
-        return 2
-    lines = []
-    for index, (source, name, target) in enumerate(jobs):
-        try:
-            record = _degrade_file(source, target, sample_rng(args.seed, 0, index), args)
-        except (OSError, ValueError) as error:
-            print(f"degrade: {source}: {error}", file=sys.stderr)
-            continue
-        entry = {"file": name, "seed": args.seed, "epoch": 0, "index": index, "record": record}
-        lines.append(json.dumps(entry) + "\n")
-    _write_log(output / LOG_NAME, lines)
-    print(f"{len(lines)} of {len(jobs)} images degraded into {output}")
-    return 0 if len(lines) == len(jobs) else 1
-
-
-def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="degrade", description="Make LQ images of HQ images.")
-    parser.add_argument("--input", required=True, help="an image or a folder of images")
-    parser.add_argument("--output", required=True, help=f"folder for PNG files and {LOG_NAME}")
-    parser.add_argument("--seed", required=True, type=int)
-    parser.add_argument("--resize_short", type=int, help="first bring the shorter side to this")
-    parser.add_argument("--crop", type=int, help="then cut this many pixels square, centred")
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--full", action="store_true", help="LQ of the HQ's size (the default)")
-    size.add_argument("--model_scale", action="store_true", help="LQ of 1/scale the HQ's size")
-    args = parser.parse_args(argv)
-    if args.seed < 0:
-        parser.error("--seed is negative")
-    if any(side is not None and side < MIN_SIDE for side in (args.resize_short, args.crop)):
-        parser.error(f"--resize_short and --crop take at least {MIN_SIDE}")
-    return args
-
-
-def _plan(source: Path, output: Path, overwrite: bool) -> list[tuple[Path, str, Path]]:
-    """(source, relative name, target) of each image, sorted. Raises ValueError if it cannot be."""
-    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"--output {output} lies in --input {source}")
-    jobs: dict[Path, tuple[Path, str, Path]] = {}
-    for path, name in list_images(source):
-        target = output / name.with_suffix(".png")
-        if target in jobs:
-            raise ValueError(f"{jobs[target][1]} and {name} would both become {target}")
-        if target.resolve() == path.resolve():
-            raise ValueError(f"{target} would replace its own source")
-        jobs[target] = (path, name.as_posix(), target)
-    if not jobs:
-        raise ValueError(f"no images in {source}")
-    existing = [path for path in (*jobs, output / LOG_NAME) if path.exists()]
-    if existing and not overwrite:
-        raise ValueError(f"{existing[0]} exists; --overwrite replaces it")
-    return list(jobs.values())
-
-
-def _degrade_file(source: Path, target: Path, rng: Rng, args: argparse.Namespace) -> Params:
-    """Write the LQ of one file. Raises ValueError (as ImageError is) or OSError."""
-    picture = read_image(source)
-    hq = _prepare(picture.rgb, args.resize_short, args.crop)
-    lq, record = degrade(hq, rng, DegradationConfig(), full=not args.model_scale)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_png(target, lq, icc=picture.icc)
-    return record
-
-
-def _prepare(rgb: Image8, short: int | None, crop: int | None) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Shorter side to `short` (area filter down, cubic up), then the central `crop` square."""
-    h, w = rgb.shape[:2]
-    if short and short != min(h, w):
-        ratio = short / min(h, w)
-        how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_CUBIC
-        h, w = round(h * ratio), round(w * ratio)
-        rgb = cv2.resize(rgb, (w, h), interpolation=how)
-    if not crop:
-        return rgb
-    if crop > min(h, w):
-        raise ValueError(f"{w} x {h} is smaller than --crop {crop}")
-    top, left = (h - crop) // 2, (w - crop) // 2
-    return rgb[top : top + crop, left : left + crop]
-
-
-def _write_log(path: Path, lines: list[str]) -> None:
-    """All lines or no file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(lines))
-    os.replace(temporary, path)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

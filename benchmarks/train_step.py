@@ -1,0 +1,175 @@
+"""python -m benchmarks.train_step --preset tiny --batch 2 [--peer] [--aot]
+
+One step of the paper's training on random weights and pictures: seconds (the median), pictures a
+second, peak memory, operations and utilisation. `--peer` times a PyTorch step of the same
+arithmetic beside it. `--aot` compiles without running anything: memory and operations of a size
+that the machine could not hold.
+"""
+
+import argparse
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from configs.models import nano, tiny
+from osdhuman_jax import experiment, flops, training
+from osdhuman_jax.config import Config, ModelConfig
+from osdhuman_jax.lpips import LPIPS, VGG16
+from osdhuman_jax.weights.store import DTYPES, hollow, hollow_restorer
+
+PRESETS = {"tiny": (tiny, 64, 16), "nano": (nano, 128, 4), "sd21": (ModelConfig, 512, 1)}
+
+
+def experiment_of(args: argparse.Namespace) -> Config:
+    """The paper's objective at a preset's size."""
+    model, side, _ = PRESETS[args.preset]
+    config = Config(model=model())
+    config.data.crop, config.data.batch_size = side, args.batch
+    config.run.precision, config.run.remat = args.precision, args.remat
+    config.optim.accumulate = args.accumulate
+    return config
+
+
+def shapes_of(config: Config, narrow: int) -> tuple[training.Trainer, Any, Any]:
+    """The trainer, and the shapes of its state and frozen weights."""
+    restorer, _ = hollow_restorer(config.model, config.lora, config.run.precision)
+    plan = tuple(width // narrow for width in VGG16)
+    lpips = hollow(lambda rngs: LPIPS(plan=plan, dtype=DTYPES[config.run.precision], rngs=rngs))
+    trainer = training.Trainer(config, config.model, restorer)
+    graphdefs, states = zip(nnx.split(restorer), nnx.split(lpips), strict=True)
+
+    def start(states: Any) -> Any:
+        model, perceptual = map(nnx.merge, graphdefs, states)
+        experiment.store_as_computed(model, experiment.trainable(config))
+        experiment.store_as_computed(perceptual, False)
+        return trainer.start(model, perceptual)
+
+    return trainer, *jax.eval_shape(start, states)
+
+
+def pictures_of(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
+    side = config.data.crop
+    shape = jax.ShapeDtypeStruct((config.data.batch_size, side, side, 3), jnp.uint8)
+    return {"hq": shape, "lq": shape}
+
+
+def filled(shapes: Any, seed: int) -> Any:
+    """Small random weights; counters and moments are zero."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        zero = "opt" in jax.tree_util.keystr(path) or shape.dtype == jnp.int32
+        values = np.zeros if zero else (lambda size: 0.02 * rng.standard_normal(size, np.float32))
+        return jnp.asarray(values(shape.shape), shape.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def times(step: Any, count: int) -> list[float]:
+    """Seconds of each of `count` calls, after one more that warms up."""
+    found = []
+    for _ in range(count + 1):
+        before = time.perf_counter()
+        step()
+        found.append(time.perf_counter() - before)
+    return found[1:]
+
+
+def time_ours(compiled: Any, state: Any, frozen: Any, config: Config, count: int) -> list[float]:
+    rng = np.random.default_rng(0)
+    batch = {
+        k: jnp.asarray(rng.integers(0, 256, v.shape, np.uint8))
+        for k, v in pictures_of(config).items()
+    }
+    held = [filled(state, 0)]
+    weights = filled(frozen, 1)
+
+    def step() -> None:
+        held[0], scalars = compiled(held[0], weights, batch)
+        jax.block_until_ready((held[0], scalars))
+
+    return times(step, count)
+
+
+def time_peer(config: Config, narrow: int, count: int) -> tuple[list[float], float]:
+    """Seconds of each step, and the peak of CUDA's memory in bytes (0 on a CPU)."""
+    import torch
+
+    from benchmarks.peer_step import PeerStep
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    step = PeerStep(config, device, narrow)
+    side, batch = config.data.crop, config.data.batch_size
+    lq, hq = (2 * torch.rand(batch, 3, side, side, device=device) - 1 for _ in range(2))
+    found = times(lambda: step(lq, hq), count)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    return found, peak
+
+
+def row(name: str, seconds: list[float], batch: int, work: float, peak: float | None) -> str:
+    """One line of the table."""
+    each = statistics.median(seconds)
+    rate = f"{work / each / 1e12:.3f} TFLOP/s"
+    share = f", {work / each / peak:.1%} of peak" if peak else ""
+    return f"{name:8} {each:.3f} s/step  {batch / each:.2f} images/s  {rate}{share}"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--precision", choices=DTYPES, default="fp32")
+    parser.add_argument("--remat", choices=experiment.remat.POLICIES, default="products")
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--peer", action="store_true", help="time PyTorch's step too")
+    parser.add_argument("--aot", action="store_true", help="compile only")
+    return parser.parse_args(argv)
+
+
+def describe(args: argparse.Namespace, compiled: Any, work: float, seconds: float) -> str:
+    """What is known before anything runs."""
+    memory = compiled.memory_analysis()
+    temporary = memory.temp_size_in_bytes / 1e9
+    total = memory.argument_size_in_bytes / 1e9 + temporary
+    device = jax.devices()[0].device_kind
+    return (
+        f"{args.preset}, batch {args.batch}, {args.precision}, remat {args.remat}, on {device}\n"
+        f"a step: {work / 1e12:.4g} TFLOP, {work / args.batch / 1e12:.4g} a picture\n"
+        f"memory: {total:.3f} GB, of which {temporary:.3f} for what is computed\n"
+        f"compiled in {seconds:.0f} s"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compile, describe, and (without --aot) time."""
+    args = parse(argv)
+    config, narrow = experiment_of(args), PRESETS[args.preset][2]
+    trainer, state, frozen = shapes_of(config, narrow)
+    work = training.step_flops(trainer, state, frozen)
+    before = time.perf_counter()
+    step = jax.jit(trainer.step, donate_argnums=0)
+    compiled = step.lower(state, frozen, pictures_of(config)).compile()
+    print(describe(args, compiled, work, time.perf_counter() - before), flush=True)
+    if args.aot:
+        return
+    peak = flops.peak(jax.devices()[0].device_kind)
+    seconds = time_ours(compiled, state, frozen, config, args.steps)
+    print(row("ours", seconds, args.batch, work, peak), flush=True)
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        print(f"peak on the device: {stats['peak_bytes_in_use'] / 1e9:.2f} GB")
+    if args.peer:
+        seconds, used = time_peer(config, narrow, args.steps)
+        print(row("PyTorch", seconds, args.batch, work, peak))
+        if used:
+            print(f"peak on the device: {used / 1e9:.2f} GB")
+
+
+if __name__ == "__main__":
+    main()

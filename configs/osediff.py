@@ -1,0 +1,20 @@
+"""OSEDiff as its released trainer does it, beside the paper's training: tags, guidance, conv_in."""
+
+from configs import base
+from osdhuman_jax.config import Config
+
+
+def get_config() -> Config:
+    config = base.get_config()
+    config.data.sources = ("data/lsdir", "data/ffhq10k")
+    config.prompt.kind = "ram"  # RAM's tags of the HQ picture; DAPE's of the LQ one only in use
+    config.prompt.source = "hq"
+    config.lora.train_conv_in = True
+    config.loss.cfg_vsd = 7.5
+    config.loss.negative_prompt = (
+        "painting, oil painting, illustration, drawing, art, sketch, cartoon, CG Style, 3D render, "
+        "unreal engine, blurring, dirty, messy, worst quality, low quality, frames, watermark, "
+        "signature, jpeg artifacts, deformed, lowres, over-smooth"
+    )
+    config.loss.reg_lora_scope = "mid"  # of its three adapters one is active, the middle block's
+    return config

@@ -1,0 +1,11 @@
+"""Table 4: HFIE looks at the LQ picture, as in the paper."""
+
+from configs import base
+from osdhuman_jax.config import Config
+
+
+def get_config() -> Config:
+    config = base.get_config()
+    config.prompt.kind = "hfie"
+    config.prompt.source = "lq"
+    return config

@@ -1,0 +1,190 @@
+"""Sheets that show methods side by side with a detail enlarged, as the paper's Figures 8 and 9.
+
+    python -m osdhuman_jax.compare --columns LQ=lq/ OSDHuman=restored/ HQ=hq/ --output sheet.png
+
+A row is a picture, a column a folder. The same detail is framed and enlarged in every column: the
+one that is given, or the one where the columns disagree most.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from osdhuman_jax.images import ImageError, named_images, read_image, write_png
+
+Pixels = UInt8[np.ndarray, "_ _ 3"]
+Box = tuple[float, float, float]  # left, top, side as fractions of width, height, shorter side
+
+GAP, HEAD, CAPTION = 6, 34, 22  # pixels
+FRAME = (230, 60, 40)
+DETAIL = 0.2  # side of the detail found, of the picture's shorter side
+INSET = 0.45  # side of its enlargement, of the cell's shorter side
+
+
+@dataclass(frozen=True)
+class Row:
+    """Pictures of one scene, one for each column, and the lines written under them."""
+
+    images: Sequence[Pixels]
+    captions: Sequence[str] = ()
+
+
+def sheet(
+    rows: Sequence[Row], columns: Sequence[str], cell: int = 320, box: Box | None | str = "auto"
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The sheet's pixels; every picture is scaled to `cell` pixels of width.
+
+    `box` is the detail of all rows, "auto" to find each row's own, None for no detail.
+    """
+    scaled = [[fit(image, cell, row.images) for image in row.images] for row in rows]
+    heights = [images[0].shape[0] for images in scaled]
+    lines = [CAPTION * any(row.captions) for row in rows]
+    size = (len(columns) * (cell + GAP) - GAP, HEAD + sum(heights) + sum(lines) + GAP * len(rows))
+    canvas = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, name in enumerate(columns):
+        _write(draw, (column * (cell + GAP) + 4, 5), name, cell, 20)
+    y = HEAD
+    for row, images, height, line in zip(rows, scaled, heights, lines, strict=True):
+        found = focus(images) if box == "auto" else box
+        for column, image in enumerate(images):
+            x = column * (cell + GAP)
+            framed = _with_inset(image, row.images[column], found)
+            canvas.paste(Image.fromarray(framed), (x, y))
+            if column < len(row.captions):
+                _write(draw, (x + 4, y + height + 2), row.captions[column], cell, 14)
+        y += height + line + GAP
+    return np.asarray(canvas)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, width: int, size: int
+) -> None:
+    """One line, shortened until it fits the column."""
+    font = ImageFont.load_default(size)
+    while len(text) > 1 and draw.textlength(text, font) > width - 8:
+        text = text.rstrip("…")[:-1] + "…"
+    draw.text(at, text, fill="black", font=font)
+
+
+def fit(image: Pixels, width: int, scene: Sequence[Pixels]) -> Pixels:
+    """Scaled to `width` and the proportions of the scene's largest picture."""
+    h, w = max((other.shape[:2] for other in scene), key=np.prod)
+    size = (width, max(1, round(h * width / w)))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+
+
+def focus(images: Sequence[Pixels]) -> Box:
+    """The square where pictures of one size disagree most, or one picture has most detail."""
+    gray = np.stack([cv2.cvtColor(i, cv2.COLOR_RGB2GRAY).astype(np.float32) for i in images])
+    energy = gray.var(axis=0) if len(images) > 1 else cv2.Laplacian(gray[0], cv2.CV_32F) ** 2
+    h, w = energy.shape
+    side = max(1, round(DETAIL * min(h, w)))
+    sums = np.pad(energy.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    boxes = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
+    top, left = np.unravel_index(np.argmax(boxes), boxes.shape)
+    return float(left / w), float(top / h), side / min(h, w)
+
+
+def _with_inset(image: Pixels, source: Pixels, box: Box | None | str) -> Pixels:
+    """`image` with the detail framed, and enlarged from `source` in the corner farthest from it."""
+    if not isinstance(box, tuple):
+        return image
+    left, top, side = (round(v) for v in _pixels(box, image))
+    canvas = Image.fromarray(image)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((left, top, left + side, top + side), outline=FRAME, width=2)
+    h, w = image.shape[:2]
+    large = round(INSET * min(h, w))
+    x = 0 if left + side / 2 > w / 2 else w - large
+    y = 0 if top + side / 2 > h / 2 else h - large
+    left, top, side = _pixels(box, source)
+    region = (left, top, left + side, top + side)
+    detail = Image.fromarray(source).resize((large, large), Image.Resampling.BICUBIC, region)
+    canvas.paste(detail, (x, y))
+    draw.rectangle((x, y, x + large - 1, y + large - 1), outline=FRAME, width=2)
+    return np.array(canvas)
+
+
+def _pixels(box: Box, image: Pixels) -> Box:
+    """The box in the picture's pixels, moved inside it."""
+    h, w = image.shape[:2]
+    side = box[2] * min(h, w)
+    return min(box[0] * w, w - side), min(box[1] * h, h - side), side
+
+
+def named_folder(text: str) -> tuple[str, Path]:
+    """NAME=DIR, or DIR alone, named as its last part."""
+    name, equals, folder = text.partition("=")
+    if equals and not Path(text).is_dir():
+        return name, Path(folder)
+    return Path(text).resolve().name, Path(text)
+
+
+def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="compare", description="Methods side by side.")
+    add = parser.add_argument
+    add("--columns", required=True, nargs="+", metavar="NAME=DIR", help="folders, left to right")
+    add("--output", required=True, type=Path, help="the sheet, a PNG")
+    add("--names", nargs="+", help="pictures to show, without suffix; default: the first ones")
+    add("--rows", type=int, default=6, help="how many without --names (%(default)s)")
+    add("--width", type=int, default=320, help="of a column in pixels (%(default)s)")
+    detail = parser.add_mutually_exclusive_group()
+    box = ("LEFT", "TOP", "SIDE")
+    help_box = "detail in fractions of width, height, shorter side; default: each row's own"
+    detail.add_argument("--box", nargs=3, type=float, metavar=box, help=help_box)
+    detail.add_argument("--no_detail", action="store_true", help="no frame, no enlargement")
+    args = parser.parse_args(argv)
+    if args.rows < 1 or args.width < 32:
+        parser.error("--rows takes at least 1, --width at least 32")
+    if args.box and not (all(0 <= v <= 1 for v in args.box) and args.box[2] > 0):
+        parser.error("--box takes fractions between 0 and 1")
+    return args
+
+
+def _rows(folders: dict[str, Path], names: Sequence[str] | None, count: int) -> list[Row]:
+    """The pictures wanted from each folder. Raises ValueError (as ImageError is) or OSError."""
+    files = {name: named_images(folder) for name, folder in folders.items()}
+    common = [name for name in next(iter(files.values())) if all(name in f for f in files.values())]
+    wanted = names or common[:count]
+    if not wanted:
+        raise ValueError("the columns have no picture of one name")
+    if absent := [name for name in wanted if name not in common]:
+        raise ValueError(f"not in every column: {', '.join(absent)}")
+    return [Row([_read(found[name]) for found in files.values()], (name,)) for name in wanted]
+
+
+def _read(path: Path) -> Pixels:
+    try:
+        return read_image(path).rgb
+    except ImageError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the sheet; 0 = written, 2 = not (one line says why)."""
+    args = _parse_args(argv)
+    folders = dict(map(named_folder, args.columns))
+    try:
+        if len(folders) < len(args.columns):
+            raise ValueError("two columns have one name: give them as NAME=DIR")
+        rows = _rows(folders, args.names, args.rows)
+        box = None if args.no_detail else tuple(args.box) if args.box else "auto"
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        write_png(args.output, sheet(rows, list(folders), args.width, box))
+    except (OSError, ValueError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(rows)} rows, {len(folders)} columns: {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""An experiment before its first step: its config checked, its base model loaded."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from osdhuman_jax import remat
+from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
+from osdhuman_jax.objectives import OBJECTIVES
+from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.schedule import Schedule
+from osdhuman_jax.weights import (
+    add_lora,
+    is_generator,
+    load_base,
+    random_restorer,
+    save_model,
+)
+from osdhuman_jax.weights.extractors import KINDS
+from osdhuman_jax.weights.store import DTYPES
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError where a value contradicts another or asks for what is not there."""
+    choices = {
+        "run.kind": (config.run.kind, tuple(OBJECTIVES)),
+        "run.precision": (config.run.precision, tuple(DTYPES)),
+        "run.latent": (config.run.latent, ("sample", "mode")),
+        "run.remat": (config.run.remat, tuple(remat.POLICIES)),
+        "run.best": (config.run.best, ("val_psnr_y", "val_ssim_y", "val_lpips")),
+        "prompt.kind": (config.prompt.kind, KINDS),
+        "prompt.source": (config.prompt.source, ("lq", "hq")),
+        "loss.reg_lora_scope": (config.loss.reg_lora_scope, ("all", "mid")),
+        "optim.schedule": (config.optim.schedule, ("constant", "cosine")),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f"{name}: {value!r} is none of {', '.join(allowed)}")
+    positive = {
+        "loss.reg_updates": config.loss.reg_updates,
+        "optim.accumulate": config.optim.accumulate,
+        "optim.max_nonfinite": config.optim.max_nonfinite,
+    }
+    for name, value in positive.items():
+        if value < 1:
+            raise ConfigError(f"{name}: {value} must be at least 1")
+    _check_numbers(config)
+    if not config.data.sources:
+        raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
+    if config.run.kind == "restorer" and not config.data.degrade:
+        raise ConfigError("data.degrade: the restorer trains on degraded pictures, set it to True")
+    if config.run.kind != "restorer" and config.prompt.kind != "hfie":
+        raise ConfigError(f"prompt.kind: a run of kind {config.run.kind!r} has HFIE prompts only")
+
+
+def _check_numbers(config: Config) -> None:
+    ways = jax.device_count() * config.optim.accumulate
+    if config.data.batch_size < 1 or config.data.batch_size % ways:
+        text = f"{jax.device_count()} device(s) x {config.optim.accumulate} part(s)"
+        raise ConfigError(f"data.batch_size: {config.data.batch_size} does not divide among {text}")
+    for name in ("vsd_timesteps", "reg_timesteps"):
+        bounds = getattr(config.loss, name)
+        if not 0 <= bounds[0] < bounds[1] <= Schedule.num_train_timesteps:
+            raise ConfigError(f"loss.{name}: {bounds} is no range within (0, 1000)")
+    if not 0.0 <= config.optim.ema < 1.0:
+        raise ConfigError(f"optim.ema: {config.optim.ema} is not in [0, 1)")
+
+
+def trainable(config: Config) -> nnx.filterlib.Filter:
+    """Which parameters a run trains."""
+    return {
+        "vae": nnx.PathContains("vae"),
+        "diffusion": nnx.Any(nnx.PathContains("unet"), nnx.PathContains("prompter")),
+        "restorer": partial(is_generator, config.lora),
+    }[config.run.kind]
+
+
+def base_folder(config: Config, workdir: Path) -> Path:
+    """The model folder a run starts from: `run.init`, else WORKDIR/init with random weights."""
+    if config.run.init:
+        return Path(config.run.init)
+    folder = workdir / "init"
+    if not (folder / "config.json").exists() and jax.process_index() == 0:
+        random = random_restorer(config.model, config.run.seed)
+        save_model(folder, config.model, random, provenance={"random_seed": config.run.seed})
+    return folder
+
+
+def prepare(
+    config: Config, folder: Path, precision: str | None = None
+) -> tuple[Restorer, ModelConfig]:
+    """The model of a folder, with LoRA injected where the restorer is trained.
+
+    A folder that holds a generator goes on with its LoRA and HFIE. An architecture is a property of
+    weights: `config.model` must equal the folder's, but for the latent's scaling factor (measured
+    after the autoencoder's training) and the timestep.
+    """
+    trains_lora = config.run.kind == "restorer"
+    restorer, found, adapters = load_base(
+        folder, precision=precision or config.run.precision, generator=trains_lora
+    )
+    if adapters and adapters != config.lora:
+        raise ConfigError(f"lora: {config.lora} differs from that of {folder}: {adapters}")
+    found.timestep = restorer.timestep = config.model.timestep
+    ours, theirs = to_dict(config.model), to_dict(found)
+    ours["vae"]["scaling_factor"] = found.vae.scaling_factor
+    if ours != theirs:
+        names = [k for k in ours if ours[k] != theirs[k]]
+        raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {folder}")
+    if trains_lora and not adapters:
+        add_lora(restorer, config.lora, np.random.default_rng(config.run.seed))
+    return restorer, found
+
+
+def store_as_computed(model: nnx.Module, trained: nnx.filterlib.Filter) -> None:
+    """Frozen weights of layers that compute in bfloat16 as bfloat16, in place: the same results.
+
+    Norms, the U-Net's output and what is trained compute or add up in float32, and stay so.
+    """
+    kept = {path for path, _ in nnx.to_flat_state(nnx.state(model, trained))}
+    for path, layer in nnx.iter_modules(model):
+        if isinstance(layer, (nnx.Linear, nnx.Conv)) and layer.dtype == jnp.bfloat16:
+            for name in ("kernel", "bias"):
+                variable = getattr(layer, name)
+                if variable is not None and (*path, name) not in kept:
+                    variable.set_value(variable[...].astype(jnp.bfloat16))

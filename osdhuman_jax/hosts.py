@@ -1,0 +1,79 @@
+"""Several processes as one program: who takes part, and what a signal to one means for all.
+
+A run on many hosts is the same command on each, with a workdir that all of them share. Slurm's
+variables are enough (`srun python train.py ...`); elsewhere the flags say it, and in a Kubernetes
+job with completion mode Indexed the process's number is taken from JOB_COMPLETION_INDEX.
+"""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from osdhuman_jax.config import ConfigError
+
+INDEX_VARIABLES = ("SLURM_PROCID", "JOB_COMPLETION_INDEX")
+
+
+def join(coordinator: str, processes: int, process: int) -> None:
+    """Start `jax.distributed` where there are several processes; call it before any computation.
+
+    Args:
+        coordinator: host:port of process 0; empty = ask Slurm, or be alone.
+        processes, process: how many there are and which one this is; -1 = ask the environment.
+
+    Raises ConfigError where the flags leave a question open.
+    """
+    if not coordinator:
+        if processes > 1 or process > 0:
+            raise ConfigError("--processes and --process need --coordinator HOST:PORT")
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+            jax.distributed.initialize()
+        return
+    found = [os.environ[name] for name in INDEX_VARIABLES if name in os.environ]
+    index = int(found[0]) if process < 0 and found else process
+    count = int(os.environ.get("SLURM_STEP_NUM_TASKS", "-1")) if processes < 0 else processes
+    if not 0 <= index < count:
+        raise ConfigError(f"--process {index} of --processes {count}: give both, 0 <= process")
+    jax.distributed.initialize(coordinator, count, index)
+
+
+def is_first() -> bool:
+    """Whether this process writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def wait(name: str) -> None:
+    """Go on when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class Signals:
+    """Context in which the first SIGTERM or SIGINT is noted; the second does what it always did."""
+
+    KINDS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._before:
+            number, handler = self._before.popitem()
+            # JAX's own handler, in a run of several processes, is not Python's: it reads as None
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def __enter__(self) -> "Signals":
+        self._before = {kind: signal.signal(kind, self._note) for kind in self.KINDS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()

@@ -1,0 +1,219 @@
+"""From a metric's name to a function that scores pictures: numpy, our LPIPS, or pyiqa.
+
+pyiqa (the extra `eval`) fetches weights when it is first asked for a metric. Here every such
+request is answered from a folder that the user names, or the metric is missing with one line that
+says which file and where to get it: nothing is downloaded. pyiqa unpickles what it loads, so that
+folder must hold files of their authors only.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import io
+import shutil
+import tempfile
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from huggingface_hub import constants as hub
+from jaxtyping import Float32, UInt8
+
+from osdhuman_jax.images import to_float
+from osdhuman_jax.metrics import Metric, psnr_y, ssim_y
+from osdhuman_jax.weights.parts import load_part
+from osdhuman_jax.weights.store import file_digest
+
+Pixels = UInt8[np.ndarray, "b h w 3"]
+
+NATIVE = {"psnr": psnr_y, "ssim": ssim_y}
+REPOSITORIES = {  # that pyiqa takes from a hub cache, not as a file
+    "maniqa-pipal": "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
+}
+ONE_BY_ONE = {"brisque"}  # in float32 its third decimal depends on the batch
+
+
+class MissingMetric(Exception):
+    """Why a metric cannot be computed here, in one line."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A metric ready to score.
+
+    `score(restored, reference or None)` gives the value of each picture of two batches (b, h, w, 3)
+    uint8; where the metric compares sets, it takes two folders and gives one value.
+    """
+
+    metric: Metric
+    identity: dict[str, Any]  # all that the value depends on, but for the pictures
+    score: Callable[..., list[float]]
+
+
+def open_scorer(metric: Metric, weights: Path | None, model: Path | None) -> Scorer:
+    """The scorer of a metric, with pyiqa's weights below `weights`, LPIPS-VGG's in a model folder.
+
+    Raises MissingMetric.
+    """
+    if metric.engine == "numpy":
+        return _native(metric)
+    if metric.engine == "jax":
+        return _jax_lpips(metric, model)
+    return _pyiqa(metric, weights)
+
+
+def _identity(metric: Metric, library: str, weights: dict[str, str]) -> dict[str, Any]:
+    names = {"metric": metric.name, "variant": metric.variant, "options": metric.options}
+    return {**names, "library": library, "weights": dict(sorted(weights.items()))}
+
+
+def _own(*names: str) -> str:
+    """`osdhuman-jax 0.1.0, numpy 2.4.6`, for one."""
+    return ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("osdhuman-jax", *names))
+
+
+def _native(metric: Metric) -> Scorer:
+    measure = NATIVE[metric.name]
+
+    def score(restored: Pixels, reference: Pixels) -> list[float]:
+        return [measure(a, b) for a, b in zip(restored, reference, strict=True)]
+
+    return Scorer(metric, _identity(metric, _own("numpy"), {}), score)
+
+
+def _jax_lpips(metric: Metric, model: Path | None) -> Scorer:
+    if model is None:
+        raise MissingMetric("needs --model, a folder made by `weights import --lpips`")
+    try:
+        network = load_part(model, "lpips")
+    except (OSError, ValueError) as error:
+        raise MissingMetric(str(error)) from error
+    graphdef, state = nnx.split(network)
+    distance = jax.jit(lambda state, a, b: nnx.merge(graphdef, state)(a, b))
+
+    def score(restored: Pixels, reference: Pixels) -> list[float]:
+        return np.asarray(distance(state, to_float(restored), to_float(reference))).tolist()
+
+    digest = {"lpips.safetensors": file_digest(model / "lpips.safetensors")}
+    return Scorer(metric, _identity(metric, _own("jax"), digest), score)
+
+
+def _pyiqa(metric: Metric, weights: Path | None) -> Scorer:
+    used: dict[str, str] = {}
+    try:
+        with _offline(weights, metric.name, used), _quiet():
+            import pyiqa  # pyright: ignore[reportMissingImports]
+
+            network = pyiqa.create_metric(metric.name, **metric.options)
+    except MissingMetric:
+        raise
+    except ImportError as error:
+        raise MissingMetric(f"needs pip install 'osdhuman-jax[eval]' ({error})") from error
+    except Exception as error:  # torchvision of another build, a damaged file: nearly anything
+        lines = str(error).strip().splitlines() or [""]
+        raise MissingMetric(f"pyiqa fails: {type(error).__name__}: {lines[0]}") from error
+    import torch
+
+    library = f"pyiqa {pyiqa.__version__}, torch {torch.__version__}"
+    score = _score_one_by_one if metric.name in ONE_BY_ONE else _score_batches
+    score = _score_folders if metric.whole_set else score
+    return Scorer(metric, _identity(metric, library, used), functools.partial(score, network))
+
+
+def _score_batches(network: Any, restored: Pixels, reference: Pixels | None) -> list[float]:
+    import torch
+
+    tensors = [torch.from_numpy(to_unit(x)) for x in (restored, reference) if x is not None]
+    values = network(*tensors if network.metric_mode == "FR" else tensors[:1])
+    return values.detach().double().reshape(len(restored)).cpu().tolist()
+
+
+def _score_one_by_one(network: Any, restored: Pixels, _reference: None) -> list[float]:
+    return [_score_batches(network, picture[None], None)[0] for picture in restored]
+
+
+def _score_folders(network: Any, restored: Path, reference: Path) -> list[float]:
+    return [float(network(str(restored), str(reference), num_workers=0, verbose=False))]
+
+
+def to_unit(pixels: Pixels) -> Float32[np.ndarray, "b 3 h w"]:
+    """[0, 1] as the GPUs have it on which published values were taken.
+
+    They divide by 255 by multiplying with its reciprocal. That decides how luma rounds where it
+    lies halfway between two levels, and with it the third decimal of NIQE.
+    """
+    unit = pixels.astype(np.float32) * np.float32(1 / 255)
+    return np.ascontiguousarray(unit.transpose(0, 3, 1, 2))
+
+
+@contextlib.contextmanager
+def _offline(weights: Path | None, name: str, used: dict[str, str]) -> Iterator[None]:
+    """What the code inside would download comes from `weights`; `used` gets each file's digest.
+
+    torch.hub, torchvision and pyiqa's CLIP all fetch through urlopen; timm through a hub cache.
+    """
+    import torch
+
+    def serve(request: Any, *_: Any, **__: Any) -> Any:
+        url = getattr(request, "full_url", request)
+        file = url.rsplit("/", 1)[-1]
+        if file not in files:
+            raise MissingMetric(f"needs {file} below --weights; it is at {url}")
+        used[file] = file_digest(files[file])
+        return open_url(files[file].absolute().as_uri())
+
+    paths = weights.rglob("*") if weights else ()
+    files = {path.name: path for path in sorted(paths) if path.is_file()}
+    open_url = urllib.request.urlopen
+    cache = _hub_cache(weights, REPOSITORIES[name], used) if name in REPOSITORIES else ""
+    home, torch_home = _home(), torch.hub.get_dir()
+    torch.hub.set_dir(home)
+    replaced = [(urllib.request, "urlopen", serve), (torch.hub, "urlopen", serve)]
+    replaced += [(hub, "HF_HUB_OFFLINE", True), (hub, "HF_HUB_CACHE", cache)]
+    saved = [(module, key, getattr(module, key)) for module, key, _ in replaced]
+    try:
+        for module, key, value in replaced:
+            setattr(module, key, value)
+        yield
+    finally:
+        for module, key, value in saved:
+            setattr(module, key, value)
+        torch.hub.set_dir(torch_home)
+        shutil.rmtree(home)  # so that the next metric's files are asked for, and noted, again
+
+
+@functools.cache
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="osdhuman-jax-")  # goes when the process ends
+
+
+def _home() -> str:
+    """An empty folder, always the same: pyiqa keeps its name from when it was first imported."""
+    home = Path(_temporary().name) / "hub"
+    home.mkdir()
+    return str(home)
+
+
+def _hub_cache(weights: Path | None, repository: str, used: dict[str, str]) -> str:
+    """The hub cache below `weights` that holds a repository. Raises MissingMetric."""
+    folder = "models--" + repository.replace("/", "--")
+    for found in sorted(weights.rglob(folder)) if weights else ():
+        for file in sorted(found.glob("snapshots/*/*.safetensors")):
+            used[f"{repository}/{file.name}"] = file_digest(file)
+            return str(found.parent)
+    where = weights or "WEIGHTS"
+    raise MissingMetric(
+        f"needs {repository} below --weights: hf download {repository} --cache-dir {where}"
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Swallows what libraries print about downloads that do not happen."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield

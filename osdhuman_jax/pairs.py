@@ -1,0 +1,97 @@
+"""Folders of pictures that belong together: partners by relative path without suffix, checked."""
+
+import hashlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from osdhuman_jax.images import ImageError, decode, named_images
+
+REFERENCE = "reference"  # its name among the folders
+LISTED = 20  # names in one refusal
+
+
+@dataclass(frozen=True)
+class File:
+    """A picture on disk that was decoded once, whole."""
+
+    path: Path
+    digest: str
+    size: tuple[int, int]  # height, width
+
+
+@dataclass
+class Pictures:
+    """What is compared: {method: {name: file}}, the same names in all, and their references."""
+
+    methods: dict[str, dict[str, File]]
+    reference: dict[str, File] | None
+    left_out: dict[str, str] = field(default_factory=dict)  # why, by name
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(next(iter(self.methods.values())))
+
+
+def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool) -> Pictures:
+    """Files that every folder has, checked.
+
+    Raises ValueError with the names of pictures that a folder lacks or cannot give (unless
+    `allow_missing`, which leaves them out of all folders) or whose sizes disagree.
+    """
+    both = {**folders, **({REFERENCE: reference} if reference else {})}
+    found = {label: named_images(folder) for label, folder in both.items()}
+    names = sorted(set().union(*found.values()))
+    left_out = {
+        name: f"not in {both[label]}"
+        for name in names
+        for label in both
+        if name not in found[label]
+    }
+    files: dict[str, dict[str, File]] = {label: {} for label in both}
+    for name in tqdm([n for n in names if n not in left_out], "reading", file=sys.stderr):
+        try:
+            opened = {label: _open(found[label][name]) for label in both}
+        except ImageError as error:
+            left_out[name] = str(error)
+            continue
+        for label, file in opened.items():
+            files[label][name] = file
+    if left_out and not allow_missing:
+        _refuse("pictures without a partner (--allow_missing leaves them out)", left_out)
+    if not files[next(iter(folders))]:
+        raise ValueError(f"no picture is in all of {', '.join(map(str, both.values()))}")
+    _refuse("pictures of unequal size", _unequal(files))
+    return Pictures({m: files[m] for m in folders}, files.get(REFERENCE), left_out)
+
+
+def _open(path: Path) -> File:
+    """Raises ImageError, with the path, where the file is no picture or cannot be read."""
+    try:
+        data = path.read_bytes()
+        return File(path, hashlib.sha256(data).hexdigest(), decode(data).size)
+    except (ImageError, OSError) as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def _unequal(files: dict[str, dict[str, File]]) -> dict[str, str]:
+    """Sizes of pictures that differ from their partners, by name."""
+    by_name = {
+        name: {label: f"{f[name].size[1]} x {f[name].size[0]}" for label, f in files.items()}
+        for name in next(iter(files.values()))
+    }
+    return {
+        name: ", ".join(f"{label} {size}" for label, size in sizes.items())
+        for name, sizes in by_name.items()
+        if len(set(sizes.values())) > 1
+    }
+
+
+def _refuse(why: str, names: dict[str, str]) -> None:
+    """Raise ValueError with the first names and reasons, if there are any."""
+    if names:
+        lines = [f"\n  {name}: {reason}" for name, reason in list(names.items())[:LISTED]]
+        more = f"\n  and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        raise ValueError(f"{why}:{''.join(lines)}{more}")

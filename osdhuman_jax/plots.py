@@ -1,0 +1,70 @@
+"""How each metric is distributed over the pictures, and how methods differ on the same picture."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from osdhuman_jax.metrics import Metric
+from osdhuman_jax.tables import difference
+
+Values = Mapping[str, Sequence[float]]  # of each method, picture by picture
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+DOTS = 500  # at most, of a method
+
+
+def plot(metric: Metric, values: Values) -> bytes:
+    """PNG: left each method's values, right its paired differences from the first method.
+
+    A picture is a dot, a box spans the quartiles; the bars on the right are 95 % intervals.
+    """
+    several = len(values) > 1
+    size = (10 if several else 5, 1.6 + 0.6 * len(values))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, 2 if several else 1, squeeze=False)[0]
+    _distribution(axes[0], metric, values)
+    if several:
+        _differences(axes[1], metric, values)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _rows(axis: Axes, names: Sequence[str]) -> None:
+    """One row for each method, the first on top."""
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
+
+
+def _distribution(axis: Axes, metric: Metric, values: Values) -> None:
+    axis.boxplot(
+        list(values.values()),
+        positions=range(len(values)),
+        orientation="horizontal",
+        widths=0.5,
+        showfliers=False,
+        medianprops={"color": "black"},
+    )
+    for row, found in enumerate(values.values()):
+        dots = np.asarray(found)[:: max(1, -(-len(found) // DOTS))]
+        spread = row + 0.4 * (np.arange(len(dots)) * 0.618 % 1 - 0.5)
+        axis.scatter(dots, spread, s=9, alpha=0.6, color=COLOURS[row % len(COLOURS)], linewidths=0)
+    _rows(axis, list(values))
+    axis.set_title(f"{metric.head}, {len(next(iter(values.values())))} pictures")
+
+
+def _differences(axis: Axes, metric: Metric, values: Values) -> None:
+    (first, base), *others = values.items()
+    axis.axvline(0, color="black", linewidth=1)
+    for row, (_, found) in enumerate(others, start=1):
+        d = difference(found, base)
+        bar = [[d.mean - d.low], [d.high - d.mean]] if d.n > 1 else None
+        colour = COLOURS[row % len(COLOURS)]
+        axis.errorbar(d.mean, row, xerr=bar, fmt="o", capsize=4, color=colour)
+    _rows(axis, list(values))
+    axis.set_title(f"{metric.title} minus that of {first}")
+    axis.set_xlabel("mean over pictures, 95 % interval")

@@ -1,0 +1,204 @@
+"""Values of methods by metrics, picture by picture, computed once.
+
+Each value is kept in a ledger under the digests of its pictures and of all that the metric depends
+on: what was interrupted goes on, and a second method costs only its own pictures.
+"""
+
+import hashlib
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from osdhuman_jax.images import read_image, write_png
+from osdhuman_jax.iqa import MissingMetric, Scorer, open_scorer
+from osdhuman_jax.metrics import Metric
+from osdhuman_jax.pairs import File, Pictures
+
+Values = dict[str, float | None]  # by picture
+
+
+class Ledger:
+    """Values that were computed, in a file that only grows; a torn last line is lost, no more."""
+
+    def __init__(self, path: Path) -> None:
+        self._values: dict[str, float] = {}
+        text = path.read_text() if path.exists() else ""
+        for line in text.splitlines():
+            try:
+                entry = json.loads(line)
+                self._values[entry["key"]] = float(entry["value"])
+            except (ValueError, KeyError, TypeError):
+                continue
+        self._file: TextIO = open(path, "a", encoding="utf-8")
+        if text and not text.endswith("\n"):
+            self._file.write("\n")
+
+    def get(self, key: str) -> float | None:
+        return self._values.get(key)
+
+    def put(self, key: str, value: float, **notes: str) -> None:
+        self._values[key] = value
+        print(json.dumps({**notes, "key": key, "value": value}), file=self._file, flush=True)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Examiner:
+    """Computes what the ledger does not have; `faults` says what could not be, by metric."""
+
+    def __init__(self, pictures: Pictures, ledger: Ledger, batch_size: int) -> None:
+        self.pictures, self.ledger, self.batch_size = pictures, ledger, batch_size
+        self.faults: dict[str, str] = {}
+
+    def values(self, scorer: Scorer, method: str, bar: tqdm) -> Values:
+        """A value for each picture; None, and a fault, where there is none."""
+        keys = {name: self._key(scorer, method, [name]) for name in self.pictures.names}
+        todo = [name for name, key in keys.items() if self.ledger.get(key) is None]
+        bar.update(len(keys) - len(todo))
+        files = self.pictures.methods[method]
+        for _, group in groupby(todo, key=lambda name: files[name].size):
+            same_size = list(group)
+            for start in range(0, len(same_size), self.batch_size):
+                batch = same_size[start : start + self.batch_size]
+                for name, value in zip(batch, self._batch(scorer, method, batch), strict=True):
+                    if value is not None:
+                        notes = {"metric": scorer.metric.name, "method": method, "image": name}
+                        self.ledger.put(keys[name], value, **notes)
+                bar.update(len(batch))
+        return {name: self.ledger.get(key) for name, key in keys.items()}
+
+    def set_value(self, scorer: Scorer, method: str) -> float | None:
+        """The one value of a metric that compares sets."""
+        metric, files, reference = scorer.metric, *self._files(method)
+        key = self._key(scorer, method, self.pictures.names)
+        if self.ledger.get(key) is None and len(files) < 2:
+            self.faults[metric.name] = "needs two pictures or more"
+        elif self.ledger.get(key) is None:
+            with _folder(files) as one, _folder(reference) as two:
+                value = self._attempt(scorer, method, one, two)
+            if value:
+                self.ledger.put(key, value[0], metric=metric.name, method=method)
+        return self.ledger.get(key)
+
+    def _files(self, method: str) -> tuple[dict[str, File], dict[str, File]]:
+        return self.pictures.methods[method], self.pictures.reference or {}
+
+    def _key(self, scorer: Scorer, method: str, names: Sequence[str]) -> str:
+        """Digest of the metric's identity and of the pictures it looks at."""
+        restored, reference = self._files(method)
+        digests = [restored[name].digest for name in names]
+        if scorer.metric.reference:
+            digests += [reference[name].digest for name in names]
+        text = json.dumps([scorer.identity, digests], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def _batch(self, scorer: Scorer, method: str, names: list[str]) -> list[float | None]:
+        """Values of pictures of one size; if they fail together, one by one."""
+        restored, reference = self._files(method)
+        batches: list[Any] = [_stack(restored, names)]
+        batches.append(_stack(reference, names) if scorer.metric.reference else None)
+        if len(names) == 1:
+            found = self._attempt(scorer, f"{method}, {names[0]}", *batches)
+            return list(found) if found else [None]
+        try:
+            found = scorer.score(*batches)
+            if all(map(math.isfinite, found)):
+                return list(found)
+        except Exception:  # of any of these libraries; told of when a single picture fails
+            pass
+        return [self._batch(scorer, method, [name])[0] for name in names]
+
+    def _attempt(self, scorer: Scorer, where: str, *what: Any) -> list[float] | None:
+        """Finite values, or None and a fault."""
+        try:
+            found = scorer.score(*what)
+            if all(map(math.isfinite, found)):
+                return found
+            reason = "the value is not finite"
+        except Exception as error:  # of any of these libraries, which raise nearly anything
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        self.faults.setdefault(scorer.metric.name, f"{where}: {reason}")
+        return None
+
+
+def _stack(files: dict[str, File], names: Sequence[str]) -> UInt8[np.ndarray, "b h w 3"]:
+    return np.stack([read_image(files[name].path).rgb for name in names])
+
+
+@contextmanager
+def _folder(files: dict[str, File]) -> Iterator[Path]:
+    """A flat folder of just these pictures, as PNG, in their order."""
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (_, file) in enumerate(sorted(files.items())):
+            target = Path(folder) / f"{i:06d}.png"
+            if file.path.suffix.lower() == ".png":
+                target.symlink_to(file.path.resolve())
+            else:
+                write_png(target, read_image(file.path).rgb)
+        yield Path(folder)
+
+
+@dataclass
+class Results:
+    """All values: {method: {metric: {name: value}}}, means, and why a metric is missing."""
+
+    values: dict[str, dict[str, Values]]
+    means: dict[str, Values]
+    scorers: dict[str, Scorer]
+    missing: dict[str, str]
+
+
+def examine(
+    pictures: Pictures,
+    metrics: Sequence[Metric],
+    ledger: Ledger,
+    *,
+    batch_size: int,
+    weights: Path | None = None,
+    model: Path | None = None,
+) -> Results:
+    """Score every method by every metric, one metric in memory at a time."""
+    found = Results({m: {} for m in pictures.methods}, {m: {} for m in pictures.methods}, {}, {})
+    examiner = Examiner(pictures, ledger, batch_size)
+    total = len(metrics) * len(pictures.methods) * len(pictures.names)
+    with tqdm(total=total, unit="picture", file=sys.stderr) as bar:
+        for done, metric in enumerate(metrics, start=1):
+            bar.set_description(metric.name)
+            try:
+                scorer = open_scorer(metric, weights, model)
+            except MissingMetric as reason:
+                found.missing[metric.name] = str(reason)
+                for means in found.means.values():
+                    means[metric.name] = None
+            else:
+                found.scorers[metric.name] = scorer
+                _fill(found, examiner, scorer, bar)
+            bar.update(done * total // len(metrics) - bar.n)
+    found.missing |= examiner.faults
+    return found
+
+
+def _fill(found: Results, examiner: Examiner, scorer: Scorer, bar: tqdm) -> None:
+    """Add one metric's values and means; a mean is there only if every picture has a value."""
+    name = scorer.metric.name
+    for method in examiner.pictures.methods:
+        if scorer.metric.whole_set:
+            found.means[method][name] = examiner.set_value(scorer, method)
+            continue
+        values = examiner.values(scorer, method, bar)
+        found.values[method][name] = values
+        known = [value for value in values.values() if value is not None]
+        whole = len(known) == len(values)
+        found.means[method][name] = math.fsum(known) / len(known) if whole else None

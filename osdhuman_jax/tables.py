@@ -1,0 +1,114 @@
+"""Tables of methods by metrics, as the paper prints them: Markdown, LaTeX, CSV.
+
+`Means` is {method: {metric: mean or None}}; None, not computed, shows as a dash.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy import stats
+
+from osdhuman_jax.metrics import METRICS, Metric
+
+Means = Mapping[str, Mapping[str, float | None]]
+
+DASH = "–"
+MARKDOWN = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
+LATEX = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
+_SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences with its 95 % confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def difference(values: Sequence[float], base: Sequence[float]) -> Difference:
+    """Student's interval of values - base, pair by pair; it is infinite for a single pair."""
+    d = np.asarray(values) - np.asarray(base)
+    n = len(d)
+    half = math.inf
+    if n > 1:
+        half = float(stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / math.sqrt(n))
+    mean = float(d.mean())
+    return Difference(mean, mean - half, mean + half, n)
+
+
+def as_json(found: Difference) -> dict[str, float | int | None]:
+    """Its fields, None for infinite, which JSON does not have."""
+    return {k: v if math.isfinite(v) else None for k, v in asdict(found).items()}
+
+
+def in_order(names: Sequence[str]) -> list[Metric]:
+    """Metrics in the order of the paper's columns."""
+    return [metric for name, metric in METRICS.items() if name in names]
+
+
+def shown(metric: Metric, value: float | None) -> str:
+    """The value with the paper's decimals, or a dash."""
+    return DASH if value is None else f"{value:.{metric.decimals}f}"
+
+
+def marks(metric: Metric, values: Sequence[float | None]) -> list[str]:
+    """ "best", "second" or "" for each, by what is shown: equal digits share a mark."""
+    digits = [None if v is None else float(shown(metric, v)) for v in values]
+    levels = sorted({v for v in digits if v is not None}, reverse=metric.higher)
+    if sum(v is not None for v in digits) < 2:
+        return [""] * len(digits)
+    names = dict(zip(levels, ("best", "second"), strict=False))
+    return [names.get(v, "") if v is not None else "" for v in digits]
+
+
+def cells(means: Means, columns: Sequence[Metric], styles: Mapping[str, str]) -> list[list[str]]:
+    """A row for each method, marked in `styles`."""
+    by_column = []
+    for metric in columns:
+        values = [found.get(metric.name) for found in means.values()]
+        marked = zip(marks(metric, values), values, strict=True)
+        by_column.append([styles[mark].format(shown(metric, value)) for mark, value in marked])
+    return [list(row) for row in zip(*by_column, strict=True)]
+
+
+def markdown(means: Means, columns: Sequence[Metric], corner: str = "") -> str:
+    """Best bold, second best underlined."""
+    lines = [[corner, *(metric.head for metric in columns)], ["---"] * (len(columns) + 1)]
+    for name, row in zip(means, cells(means, columns, MARKDOWN), strict=True):
+        lines.append([name.replace("|", "\\|"), *row])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(means: Means, columns: Sequence[Metric]) -> str:
+    """A tabular that needs no package."""
+    arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
+    heads = [f"{metric.title} {arrows[metric.higher]}" for metric in columns]
+    rows = [["Method", *heads]]
+    for name, row in zip(means, cells(means, columns, LATEX), strict=True):
+        rows.append([name.translate(_SPECIAL), *(cell.replace(DASH, "--") for cell in row)])
+    lines = [" & ".join(row) + r" \\" for row in rows]
+    body = "\n".join([lines[0], r"\hline", *lines[1:]])
+    return f"\\begin{{tabular}}{{l{'c' * len(columns)}}}\n{body}\n\\end{{tabular}}\n"
+
+
+def csv_text(
+    images: Mapping[str, Mapping[str, Mapping[str, float | None]]],
+    means: Means,
+    columns: Sequence[Metric],
+) -> str:
+    """A line for each method and picture, then one for the method's mean, at full precision."""
+    buffer = io.StringIO()
+    names = [metric.name for metric in columns]
+    writer = csv.DictWriter(buffer, ["method", "image", *names], lineterminator="\n")
+    writer.writeheader()
+    for method, found in images.items():
+        rows = [*found.items(), ("(mean)", means[method])]
+        writer.writerows({"method": method, "image": image} | dict(row) for image, row in rows)
+    return buffer.getvalue()

@@ -1,0 +1,58 @@
+"""What benchmarks make of their values; that they run is for those who quote their figures."""
+
+import numpy as np
+import pytest
+
+from benchmarks import quality, realsr
+from osdhuman_jax import evaluate
+from osdhuman_jax.images import write_png
+from osdhuman_jax.metrics import psnr_y
+
+
+def flat(value: int) -> np.ndarray:
+    return np.full((16, 16, 3), value, np.uint8)
+
+
+def test_quality_table_and_its_place(tmp_path):
+    for kind, value in {"original": 100, "degraded": 90, "nlm": 95, "restored": 99}.items():
+        (tmp_path / kind).mkdir()
+        write_png(tmp_path / kind / "a.png", flat(value))
+    flags = [f"--restored={name}={tmp_path / kind}" for kind, name in quality.METHODS.items()]
+    flags += ["--reference", str(tmp_path / "original"), "--metrics", "psnr,ssim"]
+    assert evaluate.main([*flags, "--output", str(tmp_path / "scores")]) == 0
+    rows = quality.table(tmp_path).splitlines()
+    assert rows[0] == "| mean of 1 photographs | PSNR ↑ | SSIM ↑ | sharpness (original 0.00) |"
+    assert rows[4].startswith(f"| restored | **{psnr_y(flat(99), flat(100)):.2f}** |")
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- quality shipped -->\nold\n<!-- end -->\nafter\n")
+    for _ in range(2):
+        quality.put(page, "shipped", "new\n")
+        text = "before\n<!-- quality shipped -->\nnew\n<!-- end -->\nafter\n"
+        assert page.read_text() == text
+    with pytest.raises(SystemExit, match="quality photographs"):
+        quality.put(page, "photographs", "new\n")
+    assert page.read_text() == text
+
+
+def test_sharpness_of_a_ramp():
+    ramp = np.arange(0, 64, 2, dtype=np.uint8)[None, :, None].repeat(32, 0).repeat(3, 2)
+    assert quality.sharpness(ramp) == pytest.approx(2 * 30 / 32)  # 0 at the mirrored borders
+
+
+@pytest.fixture
+def published(tmp_path):
+    for folder, value in {"restored": 90, "reference": 100}.items():
+        (tmp_path / folder).mkdir()
+        write_png(tmp_path / folder / "a.png", flat(value))
+    return tmp_path
+
+
+@pytest.mark.parametrize("gap, status", [(4e-5, 0), (6e-5, 1)])
+def test_realsr_tells_agreement_from_disagreement(published, capsys, gap, status):
+    value = psnr_y(flat(90), flat(100)) + gap
+    (published / "published.csv").write_text(f"name,PSNR,NIQE\na.png,{value:.6f},3.0\n")
+    argv = ["--data", str(published), "--output", str(published / "out")]
+    assert realsr.main(argv) == status
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert lines[0].endswith("DISAGREES" if status else "agrees")
+    assert lines[1] == "niqe           not compared"

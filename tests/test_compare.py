@@ -1,0 +1,100 @@
+"""Comparison sheets: what stands where, what is enlarged, what is refused."""
+
+import numpy as np
+import pytest
+
+from osdhuman_jax.compare import GAP, HEAD, Row, fit, focus, main, named_folder, sheet
+from osdhuman_jax.images import read_image, write_png
+
+
+def flat(value: int, h: int = 100, w: int = 100) -> np.ndarray:
+    return np.full((h, w, 3), value, np.uint8)
+
+
+def test_every_picture_is_in_its_cell():
+    rows = [Row([flat(10), flat(20)]), Row([flat(30, 50), flat(40, 50)], ("name", "21.3"))]
+    made = sheet(rows, ["left", "right"], cell=100, box=None)
+    assert made.shape == (HEAD + 100 + GAP + 50 + 22 + GAP, 200 + GAP, 3)
+    for y, x, value in [(50, 50, 10), (50, 150, 20), (125, 50, 30), (125, 150, 40)]:
+        assert (made[HEAD + y, x] == value).all()
+    assert (made[HEAD + 50, 102] == 255).all()
+    heads, caption = made[:HEAD], made[HEAD + 157 : HEAD + 178]
+    for part in (heads[:, :100], heads[:, 106:], caption[:, :100], caption[:, 106:]):
+        assert part.min() < 100  # something is written
+
+
+def test_a_small_picture_is_scaled_to_its_neighbours():
+    large, small = flat(10, 40, 80), flat(20, 10, 20)
+    assert fit(small, 60, [large, small]).shape == (30, 60, 3)
+    assert sheet([Row([large, small])], ["a", "b"], cell=60).shape == (HEAD + 30 + GAP, 126, 3)
+
+
+def test_focus_finds_where_pictures_disagree():
+    one, two = flat(100), flat(100)
+    two[60:80, 20:40] = 200
+    assert focus([one, two]) == pytest.approx((0.2, 0.6, 0.2))
+    one[:, 50:] = np.random.default_rng(0).integers(0, 255, (100, 50, 3))  # the same detail in both
+    two[:, 50:] = one[:, 50:]
+    assert focus([one, two]) == pytest.approx((0.2, 0.6, 0.2))
+    assert focus([one])[0] >= 0.3  # alone, detail decides
+
+
+def test_detail_is_enlarged_in_the_far_corner_from_the_full_picture():
+    picture = flat(0, 400, 400)
+    picture[40:80, 40:80] = 150
+    made = sheet([Row([picture])], ["a"], cell=100, box=(0.1, 0.1, 0.1))[HEAD : HEAD + 100]
+    assert (made[60:95, 60:95] == 150).all()  # 45 % of the cell, lower right, less the frame
+    assert (made[15, 15] == 150).all() and (made[40, 40] == 0).all()
+    assert (made[10, 12] == (230, 60, 40)).all()  # its frame
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for kind in ("lq", "hq"):
+        (tmp_path / kind).mkdir()
+        for i, name in enumerate("abc"):
+            write_png(tmp_path / kind / f"{name}.png", flat(20 * i + len(kind)))
+    return tmp_path
+
+
+def run(folder, *flags: str) -> int:
+    columns = [f"LQ={folder / 'lq'}", str(folder / "hq")]
+    try:
+        return main(["--columns", *columns, "--output", str(folder / "out" / "s.png"), *flags])
+    except SystemExit as stop:  # argparse
+        return stop.code
+
+
+def test_command(folders, capsys):
+    assert run(folders, "--names", "c", "a", "--width", "64") == 0
+    assert "2 rows, 2 columns" in capsys.readouterr().out
+    made = read_image(folders / "out" / "s.png")
+    assert made.size == (HEAD + 2 * (64 + 22 + GAP), 128 + GAP)
+    assert (made.rgb[HEAD + 5, 5] == 42).all()  # c comes first
+    (folders / "lq" / "a.png").unlink()
+    assert run(folders, "--rows", "5", "--no_detail") == 0
+    assert "2 rows" in capsys.readouterr().out  # what all columns have
+
+
+def test_command_refuses(folders, capsys):
+    for flags, text in [
+        (("--names", "a", "z"), "not in every column: z"),
+        (("--rows", "0"), "--rows"),
+        (("--box", "0", "2", "0.1"), "fractions"),
+    ]:
+        assert run(folders, *flags) == 2
+        assert text in capsys.readouterr().err
+    (folders / "lq" / "a.png").write_bytes(b"no picture")
+    assert run(folders, "--names", "a") == 2
+    assert "a.png" in capsys.readouterr().err
+    same = f"X={folders / 'lq'}"
+    assert main(["--columns", same, same, "--output", str(folders / "x.png")]) == 2
+    assert main(["--columns", f"X={folders / 'none'}", "--output", str(folders / "x.png")]) == 2
+    assert not (folders / "out").exists() and not (folders / "x.png").exists()
+
+
+def test_folder_names(tmp_path):
+    (tmp_path / "a=b").mkdir()
+    assert named_folder(f"Ours={tmp_path}") == ("Ours", tmp_path)
+    assert named_folder(str(tmp_path / "c")) == ("c", tmp_path / "c")
+    assert named_folder(str(tmp_path / "a=b"))[0] == "a=b"

@@ -1,0 +1,201 @@
+"""The degradation command: folders in, folders out, the same bytes again."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from osdhuman_jax.config import DegradationConfig
+from osdhuman_jax.degrade import __main__ as command
+from osdhuman_jax.degrade import degrade, sample_rng
+from osdhuman_jax.images import read_image, write_png
+
+CONFIG = DegradationConfig()
+
+
+def photo(side: int) -> np.ndarray:
+    return cv2.resize(skimage.data.astronaut(), (side, side), interpolation=cv2.INTER_AREA)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two photographs, one below a subfolder."""
+    source = tmp_path / "hq"
+    (source / "b").mkdir(parents=True)
+    write_png(source / "c.png", photo(80))
+    cv2.imwrite(str(source / "b" / "a.jpg"), photo(120)[:, :100])
+    return source
+
+
+def run(source, output, *flags: str) -> int:
+    argv = ["--input", str(source), "--output", str(output), "--seed", "5", *flags]
+    try:
+        return command.main(argv)
+    except SystemExit as stop:  # argparse
+        return stop.code
+
+
+def log_lines(output) -> list[dict]:
+    return [json.loads(line) for line in (output / command.LOG_NAME).read_text().splitlines()]
+
+
+def test_command_degrades_a_folder(folder, tmp_path):
+    out = tmp_path / "lq"
+    assert run(folder, out) == 0
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert files == ["b/a.png", "c.png", command.LOG_NAME]
+    log = log_lines(out)
+    for index, (name, entry) in enumerate(zip(["b/a.jpg", "c.png"], log, strict=True)):
+        hq = read_image(folder / name).rgb
+        lq, record = degrade(hq, sample_rng(5, 0, index), CONFIG)
+        np.testing.assert_array_equal(
+            read_image((out / name).with_suffix(".png")).rgb, lq, strict=True
+        )
+        expected = {"file": name, "seed": 5, "epoch": 0, "index": index, "record": record}
+        assert entry == expected
+
+
+def test_command_crops_resizes_and_keeps_model_scale(folder, tmp_path):
+    out = tmp_path / "lq"
+    assert run(folder, out, "--resize_short", "64", "--crop", "48", "--model_scale") == 0
+    assert read_image(out / "b" / "a.png").size == read_image(out / "c.png").size == (12, 12)
+    hq = cv2.resize(photo(80), (64, 64), interpolation=cv2.INTER_AREA)[8:56, 8:56]
+    small, _ = degrade(hq, sample_rng(5, 0, 1), CONFIG, full=False)
+    np.testing.assert_array_equal(read_image(out / "c.png").rgb, small)
+    assert run(folder, tmp_path / "full", "--resize_short", "40") == 0
+    assert read_image(tmp_path / "full" / "b" / "a.png").size == (48, 40)
+
+
+def test_command_goes_on_after_a_corrupt_image(folder, tmp_path, capsys):
+    (folder / "b" / "b.jpg").write_bytes(b"not an image")
+    write_png(folder / "small.png", photo(31))
+    assert run(folder, tmp_path / "lq") == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and "b/b.jpg" in errors[0] and "small.png" in errors[1]
+    assert [(e["file"], e["index"]) for e in log_lines(tmp_path / "lq")] == [
+        ("b/a.jpg", 0),
+        ("c.png", 2),
+    ]
+    assert not (tmp_path / "lq" / "b" / "b.png").exists()
+
+
+def test_command_refuses_before_it_begins(folder, tmp_path, capsys):
+    out = tmp_path / "lq"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for source, target, flags in [
+        (empty, out, ()),
+        (tmp_path / "missing", out, ()),
+        (folder, folder / "lq", ()),
+        (folder / "c.png", folder, ("--overwrite",)),
+        (folder, folder.parent / "hq" / "c.png" / "x", ()),
+        (folder, out, ("--crop", "31")),
+        (folder, out, ("--resize_short", "many")),
+        (folder, out, ("--seed", "-1")),
+        (folder, out, ("--full", "--model_scale")),
+    ]:
+        assert run(source, target, *flags) == 2, (source, target, flags)
+        assert capsys.readouterr().err
+    write_png(folder / "b" / "a.png", photo(64))
+    assert run(folder, out) == 2
+    assert "a.jpg and b/a.png" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_command_overwrites_only_when_told(folder, tmp_path, capsys):
+    out = tmp_path / "lq"
+    assert run(folder, out) == 0
+    first = (out / "c.png").read_bytes()
+    (out / "c.png").write_bytes(b"mine")
+    assert run(folder, out) == 2 and "--overwrite" in capsys.readouterr().err
+    assert (out / "c.png").read_bytes() == b"mine"
+    assert run(folder, out, "--overwrite") == 0
+    assert (out / "c.png").read_bytes() == first
+    (out / "c.png").unlink()
+    (out / "b" / "a.png").unlink()
+    assert run(folder, out) == 2  # the log alone
+
+
+def test_module_runs_without_jax(folder, tmp_path):
+    code = "import sys, runpy; sys.argv[0] = 'degrade'\n"
+    code += "try: runpy.run_module('osdhuman_jax.degrade', run_name='__main__')\n"
+    code += "finally: print(sorted({'jax', 'flax', 'torch'} & set(sys.modules)))"
+    flags = ["--input", str(folder / "c.png"), "--output", str(tmp_path / "lq"), "--seed", "0"]
+    command = [sys.executable, "-c", code, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert read_image(tmp_path / "lq" / "c.png").size == (80, 80)
+
+
+def profile(source, output, *flags: str) -> int:
+    sides = () if "--crop" in flags else ("--crop", "64")
+    return run(source, output, "--profile", "persona-val", *sides, *flags)
+
+
+def test_profile_makes_pairs_at_both_sizes(folder, tmp_path):
+    out = tmp_path / "val"
+    assert profile(folder, out) == 0
+    sizes = {"hq": (64, 64), "lq": (64, 64), "lq_small": (16, 16)}
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*.png")}
+    assert files == {f"{kind}/{name}.png" for kind in sizes for name in ("b/a", "c")}
+    for kind, size in sizes.items():
+        assert read_image(out / kind / "c.png").size == size
+    hq = read_image(out / "hq" / "c.png").rgb
+    np.testing.assert_array_equal(hq, cv2.resize(photo(80), (64, 64), interpolation=3))
+    content, rng = command.content_rng(5, hq)
+    lq, record = degrade(hq, rng, CONFIG)
+    entry = log_lines(out)[1]
+    assert (entry["file"], entry["seed"], entry["content"]) == ("c.png", 5, content)
+    assert entry["record"] == record
+    np.testing.assert_array_equal(read_image(out / "lq" / "c.png").rgb, lq)
+    small = degrade(hq, command.content_rng(5, hq)[1], CONFIG, full=False)[0]
+    np.testing.assert_array_equal(read_image(out / "lq_small" / "c.png").rgb, small)
+
+
+def test_profile_depends_on_content_alone(folder, tmp_path):
+    """Not on names, neighbours or order; but on the seed."""
+    assert profile(folder, tmp_path / "all") == 0
+    (folder / "b" / "a.jpg").unlink()
+    (folder / "c.png").rename(folder / "renamed.png")
+    assert profile(folder, tmp_path / "one") == 0
+    for kind in command.PAIR:
+        one, two = tmp_path / "one" / kind / "renamed.png", tmp_path / "all" / kind / "c.png"
+        assert one.read_bytes() == two.read_bytes()
+    hq = read_image(tmp_path / "one" / "hq" / "renamed.png").rgb
+    assert command.content_rng(5, hq)[0] != command.content_rng(6, hq)[0]
+    assert command.content_rng(5, hq)[0] != command.content_rng(5, hq.reshape(32, 128, 3))[0]
+
+
+def test_profile_gives_the_same_bytes_on_another_processor(folder, tmp_path):
+    """Without AVX-512 and with one thread; the log has the digest of every file."""
+    assert profile(folder, tmp_path / "here") == 0
+    flags = "--profile persona-val --crop 64 --seed 5 --input".split()
+    command_line = [sys.executable, "-m", "osdhuman_jax.degrade", *flags, str(folder)]
+    off = {"OPENCV_CPU_DISABLE": "AVX512-SKX", "OPENCV_FOR_THREADS_NUM": "1"}
+    subprocess.run(
+        [*command_line, "--output", str(tmp_path / "there")],
+        env={**os.environ, **off, "NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3 AVX512F AVX512_SKX"},
+        check=True,
+    )
+    assert log_lines(tmp_path / "here") == log_lines(tmp_path / "there")
+    entry = log_lines(tmp_path / "there")[1]
+    for kind in command.PAIR:
+        data = (tmp_path / "there" / kind / "c.png").read_bytes()
+        assert entry["sha256"][kind] == hashlib.sha256(data).hexdigest()
+
+
+def test_profile_takes_its_own_sizes(folder, tmp_path, capsys):
+    assert run(folder, tmp_path / "x", "--profile", "persona-val", "--full") == 2
+    assert run(folder, tmp_path / "x", "--profile", "other") == 2
+    assert profile(folder, folder) == 2
+    assert not (tmp_path / "x").exists()
+    capsys.readouterr()
+    assert run(folder / "c.png", tmp_path / "y", "--profile", "persona-val") == 0
+    assert read_image(tmp_path / "y" / "lq_small" / "c.png").size == (128, 128)

@@ -1,0 +1,250 @@
+"""Folders in, tables out: values, resumption, and every way in which folders do not fit."""
+
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+from skimage.data import astronaut
+
+from osdhuman_jax import evaluate, iqa, scoring
+from osdhuman_jax.images import read_image, read_size, write_png
+from osdhuman_jax.iqa import MissingMetric, Scorer
+from osdhuman_jax.metrics import METRICS, psnr_y, ssim_y
+
+NAMES = ["a", "b/c", "d"]
+
+
+def photo(index: int, sigma: float) -> np.ndarray:
+    """Part of a photograph, the last one of another size, with noise."""
+    crop = astronaut()[40 * index : 40 * index + 48, 150 : 214 - 8 * (index == 2)]
+    noise = np.random.default_rng(index).normal(0, sigma, crop.shape)
+    return np.clip(crop + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for kind, sigma in {"hq": 0, "lq": 40, "ours": 20, "other": 10}.items():
+        for index, name in enumerate(NAMES):
+            path = tmp_path / kind / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(path, photo(index, sigma))
+    return tmp_path
+
+
+def run(folder, *flags: str, out: str = "out", reference: bool = True) -> int:
+    argv = ["--restored", f"Ours={folder / 'ours'}", "--output", str(folder / out), *flags]
+    argv += ["--reference", str(folder / "hq")] if reference else []
+    try:
+        return evaluate.main(argv)
+    except SystemExit as stop:  # argparse
+        return stop.code
+
+
+def result(folder, out: str = "out") -> dict:
+    return json.loads((folder / out / "metrics.json").read_text())
+
+
+BOTH = ("--metrics", "psnr,ssim")
+
+
+def test_values_means_and_files(folders):
+    flags = ("--restored", str(folders / "other"), "--degraded", str(folders / "lq"))
+    assert run(folders, *BOTH, *flags, "--worst", "2") == 0
+    found = result(folders)
+    assert found["n"] == 3 and found["missing"] == found["left_out"] == {}
+    for method, folder in {"Ours": "ours", "other": "other"}.items():
+        for metric, measure in {"psnr": psnr_y, "ssim": ssim_y}.items():
+            values = [
+                measure(*(read_image(folders / f / f"{n}.png").rgb for f in (folder, "hq")))
+                for n in NAMES
+            ]
+            assert [found["images"][method][n][metric] for n in NAMES] == values
+            assert found["means"][method][metric] == pytest.approx(np.mean(values), abs=1e-12)
+    difference = found["differences_from_the_first"]["other"]["psnr"]
+    assert difference["low"] < difference["mean"] < difference["high"] and difference["n"] == 3
+    assert found["metrics"]["psnr"]["variant"].startswith("Y of YCbCr")
+    assert found["settings"]["batch_size"] == 8
+    rows = (folders / "out" / "table.md").read_text().splitlines()
+    assert rows[0] == "| n = 3 | PSNR ↑ | SSIM ↑ |" and rows[3].startswith("| other | **")
+    assert len((folders / "out" / "metrics.csv").read_text().splitlines()) == 1 + 2 * (3 + 1)
+    assert (folders / "out" / "table.tex").read_text().startswith(r"\begin{tabular}{lcc}")
+    written = {p.relative_to(folders / "out").as_posix() for p in (folders / "out").rglob("*.png")}
+    sheets = {f"worst/{m}/{k}.png" for m in ("Ours", "other") for k in ("psnr", "ssim")}
+    assert written == sheets | {"plots/psnr.png", "plots/ssim.png"}
+    assert read_size(folders / "out" / "worst" / "Ours" / "psnr.png")[1] == 3 * 320 + 2 * 6
+
+
+def test_partners_may_differ_in_suffix(folders):
+    jpeg = folders / "hq" / "a.jpg"
+    cv2.imwrite(str(jpeg), photo(0, 0)[..., ::-1])
+    (folders / "hq" / "a.png").unlink()
+    assert run(folders, "--metrics", "psnr") == 0
+    expected = psnr_y(read_image(folders / "ours" / "a.png").rgb, read_image(jpeg).rgb)
+    assert result(folders)["images"]["Ours"]["a"]["psnr"] == expected
+
+
+def test_names_that_do_not_match(folders, capsys):
+    (folders / "ours" / "b" / "c.png").unlink()
+    write_png(folders / "ours" / "extra.png", photo(0, 0))
+    assert run(folders, *BOTH) == 2
+    error = capsys.readouterr().err
+    assert f"b/c: not in {folders / 'ours'}" in error and f"extra: not in {folders / 'hq'}" in error
+    assert not (folders / "out").exists()
+    assert run(folders, *BOTH, "--allow_missing") == 0
+    found = result(folders)
+    assert found["n"] == 2 and set(found["left_out"]) == {"b/c", "extra"}
+    assert set(found["images"]["Ours"]) == {"a", "d"}
+
+
+def test_corrupt_file(folders, capsys):
+    path = folders / "ours" / "a.png"
+    path.write_bytes(path.read_bytes()[:-900])  # its header is whole
+    assert run(folders, *BOTH) == 2
+    assert f"{path}: damaged image" in capsys.readouterr().err
+    assert not (folders / "out").exists()
+    assert run(folders, *BOTH, "--allow_missing") == 0
+    assert set(result(folders)["images"]["Ours"]) == {"b/c", "d"}
+
+
+@pytest.mark.parametrize("flags", [(), ("--allow_missing",)])
+def test_size_mismatch(folders, capsys, flags):
+    write_png(folders / "ours" / "d.png", photo(2, 0)[1:])
+    assert run(folders, *BOTH, *flags) == 2
+    assert "unequal size:\n  d: Ours 56 x 47, reference 56 x 48\n" in capsys.readouterr().err
+
+
+def test_what_is_refused(folders, capsys):
+    for flags, text in [
+        (("--metrics", "psnr,sharp"), "no metric sharp; there are dists"),
+        (("--restored", f"Ours={folders / 'other'}"), "one name"),
+        (("--restored", f"a/b={folders / 'other'}"), "no name"),
+        (("--restored", f"X={folders / 'none'}"), "no folder with images"),
+        (("--weights", str(folders / "none")), "no such folder"),
+        (("--degraded", str(folders / "none")), "no folder with images"),
+        (("--batch_size", "0"), "--batch_size"),
+    ]:
+        assert run(folders, *flags) == 2, flags
+        assert text in capsys.readouterr().err
+    assert run(folders, "--metrics", "ssim", reference=False) == 2
+    assert "--reference is needed for ssim" in capsys.readouterr().err
+    assert run(folders, out="ours/scores") == 2
+    assert not (folders / "out").exists()
+
+
+def counted(monkeypatch, limit: float = math.inf) -> list[int]:
+    """PSNR counts its calls, and is interrupted after `limit`."""
+    calls: list[int] = []
+
+    def measure(a, b):
+        if len(calls) >= limit:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return psnr_y(a, b)
+
+    monkeypatch.setitem(iqa.NATIVE, "psnr", measure)
+    return calls
+
+
+def test_interrupted_and_resumed(folders, monkeypatch):
+    flags = ("--metrics", "psnr", "--batch_size", "1")
+    assert run(folders, *flags, out="whole") == 0
+    counted(monkeypatch, limit=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(folders, *flags)
+    assert not (folders / "out" / "metrics.json").exists()
+    ledger = folders / "out" / "scores.jsonl"
+    assert len(ledger.read_text().splitlines()) == 2
+    ledger.write_text(ledger.read_text()[:-9])  # as if killed while writing
+    calls = counted(monkeypatch)
+    assert run(folders, *flags) == 0
+    assert len(calls) == 2  # the torn line's picture and the third
+    kept = ("table.md", "table.tex", "metrics.csv", "plots/psnr.png", "worst/Ours/psnr.png")
+    for name in kept:
+        whole, resumed = (folders / out / name for out in ("whole", "out"))
+        assert whole.read_bytes() == resumed.read_bytes()
+    assert run(folders, *flags) == 0 and len(calls) == 2
+    write_png(folders / "ours" / "a.png", photo(0, 5))  # another picture under the old name
+    assert run(folders, *flags) == 0 and len(calls) == 3
+    write_png(folders / "hq" / "d.png", photo(2, 1))
+    assert run(folders, *flags) == 0 and len(calls) == 4
+
+
+def stand_in(monkeypatch, score, **identities):
+    """NIQE and FID by `score`; all other metrics lack something."""
+
+    def opened(metric, weights, model):
+        if metric.name not in ("niqe", "fid"):
+            raise MissingMetric(f"needs {metric.name}.pth")
+        return Scorer(metric, {"metric": metric.name, **identities}, score)
+
+    monkeypatch.setattr(scoring, "open_scorer", opened)
+
+
+def test_missing_metrics_are_dashes_and_the_others_run(folders, monkeypatch, capsys):
+    def score(restored, reference):
+        assert reference is None  # NIQE has none
+        return [float(x.mean()) for x in restored]
+
+    stand_in(monkeypatch, score)
+    assert run(folders, "--metrics", "niqe,musiq,dists") == 1
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0] == "| n = 3 | DISTS ↓ | MUSIQ ↑ | NIQE ↓ |"
+    assert output.out.splitlines()[2].startswith("| Ours | – | – | 1")
+    assert "evaluate: musiq: needs musiq.pth\n" in output.err
+    assert result(folders)["means"]["Ours"]["musiq"] is None
+    assert result(folders)["missing"].keys() == {"dists", "musiq"}
+
+
+def test_one_bad_picture_leaves_no_mean_but_all_other_values(folders, monkeypatch, capsys):
+    def score(restored, _reference):
+        if restored.shape[2] == 56:
+            raise AssertionError("too small for NIQE\nmore")
+        return [math.nan if len(restored) > 1 else float(x[0, 0, 0]) for x in restored]
+
+    stand_in(monkeypatch, score)
+    assert run(folders, "--metrics", "niqe") == 1
+    assert "evaluate: niqe: Ours, d: too small for NIQE\n" in capsys.readouterr().err
+    found = result(folders)
+    assert found["means"]["Ours"]["niqe"] is None
+    assert found["images"]["Ours"]["d"]["niqe"] is None
+    assert found["images"]["Ours"]["a"]["niqe"] == float(photo(0, 20)[0, 0, 0])
+    assert not (folders / "out" / "plots").exists()
+
+
+def test_sets_are_compared_once(folders, monkeypatch):
+    seen = []
+
+    def score(restored, reference):
+        contents = [[read_image(p).rgb for p in sorted(d.iterdir())] for d in (restored, reference)]
+        seen.append(contents)
+        return [1.5]
+
+    stand_in(monkeypatch, score, version=1)
+    cv2.imwrite(str(folders / "hq" / "a.jpg"), photo(0, 0))
+    (folders / "hq" / "a.png").unlink()
+    for _ in range(2):
+        assert run(folders, "--metrics", "fid") == 0
+    assert result(folders)["means"]["Ours"]["fid"] == 1.5 and len(seen) == 1
+    for mine, name in zip(seen[0][0], NAMES, strict=True):
+        np.testing.assert_array_equal(mine, read_image(folders / "ours" / f"{name}.png").rgb)
+    np.testing.assert_array_equal(seen[0][1][0], read_image(folders / "hq" / "a.jpg").rgb)
+    stand_in(monkeypatch, score, version=2)  # another library or weight: all anew
+    assert run(folders, "--metrics", "fid") == 0 and len(seen) == 2
+
+
+def test_all_is_what_the_folders_allow():
+    names = [metric.name for metric in evaluate.wanted("all", reference=True, model=False)]
+    assert names == [name for name in METRICS if name != "lpips-vgg"]
+    assert "lpips-vgg" in {m.name for m in evaluate.wanted("all", reference=True, model=True)}
+    without = [metric.name for metric in evaluate.wanted("all", reference=False, model=True)]
+    assert without == ["clipiqa", "maniqa-pipal", "musiq", "niqe", "brisque"]
+
+
+def test_a_method_added_later_costs_only_its_own(folders, monkeypatch):
+    calls = counted(monkeypatch)
+    assert run(folders, "--metrics", "psnr") == 0 and len(calls) == 3
+    more = ("--restored", f"Other={folders / 'other'}")
+    assert run(folders, "--metrics", "psnr", *more) == 0 and len(calls) == 6
+    assert set(result(folders)["means"]) == {"Ours", "Other"}

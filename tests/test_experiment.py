@@ -1,0 +1,206 @@
+"""Before the first step: what is trained, what is refused, what a run starts from."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small
+from convert import abstract
+from flax import nnx
+
+from osdhuman_jax import experiment, lora
+from osdhuman_jax.config import Config, ConfigError
+from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.weights import WeightsError, load_base, random_restorer, save_model
+
+KINDS = ("vae", "diffusion", "restorer")
+HFIE = {"query"} | {f"{p}_proj.{w}" for p in "q k v out".split() for w in ("kernel", "bias")}
+
+
+def arrays(tree: nnx.State) -> dict[str, np.ndarray]:
+    """Leaves by dotted path."""
+    return {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(tree)}
+
+
+def changed(before: nnx.State, after: nnx.State) -> set[str]:
+    old, new = arrays(before), arrays(after)
+    assert set(old) == set(new)
+    return {name for name in old if not np.array_equal(old[name], new[name])}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A base model with random weights."""
+    folder = tmp_path_factory.mktemp("base")
+    save_model(folder, small.MODEL, random_restorer(small.MODEL, 0))
+    return folder
+
+
+# What is trained.
+
+
+def trained(change: Callable[[Config], object], kind: str) -> tuple[set[str], set[str], Restorer]:
+    """Names of the trained parameters and of all, of a model of shapes."""
+    config = small.config(kind)
+    change(config)
+    adapters = config.lora if kind == "restorer" else None
+    model = abstract(lambda rngs: small.make(rngs, adapters))
+    _, params, frozen = nnx.split(model, experiment.trainable(config), ...)
+    ours = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
+    rest = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(frozen)}
+    return ours, ours | rest, model
+
+
+def factors(network: str, targets: list) -> set[str]:
+    names = {".".join(map(str, (network, *path))) for path in targets}
+    assert names
+    return {f"{name}.{factor}" for name in names for factor in ("lora_A", "lora_B")}
+
+
+def nothing(config: Config) -> None:
+    pass
+
+
+def test_vae_run_trains_the_vae():
+    ours, every, _ = trained(nothing, "vae")
+    assert ours == {n for n in every if n.startswith("vae.")}
+    assert {"vae.encoder.conv_in.kernel", "vae.decoder.conv_out.bias"} < ours < every
+
+
+def test_diffusion_run_trains_the_rest():
+    ours, every, _ = trained(nothing, "diffusion")
+    assert ours == {n for n in every if not n.startswith("vae.")}
+    assert {"unet.conv_in.kernel", "prompter.hfie.query"} < ours < every
+    assert any(n.startswith("prompter.image_encoder.") for n in ours)
+
+
+def test_restorer_run_trains_lora_and_hfie():
+    plain = abstract(small.make)
+    expected = {f"prompter.hfie.{name}" for name in HFIE}
+    expected |= factors("unet", lora.unet_targets(plain.unet))
+    expected |= factors("vae", lora.vae_encoder_targets(plain.vae))
+    ours, _, _ = trained(nothing, "restorer")
+    assert ours == expected
+
+
+def test_conv_in_can_be_trained_too():
+    without, _, _ = trained(nothing, "restorer")
+    ours, _, _ = trained(lambda c: setattr(c.lora, "train_conv_in", True), "restorer")
+    assert ours - without == {"unet.conv_in.base.kernel", "unet.conv_in.base.bias"}
+    assert without < ours
+
+
+@pytest.mark.parametrize("network", ["unet", "vae"])
+def test_lora_can_be_left_out_of_a_network(network):
+    field = "unet" if network == "unet" else "vae_encoder"
+    without, _, _ = trained(nothing, "restorer")
+    ours, _, _ = trained(lambda c: setattr(c.lora, field, False), "restorer")
+    assert ours == {n for n in without if not n.startswith(f"{network}.")} < without
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_lets_good_configs_pass(kind):
+    experiment.check(small.config(kind))
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "said"),
+    [
+        ("run", "kind", "painter", "run.kind: 'painter' is none of vae, diffusion, restorer"),
+        ("data", "sources", (), "data.sources: name at least one"),
+        ("data", "degrade", False, "data.degrade: "),
+        ("loss", "reg_lora_scope", "top", "loss.reg_lora_scope: 'top'"),
+        ("loss", "reg_updates", 0, "loss.reg_updates: 0"),
+        ("loss", "vsd_timesteps", (980, 20), "loss.vsd_timesteps: (980, 20)"),
+        ("loss", "reg_timesteps", (0, 1001), "loss.reg_timesteps: (0, 1001)"),
+        ("prompt", "kind", "poem", "prompt.kind: 'poem'"),
+        ("prompt", "source", "sr", "prompt.source: 'sr'"),
+        ("run", "remat", "most", "run.remat: 'most'"),
+        ("run", "best", "loss", "run.best: 'loss'"),
+        ("optim", "accumulate", 3, "data.batch_size: 16 does not divide among 1 device(s) x 3"),
+        ("optim", "ema", 1.0, "optim.ema: 1.0"),
+        ("optim", "max_nonfinite", 0, "optim.max_nonfinite: 0"),
+        ("run", "precision", "fp8", "run.precision: 'fp8'"),
+        ("run", "latent", "median", "run.latent: 'median'"),
+        ("optim", "schedule", "linear", "optim.schedule: 'linear'"),
+        ("data", "batch_size", 0, "data.batch_size: 0"),
+    ],
+)
+def test_check_refuses(section, name, value, said):
+    config = small.config("restorer")
+    setattr(getattr(config, section), name, value)
+    with pytest.raises(ConfigError) as caught:
+        experiment.check(config)
+    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["vae", "diffusion"])
+def test_check_asks_the_other_kinds_for_neither(kind):
+    config = small.config(kind)
+    config.data.degrade, config.loss.lpips, config.loss.vsd = False, 2.0, 1.0
+    experiment.check(config)
+
+
+def test_another_architecture_is_refused_by_name(folder):
+    config = small.config("vae")
+    config.model = replace(config.model, unet=replace(config.model.unet, cross_attention_dim=16))
+    config.model = replace(config.model, hfie=replace(config.model.hfie, num_queries=4))
+    with pytest.raises(ConfigError) as caught:
+        experiment.prepare(config, folder)
+    assert str(caught.value) == f"model.unet, model.hfie: differ from those of {folder}"
+
+
+def test_timestep_is_the_configs_and_scale_the_folders(folder):
+    config = small.config("diffusion")
+    vae = replace(config.model.vae, scaling_factor=0.5)
+    config.model = replace(config.model, timestep=7, vae=vae)
+    model, found = experiment.prepare(config, folder)
+    assert (model.timestep, found.timestep) == (7, 7)
+    assert (model.vae.scaling_factor, found.vae.scaling_factor) == (1.0, 1.0)
+
+
+def test_lora_follows_the_seed_and_starts_from_zero(folder):
+    config = small.config("restorer")
+    first, other = (experiment.prepare(replace_seed(config, s), folder)[0] for s in (1, 2))
+    a = [arrays(nnx.state(model, lora.LoRAParam)) for model in (first, other)]
+    assert all((not np.any(a[0][n])) == n.endswith("lora_B") for n in a[0])
+    assert not any(np.array_equal(a[0][n], a[1][n]) for n in a[0] if n.endswith("lora_A"))
+
+
+def test_a_generator_goes_on_with_what_it_has_learnt(folder, tmp_path):
+    config = small.config("restorer")
+    model, sizes = experiment.prepare(config, folder)
+    for value in nnx.to_flat_state(nnx.state(model, lora.LoRAParam)).leaves:
+        value[...] = value[...] + 1
+    save_model(tmp_path / "generator", sizes, model, generator=config.lora)
+    again, _ = experiment.prepare(replace_seed(config, 7), tmp_path / "generator")
+    assert not changed(nnx.state(model, nnx.Param), nnx.state(again, nnx.Param))
+    other = replace(config, lora=replace(config.lora, alpha=3.0))
+    with pytest.raises(ConfigError, match="lora: .*alpha=3.0.* differs from that of"):
+        experiment.prepare(other, tmp_path / "generator")
+    with pytest.raises(WeightsError, match="a run starts from a base model"):
+        experiment.prepare(small.config("vae"), tmp_path / "generator")
+
+
+def replace_seed(config: Config, seed: int) -> Config:
+    return replace(config, run=replace(config.run, seed=seed))
+
+
+def test_base_folder_is_the_configs(tmp_path):
+    config = small.config("vae")
+    config.run.init = str(tmp_path / "given")
+    assert experiment.base_folder(config, tmp_path) == tmp_path / "given"
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_base_is_drawn_once_and_kept(tmp_path):
+    config = small.config("vae")
+    first = experiment.base_folder(config, tmp_path)
+    written = {p.name: p.stat().st_mtime_ns for p in first.iterdir()}
+    assert first == tmp_path / "init" and "config.json" in written
+    assert experiment.base_folder(config, tmp_path) == first
+    assert {p.name: p.stat().st_mtime_ns for p in first.iterdir()} == written
+    models = (random_restorer(config.model, config.run.seed), load_base(first)[0])
+    assert not changed(*(nnx.state(model, nnx.Param) for model in models))

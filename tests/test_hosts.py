@@ -1,0 +1,75 @@
+"""Who takes part, and signals."""
+
+import os
+import signal
+
+import jax
+import pytest
+
+from osdhuman_jax import hosts
+from osdhuman_jax.config import ConfigError
+
+SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
+
+
+@pytest.fixture
+def started(monkeypatch) -> list[tuple]:
+    """Arguments of the calls of jax.distributed.initialize, which is not really called."""
+    for name in (*SLURM, "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    calls: list[tuple] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+    return calls
+
+
+def test_alone(started):
+    hosts.join("", -1, -1)
+    assert started == [] and hosts.is_first()
+    hosts.wait("nobody")
+
+
+def test_flags(started):
+    hosts.join("a:1", 2, 1)
+    assert started == [("a:1", 2, 1)]
+
+
+def test_slurm_says_it_all(started, monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    hosts.join("", -1, -1)
+    hosts.join("a:1", -1, -1)
+    assert started == [(), ("a:1", 4, 3)]
+
+
+def test_kubernetes_says_which_one(started, monkeypatch):
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    hosts.join("a:1", 2, -1)
+    assert started == [("a:1", 2, 1)]
+
+
+@pytest.mark.parametrize(
+    "flags", [("", 2, 0), ("", -1, 1), ("a:1", 2, -1), ("a:1", -1, 0), ("a:1", 2, 2)]
+)
+def test_open_questions_are_refused(started, flags):
+    with pytest.raises(ConfigError, match="--process"):
+        hosts.join(*flags)
+    assert started == []
+
+
+def test_first_signal_is_noted_and_the_second_does_what_it_did():
+    before = signal.getsignal(signal.SIGINT)
+    with hosts.Signals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received is signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            signal.pause()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_signals_are_given_back():
+    before = [signal.getsignal(kind) for kind in hosts.Signals.KINDS]
+    with hosts.Signals() as signals:
+        assert signal.getsignal(signal.SIGTERM) == signals._note
+    assert [signal.getsignal(kind) for kind in hosts.Signals.KINDS] == before

@@ -1,0 +1,205 @@
+"""Scorers: native ones against their functions, pyiqa's through a stand-in with its interface.
+
+The stand-in fetches weights by the ways pyiqa and its parts do: torch.hub, urllib, the hub cache.
+"""
+
+import sys
+import urllib.request
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from convert import filled
+from huggingface_hub import constants
+
+from osdhuman_jax import iqa
+from osdhuman_jax.images import to_float, write_png
+from osdhuman_jax.iqa import MissingMetric, open_scorer
+from osdhuman_jax.lpips import LPIPS
+from osdhuman_jax.metrics import METRICS, psnr_y, ssim_y
+
+PYIQA = """
+import urllib.request
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+
+__version__ = "0.0.1"
+URL = "https://example.org/weights/"
+REPOSITORY = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
+
+
+def by_hub(name):
+    path = Path(torch.hub.get_dir()) / "pyiqa" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        print("Downloading", URL + name)
+        torch.hub.download_url_to_file(URL + name, str(path))
+    return float(path.read_text())
+
+
+def by_urllib(name):
+    with urllib.request.urlopen(URL + name) as source:
+        assert int(source.info().get("Content-Length"))
+        return float(source.read())
+
+
+class Metric:
+    def __init__(self, name, scale):
+        self.metric_mode = "FR" if name == "dists" else "NR"
+        self.name, self.scale = name, scale
+
+    def __call__(self, x, reference=None, **options):
+        if self.name == "fid":
+            assert options == {"num_workers": 0, "verbose": False}
+            return torch.tensor(len(list(Path(x).iterdir())) + 0.5)
+        assert x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1 + 1e-6
+        x = x if reference is None else (x - reference).abs()
+        return self.scale * x.mean(dim=(1, 2, 3))[:, None] + (len(x) if self.name == "musiq" else 0)
+
+
+def create_metric(name):
+    if name == "musiq":
+        return Metric(name, 1.0)
+    if name == "clipiqa":
+        return Metric(name, by_urllib("RN50.pt"))
+    if name == "maniqa-pipal":
+        path = hf_hub_download(REPOSITORY, "model.safetensors")
+        return Metric(name, float(Path(path).read_text()))
+    if name == "lpips":
+        raise RuntimeError("operator torchvision::nms does not exist\\nlong story")
+    return Metric(name, by_hub(name + ".mat"))
+"""
+
+
+@pytest.fixture
+def pyiqa(tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "pyiqa.py").write_text(PYIQA)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.delitem(sys.modules, "pyiqa", raising=False)
+    yield
+    sys.modules.pop("pyiqa", None)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    folder = tmp_path / "weights"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("niqe.mat", "deep/brisque.mat", "dists.mat", "fid.mat", "RN50.pt"):
+        (folder / name).write_text("2.0")
+    return folder
+
+
+def batch(seed: int = 0, count: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 24, 32, 3)).astype(np.uint8)
+
+
+def test_native_scorers():
+    a, b = batch(0), batch(1)
+    for name, measure in {"psnr": psnr_y, "ssim": ssim_y}.items():
+        scorer = open_scorer(METRICS[name], None, None)
+        assert scorer.score(a, b) == [measure(x, y) for x, y in zip(a, b, strict=True)]
+        assert scorer.identity["weights"] == {}
+
+
+def test_lpips_of_a_model_folder(monkeypatch, tmp_path):
+    """The network of the part that was imported, on [-1, 1]; its file's digest."""
+    network = filled(lambda rngs: LPIPS(plan=(4, 0, 4), taps=(1, 4), rngs=rngs), 0)
+    (tmp_path / "lpips.safetensors").write_bytes(b"x")
+    monkeypatch.setattr(iqa, "load_part", lambda folder, name: network)
+    scorer = open_scorer(METRICS["lpips-vgg"], None, tmp_path)
+    a, b = batch(0), batch(1)
+    expected = np.asarray(network(jnp.asarray(to_float(a)), jnp.asarray(to_float(b))))
+    np.testing.assert_allclose(scorer.score(a, b), expected, rtol=1e-5)
+    assert len(scorer.identity["weights"]["lpips.safetensors"]) == 64
+
+
+def test_lpips_without_its_weights(tmp_path):
+    with pytest.raises(MissingMetric, match="--lpips"):
+        open_scorer(METRICS["lpips-vgg"], None, None)
+    with pytest.raises(MissingMetric):
+        open_scorer(METRICS["lpips-vgg"], None, tmp_path)
+
+
+def test_pictures_are_scaled_as_on_a_gpu():
+    values = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1).repeat(3, axis=-1)
+    unit = iqa.to_unit(values)
+    assert unit.shape == (1, 3, 1, 256) and unit.dtype == np.float32
+    exact = np.arange(256) / 255
+    np.testing.assert_allclose(unit[0, 0, 0], exact, rtol=1.5e-7)
+    assert (unit[0, 0, 0] != exact.astype(np.float32)).any()  # the reciprocal shows
+
+
+def test_without_a_reference(pyiqa, weights):
+    scorer = open_scorer(METRICS["niqe"], weights, None)
+    expected = 2 * batch().mean(axis=(1, 2, 3)) / 255
+    np.testing.assert_allclose(scorer.score(batch(), None), expected, rtol=1e-6)
+    assert scorer.identity["library"] == f"pyiqa 0.0.1, torch {torch.__version__}"
+    assert list(scorer.identity["weights"]) == ["niqe.mat"]
+    assert len(scorer.identity["weights"]["niqe.mat"]) == 64
+
+
+def test_with_a_reference(pyiqa, weights):
+    scorer = open_scorer(METRICS["dists"], weights, None)
+    a, b = batch(0), batch(1)
+    expected = 2 * np.abs(a.astype(float) - b).mean(axis=(1, 2, 3)) / 255
+    np.testing.assert_allclose(scorer.score(a, b), expected, rtol=1e-6)
+
+
+def test_folders(pyiqa, weights, tmp_path):
+    (tmp_path / "x").mkdir()
+    write_png(tmp_path / "x" / "a.png", batch()[0])
+    scorer = open_scorer(METRICS["fid"], weights, None)
+    assert scorer.score(tmp_path / "x", tmp_path / "x") == [1.5]
+
+
+def test_brisque_goes_one_by_one(pyiqa, weights):
+    scorer = open_scorer(METRICS["brisque"], weights, None)
+    whole = scorer.score(batch(), None)
+    assert whole == [scorer.score(picture[None], None)[0] for picture in batch()]
+    assert (
+        open_scorer(METRICS["musiq"], weights, None).score(batch(), None)[0] > 3
+    )  # a batch is not
+
+
+def test_every_way_of_fetching_is_served_from_the_folder(pyiqa, weights, capsys):
+    before = urllib.request.urlopen, torch.hub.urlopen, torch.hub.get_dir()
+    assert list(open_scorer(METRICS["clipiqa"], weights, None).identity["weights"]) == ["RN50.pt"]
+    snapshot = weights / "hub" / ("models--" + iqa.REPOSITORIES["maniqa-pipal"].replace("/", "--"))
+    (snapshot / "snapshots" / "abc").mkdir(parents=True)
+    (snapshot / "refs").mkdir()
+    (snapshot / "refs" / "main").write_text("abc")
+    (snapshot / "snapshots" / "abc" / "model.safetensors").write_text("3.0")
+    scorer = open_scorer(METRICS["maniqa-pipal"], weights, None)
+    assert scorer.score(np.full((1, 8, 8, 3), 255, np.uint8), None) == pytest.approx([3])
+    assert [name.split("/")[-1] for name in scorer.identity["weights"]] == ["model.safetensors"]
+    for _ in range(2):  # the second time, too, it is asked for and its digest known
+        assert open_scorer(METRICS["niqe"], weights, None).identity["weights"]
+    assert (urllib.request.urlopen, torch.hub.urlopen, torch.hub.get_dir()) == before
+    assert not constants.HF_HUB_OFFLINE
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("niqe", "needs niqe.mat below --weights; it is at https://example.org/weights/niqe.mat"),
+        ("clipiqa", "needs RN50.pt below --weights; it is at https://example.org/weights/RN50.pt"),
+        ("maniqa-pipal", "hf download timm/vit_base_patch8_224.augreg2_in21k_ft_in1k --cache-dir"),
+        ("lpips", "pyiqa fails: RuntimeError: operator torchvision::nms does not exist"),
+    ],
+)
+def test_missing_is_one_line(pyiqa, tmp_path, name, text):
+    for folder in (None, tmp_path):
+        with pytest.raises(MissingMetric) as missing:
+            open_scorer(METRICS[name], folder, None)
+        assert text in str(missing.value) and "\n" not in str(missing.value)
+
+
+def test_without_pyiqa(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    with pytest.raises(MissingMetric, match=r"pip install 'osdhuman-jax\[eval\]'"):
+        open_scorer(METRICS["niqe"], None, None)

@@ -1,0 +1,77 @@
+"""Policies change what is kept and never what is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from convert import normal
+from flax import nnx
+
+from osdhuman_jax import remat
+from osdhuman_jax.config import LoRAConfig
+from osdhuman_jax.layers import ResnetBlock2D, Transformer2DModel
+
+POLICIES = ("none", "products", "blocks")
+
+
+def loss_and_gradient(policy: str):
+    """Of the small U-Net by its LoRA, as a function of the LoRA."""
+    model = small.restorer(LoRAConfig()).unet
+    remat.set_policy(model, policy)
+    graphdef, params, frozen = nnx.split(model, nnx.filterlib.PathContains("lora_A"), ...)
+    z, prompt = (jnp.asarray(normal(*shape)) for shape in ((2, 8, 8, 4), (2, 3, 8)))
+
+    def loss(params):
+        unet = nnx.merge(graphdef, params, frozen)
+        return jnp.mean(jnp.square(unet(z, jnp.array([3, 900]), prompt)))
+
+    return jax.value_and_grad(loss), params
+
+
+@pytest.mark.parametrize("policy", POLICIES[1:])
+def test_gradients_are_the_same(policy):
+    plain, params = loss_and_gradient("none")
+    other, _ = loss_and_gradient(policy)
+    (value, slope), (value2, slope2) = jax.jit(plain)(params), jax.jit(other)(params)
+    np.testing.assert_allclose(value2, value, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(slope), jax.tree.leaves(slope2), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6)
+
+
+def kept(policy: str, block: nnx.Module, *inputs: jax.Array) -> int:
+    """Bytes of intermediate values that a block keeps for its gradient by its first input."""
+    remat.set_policy(block, policy)
+    graphdef, state = nnx.split(block)
+
+    def loss(x: jax.Array) -> jax.Array:
+        return jnp.sum(nnx.merge(graphdef, state)(x, *inputs[1:]))
+
+    _, backward = jax.vjp(loss, inputs[0])
+    return sum(x.nbytes for x in jax.tree.leaves(backward) if x.shape[:1] == inputs[0].shape[:1])
+
+
+@pytest.mark.parametrize("kind", ["resnet", "transformer"])
+def test_policies_keep_less_and_less(kind):
+    kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
+    x = jnp.asarray(normal(7, 8, 8, 64))
+    if kind == "resnet":
+        block = ResnetBlock2D(64, 64, groups=4, epsilon=1e-5, **kw)
+        inputs = (x,)
+    else:
+        block = Transformer2DModel(64, heads=2, context_dim=8, groups=4, **kw)
+        inputs = (x, jnp.asarray(normal(7, 3, 8)))
+    sizes = [kept(policy, block, *inputs) for policy in POLICIES]
+    assert sizes[0] > sizes[1] > sizes[2] >= x.nbytes
+
+
+def test_products_of_low_rank_are_computed_again():
+    dot = ((((1,), (0,)), ((), ())),)
+    for rank, expected in ((4, False), (64, True)):
+        a, b = jnp.zeros((8, rank)), jnp.zeros((rank, 320))
+        assert remat._costly(jax.lax.dot_general_p, a, b, dimension_numbers=dot[0]) is expected
+
+
+def test_unknown_policy_is_refused():
+    with pytest.raises(KeyError, match="most"):
+        remat.set_policy(small.restorer(), "most")
