@@ -16,7 +16,7 @@ from curate import decode, detect, stages
 from curate.config import CurateConfig
 from curate.engine import Failure, Runner
 from curate.ledger import Ledger, digest
-from curate.schema import SIDE, Box, Candidate, Pixels, SourceImage, counts, crop_id
+from curate.schema import SIDE, WHOLE, Box, Candidate, Pixels, SourceImage, counts, crop_id
 from curate.split import fingerprint
 from curate.tables import CROPS, PRINTS, ROWS, Row, read_rows, source_image, write_rows
 
@@ -198,7 +198,8 @@ def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ..
     if c.x0 is not None and c.y0 is not None and c.s is not None:
         row |= {"x0": c.x0, "y0": c.y0, "s": c.s, "scale_factor": SIDE / c.s}
         row["crop_id"] = crop_id(image.image_id, c.x0, c.y0, c.s, RESIZE_RULE)
-        row["persons"] = count_persons(boxes, c.x0, c.y0, c.s)
+        if WHOLE not in c.box.flags:  # that one says nothing about how many there are
+            row["persons"] = count_persons(boxes, c.x0, c.y0, c.s)
     return row
 
 
@@ -247,7 +248,7 @@ def print_row(name: str, flickr_id: str, rgb: Pixels, facts: Row) -> Row:
 
 def pixels_digest(rgb: Pixels) -> str:
     """sha256 of the pixels' bytes."""
-    return hashlib.sha256(np.ascontiguousarray(rgb)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()
 
 
 def encode_png(rgb: Pixels) -> bytes:
@@ -257,7 +258,10 @@ def encode_png(rgb: Pixels) -> bytes:
 
 def decode_png(data: bytes) -> Pixels:
     """The pixels of a stored crop."""
-    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), 1), cv2.COLOR_BGR2RGB)
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise ValueError("a stored crop is no picture")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
 def index_file(ledger: Ledger, shard: str) -> Path:

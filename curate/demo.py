@@ -116,7 +116,7 @@ def write_sources(root: Path) -> list[str]:
 
 def main() -> int:
     """Curate, then train."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
+    parser = argparse.ArgumentParser(description="Curate shipped photographs, then train.")
     parser.add_argument("--output", type=Path, required=True)
     output = parser.parse_args().output.resolve()
     sources = [f"--source={source}" for source in write_sources(output / "sources")]

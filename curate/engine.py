@@ -313,9 +313,9 @@ def run_ray(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
             ray.shutdown()
 
 
-def _run_on_ray(*task: Any) -> Outcome:
+def _run_on_ray(root: str, job: Job, shard: str, key: str, limit: float) -> Outcome:
     cv2.setNumThreads(1)
-    return run_shard(*task, True)
+    return run_shard(root, job, shard, key, limit, watched=True)
 
 
 def import_ray() -> Any:

@@ -45,16 +45,17 @@ def join_decisions(rows: pa.Table, schema: pa.Schema, columns: Mapping[str, list
     Args:
         columns: a value for each living row, in order: scores, `DECISIONS` and "reason".
     """
-    alive = pc.equal(rows["reason"], "")
-    living = np.flatnonzero(alive.to_numpy(zero_copy_only=False))
+    reasons = rows["reason"].to_pylist()
+    living = [at for at, reason in enumerate(reasons) if not reason]
     place = np.full(len(rows), -1)
     place[living] = np.arange(len(living))
     take = pa.array(place, mask=place < 0)
+    for at, reason in zip(living, columns["reason"], strict=True):
+        reasons[at] = reason
     joined = {name: rows[name] for name in ROWS.names}
     for name, values in columns.items():
         joined[name] = pa.array(values, schema.field(name).type).take(take)
-    joined["reason"] = pc.coalesce(joined["reason"], rows["reason"])
-    joined["kept"] = pc.equal(joined["reason"], "")
+    joined |= {"reason": pa.array(reasons), "kept": pa.array([not r for r in reasons])}
     return pa.table(joined, schema=schema)
 
 
@@ -100,15 +101,14 @@ class Funnel:
 def funnels(table: pa.Table) -> dict[str, Funnel]:
     """By dataset, from the manifest's columns dataset, image_id, box_index, reason."""
     found = {}
-    for dataset in sorted(pc.unique(table["dataset"]).to_pylist()):
-        part = table.filter(pc.equal(table["dataset"], dataset))
-        bare = pc.is_null(part["box_index"])
-        images, candidates = part.filter(bare), part.filter(pc.invert(bare))
+    for dataset in sorted(table["dataset"].unique().to_pylist()):
+        part = table.filter(pc.field("dataset") == dataset)
+        bare = pc.field("box_index").is_null()
+        images, candidates = part.filter(bare), part.filter(~bare)
         reasons = counts(candidates["reason"].to_pylist())
-        owners = pc.count_distinct(candidates["image_id"]).as_py()
         found[dataset] = Funnel(
-            images=pc.count_distinct(part["image_id"]).as_py(),
-            with_candidates=owners,
+            images=len(part["image_id"].unique()),
+            with_candidates=len(candidates["image_id"].unique()),
             image_reasons=counts(images["reason"].to_pylist()),
             candidates=len(candidates),
             kept=reasons.pop("", 0),

@@ -50,7 +50,7 @@ class ReportError(InputError):
 
 def living(table: pa.Table) -> pa.Table:
     """Rows with scores: the pool before selection."""
-    return table.filter(pc.is_valid(table["z"]))
+    return table.filter(table["z"].is_valid())
 
 
 def describe(values: np.ndarray) -> dict[str, float]:
@@ -70,8 +70,8 @@ def describe(values: np.ndarray) -> dict[str, float]:
 def table_one(pool: pa.Table, metrics: list[str], seed: int) -> Table:
     """Mean of each metric by dataset over crops before selection, and over what is kept."""
     parts = {}
-    for name in sorted(pc.unique(pool["dataset"]).to_pylist()):
-        part = pool.filter(pc.equal(pool["dataset"], name))
+    for name in sorted(pool["dataset"].unique().to_pylist()):
+        part = pool.filter(pc.field("dataset") == name)
         order = sorted(range(len(part)), key=lambda i: lot(seed, part["crop_id"][i].as_py()))
         parts[name] = part.take(order[:MOST]) if len(part) > MOST else part
     parts[KEPT] = pool.filter(pool["kept"])
@@ -87,8 +87,9 @@ def column(table: pa.Table, name: str) -> np.ndarray:
 
 
 def persons(table: pa.Table) -> dict[str, float]:
-    """Labelled persons on the kept crops: mean, median, shares."""
+    """Labelled (or detected) persons on the kept crops: mean, median, shares."""
     counts = column(table, "persons")
+    counts = counts[np.isfinite(counts)]
     if not len(counts):
         return {"n": 0}
     return {
@@ -175,7 +176,7 @@ def write_report(ledger: Ledger, tags: str = "") -> None:
         "persons": persons(kept),
         "thresholds": stats["thresholds"],
         "licenses": dict(Counter(name or "unknown" for name in kept["license"].to_pylist())),
-        "detectors": sorted({d for d in pc.unique(pool["detector"]).to_pylist() if d}),
+        "detectors": sorted({d for d in pool["detector"].unique().to_pylist() if d}),
     }
     if tags:
         facts["tags"] = tag_counts(Path(tags), set(kept["crop_id"].to_pylist()))

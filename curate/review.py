@@ -11,13 +11,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curate.split import lot
 from curate.tables import Row
 
 MOST = 200  # crops of each kind
 SIDE = 256  # pixels shown
+RANKED = ("not_top_third", "below_threshold")  # reasons that a person's word outweighs
 COLUMNS = ["crop_id", "z", "kept", "reason", "crop_shard", "crop_row"]
 PAGE = """<!doctype html><meta charset="utf-8"><title>Review</title>
 <style>
@@ -47,9 +47,9 @@ document.getElementById("save").onclick = () => {{
 
 def candidates(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
     """Rows to look at under a title each; no crop twice."""
-    ranked = [pc.starts_with(pool["reason"], p) for p in ("not_top_third", "below_threshold")]
-    kept = pool.filter(pool["kept"]).select(COLUMNS).to_pylist()
-    dropped = pool.filter(pc.or_(*ranked)).select(COLUMNS).to_pylist()
+    rows = pool.select(COLUMNS).to_pylist()
+    kept = [row for row in rows if row["kept"]]
+    dropped = [row for row in rows if row["reason"].startswith(RANKED)]
     sections = {
         "Kept, lowest first": sorted(kept, key=lambda r: (r["z"], r["crop_id"]))[:MOST],
         "Dropped by rank or threshold, best first": sorted(

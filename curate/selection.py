@@ -60,7 +60,7 @@ def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> P
     rows: list[Row] = []
     for shard in shards:
         table = read_table(ledger.output("crop", shard, "rows.parquet"), POOL_COLUMNS)
-        alive = table.filter(pc.equal(table["reason"], "")).to_pylist()
+        alive = table.filter(pc.field("reason") == "").to_pylist()
         by_name: dict[str, Row] = {row["crop_id"]: row for row in alive}
         for group in groups:
             for row in read_rows(ledger.output(f"score-{group}", shard, "scores.parquet")):
@@ -339,7 +339,7 @@ class Select:
         selected: list[Row] = []
         for name in self.shards:
             rows = read_table(ledger.output("crop", name, "rows.parquet"))
-            living = rows.filter(pc.equal(rows["reason"], ""))["crop_id"].to_pylist()
+            living = rows.filter(pc.field("reason") == "")["crop_id"].to_pylist()
             columns = decision_columns(pool, result, [places[crop] for crop in living])
             table = join_decisions(rows, schema, columns)
             selected += table.filter(table["kept"]).to_pylist()

@@ -103,7 +103,7 @@ def test_persons_are_counted_by_hand():
     ]
     assert count_persons(boxes, 0, 0, 100) == 1  # the third; the first is 300 high
     assert count_persons(boxes, 0, 0, 300) == 3
-    counts = pa.table({"persons": [1, 1, 2, 4, 7]})
+    counts = pa.table({"persons": [1, 1, 2, 4, 7, None]})
     facts = persons(counts)
     assert (facts["mean"], facts["median"]) == (3.0, 2.0)
     shares = [facts[name] for name in ("one", "two", "three_to_five", "more")]
