@@ -142,6 +142,16 @@ class Ledger:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    @contextmanager
+    def replaced(self, name: str) -> Iterator[Path]:
+        """A folder to fill that takes the place of ROOT/NAME once it is whole."""
+        with self.workspace() as folder:
+            (folder / "new").mkdir()
+            yield folder / "new"
+            if (self.root / name).exists():
+                os.rename(self.root / name, folder / "old")
+            os.rename(folder / "new", self.root / name)
+
     def begin(self, job: str, shard: str) -> bool:
         """Note that work starts. True if an earlier attempt never ended."""
         note = self.root / "running" / job / shard
@@ -196,6 +206,7 @@ class Ledger:
         }
         folders = [self.root / job for job in jobs] + [self.root / "tmp"]
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        files += [*self.root.glob(".*.tmp"), *self.root.glob("done/*/.*.tmp")]
         limit, freed = time.time() - older_than, 0
         for path in files:
             if path not in named and path.stat().st_mtime <= limit:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import secrets
 import shutil
 import struct
 import tarfile
@@ -235,7 +234,7 @@ def pack(engine: Engine, config: PackConfig, seed: int, report: Any = None) -> d
     engine.run(Pack(config, seed), [shard for names in shards.values() for shard in names], report)
     for stale in set(ledger.shards("pack")) - {s for names in shards.values() for s in names}:
         ledger.forget_shard("pack", stale)
-    with replaced(engine.root / "packed") as folder:
+    with ledger.replaced("packed") as folder:
         for split, names in shards.items():
             publish(ledger, config, split, names, folder / split)
     return sizes
@@ -244,27 +243,6 @@ def pack(engine: Engine, config: PackConfig, seed: int, report: Any = None) -> d
 def shard_names(split: str, files: int) -> list[str]:
     """What the split's files are called."""
     return [f"{split}-{k:05d}-of-{files:05d}" for k in range(files)]
-
-
-class replaced:  # noqa: N801 - a context manager, read as a verb
-    """A folder to fill that takes the place of `target` once it is whole."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self._new = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
-
-    def __enter__(self) -> Path:
-        self._new.mkdir(parents=True)
-        return self._new
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        old = self._new.with_name(self._new.name + "-old")
-        if kind is None:
-            if self.target.exists():
-                os.rename(self.target, old)
-            os.rename(self._new, self.target)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(self._new, ignore_errors=True)
 
 
 def publish(

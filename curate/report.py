@@ -21,7 +21,6 @@ from curate import figures, review
 from curate.crop import decode_png
 from curate.ledger import Ledger
 from curate.manifest import Funnel, check, funnel_text, funnels, merge, read_manifest
-from curate.pack import replaced
 from curate.schema import InputError, Pixels
 from curate.split import lot
 from curate.tables import CropFile, Row, read_rows
@@ -180,7 +179,7 @@ def write_report(ledger: Ledger, tags: str = "") -> None:
     }
     if tags:
         facts["tags"] = tag_counts(Path(tags), set(kept["crop_id"].to_pylist()))
-    with replaced(ledger.root / "report") as folder:
+    with ledger.replaced("report") as folder:
         draw(folder, stats, facts, pool, kept, Crops(ledger), seed)
         review.write_page(folder, pool, Crops(ledger), seed)
         text = json.dumps(facts, indent=1, sort_keys=True)

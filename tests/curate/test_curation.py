@@ -17,7 +17,7 @@ from conftest import SETTINGS, curate
 
 from curate import demo
 from curate.jobs import shard_count
-from curate.ledger import Ledger, tree_digest
+from curate.ledger import BOOKKEEPING, Ledger, tree_digest
 from curate.manifest import ManifestError, check, manifest_parts, read_manifest, selected_rows
 from curate.tables import read_rows
 
@@ -250,6 +250,12 @@ def start(output: Path, sources: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
+def files(output: Path) -> list[str]:
+    """Results by name, so that a difference is seen at once."""
+    found = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.parts[0] not in BOOKKEEPING)
+
+
 def kill_and_resume(tmp_path: Path, sources: list[str], kills: int, seed: int) -> None:
     begun = time.monotonic()
     assert start(tmp_path / "calm", sources).wait() == 0
@@ -266,6 +272,7 @@ def kill_and_resume(tmp_path: Path, sources: list[str], kills: int, seed: int) -
             for shard in ledger.shards("crop")[:1]:
                 ledger.output("crop", shard, "crops.parquet").unlink(missing_ok=True)
     assert start(tmp_path / "set", sources).wait() == 0
+    assert files(tmp_path / "set") == files(tmp_path / "calm")
     assert tree_digest(tmp_path / "set") == tree_digest(tmp_path / "calm")
 
 
