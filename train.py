@@ -13,6 +13,7 @@ import logging as standard_logging
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,19 +103,19 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     val = validation_batch(config)
     val |= prompts(val, "lq")  # as in use, where there is no HQ
 
-    with hosts.Signals() as signals, training_loader(config) as loader:
+    with hosts.Signals() as signals, training_loader(config) as loader, ExitStack() as stack:
         if (latest := checkpoints.latest()) is not None:
             state, position = checkpoints.restore(latest, state)
             loader.set_state(position)
         monitor = Monitor(workdir, latest or 0, config.run.steps) if hosts.is_first() else None
+        if monitor:
+            stack.callback(monitor.close)
         validate = partial(validation, Validator(trainer, mesh, frozen), val, monitor)
         run = Loop(
             config, mesh, trainer, frozen, prompts, loader, checkpoints, monitor, validate, signals
         )
         status, state = run(state, latest or 0, Profile(workdir, latest or 0, profile))
-    checkpoints.close()
-    if monitor:
-        monitor.close()
+        checkpoints.close()
     if status == DONE and hosts.is_first():
         params = jax.device_get(state.params if state.ema is None else state.ema)
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
@@ -289,6 +290,7 @@ class Loop:
 
     def _report(self, step: int, state: training.TrainState, scalars: Any, meter: Meter) -> None:
         """Log, validate and save where it is time."""
+        self.checkpoints.check()
         run, last = self.config.run, step == self.config.run.steps
         if self.monitor:
             self.monitor.advance()
@@ -321,10 +323,17 @@ def fail(status: int, reason: object) -> None:
     sys.exit(status)
 
 
+def quieter_hook(kind: Any, error: Any, trace: Any) -> None:
+    """Without what TensorStore's threads say, an array at a time, after a write has failed."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
 def main(_) -> None:
     """Parse flags, train, turn what went wrong into one line and a status."""
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)  # Orbax's tracebacks
+    sys.excepthook = quieter_hook
     cv2.setNumThreads(1)
     workdir = Path(WORKDIR.value or "")
     try:

@@ -9,6 +9,7 @@ Randomness is a function of (seed, step), so the step is its state. A checkpoint
 another name and renamed when it is whole: whatever ends the process, the ones there can be loaded.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -131,8 +132,10 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int, best: str = "val_psnr_y"):
         """`best` is the metric that tells the best one: highest, of LPIPS lowest."""
         self._folder = (workdir / "checkpoints").resolve()
-        for rest in self._folder.glob(UNFINISHED):
-            _log.warning("dropped a checkpoint that was not finished: %s", rest.name)
+        if jax.process_index() == 0:
+            for rest in self._folder.glob(UNFINISHED):
+                shutil.rmtree(rest)
+                _log.warning("dropped a checkpoint that was not finished: %s", rest.name)
         sign = -1.0 if best == "val_lpips" else 1.0
         best_one = preservation_policy.BestN(
             get_metric_fn=lambda metrics: sign * metrics.get(best, -sign * math.inf),
@@ -146,7 +149,6 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
                 best_fn=best_one.get_metric_fn,
-                cleanup_tmp_directories=True,
             ),
         )
 
@@ -167,11 +169,26 @@ class Checkpoints:
         """
         if step == self.latest():
             return
+        self._need(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
         items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(position)}
         try:
             self._manager.save(
                 step, args=ocp.args.Composite(**items), metrics=metrics or None, force=True
             )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(error) from error
+
+    def _need(self, size: int) -> None:
+        """Raises SaveError where there is no room for `size` bytes, before half is written."""
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
+            reason = f"{size / 1e6:.1f} MB needed, {free / 1e6:.1f} MB free"
+            raise self._failed(OSError(errno.ENOSPC, reason))
+
+    def check(self) -> None:
+        """Raises SaveError if the save in the background has failed by now."""
+        try:
+            self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failed(error) from error
 
@@ -195,9 +212,9 @@ class Checkpoints:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = re.sub(r"\s+", " ", str(error)).strip()
-            advice = f"remove {self._folder / str(step)} to go on from the one before"
+            advice = "damaged; without this folder the run goes on from the checkpoint before"
             raise CheckpointError(
-                f"checkpoint {step} is damaged: {advice} ({reason:.300})"
+                f"{self._folder / str(step)}: {advice} ({reason:.300})"
             ) from error
         return found["state"], found["data"]
 
@@ -274,7 +291,8 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
     learnt = {n: np.asarray(v.get_value()) for n, v in parameters(restorer).items() if n in names}
     tensors = {name: Tensor.of(array) for name, array in learnt.items()}
     files = [workdir / "config.json", workdir / "init.json"]
-    return Generator(config.lora, tensors, f"{workdir} at step {step}", model, files=files)
+    where, kind = f"{workdir} at step {step}", config.prompt.kind
+    return Generator(config.lora, tensors, where, model, kind, files)
 
 
 def _restorer_run(workdir: Path, step: int | None) -> tuple[Config, int]:

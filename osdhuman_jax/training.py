@@ -44,6 +44,7 @@ from osdhuman_jax.optimizer import (
     group_norms,
     make_optimizer,
 )
+from osdhuman_jax.prompts import FixedPrompter
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.schedule import Schedule
 from osdhuman_jax.sharding import batch_sharding, replicated, weight_sharding
@@ -266,8 +267,10 @@ class Prompts:
         """{"prompt": (B, N, D)} of the pictures `source`; nothing for HFIE."""
         if self._extract is None:
             return {}
-        images = batch[source].astype(np.float32) / 127.5 - 1.0
-        return {"prompt": np.asarray(self._extract(images))}  # type: ignore[arg-type]
+        images = to_images(batch)[source]
+        if isinstance(self._extract, FixedPrompter):
+            return {"prompt": np.asarray(self._extract(images))}
+        return {"prompt": np.asarray(self._extract(np.asarray(images)))}
 
 
 def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:

@@ -214,8 +214,8 @@ def test_after_an_error_no_batch_is_passed_over(folder, monkeypatch):
 
     with make_loader(_config(folder), batch_size=5) as loader:
         expected += _take(loader, 3)
+        monkeypatch.setattr(data, "make_sample", fail_once)  # before anything is read ahead
         loader.set_state({**loader.get_state(), "position": 0})
-        monkeypatch.setattr(data, "make_sample", fail_once)
         got = [next(loader)]
         with pytest.raises(MemoryError):
             next(loader)

@@ -36,7 +36,8 @@ def test_gradients_are_the_same(policy):
     (value, slope), (value2, slope2) = jax.jit(plain)(params), jax.jit(other)(params)
     np.testing.assert_allclose(value2, value, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(slope), jax.tree.leaves(slope2), strict=True):
-        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-6)
+        # what is computed again is fused, and so rounded, in another way: an error of the largest
+        np.testing.assert_allclose(b, a, rtol=0, atol=1e-4 * float(jnp.abs(a).max()) + 1e-6)
 
 
 def kept(policy: str, block: nnx.Module, *inputs: jax.Array) -> int:

@@ -23,7 +23,7 @@ from test_tokenizer import MERGES, VOCAB
 from transformers import CLIPTextConfig
 from transformers import CLIPTextModel as CLIPTextModelOfTorch
 
-from osdhuman_jax.checkpoint import Checkpoints, record_base, write_config
+from osdhuman_jax.checkpoint import Checkpoints, load_generator, record_base, write_config
 from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, to_dict
 from osdhuman_jax.lpips import LPIPS
@@ -392,6 +392,8 @@ def test_generator_of_a_run(model, sources, monkeypatch, tmp_path):
     same(load_file(tmp_path / "a" / GENERATOR), learnt)
     assert meta(tmp_path / "a")["model"]["timestep"] == 399
     assert "at step 7" in meta(tmp_path / "a")["provenance"]["generator"]["source"]
+    files.edit_json(workdir / CONFIG, prompt={"kind": "null", "source": "lq"})
+    assert load_generator(workdir).prompt == "null"  # and not HFIE, which such a run leaves alone
 
 
 # Faults: each is one line, and nothing is written.
