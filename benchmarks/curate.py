@@ -142,6 +142,8 @@ def main() -> None:
     results = {}
     for size in flags.sizes:
         root = (flags.output / str(size)).resolve()
+        if (root / "set").exists():
+            parser.error(f"{root / 'set'} is there already: what is done would cost nothing")
         source = write_set(root / "source", size)
         results[size] = measure(root / "set", source, flags.workers)
         (flags.output / "cost.json").write_text(json.dumps(results, indent=1) + "\n")
