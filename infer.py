@@ -237,6 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     for name in (None, "absl"):  # JAX and Orbax chat about devices and folders
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("osdhuman_jax").setLevel(logging.WARNING)
     try:
         jobs = plan(args.input, args.output, args.upscale, args.overwrite)
         pipeline = load_pipeline(args)

@@ -176,6 +176,7 @@ def test_resume_refuses_other_data(folder):
 def test_workers_change_nothing(folder, caplog):
     (folder / "4.PNG").write_bytes(b"broken")
     config = _config(folder, degrade=True)
+    caplog.set_level(logging.WARNING, "osdhuman_jax")
     runs, states, warnings = [], [], []
     for workers in (0, 1, 2):
         caplog.clear()
