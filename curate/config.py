@@ -9,6 +9,8 @@ from typing import Any
 
 from curate.schema import InputError
 
+BLUR_FLOOR = 50.0  # least threshold of `blur.auto`
+
 
 class ConfigError(InputError):
     """A setting of an unknown name, a wrong type or an impossible value."""
@@ -27,8 +29,14 @@ class BlurConfig:
     """Variance of the Laplacian."""
 
     source_min: float = 100.0  # of the source; 0 = off
+    auto: bool = False  # instead of it the 20th percentile of all sources, or BLUR_FLOOR
     at: str = "short512"  # measured after scaling the shorter side to 512, or "native"
     crop_min: float = 100.0  # of the finished crop; 0 = off
+
+    @property
+    def floor(self) -> float:
+        """Below this a source is dropped at once; `auto` drops more once all are measured."""
+        return BLUR_FLOOR if self.auto else self.source_min
 
 
 @dataclass
@@ -78,6 +86,7 @@ class DetectConfig:
     conf: float = 0.35
     iou: float = 0.6
     size: int = 640  # letterbox, pixels
+    tile: int = 2560  # yolo: pictures longer than this are looked at in tiles too; 0 = never
     most: int = 300
 
 
@@ -89,6 +98,7 @@ class ScoreConfig:
     weights: str = ""  # folder of the metrics' weight files
     niqe_params: str = ""  # .mat or .npz; classic: adds niqe
     report_only: tuple[str, ...] = ("brisque",)  # not in Eq. 1 [P]; or classic
+    persons: str = ""  # YOLO weights that count the people on each crop, for the report
     device: str = "cpu"
     batch: int = 8
 
@@ -196,6 +206,7 @@ def check(config: CurateConfig) -> None:
         (not 0 < config.select.top <= 1, "select.top is a share in (0, 1]"),
         (not 0 <= config.select.calibrate <= 1, "select.calibrate is a share in [0, 1]"),
         (config.square.side_min < 1, "square.side_min is 1 at least"),
+        (0 < config.detect.tile < 64, "detect.tile is 64 pixels at least, or 0"),
         (min(config.split.val, config.split.test) < 0, "split.val and split.test are not negative"),
         (config.split.max_per_group < 1, "split.max_per_group is 1 at least"),
         (min(config.pack.per_file, config.shard_images) < 1, "files and shards hold 1 at least"),

@@ -142,7 +142,7 @@ def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropp
     result = Cropped(picture_facts(picture, image, detector), seconds=clock.seconds)
     result.facts["lap_src"] = stages.source_blur(picture.rgb, config.blur)
     clock.lap("blur")
-    if 0 < result.facts["lap_src"] < config.blur.source_min or not result.facts["lap_src"]:
+    if result.facts["lap_src"] < max(config.blur.floor, np.nextafter(0.0, 1.0)):  # 0: one colour
         return replace(result, reason="blur")
     boxes = find_boxes(image, picture, detector)
     clock.lap("boxes")

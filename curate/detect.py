@@ -62,7 +62,8 @@ def describe(config: DetectConfig) -> dict[str, Any]:
     if config.kind in ("yolo", "boxes"):
         facts["sha256"] = known_digest(Path(config.weights))
     if config.kind == "yolo":
-        facts |= {"conf": config.conf, "iou": config.iou, "size": config.size, "most": config.most}
+        names = ("conf", "iou", "size", "tile", "most")
+        facts |= {name: getattr(config, name) for name in names}
     return facts
 
 
@@ -142,7 +143,47 @@ def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:
 
 def _yolo(config: DetectConfig) -> Callable[[Pixels, SourceImage], list[Box]]:
     run = _onnx(config) if config.weights.endswith(".onnx") else _ultralytics(config)
-    return lambda rgb, image: run(rgb)
+    return lambda rgb, image: in_tiles(run, rgb, config)
+
+
+def in_tiles(run: Callable[[Pixels], list[Box]], rgb: Pixels, config: DetectConfig) -> list[Box]:
+    """Boxes of the whole picture and, if it is a long one, of its tiles, the best of overlapping
+    ones. What a tile cuts off is left to its neighbours and to the whole picture.
+    """
+    height, width = rgb.shape[:2]
+    found = run(rgb)
+    if not 0 < config.tile < max(height, width):
+        return found
+    for top in starts(height, config.tile):
+        for left in starts(width, config.tile):
+            part = np.ascontiguousarray(rgb[top : top + config.tile, left : left + config.tile])
+            moved = (shift(box, left, top) for box in run(part))
+            edges = (left, top, left + part.shape[1], top + part.shape[0])
+            found += [box for box in moved if not is_cut(box, edges, width, height)]
+    corners = np.array([box.xyxy for box in found], np.float64).reshape(-1, 4)
+    scores = np.array([box.score for box in found])
+    return [found[i] for i in best(corners, scores, config.iou)[: config.most]]
+
+
+def starts(length: int, tile: int) -> list[int]:
+    """Where tiles begin that cover a length, each overlapping the next by a quarter at least."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - tile) // (tile * 3 // 4)) + 1
+    return [i * (length - tile) // (count - 1) for i in range(count)]
+
+
+def shift(box: Box, left: int, top: int) -> Box:
+    """The box of a tile in the picture."""
+    x0, y0, x1, y1 = box.xyxy
+    return replace(box, xyxy=(x0 + left, y0 + top, x1 + left, y1 + top))
+
+
+def is_cut(box: Box, edges: tuple[int, int, int, int], width: int, height: int) -> bool:
+    """Whether a box ends at an edge of its tile that is none of the picture."""
+    outer = (0, 0, width, height)
+    pairs = zip(box.xyxy, edges, outer, strict=True)
+    return any(edge != rim and abs(side - edge) < 2 for side, edge, rim in pairs)
 
 
 def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:

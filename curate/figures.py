@@ -74,11 +74,21 @@ def histograms(path: Path, data: Mapping[str, tuple[np.ndarray, np.ndarray]], ma
     _write(figure, path)
 
 
-def tags(path: Path, counts: Mapping[str, int]) -> None:
-    """Figure 7: how often the most frequent tags occur."""
+def tags(
+    path: Path, counts: Mapping[str, int], categories: Mapping[str, Mapping[str, int]]
+) -> None:
+    """Figure 7: occurrences by category, with its number of tags, and the most frequent tags."""
     top = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:TAGS]
-    figure, (axis,) = _figure(1, 1, "")
-    figure.set_size_inches(10, 4)
+    figure, (pie, axis) = _figure(2, 1, "")
+    figure.set_size_inches(10, 9)
+    pie.pie(
+        [category["occurrences"] for category in categories.values()],
+        labels=[f"{name} ({category['tags']})" for name, category in categories.items()],
+        autopct="%.1f%%",
+        textprops={"fontsize": 8},
+        startangle=90,
+        counterclock=False,
+    )
     axis.bar(range(len(top)), [n for _, n in top], color=BLUE)
     axis.set_xticks(range(len(top)), [name for name, _ in top], rotation=90, fontsize=7)
     axis.set_title(f"tags: {len(top)} most frequent of {len(counts)}", fontsize=9)

@@ -18,10 +18,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate import figures, review
+from curate.categories import by_category
 from curate.crop import decode_png
 from curate.ledger import Ledger
 from curate.manifest import Funnel, check, funnel_text, funnels, merge, read_manifest
 from curate.schema import InputError, Pixels
+from curate.scores import PERSONS
 from curate.split import lot
 from curate.tables import CropFile, Row, read_rows
 
@@ -85,9 +87,9 @@ def column(table: pa.Table, name: str) -> np.ndarray:
     return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
-def persons(table: pa.Table) -> dict[str, float]:
-    """Labelled (or detected) persons on the kept crops: mean, median, shares."""
-    counts = column(table, "persons")
+def persons(table: pa.Table, name: str) -> dict[str, float]:
+    """Persons on the kept crops by a column: mean, median, shares."""
+    counts = column(table, name)
     counts = counts[np.isfinite(counts)]
     if not len(counts):
         return {"n": 0}
@@ -112,7 +114,9 @@ def tag_counts(path: Path, kept: set[str]) -> dict[str, Any]:
         raise ReportError(f"--tags {path}: none of the kept crops are in it")
     found = Counter(tag for row in rows for tag in set(row["tags"]))
     total = sum(found.values())
-    return {"images": len(rows), "occurrences": total, "tags": dict(sorted(found.items()))}
+    tags = dict(sorted(found.items()))
+    groups = by_category(tags)
+    return {"images": len(rows), "occurrences": total, "tags": tags, "categories": groups}
 
 
 def spread(hashes: list[int], count: int) -> list[int]:
@@ -170,12 +174,13 @@ def write_report(ledger: Ledger, tags: str = "") -> None:
     facts: dict[str, Any] = {
         "profile": stats["profile"],
         "iqa": stats["iqa"],
-        "table_1": table_one(pool, stats["metrics"], seed),
+        "table_1": table_one(pool, [m for m in stats["metrics"] if m != PERSONS], seed),
         "funnel": {name: vars(part) for name, part in parts.items()},
-        "persons": persons(kept),
+        "persons": persons(kept, "persons"),
+        "detected_persons": persons(kept, PERSONS) if PERSONS in kept.column_names else {"n": 0},
         "thresholds": stats["thresholds"],
         "licenses": dict(Counter(name or "unknown" for name in kept["license"].to_pylist())),
-        "detectors": sorted({d for d in pool["detector"].unique().to_pylist() if d}),
+        "detectors": sorted({d for d in manifest["detector"].unique().to_pylist() if d}),
     }
     if tags:
         facts["tags"] = tag_counts(Path(tags), set(kept["crop_id"].to_pylist()))
@@ -206,18 +211,18 @@ def draw(
     if sheet is not None:
         figures.save(folder / "figure_6.png", sheet)
     if "tags" in facts:
-        figures.tags(folder / "figure_7.png", facts["tags"]["tags"])
+        figures.tags(folder / "figure_7.png", facts["tags"]["tags"], facts["tags"]["categories"])
 
 
 def markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funnel]) -> str:
     """report.md."""
     classic = stats["iqa"] == "classic"
     total = merge(list(parts.values()))
-    fallback = ", ".join(facts["detectors"])
+    names = [f"{d}, a fallback" if d == "hog" else d for d in facts["detectors"]]
     sections = [
         f"# Report (profile {facts['profile']})",
         NOTICE if classic else "",
-        f"Boxes of unlabelled pictures are by {fallback}." if fallback else "",
+        f"Boxes of unlabelled pictures are by {'; '.join(names)}." if names else "",
         f"{total.images:,} images, {total.candidates:,} person boxes, {total.kept:,} crops kept.",
         "## Funnel",
         f"```\n{funnel_text(parts)}\n```",
@@ -226,7 +231,7 @@ def markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funn
         f"512 x 512 crops before selection, {MOST:,} a dataset at most; `{KEPT}` is the made set.",
         "![Figure 1](figure_1.png)\n\n![Histograms](histograms.png)",
         "## Persons on a crop",
-        persons_text(facts["persons"]),
+        persons_text(facts),
         "## Thresholds",
         json.dumps(facts["thresholds"], sort_keys=True)
         if facts["thresholds"]
@@ -250,18 +255,25 @@ def score_table(table: Table, classic: bool) -> str:
     if not classic:
         cells = (f"{PAPER[m]:.4g}" if m in PAPER else "" for m in metrics)
         lines.append("| PERSONA (paper) | " + " | ".join(cells) + " |")
+        away = (f"{table[KEPT][m]['mean'] - PAPER[m]:+.3g}" if m in PAPER else "" for m in metrics)
+        lines.append(f"| {KEPT} minus paper | " + " | ".join(away) + " |")
     return "\n".join(lines)
 
 
-def persons_text(facts: dict[str, float]) -> str:
-    """Counts by labels, beside the paper's mean."""
-    if not facts["n"]:
-        return "-"
-    return (
-        f"By labels: mean {facts['mean']:.3f} (the paper's PERSONA: {PAPER_PERSONS}, method not "
-        f"stated), median {facts['median']:g}; one {facts['one']:.0%}, two {facts['two']:.0%}, "
-        f"3-5 {facts['three_to_five']:.0%}, more {facts['more']:.0%}."
-    )
+def persons_text(facts: dict[str, Any]) -> str:
+    """Counts on the crop by a detector, if there was one, and by labels, beside the paper's."""
+    lines = [
+        f"- By {how}: mean {count['mean']:.3f} (n {count['n']:,}), median {count['median']:g}; "
+        f"one {count['one']:.0%}, two {count['two']:.0%}, 3-5 {count['three_to_five']:.0%}, "
+        f"more {count['more']:.0%}"
+        for how, count in (
+            ("a detector on the crop", facts["detected_persons"]),
+            ("the boxes of its source", facts["persons"]),
+        )
+        if count["n"]
+    ]
+    paper = f"- The paper's PERSONA: mean {PAPER_PERSONS}, method not stated"
+    return "\n".join([*lines, paper]) if lines else "-"
 
 
 def tags_text(facts: dict[str, Any] | None) -> str:
@@ -271,6 +283,7 @@ def tags_text(facts: dict[str, Any] | None) -> str:
     mean = facts["occurrences"] / facts["images"]
     return (
         f"## Tags\n\n{facts['occurrences']:,} of {len(facts['tags']):,} kinds on "
-        f"{facts['images']:,} crops, {mean:.2f} a crop (paper: {PAPER_TAGS}).\n\n"
+        f"{facts['images']:,} crops, {mean:.2f} a crop (paper: {PAPER_TAGS}). Categories are "
+        "this project's.\n\n"
         "![Figure 7](figure_7.png)"
     )

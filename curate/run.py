@@ -41,12 +41,14 @@ from curate.selection import Select
 
 STAGES = ("index", "crop", "score", "select", "pack", "report")
 COMMANDS = ("run", *STAGES, "forget", "gc")
+PAPER_METRICS = ("brisque", "niqe", "clipiqa", "maniqa", "musiq")  # Table 1
 FLAGS = {  # shorthands of settings
     "detector": "detect.kind",
     "detector_weights": "detect.weights",
     "iqa": "score.iqa",
     "iqa_weights": "score.weights",
     "niqe_params": "score.niqe_params",
+    "persons_weights": "score.persons",
     "device": "score.device",
     "license_allow": "select.license_allow",
     "to": "pack.to",
@@ -180,6 +182,8 @@ class Pipeline:
         table = read_manifest(self.ledger, ["dataset", "image_id", "box_index", "reason"])
         check(table)
         print(funnel_text(funnels(table)))
+        facts = json.loads(self.ledger.output("select", "all", "stats.json").read_text())
+        print("\n".join(notes(facts, [s.name for s in plan.sources if readers.needs_detector(s)])))
 
     def pack(self) -> None:
         """Decisions to files for training."""
@@ -195,6 +199,33 @@ class Pipeline:
 
         write_report(self.ledger, self.plan.tags)
         print(f"report: {self.engine.root / 'report' / 'report.md'}")
+
+
+def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
+    """What a selection rests on and what it does without, a line each.
+
+    Args:
+        facts: stats.json.
+        detected: names of the sources that have no labels.
+    """
+    settings = facts["settings"]
+    missing = [name for name in PAPER_METRICS if name not in facts["metrics"]]
+    lines = [f"scores: {', '.join(facts['metrics'])}"]
+    if missing:
+        lines += [f"not computed: {', '.join(missing)} (--iqa pyiqa --iqa_weights DIR)"]
+    kind = settings["detect"]["kind"] + (
+        ", a fallback" if settings["detect"]["kind"] == "hog" else ""
+    )
+    lines += [
+        f"detector: {kind}, of {', '.join(detected)}" if detected else "detector: none needed"
+    ]
+    limits = ", ".join(f"{name} {limit:.4g}" for name, limit in facts["thresholds"].items())
+    share = settings["select"]["calibrate"]
+    found = f" (found to keep {share:.1%} of the top share)" if limits and share else ""
+    lines += [f"thresholds: {limits or 'none, rank only'}{found}"]
+    if "blur_min" in facts:
+        lines += [f"blur threshold of the sources: {facts['blur_min']:.1f}"]
+    return lines
 
 
 def rows_of(path: Path) -> int:

@@ -14,15 +14,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from curate import classic, learned, niqe
-from curate.config import ConfigError, ScoreConfig
+from curate import classic, detect, learned, niqe
+from curate.config import ConfigError, DetectConfig, ScoreConfig
 from curate.ledger import known_digest
+from curate.schema import SourceImage
 
+NOWHERE = SourceImage("", "", "")
 Batch = UInt8[np.ndarray, "n h w 3"]
 Column = Float64[np.ndarray, " n"]
 
 PAPER = {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}  # Eq. 1 and its signs
 NIQE_FILE = "niqe_modelparameters.mat"
+PERSONS = "detected_persons"  # a count, not a metric of quality
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,12 @@ class Scorer:
 
 def groups(config: ScoreConfig) -> tuple[str, ...]:
     """Names of the groups that a setting asks for. Raises ConfigError."""
+    persons = ("persons",) if config.persons else ()
     if config.iqa == "classic":
-        return ("classic", "niqe") if config.niqe_params else ("classic",)
+        return ("classic", *(("niqe",) if config.niqe_params else ()), *persons)
     if unknown := set(config.report_only) - {*PAPER, *learned.METRICS, "classic"}:
         raise ConfigError(f"score.report_only: no metric {', '.join(sorted(unknown))}")
-    return (*PAPER, *(name for name in config.report_only if name not in PAPER))
+    return (*PAPER, *(name for name in config.report_only if name not in PAPER), *persons)
 
 
 def directions(config: ScoreConfig) -> dict[str, int]:
@@ -61,6 +65,8 @@ def describe(group: str, config: ScoreConfig) -> dict[str, Any]:
     if group == "niqe":
         path = _niqe_file(config)
         return {"version": niqe.VERSION, "weights": {path.name: known_digest(path)}}
+    if group == "persons":
+        return detect.describe(_counter(config))
     return learned.describe(group, config.weights, config.device)
 
 
@@ -71,6 +77,9 @@ def make_scorer(group: str, config: ScoreConfig) -> Scorer:
     if group == "niqe":
         model = _niqe(config)
         return Scorer((model.name,), _each(lambda rgb: {model.name: model(rgb)}))
+    if group == "persons":
+        find = detect.make_detector(_counter(config))
+        return Scorer((PERSONS,), _each(lambda rgb: {PERSONS: float(len(find(rgb, NOWHERE)))}))
     metric = learned.make_metric(group, config.weights, config.device)
     return Scorer((group,), lambda batch: {group: metric(batch)})
 
@@ -83,6 +92,13 @@ def _each(score: Callable[[np.ndarray], dict[str, float]]) -> Callable[[Batch], 
         return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
     return columns
+
+
+def _counter(config: ScoreConfig) -> DetectConfig:
+    """YOLO at its usual settings. Raises ConfigError if there are no such weights."""
+    counter = DetectConfig("yolo", config.persons)
+    detect.check(counter, needed=True)
+    return counter
 
 
 def _niqe(config: ScoreConfig) -> niqe.Niqe:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from jaxtyping import Float64
 
 from curate import scores, statistics
 from curate.config import CurateConfig
@@ -21,26 +20,10 @@ from curate.crop import CODE, LIBRARIES
 from curate.engine import Runner
 from curate.ledger import Ledger, digest, file_digest
 from curate.manifest import join_decisions, manifest_schema
-from curate.schema import VERSION, InputError, counts
+from curate.pool import Column, Pool, SelectError, read_pool
+from curate.schema import VERSION, counts
 from curate.split import Crop, Fingerprint, Member, assign, group_images, lot, sample_strata
 from curate.tables import Row, read_rows, read_table, write_rows, write_table
-
-Column = Float64[np.ndarray, " n"]
-POOL_COLUMNS = ("crop_id", "image_id", "license", "reason")
-
-
-class SelectError(InputError):
-    """A pool that nothing can be selected from, or decisions on crops that are not there."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """All scored crops of all sources, by name; arrays of equal length."""
-
-    crop_ids: list[str]
-    image_ids: list[str]
-    licenses: list[str]
-    values: dict[str, Column]  # by metric
 
 
 @dataclass
@@ -53,27 +36,6 @@ class Decisions:
     groups: list[str | None]
     splits: list[str]
     statistics: dict[str, Any] = field(default_factory=dict)
-
-
-def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> Pool:
-    """Living candidates with their scores. Raises LedgerError, or SelectError on twins."""
-    rows: list[Row] = []
-    for shard in shards:
-        table = read_table(ledger.output("crop", shard, "rows.parquet"), POOL_COLUMNS)
-        alive = table.filter(pc.field("reason") == "").to_pylist()
-        by_name: dict[str, Row] = {row["crop_id"]: row for row in alive}
-        for group in groups:
-            for row in read_rows(ledger.output(f"score-{group}", shard, "scores.parquet")):
-                by_name[row["crop_id"]].update(row)
-        rows += alive
-    rows.sort(key=lambda row: row["crop_id"])
-    for a, b in zip(rows, rows[1:], strict=False):
-        if a["crop_id"] == b["crop_id"]:
-            raise SelectError(f"image {a['image_id']} came from two sources: name them apart")
-    metrics = [name for name in (rows[0] if rows else {}) if name not in POOL_COLUMNS]
-    values = {name: np.array([r[name] for r in rows], np.float64) for name in metrics}
-    licenses = [row["license"] for row in rows]
-    return Pool([r["crop_id"] for r in rows], [r["image_id"] for r in rows], licenses, values)
 
 
 def thresholds_of(config: CurateConfig, names: Iterable[str]) -> dict[str, float]:
@@ -96,9 +58,8 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
         frozen: statistics of another pool (a test set is measured by the training pool's).
     """
     directions = scores.directions(config.score)
-    allowed = set(config.select.license_allow)
-    unfit = [bool(allowed) and (name or "unknown") not in allowed for name in pool.licenses]
-    reasons = ["license" if bad else "" for bad in unfit]
+    blur_min = pool.blur_min() if config.blur.auto else 0.0
+    reasons = unfit(pool, config, blur_min)
     used = np.array([pool.values[name] for name in directions]).T
     for at in np.flatnonzero(~np.isfinite(used).all(axis=1)):
         reasons[at] = reasons[at] or "nan_score"
@@ -116,7 +77,17 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
     result = Decisions(reasons, z, rank, [None] * len(reasons), [""] * len(reasons))
     thresholds = apply_thresholds(pool, config, result, alive, directions)
     result.statistics = {"pool": stats.to_dict(), "thresholds": thresholds}
+    result.statistics |= {"blur_min": blur_min} if config.blur.auto else {}
     return result
+
+
+def unfit(pool: Pool, config: CurateConfig, blur_min: float) -> list[str]:
+    """Reasons of the crops that are not to be ranked at all, "" for the others."""
+    allowed = set(config.select.license_allow)
+    barred = [bool(allowed) and (name or "unknown") not in allowed for name in pool.licenses]
+    blurred = pool.source_blur < blur_min
+    pairs = zip(barred, blurred, strict=True)
+    return ["license" if bad else "blur" if soft else "" for bad, soft in pairs]
 
 
 def apply_thresholds(
@@ -285,8 +256,9 @@ class Select:
         inputs = [ledger.outputs_key(job, shard) for job in jobs for shard in self.shards]
         files = [file_digest(Path(p)) for p in (self.review, self.statistics, *self.barred) if p]
         which = [bool(self.review), bool(self.statistics), len(self.barred)]
-        settings = [asdict(s) for s in (self.config.score, self.config.select, self.config.split)]
-        return digest(CODE, settings, inputs, files, which)
+        config = self.config
+        settings = [asdict(s) for s in (config.score, config.select, config.split)]
+        return digest(CODE, settings, config.blur.auto, inputs, files, which)
 
     def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
         pool = read_pool(ledger, self.shards, scores.groups(self.config.score))

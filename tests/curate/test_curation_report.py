@@ -12,6 +12,8 @@ import pytest
 from conftest import curate
 from PIL import Image
 
+from curate import figures
+from curate.categories import by_category, categories
 from curate.crop import count_persons
 from curate.figures import sheet
 from curate.ledger import Ledger
@@ -82,15 +84,25 @@ def test_tags_are_counted_on_kept_crops(made, tmp_path, capsys):
     output = Path(shutil.copytree(made, tmp_path / "set"))
     kept = [row["crop_id"] for row in rows(made) if row["kept"]]
     tags = tmp_path / "tags.parquet"
-    table = {"crop_id": [kept[0], kept[1], "stranger"], "tags": [["a", "b"], ["a"], ["c"]]}
+    table = {"crop_id": [kept[0], kept[1], "stranger"], "tags": [["dog", "b"], ["dog"], ["c"]]}
     pq.write_table(pa.table(table), tags)
     assert curate(output, "report", f"--tags={tags}") == 0
     found = report(output)["tags"]
-    assert (found["images"], found["occurrences"], found["tags"]) == (2, 3, {"a": 2, "b": 1})
+    assert (found["images"], found["occurrences"], found["tags"]) == (2, 3, {"b": 1, "dog": 2})
+    assert found["categories"]["Animals"] == {"occurrences": 2, "tags": 1}
     assert (output / "report" / "figure_7.png").stat().st_size > 1000
     pq.write_table(pa.table({"crop_id": ["stranger"], "tags": [["c"]]}), tags)
     assert curate(output, "report") == 2
     assert "none of the kept crops" in capsys.readouterr().err
+
+
+def test_tags_have_one_category_each():
+    found = by_category({"Man": 5, "woman": 2, "pizza": 7, "quark": 1})
+    assert list(found) == ["Food", "People", "Other"]  # the last two: 7, 7 by name, 1
+    assert found["People"] == {"occurrences": 7, "tags": 2} and found["Other"]["tags"] == 1
+    lines = Path(figures.__file__).with_name("tag_categories.csv").read_text().splitlines()
+    tags = [tag for line in lines[1:] for tag in line.split(",")[1].split(";")]
+    assert len(tags) == len(set(tags)) == len(categories())
 
 
 def test_persons_are_counted_by_hand():
@@ -104,7 +116,7 @@ def test_persons_are_counted_by_hand():
     assert count_persons(boxes, 0, 0, 100) == 1  # the third; the first is 300 high
     assert count_persons(boxes, 0, 0, 300) == 3
     counts = pa.table({"persons": [1, 1, 2, 4, 7, None]})
-    facts = persons(counts)
+    facts = persons(counts, "persons")
     assert (facts["mean"], facts["median"]) == (3.0, 2.0)
     shares = [facts[name] for name in ("one", "two", "three_to_five", "more")]
     assert shares == [0.4, 0.2, 0.2, 0.2]

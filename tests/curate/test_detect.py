@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from onnx_files import output, write_onnx
 from skimage import data
 
 from curate import detect, stages
@@ -15,68 +16,6 @@ from curate.schema import SourceImage
 
 PHOTO = data.astronaut()[:300, :400]  # 400 wide: letterboxed to 64 x 48 of 64 x 64
 IMAGE = SourceImage("folder/all/sub/a.jpg", "folder", "/photos/sub/a.jpg", policy="detect")
-SIZE, BOXES, CLASSES = 64, 12, 3
-
-
-def field(number: int, value: int | bytes | str) -> bytes:
-    """A field of a protocol buffer."""
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    value = value.encode() if isinstance(value, str) else value
-    return varint(number << 3 | 2) + varint(len(value)) + value
-
-
-def varint(value: int) -> bytes:
-    high, low = value >> 7, value & 127
-    return bytes([low | 128]) + varint(high) if high else bytes([low])
-
-
-def tensor(name: str, array: np.ndarray) -> bytes:
-    kind = {np.dtype(np.float32): 1, np.dtype(np.int64): 7}[array.dtype]
-    dims = b"".join(field(1, n) for n in array.shape)
-    return dims + field(2, kind) + field(8, name) + field(9, array.tobytes())
-
-
-def value(name: str, *shape: int) -> bytes:
-    dims = b"".join(field(1, field(1, n)) for n in shape)
-    return field(1, name) + field(2, field(1, field(1, 1) + field(2, dims)))
-
-
-def node(kind: str, inputs: list[str], output: str, attributes: bytes = b"") -> bytes:
-    return b"".join(field(1, i) for i in inputs) + field(2, output) + field(4, kind) + attributes
-
-
-def write_onnx(path: Path, output: np.ndarray, by_red: np.ndarray) -> Path:
-    """A network that gives `output` + mean of the red channel * `by_red`, both (1, 4 + k, n)."""
-    slope = np.zeros((3, output.size), np.float32)
-    slope[0] = by_red.ravel()
-    axes = field(5, field(1, "axes") + field(8, 2) + field(8, 3) + field(20, 7))
-    keep = field(5, field(1, "keepdims") + field(3, 0) + field(20, 2))
-    nodes = [
-        node("ReduceMean", ["images"], "means", axes + keep),
-        node("MatMul", ["means", "slope"], "product"),
-        node("Add", ["product", "offset"], "sum"),
-        node("Reshape", ["sum", "shape"], "output0"),
-    ]
-    constants = {
-        "slope": slope,
-        "offset": output.reshape(1, -1).astype(np.float32),
-        "shape": np.array(output.shape, np.int64),
-    }
-    graph = b"".join(field(1, n) for n in nodes) + field(2, "test")
-    graph += b"".join(field(5, tensor(name, array)) for name, array in constants.items())
-    graph += field(11, value("images", 1, 3, SIZE, SIZE))
-    graph += field(12, value("output0", *output.shape))
-    path.write_bytes(field(1, 7) + field(8, field(2, 11)) + field(7, graph))
-    return path
-
-
-def output(*rows: tuple[float, ...]) -> np.ndarray:
-    """(1, 4 + classes, boxes) from rows cx, cy, w, h, person, bicycle, car."""
-    found = np.zeros((1, 4 + CLASSES, BOXES), np.float32)
-    for place, numbers in enumerate(rows):
-        found[0, :, place] = numbers
-    return found
 
 
 def yolo(path: Path, found: np.ndarray, by_red: np.ndarray | None = None, **settings):
@@ -116,6 +55,28 @@ def test_the_best_of_overlapping_boxes_stays(tmp_path):
     assert [round(box.score, 3) for box in detector(PHOTO, IMAGE)] == [0.8, 0.5]
     detector = yolo(tmp_path, output(*rows), iou=0.95, most=2)
     assert [round(box.score, 3) for box in detector(PHOTO, IMAGE)] == [0.8, 0.6]
+
+
+def test_long_pictures_are_looked_at_in_tiles_too(tmp_path):
+    # A tile of 300 pixels is scaled to all of the 64 x 64: the same box again in each of the two,
+    # at (75, 75) to (150, 150) of the tile. In the whole picture it is a third larger.
+    found = output((24, 24, 16, 16, 0.9, 0, 0), (60, 24, 8, 8, 0.8, 0, 0))
+    whole = [box.xyxy for box in yolo(tmp_path, found)(PHOTO, IMAGE)]
+    tiled = [box.xyxy for box in yolo(tmp_path, found, tile=300)(PHOTO, IMAGE)]
+    assert whole == [pytest.approx((100, 50, 200, 150)), pytest.approx((350, 75, 400, 125))]
+    inside = [pytest.approx((75, 75, 150, 150)), pytest.approx((175, 75, 250, 150))]
+    assert all(box in tiled for box in [*whole, *inside])
+    # The second box ends at its tile's right edge: cut in the left tile, real in the right one.
+    rim = pytest.approx((362.5, 93.75, 400, 131.25))
+    assert len(tiled) == 5 and rim in tiled
+
+
+@pytest.mark.parametrize(("length", "tile"), [(10, 100), (100, 100), (101, 100), (1000, 300)])
+def test_tiles_cover_a_length_and_overlap(length, tile):
+    begins = detect.starts(length, tile)
+    assert begins[0] == 0 and begins[-1] == max(0, length - tile)
+    steps = np.diff(begins)
+    assert all(0 < step <= 0.75 * tile for step in steps)
 
 
 def test_boxes_end_at_the_picture(tmp_path):

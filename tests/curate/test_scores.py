@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from onnx_files import output, write_onnx
 from skimage import data
 
 from curate import classic, learned, scores
@@ -104,6 +105,21 @@ def test_stored_scores_are_those_of_the_stored_crops(made):
         file = CropFile(ledger.output("crop", row["crop_shard"], "crops.parquet"))
         values = scorer(decode_png(file.png(row["crop_row"]))[None])
         assert {name: row[name] for name in scorer.names} == {n: v[0] for n, v in values.items()}
+
+
+def test_a_detector_counts_the_people_of_a_crop(tmp_path):
+    found = output((16, 16, 16, 16, 0.9, 0, 0), (48, 32, 16, 32, 0.5, 0.1, 0))
+    network = write_onnx(tmp_path / "a.onnx", found, np.zeros_like(found))
+    config = ScoreConfig(persons=str(network))
+    assert scores.groups(config)[-1] == "persons" and "detected_persons" not in scores.directions(
+        config
+    )
+    scorer = scores.make_scorer("persons", config)
+    crops = np.full((2, 512, 512, 3), 90, np.uint8)
+    assert scorer(crops)["detected_persons"].tolist() == [2.0, 2.0]
+    assert scores.describe("persons", config)["sha256"]
+    with pytest.raises(ConfigError, match="nowhere.onnx: not there"):
+        scores.describe("persons", ScoreConfig(persons="nowhere.onnx"))
 
 
 def test_groups_and_signs(with_niqe):
