@@ -81,14 +81,14 @@ def tags(
     top = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:TAGS]
     figure, (pie, axis) = _figure(2, 1, "")
     figure.set_size_inches(10, 9)
-    pie.pie(
-        [category["occurrences"] for category in categories.values()],
-        labels=[f"{name} ({category['tags']})" for name, category in categories.items()],
-        autopct="%.1f%%",
-        textprops={"fontsize": 8},
-        startangle=90,
-        counterclock=False,
-    )
+    counts_by = [category["occurrences"] for category in categories.values()]
+    colours = matplotlib.colormaps["tab20"].colors
+    wedges = pie.pie(counts_by, colors=colours, startangle=90, counterclock=False)[0]
+    labels = [
+        f"{name} {n / sum(counts_by):.1%} ({category['tags']} tags)"
+        for (name, category), n in zip(categories.items(), counts_by, strict=True)
+    ]
+    pie.legend(wedges, labels, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     axis.bar(range(len(top)), [n for _, n in top], color=BLUE)
     axis.set_xticks(range(len(top)), [name for name, _ in top], rotation=90, fontsize=7)
     axis.set_title(f"tags: {len(top)} most frequent of {len(counts)}", fontsize=9)

@@ -27,7 +27,8 @@ img{{width:{side}px;display:block}} figcaption{{font-size:12px}} .out img{{opaci
 <h1>Review</h1>
 <p>A tick means keep. Change what is wrong, then
 <button id="save">save review.csv</button> and run <code>select --review review.csv</code>.
-Only what was changed is written.</p>
+Only what was changed is written: add it to an earlier review.csv, if there is one (of two lines on
+a crop the later one counts).</p>
 {sections}
 <script>
 const boxes = [...document.querySelectorAll("input")];

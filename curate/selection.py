@@ -118,6 +118,8 @@ def read_review(path: Path) -> dict[str, bool]:
             raise SelectError(f"{path}: needs columns crop_id and keep")
         decisions = {}
         for number, row in enumerate(reader, 2):
+            if row["keep"] == "keep":  # a header again: files that were put together
+                continue
             if row["keep"] not in ("0", "1"):
                 raise SelectError(f"{path}, line {number}: keep is {row['keep']!r}, not 0 or 1")
             decisions[row["crop_id"]] = row["keep"] == "1"

@@ -195,6 +195,9 @@ def test_a_review_is_obeyed(copy, tmp_path, capsys):
         csv.writer(file).writerows([("crop_id", "keep"), (out, 1), (kept_now, 0)])
     assert curate(copy, "select", f"--review={review}") == 0
     assert out in kept(copy) and kept_now not in kept(copy)
+    review.write_text(review.read_text() + f"crop_id,keep\n{kept_now},1\n")  # a later word
+    assert curate(copy, "select") == 0
+    assert out in kept(copy) and kept_now in kept(copy)
     review.write_text("crop_id,keep\nnobody,1\n")
     assert curate(copy, "select", f"--review={review}") == 2
     review.write_text("crop_id,keep\nnobody,yes\n")
