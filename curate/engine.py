@@ -286,48 +286,6 @@ def _one_pool(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
         pool.shutdown(cancel_futures=True)
 
 
-def run_ray(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
-    """On Ray: the cluster that RAY_ADDRESS names, else `workers` cores of this machine.
-
-    The output folder must be reachable under one path from all nodes. Raises EngineError if Ray
-    is not installed.
-    """
-    ray = import_ray()
-    here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
-    started = not ray.is_initialized()
-    if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **here)
-    gpus = tasks[0][1].gpus if tasks else 0
-    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=BREAKS)(_run_on_ray)
-    try:
-        names = {remote.remote(*task): task[2] for task in tasks}
-        while names:
-            for future in ray.wait(list(names))[0]:
-                shard = names.pop(future)
-                try:
-                    yield ray.get(future)
-                except ray.exceptions.RayError as error:
-                    yield Outcome(shard, error=f"Ray: {str(error).splitlines()[0]}")
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _run_on_ray(root: str, job: Job, shard: str, key: str, limit: float) -> Outcome:
-    cv2.setNumThreads(1)
-    return run_shard(root, job, shard, key, limit, watched=True)
-
-
-def import_ray() -> Any:
-    """The ray module. Raises EngineError if it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise EngineError("--engine ray needs Ray: pip install 'osdhuman-jax[ray]'") from None
-    return ray
-
-
 @dataclass(frozen=True)
 class Engine:
     """Where and how jobs run."""
@@ -383,6 +341,8 @@ class Engine:
         if not tasks:
             return iter(())
         if self.kind == "ray":
+            from curate.cluster import run_ray  # Ray: only where it is asked for
+
             return run_ray(tasks, max(1, self.workers))
         return run_local(tasks, self.workers) if self.workers else run_here(tasks)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -113,6 +114,13 @@ def test_an_interrupted_shard_is_redone_with_the_same_bytes(tmp_path):
 def test_workers_that_go_on_dying_end_the_run(tmp_path):
     with pytest.raises(EngineError, match="die again and again"):
         Engine(tmp_path, workers=1).run(Dying(), ["0-4"])
+    assert Ledger(tmp_path).shards("double") == []
+
+
+def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(EngineError, match=r"pip install 'osdhuman-jax\[ray\]'"):
+        Engine(tmp_path, kind="ray").run(Doubling(), SHARDS)
     assert Ledger(tmp_path).shards("double") == []
 
 
