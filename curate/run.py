@@ -192,6 +192,8 @@ class Pipeline:
             sizes = pack(self.engine, config.pack, config.split.seed, screen)
         for split, size in sizes.items():
             print(f"{split}: {size:,} crops in {self.engine.root / 'packed' / split}")
+        if set(sizes) == {"val"}:
+            print(f"train: none left, split.val is {config.split.val:,} (--set split.val=N)")
 
     def report(self) -> None:
         """Tables and figures."""

@@ -99,6 +99,11 @@ def test_second_run_does_nothing_and_changes_nothing(copy):
     assert tree_digest(copy) == before and worked(copy) == jobs
 
 
+def test_a_validation_split_that_takes_all_is_said(copy, capsys):
+    assert curate(copy, "select", "--set=split.val=4216") == curate(copy, "pack") == 0
+    assert "train: none left, split.val is 4,216" in capsys.readouterr().out
+
+
 def test_a_threshold_redoes_the_selection_only(copy):
     before = len(worked(copy))
     assert curate(copy, "select", "--set=select.top=0.4") == 0
