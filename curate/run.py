@@ -222,9 +222,11 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
         f"detector: {kind}, of {', '.join(detected)}" if detected else "detector: none needed"
     ]
     limits = ", ".join(f"{name} {limit:.4g}" for name, limit in facts["thresholds"].items())
-    share = settings["select"]["calibrate"]
-    found = f" (found to keep {share:.1%} of the top share)" if limits and share else ""
-    lines += [f"thresholds: {limits or 'none, rank only'}{found}"]
+    lines += [f"thresholds: {limits or 'none, rank only'}"]
+    if limits and (share := settings["select"]["calibrate"]):
+        bounds = {k: v for k, v in settings["select"].items() if k.endswith(("_min", "_max"))}
+        usual = ", ".join(f"{name[:-4]} {bound:g}" for name, bound in bounds.items())
+        lines += [f"found to keep {share:.1%} of the top share, in place of: {usual}"]
     if "blur_min" in facts:
         lines += [f"blur threshold of the sources: {facts['blur_min']:.1f}"]
     return lines

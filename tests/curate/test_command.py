@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from conftest import SETTINGS
 
 from benchmarks.curate import write_set
-from curate import demo
+from curate import demo, run
+from curate.config import CurateConfig
 from curate.ledger import Ledger
 from curate.manifest import manifest_parts
 
@@ -70,6 +72,16 @@ def test_progress_and_funnel_are_shown(ran):
     assert re.search(r"^crop: 40/40 images, [\d.]+/s, [\d.]+ s  \w+ \d+", process.stderr, re.M)
     assert re.search(r"^images +.* 40$", process.stdout, re.M)
     assert re.search(r"^kept +.* \d+$", process.stdout, re.M)
+
+
+def test_calibrated_thresholds_are_shown_beside_the_usual_ones():
+    config = CurateConfig()
+    config.select.calibrate = 0.744
+    facts = {"metrics": ["clipiqa", "niqe"], "thresholds": {"clipiqa": 0.71234, "niqe": 3.5}}
+    lines = run.notes(facts | {"settings": asdict(config), "blur_min": 61.23}, [])
+    assert "thresholds: clipiqa 0.7123, niqe 3.5" in lines
+    assert any("keep 74.4%" in line and "musiq 70, niqe 4" in line for line in lines)
+    assert "not computed: brisque, maniqa, musiq" in lines[1] and "61.2" in lines[-1]
 
 
 if COCO := os.environ.get("COCO_VAL2017"):  # a folder with val2017/ and the instances json
