@@ -126,7 +126,10 @@ def main() -> int:
         return status
     data = f"--config.data.sources=('{output / 'set' / 'packed' / 'train'}',)"
     command = ["train.py", "--config=configs/debug.py", f"--workdir={output / 'train'}", data]
-    return subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    try:
+        return subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":
