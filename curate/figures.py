@@ -82,7 +82,7 @@ def tags(
     figure, (pie, axis) = _figure(2, 1, "")
     figure.set_size_inches(10, 9)
     counts_by = [category["occurrences"] for category in categories.values()]
-    colours = matplotlib.colormaps["tab20"].colors
+    colours = [matplotlib.colormaps["tab20"](place) for place in range(len(counts_by))]
     wedges = pie.pie(counts_by, colors=colours, startangle=90, counterclock=False)[0]
     labels = [
         f"{name} {n / sum(counts_by):.1%} ({category['tags']} tags)"
