@@ -343,7 +343,7 @@ class Engine:
         if self.kind == "ray":
             from curate.cluster import run_ray  # Ray: only where it is asked for
 
-            return run_ray(tasks, max(1, self.workers))
+            return run_ray(tasks, self.workers)
         return run_local(tasks, self.workers) if self.workers else run_here(tasks)
 
     def _log(self, job: Job, outcome: Outcome) -> None:

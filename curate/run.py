@@ -18,6 +18,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 from curate import config as settings
 from curate import detect, readers, scores
 from curate.barred import barred_files
+from curate.cluster import session
 from curate.config import ConfigError, CurateConfig
 from curate.crop import Crop, index_file
 from curate.engine import Engine, EngineError
@@ -288,8 +290,9 @@ def execute(flags: argparse.Namespace) -> None:
         stages = list(STAGES) if flags.command == "run" else [flags.command]
         plan.write(flags.output)
     pipeline = Pipeline(plan, engine)
-    for stage in stages:
-        getattr(pipeline, stage)()
+    with session(flags.workers) if flags.engine == "ray" else nullcontext():
+        for stage in stages:
+            getattr(pipeline, stage)()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
