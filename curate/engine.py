@@ -163,10 +163,14 @@ class Child:
         self._process = context.Process(target=_serve, args=(far, setup))
         self._process.start()
         far.close()
+        self._ready = False
 
     def __call__(self, item: Any, limit: float) -> Any:
         """Result or Failure. Raises ChildDied; the child is of no use then."""
         try:
+            if not self._ready:  # starting is none of the item's time
+                self._pipe.recv()
+                self._ready = True
             self._pipe.send(item)
             if not self._pipe.poll(limit):
                 raise ChildDied(Failure("stage_error:timeout", f"more than {limit:.0f} s"))
@@ -190,6 +194,7 @@ class Child:
 def _serve(pipe: Any, setup: Callable[[], Callable[[Any], Any]]) -> None:
     prepare_process()
     function = setup()
+    pipe.send(None)
     while True:
         try:
             item = pipe.recv()
