@@ -1,14 +1,17 @@
-# demo: restore the photographs that dependencies ship; test: lint and the test suite;
-# test-page: the page in a Chromium (CHROMIUM names it);
+# demo: restore the photographs that dependencies ship; curate-demo: make a data set of them and
+# train on it; test: lint and the test suite; test-page: the page in a Chromium (CHROMIUM names it);
 # table: measure the bundled model, on the photographs in PHOTOS if given, and put it in the READMEs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo table test test-slow test-page lint clean
+.PHONY: demo curate-demo table test test-slow test-page lint clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.quality --output results
+
+curate-demo: $(VENV)/curate
+	$(BIN)/python -m curate.demo --output results/curate
 
 table: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.quality --output results/$(if $(PHOTOS),photographs --input $(PHOTOS),shipped) \
@@ -35,9 +38,13 @@ $(VENV)/runtime: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install -q -e .
 	touch $@
 
+$(VENV)/curate: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install -q -e '.[curate]'
+	touch $@ $(VENV)/runtime
+
 $(VENV)/dev: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install -q -e '.[dev]'
-	touch $@ $(VENV)/runtime
+	touch $@ $(VENV)/runtime $(VENV)/curate
 
 $(VENV)/page: $(VENV)/dev
 	$(BIN)/pip install -q -e '.[dev,page]'

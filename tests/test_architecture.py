@@ -31,6 +31,9 @@ def files() -> list[Path]:
     return sorted([*ROOT.glob("osdhuman_jax/**/*.py"), *(ROOT / name for name in COMMANDS)])
 
 
+CURATE = sorted(ROOT.glob("curate/**/*.py"))
+
+
 def imports(path: Path) -> set[str]:
     """Dotted names of everything that a file imports, at any depth of its code."""
     found: set[str] = set()
@@ -86,10 +89,20 @@ def test_bans(path: Path) -> None:
     assert "curate" not in packages
 
 
+@pytest.mark.parametrize("path", CURATE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_curation_meets_the_trainer_in_files_only(path: Path) -> None:
+    packages = {name.split(".")[0] for name in imports(path)}
+    assert not packages & {"osdhuman_jax", "configs", "jax", "flax", "grain"}
+    if path.stem != "learned":
+        assert not packages & {"torch", "pyiqa"}
+    if path.stem not in {"detect"}:
+        assert not packages & {"onnxruntime", "ultralytics"}
+
+
 def longest_functions() -> list[tuple[int, str]]:
     return [
         (node.end_lineno - node.lineno + 1, f"{path.name}:{node.name}")
-        for path in files()
+        for path in [*files(), *CURATE]
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
     ]

@@ -1,0 +1,154 @@
+"""What curation costs, how the cost grows, and what four million images would take.
+
+    python -m benchmarks.curate --output results/cost --sizes 100 1000 10000
+
+Each size is a COCO set of that many distinct 640 x 480 photographs (random windows of shipped
+ones, with noise of their own) with one person box each, curated from scratch with metrics that
+need no weights. Seconds are of CPU, summed over shards, so workers and waiting do not count.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from curate.demo import OTHERS, PEOPLE, coco_json, photograph, write_jpeg
+
+ROOT = Path(__file__).parent.parent
+WIDTH, HEIGHT = 640, 480
+BOX = [100.0, 10.0, 430.0, 460.0]  # x, y, w, h of the person
+PAPER = {"images": 4_000_000, "crops": 440_000, "kept": 109_053}
+
+
+def window(photographs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """A random part of a photograph at 640 x 480, noisy, perhaps mirrored."""
+    rgb = photographs[rng.integers(len(photographs))]
+    height = int(rng.integers(min(rgb.shape[0], rgb.shape[1] * 3 // 4) // 2, rgb.shape[0]))
+    height = min(height, rgb.shape[1] * 3 // 4)
+    y = int(rng.integers(rgb.shape[0] - height + 1))
+    x = int(rng.integers(rgb.shape[1] - height * 4 // 3 + 1))
+    part = rgb[y : y + height, x : x + height * 4 // 3]
+    part = cv2.resize(part, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    part = part[:, ::-1] if rng.random() < 0.5 else part
+    return np.clip(part + rng.normal(0, 6, part.shape), 0, 255).astype(np.uint8)
+
+
+def write_set(root: Path, count: int) -> str:
+    """`count` images as a COCO set; returns the value of --source."""
+    photographs = [photograph(name) for name in (*PEOPLE, *OTHERS)]
+    images, boxes = [], {}
+    for i in range(1, count + 1):
+        name = f"{i:012d}.jpg"
+        write_jpeg(root / "images" / name, window(photographs, np.random.default_rng(i)))
+        images.append({"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT})
+        boxes[i] = BOX
+    path = root / "instances_copies.json"
+    path.write_text(json.dumps(coco_json(images, boxes)))
+    return f"coco={path},{root / 'images'}"
+
+
+def cpu_seconds() -> float:
+    """Of all children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def measure(output: Path, source: str, workers: int) -> dict:
+    """Each stage as a command of its own: wall and CPU seconds; peak memory of the largest."""
+    costs: dict = {"cpu": {}, "wall": {}}
+    for stage in ("index", "crop", "score", "select", "pack", "report"):
+        command = ["-m", "curate.run", stage, f"--output={output}", f"--source={source}"]
+        command += [f"--workers={workers}", "--set=split.val=10", "--set=blur.source_min=10"]
+        before, start = cpu_seconds(), time.monotonic()
+        subprocess.run(
+            [sys.executable, *command, "--set=blur.crop_min=10"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
+        costs["cpu"][stage] = round(cpu_seconds() - before, 2)
+        costs["wall"][stage] = round(time.monotonic() - start, 2)
+    costs["peak_mb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    return costs | facts(output)
+
+
+def facts(output: Path) -> dict:
+    """Counts, and the shares of the crop job's stages, from the run's own log."""
+    counts, stages = defaultdict(int), defaultdict(float)
+    for line in map(json.loads, (output / "log.jsonl").read_text().splitlines()):
+        if line["job"] == "crop":
+            counts["images"] += line["images"]
+            counts["crops"] += line["crops"]
+            for stage, seconds in line["stages"].items():
+                stages[stage] += seconds
+        if line["job"] == "select":
+            counts["kept"] = sum(line["kept"].values())
+    total = sum(stages.values())
+    shares = {stage: round(seconds / total, 3) for stage, seconds in stages.items()}
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    return {**counts, "crop_shares": shares, "disk_mb": size // 2**20}
+
+
+UNITS = {"index": "images", "crop": "images", "score": "crops", "select": "crops", "pack": "kept"}
+
+
+def marginal(small: dict, large: dict) -> dict[str, float]:
+    """CPU milliseconds of one more unit, by stage, from two sizes (start-up drops out)."""
+    return {
+        stage: 1000
+        * (large["cpu"][stage] - small["cpu"][stage])
+        / max(1, large[unit] - small[unit])
+        for stage, unit in UNITS.items()
+    }
+
+
+def table(results: dict[int, dict]) -> str:
+    """Text: costs by size, growth, extrapolation."""
+    lines = [f"{'images':>8}{'crops':>8}{'kept':>7}" + "".join(f"{s:>10}" for s in UNITS)]
+    lines[0] += f"{'peak MB':>10}{'disk MB':>10}   (CPU seconds)"
+    for size, r in results.items():
+        row = f"{size:>8}{r['crops']:>8}{r['kept']:>7}"
+        row += "".join(f"{r['cpu'][stage]:>10.1f}" for stage in UNITS)
+        lines.append(row + f"{r['peak_mb']:>10}{r['disk_mb']:>10}")
+    sizes = sorted(results)
+    for a, b in zip(sizes, sizes[1:], strict=False):
+        cost = marginal(results[a], results[b])
+        cells = ", ".join(f"{stage} {ms:.2f}/{UNITS[stage][:-1]}" for stage, ms in cost.items())
+        lines.append(f"{a} -> {b}: CPU ms {cells.replace('/kep', '/kept crop')}")
+    if len(sizes) > 1:
+        cost = marginal(results[sizes[-2]], results[sizes[-1]])
+        hours = {s: ms * PAPER[UNITS[s]] / 3.6e6 for s, ms in cost.items()}
+        cells = ", ".join(f"{stage} {h:.1f}" for stage, h in hours.items())
+        lines.append(f"4 million images, 440,000 crops, 109,053 kept: core hours {cells}")
+    shares = ", ".join(f"{s} {v:.0%}" for s, v in results[sizes[-1]]["crop_shares"].items())
+    return "\n".join([*lines, f"crop job, shares of its time: {shares}"])
+
+
+def main() -> None:
+    """Measure all sizes; print the table; keep OUT/cost.json."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    flags = parser.parse_args()
+    results = {}
+    for size in flags.sizes:
+        root = (flags.output / str(size)).resolve()
+        if (root / "set").exists():
+            parser.error(f"{root / 'set'} is there already: what is done would cost nothing")
+        source = write_set(root / "source", size)
+        results[size] = measure(root / "set", source, flags.workers)
+        (flags.output / "cost.json").write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()

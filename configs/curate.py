@@ -1,0 +1,28 @@
+"""HQ-ACF's profiles as values. The paper gives no thresholds: these are this project's.
+
+`default` for a training set; `strict` never enlarges; `paper` follows the paper's text where it
+says how; `test` takes people of lower quality for a test set (to be run with --exclude TRAIN).
+"""
+
+from curate.config import ConfigError, CurateConfig
+
+
+def get_config(profile: str = "default") -> CurateConfig:
+    """Settings of a profile. Raises ConfigError if there is none of that name."""
+    config = CurateConfig(profile=profile)
+    if profile == "strict":
+        config.square.side_min = 512
+    elif profile == "paper":
+        config.square.side_min = 256  # it used COCO and VOC, whose pictures are small
+        config.blur.at = "native"
+        config.blur.crop_min = 0.0
+    elif profile == "test":
+        config.square.side_min = 128  # enlarged four times at most: low quality is wanted
+        config.box.long_min = 96.0
+        config.box.short_min = 32.0
+        config.blur.source_min = config.blur.crop_min = 0.0
+        config.select.thresholds = True
+        config.split.test = 3000
+    elif profile != "default":
+        raise ConfigError(f"no profile {profile!r}: default, strict, paper, test")
+    return config

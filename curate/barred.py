@@ -1,0 +1,94 @@
+"""Fingerprints of sets that must have no photograph in common with the one that is made.
+
+Such a set is a folder of pictures (crops or whole photographs) or the output of another run,
+whose kept images count.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from curate import decode
+from curate.config import ConfigError, CurateConfig, DecodeConfig
+from curate.crop import CODE, LIBRARIES, pixels_digest, print_row
+from curate.engine import Engine, Failure, Runner
+from curate.ledger import Ledger, digest
+from curate.manifest import selected_rows
+from curate.schema import SourceImage
+from curate.tables import PRINTS, Row, read_rows, write_rows
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def pictures(folder: str) -> list[Path]:
+    """Pictures anywhere below a folder, sorted."""
+    found = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Barred:
+    """One shard; output prints.parquet."""
+
+    path: str
+    name: str = "barred"
+    gpus: float = 0.0
+
+    def key(self, ledger: Ledger, shard: str) -> str:
+        if is_output(self.path):
+            return digest(CODE, Ledger(self.path).outputs_key("select", "all"))
+        stats = ((path, path.stat()) for path in pictures(self.path))
+        listing = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        return digest(CODE, LIBRARIES, listing)
+
+    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+        rows = (
+            prints_of_run(self.path) if is_output(self.path) else prints_of_folder(self.path, run)
+        )
+        write_rows(folder / "prints.parquet", PRINTS, rows)
+        return {"images": len(rows)}
+
+
+def is_output(path: str) -> bool:
+    """Whether this is the output of a run."""
+    return (Path(path) / "done" / "select").is_dir()
+
+
+def prints_of_run(path: str) -> list[Row]:
+    """Of the images with kept crops."""
+    other = Ledger(path)
+    kept = {row["image_id"] for rows in selected_rows(other).values() for row in rows}
+    shards = other.shards("crop")
+    files = (other.output("crop", shard, "prints.parquet") for shard in shards)
+    return [row for file in files for row in read_rows(file) if row["image_id"] in kept]
+
+
+def prints_of_folder(path: str, run: Runner) -> list[Row]:
+    """Of every picture that can be decoded; what training cannot read, it cannot leak."""
+    files = pictures(path)
+    if not files:
+        raise ConfigError(f"--exclude {path}: neither a run's output nor a folder of pictures")
+    results = run.each(partial(partial, print_file, CurateConfig().decode), files)
+    return [row for row in results if not isinstance(row, Failure)]
+
+
+def print_file(config: DecodeConfig, path: Path) -> Row:
+    """Fingerprint of a picture."""
+    image = SourceImage(
+        image_id=f"barred/{path}", dataset="barred", path=str(path), policy="detect"
+    )
+    picture = decode.load(image, config)
+    facts = {"file_sha256": picture.file_sha256, "pixel_sha256": pixels_digest(picture.rgb)}
+    return print_row(image.image_id, "", picture.rgb, facts)
+
+
+def barred_files(engine: Engine, paths: list[str]) -> list[Path]:
+    """Fingerprint files of all of them, made where they are not up to date."""
+    ledger, files = Ledger(engine.root), []
+    for path in paths:
+        shard = digest(path)[:16]
+        engine.here().run(Barred(path), [shard])
+        files.append(ledger.output("barred", shard, "prints.parquet"))
+    return files

@@ -1,0 +1,32 @@
+"""Figure 7's categories of tags, in `tag_categories.csv`.
+
+The paper's own map is not published, so sums by category are this project's. What is not in the
+file is "Other".
+"""
+
+import csv
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+OTHER = "Other"
+
+
+@functools.cache
+def categories() -> dict[str, str]:
+    """Category by tag."""
+    with open(Path(__file__).with_name("tag_categories.csv"), newline="") as file:
+        rows = csv.DictReader(file)
+        return {tag: row["category"] for row in rows for tag in row["tags"].split(";")}
+
+
+def by_category(tags: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Occurrences and distinct tags of each category that occurs, most frequent first."""
+    found: dict[str, dict[str, int]] = {}
+    for tag, count in tags.items():
+        category = found.setdefault(
+            categories().get(tag.strip().lower(), OTHER), {"occurrences": 0, "tags": 0}
+        )
+        category["occurrences"] += count
+        category["tags"] += 1
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1]["occurrences"], pair[0])))

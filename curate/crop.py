@@ -1,0 +1,275 @@
+"""The crop job: pictures in, 512 x 512 crops out, and a row for every image and every candidate."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL
+
+from curate import decode, detect, stages
+from curate.config import CurateConfig
+from curate.engine import Failure, Runner
+from curate.ledger import Ledger, digest
+from curate.schema import SIDE, WHOLE, Box, Candidate, Pixels, SourceImage, counts, crop_id
+from curate.split import fingerprint
+from curate.tables import CROPS, PRINTS, ROWS, Row, read_rows, source_image, write_rows
+
+CODE = 1  # raised whenever a job's output for the same input changes
+RESIZE_RULE = "area-lanczos4-512"  # part of a crop's name
+LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
+PNG = (cv2.IMWRITE_PNG_COMPRESSION, 3)
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Shard = part of a source; outputs rows.parquet, crops.parquet, prints.parquet."""
+
+    config: CurateConfig
+    name: str = "crop"
+    gpus: float = 0.0
+
+    def key(self, ledger: Ledger, shard: str) -> str:
+        c = self.config
+        settings = [asdict(s) for s in (c.decode, c.blur, c.box, c.square, c.dense, c.nms)]
+        detector = detect.describe(c.detect)
+        index = file_name_digest(index_file(ledger, shard))
+        return digest(CODE, LIBRARIES, settings, detector, index)
+
+    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+        images = [source_image(row) for row in read_rows(index_file(ledger, shard))]
+        tally = Tally(shard)
+        results = run.each(partial(make_cropper, self.config), images)
+        for image, result in zip(images, results, strict=True):
+            tally.add(image, result)
+        write_rows(folder / "rows.parquet", ROWS, tally.rows)
+        write_rows(folder / "crops.parquet", CROPS, tally.crops, group=1, zip_=False)
+        write_rows(folder / "prints.parquet", PRINTS, tally.prints)
+        return {
+            "images": len(images),
+            "crops": len(tally.crops),
+            "reasons": counts(row["reason"] for row in tally.rows),
+            "stages": {name: round(seconds, 3) for name, seconds in tally.seconds.items()},
+        }
+
+
+@dataclass
+class Cropped:
+    """What became of one image: facts for its rows, candidates, PNGs of those alive."""
+
+    facts: Row
+    candidates: list[Row] = field(default_factory=list)
+    pngs: list[bytes] = field(default_factory=list)
+    prints: list[Row] = field(default_factory=list)
+    reason: str = ""  # of an image without candidates
+    detail: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Tally:
+    """A shard's rows as they come in."""
+
+    shard: str
+    rows: list[Row] = field(default_factory=list)
+    crops: list[Row] = field(default_factory=list)
+    prints: list[Row] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, image: SourceImage, result: Cropped | Failure) -> None:
+        """Take in what `crop_image` made of an image."""
+        if isinstance(result, Failure):
+            result = Cropped({}, reason=result.reason, detail=result.detail)
+        base = {**label_facts(image), **result.facts}
+        if not result.candidates:
+            self.rows.append({**base, "reason": result.reason, "detail": result.detail})
+        pngs = iter(result.pngs)
+        for candidate in result.candidates:
+            row = {**base, **candidate}
+            if not row["reason"]:
+                png = next(pngs)
+                row |= {"crop_shard": self.shard, "crop_row": len(self.crops)}
+                row["crop_sha256"] = hashlib.sha256(png).hexdigest()
+                self.crops.append({"crop_id": row["crop_id"], "png": png})
+            self.rows.append(row)
+        self.prints += result.prints
+        for stage, seconds in result.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+def label_facts(image: SourceImage) -> Row:
+    """The columns that the labels alone fill."""
+    names = ("image_id", "dataset", "split_of_source", "path", "flickr_id", "license")
+    return {name: getattr(image, name) for name in names}
+
+
+class Clock:
+    """CPU seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.process_time()
+
+    def lap(self, stage: str) -> None:
+        """Book the time since the last lap."""
+        now = time.process_time()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def make_cropper(config: CurateConfig) -> Callable[[SourceImage], Cropped]:
+    """The function on images that a worker process runs; loads the detector."""
+    cv2.setNumThreads(1)
+    return partial(crop_image, config, detect.make_detector(config.detect))
+
+
+def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropped:
+    """Decode one picture and cut its crops out."""
+    clock = Clock()
+    if image.policy == "labels" and not any(box.kind == "person" for box in image.boxes):
+        return Cropped({}, reason="no_person", seconds=clock.seconds)  # not worth decoding
+    try:
+        picture = decode.load(image, config.decode)
+    except decode.Refused as refused:
+        clock.lap("decode")
+        return Cropped({}, reason=refused.reason, detail=refused.detail, seconds=clock.seconds)
+    clock.lap("decode")
+    result = Cropped(picture_facts(picture, image, detector), seconds=clock.seconds)
+    result.facts["lap_src"] = stages.source_blur(picture.rgb, config.blur)
+    clock.lap("blur")
+    if result.facts["lap_src"] < max(config.blur.floor, np.nextafter(0.0, 1.0)):  # 0: one colour
+        return replace(result, reason="blur")
+    boxes = find_boxes(image, picture, detector)
+    clock.lap("boxes")
+    candidates = stages.candidates(picture.rgb, boxes, config)
+    clock.lap("crop")
+    if not candidates:
+        return replace(result, reason="no_person")
+    result.candidates = [candidate_row(image, c, boxes) for c in candidates]
+    living = [c for c in candidates if not c.reason and c.crop is not None]
+    result.pngs = [encode_png(c.crop) for c in living if c.crop is not None]
+    clock.lap("encode")
+    if living:
+        result.prints = print_rows(image, picture.rgb, result.facts, living)
+        result.facts["phash"] = f"{result.prints[0]['phash']:016x}"
+    clock.lap("fingerprint")
+    return result
+
+
+def picture_facts(picture: Any, image: SourceImage, detector: Any) -> Row:
+    """The columns that the decoded picture fills."""
+    height, width = picture.rgb.shape[:2]
+    return {
+        "file_sha256": picture.file_sha256,
+        "pixel_sha256": pixels_digest(picture.rgb),
+        "w": width,
+        "h": height,
+        "orientation": picture.orientation,
+        "image_flags": list(picture.flags),
+        "detector": detector.name if image.policy == "detect" else None,
+    }
+
+
+def find_boxes(image: SourceImage, picture: Any, detector: Any) -> tuple[Box, ...]:
+    """By the image's policy: the labels', the detector's, or one box around it all."""
+    if image.policy == "detect":
+        return detector(picture.rgb, image)
+    return (detect.whole(picture.rgb),) if image.policy == "whole_image" else picture.boxes
+
+
+def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ...]) -> Row:
+    """The columns of one candidate."""
+    c, (x0, y0, x1, y1) = candidate, candidate.box.xyxy
+    row: Row = {
+        "box_index": c.box_index,
+        **{"box_x0": x0, "box_y0": y0, "box_x1": x1, "box_y1": y1},
+        "raw_label": c.box.raw_label,
+        "box_flags": list(c.box.flags),
+        "box_score": c.box.score,
+        "lap_crop": c.lap_crop,
+        "reason": c.reason,
+        "detail": c.detail,
+    }
+    if c.x0 is not None and c.y0 is not None and c.s is not None:
+        row |= {"x0": c.x0, "y0": c.y0, "s": c.s, "scale_factor": SIDE / c.s}
+        row["crop_id"] = crop_id(image.image_id, c.x0, c.y0, c.s, RESIZE_RULE)
+        if WHOLE not in c.box.flags:  # that one says nothing about how many there are
+            row["persons"] = count_persons(boxes, c.x0, c.y0, c.s)
+    return row
+
+
+def count_persons(boxes: Iterable[Box], x0: int, y0: int, s: int) -> int:
+    """Persons at least half inside the square and 24 pixels long once it is 512 wide."""
+    return sum(_shows(box, x0, y0, s) for box in boxes if box.kind == "person")
+
+
+def _shows(box: Box, x0: int, y0: int, s: int) -> bool:
+    left, top, right, bottom = box.xyxy
+    width = max(0.0, min(right, x0 + s) - max(left, x0))
+    height = max(0.0, min(bottom, y0 + s) - max(top, y0))
+    area = (right - left) * (bottom - top)
+    return width * height >= 0.5 * area > 0 and max(right - left, bottom - top) * SIDE / s >= 24
+
+
+def print_rows(
+    image: SourceImage, rgb: Pixels, facts: Row, living: Iterable[Candidate]
+) -> list[Row]:
+    """How copies are found: of the whole image first, then of its crops."""
+    whole = print_row(image.image_id, image.flickr_id, rgb, facts)
+    crops = []
+    for candidate in living:
+        assert candidate.crop is not None
+        pixels = {"pixel_sha256": pixels_digest(candidate.crop)}
+        row = print_row(image.image_id, image.flickr_id, candidate.crop, facts | pixels)
+        square = (candidate.x0 or 0, candidate.y0 or 0, candidate.s or 0)
+        crops.append(row | {"crop_id": crop_id(image.image_id, *square, RESIZE_RULE)})
+    return [whole, *crops]
+
+
+def print_row(name: str, flickr_id: str, rgb: Pixels, facts: Row) -> Row:
+    """A fingerprint; `facts` gives file_sha256 and pixel_sha256."""
+    marks = fingerprint(rgb)
+    return {
+        "image_id": name,
+        "file_sha256": facts["file_sha256"],
+        "pixel_sha256": facts["pixel_sha256"],
+        "flickr_id": flickr_id,
+        "pixels": rgb.shape[0] * rgb.shape[1],
+        "phash": marks.phash,
+        "mirrored": marks.mirrored,
+        "thumb": marks.thumb,
+    }
+
+
+def pixels_digest(rgb: Pixels) -> str:
+    """sha256 of the pixels' bytes."""
+    return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()
+
+
+def encode_png(rgb: Pixels) -> bytes:
+    """Lossless and fast; crops that are kept are packed smaller later."""
+    return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), PNG)[1].tobytes()
+
+
+def decode_png(data: bytes) -> Pixels:
+    """The pixels of a stored crop."""
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise ValueError("a stored crop is no picture")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def index_file(ledger: Ledger, shard: str) -> Path:
+    """The index of a shard `SOURCE-00000`."""
+    source, number = shard.rsplit("-", 1)
+    return ledger.output("index", source, f"{number}.parquet")
+
+
+def file_name_digest(path: Path) -> str:
+    """The content's digest that a committed file carries in its name."""
+    return path.name.removesuffix(f"-{path.name.rsplit('-', 1)[1]}").rsplit("-", 1)[1]

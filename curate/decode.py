@@ -1,0 +1,231 @@
+"""Files to pixels, with boxes that lie on them: strict, and with one reason for each refusal.
+
+Labels refer to the stored pixels, or to the upright picture, of a file whose EXIF says that it is
+to be turned; the size that the labels state tells which. Pictures without labels are turned
+upright. Anything damaged, gray, transparent or deeper than eight bits is refused.
+"""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from curate.config import DecodeConfig
+from curate.schema import Box, Pixels, Reason, SourceImage
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "MPO")  # MPO: a JPEG with a second picture
+EXIF_ORIENTATION = 0x0112
+ASPECT_TOLERANCE = 0.01  # labels drawn on a scaled copy are scaled back
+GRAY_SPREAD = 4  # levels between channels that a gray photograph stays below
+Point = tuple[float, float]
+
+
+class Refused(ValueError):
+    """A picture that is not used: a reason code and one line."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded photograph and its boxes in its own pixels."""
+
+    rgb: Pixels
+    boxes: tuple[Box, ...]
+    orientation: int  # EXIF orientation that was applied; 1 = none
+    flags: tuple[str, ...]  # exif, rotated, scaled_boxes, icc, cmyk, palette
+    file_sha256: str
+
+
+def load(image: SourceImage, config: DecodeConfig) -> Picture:
+    """Decode a source image. Raises Refused."""
+    data = read_file(Path(image.path))
+    digest = hashlib.sha256(data).hexdigest()
+    if digest in config.blocked:
+        raise Refused(Reason.CORRUPT, "placeholder of a photo that is gone")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rgb, orientation, flags = _pixels(data, config.max_pixels)
+    except Refused:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Refused(Reason.TOO_LARGE, " ".join(str(error).split())) from None
+    except UnidentifiedImageError:
+        raise Refused(Reason.CORRUPT, "not a picture, or its header is damaged") from None
+    except Exception as error:  # on hostile bytes Pillow's parsers raise nearly anything
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise Refused(Reason.CORRUPT, line[:200]) from None
+    return orient(refuse_gray(rgb), image, orientation, flags, digest)
+
+
+def read_file(path: Path) -> bytes:
+    """The file's bytes. Raises Refused where there is no such file or nothing in it."""
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise Refused(Reason.MISSING_FILE, path.name) from None
+    if not data:
+        raise Refused(Reason.CORRUPT, "empty file")
+    return data
+
+
+def _pixels(data: bytes, max_pixels: int) -> tuple[Pixels, int, list[str]]:
+    """Stored pixels as RGB, the EXIF orientation, flags."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise Refused(Reason.TOO_LARGE, f"{width} x {height} pixels")
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise Refused(Reason.CORRUPT, "more than one frame")
+        if data.startswith(b"\x89PNG") and data[24] > 8:  # Pillow would cut it down in silence
+            raise Refused(Reason.CORRUPT, f"{data[24]} bits a channel")
+        _refuse_mode(image)
+        image.load()
+        rgb, flags = _to_rgb(image)
+        return np.array(rgb), _orientation(image), flags
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation; 1 where there is none or the EXIF block is damaged, as viewers do."""
+    try:
+        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
+    except Exception:  # as Pillow's parsers do on hostile bytes
+        return 1
+    return orientation if orientation in TURNS else 1
+
+
+def _refuse_mode(image: Image.Image) -> None:
+    mode = image.mode
+    if mode.startswith(("I", "F")):
+        raise Refused(Reason.CORRUPT, f"mode {mode}: more than eight bits a channel")
+    if mode in ("1", "L", "LA", "La"):
+        raise Refused(Reason.GRAYSCALE, f"mode {mode}")
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """sRGB by the embedded profile, opaque."""
+    flags = {"CMYK": ["cmyk"], "P": ["palette"]}.get(image.mode, [])
+    if image.has_transparency_data:
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        if alpha.min() < 255:
+            raise Refused(Reason.ALPHA, "transparent pixels")
+    profile = image.info.get("icc_profile")
+    if profile and image.mode in ("RGB", "CMYK"):
+        converted = _by_profile(image, profile)
+        if converted is not None:
+            return converted, [*flags, "icc"]
+    return image.convert("RGB"), flags
+
+
+def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """In sRGB; None where the profile is sRGB already or of no use."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).lower():
+            return None
+        target = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+    except (OSError, ImageCms.PyCMSError):
+        return None
+
+
+def refuse_gray(rgb: Pixels) -> Pixels:
+    """The same picture. Raises Refused if its colours are gray (on a 64-pixel thumbnail)."""
+    step = max(1, max(rgb.shape[:2]) // 64)
+    small = rgb[::step, ::step].astype(np.int16)
+    spread = np.abs(small[..., :2] - small[..., 1:]).max(axis=-1)
+    if np.percentile(spread, 99.5) <= GRAY_SPREAD:
+        raise Refused(Reason.GRAYSCALE, "channels are equal")
+    return rgb
+
+
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+}  # by EXIF orientation: stored to upright
+QUARTERS = {90: 8, 180: 3, 270: 6}  # degrees counterclockwise, as the EXIF turn of that effect
+
+
+def turn_point(point: Point, orientation: int, width: int, height: int) -> Point:
+    """Where a point of a (width, height) picture lies after an EXIF turn."""
+    x, y = point
+    if orientation in (2, 3, 7, 8):
+        x = width - x
+    if orientation in (3, 4, 6, 7):
+        y = height - y
+    return (y, x) if orientation >= 5 else (x, y)
+
+
+def turn_box(box: Box, orientation: int, width: int, height: int) -> Box:
+    """The box after an EXIF turn of its (width, height) picture."""
+    x0, y0, x1, y1 = box.xyxy
+    (ax, ay), (bx, by) = (turn_point(p, orientation, width, height) for p in ((x0, y0), (x1, y1)))
+    return replace(box, xyxy=(min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)))
+
+
+def orient(
+    rgb: Pixels, image: SourceImage, orientation: int, flags: list[str], digest: str
+) -> Picture:
+    """Turn pixels as the labels (or, without labels, EXIF) want it; then as Open Images says."""
+    height, width = rgb.shape[:2]
+    boxes, applied = image.boxes, 1
+    if image.normalized:
+        boxes = tuple(_scale_box(box, width, height) for box in boxes)
+    if image.policy != "labels":
+        applied = orientation
+    elif image.label_w and image.label_h:
+        applied, scale = _match(image, width, height, orientation)
+        if scale != (1.0, 1.0):
+            flags = [*flags, "scaled_boxes"]
+            boxes = tuple(_scale_box(box, *scale) for box in boxes)
+    rgb = TURNS[applied](rgb)
+    if image.rotation % 360:
+        boxes, rgb = _rotate(boxes, rgb, image.rotation % 360)
+        flags = [*flags, "rotated"]
+    flags = [*flags, "exif"] if applied != 1 else flags
+    return Picture(np.ascontiguousarray(rgb), boxes, applied, tuple(flags), digest)
+
+
+def _match(
+    image: SourceImage, width: int, height: int, orientation: int
+) -> tuple[int, tuple[float, float]]:
+    """The EXIF turn that gives the labels' size, and the scale from labels to pixels."""
+    stated = (image.label_w, image.label_h)
+    turned = (height, width) if orientation >= 5 else (width, height)
+    if stated == (width, height):
+        return 1, (1.0, 1.0)
+    if stated == turned:
+        return orientation, (1.0, 1.0)
+    for applied, (w, h) in ((1, (width, height)), (orientation, turned)):
+        across, down = w / stated[0], h / stated[1]
+        if abs(across / down - 1) <= ASPECT_TOLERANCE:
+            return applied, (across, down)
+    raise Refused(Reason.SIZE_MISMATCH, f"labels {stated}, file {(width, height)}")
+
+
+def _scale_box(box: Box, across: float, down: float) -> Box:
+    x0, y0, x1, y1 = box.xyxy
+    return replace(box, xyxy=(x0 * across, y0 * down, x1 * across, y1 * down))
+
+
+def _rotate(boxes: tuple[Box, ...], rgb: Pixels, degrees: int) -> tuple[tuple[Box, ...], Pixels]:
+    """By quarter turns counterclockwise."""
+    if degrees not in QUARTERS:
+        raise Refused(Reason.SIZE_MISMATCH, f"rotation by {degrees} degrees")
+    height, width = rgb.shape[:2]
+    turn = QUARTERS[degrees]
+    return tuple(turn_box(box, turn, width, height) for box in boxes), TURNS[turn](rgb)

@@ -1,0 +1,172 @@
+"""The jobs before and after cropping: index (labels to rows) and score (crops to numbers).
+
+Like every job they are pure maps: what is written depends on parameters and inputs alone, and the
+key names them all. A source's images are dealt to shards by the digest of their names, so that
+another source added later leaves the shards that are done alone.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from curate import readers, scores
+from curate.config import ScoreConfig
+from curate.crop import CODE, LIBRARIES, decode_png, file_name_digest
+from curate.engine import Runner
+from curate.ledger import Ledger, digest, file_digest
+from curate.schema import Pixels, SourceImage
+from curate.tables import (
+    INDEX,
+    CropFile,
+    Row,
+    image_row,
+    scores_schema,
+    write_rows,
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One `--source KIND=PATH,...`; `name` tells two of a kind apart."""
+
+    kind: str
+    paths: tuple[str, ...]
+    name: str
+
+
+def shard_count(images: int, per_shard: int) -> int:
+    """Shards of a source: `per_shard` images each, but 16 at least if there are enough images."""
+    return max(1, -(-images // per_shard), min(16, images // 8))
+
+
+def deal(image_id: str) -> int:
+    """The number, far larger than any count of shards, whose remainder is the image's shard."""
+    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class Index:
+    """Shard = a source's name; outputs 00000.parquet ...: its images, dealt and sorted by name."""
+
+    sources: tuple[Source, ...]
+    per_shard: int
+    forgotten: tuple[str, ...] = ()
+    name: str = "index"
+    gpus: float = 0.0
+
+    def key(self, ledger: Ledger, shard: str) -> str:
+        source = self._source(shard)
+        forgotten = [i for i in self.forgotten if i.startswith(f"{source.name}/")]
+        parameters = (source.kind, source.paths, source.name, self.per_shard, forgotten)
+        return digest(CODE, parameters, inputs_digest(source))
+
+    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+        forgotten = set(self.forgotten)
+        with open(folder / "spool", "w+b") as file:
+            hashes, offsets = spool(readers.read(self._source(shard)), file)
+            count = shard_count(len(hashes), self.per_shard)  # of all: forgetting deals none anew
+            for k in range(count):
+                rows = []
+                for offset in offsets[hashes % np.uint64(count) == k]:
+                    file.seek(int(offset))
+                    rows.append(pickle.load(file))  # written a moment ago, by this process
+                rows = [row for row in rows if row["image_id"] not in forgotten]
+                rows.sort(key=lambda row: row["image_id"])
+                refuse_twins(rows)
+                write_rows(folder / f"{k:05d}.parquet", INDEX, rows)
+        (folder / "spool").unlink()
+        return {"images": len(hashes), "shards": count}
+
+    def _source(self, name: str) -> Source:
+        return next(source for source in self.sources if source.name == name)
+
+
+def spool(images: Iterable[SourceImage], file: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Write images one after the other; returns `deal` numbers and offsets, uint64 and int64."""
+    hashes, offsets = [], []
+    for image in images:
+        hashes.append(deal(image.image_id))
+        offsets.append(file.tell())
+        pickle.dump(image_row(image), file, pickle.HIGHEST_PROTOCOL)
+    return np.array(hashes, np.uint64), np.array(offsets, np.int64)
+
+
+def refuse_twins(rows: list[Row]) -> None:
+    """Two images of one name would be one image further on."""
+    for a, b in zip(rows, rows[1:], strict=False):
+        if a["image_id"] == b["image_id"]:
+            raise ValueError(f"two images are named {a['image_id']}: {a['path']} and {b['path']}")
+
+
+def inputs_digest(source: Source) -> str:
+    """Digest of the label files' bytes; without labels, of the pictures' names and sizes."""
+    if labels := readers.label_files(source):
+        return digest([(path.name, file_digest(path)) for path in labels])
+    images = readers.read(source)
+    return digest([(i.image_id, Path(i.path).stat().st_size) for i in images])
+
+
+def crop_shards(ledger: Ledger, sources: Iterable[Source]) -> list[str]:
+    """Names of all shards of indexed sources. Raises LedgerError."""
+    names = []
+    for source in sources:
+        count = len(ledger.outputs_key("index", source.name))
+        names += [f"{source.name}-{k:05d}" for k in range(count)]
+    return names
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shard = the crop job's; output scores.parquet: crop_id and one column a metric.
+
+    `group` names the metrics that are computed together; a group more does not touch the others.
+    """
+
+    group: str
+    config: ScoreConfig
+
+    @property
+    def name(self) -> str:
+        return f"score-{self.group}"
+
+    @property
+    def gpus(self) -> float:
+        return 1.0 if self.config.device.startswith("cuda") else 0.0
+
+    def key(self, ledger: Ledger, shard: str) -> str:
+        crops = file_name_digest(ledger.output("crop", shard, "crops.parquet"))
+        return digest(CODE, LIBRARIES, scores.describe(self.group, self.config), crops)
+
+    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+        cv2.setNumThreads(1)
+        scorer = scores.make_scorer(self.group, self.config)
+        crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
+        rows: list[Row] = []
+        for ids, pixels in batches(crops, self.config.batch):
+            values = scorer(pixels)
+            rows += [
+                {"crop_id": name, **{metric: float(values[metric][at]) for metric in scorer.names}}
+                for at, name in enumerate(ids)
+            ]
+        write_rows(folder / "scores.parquet", scores_schema(scorer.names), rows)
+        return {"crops": len(rows)}
+
+
+def batches(crops: CropFile, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Crops as (names, uint8 (n, 512, 512, 3)), n = `size` but for the last."""
+    ids: list[str] = []
+    pixels: list[Pixels] = []
+    for name, png in crops.items():
+        ids.append(name)
+        pixels.append(decode_png(png))
+        if len(ids) == size:
+            yield ids, np.stack(pixels)
+            ids, pixels = [], []
+    if ids:
+        yield ids, np.stack(pixels)

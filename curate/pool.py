@@ -1,0 +1,84 @@
+"""The pool that is selected from: every scored crop, and how sharp every source was."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Float64
+
+from curate.config import BLUR_FLOOR
+from curate.ledger import Ledger
+from curate.schema import InputError
+from curate.tables import Row, read_rows, read_table
+
+Column = Float64[np.ndarray, " n"]
+COLUMNS = ("crop_id", "image_id", "license", "reason", "lap_src")
+BLURRED = 20  # percentile of the sources' sharpness below which `blur.auto` drops
+
+
+class SelectError(InputError):
+    """A pool that nothing can be selected from, or decisions on crops that are not there."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All scored crops of all sources, by name; arrays of equal length but for `measured`."""
+
+    crop_ids: list[str]
+    image_ids: list[str]
+    licenses: list[str]
+    source_blur: Column  # Laplacian variance of each crop's source
+    values: dict[str, Column]  # by metric
+    measured: Column  # Laplacian variances of all decoded sources, with crops or without
+
+    def blur_min(self) -> float:
+        """The threshold that the pool itself suggests; never below BLUR_FLOOR."""
+        if not len(self.measured):
+            return BLUR_FLOOR
+        return max(BLUR_FLOOR, float(np.percentile(self.measured, BLURRED)))
+
+
+def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> Pool:
+    """Living candidates with their scores. Raises LedgerError, or SelectError on twins."""
+    rows: list[Row] = []
+    sources: dict[str, float] = {}
+    for shard in shards:
+        table = read_table(ledger.output("crop", shard, "rows.parquet"), COLUMNS)
+        sources |= measured(table)
+        alive = table.filter(pc.field("reason") == "").to_pylist()
+        by_name: dict[str, Row] = {row["crop_id"]: row for row in alive}
+        for group in groups:
+            for row in read_rows(ledger.output(f"score-{group}", shard, "scores.parquet")):
+                by_name[row["crop_id"]].update(row)
+        rows += alive
+    rows.sort(key=lambda row: row["crop_id"])
+    refuse_twins(rows)
+    metrics = [name for name in (rows[0] if rows else {}) if name not in COLUMNS]
+    return Pool(
+        crop_ids=[row["crop_id"] for row in rows],
+        image_ids=[row["image_id"] for row in rows],
+        licenses=[row["license"] for row in rows],
+        source_blur=column(rows, "lap_src"),
+        values={name: column(rows, name) for name in metrics},
+        measured=np.array(list(sources.values()), np.float64),
+    )
+
+
+def measured(table: pa.Table) -> dict[str, float]:
+    """Sharpness by image, of those that were decoded."""
+    pairs = zip(table["image_id"].to_pylist(), table["lap_src"].to_pylist(), strict=True)
+    return {name: value for name, value in pairs if value is not None}
+
+
+def refuse_twins(rows: Sequence[Row]) -> None:
+    """Sorted rows of one crop twice. Raises SelectError."""
+    for a, b in zip(rows, rows[1:], strict=False):
+        if a["crop_id"] == b["crop_id"]:
+            raise SelectError(f"image {a['image_id']} came from two sources: name them apart")
+
+
+def column(rows: Sequence[Row], name: str) -> Column:
+    """A column as float64."""
+    return np.array([row[name] for row in rows], np.float64)

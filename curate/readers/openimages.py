@@ -1,0 +1,131 @@
+"""Open Images V4 to V7: boxes as csv with shares of width and height, labels as mids.
+
+Columns are found by the header. Person, Man, Woman, Boy, Girl and Human body are people, by name
+in the set's own table; parts of bodies, dolls and statues are not. Two boxes of different person
+labels on one person are one. Groups and depictions are "ignore".
+"""
+
+import csv
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from curate.readers.common import Files, ReaderError, flickr_id, iou
+from curate.schema import Box, SourceImage
+
+PEOPLE = ("Man", "Woman", "Boy", "Girl", "Person", "Human body")  # the more telling first
+SAME = 0.8  # IoU of two boxes of one person
+FLAGS = {
+    "IsOccluded": "occluded",
+    "IsTruncated": "truncated",
+    "IsGroupOf": "group",
+    "IsDepiction": "depiction",
+}
+IGNORED = {"group", "depiction"}
+SIDES = ("XMin", "YMin", "XMax", "YMax")
+
+
+def labels(boxes: Path, classes: Path, images: Path, info: Path | None = None) -> list[Path]:
+    """The csv files."""
+    return [boxes, classes, *([info] if info else [])]
+
+
+def read(
+    name: str, boxes: Path, classes: Path, images: Path, info: Path | None = None
+) -> Iterator[SourceImage]:
+    """Images of `BOXES.csv,CLASSES.csv,IMAGES[,IMAGE_INFO.csv]`."""
+    found = _boxes(boxes, _classes(classes))
+    facts = _info(info, set(found)) if info else {}
+    files, split = Files(images), _split(boxes)
+    for image, people in found.items():
+        fact = facts.get(image, {})
+        yield SourceImage(
+            image_id=f"{name}/{split}/{image}",
+            dataset=name,
+            split_of_source=split,
+            path=files.find(f"{image}.jpg"),
+            normalized=True,
+            rotation=_rotation(fact.get("Rotation", "")),
+            boxes=tuple(merge_people(people)),
+            flickr_id=flickr_id(fact.get("OriginalURL", "")),
+            license=fact.get("License", ""),
+        )
+
+
+def _split(path: Path) -> str:
+    words = path.stem.replace("_", "-").split("-")
+    return next((word for word in words if word in ("train", "validation", "test")), path.stem)
+
+
+def _rows(path: Path, needed: Iterable[str]) -> Iterator[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = [column for column in needed if column not in (reader.fieldnames or ())]
+        if missing:
+            raise ReaderError(f"{path}: no columns {', '.join(missing)}")
+        yield from reader
+
+
+def _classes(path: Path) -> dict[str, str]:
+    """Name by mid; the table has a header in some releases."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if any(len(row) < 2 for row in rows):
+        raise ReaderError(f"{path}: lines are to be MID,NAME")
+    names = {row[0]: row[1] for row in rows}
+    if not set(PEOPLE) & set(names.values()):
+        raise ReaderError(f"{path}: none of {', '.join(PEOPLE)} is in it")
+    return names
+
+
+def _boxes(path: Path, names: dict[str, str]) -> dict[str, list[Box]]:
+    """People by image; images without people have none."""
+    found: dict[str, list[Box]] = {}
+    for number, row in enumerate(_rows(path, ("ImageID", "LabelName", *SIDES)), 2):
+        people = found.setdefault(row["ImageID"], [])
+        label = names.get(row["LabelName"])
+        if label is None:
+            raise ReaderError(
+                f"{path}, line {number}: label {row['LabelName']!r} is not in the table"
+            )
+        if label in PEOPLE:
+            try:
+                people.append(_box(row, label))
+            except (ValueError, TypeError) as error:
+                raise ReaderError(f"{path}, line {number}: {error}") from None
+    return found
+
+
+def _box(row: dict[str, Any], label: str) -> Box:
+    x0, y0, x1, y1 = (float(row[side]) for side in SIDES)
+    flags = [flag for column, flag in FLAGS.items() if row.get(column) == "1"]  # -1: unknown
+    flags += [f"source {row['Source']}"] if row.get("Source") else []
+    kind = "ignore" if IGNORED & set(flags) else "person"
+    return Box((x0, y0, x1, y1), kind, label, tuple(flags))
+
+
+def merge_people(boxes: list[Box]) -> list[Box]:
+    """One box for each person, by its most telling label, in the order of the file."""
+    kept: list[int] = []
+    order = sorted(range(len(boxes)), key=lambda i: (PEOPLE.index(boxes[i].raw_label), i))
+    for i in order:
+        twin = any(
+            boxes[i].raw_label != boxes[j].raw_label and iou(boxes[i], boxes[j]) >= SAME
+            for j in kept
+        )
+        if not twin:
+            kept.append(i)
+    return [boxes[i] for i in sorted(kept)]
+
+
+def _info(path: Path, wanted: set[str]) -> dict[str, dict[str, str]]:
+    rows = _rows(path, ("ImageID", "Rotation"))
+    return {row["ImageID"]: row for row in rows if row["ImageID"] in wanted}
+
+
+def _rotation(text: str) -> int:
+    """Degrees counterclockwise; the table says nan or nothing where the photo is gone."""
+    try:
+        return int(float(text))
+    except ValueError:
+        return 0

@@ -1,0 +1,88 @@
+"""A page for a look by hand at the crops where a decision is closest, and at some others.
+
+It shows the lowest-ranked kept crops, the best of the dropped, and a random draw. Ticks are kept
+in the page; its button saves review.csv (crop_id, keep), which `--review` feeds back.
+"""
+
+import html
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from curate.split import lot
+from curate.tables import Row
+
+MOST = 200  # crops of each kind
+SIDE = 256  # pixels shown
+RANKED = ("not_top_third", "below_threshold")  # reasons that a person's word outweighs
+COLUMNS = ["crop_id", "z", "kept", "reason", "crop_shard", "crop_row"]
+PAGE = """<!doctype html><meta charset="utf-8"><title>Review</title>
+<style>
+body{{font:14px sans-serif;margin:1em}} figure{{display:inline-block;margin:4px;width:{side}px}}
+img{{width:{side}px;display:block}} figcaption{{font-size:12px}} .out img{{opacity:.35}}
+</style>
+<h1>Review</h1>
+<p>A tick means keep. Change what is wrong, then
+<button id="save">save review.csv</button> and run <code>select --review review.csv</code>.
+Only what was changed is written: add it to an earlier review.csv, if there is one (of two lines on
+a crop the later one counts).</p>
+{sections}
+<script>
+const boxes = [...document.querySelectorAll("input")];
+const show = b => b.closest("figure").classList.toggle("out", !b.checked);
+boxes.forEach(b => {{ show(b); b.onchange = () => show(b); }});
+document.getElementById("save").onclick = () => {{
+  const rows = boxes.filter(b => b.checked !== b.defaultChecked)
+    .map(b => b.value + "," + (b.checked ? 1 : 0));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob(["crop_id,keep\\n" + rows.join("\\n") + "\\n"]));
+  link.download = "review.csv";
+  link.click();
+}};
+</script>
+"""
+
+
+def candidates(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
+    """Rows to look at under a title each; no crop twice."""
+    rows = pool.select(COLUMNS).to_pylist()
+    kept = [row for row in rows if row["kept"]]
+    dropped = [row for row in rows if row["reason"].startswith(RANKED)]
+    sections = {
+        "Kept, lowest first": sorted(kept, key=lambda r: (r["z"], r["crop_id"]))[:MOST],
+        "Dropped by rank or threshold, best first": sorted(
+            dropped, key=lambda r: (-r["z"], r["crop_id"])
+        )[:MOST],
+    }
+    seen = {row["crop_id"] for rows in sections.values() for row in rows}
+    rest = [row for row in [*kept, *dropped] if row["crop_id"] not in seen]
+    rest.sort(key=lambda row: lot(seed, row["crop_id"]))
+    return {**sections, "Others": rest[:MOST]}
+
+
+def write_page(folder: Path, pool: pa.Table, crops: Any, seed: int) -> None:
+    """review.html and review/CROP.jpg. `crops` gives the pixels of a row."""
+    (folder / "review").mkdir()
+    sections = []
+    for title, rows in candidates(pool, seed).items():
+        for row in rows:
+            small = cv2.resize(crops.pixels(row), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+            data = cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]))[1]
+            (folder / "review" / f"{row['crop_id']}.jpg").write_bytes(data.tobytes())
+        if rows:
+            sections.append(f"<h2>{title}</h2>\n" + "\n".join(map(figure, rows)))
+    page = PAGE.format(side=SIDE, sections="\n".join(sections))
+    (folder / "review.html").write_text(page)
+
+
+def figure(row: Row) -> str:
+    """One crop with its tick."""
+    name, tick = html.escape(row["crop_id"]), " checked" if row["kept"] else ""
+    caption = html.escape(f"z {row['z']:.2f} {row['reason']}")
+    return (
+        f'<figure><img src="review/{name}.jpg" loading="lazy"><figcaption><label>'
+        f'<input type="checkbox" value="{name}"{tick}> {caption}</label></figcaption></figure>'
+    )

@@ -1,0 +1,121 @@
+"""The quality metrics of crops, in groups that are computed, and computed again, one by one.
+
+With `iqa` "pyiqa" they are the paper's four (CLIPIQA, MANIQA, MUSIQ, NIQE) and, for the report,
+BRISQUE, by the user's weights. With "classic", the default, they need no weights, and what they
+select is sharp and clean but not the paper's notion of quality; every report says so.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from curate import classic, detect, learned, niqe
+from curate.config import ConfigError, DetectConfig, ScoreConfig
+from curate.ledger import known_digest
+from curate.schema import SourceImage
+
+NOWHERE = SourceImage("", "", "")
+Batch = UInt8[np.ndarray, "n h w 3"]
+Column = Float64[np.ndarray, " n"]
+
+PAPER = {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}  # Eq. 1 and its signs
+NIQE_FILE = "niqe_modelparameters.mat"
+PERSONS = "detected_persons"  # a count, not a metric of quality
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A group of metrics, ready: crops of equal size in, a column for each name out."""
+
+    names: tuple[str, ...]
+    score: Callable[[Batch], dict[str, Column]]
+
+    def __call__(self, batch: Batch) -> dict[str, Column]:
+        """Values are NaN where a metric has none."""
+        return self.score(batch)
+
+
+def groups(config: ScoreConfig) -> tuple[str, ...]:
+    """Names of the groups that a setting asks for. Raises ConfigError."""
+    persons = ("persons",) if config.persons else ()
+    if config.iqa == "classic":
+        return ("classic", *(("niqe",) if config.niqe_params else ()), *persons)
+    if unknown := set(config.report_only) - {*PAPER, *learned.METRICS, "classic"}:
+        raise ConfigError(f"score.report_only: no metric {', '.join(sorted(unknown))}")
+    return (*PAPER, *(name for name in config.report_only if name not in PAPER), *persons)
+
+
+def directions(config: ScoreConfig) -> dict[str, int]:
+    """The metrics of Eq. 1: 1 where higher is better, -1 where lower is."""
+    signs = {name: sign for name, (_, sign) in classic.METRICS.items()}
+    if config.iqa != "classic":
+        signs = {name: sign for name, sign in PAPER.items() if name != "niqe"}
+    return signs | ({_niqe(config).name: -1} if "niqe" in groups(config) else {})
+
+
+def describe(group: str, config: ScoreConfig) -> dict[str, Any]:
+    """All that a group's scores depend on, but for the crops. Raises ConfigError."""
+    if group == "classic":
+        return {"metrics": list(classic.METRICS), "version": classic.VERSION}
+    if group == "niqe":
+        path = _niqe_file(config)
+        return {"version": niqe.VERSION, "weights": {path.name: known_digest(path)}}
+    if group == "persons":
+        return detect.describe(_counter(config))
+    return learned.describe(group, config.weights, config.device)
+
+
+def make_scorer(group: str, config: ScoreConfig) -> Scorer:
+    """Load a group's weights. Raises ConfigError."""
+    if group == "classic":
+        return Scorer(tuple(classic.METRICS), _each(classic.score))
+    if group == "niqe":
+        model = _niqe(config)
+        return Scorer((model.name,), _each(lambda rgb: {model.name: model(rgb)}))
+    if group == "persons":
+        find = detect.make_detector(_counter(config))
+        return Scorer((PERSONS,), _each(lambda rgb: {PERSONS: float(len(find(rgb, NOWHERE)))}))
+    metric = learned.make_metric(group, config.weights, config.device)
+    return Scorer((group,), lambda batch: {group: metric(batch)})
+
+
+def _each(score: Callable[[np.ndarray], dict[str, float]]) -> Callable[[Batch], dict[str, Column]]:
+    """A function of single crops as one of batches."""
+
+    def columns(batch: Batch) -> dict[str, Column]:
+        rows = [score(rgb) for rgb in batch]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+    return columns
+
+
+def _counter(config: ScoreConfig) -> DetectConfig:
+    """YOLO at its usual settings. Raises ConfigError if there are no such weights."""
+    counter = DetectConfig("yolo", config.persons)
+    detect.check(counter, needed=True)
+    return counter
+
+
+def _niqe(config: ScoreConfig) -> niqe.Niqe:
+    path = _niqe_file(config)
+    return _read_niqe(path, known_digest(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _read_niqe(path: Path, digest: str) -> niqe.Niqe:
+    return niqe.read_parameters(path)
+
+
+def _niqe_file(config: ScoreConfig) -> Path:
+    """--niqe_params, or the original's file among the weights. Raises ConfigError."""
+    if not config.niqe_params:
+        return learned.weight_file(config.weights, NIQE_FILE)[0]
+    path = Path(config.niqe_params)
+    if not path.is_file():
+        raise ConfigError(f"--niqe_params {path}: no such file")
+    return path

@@ -1,0 +1,254 @@
+"""Groups of one photograph, so that no copy of it stands on both sides of a split.
+
+Source images are linked by Flickr id, by the digest of the file, by the digest of the decoded
+pixels, and by look: 64-bit DCT hashes at most `MAX_DISTANCE` bits apart whose 64 x 64 gray
+thumbnails correlate by `MIN_CORRELATION` at least, either way round (a mirrored copy counts).
+Connected images are one group. Which split a group goes to depends on its own digest and the
+seed, never on the order of rows.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Int64, UInt8, UInt64
+
+Hashes = UInt64[np.ndarray, " n"]
+Pairs = Int64[np.ndarray, "m 2"]
+
+# Measured on 280 photographs: of copies trimmed by 2 % on one side, 88 % lie within 4 bits, 99 %
+# within 8. Among 1,900 street photographs these two numbers find 4 pairs, all of one scene.
+MAX_DISTANCE = 8  # bits
+MIN_CORRELATION = 0.8
+SIDE = 64  # pixels of a thumbnail
+CHUNK = 256  # hashes compared with many others at once
+BANDS = tuple((7 * band, 7) for band in range(8)) + ((56, 8),)
+# (first bit, bits) of one band more than MAX_DISTANCE, so that two hashes within that distance
+# agree in one of them at least
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """How an image is recognised."""
+
+    phash: int
+    mirrored: int  # hash of the mirror image
+    thumb: bytes  # SIDE * SIDE gray values
+
+
+@dataclass(frozen=True)
+class Member:
+    """One source image as the split sees it."""
+
+    image_id: str
+    file_sha256: str
+    pixel_sha256: str
+    flickr_id: str  # empty = unknown
+    pixels: int  # width times height
+    print: Fingerprint
+
+
+def fingerprint(rgb: UInt8[np.ndarray, "h w 3"]) -> Fingerprint:
+    """Hashes and thumbnail of an upright image."""
+    gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+    thumb = cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    return Fingerprint(_phash(thumb), _phash(thumb[:, ::-1]), thumb.tobytes())
+
+
+def _phash(thumb: UInt8[np.ndarray, "64 64"]) -> int:
+    """Signs of the 64 lowest DCT coefficients of 32 x 32 pixels against their median."""
+    small = cv2.resize(thumb.astype(np.float32), (32, 32), interpolation=cv2.INTER_AREA)
+    low = cv2.dct(small)[:8, :8].ravel()
+    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
+
+
+def distance(a: int, b: int) -> int:
+    """Bits in which two hashes differ."""
+    return (a ^ b).bit_count()
+
+
+def correlation(a: bytes, b: bytes, mirror: bool = False) -> float:
+    """Normalised cross-correlation of two thumbnails in [-1, 1]; flat ones: 1 if equal, else 0."""
+    x, y = (np.frombuffer(t, np.uint8).reshape(SIDE, SIDE).astype(np.float64) for t in (a, b))
+    x, y = x - x.mean(), (y[:, ::-1] if mirror else y) - y.mean()
+    norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
+    return float((x * y).sum()) / norm if norm else float(a == b)
+
+
+def close_pairs(hashes: Hashes) -> Iterator[Pairs]:
+    """Every pair i < j of hashes within MAX_DISTANCE bits, in pieces; a pair may come twice."""
+    for first, bits in BANDS:
+        band = (hashes >> np.uint64(first)) & np.uint64((1 << bits) - 1)
+        order = np.argsort(band, kind="stable")
+        ends = np.flatnonzero(np.diff(band[order])) + 1
+        for group in np.split(order, ends):
+            for start in range(0, len(group), CHUNK):
+                rows, others = group[start : start + CHUNK], group[start:]
+                near = np.bitwise_count(hashes[rows][:, None] ^ hashes[others]) <= MAX_DISTANCE
+                i, j = np.nonzero(near)
+                yield np.stack([rows[i], others[j]], axis=1)[i < j].astype(np.int64)
+
+
+def lookalikes(prints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
+    """Pairs of images that look the same, as they are or one of them mirrored."""
+    count = len(prints)
+    hashes = [p.phash for p in prints] + [p.mirrored for p in prints]
+    for pairs in close_pairs(np.array(hashes, np.uint64)):
+        for a, b in pairs[pairs[:, 0] < count]:  # two mirrored ones: found as they are
+            i, j, mirror = int(a), int(b) % count, bool(b >= count)
+            if i != j and correlation(prints[i].thumb, prints[j].thumb, mirror) >= MIN_CORRELATION:
+                yield i, j
+
+
+class Components:
+    """Connected components of 0 .. count - 1."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def root(self, i: int) -> int:
+        """The component's name."""
+        while self._parent[i] != i:
+            self._parent[i] = self._parent[self._parent[i]]
+            i = self._parent[i]
+        return i
+
+    def join(self, i: int, j: int) -> None:
+        """Connect two."""
+        i, j = self.root(i), self.root(j)
+        self._parent[max(i, j)] = min(i, j)
+
+
+def group_images(images: Sequence[Member]) -> list[str]:
+    """The group of each image: the least file digest among those connected with it."""
+    components = Components(len(images))
+    first: dict[Hashable, int] = {}
+    for i, image in enumerate(images):
+        keys = [("file", image.file_sha256), ("pixels", image.pixel_sha256)]
+        keys += [("flickr", image.flickr_id)] if image.flickr_id else []
+        for key in keys:
+            components.join(i, first.setdefault(key, i))
+    for i, j in lookalikes([image.print for image in images]):
+        components.join(i, j)
+    roots = [components.root(i) for i in range(len(images))]
+    least: dict[int, str] = {}
+    for root, image in zip(roots, images, strict=True):
+        least[root] = min(least.get(root, image.file_sha256), image.file_sha256)
+    return [least[root] for root in roots]
+
+
+def lot(seed: int, name: str) -> str:
+    """The place of `name` in a seeded order that nothing else has an influence on."""
+    return hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A selected crop as the split sees it."""
+
+    crop_id: str
+    image_id: str
+    z: float
+
+
+Verdict = tuple[str, str]  # (split, drop reason): one of them is empty
+
+
+def drop_copies(
+    crops: Sequence[Crop], images: dict[str, Member], groups: dict[str, str], most: int
+) -> dict[str, str]:
+    """Reasons of the crops that repeat a photograph.
+
+    In a group only the largest image keeps crops, `most` of them at most, best z first.
+    """
+    members: dict[str, set[str]] = defaultdict(set)
+    for crop in crops:
+        members[groups[crop.image_id]].add(crop.image_id)
+    ranked = {g: sorted(ids, key=lambda i: (-images[i].pixels, i)) for g, ids in members.items()}
+    twins = {name for ids in ranked.values() for name in repeated([images[i] for i in ids])}
+    left: dict[str, int] = defaultdict(lambda: most)
+    reasons: dict[str, str] = {}
+    for crop in sorted(crops, key=lambda c: (-c.z, c.crop_id)):
+        group = groups[crop.image_id]
+        if crop.image_id != ranked[group][0]:
+            reasons[crop.crop_id] = "dup_exact" if crop.image_id in twins else "dup_near"
+        elif left[group] == 0:
+            reasons[crop.crop_id] = "dup_near"
+        else:
+            left[group] -= 1
+    return reasons
+
+
+def repeated(images: Sequence[Member]) -> list[str]:
+    """Images with the file or the pixels of one before them."""
+    seen: set[str] = set()
+    found = []
+    for image in images:
+        digests = {image.file_sha256, image.pixel_sha256}
+        if digests & seen:
+            found.append(image.image_id)
+        seen |= digests
+    return found
+
+
+def assign(
+    crops: Sequence[Crop],
+    images: dict[str, Member],
+    groups: dict[str, str],
+    *,
+    seed: int,
+    val: int,
+    max_per_group: int,
+    excluded: Iterable[str] = (),
+) -> dict[str, Verdict]:
+    """(split, reason) of each selected crop.
+
+    Args:
+        groups: group of each image (see `group_images`).
+        val: crops of the validation split; whole groups in the order of their lots fill it, and
+            what the last of them has too many is dropped as split_conflict, never trained on.
+        excluded: groups that occur in a set to be kept apart; their crops are split_conflict.
+    """
+    verdicts: dict[str, Verdict] = {}
+    copies = drop_copies(crops, images, groups, max_per_group)
+    verdicts |= {crop_id: ("", reason) for crop_id, reason in copies.items()}
+    barred, by_group = set(excluded), defaultdict(list)
+    for crop in sorted(crops, key=lambda c: (-c.z, c.crop_id)):
+        if crop.crop_id not in copies:
+            by_group[groups[crop.image_id]].append(crop.crop_id)
+    room = val
+    for group in sorted(by_group, key=lambda g: lot(seed, g)):
+        ids = by_group[group]
+        if group in barred:
+            verdicts |= {crop_id: ("", "split_conflict") for crop_id in ids}
+            continue
+        taken = min(room, len(ids))
+        room -= taken
+        rest = ("", "split_conflict") if taken else ("train", "")
+        verdicts |= {crop_id: ("val", "") for crop_id in ids[:taken]}
+        verdicts |= {crop_id: rest for crop_id in ids[taken:]}
+    return verdicts
+
+
+def sample_strata(
+    values: Sequence[float], names: Sequence[str], count: int, seed: int, strata: int = 5
+) -> set[str]:
+    """`count` of `names`, an equal share of each quantile bin of their values as far as it goes.
+
+    Within a bin the order of lots decides; what a bin lacks is taken from the others by the same
+    order. All names where there are no more than `count`.
+    """
+    order = sorted(range(len(names)), key=lambda i: (values[i], names[i]))
+    bins = [list(part) for part in np.array_split(np.array(order, np.int64), strata)]
+    chosen: list[int] = []
+    spare: list[int] = []
+    for number, members in enumerate(bins):
+        share = count * (number + 1) // strata - count * number // strata
+        ranked = sorted((int(i) for i in members), key=lambda i: lot(seed, names[i]))
+        chosen += ranked[:share]
+        spare += ranked[share:]
+    spare.sort(key=lambda i: lot(seed, names[i]))
+    return {names[i] for i in (chosen + spare)[: min(count, len(names))]}

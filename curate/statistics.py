@@ -1,0 +1,146 @@
+"""Eq. 1: z = mean over metrics of (M - mu) / sigma, in float64, and what is selected by it.
+
+mu and sigma (of the population: ddof 0) are those of the whole scored pool, all sources together.
+A metric whose lower values are better, as NIQE's, is negated first.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from curate.schema import InputError
+
+Column = Float64[np.ndarray, " n"]
+Columns = Mapping[str, Column]
+Directions = Mapping[str, int]  # 1: higher is better, -1: lower is
+
+
+class StatisticsError(InputError):
+    """A pool that cannot be standardised."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations of some numbers; parts of a pool can be merged."""
+
+    count: int
+    mean: float
+    m2: float
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Of both together (Chan et al.)."""
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean - self.mean
+        mean = self.mean + delta * other.count / count
+        return Moments(
+            count, mean, self.m2 + other.m2 + delta**2 * self.count * other.count / count
+        )
+
+    @property
+    def std(self) -> float:
+        """Of the population."""
+        return math.sqrt(self.m2 / self.count)
+
+
+def moments(values: Column) -> Moments:
+    """Exactly rounded sums, so that the order of the values does not matter."""
+    if not len(values):
+        return Moments(0, 0.0, 0.0)
+    mean = math.fsum(values) / len(values)
+    with np.errstate(invalid="ignore"):  # of infinite values; `fit` refuses them
+        return Moments(len(values), mean, math.fsum((values - mean) ** 2))
+
+
+@dataclass(frozen=True)
+class Stats:
+    """mu and sigma of each metric over a pool."""
+
+    count: int
+    mean: dict[str, float]
+    std: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Stats":
+        """The inverse."""
+        return cls(values["count"], dict(values["mean"]), dict(values["std"]))
+
+
+def fit(values: Columns) -> Stats:
+    """mu and sigma. Raises StatisticsError where a metric says nothing or is not finite."""
+    parts = {name: moments(column) for name, column in values.items()}
+    sizes = {part.count for part in parts.values()}
+    if len(sizes) != 1 or min(sizes) < 2:
+        raise StatisticsError(f"Eq. 1 needs two scored crops at least; there are {sizes}")
+    for name, part in parts.items():
+        if not math.isfinite(part.m2) or part.m2 <= 0:
+            raise StatisticsError(f"metric {name}: standard deviation is zero or not finite")
+    return Stats(
+        sizes.pop(),
+        {name: part.mean for name, part in parts.items()},
+        {name: part.std for name, part in parts.items()},
+    )
+
+
+def z_scores(values: Columns, stats: Stats, directions: Directions) -> Column:
+    """Eq. 1 of each crop."""
+    terms = [
+        sign * (values[name] - stats.mean[name]) / stats.std[name]
+        for name, sign in directions.items()
+    ]
+    return np.mean(np.stack(terms), axis=0)
+
+
+def ranks(z: Column, names: Sequence[str]) -> Int64[np.ndarray, " n"]:
+    """1 for the highest z; equal ones by name."""
+    order = sorted(range(len(names)), key=lambda i: (-z[i], names[i]))
+    places = np.empty(len(names), np.int64)
+    places[order] = np.arange(1, len(names) + 1)
+    return places
+
+
+def passes(values: Columns, thresholds: Mapping[str, float], directions: Directions) -> list[str]:
+    """For each crop the first metric whose threshold it misses, or "". Thresholds are inclusive."""
+    count = len(next(iter(values.values()), ()))
+    failing = [""] * count
+    for name, limit in thresholds.items():
+        short = directions[name] * (values[name] - limit) < 0
+        for at in np.flatnonzero(short):
+            failing[at] = failing[at] or name
+    return failing
+
+
+def calibrate(values: Columns, directions: Directions, share: float) -> dict[str, float]:
+    """Thresholds at one common quantile of each metric that together keep `share` of the crops.
+
+    Args:
+        values: of the top third alone.
+
+    One metric's threshold after the other moves up by one crop, so that, ties apart, the share
+    kept is the smallest possible that is not below what was asked for.
+    """
+    count = len(next(iter(values.values())))
+    signed = {name: np.sort(sign * values[name]) for name, sign in directions.items()}
+
+    def thresholds(step: int) -> dict[str, float]:
+        places = ((step + at) // len(signed) for at in range(len(signed)))
+        return {
+            name: float(directions[name] * column[place])
+            for place, (name, column) in zip(places, signed.items(), strict=True)
+        }
+
+    low, high = 0, (count - 1) * len(signed)  # at `low` enough crops pass
+    while low < high:
+        middle = (low + high + 1) // 2
+        kept = passes(values, thresholds(middle), directions).count("")
+        low, high = (middle, high) if kept >= share * count else (low, middle - 1)
+    return thresholds(low)

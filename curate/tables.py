@@ -1,0 +1,162 @@
+"""Parquet in and out, with settings fixed so that the same rows give the same bytes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.schema import Box, SourceImage
+
+Row = dict[str, Any]
+
+_TEXTS = pa.list_(pa.string())
+_BOX = pa.struct(
+    [
+        ("xyxy", pa.list_(pa.float64())),
+        ("kind", pa.string()),
+        ("raw_label", pa.string()),
+        ("flags", _TEXTS),
+        ("score", pa.float64()),
+    ]
+)
+INDEX = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("dataset", pa.string()),
+        ("path", pa.string()),
+        ("split_of_source", pa.string()),
+        ("label_w", pa.int32()),
+        ("label_h", pa.int32()),
+        ("normalized", pa.bool_()),
+        ("rotation", pa.int32()),
+        ("boxes", pa.list_(_BOX)),
+        ("policy", pa.string()),
+        ("flickr_id", pa.string()),
+        ("license", pa.string()),
+    ]
+)
+ROWS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("dataset", pa.string()),
+        ("split_of_source", pa.string()),
+        ("path", pa.string()),
+        ("flickr_id", pa.string()),
+        ("license", pa.string()),
+        ("file_sha256", pa.string()),
+        ("pixel_sha256", pa.string()),
+        ("phash", pa.string()),
+        ("w", pa.int32()),
+        ("h", pa.int32()),
+        ("orientation", pa.int32()),
+        ("image_flags", _TEXTS),
+        ("lap_src", pa.float64()),
+        ("box_index", pa.int32()),  # null: an image without candidates
+        ("box_x0", pa.float64()),
+        ("box_y0", pa.float64()),
+        ("box_x1", pa.float64()),
+        ("box_y1", pa.float64()),
+        ("raw_label", pa.string()),
+        ("box_flags", _TEXTS),
+        ("detector", pa.string()),  # null: labelled
+        ("box_score", pa.float64()),
+        ("crop_id", pa.string()),
+        ("x0", pa.int32()),
+        ("y0", pa.int32()),
+        ("s", pa.int32()),
+        ("scale_factor", pa.float64()),  # stored side over source side
+        ("lap_crop", pa.float64()),
+        ("persons", pa.int32()),  # labelled persons on the crop
+        ("crop_sha256", pa.string()),  # of the stored PNG
+        ("crop_shard", pa.string()),
+        ("crop_row", pa.int32()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+CROPS = pa.schema([("crop_id", pa.string()), ("png", pa.binary())])
+PRINTS = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("crop_id", pa.string()),  # null: the whole image
+        ("file_sha256", pa.string()),  # of the image's file, for crops too
+        ("pixel_sha256", pa.string()),
+        ("flickr_id", pa.string()),
+        ("pixels", pa.int64()),
+        ("phash", pa.uint64()),
+        ("mirrored", pa.uint64()),
+        ("thumb", pa.binary()),
+    ]
+)
+
+
+def scores_schema(metrics: Sequence[str]) -> pa.Schema:
+    """Of a score job's output."""
+    return pa.schema([("crop_id", pa.string()), *((name, pa.float64()) for name in metrics)])
+
+
+def write_rows(
+    path: Path, schema: pa.Schema, rows: Iterable[Row], group: int = 65536, zip_: bool = True
+) -> int:
+    """Write rows; `group` rows are read at once. Returns how many there were."""
+    rows = list(rows)
+    table = pa.Table.from_pylist(rows, schema)
+    write_table(path, table, group, zip_)
+    return len(rows)
+
+
+def write_table(path: Path, table: pa.Table, group: int = 65536, zip_: bool = True) -> None:
+    """Write a table."""
+    compression = "zstd" if zip_ else "none"
+    pq.write_table(
+        table, path, row_group_size=group, compression=compression, write_page_checksum=True
+    )
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A whole file or some columns of it."""
+    return pq.read_table(
+        path, columns=list(columns) if columns else None, page_checksum_verification=True
+    )
+
+
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
+    """The same as dictionaries."""
+    return read_table(path, columns).to_pylist()
+
+
+class CropFile:
+    """A crops file, read a crop at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path, page_checksum_verification=True)
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    def png(self, row: int) -> bytes:
+        """The crop in a row."""
+        return self._file.read_row_group(row, ["png"]).column(0)[0].as_py()
+
+    def items(self) -> Iterator[tuple[str, bytes]]:
+        """(crop_id, PNG) of all."""
+        for group in range(self._file.num_row_groups):
+            for row in self._file.read_row_group(group).to_pylist():
+                yield row["crop_id"], row["png"]
+
+
+def image_row(image: SourceImage) -> Row:
+    """A source image as a row of the index."""
+    return asdict(image)
+
+
+def source_image(row: Row) -> SourceImage:
+    """The inverse."""
+    boxes = tuple(
+        Box(tuple(b["xyxy"]), b["kind"], b["raw_label"], tuple(b["flags"]), b["score"])
+        for b in row["boxes"]
+    )
+    return SourceImage(**{**row, "boxes": boxes})

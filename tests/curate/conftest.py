@@ -1,0 +1,36 @@
+"""A small curated set, made once: the demonstration's sources through all stages."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from curate import demo, run
+
+SETTINGS = [f"--set={setting}" for setting in demo.SETTINGS]
+
+
+def curate(output: Path, *flags: str, sources: list[str] | None = None) -> int:
+    """The command, in this process; returns its exit status."""
+    named = [f"--source={source}" for source in sources or []]
+    return run.main([*flags, f"--output={output}", "--workers=0", *named])
+
+
+@pytest.fixture(scope="session")
+def sources(tmp_path_factory) -> list[str]:
+    """Values of --source."""
+    return demo.write_sources(tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory, sources) -> Path:
+    """The finished output; not to be changed."""
+    output = tmp_path_factory.mktemp("made") / "set"
+    assert curate(output, *SETTINGS, sources=sources) == 0
+    return output
+
+
+@pytest.fixture
+def copy(made, tmp_path) -> Path:
+    """A copy of it to work on."""
+    return Path(shutil.copytree(made, tmp_path / "set"))

@@ -1,0 +1,332 @@
+"""The command from sources to packed set: what is done stays, changes redo what they touch."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import SETTINGS, curate
+
+from curate import demo
+from curate.jobs import shard_count
+from curate.ledger import BOOKKEEPING, Ledger, tree_digest
+from curate.manifest import ManifestError, check, manifest_parts, read_manifest, selected_rows
+from curate.tables import read_rows
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def worked(output: Path) -> list[str]:
+    """Jobs of the shards that were worked on, in order."""
+    lines = (output / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["job"] for line in lines]
+
+
+def manifest(output: Path) -> list[dict]:
+    return [
+        row for path in manifest_parts(Ledger(output)) for row in pq.read_table(path).to_pylist()
+    ]
+
+
+def kept(output: Path) -> dict[str, str]:
+    """Split by crop."""
+    rows = selected_rows(Ledger(output))
+    return {row["crop_id"]: split for split, found in rows.items() for row in found}
+
+
+def crop_of(output: Path, name: str) -> dict:
+    """The one manifest row of an image."""
+    (row,) = (row for row in manifest(output) if row["image_id"] == name)
+    return row
+
+
+def test_every_image_and_candidate_is_counted_once(made):
+    images, rows = {}, manifest(made)
+    for row in rows:
+        images.setdefault(row["image_id"], []).append(row)
+    assert len(images) == 16
+    for found in images.values():
+        bare = [row for row in found if row["box_index"] is None]
+        boxes = [row["box_index"] for row in found if row["box_index"] is not None]
+        assert len(boxes) == len(set(boxes)) and (len(bare), len(boxes) > 0) in (
+            (1, False),
+            (0, True),
+        )
+    assert all(row["kept"] == (row["reason"] == "") for row in rows)
+    reasons = Counter(row["reason"] for row in rows)
+    assert {
+        "corrupt": 1,
+        "grayscale": 1,
+        "missing_file": 1,
+        "no_person": 1,
+    }.items() <= reasons.items()
+    assert reasons[""] == len(kept(made)) == 7
+
+
+@pytest.mark.parametrize("reason", ["", "tired"])
+def test_the_counting_law_is_enforced(made, reason):
+    table = read_manifest(Ledger(made), ["dataset", "image_id", "box_index", "reason"])
+    check(table)
+    rows = table.to_pylist()
+    if reason:
+        rows[0]["reason"] = reason
+    else:
+        rows.append(next(row for row in rows if row["box_index"] is None))
+    with pytest.raises(
+        ManifestError, match="unknown reasons tired" if reason else "images are not"
+    ):
+        check(type(table).from_pylist(rows, table.schema))
+
+
+def test_the_mirrored_copy_is_dropped_and_named(made):
+    assert crop_of(made, "voc/voc/2012_000001")["reason"] == "dup_near"
+    original = crop_of(made, "coco/train2017/1")
+    assert original["kept"] and original["group_id"]
+
+
+def test_second_run_does_nothing_and_changes_nothing(copy):
+    before, jobs = tree_digest(copy), worked(copy)
+    assert curate(copy) == 0
+    assert tree_digest(copy) == before and worked(copy) == jobs
+
+
+def test_a_validation_split_that_takes_all_is_said(copy, capsys):
+    assert curate(copy, "select", "--set=split.val=4216") == curate(copy, "pack") == 0
+    assert "train: none left, split.val is 4,216" in capsys.readouterr().out
+
+
+def test_a_threshold_redoes_the_selection_only(copy):
+    before = len(worked(copy))
+    assert curate(copy, "select", "--set=select.top=0.4") == 0
+    assert worked(copy)[before:] == ["select"]
+    assert len(kept(copy)) < 7
+
+
+def test_a_crop_setting_redoes_crops_and_what_hangs_on_them(copy):
+    before = len(worked(copy))
+    assert curate(copy, "--set=square.side_min=450") == 0
+    assert set(worked(copy)[before:]) == {"crop", "score-classic", "select", "pack"}
+    assert crop_of(copy, "person/all/rocket.jpg")["reason"] == "crop_small"
+
+
+def test_a_crop_setting_without_effect_redoes_nothing_further(copy):
+    before = len(worked(copy))
+    assert curate(copy, "--set=square.side_min=385") == 0
+    assert set(worked(copy)[before:]) == {"crop"}
+
+
+def test_a_source_more_leaves_the_others_alone(copy, sources, tmp_path):
+    more = demo.write_voc(tmp_path / "more")
+    before = len(worked(copy))
+    assert curate(copy, sources=[*sources, more]) == 0
+    jobs = Counter(worked(copy)[before:])
+    assert (jobs["index"], jobs["crop"], jobs["score-classic"]) == (1, 1, 1)
+    assert crop_of(copy, "voc/voc/2012_000001")["reason"] == "dup_near"
+    assert crop_of(copy, "voc2/more/2012_000001")["reason"] == "dup_exact"
+
+
+def test_shards_do_not_matter(made, tmp_path, sources):
+    output = tmp_path / "set"
+    assert curate(output, "--set=shard_images=1", *SETTINGS, sources=sources) == 0
+    assert len(Ledger(output).shards("crop")) > len(Ledger(made).shards("crop"))
+    assert kept(output) == kept(made)
+    columns = ("crop_id", "z", "rank", "reason", "split", "group_id")
+    rows = [sorted(str([r[c] for c in columns]) for r in manifest(o)) for o in (output, made)]
+    assert rows[0] == rows[1]
+
+
+def test_small_sources_get_several_shards():
+    assert [shard_count(n, 1000) for n in (0, 7, 16, 200, 5000, 100_000)] == [1, 1, 2, 16, 16, 100]
+
+
+def test_forgetting_equals_never_having_seen(copy, tmp_path):
+    image = "coco/train2017/1"
+    crop = crop_of(copy, image)["crop_id"]
+    assert curate(copy, "forget", image) == 0
+    assert image not in {row["image_id"] for row in manifest(copy)} and crop not in kept(copy)
+    assert not any(crop.encode() in path.read_bytes() for path in copy.rglob("*") if path.is_file())
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    (fresh / "plan.json").write_bytes((copy / "plan.json").read_bytes())
+    assert curate(fresh) == 0
+    assert tree_digest(fresh) == tree_digest(copy)
+    assert crop_of(copy, "voc/voc/2012_000001")["kept"]  # no longer anybody's copy
+
+
+def test_forgetting_a_stranger_changes_nothing(copy, capsys):
+    before = tree_digest(copy)
+    assert curate(copy, "forget", "coco/train2017/77") == 2
+    assert "no image 'coco/train2017/77'" in capsys.readouterr().err
+    assert tree_digest(copy) == before
+
+
+def test_the_blur_threshold_can_come_from_the_pool(copy, capsys):
+    flags = ["--set=blur.auto=true", "--set=blur.source_min=1000"]  # the second is not used then
+    assert curate(copy, "crop", *flags) == curate(copy, "score") == curate(copy, "select") == 0
+    rows = manifest(copy)
+    sharp = {row["image_id"]: row["lap_src"] for row in rows if row["lap_src"] is not None}
+    threshold = max(50.0, float(np.percentile(list(sharp.values()), 20)))
+    assert f"blur threshold of the sources: {threshold:.1f}" in capsys.readouterr().out
+    blurred = {name for name, value in sharp.items() if value < threshold}
+    dropped = {row["image_id"] for row in rows if row["reason"] == "blur" and row["crop_id"]}
+    assert set() < dropped <= blurred
+    assert {row["image_id"] for row in rows if not row["reason"]} <= set(sharp) - blurred
+
+
+def test_licences_can_be_demanded(copy):
+    assert curate(copy, "select", "--license_allow=CC-BY 2.0,unknown") == 0
+    rows = manifest(copy)
+    assert {row["license"] for row in rows if row["kept"]} == {"CC-BY 2.0", ""}
+    assert {row["reason"] for row in rows if row["license"] == "CC-BY-NC 2.0"} <= {
+        "license",
+        "no_person",
+    }
+
+
+def test_a_review_is_obeyed(copy, tmp_path, capsys):
+    out = next(row for row in manifest(copy) if row["reason"] == "not_top_third")["crop_id"]
+    kept_now = next(iter(kept(copy)))
+    review = tmp_path / "review.csv"
+    with open(review, "w", newline="") as file:
+        csv.writer(file).writerows([("crop_id", "keep"), (out, 1), (kept_now, 0)])
+    assert curate(copy, "select", f"--review={review}") == 0
+    assert out in kept(copy) and kept_now not in kept(copy)
+    review.write_text(review.read_text() + f"crop_id,keep\n{kept_now},1\n")  # a later word
+    assert curate(copy, "select") == 0
+    assert out in kept(copy) and kept_now in kept(copy)
+    review.write_text("crop_id,keep\nnobody,1\n")
+    assert curate(copy, "select", f"--review={review}") == 2
+    review.write_text("crop_id,keep\nnobody,yes\n")
+    assert curate(copy, "select", f"--review={review}") == 2
+    assert "line 2: keep is 'yes'" in capsys.readouterr().err
+
+
+def test_photographs_of_another_set_are_barred(made, copy, tmp_path):
+    folder = tmp_path / "eval"
+    demo.write_jpeg(folder / "a.jpg", demo.photograph("hopper")[:, ::-1])
+    assert curate(copy, "select", f"--exclude={folder}") == 0
+    assert crop_of(copy, "coco/train2017/2")["reason"] == "split_conflict"
+    assert curate(copy, "select", f"--exclude={made}") == 0  # a run's output: all it kept
+    assert kept(copy) == {}
+
+
+def test_a_test_set_shares_nothing_with_the_training_set(made, tmp_path, sources):
+    output = tmp_path / "test"
+    flags = ["--profile=test", f"--exclude={made}", "--set=split.test=2"]
+    assert curate(output, *flags, f"--stats={stats(made)}", sources=sources) == 0
+    groups = {row["group_id"] for row in manifest(made) if row["kept"]}
+    rows = [row for row in manifest(output) if row["kept"]]
+    assert {row["split"] for row in rows} == {"test"} and len(rows) <= 2
+    assert not groups & {row["group_id"] for row in rows}
+    assert (
+        json.loads(stats(output).read_text())["pool"] == json.loads(stats(made).read_text())["pool"]
+    )
+
+
+def stats(output: Path) -> Path:
+    return Ledger(output).output("select", "all", "stats.json")
+
+
+BAD = [
+    (["--source=coco=/nowhere.json,/nowhere"], "/nowhere.json is not there"),
+    (["--source=rar=x"], "write KIND=PATH"),
+    (["--set=select.topp=1", "--source=person=."], "no setting 'select.topp'"),
+    (["--set=select.top=much", "--source=person=."], "not a float"),
+    (["--set=select.top=2", "--source=person=."], "select.top is a share"),
+    (["--profile=best", "--source=person=."], "no profile 'best'"),
+    ([], "no sources"),
+    (["--source=folder=."], "need --detector"),
+    (["select", "--source=person=."], "run `index` first"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, flags, message):
+    assert curate(tmp_path / "set", *flags) == 2
+    captured = capsys.readouterr().err.strip().splitlines()
+    assert len(captured) == 1 and message in captured[0]
+
+
+def start(output: Path, sources: list[str]) -> subprocess.Popen:
+    """The command in a process group of its own, two workers."""
+    command = [sys.executable, "-m", "curate.run", f"--output={output}", "--workers=2", *SETTINGS]
+    command += [f"--source={source}" for source in sources]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet, start_new_session=True)
+
+
+def files(output: Path) -> list[str]:
+    """Results by name, so that a difference is seen at once."""
+    found = (path.relative_to(output) for path in output.rglob("*") if path.is_file())
+    return sorted(str(path) for path in found if path.parts[0] not in BOOKKEEPING)
+
+
+def kill_and_resume(made: Path, output: Path, sources: list[str], kills: int, seed: int) -> None:
+    """Kill the command with its workers after 1 to 5 seconds, again and again; then let it end."""
+    rng, killed = random.Random(seed), 0
+    while killed < kills:
+        process = start(output, sources)
+        try:
+            process.wait(rng.uniform(1.0, 5.0))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        if process.returncode == 0 or rng.random() < 0.3:  # so that there is always work left
+            ledger = Ledger(output)
+            for shard in ledger.shards("crop")[:2]:
+                ledger.output("crop", shard, "crops.parquet").unlink(missing_ok=True)
+    assert start(output, sources).wait() == 0
+    assert files(output) == files(made)
+    assert tree_digest(output) == tree_digest(made)
+
+
+def test_killed_runs_end_in_the_bytes_of_a_calm_one(made, tmp_path, sources):
+    kill_and_resume(made, tmp_path / "set", sources, kills=3, seed=1)
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_killed_twenty_times(made, tmp_path, sources):
+    kill_and_resume(made, tmp_path / "set", sources, kills=20, seed=2)
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+def test_two_runs_at_once_end_in_the_same_bytes(tmp_path, sources, made):
+    both = [start(tmp_path / "set", sources) for _ in range(2)]
+    statuses = [process.wait() for process in both]
+    assert start(tmp_path / "set", sources).wait() == 0
+    assert 0 in statuses
+    assert tree_digest(tmp_path / "set") == tree_digest(made)
+
+
+def test_interrupt_is_said_and_resumed(made, tmp_path, sources):
+    process = start(tmp_path / "set", sources)
+    while not (tmp_path / "set" / "log.jsonl").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert curate(tmp_path / "set") == 0
+    assert tree_digest(tmp_path / "set") == tree_digest(made)
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes(made, tmp_path, sources):
+    assert curate(tmp_path / "set", "--engine=ray", *SETTINGS, sources=sources) == 0
+    assert tree_digest(tmp_path / "set") == tree_digest(made)
+
+
+def test_index_keeps_what_the_labels_say(made):
+    ledger = Ledger(made)
+    rows = read_rows(ledger.output("index", "coco", "00000.parquet"))
+    assert [row["license"] for row in rows] == ["CC-BY-NC 2.0", "CC-BY 2.0", "CC-BY-NC 2.0", ""]

@@ -1,0 +1,116 @@
+"""NIQE against pyiqa 0.1.16's numbers, and parameters of one's own."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.io import savemat
+from skimage import data
+
+from curate import niqe
+from curate.config import ConfigError
+
+PHOTO = data.astronaut()
+MODEL = niqe.Niqe(np.linspace(0.5, 2, 36), 0.1 * np.eye(36))
+PYIQA = {  # pyiqa.archs.niqe_arch.calculate_niqe with the same parameters
+    "astronaut": 30.620014398,
+    "chelsea": 30.703393154,
+    "coffee": 29.441858944,
+    "flat": 30.456818901,
+    "dark": 30.909842014,
+}
+
+
+def picture(name: str) -> np.ndarray:
+    if name == "dark":
+        return PHOTO // 4
+    if name == "flat":
+        photo = PHOTO.copy()
+        photo[:200, :300] = 128
+        return photo
+    return getattr(data, name)()
+
+
+@pytest.mark.parametrize("name", PYIQA)
+def test_scores_are_pyiqas(name):
+    assert MODEL(picture(name)) == pytest.approx(PYIQA[name], abs=1e-4)
+
+
+def test_what_does_not_fill_a_block_is_not_seen():
+    photo = PHOTO.copy()
+    photo[480:] = photo[:, 480:] = 0
+    seen = niqe.features(niqe.luma(PHOTO[:480, :480]))
+    assert niqe.features(niqe.luma(PHOTO)).shape == (25, 36)
+    np.testing.assert_allclose(niqe.features(niqe.luma(photo))[0], seen[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (96, 150), (95, 512), (10, 10)])
+def test_flat_or_small_pictures_have_no_score(shape):
+    assert np.isnan(MODEL(np.full((*shape, 3), 128, np.uint8)))
+
+
+def test_gaussian_and_laplacian_noise_are_told_by_their_shape():
+    rng = np.random.default_rng(0)
+    gaussian, laplacian = rng.normal(0, 2, (1, 300, 300)), rng.laplace(0, 2, (1, 300, 300))
+    assert niqe.fit_gaussians(gaussian)[0][0] == pytest.approx(2.0, abs=0.05)
+    assert niqe.fit_gaussians(laplacian)[0][0] == pytest.approx(1.0, abs=0.05)
+    lopsided = np.where(gaussian < 0, gaussian, 3 * gaussian)
+    _, left, right = niqe.fit_gaussians(lopsided)
+    assert right[0] / left[0] == pytest.approx(3.0, rel=0.02)
+
+
+def test_halving_keeps_ramps_and_means():
+    ramp = np.add.outer(np.arange(40.0), 3 * np.arange(64.0))
+    half = niqe.halve(ramp)
+    expected = np.add.outer(np.arange(20.0) * 2 + 0.5, 3 * (np.arange(32.0) * 2 + 0.5))
+    np.testing.assert_allclose(half[2:-2, 2:-2], expected[2:-2, 2:-2], atol=1e-9)
+    np.testing.assert_allclose(niqe.halve(np.full((8, 6), 7.0)), np.full((4, 3), 7.0))
+
+
+@pytest.mark.parametrize("names", niqe.NAMES)
+@pytest.mark.parametrize("suffix", [".mat", ".npz"])
+def test_parameters_are_read_by_either_name(tmp_path, names, suffix):
+    path = tmp_path / f"niqe{suffix}"
+    values = {names[0]: MODEL.mean[None], names[1]: MODEL.covariance}
+    savemat(path, values) if suffix == ".mat" else np.savez(path, **values)
+    model = niqe.read_parameters(path)
+    np.testing.assert_array_equal(model.mean, MODEL.mean)
+    assert model.name == "niqe"
+
+
+def test_parameters_that_are_none_are_refused(tmp_path):
+    text = tmp_path / "niqe.mat"
+    text.write_text("none")
+    short = tmp_path / "niqe.npz"
+    np.savez(short, mu_prisparam=np.zeros(35), cov_prisparam=np.eye(35))
+    for path in (text, short):
+        with pytest.raises(ConfigError, match=path.name):
+            niqe.read_parameters(path)
+
+
+def test_fitted_parameters_tell_clean_from_spoiled(tmp_path, capsys):
+    folder, path = tmp_path / "pristine", tmp_path / "own.npz"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for at in range(8):  # sharp texture of two scales
+        coarse = Image.fromarray(rng.integers(0, 256, (96, 96, 3), np.uint8))
+        size = 480 if at % 2 else 384
+        coarse.resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{at}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    assert niqe.main([str(folder), "--output", str(path)]) == 0
+    assert "broken.png: left out: corrupt" in capsys.readouterr().err
+    model = niqe.read_parameters(path)
+    assert model.name == "niqe-local"
+    clean = np.asarray(Image.open(folder / "3.png"))
+    noisy = np.clip(clean + rng.normal(0, 40, clean.shape), 0, 255).astype(np.uint8)
+    assert model(clean) < model(noisy)
+
+
+def test_too_few_pictures_leave_no_file(tmp_path, capsys):
+    folder = tmp_path / "few"
+    folder.mkdir()
+    Image.fromarray(PHOTO).save(folder / "a.png")
+    assert niqe.main([str(folder), "--output", str(tmp_path / "own.npz")]) == 2
+    assert "a fit needs 100" in capsys.readouterr().err
+    assert not (tmp_path / "own.npz").exists()
+    assert niqe.main([str(tmp_path / "none"), "--output", str(tmp_path / "own.npz")]) == 2
+    assert niqe.main([str(folder), "--output", str(tmp_path / "own.mat")]) == 2
