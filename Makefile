@@ -1,11 +1,11 @@
 # demo: restore the photographs that dependencies ship; curate-demo: make a data set of them and
-# train on it; test: lint and the test suite;
+# train on it; test: lint and the test suite; test-page: the page in a Chromium (CHROMIUM names it);
 # table: measure the bundled model, on the photographs in PHOTOS if given, and put it in the READMEs.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo curate-demo table test test-slow lint clean
+.PHONY: demo curate-demo table test test-slow test-page lint clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.quality --output results
@@ -22,6 +22,9 @@ test: $(VENV)/dev lint
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -q -m 'slow or chaos'
+
+test-page: $(VENV)/page
+	$(BIN)/python -m pytest -q -m page
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
@@ -42,6 +45,10 @@ $(VENV)/curate: requirements.txt pyproject.toml | $(VENV)/bin/python
 $(VENV)/dev: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install -q -e '.[dev]'
 	touch $@ $(VENV)/runtime $(VENV)/curate
+
+$(VENV)/page: $(VENV)/dev
+	$(BIN)/pip install -q -e '.[dev,page]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) results

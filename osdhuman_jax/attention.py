@@ -7,24 +7,33 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+Tokens = Float[Array, "_ d"]
+
 FLASH_WIDTH = 128  # of a head, the most that cuDNN takes on every GPU that it serves
+LARGE = 2**16  # weights of one head, from which a CPU is better off with blocks
+BLOCK = 512  # queries of a block
+
+Kernel = Literal["cudnn", "blocks", "xla"]
 
 
-def kernel(cuda: bool, dtype: Any, width: int, biased: bool) -> Literal["cudnn", "xla"]:
-    """cuDNN's fused attention where it applies, else XLA's, which stores every weight.
+def kernel(platform: str, dtype: Any, width: int, weights: int, biased: bool) -> Kernel:
+    """cuDNN's fused attention, blocks on a CPU, or XLA's own, which stores every weight.
 
-    A head's width must be a multiple of 8 and at most 128: the U-Net's 64 is, the VAE's 512 not.
-    Windows with a bias (Swin) are small: they stay with XLA.
+    For cuDNN a head's width must be a multiple of 8 and at most 128: the U-Net's 64 is, the VAE's
+    512 not. Windows with a bias (Swin) are small: they stay with XLA.
     """
     half = dtype in (jnp.bfloat16, jnp.float16)
     fits = width % 8 == 0 and width <= FLASH_WIDTH
-    return "cudnn" if cuda and half and fits and not biased else "xla"
+    if platform == "cuda" and half and fits and not biased:
+        return "cudnn"
+    return "blocks" if platform == "cpu" and weights >= LARGE and not biased else "xla"
 
 
-def on_cuda() -> bool:
-    """Whether programs run on NVIDIA's GPUs; JAX calls AMD's "gpu" too."""
-    on_gpu = jax.default_backend() == "gpu"
-    return on_gpu and "cuda" in jax.devices()[0].client.platform_version
+def platform() -> str:
+    """What programs run on: cpu, cuda, tpu; other GPUs, which JAX calls gpu as well, are gpu."""
+    name = jax.default_backend()
+    cuda = name == "gpu" and "cuda" in jax.devices()[0].client.platform_version
+    return "cuda" if cuda else name
 
 
 def attend(
@@ -38,9 +47,42 @@ def attend(
         # XLA's CPU backend refuses the bfloat16 product that JAX asks for, at some shapes
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
         return attend(q, k, v, bias).astype(jnp.bfloat16)
-    chosen = kernel(on_cuda(), q.dtype, q.shape[-1], bias is not None)
+    weights = q.shape[1] * k.shape[1]
+    chosen = kernel(platform(), q.dtype, q.shape[-1], weights, bias is not None)
+    if chosen == "blocks":
+        return by_blocks(q, k, v)
     with jax.numpy_dtype_promotion("standard"):  # JAX's own function needs it for bfloat16
         return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=chosen)
+
+
+def by_blocks(
+    q: Float[Array, "b t h d"], k: Float[Array, "b s h d"], v: Float[Array, "b s h d"]
+) -> Float[Array, "b t h d"]:
+    """The same, head by head and BLOCK queries at a time, so that the weights stay in the cache.
+
+    Plain products of matrices are also what XLA's CPU backend does best. The backward pass
+    computes a block's weights again.
+    """
+    batch, length, heads, width = q.shape
+    count = -(-length // BLOCK)
+    size = -(-length // count)
+
+    @jax.checkpoint
+    def block(q: Tokens, k: Tokens, v: Tokens) -> Tokens:
+        logits = q @ k.T
+        weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+        return (weights @ v) / weights.sum(-1, keepdims=True)
+
+    def head(x: tuple[Array, Array, Array]) -> Array:
+        return jax.lax.map(lambda q: block(q, x[1], x[2]), x[0])
+
+    def split(x: Array) -> Array:
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)
+
+    rows = jnp.pad(split(q * width**-0.5), ((0, 0), (0, count * size - length), (0, 0)))
+    out = jax.lax.map(head, (rows.reshape(-1, count, size, width), split(k), split(v)))
+    out = out.reshape(batch, heads, -1, width)[:, :, :length]
+    return out.transpose(0, 2, 1, 3)
 
 
 def split_heads(x: Float[Array, "b t c"], heads: int) -> Float[Array, "b t h d"]:

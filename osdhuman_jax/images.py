@@ -1,39 +1,51 @@
 """Image files in, arrays out, and back: the only place where photographs are decoded and encoded.
 
-Pixels are uint8 (height, width, 3) RGB at this edge and float32 in [-1, 1] inside the package.
-Formats are told by content, never by a file's name, and only PNG, JPEG and WebP are decoded; every
-other parser of Pillow stays out of reach of a hostile file.
+Pixels are uint8 (height, width, 3) RGB at this edge (uint16 where a caller asks for deep samples)
+and float32 in [-1, 1] inside the package. Formats are told by content, never by a file's name, and
+only PNG, JPEG and WebP are decoded; every other parser of Pillow stays out of reach of a hostile
+file.
 """
 
 import glob
 import hashlib
 import io
 import os
+import re
 import secrets
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt8, UInt16
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 Pixels = UInt8[np.ndarray, "h w 3"]
-Alpha = UInt8[np.ndarray, "h w"]
+Deep = UInt16[np.ndarray, "h w 3"]
+Alpha = UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]
 Floats = Float[np.ndarray, "*b h w 3"]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PIXELS = 200_000_000  # the largest phone sensors; 600 MB once decoded
+LONGEST = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}  # side that an output format can hold
+LOSSLESS = 100  # quality at which WebP keeps every pixel
 
 # Pillow's own guard stays on (it refuses twice this) but must not warn below our limit.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION_TAG = 0x0112
+_EXIF_IFD, _EXIF_SIZES = 0x8769, (0xA002, 0xA003)  # width and height, untrue after a resize
+_EXIF_PREFIX, _EXIF_LIMIT = b"Exif\0\0", 65_533  # bytes of a JPEG segment
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_PNG_DEPTH, _PNG_HEADER = 24, 33  # where the bits of a sample stand, where the header ends
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -53,9 +65,10 @@ class ImageError(ValueError):
 class Picture:
     """A decoded photograph, upright."""
 
-    rgb: Pixels
+    rgb: Pixels | Deep
     alpha: Alpha | None = None
     icc: bytes | None = None  # colour profile of `rgb`; None = sRGB
+    exif: bytes | None = None  # without orientation, sizes and thumbnail
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,21 +93,43 @@ def read_rgb_bytes(data: bytes) -> Pixels:
     return decode(data).rgb
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Picture of an encoded image, turned as its EXIF says, 16-bit samples scaled to 8.
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, deep: bool = False) -> Picture:
+    """Picture of an encoded image, turned as its EXIF says, the rest of the EXIF kept.
 
-    An RGB colour profile is kept with the pixels as they are; CMYK is converted to sRGB by its
-    profile. Raises ImageError on anything that is not one whole, still picture of at most
-    `max_pixels` (which may be up to 2 * MAX_PIXELS).
+    16-bit samples are scaled to 8 unless they are asked for by `deep`; others stay uint8. An RGB
+    colour profile is kept with the pixels as they are; CMYK is converted to sRGB by its profile.
+    Raises ImageError on anything that is not one whole, still picture of at most `max_pixels`
+    (which may be up to 2 * MAX_PIXELS).
     """
     with _opened(io.BytesIO(data), max_pixels) as image:
         image.load()
-        profile = image.info.get("icc_profile") or b""
-        turn = _TURNS.get(_orientation(image))
-        upright = image if turn is None else image.transpose(turn)
-        rgb, alpha = _split(upright, profile)
-    keep_profile = profile[16:20] == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
-    return Picture(rgb, alpha, profile if keep_profile else None)
+        if deep and image.format == "PNG" and data[_PNG_DEPTH] == 16:
+            return _picture(image, *_split_deep(image, data))
+        return from_pillow(image)
+
+
+def from_pillow(image: Image.Image) -> Picture:
+    """Picture of Pillow's image, turned as its EXIF says; as `decode` gives it of a file."""
+    turn = _TURNS.get(_orientation(image))
+    upright = image if turn is None else image.transpose(turn)
+    return _picture(image, *_split(upright, image.info.get("icc_profile") or b""))
+
+
+def to_pillow(picture: Picture) -> Image.Image:
+    """RGB or RGBA image of 8 bits, with profile and EXIF in its `info`."""
+    planes = [p for p in (picture.rgb, picture.alpha) if p is not None]
+    narrowed = [narrow(p) if p.dtype == np.uint16 else p for p in planes]
+    image = Image.fromarray(np.dstack(narrowed) if narrowed[1:] else narrowed[0])
+    image.info |= {"icc_profile": picture.icc} if picture.icc else {}
+    image.info |= {"exif": picture.exif} if picture.exif else {}
+    return image
+
+
+def _picture(image: Image.Image, rgb: Pixels | Deep, alpha: Alpha | None) -> Picture:
+    """With what else of the image is kept."""
+    profile = image.info.get("icc_profile") or b""
+    fits = profile[16:20] == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
+    return Picture(rgb, alpha, profile if fits else None, _exif(image))
 
 
 @contextmanager
@@ -136,6 +171,18 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _exif(image: Image.Image) -> bytes | None:
+    """EXIF block of the upright picture; None where there is none or it is damaged."""
+    try:
+        exif = image.getexif()
+        exif.pop(_ORIENTATION_TAG, None)
+        for tag in _EXIF_SIZES:
+            exif.get_ifd(_EXIF_IFD).pop(tag, None)
+        return exif.tobytes() if len(exif) else None
+    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
+        return None
+
+
 def _split(image: Image.Image, profile: bytes) -> tuple[Pixels, Alpha | None]:
     """RGB and, if the image has any transparency, alpha of an image of any mode."""
     if image.mode.startswith("I"):
@@ -150,11 +197,28 @@ def _split(image: Image.Image, profile: bytes) -> tuple[Pixels, Alpha | None]:
 
 def _split_gray16(image: Image.Image) -> tuple[Pixels, Alpha | None]:
     """The same for 16-bit gray, which Pillow's own conversion would clip at 255."""
-    samples = np.asarray(image).astype(np.uint32)
-    gray = ((samples + 128) // 257).astype(np.uint8)  # rounds: 257 is odd, so there are no ties
+    samples = np.asarray(image).astype(np.uint16)
+    gray = narrow(samples)
     key = image.info.get("transparency")
     alpha = None if key is None else np.where(samples == key, 0, 255).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1), alpha
+
+
+def _split_deep(image: Image.Image, data: bytes) -> tuple[Deep, UInt16[np.ndarray, "h w"] | None]:
+    """The same for a 16-bit PNG, uint16; Pillow judged the file, OpenCV reads its samples."""
+    if image.mode.startswith("I"):
+        gray = np.asarray(image).astype(np.uint16)
+        key = image.info.get("transparency")
+        alpha = [] if key is None else [np.where(gray == key, 0, 65_535).astype(np.uint16)]
+        planes = [gray, gray, gray, *alpha]
+    else:
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
+            raise ImageError("damaged image: its 16-bit samples cannot be read")
+        planes = [samples[..., channel] for channel in (2, 1, 0, 3)[: samples.shape[2]]]
+    if turn := _TURNS.get(_orientation(image)):
+        planes = [np.asarray(Image.fromarray(plane).transpose(turn)) for plane in planes]
+    return np.stack(planes[:3], axis=-1), planes[3] if planes[3:] else None
 
 
 def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
@@ -168,9 +232,10 @@ def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return converted or image.convert("RGB")
 
 
-def to_float(pixels: UInt8[np.ndarray, "*b h w 3"]) -> Floats:
-    """uint8 [0, 255] to float32 [-1, 1]."""
-    return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
+def to_float(pixels: UInt8[np.ndarray, "*b h w 3"] | UInt16[np.ndarray, "*b h w 3"]) -> Floats:
+    """uint8 [0, 255] or uint16 [0, 65535] to float32 [-1, 1]."""
+    half = np.float32(np.iinfo(pixels.dtype).max / 2)
+    return pixels.astype(np.float32) / half - np.float32(1)
 
 
 def to_uint8(values: Floats) -> UInt8[np.ndarray, "*b h w 3"]:
@@ -178,12 +243,64 @@ def to_uint8(values: Floats) -> UInt8[np.ndarray, "*b h w 3"]:
     return np.round((np.clip(values, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
+def to_uint16(values: Floats) -> UInt16[np.ndarray, "*b h w 3"]:
+    """Float [-1, 1] to uint16 [0, 65535], clamped and rounded to the nearest."""
+    return np.round((np.clip(values, -1, 1) + 1) * np.float32(32767.5)).astype(np.uint16)
+
+
+def narrow(samples: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+    """16-bit samples as 8-bit ones, rounded to the nearest (257 is odd: there are no ties)."""
+    return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
+    """File of `kind` (png, jpeg, webp) with profile and EXIF; the same picture, the same bytes.
+
+    16-bit samples stay only in PNG. `quality` is JPEG's and WebP's; 100 makes WebP lossless. Raises
+    ImageError where the format cannot hold the picture.
+    """
+    if max(picture.size) > LONGEST[kind]:
+        raise ImageError(f"a {kind} file has no side longer than {LONGEST[kind]} pixels")
+    if kind == "png" and picture.rgb.dtype == np.uint16:
+        return _encode_deep_png(picture)
+    image = to_pillow(picture)
+    options: dict[str, Any] = {
+        "png": {"compress_level": 6},
+        "jpeg": {"quality": quality, "subsampling": 0},
+        "webp": {"quality": quality, "lossless": quality == LOSSLESS},
+    }[kind]
+    if kind == "jpeg" and image.mode == "RGBA":
+        raise ImageError("JPEG has no transparency: use --format png or webp")
+    fits = kind != "jpeg" or len(picture.exif or b"") <= _EXIF_LIMIT
+    options["exif"] = picture.exif if picture.exif and fits else b""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, icc_profile=picture.icc, **options)
+    return buffer.getvalue()
+
+
+def _encode_deep_png(picture: Picture) -> bytes:
+    """16-bit PNG; OpenCV writes the samples, and profile and EXIF go in behind the header."""
+    planes = [picture.rgb[..., ::-1], *([] if picture.alpha is None else [picture.alpha])]
+    written, samples = cv2.imencode(".png", np.dstack(planes), [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    if not written:
+        raise ImageError("the picture cannot be written as PNG")
+    extra = b""
+    if picture.icc:
+        extra += _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
+    if picture.exif:
+        extra += _chunk(b"eXIf", picture.exif.removeprefix(_EXIF_PREFIX))
+    data = samples.tobytes()
+    return data[:_PNG_HEADER] + extra + data[_PNG_HEADER:]
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    """One chunk of a PNG file."""
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
 def encode_png(rgb: Pixels, alpha: Alpha | None = None, icc: bytes | None = None) -> bytes:
     """PNG file as bytes; the same arguments give the same bytes."""
-    channels = rgb if alpha is None else np.dstack([rgb, alpha])
-    buffer = io.BytesIO()
-    Image.fromarray(channels).save(buffer, "PNG", icc_profile=icc, compress_level=6)
-    return buffer.getvalue()
+    return encode(Picture(rgb, alpha, icc))
 
 
 def write_png(
@@ -200,6 +317,16 @@ def write_png(
 
 def write_file(path: str | Path, data: bytes) -> None:
     """Write a file so that it is whole or not there at all; an old one stands until then."""
+    with staged(path, data):
+        pass
+
+
+@contextmanager
+def staged(path: str | Path, data: bytes) -> Iterator[None]:
+    """Has `data` safe on the disk inside the block; at its end the file takes the name `path`.
+
+    An exception, inside or from the disk (OSError), leaves `path` as it was and nothing beside it.
+    """
     name = f".{secrets.token_hex(8)}.tmp"  # short: names end at 255 bytes
     temporary = Path(path).with_name(name)
     try:
@@ -207,10 +334,18 @@ def write_file(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        yield
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_temporary(folder: Path) -> None:
+    """Delete what killed writers left anywhere below `folder`."""
+    for base, _, names in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            Path(base, name).unlink(missing_ok=True)
 
 
 def list_images(source: str | Path) -> list[tuple[Path, Path]]:

@@ -1,67 +1,117 @@
-"""Photographs in, photographs out: what infer.py, a web page and a Python program share.
+"""Photographs in, photographs out: what infer.py, the web page and the Python class share.
 
     pipeline = Pipeline.from_folder("models/nano")
     restored = pipeline.restore([read_image("photo.jpg")], upscale=2)
 
 Each picture is enlarged if asked, padded by reflection to one of few sizes, restored in batches,
-cropped back and colour-corrected. Arrays are uint8 (height, width, 3) at the edges.
+cropped back, and colour-corrected. One of more than WHOLE pixels, or than memory allows, is
+restored in tiles. Arrays are uint8 or uint16 (height, width, 3) at the edges.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
-from jaxtyping import Float32, UInt8
-from PIL import Image
+from jaxtyping import Float32
 
 from osdhuman_jax import colour
 from osdhuman_jax.checkpoint import load_run, load_run_prompter
-from osdhuman_jax.images import Picture, to_float, to_uint8
-from osdhuman_jax.prompts import FixedPrompter, TagPrompter
+from osdhuman_jax.frames import (
+    Floats,
+    Pixels,
+    Size,
+    cut,
+    enlarge,
+    pad_reflect,
+    squash,
+    step,
+)
+from osdhuman_jax.images import Picture, to_float, to_uint8, to_uint16
+from osdhuman_jax.memory import budget, is_exhausted
+from osdhuman_jax.programs import Programs
+from osdhuman_jax.prompts import FixedPrompter, HFIEPrompter, TagPrompter
+from osdhuman_jax.tiling import Canvas, corners, groups_of, spread
 from osdhuman_jax.types import Tokens
 from osdhuman_jax.weights import Model, load_model, load_prompter
 
-Pixels = UInt8[np.ndarray, "h w 3"]
 Prompter = Callable[[Float32[np.ndarray, "b h w 3"]], Tokens]
-Size = tuple[int, int]  # height, width
+Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
 COLOR_FIXES = ("none", "adain", "wavelet")
 PRECISIONS = ("fp32", "bf16")
+WHOLE = 1024 * 1024  # pixels; above, tiles cost less than the attention of a whole picture
+LONGEST = 2048  # side of a whole picture
+TILES = ((512, 4), (384, 4), (256, 4), (256, 1))  # side and tiles at a time, the best first
+VIEW = 384  # side at which a prompter from outside sees a picture restored in tiles: RAM's
+
+log = logging.getLogger(__name__)
 
 
 class RestoreError(RuntimeError):
-    """The model gave no usable picture."""
+    """The model gave no usable picture, or there is not memory enough."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How pictures of one padded size are computed."""
+
+    padded: Size
+    batch: int  # pictures, or tiles of one picture, together
+    tile: Size | None = None  # None: whole
+
+    @property
+    def pixels(self) -> int:
+        """How many the plan's programs see at once."""
+        return self.batch * math.prod(self.tile or self.padded)
+
+    def __str__(self) -> str:
+        height, width = self.tile or self.padded
+        what = "tiles" if self.tile else "whole pictures"
+        return f"{what} of {width} x {height} pixels, {self.batch} at a time"
 
 
 class Pipeline:
-    """A model made ready to restore pictures; compiled once for each padded size."""
+    """A model made ready to restore pictures; compiled once for each padded size.
+
+    Threads may share it; they take turns. Nothing is kept outside the object.
+    """
 
     def __init__(
         self,
         model: Model,
         precision: str = "fp32",
         batch_size: int = 1,
-        bucket: int = 64,
+        bucket: int = 128,
         prompter: Prompter | None = None,
+        max_memory: int | None = None,
     ) -> None:
         """Keep `model`, which was loaded in `precision`.
 
-        Sides are padded to multiples of `bucket` pixels (and of the model's own multiple): a larger
-        bucket compiles fewer programs and computes more padding. Batches have always `batch_size`
-        pictures, the last one filled up by repetition. A `prompter` (tags, for one) gets a batch of
-        padded pictures in [-1, 1] and gives its tokens; without it the model has its own.
+        Sides are padded to few steps of at least `bucket` pixels (see `padded_size`). Batches have
+        always `batch_size` pictures, rounded up to whole devices, the last one filled up by
+        repetition. A `prompter` (tags, for one) gets a batch of padded pictures in [-1, 1] and
+        gives its tokens; without it the model has its own. `max_memory` bounds the bytes that one
+        program takes on a device, weights included; by default the device's share.
         """
         if batch_size < 1 or bucket < 1:
             raise ValueError("batch_size and bucket must be at least 1")
-        self.model, self.precision, self.batch_size = model, precision, batch_size
-        self._prompter = prompter
+        self.model, self.precision = model, precision
+        self.programs = Programs(model.restorer)
+        self.batch_size = -(-batch_size // self.programs.devices) * self.programs.devices
+        self.max_memory = budget() if max_memory is None else max_memory
         self.multiple = math.lcm(model.restorer.multiple, bucket)
-        self._graphdef, self._state = nnx.split(model.restorer)
+        self._prompter = prompter
+        self._view = _view(model.restorer.prompter) if prompter is None else VIEW
+        self._footprints: list[tuple[int, int]] = []  # pixels and bytes of what was compiled
+        self._outer_shape: tuple[int, ...] = ()  # of a picture's tokens by `prompter`
+        self._plans: dict[Size, Plan] = {}
+        self._lock = Lock()
 
     @classmethod
     def from_folder(cls, folder: str | Path, precision: str = "fp32", **options: Any) -> "Pipeline":
@@ -94,97 +144,211 @@ class Pipeline:
         return cls._with(load_run_prompter(workdir, precision), model, precision, options)
 
     def padded_size(self, size: Size) -> Size:
-        """The (height, width) at which a picture of `size` is computed."""
-        height, width = (-(-side // self.multiple) * self.multiple for side in size)
+        """The (height, width) at which a picture of `size` is computed.
+
+        A whole picture's sides have two steps an octave, so that any number of sizes needs few
+        programs. In tiles, long sides go up to a multiple of the model's own alone.
+        """
+        height, width = (step(side, self.multiple) for side in size)
+        if self._is_whole((height, width)):
+            return height, width
+        own, largest = self.model.restorer.multiple, TILES[0][0]
+        height, width = (
+            step(side, self.multiple) if side <= largest else -(-side // own) * own for side in size
+        )
         return height, width
 
+    def _is_whole(self, padded: Size) -> bool:
+        """Whether a padded size is one of the few that are computed whole."""
+        few = all(step(side, self.multiple) == side for side in padded)
+        return few and math.prod(padded) <= WHOLE and max(padded) <= LONGEST
+
     def restore(
-        self, pictures: Sequence[Picture], upscale: float = 1.0, color_fix: str = "none"
+        self,
+        pictures: Sequence[Picture],
+        upscale: float = 1.0,
+        color_fix: str = "none",
+        blend: float = 1.0,
+        progress: Progress | None = None,
     ) -> list[Picture]:
         """Restored pictures in the order given, each `scaled_size(size, upscale)` large.
 
-        Transparency is resized with its picture, the colour profile kept. Raises RestoreError if
-        the model's output is not finite, ValueError on an unknown `color_fix`.
+        See `finish` for `color_fix` and `blend`. Transparency is resized with its picture, profile
+        and EXIF are kept. Raises RestoreError if the model's output is not finite or memory does
+        not suffice, ValueError on a bad option.
         """
-        if color_fix not in COLOR_FIXES:
-            raise ValueError(f"color_fix must be one of {', '.join(COLOR_FIXES)}")
+        check_options(color_fix, blend)
         inputs = [enlarge(picture, upscale) for picture in pictures]
-        restored: list[Picture | None] = [None] * len(inputs)
-        for indices in self._batches([picture.size for picture in inputs]):
-            for i, output in zip(indices, self._run([inputs[i].rgb for i in indices]), strict=True):
-                rgb = fix_colour(output, inputs[i].rgb, color_fix)
-                restored[i] = Picture(rgb, inputs[i].alpha, inputs[i].icc)
-        return [picture for picture in restored if picture is not None]
+        restored: dict[int, Picture] = {}
+        for indices in self.batches([picture.size for picture in inputs]):
+            outputs = self.compute([inputs[i].rgb for i in indices], progress)
+            for i, output in zip(indices, outputs, strict=True):
+                restored[i] = finish(output, inputs[i], color_fix, blend)
+        return [restored[i] for i in range(len(inputs))]
 
-    def _batches(self, sizes: list[Size]) -> list[list[int]]:
+    def batches(self, sizes: Sequence[Size]) -> Iterator[list[int]]:
         """Indices of pictures of one padded size, at most `batch_size` together."""
         groups: dict[Size, list[int]] = {}
         for i, size in enumerate(sizes):
             groups.setdefault(self.padded_size(size), []).append(i)
-        n = self.batch_size
-        return [group[k : k + n] for group in groups.values() for k in range(0, len(group), n)]
+        for padded in sorted(groups):
+            n = self.batch_size if self._is_whole(padded) else 1
+            yield from (groups[padded][k : k + n] for k in range(0, len(groups[padded]), n))
 
-    def _run(self, batch: list[UInt8[np.ndarray, "_ _ 3"]]) -> list[Float32[np.ndarray, "_ _ 3"]]:
-        """Model outputs in [-1, 1] at the pictures' own sizes; one padded size in the batch."""
-        padded = [pad_reflect(rgb, self.padded_size(rgb.shape[:2])) for rgb in batch]
-        padded += [padded[-1]] * (self.batch_size - len(padded))
-        lq = to_float(np.stack(padded))
-        prompt = self._prompter(lq) if self._prompter else None
-        outputs = np.asarray(_forward(self._graphdef, self._state, lq, prompt))
-        if not np.isfinite(outputs).all():
+    def compute(self, batch: Sequence[Pixels], progress: Progress | None = None) -> list[Floats]:
+        """Model outputs in [-1, 1] at the pictures' own sizes; one padded size in the batch.
+
+        Where memory runs out, the next smaller plan is tried, once.
+        """
+        padded = self.padded_size(batch[0].shape[:2])
+        with self._lock:
+            plan = self._plans.get(padded) or self._first_fit(padded)
+            try:
+                outputs = self._follow(plan, batch, progress)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:
+                if not is_exhausted(error):
+                    raise
+                plan = self._first_fit(padded, after=plan)
+                log.warning("out of memory: going on with %s", plan)
+                outputs = self._follow(plan, batch, progress)
+        if not all(np.isfinite(output).all() for output in outputs):
             raise RestoreError("the model's output is not finite")
-        return [outputs[i, : rgb.shape[0], : rgb.shape[1]] for i, rgb in enumerate(batch)]
+        return outputs
+
+    def plans(self, padded: Size) -> list[Plan]:
+        """What can be tried for a padded size, from the largest to the smallest."""
+        devices, own = self.programs.devices, self.model.restorer.multiple
+        found = []
+        batch = self.batch_size if self._is_whole(padded) else 0
+        while batch and batch % devices == 0:
+            found.append(Plan(padded, batch))
+            batch //= 2
+        for side, count in TILES:
+            side = max(side // own, 1) * own
+            plan = Plan(padded, max(count, devices), (min(side, padded[0]), min(side, padded[1])))
+            if plan.tile != padded and (not found or plan.pixels <= found[-1].pixels):
+                found.append(plan)
+        return found
+
+    def _first_fit(self, padded: Size, after: Plan | None = None) -> Plan:
+        """The largest plan whose programs fit into memory; `after` one that did not in practice."""
+        plans = self.plans(padded)
+        needed = 0
+        for plan in plans if after is None else plans[plans.index(after) + 1 :]:
+            needed = self._guess(plan) or self._footprint(plan)
+            if needed <= self.max_memory:
+                self._plans[padded] = plan
+                return plan
+        least = f"about {needed / 2**20:,.0f} MiB of {self.max_memory / 2**20:,.0f} MiB"
+        raise RestoreError(f"out of memory: the smallest plan takes {least} (see --max_memory)")
+
+    def _footprint(self, plan: Plan) -> int:
+        """Bytes of the plan's programs, which it compiles."""
+        shape = (plan.batch, *(plan.tile or plan.padded), 3)
+        if plan.tile:
+            prompt = (plan.batch, *self._prompt_shape())
+            self.programs.measure(shape, prompt)
+            self.programs.tiles(shape, prompt)
+            needed = max(self.programs.memory(kind, shape) for kind in ("measure", "tiles"))
+        else:
+            prompt = (plan.batch, *self._prompt_shape()) if self._prompter else None
+            self.programs.whole(shape, prompt)
+            needed = self.programs.memory("whole", shape)
+        self._footprints.append((plan.pixels, needed))
+        return needed
+
+    def _guess(self, plan: Plan) -> int:
+        """Bytes that a plan takes at least, if too many by what others took; else 0.
+
+        Beyond the weights, memory grows with the pixels or faster: what is far from fitting need
+        not be compiled.
+        """
+        weights = self.programs.weight_bytes
+        least = [
+            weights + int(0.7 * (taken - weights) * plan.pixels / pixels)
+            for pixels, taken in self._footprints
+            if pixels < plan.pixels
+        ]
+        return max([guess for guess in least if guess > self.max_memory], default=0)
+
+    def _prompt_shape(self) -> tuple[int, ...]:
+        """Shape of one picture's tokens."""
+        if self._prompter is None:
+            return self.programs.tokens_shape((1, self._view, self._view, 3))[1:]
+        if not self._outer_shape:
+            gray = np.zeros((1, self._view, self._view, 3), np.float32)
+            self._outer_shape = tuple(self._prompter(gray).shape[1:])
+        return self._outer_shape
+
+    def _follow(
+        self, plan: Plan, batch: Sequence[Pixels], progress: Progress | None
+    ) -> list[Floats]:
+        if plan.tile:
+            return [self._tiled(pixels, plan, plan.tile, progress) for pixels in batch]
+        parts = (batch[k : k + plan.batch] for k in range(0, len(batch), plan.batch))
+        return [output for part in parts for output in self._whole(part, plan)]
+
+    def _whole(self, batch: Sequence[Pixels], plan: Plan) -> list[Floats]:
+        """Pictures at once, filled up to the plan's batch by repetition."""
+        padded = [to_float(pad_reflect(pixels, plan.padded)) for pixels in batch]
+        lq = np.stack(padded + [padded[-1]] * (plan.batch - len(padded)))
+        prompt = np.asarray(self._prompter(lq), np.float32) if self._prompter else None
+        run = self.programs.whole(lq.shape, None if prompt is None else prompt.shape)
+        outputs = np.asarray(run(lq, prompt))
+        return [outputs[i, : pixels.shape[0], : pixels.shape[1]] for i, pixels in enumerate(batch)]
+
+    def _tiled(self, pixels: Pixels, plan: Plan, tile: Size, progress: Progress | None) -> Floats:
+        """One picture in tiles: measured once, then restored with the same statistics."""
+        picture = pad_reflect(pixels, plan.padded)
+        own, count = self.model.restorer.multiple, plan.batch
+        tokens = np.repeat(self._tokens(pixels), count, axis=0)
+        shapes = (count, *tile, 3), tokens.shape
+        samples = cut(picture, spread(plan.padded, tile, own, count), tile)
+        statistics = self.programs.measure(*shapes)(samples, tokens)
+        run, canvas = self.programs.tiles(*shapes), Canvas(plan.padded, tile)
+        places = corners(plan.padded, tile, own)
+        for done, group in enumerate(groups_of(places, count)):
+            filled = group + [group[-1]] * (count - len(group))
+            restored = np.asarray(run(cut(picture, filled, tile), tokens, statistics))
+            for corner, values in zip(group, restored, strict=False):
+                canvas.add(corner, values)
+            if progress:
+                progress(min((done + 1) * count, len(places)), len(places))
+        return canvas.picture()[: pixels.shape[0], : pixels.shape[1]]
+
+    def _tokens(self, pixels: Pixels) -> Float32[np.ndarray, "1 n d"]:
+        """Tokens of a whole picture, which the prompter sees squashed to a square."""
+        view = squash(to_float(pixels), self._view)[None]
+        prompter = self._prompter or self.programs.tokens(view.shape)
+        return np.asarray(prompter(view), np.float32)
 
 
-@partial(jax.jit, static_argnums=0)
-def _forward(
-    graphdef: nnx.GraphDef, state: nnx.State, lq: jax.Array, prompt: Tokens | None
-) -> jax.Array:
-    """The restorer with its weights as arguments: closed over, they would become constants."""
-    restorer = nnx.merge(graphdef, state)
-    return restorer(lq) if prompt is None else restorer(lq, prompt=prompt)
+def _view(prompter: Any) -> int:
+    """Side of the square that a prompter looks at; a fixed one looks at nothing."""
+    is_hfie = isinstance(prompter, HFIEPrompter)
+    return prompter.image_encoder.visual_encoder.image_size if is_hfie else VIEW
 
 
-def scaled_size(size: Size, factor: float) -> Size:
-    """Sides times `factor`, to the nearest pixel."""
-    return round(size[0] * factor), round(size[1] * factor)
+def check_options(color_fix: str, blend: float) -> None:
+    """Raise ValueError on an unknown colour fix or a blend outside [0, 1]."""
+    if color_fix not in COLOR_FIXES:
+        raise ValueError(f"color_fix must be one of {', '.join(COLOR_FIXES)}, got {color_fix!r}")
+    if not 0 <= blend <= 1:
+        raise ValueError(f"blend must be between 0 and 1, got {blend}")
 
 
-def enlarge(picture: Picture, factor: float) -> Picture:
-    """The picture scaled by `factor` >= 1, bicubic. Raises ValueError on any other factor."""
-    if not 1 <= factor < math.inf:
-        raise ValueError(f"upscale must be at least 1, got {factor}")
-    height, width = scaled_size(picture.size, factor)
-    if (height, width) == picture.size:
-        return picture
+def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Picture:
+    """Model output in [-1, 1] as a picture like its source: colours, depth, profile and EXIF.
 
-    def resize(plane: np.ndarray) -> np.ndarray:
-        return np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BICUBIC))
-
-    alpha = None if picture.alpha is None else resize(picture.alpha)
-    return Picture(resize(picture.rgb), alpha, picture.icc)
-
-
-def pad_reflect(pixels: Pixels, size: Size) -> UInt8[np.ndarray, "H W 3"]:
-    """Grown to `size` at the bottom and right by mirroring without repeating the edge.
-
-    Mirrors to and fro where the margin exceeds the picture; a side of one pixel is repeated.
+    `color_fix` takes the source's colours (adain, wavelet) or not (none); `blend` is the part of
+    the restored picture in the result, the rest being the source.
     """
-    rows, columns = (_mirror(have, want) for have, want in zip(pixels.shape[:2], size, strict=True))
-    return pixels[rows][:, columns]
-
-
-def _mirror(have: int, want: int) -> np.ndarray:
-    """Indices 0, 1, .., have-1, have-2, .., 1, 0, 1, .. of length `want`."""
-    period = max(2 * (have - 1), 1)
-    steps = np.arange(want) % period
-    return np.minimum(steps, period - steps) if have > 1 else steps
-
-
-def fix_colour(output: Float32[np.ndarray, "h w 3"], source: Pixels, method: str) -> Pixels:
-    """Model output in [-1, 1] as uint8, with the colours of `source` unless `method` is none."""
-    if method == "none":
-        return to_uint8(output)
-    fix = {"adain": colour.adain, "wavelet": colour.wavelet}[method]
-    content = np.clip(output / 2 + np.float32(0.5), 0, 1)
-    return to_uint8(fix(content, source.astype(np.float32) / np.float32(255)) * 2 - 1)
+    if color_fix != "none":
+        fix = {"adain": colour.adain, "wavelet": colour.wavelet}[color_fix]
+        content = np.clip(output / 2 + np.float32(0.5), 0, 1)
+        output = fix(content, to_float(source.rgb) / 2 + np.float32(0.5)) * 2 - 1
+    if blend < 1:
+        output = np.float32(blend) * np.clip(output, -1, 1)
+        output = output + np.float32(1 - blend) * to_float(source.rgb)
+    pixels = to_uint16(output) if source.rgb.dtype == np.uint16 else to_uint8(output)
+    return Picture(pixels, source.alpha, source.icc, source.exif)

@@ -7,20 +7,22 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"config", "types", "images", "attention", "tokenizer", "remat", "flops"},
+    {"config", "types", "images", "attention", "tokenizer", "remat", "flops", "memory"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
-    | {"compare", "pairs"},
-    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables"},
+    | {"compare", "pairs", "frames"},
+    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"},
     {"prompts", "data", "plots"},
     {"restorer", "losses", "optimizer"},
-    {"weights", "monitor", "objectives"},
+    {"weights", "monitor", "objectives", "programs"},
     {"experiment"},
     {"checkpoint", "training"},
     {"pipeline", "iqa"},
-    {"scoring"},
-    {"evaluate"},
+    {"scoring", "jobs", "api", "export"},
+    {"evaluate", "app"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+WITHOUT_JAX = {"data", "degrade", "records", "images", "metrics", "colour", "frames"}
+WITHOUT_JAX |= {"compare", "tables"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set("layers attention vae unet swin lpips clip tagger prompts restorer".split())
 
@@ -73,7 +75,7 @@ def test_bans(path: Path) -> None:
     name, packages = module(path), {i.split(".")[0] for i in imports(path)}
     if name in NETWORKS:
         assert not house_imports(path) & {"lora", "config", "sharding"}
-    if name in {"data", "degrade", "records", "images", "metrics", "colour", "compare", "tables"}:
+    if name in WITHOUT_JAX:
         assert not packages & {"jax", "flax"}
     assert "safetensors" not in packages or name == "weights"
     assert "orbax" not in packages or name == "checkpoint"

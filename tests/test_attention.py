@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from convert import normal
 
+from osdhuman_jax.attention import BLOCK, LARGE, by_blocks, join_heads, kernel, split_heads
 from osdhuman_jax.attention import attend as plain_attend
-from osdhuman_jax.attention import join_heads, kernel, split_heads
 
 attend = jax.jit(plain_attend)
 
@@ -69,16 +69,44 @@ def test_heads_are_consecutive_channels(b, t, h, d):
 
 
 @pytest.mark.parametrize(
-    ("cuda", "dtype", "width", "biased", "expected"),
+    ("platform", "dtype", "width", "weights", "biased", "expected"),
     [
-        (True, jnp.bfloat16, 64, False, "cudnn"),  # the U-Net's heads
-        (True, jnp.float16, 128, False, "cudnn"),
-        (True, jnp.bfloat16, 512, False, "xla"),  # the VAE's one head
-        (True, jnp.bfloat16, 60, False, "xla"),
-        (True, jnp.bfloat16, 32, True, "xla"),  # Swin
-        (True, jnp.float32, 64, False, "xla"),
-        (False, jnp.bfloat16, 64, False, "xla"),
+        ("cuda", jnp.bfloat16, 64, 4096**2, False, "cudnn"),  # the U-Net's heads
+        ("cuda", jnp.float16, 128, 4096**2, False, "cudnn"),
+        ("cuda", jnp.bfloat16, 512, 4096**2, False, "xla"),  # the VAE's one head
+        ("cuda", jnp.bfloat16, 60, 4096**2, False, "xla"),
+        ("cuda", jnp.bfloat16, 32, 144**2, True, "xla"),  # Swin
+        ("cuda", jnp.float32, 64, 4096**2, False, "xla"),
+        ("gpu", jnp.bfloat16, 64, 4096**2, False, "xla"),
+        ("cpu", jnp.float32, 64, 4096**2, False, "blocks"),
+        ("cpu", jnp.float32, 64, 64 * 77, False, "xla"),
+        ("cpu", jnp.float32, 32, 4096**2, True, "xla"),
     ],
 )
-def test_kernel_is_cudnns_where_it_applies(cuda, dtype, width, biased, expected):
-    assert kernel(cuda, jnp.dtype(dtype), width, biased) == expected
+def test_kernel_is_the_best_that_applies(platform, dtype, width, weights, biased, expected):
+    assert kernel(platform, jnp.dtype(dtype), width, weights, biased) == expected
+
+
+@pytest.mark.parametrize("t", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+def test_blocks_are_the_formula(t):
+    q, k, v = 3 * normal(2, t, 2, 4), normal(2, 130, 2, 4, seed=1), normal(2, 130, 2, 4, seed=2)
+    assert t * 130 >= LARGE
+    np.testing.assert_allclose(attend(q, k, v), formula(q, k, v), atol=1e-5)
+
+
+def test_blocks_have_the_gradients_of_the_formula():
+    arrays = [normal(1, BLOCK + 1, 2, 4, seed=i) for i in range(3)]
+    ours = jax.grad(lambda *x: jnp.sum(jnp.sin(by_blocks(*x))), (0, 1, 2))(*arrays)
+    xla = jax.nn.dot_product_attention
+    theirs = jax.grad(lambda *x: jnp.sum(jnp.sin(xla(*x))), (0, 1, 2))(*arrays)
+    for got, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_blocks_take_little_memory():
+    q = jax.ShapeDtypeStruct((1, 4096, 4, 8), jnp.float32)
+    blocks, xla = (
+        jax.jit(function).lower(q, q, q).compile().memory_analysis().temp_size_in_bytes
+        for function in (by_blocks, jax.nn.dot_product_attention)
+    )
+    assert blocks < 2**25 < 2**28 <= xla

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 import infer
+from osdhuman_jax import jobs
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.images import read_image
 from osdhuman_jax.restorer import Restorer, build_restorer
@@ -161,7 +163,7 @@ def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
     for name, reason in BAD.items():
         assert by_input[name]["status"] == "failed" and reason in by_input[name]["reason"]
     for line in lines:
-        assert tuple(line)[: len(infer.RECORD)] == infer.RECORD
+        assert tuple(line)[: len(jobs.RECORD)] == jobs.RECORD
         assert line["model"] == "tiny" and line["model_digest"] == sha256(model / "config.json")
         if line["status"] == "ok":
             assert line["output_sha256"] == sha256(out / line["output"])
@@ -240,10 +242,12 @@ def test_own_outputs_inside_the_input_folder_are_no_inputs(tmp_path: Path, model
 def test_a_full_disk_fails_the_picture(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
     one_photo(tmp_path / "in")
 
-    def full_disk(*arguments: object) -> str:
+    @contextmanager
+    def full_disk(*arguments: object):
         raise OSError(28, "No space left on device")
+        yield
 
-    monkeypatch.setattr(infer, "write_png", full_disk)
+    monkeypatch.setattr(jobs, "staged", full_disk)
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
     assert "a.png: No space left on device" in capsys.readouterr().err
 
@@ -252,23 +256,23 @@ def test_a_failed_computation_fails_its_batch_only(
     tmp_path: Path, model: Path, capsys, monkeypatch
 ) -> None:
     one_photo(tmp_path / "in")
-    Image.fromarray(PHOTO[:, :20]).resize((80, 60)).save(tmp_path / "in" / "wide.png")
-    whole = infer.Pipeline.restore
+    Image.fromarray(PHOTO[:, :20]).resize((180, 60)).save(tmp_path / "in" / "wide.png")
+    whole = infer.Pipeline.compute
 
     def tight(self, pictures, *options):
-        if pictures[0].size[1] == 80:
+        if pictures[0].shape[1] == 180:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nlong trace")
         return whole(self, pictures, *options)
 
-    monkeypatch.setattr(infer.Pipeline, "restore", tight)
+    monkeypatch.setattr(infer.Pipeline, "compute", tight)
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
     assert pngs(tmp_path / "out") == ["a.png", "provenance.jsonl"]
-    assert capsys.readouterr().err.endswith("smaller picture\n")
+    assert capsys.readouterr().err.endswith("smaller --max_memory, --batch_size or --upscale\n")
 
 
 def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
     one_photo(tmp_path / "in")
-    monkeypatch.setattr(infer, "MAX_PIXELS", 60 * 48)
+    monkeypatch.setattr(jobs, "MAX_PIXELS", 60 * 48)
     assert run(model, tmp_path / "in", tmp_path / "out", "--upscale", "2") == 1
     assert "more than 2880 pixels after upscaling" in capsys.readouterr().err
 
@@ -282,6 +286,10 @@ def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypa
         ["--batch_size", "0"],
         ["--precision", "int8"],
         ["--color_fix", "sepia"],
+        ["--blend", "1.1"],
+        ["--format", "tiff"],
+        ["--quality", "0"],
+        ["--max_memory", "much"],
         ["--what", "1"],
         ["--model", "a", "--checkpoint", "b"],
     ],

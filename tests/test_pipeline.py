@@ -1,7 +1,11 @@
 """Sizes, padding, batches and repeatability of the inference path, with a tiny random model."""
 
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cache
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +14,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 from skimage.data import astronaut
+from small import Halve, halving
 
-from osdhuman_jax import pipeline as module
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.frames import enlarge, pad_reflect, scaled_size
 from osdhuman_jax.images import Picture, to_float, to_uint8
-from osdhuman_jax.pipeline import Pipeline, RestoreError, enlarge, pad_reflect, scaled_size
-from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.pipeline import WHOLE, Pipeline, RestoreError
+from osdhuman_jax.restorer import build_restorer
 from osdhuman_jax.weights import Model
 
 TINY = ModelConfig(
@@ -41,23 +46,13 @@ TINY = ModelConfig(
 )
 
 
-class Halve(Restorer):
-    """Stands for a restorer whose output is known: half of its input's contrast."""
-
-    multiple = 8
-
-    def __init__(self, gain: float = 0.5) -> None:
-        self.gain = nnx.Param(np.float32(gain))
-
-    def __call__(self, lq):
-        assert lq.shape[1] % 64 == lq.shape[2] % 64 == 0
-        return lq * self.gain[...]
+NANO = Path(__file__).parent.parent / "models" / "nano"
 
 
 class Mean(Halve):
     """Paints each picture in its mean colour."""
 
-    def __call__(self, lq):
+    def __call__(self, lq, prompt=None):
         return jnp.broadcast_to(lq.mean((1, 2), keepdims=True), lq.shape)
 
 
@@ -69,10 +64,6 @@ def tiny_model() -> Model:
     rng = np.random.default_rng(0)
     draw = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), state)
     return Model(nnx.merge(graphdef, draw), TINY, "0" * 64, "tiny")
-
-
-def halving(gain: float = 0.5, **options) -> Pipeline:
-    return Pipeline(Model(Halve(gain), TINY, "0" * 64, "halve"), **options)
 
 
 def photo(height: int, width: int, top: int = 20) -> Picture:
@@ -151,24 +142,39 @@ def test_an_output_that_is_not_finite_is_an_error() -> None:
         halving(float("nan")).restore([photo(4, 4)])
 
 
-def test_bucket_bounds_the_number_of_programs() -> None:
+def test_few_programs_serve_many_sizes() -> None:
     rng = np.random.default_rng(0)
     pictures = [photo(*rng.integers(1, 200, 2)) for _ in range(40)]
-    before = module._forward._cache_size()
-    halving(bucket=128, batch_size=3).restore(pictures)
-    assert module._forward._cache_size() - before <= 4
+    pipeline = halving(batch_size=3)
+    pipeline.restore(pictures)
+    assert pipeline.programs.count == 4  # {128, 256} x {128, 256}
 
 
-def test_two_pipelines_share_programs_and_not_weights() -> None:
+@pytest.mark.parametrize(("longest", "most"), [(1024, 36), (6000, 64)])
+def test_a_thousand_mixed_sizes_compile_at_most_k_programs(longest: int, most: int) -> None:
+    """A whole size is one program; every tile size is two, for all pictures of that shape."""
+    rng = np.random.default_rng(0)
+    sizes = [tuple(int(n) for n in pair) for pair in rng.integers(32, longest, (1000, 2))]
+    pipeline = halving()
+    plans = [pipeline.plans(pipeline.padded_size(size))[0] for size in sizes]
+    whole = {plan.padded for plan in plans if not plan.tile}
+    tiles = {plan.tile for plan in plans if plan.tile}
+    assert 4 < len(whole) + 2 * len(tiles) <= most
+    for size, plan in zip(sizes, plans, strict=True):
+        assert all(a <= b for a, b in zip(size, plan.padded, strict=True))
+        if plan.tile is None:
+            assert math.prod(plan.padded) <= WHOLE
+
+
+def test_two_pipelines_do_not_share_weights() -> None:
     first, second = halving(0.5), halving(0.25)
     before = first.restore([photo(9, 9)])[0].rgb
-    size = module._forward._cache_size()
     assert (second.restore([photo(9, 9)])[0].rgb != before).any()
-    assert module._forward._cache_size() == size
+    np.testing.assert_array_equal(first.restore([photo(9, 9)])[0].rgb, before)
 
 
 def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
-    pipeline = Pipeline(tiny_model(), batch_size=2)
+    pipeline = Pipeline(tiny_model(), batch_size=2, bucket=64)
     pictures = [photo(40, 50), photo(64, 64, top=60), photo(20, 60, top=90)]
     together = pipeline.restore(pictures)
     alone = [pipeline.restore([picture])[0] for picture in pictures]
@@ -181,7 +187,7 @@ def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
 
 def test_the_restorer_sees_the_padded_picture() -> None:
     picture = photo(40, 50)
-    mean = to_float(pad_reflect(picture.rgb, (64, 64))).mean((0, 1))
+    mean = to_float(pad_reflect(picture.rgb, (128, 128))).mean((0, 1))
     pipeline = Pipeline(Model(Mean(), TINY, "0" * 64, "mean"))
     (restored,) = pipeline.restore([picture])
     assert restored.rgb[0, 0] == pytest.approx((mean + 1) * 127.5, abs=1)
@@ -199,13 +205,138 @@ def test_prompter_sees_the_padded_batch_and_its_tokens_reach_the_model() -> None
 
     def prompter(images):
         seen.append(images)
-        return jnp.asarray([0.25, -0.25])[:, None, None]
+        return jnp.asarray([0.25, -0.25])[: len(images), None, None]
 
     model = Model(Tint(), TINY, "0" * 64, "tint")
     pictures = [photo(30, 40), photo(50, 20)]
     results = Pipeline(model, batch_size=2, prompter=prompter).restore(pictures)
-    padded = np.stack([pad_reflect(picture.rgb, (64, 64)) for picture in pictures])
-    np.testing.assert_array_equal(seen, [to_float(padded)])
+    padded = np.stack([pad_reflect(picture.rgb, (128, 128)) for picture in pictures])
+    np.testing.assert_array_equal(seen[-1], to_float(padded))
     for picture, result, tint in zip(pictures, results, (0.25, -0.25), strict=True):
         want = to_uint8(0.5 * to_float(picture.rgb) + np.float32(tint))
         np.testing.assert_allclose(result.rgb.astype(int), want.astype(int), atol=1)
+
+
+def sixteen(picture: Picture) -> Picture:
+    return Picture(picture.rgb.astype(np.uint16) * 257 + np.uint16(3), exif=b"Exif", icc=b"icc")
+
+
+@pytest.mark.parametrize("upscale", [1.0, 1.5])
+def test_sixteen_bits_stay_sixteen(upscale: float) -> None:
+    picture = sixteen(photo(30, 40))
+    (restored,) = halving(1.0).restore([picture], upscale=upscale)
+    assert restored.rgb.dtype == np.uint16 and (restored.exif, restored.icc) == (b"Exif", b"icc")
+    if upscale == 1:
+        np.testing.assert_array_equal(restored.rgb, picture.rgb)
+    else:
+        (eight,) = halving(1.0).restore([photo(30, 40)], upscale=upscale)
+        assert np.abs(restored.rgb / 257.0 - eight.rgb).max() < 1.5
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.25, 1.0])
+def test_blend_lies_between_input_and_output(blend: float) -> None:
+    picture = photo(20, 30)
+    (restored,) = halving(0.5).restore([picture], blend=blend)
+    expected = to_uint8(to_float(picture.rgb) * np.float32(1 - 0.5 * blend))
+    assert np.abs(restored.rgb.astype(int) - expected).max() <= 1
+    with pytest.raises(ValueError, match="blend"):
+        halving().restore([picture], blend=1.5)
+
+
+def large(height: int, width: int) -> Picture:
+    """Smooth waves, many of a kind."""
+    rows, columns = np.arange(height)[:, None, None], np.arange(width)[None, :, None]
+    waves = np.sin(rows / 31.0) + np.cos(columns / 23.0 + np.arange(3))
+    return Picture((127.5 + 60 * waves).astype(np.uint8))
+
+
+def test_a_large_picture_is_restored_in_tiles_that_leave_no_seam() -> None:
+    picture, seen = large(1100, 1300), []
+    pipeline = halving()
+    (restored,) = pipeline.restore([picture], progress=lambda *done: seen.append(done))
+    assert pipeline.programs.count == 3
+    expected = to_uint8(to_float(picture.rgb) * 0.5)
+    assert np.abs(restored.rgb.astype(int) - expected).max() <= 1
+    assert seen[-1][0] == seen[-1][1] == 12 and len(seen) == 3
+
+
+def test_tiles_are_the_whole_picture_up_to_their_statistics() -> None:
+    """The bundled model, memory for tiles alone: 40 dB is the bound on smooth content."""
+    picture = large(384, 500)
+    whole = Pipeline.from_folder(NANO)
+    tiled = Pipeline(whole.model, max_memory=bytes_of(whole, picture) - 1)
+    (expected,), (restored,) = whole.restore([picture]), tiled.restore([picture])
+    (plan,) = tiled._plans.values()
+    assert plan.tile is not None and expected.rgb.std() > 5
+    error = np.square(expected.rgb.astype(float) - restored.rgb).mean()
+    assert 10 * np.log10(255**2 / error) >= 40
+
+
+def bytes_of(pipeline: Pipeline, picture: Picture) -> int:
+    """What the first plan of a picture takes."""
+    return pipeline._footprint(pipeline.plans(pipeline.padded_size(picture.size))[0])
+
+
+def test_memory_chooses_the_batch_then_the_tiles_then_gives_up() -> None:
+    picture = large(400, 400)
+    four = halving(batch_size=4)
+    padded = four.padded_size(picture.size)
+    assert [str(plan) for plan in four.plans(padded)] == [
+        *(f"whole pictures of 512 x 512 pixels, {n} at a time" for n in (4, 2, 1)),
+        *(f"tiles of 256 x 256 pixels, {n} at a time" for n in (4, 1)),
+    ]
+    for limit, index in [(bytes_of(four, picture), 0), (bytes_of(four, picture) - 1, 1)]:
+        small = halving(batch_size=4, max_memory=limit)
+        small.restore([picture])
+        assert small._plans[padded] == small.plans(padded)[index]
+    with pytest.raises(RestoreError, match="out of memory: the smallest plan takes about"):
+        halving(max_memory=1000).restore([picture])
+    assert halving().restore([picture])[0].size == (400, 400)
+
+
+def exhausted(pipeline: Pipeline, monkeypatch, times: int) -> None:
+    """Lets the next whole pictures fail as a device without memory does."""
+    follow, left = pipeline._follow, [times]
+
+    def fail(plan, batch, progress):
+        if left[0]:
+            left[0] -= 1
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+        return follow(plan, batch, progress)
+
+    monkeypatch.setattr(pipeline, "_follow", fail)
+
+
+def test_T14_out_of_memory_falls_back_once_and_says_so(monkeypatch, caplog) -> None:
+    pipeline, picture = halving(), large(400, 500)
+    exhausted(pipeline, monkeypatch, times=1)
+    with caplog.at_level(logging.WARNING):
+        (restored,) = pipeline.restore([picture])
+    assert caplog.messages == [
+        "out of memory: going on with tiles of 256 x 256 pixels, 4 at a time"
+    ]
+    assert np.abs(restored.rgb.astype(int) - to_uint8(to_float(picture.rgb) * 0.5)).max() <= 1
+    pipeline.restore([picture])  # the smaller plan stays
+    assert len(caplog.messages) == 1
+
+
+def test_T14_a_second_want_of_memory_is_an_error_and_the_next_picture_is_restored(
+    monkeypatch,
+) -> None:
+    pipeline = halving()
+    exhausted(pipeline, monkeypatch, times=2)
+    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+        pipeline.restore([large(400, 500)])
+    assert pipeline.restore([photo(30, 30)])[0].size == (30, 30)
+
+
+def test_threads_share_a_pipeline() -> None:
+    pipeline = Pipeline(tiny_model(), bucket=64)
+    pictures = [photo(40 + i, 50) for i in range(4)]
+    expected = [pipeline.restore([picture])[0].rgb for picture in pictures]
+    fresh = Pipeline(tiny_model(), bucket=64)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda picture: fresh.restore([picture])[0].rgb, pictures))
+    assert fresh.programs.count == 1
+    for got, want in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(got, want)

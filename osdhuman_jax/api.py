@@ -1,0 +1,91 @@
+"""The Python class: `from osdhuman_jax import Restorer`.
+
+    restorer = Restorer.load("models/nano")
+    better = restorer(Image.open("photo.jpg"), upscale=2)
+    several = restorer([np_array, another])
+
+It is infer.py's pipeline and gives infer.py's pixels. (`osdhuman_jax.restorer.Restorer` is another
+thing: the network, an nnx module.)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from osdhuman_jax.images import Picture, from_pillow, to_pillow
+from osdhuman_jax.memory import parse_bytes
+from osdhuman_jax.pipeline import Pipeline, Progress
+
+Still = TypeVar("Still", Image.Image, np.ndarray)
+
+
+class Restorer:
+    """A loaded model. Threads may share it; nothing outside it is changed."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        precision: str = "fp32",
+        batch_size: int = 1,
+        max_memory: int | str | None = None,
+    ) -> "Restorer":
+        """The model of a folder. The rest is as infer.py's flags; `max_memory` is 2**32 or "4GiB".
+
+        Raises ValueError or FileNotFoundError on a folder that is no whole model.
+        """
+        limit = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
+        options = {"batch_size": batch_size, "max_memory": limit}
+        return cls(Pipeline.from_folder(model, precision, **options))
+
+    def __call__(
+        self,
+        images: Still | Sequence[Still],
+        *,
+        upscale: float = 1.0,
+        color_fix: str = "none",
+        blend: float = 1.0,
+        progress: Progress | None = None,
+    ) -> Still | list[Still]:
+        """Restored: one for one, a list for a list; Pillow's for Pillow's, arrays for arrays.
+
+        Arrays are uint8 or uint16, (height, width) gray or (height, width, 3 or 4) RGB(A), and come
+        back with three or four channels of their dtype. Pillow's images come back upright as RGB or
+        RGBA, profile and EXIF in `info`. Raises ValueError on other arrays, factors and names,
+        osdhuman_jax.pipeline.RestoreError where memory does not suffice.
+        """
+        several = isinstance(images, Sequence)
+        given = list(images) if several else [images]
+        pictures = [_picture(image) for image in given]
+        restored = self.pipeline.restore(pictures, upscale, color_fix, blend, progress)
+        results: list[Any] = [_like(image, p) for image, p in zip(given, restored, strict=True)]
+        return results if several else results[0]
+
+
+def _picture(image: Image.Image | np.ndarray) -> Picture:
+    """Raises ValueError on an array that is no picture, TypeError on what is no array."""
+    if isinstance(image, Image.Image):
+        return from_pillow(image)
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"a picture is a NumPy array or a Pillow image, not {type(image).__name__}")
+    fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
+    if not fits or not image.size or image.dtype not in (np.uint8, np.uint16):
+        want = "uint8 or uint16 of shape (height, width) or (height, width, 3 or 4)"
+        raise ValueError(f"an array must be {want}, not {image.dtype} of {image.shape}")
+    channels = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
+    alpha = channels[..., 3] if channels.shape[2] == 4 else None
+    return Picture(np.ascontiguousarray(channels[..., :3]), alpha)
+
+
+def _like(image: Image.Image | np.ndarray, picture: Picture) -> Image.Image | np.ndarray:
+    """The picture in the form of what was given."""
+    if isinstance(image, Image.Image):
+        return to_pillow(picture)
+    return picture.rgb if picture.alpha is None else np.dstack([picture.rgb, picture.alpha])

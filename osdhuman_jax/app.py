@@ -1,0 +1,221 @@
+"""A page in the browser: python -m osdhuman_jax.app --model models/nano   (extra `app`)
+
+Drop a picture, move the slider between before and after, download what infer.py would have written.
+The page is served on this machine alone unless --host says otherwise, asks nothing of any other
+machine (its Content-Security-Policy forbids it), and sends no statistics. Pictures wait in a queue,
+lie in a temporary folder and are deleted after an hour, or when the page ends.
+"""
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+from osdhuman_jax.frames import scaled_size
+from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
+from osdhuman_jax.memory import parse_bytes
+from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline, RestoreError, enlarge
+from osdhuman_jax.programs import keep_programs
+
+SUFFIXES = [".png", ".jpg", ".jpeg", ".webp"]
+WAITING = 8  # pictures in the queue; the next is asked to come back
+KEPT = 3600  # seconds that pictures stay on the disk
+SHOWN = 1600  # longest side of the comparison, in pixels; the download is whole
+# The page's own scripts and styles, and pictures that it makes; nothing from anywhere else.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self'; worker-src 'self' blob:; frame-ancestors 'self'"
+)
+STYLE = """
+.prose table { display: block; overflow-x: auto; }
+.prose td, .prose th { word-break: normal; overflow-wrap: normal; }
+"""  # tables of the card, on a narrow screen
+
+
+class ContentPolicy:
+    """ASGI middleware that adds POLICY to every answer."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                header = (b"content-security-policy", POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", []), header]}
+            await send(message)
+
+        await self.app(scope, receive, guarded)
+
+
+def restore_file(
+    pipeline: Pipeline, path: Path, upscale: float, color_fix: str, max_pixels: int, progress: Any
+) -> tuple[Picture, Picture]:
+    """The enlarged input and its restoration, as infer.py makes it.
+
+    Raises ImageError on a file that is no picture or a larger one than `max_pixels` (after
+    `upscale`), which its header tells before it is decoded, and RestoreError.
+    """
+    height, width = scaled_size(read_size(path, max_pixels), upscale)
+    if height * width > max_pixels:
+        limit = f"{max_pixels / 1e6:g} million"
+        raise ImageError(f"{width} x {height} after upscaling is more than {limit} pixels")
+    picture = decode(path.read_bytes(), max_pixels, deep=True)
+    (restored,) = pipeline.restore([picture], upscale, color_fix, progress=progress)
+    return enlarge(picture, upscale), restored
+
+
+def preview(picture: Picture) -> Any:
+    """Pillow image of at most SHOWN pixels a side, without what the file carries along."""
+    image = to_pillow(Picture(picture.rgb))
+    image.thumbnail((SHOWN, SHOWN))
+    return image
+
+
+def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
+    """The page as Gradio's Blocks; `card` is Markdown about the model."""
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+
+    def restore(
+        file: str | None,
+        upscale: int | float,  # Gradio's sliders give 1 for 1.0
+        color_fix: str,
+        progress: Any = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
+    ) -> tuple[Any, Any]:
+        if file is None:
+            raise gr.Error("Choose a picture first.", print_exception=False)
+        path = Path(file)
+        try:
+            progress(0.0, desc="restoring")
+            before, after = restore_file(
+                pipeline,
+                path,
+                float(upscale),
+                color_fix,
+                max_pixels,
+                lambda done, total: progress((done, total), unit="tiles"),
+            )
+            data = encode(after)
+        except (ImageError, RestoreError, OSError, MemoryError) as error:
+            raise gr.Error(f"{path.name}: {error}", print_exception=False) from None
+        result = Path(tempfile.mkdtemp(dir=folder)) / f"{path.stem}.png"
+        result.write_bytes(data)
+        download = gr.DownloadButton(value=str(result), interactive=True)
+        return (preview(before), preview(after)), download
+
+    with gr.Blocks(
+        title="OSDHuman", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)
+    ) as page:
+        gr.Markdown("# OSDHuman\nHuman body restoration in one diffusion step.")
+        with gr.Row():
+            with gr.Column(scale=1):
+                file = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=SUFFIXES)
+                upscale = gr.Slider(1, 4, 1, step=0.5, label="Upscale")
+                color_fix = gr.Radio(
+                    list(COLOR_FIXES),
+                    value="none",
+                    label="Colour fix",
+                    info="Take the colours of the input: all statistics, or the low frequencies.",
+                )
+                button = gr.Button("Restore", variant="primary")
+                download = gr.DownloadButton("Download PNG", interactive=False)
+            with gr.Column(scale=2):
+                slider = gr.ImageSlider(
+                    label="Before | after", type="pil", interactive=False, buttons=["fullscreen"]
+                )
+        with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
+            gr.Markdown(card)
+        inputs, outputs = [file, upscale, color_fix], [slider, download]
+        button.click(restore, inputs, outputs, api_visibility="private", concurrency_limit=1)
+    return page.queue(max_size=WAITING, default_concurrency_limit=1)
+
+
+def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
+    """Serve the page until interrupted. Raises OSError where the address cannot be had."""
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+    from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
+
+    with socket.create_server((host, port)):
+        pass  # Gradio would tell of a taken port at length
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
+    _, url, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        ssr_mode=False,
+        footer_links=[],
+        max_file_size=max_file_size,
+        theme=gr.themes.Default(**fonts),  # the default's own come from a font server
+        css=STYLE,
+        app_kwargs={"middleware": [Middleware(ContentPolicy)]},
+        prevent_thread_lock=True,
+        quiet=True,
+    )
+    print(f"app: {url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"app: {message}\n")
+
+
+def amount(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Flags as a namespace; exits with status 2 on a bad one."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(description="Restore in a browser.", formatter_class=formatter)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="model folder")
+    add("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0: to every machine")
+    add("--port", type=int, default=7860)
+    add("--max_pixels", type=int, default=25_000_000, help="of a picture, after upscaling")
+    add("--max_file_size", type=amount, default="50MiB", help="of an upload")
+    add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")
+    add("--max_memory", type=amount, help="bytes for the model; default: half the host's")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = parse_args(argv)
+    logging.getLogger().setLevel(logging.ERROR)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    folder = Path(tempfile.mkdtemp(prefix="osdhuman-page-"))
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    try:
+        pipeline = Pipeline.from_folder(args.model, args.precision, max_memory=args.max_memory)
+        card = args.model / "README.md"
+        text = card.read_text() if card.is_file() else "This model has no card."
+        page = build(pipeline, text, args.max_pixels, folder)
+        serve(page, args.host, args.port, args.max_file_size)
+    except ImportError:
+        print("app: the page needs the extra: pip install 'osdhuman-jax[app]'", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"app: {error}", file=sys.stderr)
+        return 2
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
+    keep_programs()
+    sys.exit(main())

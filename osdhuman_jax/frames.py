@@ -1,0 +1,81 @@
+"""Sizes: pictures enlarged, padded to few sizes, squashed to a square, cut into tiles.
+
+Arrays are uint8 or uint16 (height, width, 3) unless they are said to be floats in [-1, 1].
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, UInt8, UInt16
+from PIL import Image
+
+from osdhuman_jax.images import Picture, to_float
+
+Pixels = UInt8[np.ndarray, "_ _ 3"] | UInt16[np.ndarray, "_ _ 3"]
+Floats = Float32[np.ndarray, "_ _ 3"]
+Size = tuple[int, int]  # height, width
+
+
+def step(side: int, unit: int) -> int:
+    """The side rounded up to 1, 2, 3, 4, 6, 8, 12, 16, .. units."""
+    units = -(-side // unit)
+    coarse = 2 ** max((units - 1).bit_length() - 2, 0)
+    return -(-units // coarse) * coarse * unit
+
+
+def scaled_size(size: Size, factor: float) -> Size:
+    """Sides times `factor`, to the nearest pixel."""
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def enlarge(picture: Picture, factor: float) -> Picture:
+    """The picture scaled by `factor` >= 1, bicubic. Raises ValueError on any other factor."""
+    if not 1 <= factor < math.inf:
+        raise ValueError(f"upscale must be at least 1, got {factor}")
+    size = scaled_size(picture.size, factor)
+    if size == picture.size:
+        return picture
+    alpha = None if picture.alpha is None else _resize(picture.alpha, size)
+    return Picture(_resize(picture.rgb, size), alpha, picture.icc, picture.exif)
+
+
+def _resize(plane: np.ndarray, size: Size) -> np.ndarray:
+    """Bicubic; Pillow knows no 16-bit colour, which goes plane by plane in float."""
+    shape, kind = (size[1], size[0]), Image.Resampling.BICUBIC
+    if plane.dtype == np.uint8:
+        return np.asarray(Image.fromarray(plane).resize(shape, kind))
+    if plane.ndim == 3:
+        return np.stack([_resize(plane[..., i], size) for i in range(3)], axis=-1)
+    values = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(shape, kind))
+    return np.round(values.clip(0, 65_535)).astype(np.uint16)
+
+
+def squash(values: Floats, side: int) -> Float32[np.ndarray, "s s 3"]:
+    """Square of `side` pixels, linear and antialiased, as RAM's encoder makes its own."""
+    kind = Image.Resampling.BILINEAR
+    planes = [Image.fromarray(values[..., i]).resize((side, side), kind) for i in range(3)]
+    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+
+
+def cut(pixels: Pixels, places: Sequence[Size], tile: Size) -> Float32[np.ndarray, "b _ _ 3"]:
+    """Tiles of a picture, in [-1, 1]."""
+    height, width = tile
+    parts = [pixels[row : row + height, column : column + width] for row, column in places]
+    return to_float(np.stack(parts))
+
+
+def pad_reflect(pixels: Pixels, size: Size) -> Pixels:
+    """Grown to `size` at the bottom and right by mirroring without repeating the edge.
+
+    Mirrors to and fro where the margin exceeds the picture; a side of one pixel is repeated.
+    """
+    rows, columns = (_mirror(have, want) for have, want in zip(pixels.shape[:2], size, strict=True))
+    return pixels[rows][:, columns]
+
+
+def _mirror(have: int, want: int) -> np.ndarray:
+    """Indices 0, 1, .., have-1, have-2, .., 1, 0, 1, .. of length `want`."""
+    period = max(2 * (have - 1), 1)
+    steps = np.arange(want) % period
+    return np.minimum(steps, period - steps) if have > 1 else steps

@@ -1,0 +1,348 @@
+"""A folder of photographs as jobs: planned before anything is done, recorded, resumed, never lost.
+
+Each finished picture has a line in the output folder's `provenance.jsonl`, which is written before
+the picture takes its name: a picture that is there and matches its line is finished, whatever
+happened to the run that made it. One run at a time holds the folder.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from io import FileIO
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from osdhuman_jax.frames import Floats, enlarge, scaled_size
+from osdhuman_jax.images import (
+    MAX_PIXELS,
+    ImageError,
+    Picture,
+    decode,
+    encode,
+    list_images,
+    read_size,
+    remove_temporary,
+    staged,
+)
+from osdhuman_jax.memory import is_exhausted
+from osdhuman_jax.pipeline import Pipeline, finish
+
+SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
+PROVENANCE = "provenance.jsonl"
+LISTED = 20  # names in one refusal
+AHEAD = 1  # batches that are read, and that are written, while one is computed
+RECORD = (  # of a line of provenance.jsonl; `reason` follows where the status is "failed"
+    *("input", "input_sha256", "output", "output_sha256", "model", "model_digest"),
+    *("width", "height", "output_width", "output_height", "precision"),
+    *("upscale", "color_fix", "blend", "format", "quality", "seconds", "status"),
+)
+
+
+class UsageError(ValueError):
+    """A request that is refused before any work; the message is printed as it is."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What, beside the model, makes one input one output."""
+
+    upscale: float = 1.0
+    color_fix: str = "none"
+    blend: float = 1.0
+    format: str = "png"
+    quality: int = 95
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to restore."""
+
+    source: Path  # absolute
+    output: Path  # relative to the output folder
+    size: tuple[int, int] = (0, 0)  # height, width after upscaling
+    broken: str = ""  # why the header alone rules the file out
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A job's decoded input, and what it was enlarged to."""
+
+    job: Job
+    picture: Picture
+    enlarged: Picture
+    digest: str
+
+
+def plan(source: str, output: Path, settings: Settings) -> list[Job]:
+    """What is to be done, from the files' headers. Raises UsageError if it must not be."""
+    pairs = [(path, name) for path, name in list_images(source) if not _is_own(path, name, output)]
+    if not pairs:
+        raise UsageError(f"no images found: {source}")
+    named: dict[Path, list[Path]] = {}
+    for path, name in pairs:
+        named.setdefault(name.with_suffix(SUFFIXES[settings.format]), []).append(path)
+    _refuse("several inputs would have one output", [p for g in named.values() if g[1:] for p in g])
+    inputs = {path.resolve() for path, _ in pairs}
+    clash = [name for name in named if (output / name).resolve() in inputs]
+    _refuse("outputs would replace inputs", clash)
+    outside = {name.parent for name in named if not _stays(output, name.parent)}
+    _refuse("links lead out of the output folder", [output / name for name in sorted(outside)])
+    return [_inspect(paths[0], name, settings.upscale) for name, paths in named.items()]
+
+
+def _is_own(path: Path, name: Path, output: Path) -> bool:
+    """Whether an input lies in an output folder that lies inside the input folder."""
+    root, out = path.parents[len(name.parts) - 1].resolve(), output.resolve()
+    return out != root and out.is_relative_to(root) and path.resolve().is_relative_to(out)
+
+
+def _stays(output: Path, folder: Path) -> bool:
+    """Whether a folder below the output folder truly is there, all links followed."""
+    return (output / folder).resolve().is_relative_to(output.resolve())
+
+
+def _refuse(why: str, names: list[Path]) -> None:
+    """Raise UsageError with the first names, if there are any."""
+    if names:
+        more = f"\n  and {len(names) - LISTED} more" if len(names) > LISTED else ""
+        raise UsageError(f"{why}:" + "".join(f"\n  {name}" for name in names[:LISTED]) + more)
+
+
+def _inspect(path: Path, output: Path, upscale: float) -> Job:
+    """The job of one file; marked broken if its header cannot be read or is too large."""
+    try:
+        height, width = scaled_size(read_size(path), upscale)
+    except (ImageError, OSError) as error:
+        return Job(path, output, broken=one_line(error))
+    if height * width > MAX_PIXELS:
+        return Job(path, output, broken=f"more than {MAX_PIXELS} pixels after upscaling")
+    return Job(path, output, (height, width))
+
+
+def one_line(error: BaseException) -> str:
+    """An error's first line; an OSError's without the path, which is told beside it."""
+    if is_exhausted(error):
+        return "out of memory: try a smaller --max_memory, --batch_size or --upscale"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
+class Ledger:
+    """The lines of provenance.jsonl: those that were there, and those to come."""
+
+    def __init__(self, folder: Path, file: FileIO) -> None:
+        self._folder, self._file, self._lock = folder, file, Lock()
+        self._torn = False
+        self._finished: dict[str, dict[str, Any]] = {}  # last line of each output
+        for text in file.readall().splitlines(keepends=True):
+            self._torn = not text.endswith(b"\n")
+            line = _parse(text)
+            if line.get("status") == "ok":
+                self._finished[line.get("output", "")] = line
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Append a line; a torn one, which a killed run left, is ended first."""
+        text = json.dumps(dict.fromkeys(RECORD) | line) + "\n"
+        with self._lock:
+            data = (b"\n" if self._torn else b"") + text.encode()
+            self._torn = True
+            if self._file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+            self._torn = False
+
+    def finished(self, job: Job, identity: dict[str, Any]) -> bool:
+        """Whether the job's output is there, as its line says, from this input and `identity`."""
+        line = self._finished.get(job.output.as_posix(), {})
+        if any(line.get(key) != value for key, value in identity.items()):
+            return False
+        files = {"output_sha256": self._folder / job.output, "input_sha256": job.source}
+        try:
+            return all(line.get(key) == digest_of(path) for key, path in files.items())
+        except OSError:
+            return False
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    """The object of a line; empty where the line is torn or no object."""
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return {}
+    return line if isinstance(line, dict) else {}
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[Ledger]:
+    """The output folder, made if need be, for this run alone; what killed runs left is removed.
+
+    Raises UsageError where another run holds it, OSError where it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    path = folder / PROVENANCE
+    with FileIO(os.open(path, flags, 0o644), "r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"another run is writing to {folder}") from None
+        remove_temporary(folder)
+        try:
+            yield Ledger(folder, file)
+        finally:
+            if os.fstat(file.fileno()).st_size == 0:  # refused: leave the folder as it was
+                path.unlink()
+
+
+def remaining(
+    jobs: list[Job], output: Path, ledger: Ledger, identity: dict[str, Any], overwrite: bool
+) -> list[Job]:
+    """The jobs that are not finished. Raises UsageError where other outputs would be replaced."""
+    there = {job for job in jobs if os.path.lexists(output / job.output)}
+    left = [job for job in jobs if job not in there or not ledger.finished(job, identity)]
+    if not overwrite:
+        taken = [output / job.output for job in left if job in there and not job.broken]
+        _refuse("outputs of other inputs or settings exist (--overwrite replaces them)", taken)
+    return left
+
+
+def batches(jobs: list[Job], pipeline: Pipeline) -> Iterator[list[Job]]:
+    """Jobs of one padded size together, so that batches are full and programs compile once."""
+    sound = sorted((job for job in jobs if not job.broken), key=lambda job: job.output)
+    for indices in pipeline.batches([job.size for job in sound]):
+        yield [sound[i] for i in indices]
+
+
+def identity(pipeline: Pipeline, settings: Settings) -> dict[str, Any]:
+    """What a provenance line must say for its output to be this model's with these settings."""
+    model = {"model_digest": pipeline.model.digest, "precision": pipeline.precision}
+    return model | asdict(settings)
+
+
+class Runner:
+    """Carries out jobs and keeps the record of each.
+
+    Three threads: one reads and decodes, the caller's computes, one encodes and writes.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, settings: Settings, output: Path, ledger: Ledger
+    ) -> None:
+        self.pipeline, self.settings, self.output, self.ledger = pipeline, settings, output, ledger
+        self.failures: list[tuple[Job, str]] = []
+        self._identity = identity(pipeline, settings) | {"model": pipeline.model.name}
+
+    def run(self, jobs: list[Job], done: Callable[[int], object] = lambda count: None) -> None:
+        """Do all jobs; `done` is told how many more are finished, well or not."""
+        broken = [job for job in jobs if job.broken]
+        for job in broken:
+            self._fail(job, job.broken)
+        done(len(broken))
+        todo = batches(jobs, self.pipeline)
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            reading: deque[Future[list[Loaded]]] = deque()
+            writing: deque[Future[int]] = deque()
+            try:
+                for batch in todo:
+                    reading.append(reader.submit(self._load, batch))
+                    if len(reading) > AHEAD:
+                        self._advance(reading.popleft(), writer, writing, done)
+                while reading:
+                    self._advance(reading.popleft(), writer, writing, done)
+                while writing:
+                    done(writing.popleft().result())
+            except BaseException:  # leave what has not begun
+                reader.shutdown(wait=False, cancel_futures=True)
+                writer.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _advance(
+        self,
+        reading: Future[list[Loaded]],
+        writer: ThreadPoolExecutor,
+        writing: deque[Future[int]],
+        done: Callable[[int], object],
+    ) -> None:
+        """Compute one batch and hand it to the writer; wait for what it has not yet written."""
+        start, loaded = time.perf_counter(), reading.result()
+        outputs = self._compute(loaded)
+        seconds = (time.perf_counter() - start) / max(1, len(loaded))
+        writing.append(writer.submit(self._write_all, loaded, outputs, seconds))
+        if len(writing) > AHEAD:
+            done(writing.popleft().result())
+
+    def _load(self, batch: list[Job]) -> list[Loaded]:
+        """Read, decode and enlarge; what cannot be is recorded as failed."""
+        loaded = []
+        for job in batch:
+            digest = None
+            try:
+                data = job.source.read_bytes()
+                digest = hashlib.sha256(data).hexdigest()
+                picture = decode(data, deep=True)
+                enlarged = enlarge(picture, self.settings.upscale)
+                loaded.append(Loaded(job, picture, enlarged, digest))
+            except (ImageError, OSError, MemoryError) as error:
+                self._fail(job, one_line(error), input_sha256=digest)
+        return loaded
+
+    def _compute(self, loaded: list[Loaded]) -> list[Floats]:
+        """Model outputs; none where the computation failed, which must not stop the others."""
+        if not loaded:
+            return []
+        try:
+            return self.pipeline.compute([item.enlarged.rgb for item in loaded])
+        except (RuntimeError, MemoryError) as error:
+            for item in loaded:
+                self._fail(item.job, one_line(error), input_sha256=item.digest)
+            return []
+
+    def _write_all(self, loaded: list[Loaded], outputs: list[Floats], seconds: float) -> int:
+        """Encode, write and record a batch; returns how many jobs that ended."""
+        for item, output in zip(loaded, outputs, strict=False):
+            try:
+                settings = self.settings
+                result = finish(output, item.enlarged, settings.color_fix, settings.blend)
+                data = encode(result, settings.format, settings.quality)
+                self._write(item, result, data, seconds)
+            except (ImageError, OSError, MemoryError) as error:
+                path = self.output / item.job.output
+                reason = f"cannot write {path}: {one_line(error)}"
+                self._fail(item.job, reason, input_sha256=item.digest)
+        return len(loaded)
+
+    def _write(self, item: Loaded, result: Picture, data: bytes, seconds: float) -> None:
+        """The line first, then the picture: a picture without a line would block the next run."""
+        path = self.output / item.job.output
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not _stays(self.output, item.job.output.parent):
+            raise OSError("a link leads out of the output folder")
+        sizes = dict(zip(("height", "width"), item.picture.size, strict=True))
+        sizes |= dict(zip(("output_height", "output_width"), result.size, strict=True))
+        digests = {"input_sha256": item.digest, "output_sha256": hashlib.sha256(data).hexdigest()}
+        with staged(path, data):
+            self._record(item.job, "ok", seconds=round(seconds, 4), **sizes, **digests)
+
+    def _record(self, job: Job, status: str, **values: object) -> None:
+        names = {"input": str(job.source), "output": job.output.as_posix(), "status": status}
+        self.ledger.add(self._identity | values | names)
+
+    def _fail(self, job: Job, reason: str, **values: object) -> None:
+        """Record a failure and remember it for the report."""
+        self.failures.append((job, reason))
+        self._record(job, "failed", reason=reason, seconds=0.0, **values)

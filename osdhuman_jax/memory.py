@@ -1,0 +1,45 @@
+"""How much memory inference may take, and telling its want from other errors."""
+
+import os
+import re
+from pathlib import Path
+
+import jax
+
+SHARE_OF_HOST, SHARE_OF_DEVICE = 0.5, 0.9  # by default; a host has other things to hold
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, versions 2 and 1
+
+
+def budget() -> int:
+    """Bytes that a program may take on one device; the same at every call on a machine."""
+    device = jax.local_devices()[0]
+    statistics = device.memory_stats() if device.platform != "cpu" else None
+    if statistics and "bytes_limit" in statistics:
+        return int(SHARE_OF_DEVICE * statistics["bytes_limit"])
+    return int(SHARE_OF_HOST * host_memory())
+
+
+def host_memory() -> int:
+    """Bytes of memory of this machine, or of the container that the process runs in."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [physical]
+    for name in _LIMITS:
+        path = Path("/sys/fs/cgroup") / name
+        text = path.read_text().strip() if path.is_file() else ""
+        limits += [int(text)] if text.isdecimal() else []
+    return min(limits)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a text like 4GiB, 1500M or 2e9. Raises ValueError on any other or none at all."""
+    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.I)
+    value = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    if value < 1:
+        raise ValueError(f"{text!r} is no amount of memory; write for example 4GiB or 800MiB")
+    return value
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on the host or on a device."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -1,0 +1,153 @@
+"""The restorer compiled ahead of time, for the few shapes that inference uses, on every device.
+
+A program knows its memory before it runs: that is what decides between whole pictures and tiles.
+Batches are split over the local devices, weights are copied to each.
+"""
+
+import os
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.tiling import Statistics, share_norms
+from osdhuman_jax.types import Image, Tokens
+
+Shape = tuple[int, ...]
+Program = Callable[..., Any]
+
+
+class Programs:
+    """One restorer's weights and what it was compiled to; threads may share it."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        devices = jax.local_devices()
+        mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+        self.devices = len(devices)
+        self._split = NamedSharding(mesh, PartitionSpec("data"))
+        self._copied = NamedSharding(mesh, PartitionSpec())
+        self._graphdef, weights = nnx.split(restorer)
+        self._weights = jax.device_put(weights, self._copied)
+        self._compiled: dict[tuple[Any, ...], jax.stages.Compiled] = {}
+        self._lock = Lock()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights on one device."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._weights))
+
+    @property
+    def count(self) -> int:
+        """How many programs were compiled so far."""
+        return len(self._compiled)
+
+    def whole(self, pictures: Shape, tokens: Shape | None = None) -> Program:
+        """(pictures, tokens or None) -> restored pictures, for arrays of these shapes."""
+        return self._run("whole", _whole, pictures, tokens)
+
+    def tokens(self, pictures: Shape) -> Program:
+        """pictures -> tokens of the restorer's own prompter."""
+        return self._run("tokens", _tokens, pictures)
+
+    def tokens_shape(self, pictures: Shape) -> Shape:
+        """Shape of what `tokens` gives, without compiling it."""
+        arguments = (self._weights, self._abstract(pictures))
+        return jax.eval_shape(partial(_tokens, self._graphdef), *arguments).shape
+
+    def measure(self, tiles: Shape, tokens: Shape) -> Program:
+        """(tiles, tokens) -> the statistics of every group norm over all the tiles."""
+        return self._run("measure", _measure, tiles, tokens)
+
+    def tiles(self, tiles: Shape, tokens: Shape) -> Program:
+        """(tiles, tokens, statistics) -> restored tiles."""
+        arguments = (self._weights, self._abstract(tiles), self._abstract(tokens))
+        measured = jax.eval_shape(partial(_measure, self._graphdef), *arguments)
+        return self._run("tiles", _tiles, tiles, tokens, known=measured)
+
+    def memory(self, kind: str, pictures: Shape) -> int:
+        """Bytes on one device that the program of this kind and shape takes, weights included."""
+        (program,) = (p for key, p in self._compiled.items() if key[:2] == (kind, pictures))
+        found = program.memory_analysis()
+        if found is None:
+            return 0
+        parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
+        return sum(getattr(found, part) for part in parts) - found.alias_size_in_bytes
+
+    def _run(self, kind: str, function: Callable, *shapes: Shape | None, known: Any = None) -> Any:
+        """The program, compiled if it is new, with the weights already given."""
+        key = (kind, *shapes)
+        with self._lock:
+            if key not in self._compiled:
+                arguments = [None if shape is None else self._abstract(shape) for shape in shapes]
+                if known is not None:
+                    arguments.append(jax.tree.map(lambda x: self._abstract(x.shape), known))
+                weights = jax.tree.map(self._like, self._weights)
+                leaves, tree = jax.tree.flatten((weights, *arguments))
+                self._compiled[key] = compiled(function, self._graphdef, tree, tuple(leaves))
+            return partial(self._compiled[key], self._weights)
+
+    def _like(self, leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._copied)
+
+    def _abstract(self, shape: Shape) -> jax.ShapeDtypeStruct:
+        """A float32 array; four axes are pictures, three tokens, whose first is the batch's."""
+        split = len(shape) > 2 and shape[0] % self.devices == 0
+        sharding = self._split if split else self._copied
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+
+def keep_programs() -> None:
+    """Let JAX keep compiled programs on disk, unless it was told where (JAX_COMPILATION_CACHE_DIR).
+
+    A program that was compiled once is then read in a fraction of the time, in any later run.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "osdhuman_jax"))
+
+
+@lru_cache(maxsize=256)
+def compiled(
+    function: Callable, graphdef: Any, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
+) -> jax.stages.Compiled:
+    """A function of a network and abstract arguments; restorers of one architecture share it."""
+    return jax.jit(partial(function, graphdef)).lower(*jax.tree.unflatten(tree, leaves)).compile()
+
+
+def _whole(
+    graphdef: nnx.GraphDef, weights: nnx.State, lq: Image, prompt: Tokens | None
+) -> jax.Array:
+    """The restorer with its weights as arguments: closed over, they would become constants."""
+    restorer = nnx.merge(graphdef, weights)
+    return restorer(lq) if prompt is None else restorer(lq, prompt=prompt)
+
+
+def _tokens(graphdef: nnx.GraphDef, weights: nnx.State, pictures: Image) -> Tokens:
+    return nnx.merge(graphdef, weights).prompter(pictures)
+
+
+def _measure(graphdef: nnx.GraphDef, weights: nnx.State, tiles: Image, prompt: Tokens) -> nnx.State:
+    restorer = nnx.merge(graphdef, weights)
+    share_norms(restorer, measure=True)
+    restorer(tiles, prompt=prompt)
+    return nnx.state(restorer, Statistics)
+
+
+def _tiles(
+    graphdef: nnx.GraphDef,
+    weights: nnx.State,
+    tiles: Image,
+    prompt: Tokens,
+    statistics: nnx.State,
+) -> jax.Array:
+    restorer = nnx.merge(graphdef, weights)
+    share_norms(restorer, measure=False)
+    nnx.update(restorer, statistics)
+    return restorer(tiles, prompt=prompt)

@@ -1,0 +1,127 @@
+"""Pictures too large for one program: overlapping tiles that agree, blended into one picture.
+
+Tiles differ from the whole picture in two ways. Convolutions near a tile's edge lack what lies
+beyond it: tiles overlap, and a Gaussian window (StableSR's, variance 0.01 of the side) leaves next
+to nothing of the edges. And each group norm would see its own tile's mean and variance, so that a
+tile of sky and a tile of leaves would be restored with different contrast: here every norm takes
+statistics that were measured once, over tiles spread across the picture.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32
+
+from osdhuman_jax.layers import Feature, GroupNorm, Resized
+
+OVERLAP = 0.25  # of a tile's side
+VARIANCE = 0.01  # of the window, in units of the side squared
+Corner = tuple[int, int]  # row, column
+Size = tuple[int, int]  # height, width
+
+
+class Statistics(nnx.Variable):
+    """Mean and variance of each group of a norm, (2, groups), float32."""
+
+
+class SharedNorm(nnx.Module):
+    """A group norm whose statistics are of a whole batch of tiles, or known from one."""
+
+    def __init__(self, norm: GroupNorm, measure: bool):
+        self.norm, self.measure = norm, measure
+        self.statistics = Statistics(jnp.zeros((2, norm.num_groups), jnp.float32))
+
+    def __call__(self, x: Feature) -> Feature:
+        norm, wide = self.norm, x.astype(jnp.float32)
+        if self.measure:
+            grouped = inside(wide).reshape(-1, norm.num_groups, norm.group_size)
+            mean = grouped.mean((0, 2), keepdims=True)
+            variance = jnp.square(grouped - mean).mean((0, 2))
+            self.statistics[...] = jnp.stack([mean[0, :, 0], variance])
+        mean, variance = jnp.repeat(self.statistics[...], norm.group_size, axis=1)
+        gain = jax.lax.rsqrt(variance + norm.epsilon) * norm.scale[...].astype(jnp.float32)
+        shifted = (wide - mean[None, None, None]) * gain[None, None, None]
+        bias = norm.bias[...].astype(jnp.float32)[None, None, None]
+        return (shifted + bias).astype(norm.out_dtype)
+
+
+def inside(x: Feature) -> Resized:
+    """Without an eighth at each edge, which is where a tile differs from the picture."""
+    rows, columns = x.shape[1] // 8, x.shape[2] // 8
+    return x[:, rows : x.shape[1] - rows, columns : x.shape[2] - columns]
+
+
+def share_norms(model: nnx.Module, measure: bool) -> None:
+    """Put a SharedNorm in the place of every group norm, in place."""
+    for _, module in list(nnx.iter_modules(model)):
+        for name, child in list(vars(module).items()):
+            if isinstance(child, GroupNorm):
+                setattr(module, name, SharedNorm(child, measure))
+
+
+def starts(length: int, tile: int, multiple: int) -> list[int]:
+    """Where tiles of one axis begin: at multiples of `multiple`, which divides both lengths.
+
+    They overlap by at least OVERLAP of their side; the first and last touch the picture's edges.
+    """
+    stride = max(int(tile * (1 - OVERLAP)) // multiple * multiple, multiple)
+    return [*range(0, length - tile, stride), length - tile]
+
+
+def corners(size: Size, tile: Size, multiple: int) -> list[Corner]:
+    """Top left corners of the tiles that cover a picture."""
+    rows, columns = (starts(n, t, multiple) for n, t in zip(size, tile, strict=True))
+    return [(row, column) for row in rows for column in columns]
+
+
+def spread(size: Size, tile: Size, multiple: int, count: int) -> list[Corner]:
+    """Corners of `count` tiles that sample a picture evenly, each in another row and column."""
+    golden = (np.sqrt(5) - 1) / 2
+    free = [(n - t) // multiple for n, t in zip(size, tile, strict=True)]
+    along, across = free if free[0] >= free[1] else free[::-1]
+    picked = []
+    for i in range(count):
+        far = round((i + 0.5) / count * along) * multiple
+        near = round((i + 0.5) * golden % 1 * across) * multiple
+        picked.append((far, near) if free[0] >= free[1] else (near, far))
+    return picked
+
+
+def window(tile: Size) -> Float32[np.ndarray, "h w"]:
+    """Weights of a tile's pixels: a Gaussian around its middle, positive everywhere."""
+
+    def bell(side: int) -> np.ndarray:
+        offsets = (np.arange(side) - (side - 1) / 2) / side
+        return np.exp(-np.square(offsets) / (2 * VARIANCE))
+
+    return np.outer(bell(tile[0]), bell(tile[1])).astype(np.float32)
+
+
+class Canvas:
+    """A picture (height, width, 3) that grows from weighted tiles."""
+
+    def __init__(self, size: Size, tile: Size) -> None:
+        self._window = window(tile)[..., None]
+        self._sum = np.zeros((*size, 3), np.float32)
+        self._weight = np.zeros((*size, 1), np.float32)
+
+    def add(self, corner: Corner, values: Float32[np.ndarray, "h w 3"]) -> None:
+        """Lay a tile down with its top left corner at `corner`."""
+        height, width = values.shape[:2]
+        here = np.s_[corner[0] : corner[0] + height, corner[1] : corner[1] + width]
+        self._sum[here] += values * self._window
+        self._weight[here] += self._window
+
+    def picture(self) -> Float32[np.ndarray, "_ _ 3"]:
+        """The blended picture; every pixel must have been covered."""
+        self._sum /= self._weight
+        return self._sum
+
+
+def groups_of(items: list[Corner], count: int) -> Iterator[list[Corner]]:
+    """`count` items at a time; the last group is as long as the rest."""
+    for start in range(0, len(items), count):
+        yield items[start : start + count]

@@ -1,0 +1,164 @@
+"""The page, in a real headless Chromium; needs the extra `app`, playwright and a Chromium.
+
+python -m pytest -m page          # CHROMIUM names another browser than /usr/bin/chromium
+"""
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.data import astronaut
+
+pytestmark = pytest.mark.page
+ROOT = Path(__file__).parent.parent
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+PATIENCE = 300_000  # milliseconds; the first picture is compiled
+LIMITS = ["--max_pixels", "60000", "--max_file_size", "200000"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page, served with small limits by the command; it cleans up when it is interrupted."""
+    folder = tmp_path_factory.mktemp("page")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "osdhuman_jax.app", "--model", "models/nano"]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), *LIMITS],
+        cwd=ROOT,
+        env=ENVIRONMENT | {"TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line == f"app: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
+    try:
+        yield line.split()[1]
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    assert not list(folder.glob("osdhuman-page-*"))
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[Any]:
+    """A tab that has loaded the page; every request must be to it."""
+    from playwright.sync_api import sync_playwright
+
+    asked: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1200, "height": 800})
+        tab.set_default_timeout(PATIENCE)
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(address)
+        tab.get_by_role("button", name="Restore").wait_for()
+        yield tab
+        browser.close()
+    assert asked and all(url.startswith((address, "blob:", "data:")) for url in asked)
+
+
+def photo(path: Path) -> Path:
+    Image.fromarray(astronaut()[20:120, 180:280]).save(path, quality=40)
+    return path
+
+
+def upload(page: Any, path: Path, press: bool = True) -> None:
+    page.set_input_files("input[type=file]", path)
+    page.get_by_text(path.name).first.wait_for()
+    if press:
+        page.get_by_role("button", name="Restore").click()
+
+
+def toast(page: Any) -> str:
+    """What the page says has gone wrong."""
+    box = page.get_by_test_id("toast-body")
+    box.wait_for()
+    return box.inner_text()
+
+
+def test_a_picture_is_restored_compared_and_downloaded(page: Any, tmp_path: Path) -> None:
+    source = photo(tmp_path / "someone.jpg")
+    page.get_by_text("none", exact=True).wait_for()
+    page.get_by_text("wavelet", exact=True).click()
+    upload(page, source)
+    button = page.get_by_role("button", name="Download PNG")
+    page.wait_for_function("() => document.querySelectorAll('.slider-wrap img').length > 1")
+    with page.expect_download() as download:
+        button.click()
+    assert download.value.suggested_filename == "someone.png"
+    flags = ["--input", str(source), "--output", str(tmp_path / "out"), "--color_fix", "wavelet"]
+    command = [sys.executable, "infer.py", *flags]
+    subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
+    expected = (tmp_path / "out" / "someone.png").read_bytes()
+    assert Path(download.value.path()).read_bytes() == expected
+    move_slider(page, tmp_path)
+
+
+def move_slider(page: Any, folder: Path) -> None:
+    """The handle follows the mouse, and the picture changes between its places."""
+    handle = page.locator(".slider-wrap .outer")
+    wrap = page.locator(".slider-wrap").bounding_box()
+    middle = wrap["y"] + wrap["height"] / 2
+    shots = []
+    for part in (0.25, 0.75):
+        box = handle.bounding_box()
+        page.mouse.move(box["x"] + box["width"] / 2, middle)
+        page.mouse.down()
+        page.mouse.move(wrap["x"] + part * wrap["width"], middle, steps=5)
+        page.mouse.up()
+        box = handle.bounding_box()
+        place = (box["x"] + box["width"] / 2 - wrap["x"]) / wrap["width"]
+        assert place == pytest.approx(part, abs=0.05)
+        page.screenshot(path=folder / f"{part}.png")
+        shots.append(np.asarray(Image.open(folder / f"{part}.png").convert("RGB"), int))
+    assert np.abs(shots[0] - shots[1]).max() > 20
+
+
+def test_the_card_is_there_and_nothing_is_restored_of_nothing(page: Any) -> None:
+    page.get_by_text("The model: nano").click()
+    page.get_by_role("heading", name="nano: the bundled model").wait_for()
+    page.get_by_role("button", name="Restore").click()
+    assert "Choose a picture first." in toast(page)
+
+
+def test_what_is_no_picture_is_refused_in_words(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("hello")
+    upload(page, tmp_path / "text.png")
+    assert "text.png: not a PNG, JPEG or WebP image" in toast(page)
+
+
+def test_too_many_pixels_are_refused_undecoded(page: Any, tmp_path: Path) -> None:
+    def chunk(name: bytes, body: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(name + body))
+        return struct.pack(">I", len(body)) + name + body + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
+    upload(page, tmp_path / "bomb.png")
+    assert "pixels" in toast(page)
+
+
+def test_too_large_a_file_is_refused(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(bytes(200_001))
+    upload(page, tmp_path / "large.png", press=False)
+    assert "size" in toast(page)
+
+
+def test_the_policy_forbids_the_rest_of_the_world(page: Any) -> None:
+    script = "() => fetch('http://127.0.0.1:9/').then(() => 'reached', error => 'refused')"
+    with page.expect_console_message(lambda message: "Content Security Policy" in message.text):
+        assert page.evaluate(script) == "refused"

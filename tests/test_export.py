@@ -1,0 +1,88 @@
+"""Exported restorers run without this package and give the pipeline's pictures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.data import astronaut
+from test_infer import TINY, random_restorer
+
+from osdhuman_jax import export
+from osdhuman_jax.images import Picture
+from osdhuman_jax.pipeline import Pipeline
+from osdhuman_jax.weights import save_model
+
+SIDE = 128
+PHOTO = np.ascontiguousarray(astronaut()[20 : 20 + SIDE, 160 : 160 + SIDE])
+ALONE = """
+import sys
+for name in ("osdhuman_jax", "flax", "torch"):
+    sys.modules[name] = None  # an import of it fails
+import jax, numpy as np
+file = np.load("nano.npz")
+program = jax.export.deserialize(bytearray(file["program"]))
+weights = [file[f"weight_{i}"] for i in range(file["weights"])]
+np.save("restored.npy", program.call(weights, np.load("photo.npy")))
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "nano"
+    save_model(folder, TINY, random_restorer())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def restored(model: Path) -> np.ndarray:
+    """What the pipeline makes of the photograph."""
+    made = Pipeline.from_folder(model).restore([Picture(PHOTO)])[0].rgb.astype(int)
+    assert made.std() > 10 and np.abs(made - PHOTO).mean() > 10
+    return made
+
+
+def flags(model: Path, output: Path, size: int = SIDE) -> list[str]:
+    chosen = {"model": model, "size": size, "output": output}
+    return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+
+
+def test_the_program_runs_alone(tmp_path: Path, model: Path, restored: np.ndarray) -> None:
+    assert export.main(flags(model, tmp_path / "nano.npz")) == 0
+    np.save(tmp_path / "photo.npy", PHOTO[None])
+    command = [sys.executable, "-c", ALONE]
+    fast = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # to compile
+    subprocess.run(command, cwd=tmp_path, env=fast, check=True)
+    got = np.load(tmp_path / "restored.npy")
+    assert got.dtype == np.uint8 and got.shape == (1, SIDE, SIDE, 3)
+    apart = np.abs(got[0].astype(int) - restored)
+    assert apart.max() <= 1 and apart.mean() < 0.01
+
+
+def test_onnx_is_the_pipeline(tmp_path: Path, model: Path, restored: np.ndarray) -> None:
+    import onnxruntime
+
+    assert export.main(flags(model, tmp_path / "nano.onnx")) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "nano.onnx")
+    (got,) = session.run(None, {session.get_inputs()[0].name: PHOTO[None]})
+    assert got.dtype == np.uint8 and got.shape == (1, SIDE, SIDE, 3)
+    assert np.abs(got[0].astype(int) - restored).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        ("a.pt", SIDE, "--output must end in .npz or .onnx"),
+        ("a.npz", 100, "--size must be a multiple of 16"),
+        ("no/a.npz", SIDE, "No such file"),
+    ],
+)
+def test_refusals_are_one_line(
+    tmp_path: Path, model: Path, capsys, name: str, size: int, reason: str
+) -> None:
+    assert export.main(flags(model, tmp_path / name, size)) == 2
+    said = capsys.readouterr().err
+    assert reason in said and said.startswith("export: ") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,360 @@
+"""Folder jobs: planned, recorded, resumed, refused; the faults that users and disks bring."""
+
+import errno
+import hashlib
+import json
+import os
+import struct
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from small import halving
+
+from osdhuman_jax import jobs
+from osdhuman_jax.images import decode, read_image, to_float, to_uint8
+from osdhuman_jax.jobs import (
+    PROVENANCE,
+    Runner,
+    Settings,
+    UsageError,
+    held,
+    identity,
+    plan,
+    remaining,
+)
+from osdhuman_jax.pipeline import Pipeline
+
+
+def pixels(height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save(path: Path, seed: int = 0, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(seed=seed)).save(path, **options)
+    return path
+
+
+def work(
+    source: Path | str,
+    output: Path,
+    pipeline: Pipeline | None = None,
+    overwrite: bool = False,
+    **settings: Any,
+) -> tuple[int, dict[str, str]]:
+    """One run: how many jobs it had left, and the reasons of failures by the input's name."""
+    pipeline, chosen = pipeline or halving(), Settings(**settings)
+    found = plan(str(source), output, chosen)
+    with held(output) as ledger:
+        made = identity(pipeline, chosen)
+        left = remaining(found, output, ledger, made, overwrite)
+        runner = Runner(pipeline, chosen, output, ledger)
+        runner.run(left)
+    return len(left), {job.source.name: reason for job, reason in runner.failures}
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (output / PROVENANCE).read_text().splitlines()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Contents by name of all that is in a folder, but for the record."""
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: p.read_bytes() for name, p in found.items() if name != PROVENANCE}
+
+
+def halved(rgb: np.ndarray) -> np.ndarray:
+    return to_uint8(to_float(rgb) * np.float32(0.5))
+
+
+def test_a_finished_run_has_nothing_left(tmp_path: Path) -> None:
+    for i in range(3):
+        save(tmp_path / "in" / f"{i}.png", seed=i)
+    assert work(tmp_path / "in", tmp_path / "out") == (3, {})
+    before = files(tmp_path / "out")
+    assert work(tmp_path / "in", tmp_path / "out") == (0, {})
+    assert files(tmp_path / "out") == before and len(lines(tmp_path / "out")) == 3
+    (tmp_path / "out" / "1.png").unlink()
+    assert work(tmp_path / "in", tmp_path / "out") == (1, {})
+    assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    "change", ["input", "output", "model", "upscale", "blend", "color_fix", "line"]
+)
+def test_an_output_of_anything_else_is_refused_then_replaced(tmp_path: Path, change: str) -> None:
+    source, output = save(tmp_path / "in" / "a.png"), tmp_path / "out"
+    work(source, output)
+    pipeline, settings = halving(), {}
+    if change == "input":
+        save(source, seed=9)
+    elif change == "output":
+        (output / "a.png").write_bytes(b"edited")
+    elif change == "model":
+        pipeline = halving(digest="1" * 64)
+    elif change == "line":
+        (output / PROVENANCE).write_text("")
+    else:
+        settings = {change: {"upscale": 2.0, "blend": 0.5, "color_fix": "adain"}[change]}
+    before = files(output)
+    with pytest.raises(UsageError, match="--overwrite") as caught:
+        work(source, output, pipeline, **settings)
+    assert str(output / "a.png") in str(caught.value) and files(output) == before
+    assert work(source, output, pipeline, overwrite=True, **settings) == (1, {})
+    assert work(source, output, pipeline, **settings) == (0, {})
+
+
+def test_a_refused_folder_stays_as_it_was(tmp_path: Path) -> None:
+    source = save(tmp_path / "in" / "a.png")
+    save(tmp_path / "out" / "a.png", seed=5)
+    with pytest.raises(UsageError):
+        work(source, tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["a.png"]
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    with held(tmp_path / "out"):
+        with pytest.raises(UsageError, match="another run"):
+            work(save(tmp_path / "in" / "a.png"), tmp_path / "out")
+    assert work(tmp_path / "in", tmp_path / "out") == (1, {})
+
+
+def test_a_torn_line_and_a_half_file_of_a_killed_run_do_no_harm(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        save(tmp_path / "in" / name)
+    work(tmp_path / "in", tmp_path / "out")
+    before = files(tmp_path / "out")
+    record = tmp_path / "out" / PROVENANCE
+    record.write_bytes(record.read_bytes()[:-20])
+    (tmp_path / "out" / f".{'0' * 16}.tmp").write_bytes(b"half")
+    (tmp_path / "out" / "b.png").unlink()
+    assert work(tmp_path / "in", tmp_path / "out") == (1, {})
+    assert files(tmp_path / "out") == before
+    texts = record.read_bytes().split(b"\n")
+    assert [json.loads(texts[i])["output"] for i in (0, 2)] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("png", ".png"), ("webp", ".webp"), ("jpeg", ".jpg")])
+def test_formats(tmp_path: Path, kind: str, suffix: str) -> None:
+    smooth = cv2.resize(pixels(4, 4), (64, 48), interpolation=cv2.INTER_CUBIC)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    exif.get_ifd(0x8769)[0xA002] = 64
+    Image.fromarray(smooth).save(tmp_path / "a.png", icc_profile=profile, exif=exif)
+    assert work(tmp_path / "a.png", tmp_path / "out", format=kind) == (1, {})
+    path = tmp_path / "out" / f"a{suffix}"
+    turned = np.rot90(smooth, -1)
+    result = read_image(path)
+    limit = {"png": 0, "webp": 12, "jpeg": 8}[kind]
+    assert np.abs(result.rgb.astype(int) - halved(turned)).max() <= limit
+    assert result.icc == profile
+    with Image.open(path) as written:
+        kept = written.getexif()
+        assert kept[0x010F] == "Maker" and 0x0112 not in kept
+        assert 0xA002 not in kept.get_ifd(0x8769)
+        assert written.format == kind.upper()
+
+
+def test_sixteen_bits_stay_in_png_only_with_profile_and_exif(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65_536, (20, 30, 4), dtype=np.uint16)
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = cv2.imencode(".png", deep)[1].tobytes()
+    extra = chunk(b"eXIf", exif.tobytes()[6:]) + chunk(b"iCCP", b"p\0\0" + zlib.compress(profile))
+    (tmp_path / "a.png").write_bytes(data[:33] + extra + data[33:])
+    work(tmp_path / "a.png", tmp_path / "out")
+    written = (tmp_path / "out" / "a.png").read_bytes()
+    result, source = decode(written, deep=True), decode(data, deep=True)
+    np.testing.assert_array_equal(source.rgb, deep[..., 2::-1])
+    assert result.rgb.dtype == np.uint16 and result.icc == profile
+    assert b"Maker" in (result.exif or b"")
+    np.testing.assert_array_equal(result.alpha, deep[..., 3])
+    expected = (source.rgb.astype(float) / 32767.5 - 1) * 0.5
+    np.testing.assert_allclose(result.rgb / 32767.5 - 1, expected, atol=1.1 / 65_535)
+    work(tmp_path / "a.png", tmp_path / "webp", format="webp", quality=100)
+    assert decode((tmp_path / "webp" / "a.webp").read_bytes(), deep=True).rgb.dtype == np.uint8
+
+
+def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
+    clear = np.dstack([pixels(), pixels()[..., 0]])
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    Image.new("RGB", (17_000, 1)).save(tmp_path / "long.png")
+    _, failures = work(tmp_path / "clear.png", tmp_path / "jpeg", format="jpeg")
+    assert "no transparency" in failures["clear.png"]
+    _, failures = work(tmp_path / "long.png", tmp_path / "webp", format="webp")
+    assert "no side longer than 16383" in failures["long.png"]
+    assert not files(tmp_path / "jpeg") and not files(tmp_path / "webp")
+
+
+def chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+
+def test_T8_every_kind_of_file_is_restored_or_named(tmp_path: Path) -> None:
+    """Corrupt, truncated, empty, CMYK, 16-bit, RGBA, palette, animated, turned by EXIF."""
+    folder, image = tmp_path / "in", Image.fromarray(pixels())
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("P").save(folder / "palette.png")
+    image.convert("1").save(folder / "bits.png")
+    image.save(folder / "turned.jpeg", exif=exif)
+    Image.fromarray(np.dstack([pixels(), pixels()[..., 0]])).save(folder / "rgba.webp")
+    cv2.imwrite(str(folder / "deep.png"), pixels().astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "deepgray.png"), pixels()[..., 0].astype(np.uint16) * 257)
+    whole = save(folder / "good.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "zero.png").touch()
+    (folder / "noise.png").write_bytes(b"\x89PNG\r\n\x1a\n" + os.urandom(500))
+    image.save(folder / "moving.webp", save_all=True, append_images=[image.rotate(90)])
+    count, failures = work(folder, tmp_path / "out")
+    assert set(failures) == {"cut.jpg", "zero.png", "noise.png", "moving.webp"}
+    assert all(reason and "\n" not in reason for reason in failures.values())
+    assert count == 12 and len(files(tmp_path / "out")) == 8 == count - len(failures)
+    assert read_image(tmp_path / "out" / "turned.png").size == (30, 20)
+    statuses = [line["status"] for line in lines(tmp_path / "out")]
+    assert sorted(statuses) == ["failed"] * 4 + ["ok"] * 8
+
+
+def test_T9_bombs_and_disguised_formats_are_refused_undecoded(tmp_path: Path, monkeypatch) -> None:
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = (
+        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(50_000))) + chunk(b"IEND", b"")
+    )
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    (folder / "fits.png").write_bytes(b"SIMPLE  =                    T" + b" " * 3000)
+    (folder / "pdf.png").write_bytes(b"%PDF-1.4\n%%EOF")
+    (folder / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(jobs, "decode", never)
+    count, failures = work(folder, tmp_path / "out")
+    assert count == len(failures) == 4 and not files(tmp_path / "out")
+    assert "pixels" in failures["bomb.png"] and "not a PNG" in failures["fits.png"]
+
+
+def test_T12_odd_names_and_links_stay_inside_the_output_folder(tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    odd = ["a.b.png", "a.c.png", "ünïcödé 人.png", "x" * 251 + ".png", "-rf.png", "sp ace/q.png"]
+    for name in odd:
+        save(folder / name)
+    (folder / "link.png").symlink_to(folder / "a.b.png")
+    (folder / "sub").mkdir()
+    assert work(f"{folder}/sub/../", output) == (7, {})
+    assert set(files(output)) == {*odd, "link.png"}
+    assert sorted(os.listdir(tmp_path)) == ["in", "out"]
+
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (tmp_path / "out2").mkdir()
+    (tmp_path / "out2" / "sp ace").symlink_to(outside)
+    with pytest.raises(UsageError, match="links lead out") as caught:
+        work(folder, tmp_path / "out2")
+    assert "sp ace" in str(caught.value) and not list(outside.iterdir())
+    (tmp_path / "out3").mkdir()
+    (tmp_path / "out3" / PROVENANCE).symlink_to(outside / "log")
+    with pytest.raises(OSError):
+        work(folder, tmp_path / "out3")
+    (tmp_path / "out4").mkdir()
+    (tmp_path / "out4" / "a.b.png").symlink_to(outside / "picture.png")
+    with pytest.raises(UsageError, match="--overwrite"):
+        work(folder / "a.b.png", tmp_path / "out4")
+    work(folder / "a.b.png", tmp_path / "out4", overwrite=True)
+    assert not (tmp_path / "out4" / "a.b.png").is_symlink() and not list(outside.iterdir())
+
+
+def test_T12_names_that_would_collide_are_refused_before_any_work(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "b.jpg"):
+        save(tmp_path / "in" / name)
+    with pytest.raises(UsageError, match="one output") as caught:
+        work(tmp_path / "in", tmp_path / "out")
+    assert "b.jpg" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_T13_a_full_disk_leaves_no_half_file_and_a_resume_does_the_rest(
+    tmp_path: Path, monkeypatch
+) -> None:
+    for i in range(4):
+        save(tmp_path / "in" / f"{i}.png", seed=i)
+    work(tmp_path / "in", tmp_path / "all")
+    real = os.fsync
+    seen: list[int] = []
+
+    def full(descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.endswith(".tmp"):
+            seen.append(descriptor)
+            if len(seen) > 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    _, failures = work(tmp_path / "in", tmp_path / "out")
+    monkeypatch.undo()
+    assert set(failures) == {"2.png", "3.png"}
+    assert all("No space left on device" in reason for reason in failures.values())
+    expected = files(tmp_path / "all")
+    assert files(tmp_path / "out") == {name: expected[name] for name in ("0.png", "1.png")}
+    assert work(tmp_path / "in", tmp_path / "out") == (2, {})
+    assert files(tmp_path / "out") == expected
+
+
+def test_T13_a_record_that_cannot_be_written_stops_the_run(tmp_path: Path, monkeypatch) -> None:
+    """Without its line a picture must not appear: the next run would not know it."""
+    source = save(tmp_path / "in" / "a.png")
+    real = jobs.Ledger.add
+
+    def full(self, line):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(jobs.Ledger, "add", full)
+    with pytest.raises(OSError, match="No space"):
+        work(source, tmp_path / "out")
+    assert not files(tmp_path / "out")
+    monkeypatch.setattr(jobs.Ledger, "add", real)
+    assert work(source, tmp_path / "out") == (1, {})
+
+
+def test_T13_killed_between_line_and_file_is_done_again(tmp_path: Path, monkeypatch) -> None:
+    source = save(tmp_path / "in" / "a.png")
+
+    class Killed(BaseException):
+        """Stands for the end of the process."""
+
+    @contextmanager
+    def killed(path, data):
+        yield
+        raise Killed
+
+    monkeypatch.setattr(jobs, "staged", killed)
+    with pytest.raises(Killed):
+        work(source, tmp_path / "out")
+    monkeypatch.undo()
+    assert lines(tmp_path / "out")[0]["status"] == "ok" and not files(tmp_path / "out")
+    assert work(source, tmp_path / "out") == (1, {})
+    (line,) = {text["output_sha256"] for text in lines(tmp_path / "out")}
+    assert hashlib.sha256(files(tmp_path / "out")["a.png"]).hexdigest() == line
+
+
+def test_T14_a_tiny_memory_limit_fails_pictures_by_name_and_goes_on(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "small.png")
+    Image.fromarray(pixels(300, 300)).save(tmp_path / "in" / "large.png")
+    small = halving()
+    small.restore([read_image(tmp_path / "in" / "small.png")])
+    limit = small.programs.memory("whole", (1, 128, 128, 3))
+    _, failures = work(tmp_path / "in", tmp_path / "out", halving(max_memory=limit))
+    assert list(failures) == ["large.png"] and "out of memory" in failures["large.png"]
+    assert list(files(tmp_path / "out")) == ["small.png"]

@@ -1,0 +1,75 @@
+"""Programs: what they compute, on one device and on two, what they take, and what they share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import small
+
+from osdhuman_jax.programs import Programs, compiled
+
+SHAPE = (2, 32, 32, 3)
+
+
+def lq(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, SHAPE).astype(np.float32)
+
+
+def test_the_whole_program_is_the_restorer() -> None:
+    restorer = small.restorer()
+    programs = Programs(restorer)
+    got = programs.whole(SHAPE)(lq(), None)
+    np.testing.assert_allclose(got, jax.jit(restorer)(lq()), atol=1e-5)
+    tokens = programs.tokens(SHAPE)(lq())
+    assert programs.tokens_shape(SHAPE) == tokens.shape
+    given = programs.whole(SHAPE, tokens.shape)(lq(), np.asarray(tokens))
+    np.testing.assert_allclose(given, got, atol=1e-5)
+
+
+def test_tiles_with_their_own_statistics_are_nearly_the_whole() -> None:
+    """Two equal tiles share the statistics of one, but for the edges, which are not measured."""
+    programs = Programs(small.restorer())
+    twice = np.repeat(lq()[:1], 2, axis=0)
+    tokens = np.asarray(programs.tokens(SHAPE)(twice))
+    statistics = programs.measure(SHAPE, tokens.shape)(twice, tokens)
+    tiles = np.asarray(programs.tiles(SHAPE, tokens.shape)(twice, tokens, statistics))
+    whole = np.asarray(programs.whole(SHAPE)(twice, None))
+    np.testing.assert_allclose(tiles[0], tiles[1], atol=1e-5)
+    assert np.square(tiles - whole).mean() < 0.05 * whole.var()
+
+
+def test_memory_is_at_least_what_goes_in_and_out() -> None:
+    programs = Programs(small.restorer())
+    programs.whole(SHAPE)
+    least = programs.weight_bytes + 2 * lq().nbytes
+    assert least < programs.memory("whole", SHAPE) < 2**30
+
+
+def test_restorers_of_one_architecture_share_programs_and_not_weights() -> None:
+    first, second = Programs(small.restorer()), Programs(small.restorer(seed=1))
+    before = np.asarray(first.whole(SHAPE)(lq(), None))
+    misses = compiled.cache_info().misses
+    assert (np.asarray(second.whole(SHAPE)(lq(), None)) != before).any()
+    assert compiled.cache_info().misses == misses
+    np.testing.assert_array_equal(first.whole(SHAPE)(lq(), None), before)
+
+
+def test_two_devices_share_a_batch() -> None:
+    """In a process of its own: the number of devices is fixed before JAX starts."""
+    code = (
+        "import jax, numpy as np, small, test_programs as t;"
+        "from osdhuman_jax.programs import Programs;"
+        "p = Programs(small.restorer()); run = p.whole(t.SHAPE); out = run(t.lq(), None);"
+        "assert p.devices == 2 and len(out.sharding.device_set) == 2, out.sharding;"
+        "assert not out.sharding.is_fully_replicated;"
+        "one = jax.jit(small.restorer())(t.lq());"
+        "np.testing.assert_allclose(np.asarray(out), np.asarray(one), atol=1e-5)"
+    )
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent)])
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **flags}, check=False)
+    assert done.returncode == 0
