@@ -1,4 +1,4 @@
-"""Third stage: the bundled one-step restorer."""
+"""Third stage: one step from degraded to restored, by the data terms."""
 
 from configs import nano_vae
 from osdhuman_jax.config import Config

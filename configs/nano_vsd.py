@@ -1,4 +1,4 @@
-"""Fourth stage: the bundled restorer with the whole objective, VSD beside the data terms."""
+"""Fourth stage: the bundled restorer, with the whole objective: VSD beside the data terms."""
 
 from configs import nano
 from osdhuman_jax.config import Config

@@ -1,0 +1,120 @@
+"""Models trained by different objectives side by side, with references and without.
+
+    python -m benchmarks.objectives --model MSE=runs/mse/model --model VSD=models/nano \
+        --photographs DIR [--real DIR] --niqe niqe_pris_params.npz --output OUT
+
+Photographs are cut and degraded as in `benchmarks.quality`; real low-quality pictures are taken as
+they are, without references. NIQE's parameters are BasicSR's (`niqe_pris_params.npz`) or LIVE's.
+"""
+
+import argparse
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.quality import photographs, run, sharpness, square
+from curate import niqe
+from osdhuman_jax.compare import Row, sheet
+from osdhuman_jax.images import list_images, named_images, read_image, write_png
+from osdhuman_jax.metrics import psnr_y, ssim_y
+
+SIDE = 256  # of a picture in the sheet
+SEED = 7
+COLUMNS = ("PSNR ↑", "SSIM ↑", "edges (original 1)", "grain (original 1)", "NIQE ↓", "sharpness")
+
+
+def degraded(folder: Path, out: Path) -> None:
+    """Fill out/original and out/degraded."""
+    (out / "original").mkdir(parents=True, exist_ok=True)
+    for name, image in photographs(folder).items():
+        write_png(out / "original" / f"{name}.png", square(image))
+    places = ("--input", out / "original", "--output", out / "degraded")
+    run("-m", "osdhuman_jax.degrade", *places, "--seed", str(SEED), "--overwrite")
+
+
+def copied(folder: Path, out: Path) -> None:
+    """Fill out/degraded with pictures that have no original."""
+    (out / "degraded").mkdir(parents=True, exist_ok=True)
+    for path, relative in list_images(folder):
+        write_png(out / "degraded" / f"{relative.stem}.png", read_image(path).rgb)
+
+
+def gradient(image: np.ndarray) -> np.ndarray:
+    """Magnitude of the luma's gradient, in grey levels a pixel."""
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return np.hypot(cv2.Sobel(gray, -1, 1, 0), cv2.Sobel(gray, -1, 0, 1)) / 8
+
+
+def edges_and_grain(image: np.ndarray, original: np.ndarray) -> tuple[float, float]:
+    """Gradient, as a multiple of the original's, at its steepest tenth and its flattest half."""
+    found, true = gradient(image), gradient(original)
+    steep, flat = true > np.quantile(true, 0.9), true < np.median(true)
+    return tuple(float(found[m].mean() / max(true[m].mean(), 1e-3)) for m in (steep, flat))
+
+
+def with_reference(image: np.ndarray, original: np.ndarray) -> tuple[float, ...]:
+    """PSNR-Y, SSIM-Y, edges, grain."""
+    return psnr_y(image, original), ssim_y(image, original), *edges_and_grain(image, original)
+
+
+def measures(folder: Path, originals: Path | None, natural: niqe.Niqe) -> str:
+    """A row of the table: means over a folder."""
+    pictures = {name: read_image(path).rgb for name, path in named_images(folder).items()}
+    found = "- | - | - | -"
+    if originals:
+        files = named_images(originals)
+        values = [with_reference(x, read_image(files[n]).rgb) for n, x in pictures.items()]
+        found = "{:.2f} | {:.4f} | {:.3f} | {:.2f}".format(*np.mean(values, axis=0))
+    looks = np.mean([(natural(x), sharpness(x)) for x in pictures.values()], axis=0)
+    return "{} | {:.2f} | {:.2f}".format(found, *looks)
+
+
+def compare(out: Path, models: dict[str, str], natural: niqe.Niqe, rows: int) -> None:
+    """Restore out/degraded by every model, print a table, write out/sheet.png."""
+    places = {"degraded": out / "degraded"}
+    for name, model in models.items():
+        places[name] = out / name.replace("/", "-")
+        flags = ("--input", out / "degraded", "--output", places[name])
+        run("infer.py", *flags, "--model", model, "--overwrite")
+    originals = out / "original" if (out / "original").is_dir() else None
+    if originals:
+        places["original"] = originals
+    count = len(named_images(out / "degraded"))
+    print(f"\n| mean of {count} pictures | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
+    for name, folder in places.items():
+        reference = None if name == "original" else originals
+        print(f"| {name} | {measures(folder, reference, natural)} |")
+    files = {name: named_images(folder) for name, folder in places.items()}
+    chosen = list(files["degraded"])[:rows]
+    pictures = [Row([read_image(f[n]).rgb for f in files.values()], (n,)) for n in chosen]
+    write_png(out / "sheet.png", sheet(pictures, tuple(files), SIDE, box=None))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", required=True, help="NAME=DIR, repeated")
+    parser.add_argument("--photographs", type=Path, help="folder with originals")
+    parser.add_argument("--real", type=Path, help="folder of low-quality pictures")
+    parser.add_argument("--niqe", type=Path, required=True, help="NIQE's parameters")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--sheet_rows", type=int, default=6)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write OUT/photographs and OUT/real, print their tables."""
+    flags = parse(argv)
+    models = dict(item.split("=", 1) for item in flags.model)
+    models = {name: str(Path(folder).resolve()) for name, folder in models.items()}
+    natural, out = niqe.read_parameters(flags.niqe), flags.output.resolve()
+    for folder, fill in ((flags.photographs, degraded), (flags.real, copied)):
+        if folder:
+            place = out / ("photographs" if fill is degraded else "real")
+            fill(folder.resolve(), place)
+            compare(place, models, natural, flags.sheet_rows)
+
+
+if __name__ == "__main__":
+    main()
