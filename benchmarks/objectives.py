@@ -4,7 +4,9 @@
         --photographs DIR [--real DIR] --niqe niqe_pris_params.npz --output OUT
 
 Photographs are cut and degraded as in `benchmarks.quality`; real low-quality pictures are taken as
-they are, without references. NIQE's parameters are BasicSR's (`niqe_pris_params.npz`) or LIVE's.
+they are, without references. NIQE is not defined below 192 pixels of side: its mean is over the
+larger ones. Its parameters are
+BasicSR's (`niqe_pris_params.npz`) or LIVE's.
 """
 
 import argparse
@@ -66,7 +68,7 @@ def measures(folder: Path, originals: Path | None, natural: niqe.Niqe) -> str:
         files = named_images(originals)
         values = [with_reference(x, read_image(files[n]).rgb) for n, x in pictures.items()]
         found = "{:.2f} | {:.4f} | {:.3f} | {:.2f}".format(*np.mean(values, axis=0))
-    looks = np.mean([(natural(x), sharpness(x)) for x in pictures.values()], axis=0)
+    looks = np.nanmean([(natural(x), sharpness(x)) for x in pictures.values()], axis=0)
     return "{} | {:.2f} | {:.2f}".format(found, *looks)
 
 
