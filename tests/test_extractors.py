@@ -44,7 +44,7 @@ from osdhuman_jax.weights.importer import import_model
 from osdhuman_jax.weights.store import read_meta
 
 NAMES = ["dog", "cat", "a dog", "#", "do", "go", "ca", "dog cat", "at", "tag", "boat"]
-PHOTO = np.ascontiguousarray(skimage.data.astronaut()[40:104, 190:254])  # her face
+PHOTO = np.ascontiguousarray(skimage.data.astronaut()[40:168, 158:286])  # her face
 TAGGER = replace(TINY.tagger, num_attention_heads=4)  # shapes do not show RAM's four heads
 
 
