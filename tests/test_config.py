@@ -15,7 +15,9 @@ from configs import base, models
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, UNetConfig, from_dict, to_dict
 
 ROOT = Path(__file__).parent.parent
-PRESETS = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("models", "curate"))
+PRESETS = sorted(
+    p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("models", "curate")
+)
 
 
 def through_json(config):
