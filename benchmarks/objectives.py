@@ -12,13 +12,12 @@ BasicSR's (`niqe_pris_params.npz`) or LIVE's.
 import argparse
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from benchmarks.quality import photographs, run, sharpness, square
+from benchmarks.quality import degraded, gradient, photographs, rows, run, sharpness
 from curate import niqe
-from osdhuman_jax.compare import Row, sheet
-from osdhuman_jax.images import list_images, named_images, read_image, write_png
+from osdhuman_jax.compare import sheet
+from osdhuman_jax.images import named_images, read_image, write_png
 from osdhuman_jax.metrics import psnr_y, ssim_y
 
 SIDE = 256  # of a picture in the sheet
@@ -26,26 +25,11 @@ SEED = 7
 COLUMNS = ("PSNR ↑", "SSIM ↑", "edges (original 1)", "grain (original 1)", "NIQE ↓", "sharpness")
 
 
-def degraded(folder: Path, out: Path) -> None:
-    """Fill out/original and out/degraded."""
-    (out / "original").mkdir(parents=True, exist_ok=True)
-    for name, image in photographs(folder).items():
-        write_png(out / "original" / f"{name}.png", square(image))
-    places = ("--input", out / "original", "--output", out / "degraded")
-    run("-m", "osdhuman_jax.degrade", *places, "--seed", str(SEED), "--overwrite")
-
-
 def copied(folder: Path, out: Path) -> None:
     """Fill out/degraded with pictures that have no original."""
     (out / "degraded").mkdir(parents=True, exist_ok=True)
-    for path, relative in list_images(folder):
-        write_png(out / "degraded" / f"{relative.stem}.png", read_image(path).rgb)
-
-
-def gradient(image: np.ndarray) -> np.ndarray:
-    """Magnitude of the luma's gradient, in grey levels a pixel."""
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.hypot(cv2.Sobel(gray, -1, 1, 0), cv2.Sobel(gray, -1, 0, 1)) / 8
+    for name, image in photographs(folder).items():
+        write_png(out / "degraded" / f"{name}.png", image)
 
 
 def edges_and_grain(image: np.ndarray, original: np.ndarray) -> tuple[float, float]:
@@ -72,8 +56,8 @@ def measures(folder: Path, originals: Path | None, natural: niqe.Niqe) -> str:
     return "{} | {:.2f} | {:.2f}".format(found, *looks)
 
 
-def compare(out: Path, models: dict[str, str], natural: niqe.Niqe, rows: int) -> None:
-    """Restore out/degraded by every model, print a table, write out/sheet.png."""
+def compare(out: Path, models: dict[str, str], natural: niqe.Niqe, count: int) -> None:
+    """Restore out/degraded by every model, print a table, draw `count` pictures."""
     places = {"degraded": out / "degraded"}
     for name, model in models.items():
         places[name] = out / name.replace("/", "-")
@@ -82,15 +66,13 @@ def compare(out: Path, models: dict[str, str], natural: niqe.Niqe, rows: int) ->
     originals = out / "original" if (out / "original").is_dir() else None
     if originals:
         places["original"] = originals
-    count = len(named_images(out / "degraded"))
-    print(f"\n| mean of {count} pictures | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
+    head = f"mean of {len(named_images(out / 'degraded'))} pictures"
+    print(f"\n| {head} | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
     for name, folder in places.items():
         reference = None if name == "original" else originals
         print(f"| {name} | {measures(folder, reference, natural)} |")
-    files = {name: named_images(folder) for name, folder in places.items()}
-    chosen = list(files["degraded"])[:rows]
-    pictures = [Row([read_image(f[n]).rgb for f in files.values()], (n,)) for n in chosen]
-    write_png(out / "sheet.png", sheet(pictures, tuple(files), SIDE, box=None))
+    pictures = rows(places.values(), count)
+    write_png(out / "sheet.png", sheet(pictures, tuple(places), SIDE, box=None))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -111,11 +93,12 @@ def main(argv: list[str] | None = None) -> None:
     models = dict(item.split("=", 1) for item in flags.model)
     models = {name: str(Path(folder).resolve()) for name, folder in models.items()}
     natural, out = niqe.read_parameters(flags.niqe), flags.output.resolve()
-    for folder, fill in ((flags.photographs, degraded), (flags.real, copied)):
-        if folder:
-            place = out / ("photographs" if fill is degraded else "real")
-            fill(folder.resolve(), place)
-            compare(place, models, natural, flags.sheet_rows)
+    if flags.photographs:
+        degraded(photographs(flags.photographs), out / "photographs", SEED)
+        compare(out / "photographs", models, natural, flags.sheet_rows)
+    if flags.real:
+        copied(flags.real, out / "real")
+        compare(out / "real", models, natural, flags.sheet_rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ OpenCV's non-local means, the denoiser that everybody has, is measured beside th
 import argparse
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -58,15 +59,31 @@ def non_local_means(image: np.ndarray) -> np.ndarray:
     return cv2.fastNlMeansDenoisingColored(image, None, 10, 10, 7, 21)
 
 
-def sharpness(image: np.ndarray) -> float:
-    """Mean magnitude of the luma gradient, in grey levels per pixel."""
+def gradient(image: np.ndarray) -> np.ndarray:
+    """Magnitude of the luma gradient, in grey levels per pixel."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return float(np.mean(np.hypot(cv2.Sobel(gray, -1, 1, 0), cv2.Sobel(gray, -1, 0, 1)))) / 8
+    return np.hypot(cv2.Sobel(gray, -1, 1, 0), cv2.Sobel(gray, -1, 0, 1)) / 8
 
 
-def rows(out: Path, count: int) -> list[Row]:
-    """The first pictures of each folder of `COLUMNS`."""
-    files = [named_images(out / kind) for kind in COLUMNS]
+def sharpness(image: np.ndarray) -> float:
+    """Mean gradient."""
+    return float(np.mean(gradient(image)))
+
+
+def degraded(pictures: dict[str, np.ndarray], out: Path, seed: int) -> None:
+    """Fill out/original with the squares of pictures and out/degraded from these, by the seed."""
+    (out / "original").mkdir(parents=True, exist_ok=True)
+    if {path.stem for path, _ in list_images(out / "original")} - set(pictures):
+        raise SystemExit(f"{out}: holds other pictures; give another --output")
+    for name, image in pictures.items():
+        write_png(out / "original" / f"{name}.png", square(image))
+    places = ("--input", out / "original", "--output", out / "degraded")
+    run("-m", "osdhuman_jax.degrade", *places, "--seed", str(seed), "--overwrite")
+
+
+def rows(folders: Iterable[Path], count: int) -> list[Row]:
+    """The first pictures of each folder, a column each."""
+    files = [named_images(folder) for folder in folders]
     return [
         Row([read_image(f[name]).rgb for f in files], (name,)) for name in list(files[0])[:count]
     ]
@@ -116,15 +133,7 @@ def main(argv: list[str] | None = None) -> None:
     """Write original/, degraded/, restored/, nlm/, sheet.png and scores/; print the table."""
     flags = parse(argv)
     out = flags.output.resolve()
-    (out / "original").mkdir(parents=True, exist_ok=True)
-    pictures = photographs(flags.input)
-    if {path.stem for path, _ in list_images(out / "original")} - set(pictures):
-        raise SystemExit(f"{out}: holds other pictures; give another --output")
-    for name, image in pictures.items():
-        write_png(out / "original" / f"{name}.png", square(image))
-    seed = ("--seed", str(flags.seed), "--overwrite")
-    places = ("--input", out / "original", "--output", out / "degraded")
-    run("-m", "osdhuman_jax.degrade", *places, *seed)
+    degraded(photographs(flags.input), out, flags.seed)
     places = ("--input", out / "degraded", "--output", out / "restored")
     run("infer.py", *places, "--model", flags.model, "--overwrite")
     (out / "nlm").mkdir(exist_ok=True)
@@ -134,7 +143,10 @@ def main(argv: list[str] | None = None) -> None:
     methods = [f"--restored={name}={out / kind}" for kind, name in METHODS.items()]
     folders = ("--reference", out / "original", "--output", out / "scores")
     run("-m", "osdhuman_jax.evaluate", *methods, *folders, "--metrics", "psnr,ssim")
-    write_png(out / "sheet.png", sheet(rows(out, flags.sheet_rows), COLUMNS, SIDE, box=None))
+    write_png(
+        out / "sheet.png",
+        sheet(rows((out / kind for kind in COLUMNS), flags.sheet_rows), COLUMNS, SIDE, box=None),
+    )
     text = table(out)
     for path in flags.write:
         put(path, "photographs" if flags.input else "shipped", text)

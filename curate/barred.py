@@ -16,10 +16,9 @@ from curate.crop import CODE, LIBRARIES, pixels_digest, print_row
 from curate.engine import Engine, Failure, Runner
 from curate.ledger import Ledger, digest
 from curate.manifest import selected_rows
+from curate.readers.folders import SUFFIXES
 from curate.schema import SourceImage
 from curate.tables import PRINTS, Row, read_rows, write_rows
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def pictures(folder: str) -> list[Path]:
