@@ -47,10 +47,14 @@ class GroupNorm(nnx.GroupNorm):
     def __call__(self, x: Feature) -> Feature:
         centred = x.astype(jnp.float32)
         centred = centred - self._means(centred)
-        gain = jax.lax.rsqrt(self._means(jnp.square(centred)) + self.epsilon)
+        return self.scaled(centred, self._means(jnp.square(centred)))
+
+    def scaled(self, centred: Feature, variance: Float[Array, "_ 1 1 c"]) -> Feature:
+        """What is centred already, by its variance at each channel and the learnt parameters."""
         scale, bias = (
             p[...].astype(jnp.float32)[None, None, None] for p in (self.scale, self.bias)
         )
+        gain = jax.lax.rsqrt(variance + self.epsilon)
         return (centred * (gain * scale) + bias).astype(self.out_dtype)
 
     def _means(self, x: Feature) -> Float[Array, "b 1 1 c"]:

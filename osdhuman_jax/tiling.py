@@ -9,7 +9,6 @@ statistics that were measured once, over tiles spread across the picture.
 
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -41,11 +40,9 @@ class SharedNorm(nnx.Module):
             mean = grouped.mean((0, 2), keepdims=True)
             variance = jnp.square(grouped - mean).mean((0, 2))
             self.statistics[...] = jnp.stack([mean[0, :, 0], variance])
-        mean, variance = jnp.repeat(self.statistics[...], norm.group_size, axis=1)
-        gain = jax.lax.rsqrt(variance + norm.epsilon) * norm.scale[...].astype(jnp.float32)
-        shifted = (wide - mean[None, None, None]) * gain[None, None, None]
-        bias = norm.bias[...].astype(jnp.float32)[None, None, None]
-        return (shifted + bias).astype(norm.out_dtype)
+        known = jnp.repeat(self.statistics[...], norm.group_size, axis=1)
+        mean, variance = known[:, None, None, None]
+        return norm.scaled(wide - mean, variance)
 
 
 def inside(x: Feature) -> Resized:
