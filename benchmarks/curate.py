@@ -10,7 +10,6 @@ need no weights. Seconds are of CPU, summed over shards, so workers and waiting 
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -55,28 +54,26 @@ def write_set(root: Path, count: int) -> str:
     return f"coco={path},{root / 'images'}"
 
 
-def cpu_seconds() -> float:
-    """Of all children that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def run(command: list[str]) -> tuple[float, float, int]:
+    """CPU seconds, wall seconds and peak memory (MB, of the largest process) of a command."""
+    start = time.monotonic()
+    child = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    wall = time.monotonic() - start
+    return usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss // 1024
 
 
 def measure(output: Path, source: str, workers: int) -> dict:
-    """Each stage as a command of its own: wall and CPU seconds; peak memory of the largest."""
-    costs: dict = {"cpu": {}, "wall": {}}
+    """Each stage as a command of its own."""
+    costs: dict = {"cpu": {}, "wall": {}, "peak_mb": {}}
     for stage in ("index", "crop", "score", "select", "pack", "report"):
         command = ["-m", "curate.run", stage, f"--output={output}", f"--source={source}"]
         command += [f"--workers={workers}", "--set=split.val=10", "--set=blur.source_min=10"]
-        before, start = cpu_seconds(), time.monotonic()
-        subprocess.run(
-            [sys.executable, *command, "--set=blur.crop_min=10"],
-            cwd=ROOT,
-            check=True,
-            capture_output=True,
-        )
-        costs["cpu"][stage] = round(cpu_seconds() - before, 2)
-        costs["wall"][stage] = round(time.monotonic() - start, 2)
-    costs["peak_mb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+        cpu, wall, peak = run([*command, "--set=blur.crop_min=10"])
+        costs["cpu"][stage], costs["wall"][stage] = round(cpu, 2), round(wall, 2)
+        costs["peak_mb"][stage] = peak
     return costs | facts(output)
 
 
@@ -117,8 +114,11 @@ def table(results: dict[int, dict]) -> str:
     for size, r in results.items():
         row = f"{size:>8}{r['crops']:>8}{r['kept']:>7}"
         row += "".join(f"{r['cpu'][stage]:>10.1f}" for stage in UNITS)
-        lines.append(row + f"{r['peak_mb']:>10}{r['disk_mb']:>10}")
+        lines.append(row + f"{max(r['peak_mb'].values()):>10}{r['disk_mb']:>10}")
     sizes = sorted(results)
+    for size in sizes:
+        cells = ", ".join(f"{stage} {mb}" for stage, mb in results[size]["peak_mb"].items())
+        lines.append(f"{size}: peak MB {cells}")
     for a, b in zip(sizes, sizes[1:], strict=False):
         cost = marginal(results[a], results[b])
         cells = ", ".join(f"{stage} {ms:.2f}/{UNITS[stage][:-1]}" for stage, ms in cost.items())

@@ -18,7 +18,16 @@ from curate.engine import Failure, Runner
 from curate.ledger import Ledger, digest
 from curate.schema import SIDE, WHOLE, Box, Candidate, Pixels, SourceImage, counts, crop_id
 from curate.split import fingerprint
-from curate.tables import CROPS, PRINTS, ROWS, Row, read_rows, source_image, write_rows
+from curate.tables import (
+    PRINTS,
+    ROWS,
+    Row,
+    RowWriter,
+    crop_writer,
+    read_rows,
+    source_image,
+    write_rows,
+)
 
 CODE = 1  # raised whenever a job's output for the same input changes
 RESIZE_RULE = "area-lanczos4-512"  # part of a crop's name
@@ -43,16 +52,16 @@ class Crop:
 
     def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
         images = [source_image(row) for row in read_rows(index_file(ledger, shard))]
-        tally = Tally(shard)
         results = run.each(partial(make_cropper, self.config), images)
-        for image, result in zip(images, results, strict=True):
-            tally.add(image, result)
+        with crop_writer(folder / "crops.parquet") as crops:
+            tally = Tally(shard, crops)
+            for image, result in zip(images, results, strict=True):
+                tally.add(image, result)
         write_rows(folder / "rows.parquet", ROWS, tally.rows)
-        write_rows(folder / "crops.parquet", CROPS, tally.crops, group=1, zip_=False)
         write_rows(folder / "prints.parquet", PRINTS, tally.prints)
         return {
             "images": len(images),
-            "crops": len(tally.crops),
+            "crops": crops.count,
             "reasons": counts(row["reason"] for row in tally.rows),
             "stages": {name: round(seconds, 3) for name, seconds in tally.seconds.items()},
         }
@@ -73,11 +82,11 @@ class Cropped:
 
 @dataclass
 class Tally:
-    """A shard's rows as they come in."""
+    """A shard's rows as they come in; pictures go to `crops` and are not held."""
 
     shard: str
+    crops: RowWriter
     rows: list[Row] = field(default_factory=list)
-    crops: list[Row] = field(default_factory=list)
     prints: list[Row] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -93,9 +102,9 @@ class Tally:
             row = {**base, **candidate}
             if not row["reason"]:
                 png = next(pngs)
-                row |= {"crop_shard": self.shard, "crop_row": len(self.crops)}
+                row |= {"crop_shard": self.shard, "crop_row": self.crops.count}
                 row["crop_sha256"] = hashlib.sha256(png).hexdigest()
-                self.crops.append({"crop_id": row["crop_id"], "png": png})
+                self.crops.add({"crop_id": row["crop_id"], "png": png})
             self.rows.append(row)
         self.prints += result.prints
         for stage, seconds in result.seconds.items():

@@ -14,11 +14,10 @@ from curate.engine import Engine, Job
 from curate.jobs import Index, Score, Source, deal
 from curate.ledger import Ledger
 from curate.tables import (
-    CROPS,
     PRINTS,
     ROWS,
     CropFile,
-    Row,
+    crop_writer,
     read_rows,
     read_table,
     scores_schema,
@@ -83,18 +82,18 @@ def drop_crops(ledger: Ledger, job: Crop, shard: str, gone: set[str]) -> None:
     prints = read_rows(ledger.output("crop", shard, "prints.parquet"))
     crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
     left = [row for row in rows if row["image_id"] not in gone]
-    pictures: list[Row] = []
-    for row in left:
-        if row["crop_row"] is not None:
-            pictures.append({"crop_id": row["crop_id"], "png": crops.png(row["crop_row"])})
-            row["crop_row"] = len(pictures) - 1
 
     def write(folder: Any) -> Facts:
+        with crop_writer(folder / "crops.parquet") as pictures:
+            for row in left:
+                if row["crop_row"] is not None:
+                    png = crops.png(row["crop_row"])
+                    row["crop_row"] = pictures.count
+                    pictures.add({"crop_id": row["crop_id"], "png": png})
         write_rows(folder / "rows.parquet", ROWS, left)
-        write_rows(folder / "crops.parquet", CROPS, pictures, group=1, zip_=False)
         kept = (row for row in prints if row["image_id"] not in gone)
         write_rows(folder / "prints.parquet", PRINTS, kept)
-        return {"images": len({row["image_id"] for row in left}), "crops": len(pictures)}
+        return {"images": len({row["image_id"] for row in left}), "crops": pictures.count}
 
     rewrite(ledger, job, shard, write)
 

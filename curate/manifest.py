@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from curate.ledger import Ledger
 from curate.schema import counts, is_reason
-from curate.tables import ROWS, Row, read_rows, read_table
+from curate.tables import ROWS, CropFile, Row, read_rows, read_table
 
 DECISIONS = {
     "z": pa.float64(),
@@ -25,6 +25,9 @@ DECISIONS = {
     "group_id": pa.string(),
     "split": pa.string(),
 }
+
+
+OPEN = 32  # crop files held open at once; each has a footer that grows with its crops
 
 
 class ManifestError(ValueError):
@@ -166,3 +169,18 @@ def funnel_text(parts: Mapping[str, Funnel]) -> str:
     head = " " * width + "".join(f"{name:>14}" for name in columns)
     body = (name.ljust(width) + "".join(f"{n:>14,}" for n in ns) for name, ns in lines)
     return "\n".join([head, *body])
+
+
+class Crops:
+    """Stored crops by manifest row."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        @functools.lru_cache(OPEN)
+        def opened(shard: str) -> CropFile:
+            return CropFile(ledger.output("crop", shard, "crops.parquet"))
+
+        self._opened = opened
+
+    def png(self, row: Row) -> bytes:
+        """Of a row with crop_shard and crop_row. Raises LedgerError."""
+        return self._opened(row["crop_shard"]).png(row["crop_row"])

@@ -27,10 +27,10 @@ from curate.config import PackConfig
 from curate.crop import CODE, LIBRARIES, decode_png
 from curate.engine import Engine, Runner
 from curate.ledger import Ledger, digest, file_digest, write_atomic
-from curate.manifest import selected_rows
+from curate.manifest import Crops, selected_rows
 from curate.schema import InputError, Pixels, counts
 from curate.split import lot
-from curate.tables import CropFile, Row, read_rows, write_rows
+from curate.tables import Row, read_rows, write_rows
 
 PREFIX = struct.Struct("<3sBI")
 MAGIC, RECORD_VERSION = b"OHR", 1
@@ -189,18 +189,10 @@ class Pack:
 
     def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
         cv2.setNumThreads(1)
-        rows = self.rows(ledger, shard)
-        files: dict[str, CropFile] = {}
-
-        def records() -> Iterator[Record]:
-            for row in rows:
-                name = row["crop_shard"]
-                if name not in files:
-                    files[name] = CropFile(ledger.output("crop", name, "crops.parquet"))
-                yield make_record(row, files[name].png(row["crop_row"]), self.config.codec)
-
+        rows, crops = self.rows(ledger, shard), Crops(ledger)
+        records = (make_record(row, crops.png(row), self.config.codec) for row in rows)
         name = f"records.{SUFFIXES[self.config.to]}"
-        headers = write_container(folder / name, self.config.to, records())
+        headers = write_container(folder / name, self.config.to, records)
         (folder / "headers.json").write_text(json.dumps(headers))
         return {"crops": len(headers)}
 

@@ -21,11 +21,11 @@ from curate import figures, review
 from curate.categories import by_category
 from curate.crop import decode_png
 from curate.ledger import Ledger
-from curate.manifest import Funnel, check, funnel_text, funnels, merge, read_manifest
-from curate.schema import InputError, Pixels
+from curate.manifest import Crops, Funnel, check, funnel_text, funnels, merge, read_manifest
+from curate.schema import InputError
 from curate.scores import PERSONS
 from curate.split import lot
-from curate.tables import CropFile, Row, read_rows
+from curate.tables import read_rows
 
 PAPER = {  # Table 1 of the paper, row PERSONA
     "brisque": 10.3758,
@@ -133,25 +133,6 @@ def spread(hashes: list[int], count: int) -> list[int]:
     return chosen
 
 
-class Crops:
-    """Stored crops by manifest row."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._files: dict[str, CropFile] = {}
-
-    def png(self, row: Row) -> bytes:
-        """Of a row with crop_shard and crop_row."""
-        shard = row["crop_shard"]
-        if shard not in self._files:
-            self._files[shard] = CropFile(self._ledger.output("crop", shard, "crops.parquet"))
-        return self._files[shard].png(row["crop_row"])
-
-    def pixels(self, row: Row) -> Pixels:
-        """Decoded."""
-        return decode_png(self.png(row))
-
-
 def contact_sheet(kept: pa.Table, crops: Crops, seed: int) -> np.ndarray | None:
     """32 crops as unlike each other as can be; None if nothing is kept."""
     columns = ["crop_id", "phash", "crop_shard", "crop_row"]
@@ -159,7 +140,7 @@ def contact_sheet(kept: pa.Table, crops: Crops, seed: int) -> np.ndarray | None:
     rows.sort(key=lambda row: lot(seed, row["crop_id"]))
     rows = rows[:20_000]  # the search is quadratic
     chosen = [rows[at] for at in spread([int(row["phash"], 16) for row in rows], 32)]
-    tiles = [(crops.pixels(row), row["crop_id"][:12]) for row in chosen]
+    tiles = [(decode_png(crops.png(row)), row["crop_id"][:12]) for row in chosen]
     return figures.sheet(tiles) if tiles else None
 
 
@@ -185,8 +166,9 @@ def write_report(ledger: Ledger, tags: str = "") -> None:
     if tags:
         facts["tags"] = tag_counts(Path(tags), set(kept["crop_id"].to_pylist()))
     with ledger.replaced("report") as folder:
-        draw(folder, stats, facts, pool, kept, Crops(ledger), seed)
-        review.write_page(folder, pool, Crops(ledger), seed)
+        crops = Crops(ledger)
+        draw(folder, stats, facts, pool, kept, crops, seed)
+        review.write_page(folder, pool, crops, seed)
         text = json.dumps(facts, indent=1, sort_keys=True)
         (folder / "report.json").write_text(text + "\n")
         (folder / "report.md").write_text(markdown(facts, stats, parts))

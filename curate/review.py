@@ -6,12 +6,13 @@ in the page; its button saves review.csv (crop_id, keep), which `--review` feeds
 
 import html
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
+from curate.crop import decode_png
+from curate.manifest import Crops
 from curate.split import lot
 from curate.tables import Row
 
@@ -63,13 +64,14 @@ def candidates(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
     return {**sections, "Others": rest[:MOST]}
 
 
-def write_page(folder: Path, pool: pa.Table, crops: Any, seed: int) -> None:
-    """review.html and review/CROP.jpg. `crops` gives the pixels of a row."""
+def write_page(folder: Path, pool: pa.Table, crops: Crops, seed: int) -> None:
+    """review.html and review/CROP.jpg."""
     (folder / "review").mkdir()
     sections = []
     for title, rows in candidates(pool, seed).items():
         for row in rows:
-            small = cv2.resize(crops.pixels(row), (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+            rgb = decode_png(crops.png(row))
+            small = cv2.resize(rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
             data = cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]))[1]
             (folder / "review" / f"{row['crop_id']}.jpg").write_bytes(data.tobytes())
         if rows:

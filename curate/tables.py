@@ -101,19 +101,53 @@ def scores_schema(metrics: Sequence[str]) -> pa.Schema:
 def write_rows(
     path: Path, schema: pa.Schema, rows: Iterable[Row], group: int = 65536, zip_: bool = True
 ) -> int:
-    """Write rows; `group` rows are read at once. Returns how many there were."""
-    rows = list(rows)
-    table = pa.Table.from_pylist(rows, schema)
-    write_table(path, table, group, zip_)
-    return len(rows)
+    """Write rows; `group` rows are held, and later read, at once. Returns how many there were."""
+    with RowWriter(path, schema, group, zip_) as file:
+        for row in rows:
+            file.add(row)
+    return file.count
 
 
-def write_table(path: Path, table: pa.Table, group: int = 65536, zip_: bool = True) -> None:
+class RowWriter:
+    """A file that takes rows one by one and holds `group` of them at most."""
+
+    def __init__(self, path: Path, schema: pa.Schema, group: int = 65536, zip_: bool = True):
+        self.count = 0
+        self._schema, self._group = schema, group
+        self._rows: list[Row] = []
+        compression = "zstd" if zip_ else "none"
+        self._file = pq.ParquetWriter(
+            path, schema, compression=compression, write_page_checksum=True
+        )
+
+    def add(self, row: Row) -> None:
+        """Write one more."""
+        self._rows.append(row)
+        self.count += 1
+        if len(self._rows) == self._group:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._file.write_table(pa.Table.from_pylist(self._rows, self._schema))
+        self._rows = []
+
+    def __enter__(self) -> "RowWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if self._rows and kind is None:
+            self._flush()
+        self._file.close()
+
+
+def crop_writer(path: Path) -> RowWriter:
+    """A file for rows of CROPS, read a crop at a time (see `CropFile`)."""
+    return RowWriter(path, CROPS, group=1, zip_=False)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
     """Write a table."""
-    compression = "zstd" if zip_ else "none"
-    pq.write_table(
-        table, path, row_group_size=group, compression=compression, write_page_checksum=True
-    )
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
