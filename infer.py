@@ -8,10 +8,10 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
+from osdhuman_jax.flags import Parser, memory
 from osdhuman_jax.images import LOSSLESS
 from osdhuman_jax.jobs import (
     SUFFIXES,
@@ -23,27 +23,15 @@ from osdhuman_jax.jobs import (
     plan,
     remaining,
 )
-from osdhuman_jax.memory import parse_bytes
 from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline
 from osdhuman_jax.programs import keep_programs
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "nano"
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"infer.py: {message}\n")
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
-    parser = Parser(
-        description="Restore photographs of people in one diffusion step.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("infer.py", "Restore photographs of people in one diffusion step.")
     add = parser.add_argument
     add("--input", required=True, help="image file, folder (searched recursively) or glob pattern")
     add("--output", required=True, type=Path, help="folder for pictures and provenance.jsonl")
@@ -90,13 +78,6 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
-
-
-def memory(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def load_pipeline(args: argparse.Namespace) -> Pipeline:

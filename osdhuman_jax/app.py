@@ -15,11 +15,11 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from osdhuman_jax.flags import Parser, memory
 from osdhuman_jax.frames import scaled_size
 from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
-from osdhuman_jax.memory import parse_bytes
 from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline, RestoreError, enlarge
 from osdhuman_jax.programs import keep_programs
 
@@ -162,32 +162,17 @@ def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
     page.block_thread()
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"app: {message}\n")
-
-
-def amount(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(description="Restore in a browser.", formatter_class=formatter)
+    parser = Parser("app", "Restore in a browser.")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="model folder")
     add("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0: to every machine")
     add("--port", type=int, default=7860)
     add("--max_pixels", type=int, default=25_000_000, help="of a picture, after upscaling")
-    add("--max_file_size", type=amount, default="50MiB", help="of an upload")
+    add("--max_file_size", type=memory, default="50MiB", help="of an upload")
     add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")
-    add("--max_memory", type=amount, help="bytes for the model; default: half the host's")
+    add("--max_memory", type=memory, help="bytes for the model; default: half the host's")
     return parser.parse_args(argv)
 
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.extend.core
@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from osdhuman_jax.flags import Parser
 from osdhuman_jax.images import write_file
 from osdhuman_jax.pipeline import PRECISIONS
 from osdhuman_jax.restorer import Restorer
@@ -85,17 +86,9 @@ def to_onnx(restorer: Restorer, shape: tuple[int, ...]) -> bytes:
     return model.SerializeToString()
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"export: {message}\n")
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(description="Export a restorer.", formatter_class=formatter, allow_abbrev=False)
+    parser = Parser("export", "Export a restorer.")
     add = parser.add_argument
     add("--model", type=Path, required=True, help="model folder")
     add("--output", type=Path, required=True, help="file to write, .npz or .onnx")

@@ -63,7 +63,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     pairs = [row.split() if isinstance(row, str) else row for row in rows or ()]
     if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"{file}: not pairs of tokens")
-    return vocab, [(pair[0], pair[1]) for pair in pairs if pair]
+    return vocab, [(pair[0], pair[1]) for pair in pairs]
 
 
 _MODEL = ("vocab", "merges")  # of tokenizer.json's "model"

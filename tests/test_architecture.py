@@ -12,7 +12,7 @@ FLOORS = [
     | {"compare", "pairs", "frames"},
     {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"},
     {"prompts", "data", "plots"},
-    {"restorer", "losses", "optimizer"},
+    {"restorer", "losses", "optimizer", "flags"},
     {"weights", "monitor", "objectives", "programs"},
     {"experiment"},
     {"checkpoint", "training"},
