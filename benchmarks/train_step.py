@@ -3,7 +3,7 @@
 One step of the paper's training on random weights and pictures: seconds (the median), pictures a
 second, peak memory, operations and utilisation. `--peer` times a PyTorch step of the same
 arithmetic beside it. `--aot` compiles without running anything: memory and operations of a size
-that the machine could not hold.
+that the machine could not hold, on `--target` even for a GPU that is not here.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks import absent
 from configs.models import nano, tiny
 from osdhuman_jax import experiment, flops, training
 from osdhuman_jax.config import Config, ModelConfig
@@ -56,6 +57,12 @@ def pictures_of(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     side = config.data.crop
     shape = jax.ShapeDtypeStruct((config.data.batch_size, side, side, 3), jnp.uint8)
     return {"hq": shape, "lq": shape}
+
+
+def on(device: Any, shapes: Any) -> Any:
+    """The same shapes, placed."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def filled(shapes: Any, seed: int) -> Any:
@@ -129,17 +136,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--peer", action="store_true", help="time PyTorch's step too")
     parser.add_argument("--aot", action="store_true", help="compile only")
-    return parser.parse_args(argv)
+    parser.add_argument("--target", choices=absent.DESCRIPTIONS, help="of --aot: a GPU not here")
+    args = parser.parse_args(argv)
+    if args.target and not args.aot:
+        parser.error("--target goes with --aot: what is not here runs nothing")
+    return args
 
 
-def describe(args: argparse.Namespace, compiled: Any, work: float, seconds: float) -> str:
+def describe(
+    args: argparse.Namespace, compiled: Any, device: Any, work: float, seconds: float
+) -> str:
     """What is known before anything runs."""
     memory = compiled.memory_analysis()
     temporary = memory.temp_size_in_bytes / 1e9
     total = memory.argument_size_in_bytes / 1e9 + temporary
-    device = jax.devices()[0].device_kind
     return (
-        f"{args.preset}, batch {args.batch}, {args.precision}, remat {args.remat}, on {device}\n"
+        f"{args.preset}, batch {args.batch}, {args.precision}, remat {args.remat}, "
+        f"for {device.device_kind}\n"
         f"a step: {work / 1e12:.4g} TFLOP, {work / args.batch / 1e12:.4g} a picture\n"
         f"memory: {total:.3f} GB, of which {temporary:.3f} for what is computed\n"
         f"compiled in {seconds:.0f} s"
@@ -149,19 +162,22 @@ def describe(args: argparse.Namespace, compiled: Any, work: float, seconds: floa
 def main(argv: list[str] | None = None) -> None:
     """Compile, describe, and (without --aot) time."""
     args = parse(argv)
+    device = absent.gpu(args.target) if args.target else jax.devices()[0]
     config, narrow = experiment_of(args), PRESETS[args.preset][2]
     trainer, state, frozen = shapes_of(config, narrow)
     work = training.step_flops(trainer, state, frozen)
     before = time.perf_counter()
     step = jax.jit(trainer.step, donate_argnums=0)
-    compiled = step.lower(state, frozen, pictures_of(config)).compile()
-    print(describe(args, compiled, work, time.perf_counter() - before), flush=True)
+    inputs = on(device, (state, frozen, pictures_of(config)))
+    options = absent.OPTIONS if args.target else None
+    compiled = step.lower(*inputs).compile(options)
+    print(describe(args, compiled, device, work, time.perf_counter() - before), flush=True)
     if args.aot:
         return
-    peak = flops.peak(jax.devices()[0].device_kind)
+    peak = flops.peak(device.device_kind)
     seconds = time_ours(compiled, state, frozen, config, args.steps)
     print(row("ours", seconds, args.batch, work, peak), flush=True)
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = device.memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         print(f"peak on the device: {stats['peak_bytes_in_use'] / 1e9:.2f} GB")
     if args.peer:

@@ -9,7 +9,7 @@ seed, never on the order of rows.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -92,14 +92,18 @@ def close_pairs(hashes: Hashes) -> Iterator[Pairs]:
                 yield np.stack([rows[i], others[j]], axis=1)[i < j].astype(np.int64)
 
 
-def lookalikes(prints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
-    """Pairs of images that look the same, as they are or one of them mirrored."""
+def lookalikes(
+    prints: Sequence[Fingerprint], known: Callable[[int, int], bool]
+) -> Iterator[tuple[int, int]]:
+    """Pairs of images that look the same, as they are or one mirrored, but for `known` pairs."""
     count = len(prints)
     hashes = [p.phash for p in prints] + [p.mirrored for p in prints]
     for pairs in close_pairs(np.array(hashes, np.uint64)):
         for a, b in pairs[pairs[:, 0] < count]:  # two mirrored ones: found as they are
             i, j, mirror = int(a), int(b) % count, bool(b >= count)
-            if i != j and correlation(prints[i].thumb, prints[j].thumb, mirror) >= MIN_CORRELATION:
+            if known(i, j):
+                continue
+            if correlation(prints[i].thumb, prints[j].thumb, mirror) >= MIN_CORRELATION:
                 yield i, j
 
 
@@ -116,6 +120,10 @@ class Components:
             i = self._parent[i]
         return i
 
+    def joined(self, i: int, j: int) -> bool:
+        """Whether the two are connected."""
+        return self.root(i) == self.root(j)
+
     def join(self, i: int, j: int) -> None:
         """Connect two."""
         i, j = self.root(i), self.root(j)
@@ -131,7 +139,7 @@ def group_images(images: Sequence[Member]) -> list[str]:
         keys += [("flickr", image.flickr_id)] if image.flickr_id else []
         for key in keys:
             components.join(i, first.setdefault(key, i))
-    for i, j in lookalikes([image.print for image in images]):
+    for i, j in lookalikes([image.print for image in images], components.joined):
         components.join(i, j)
     roots = [components.root(i) for i in range(len(images))]
     least: dict[int, str] = {}

@@ -1,5 +1,6 @@
 """Scaled dot-product attention: the one entry point for every network."""
 
+import math
 from typing import Any, Literal
 
 import jax
@@ -16,17 +17,20 @@ BLOCK = 512  # queries of a block
 Kernel = Literal["cudnn", "blocks", "xla"]
 
 
-def kernel(platform: str, dtype: Any, width: int, weights: int, biased: bool) -> Kernel:
+def kernel(platform: str, dtype: Any, width: int, lengths: tuple[int, int], biased: bool) -> Kernel:
     """cuDNN's fused attention, blocks on a CPU, or XLA's own, which stores every weight.
 
     For cuDNN a head's width must be a multiple of 8 and at most 128: the U-Net's 64 is, the VAE's
-    512 not. Windows with a bias (Swin) are small: they stay with XLA.
+    512 not. JAX's gradient of it refuses odd `lengths` (of queries and keys): those of prompts are
+    small, and stay with XLA, like windows with a bias (Swin).
     """
     half = dtype in (jnp.bfloat16, jnp.float16)
     fits = width % 8 == 0 and width <= FLASH_WIDTH
-    if platform == "cuda" and half and fits and not biased:
+    even = all(length % 2 == 0 for length in lengths)
+    if platform == "cuda" and half and fits and even and not biased:
         return "cudnn"
-    return "blocks" if platform == "cpu" and weights >= LARGE and not biased else "xla"
+    large = math.prod(lengths) >= LARGE
+    return "blocks" if platform == "cpu" and large and not biased else "xla"
 
 
 def platform() -> str:
@@ -43,12 +47,12 @@ def attend(
     bias: Float[Array, "... h t s"] | None = None,
 ) -> Float[Array, "b t h d"]:
     """softmax(q k^T / sqrt(d) + bias) v, with logits and softmax in float32."""
-    if q.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+    if q.dtype == jnp.bfloat16 and platform() == "cpu":
         # XLA's CPU backend refuses the bfloat16 product that JAX asks for, at some shapes
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
         return attend(q, k, v, bias).astype(jnp.bfloat16)
-    weights = q.shape[1] * k.shape[1]
-    chosen = kernel(platform(), q.dtype, q.shape[-1], weights, bias is not None)
+    lengths = (q.shape[1], k.shape[1])
+    chosen = kernel(platform(), q.dtype, q.shape[-1], lengths, bias is not None)
     if chosen == "blocks":
         return by_blocks(q, k, v)
     with jax.numpy_dtype_promotion("standard"):  # JAX's own function needs it for bfloat16

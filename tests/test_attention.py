@@ -69,22 +69,23 @@ def test_heads_are_consecutive_channels(b, t, h, d):
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "width", "weights", "biased", "expected"),
+    ("platform", "dtype", "width", "lengths", "biased", "expected"),
     [
-        ("cuda", jnp.bfloat16, 64, 4096**2, False, "cudnn"),  # the U-Net's heads
-        ("cuda", jnp.float16, 128, 4096**2, False, "cudnn"),
-        ("cuda", jnp.bfloat16, 512, 4096**2, False, "xla"),  # the VAE's one head
-        ("cuda", jnp.bfloat16, 60, 4096**2, False, "xla"),
-        ("cuda", jnp.bfloat16, 32, 144**2, True, "xla"),  # Swin
-        ("cuda", jnp.float32, 64, 4096**2, False, "xla"),
-        ("gpu", jnp.bfloat16, 64, 4096**2, False, "xla"),
-        ("cpu", jnp.float32, 64, 4096**2, False, "blocks"),
-        ("cpu", jnp.float32, 64, 64 * 77, False, "xla"),
-        ("cpu", jnp.float32, 32, 4096**2, True, "xla"),
+        ("cuda", jnp.bfloat16, 64, (4096, 4096), False, "cudnn"),  # the U-Net's heads
+        ("cuda", jnp.float16, 128, (4096, 4096), False, "cudnn"),
+        ("cuda", jnp.bfloat16, 512, (4096, 4096), False, "xla"),  # the VAE's one head
+        ("cuda", jnp.bfloat16, 60, (4096, 4096), False, "xla"),
+        ("cuda", jnp.bfloat16, 32, (144, 144), True, "xla"),  # Swin
+        ("cuda", jnp.float32, 64, (4096, 4096), False, "xla"),
+        ("cuda", jnp.bfloat16, 64, (4096, 77), False, "xla"),  # a prompt's tokens
+        ("gpu", jnp.bfloat16, 64, (4096, 4096), False, "xla"),
+        ("cpu", jnp.float32, 64, (4096, 4096), False, "blocks"),
+        ("cpu", jnp.float32, 64, (64, 77), False, "xla"),
+        ("cpu", jnp.float32, 32, (4096, 4096), True, "xla"),
     ],
 )
-def test_kernel_is_the_best_that_applies(platform, dtype, width, weights, biased, expected):
-    assert kernel(platform, jnp.dtype(dtype), width, weights, biased) == expected
+def test_kernel_is_the_best_that_applies(platform, dtype, width, lengths, biased, expected):
+    assert kernel(platform, jnp.dtype(dtype), width, lengths, biased) == expected
 
 
 @pytest.mark.parametrize("t", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])

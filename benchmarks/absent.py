@@ -1,0 +1,31 @@
+"""A GPU that is not here, to compile for: its programs' memory is known without running them.
+
+Needs the CUDA build of JAX's compiler (`pip install "jax[cuda12]"`), no GPU and no driver.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from osdhuman_jax import attention
+
+OPTIONS = {"xla_gpu_enable_triton_gemm": False}  # its tiles are chosen by trying them on the GPU
+DESCRIPTIONS = {path.stem: path for path in Path(__file__).parent.glob("*.txtpb")}
+
+
+def gpu(name: str) -> Any:
+    """One of DESCRIPTIONS, to compile for. From now on attention is traced as on NVIDIA's GPUs."""
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # it would ask the driver
+    jax.config.update("jax_platforms", "cpu")
+    target = DESCRIPTIONS[name].read_text()
+    try:
+        found = topologies.get_topology_desc(
+            "1x1x1", "cuda", target_config=target, topology="1x1x1"
+        )
+    except NotImplementedError:
+        raise SystemExit('no compiler for CUDA here: pip install "jax[cuda12]"') from None
+    attention.platform = lambda: "cuda"
+    return found.devices[0]
