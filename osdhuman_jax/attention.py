@@ -1,6 +1,9 @@
 """Scaled dot-product attention: the one entry point for every network."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import jax
@@ -15,6 +18,18 @@ LARGE = 2**16  # weights of one head, from which a CPU is better off with blocks
 BLOCK = 512  # queries of a block
 
 Kernel = Literal["cudnn", "blocks", "xla"]
+
+_always: ContextVar[Kernel | None] = ContextVar("kernel", default=None)
+
+
+@contextmanager
+def always(name: Kernel) -> Iterator[None]:
+    """What is traced inside takes this kernel, whatever it runs on."""
+    token = _always.set(name)
+    try:
+        yield
+    finally:
+        _always.reset(token)
 
 
 def kernel(platform: str, dtype: Any, width: int, lengths: tuple[int, int], biased: bool) -> Kernel:
@@ -52,7 +67,8 @@ def attend(
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
         return attend(q, k, v, bias).astype(jnp.bfloat16)
     lengths = (q.shape[1], k.shape[1])
-    chosen = kernel(platform(), q.dtype, q.shape[-1], lengths, bias is not None)
+    best = kernel(platform(), q.dtype, q.shape[-1], lengths, bias is not None)
+    chosen = _always.get() or best
     if chosen == "blocks":
         return by_blocks(q, k, v)
     with jax.numpy_dtype_promotion("standard"):  # JAX's own function needs it for bfloat16
