@@ -4,6 +4,8 @@ Needs the CUDA build of JAX's compiler (`pip install "jax[cuda12]"`), no GPU and
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ OPTIONS = {"xla_gpu_enable_triton_gemm": False}  # its tiles are chosen by tryin
 DESCRIPTIONS = {path.stem: path for path in Path(__file__).parent.glob("*.txtpb")}
 
 
-def gpu(name: str) -> Any:
-    """One of DESCRIPTIONS, to compile for. From now on attention is traced as on NVIDIA's GPUs."""
+@contextmanager
+def gpu(name: str) -> Iterator[Any]:
+    """One of DESCRIPTIONS, to compile for; attention is traced as on NVIDIA's GPUs inside."""
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # it would ask the driver
     jax.config.update("jax_platforms", "cpu")
     target = DESCRIPTIONS[name].read_text()
@@ -27,5 +30,5 @@ def gpu(name: str) -> Any:
         )
     except NotImplementedError:
         raise SystemExit('no compiler for CUDA here: pip install "jax[cuda12]"') from None
-    attention.platform = lambda: "cuda"
-    return found.devices[0]
+    with attention.traced_for("cuda"):
+        yield found.devices[0]

@@ -9,6 +9,7 @@ that the machine could not hold, on `--target` even for a GPU that is not here.
 import argparse
 import statistics
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -162,15 +163,15 @@ def describe(
 def main(argv: list[str] | None = None) -> None:
     """Compile, describe, and (without --aot) time."""
     args = parse(argv)
-    device = absent.gpu(args.target) if args.target else jax.devices()[0]
+    target = absent.gpu(args.target) if args.target else nullcontext(jax.devices()[0])
     config, narrow = experiment_of(args), PRESETS[args.preset][2]
     trainer, state, frozen = shapes_of(config, narrow)
     work = training.step_flops(trainer, state, frozen)
     before = time.perf_counter()
     step = jax.jit(trainer.step, donate_argnums=0)
-    inputs = on(device, (state, frozen, pictures_of(config)))
-    options = absent.OPTIONS if args.target else None
-    compiled = step.lower(*inputs).compile(options)
+    with target as device:
+        inputs = on(device, (state, frozen, pictures_of(config)))
+        compiled = step.lower(*inputs).compile(absent.OPTIONS if args.target else None)
     print(describe(args, compiled, device, work, time.perf_counter() - before), flush=True)
     if args.aot:
         return

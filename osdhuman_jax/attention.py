@@ -19,17 +19,17 @@ BLOCK = 512  # queries of a block
 
 Kernel = Literal["cudnn", "blocks", "xla"]
 
-_always: ContextVar[Kernel | None] = ContextVar("kernel", default=None)
+_target: ContextVar[str | None] = ContextVar("target", default=None)
 
 
 @contextmanager
-def always(name: Kernel) -> Iterator[None]:
-    """What is traced inside takes this kernel, whatever it runs on."""
-    token = _always.set(name)
+def traced_for(name: str) -> Iterator[None]:
+    """What is traced inside is for another platform than this process runs on."""
+    token = _target.set(name)
     try:
         yield
     finally:
-        _always.reset(token)
+        _target.reset(token)
 
 
 def kernel(platform: str, dtype: Any, width: int, lengths: tuple[int, int], biased: bool) -> Kernel:
@@ -50,6 +50,8 @@ def kernel(platform: str, dtype: Any, width: int, lengths: tuple[int, int], bias
 
 def platform() -> str:
     """What programs run on: cpu, cuda, tpu; other GPUs, which JAX calls gpu as well, are gpu."""
+    if target := _target.get():
+        return target
     name = jax.default_backend()
     cuda = name == "gpu" and "cuda" in jax.devices()[0].client.platform_version
     return "cuda" if cuda else name
@@ -67,8 +69,7 @@ def attend(
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
         return attend(q, k, v, bias).astype(jnp.bfloat16)
     lengths = (q.shape[1], k.shape[1])
-    best = kernel(platform(), q.dtype, q.shape[-1], lengths, bias is not None)
-    chosen = _always.get() or best
+    chosen = kernel(platform(), q.dtype, q.shape[-1], lengths, bias is not None)
     if chosen == "blocks":
         return by_blocks(q, k, v)
     with jax.numpy_dtype_promotion("standard"):  # JAX's own function needs it for bfloat16

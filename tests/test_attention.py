@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from convert import normal
 
-from osdhuman_jax.attention import BLOCK, LARGE, always, by_blocks, join_heads, kernel, split_heads
+from osdhuman_jax.attention import (
+    BLOCK,
+    LARGE,
+    by_blocks,
+    join_heads,
+    kernel,
+    platform,
+    split_heads,
+    traced_for,
+)
 from osdhuman_jax.attention import attend as plain_attend
 
 attend = jax.jit(plain_attend)
@@ -88,11 +97,13 @@ def test_kernel_is_the_best_that_applies(platform, dtype, width, lengths, biased
     assert kernel(platform, jnp.dtype(dtype), width, lengths, biased) == expected
 
 
-def test_always_is_for_what_is_traced_inside():
-    q = jnp.ones((1, 4, 1, 8))
-    with always("blocks"):
-        assert "scan" in str(jax.make_jaxpr(lambda x: plain_attend(x, x, x))(q))
-    assert "scan" not in str(jax.make_jaxpr(lambda x: plain_attend(x, x, x))(q))
+def test_a_target_is_for_what_is_traced_inside():
+    q = jax.ShapeDtypeStruct((1, BLOCK, 1, 8), jnp.float32)
+    for name, expected in (("cpu", True), ("gpu", False), ("cpu", True)):
+        with traced_for(name):
+            jaxpr = jax.make_jaxpr(lambda x: plain_attend(x, x, x))(q)
+        assert ("scan" in str(jaxpr)) is expected
+    assert platform() == jax.default_backend()
 
 
 @pytest.mark.parametrize("t", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
