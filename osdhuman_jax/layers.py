@@ -146,7 +146,42 @@ class Upsample2D(nnx.Module):
         self.conv = conv3x3(channels, channels, **kw)
 
     def __call__(self, x: Feature, size: tuple[int, int] | None = None) -> Float[Array, "b _ _ c"]:
-        return self.conv(nearest(x, size or (2 * x.shape[1], 2 * x.shape[2])))
+        twice = (2 * x.shape[1], 2 * x.shape[2])
+        if size in (None, twice) and isinstance(self.conv, nnx.Conv):  # and not LoRA around one
+            return upsampled(self.conv, x)
+        return self.conv(nearest(x, size or twice))
+
+
+def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
+    """`conv(nearest(x, twice its size))` of a 3x3 convolution in 4/9 of the multiplications.
+
+    Of the nine pixels under the kernel only four differ: the taps on equal ones are added first.
+    Rows (and columns) 2 i see x's rows i - 1, i, i; rows 2 i + 1 see i, i, i + 1.
+    """
+    x = x.astype(conv.dtype)
+    kernel = conv.kernel[...].astype(jnp.float32)
+    quarters = []
+    for row in range(2):
+        rows = _added(kernel, row, axis=0)
+        for column in range(2):
+            taps = _added(rows, column, axis=1).astype(conv.dtype)
+            padding = ((1 - row, row), (1 - column, column))
+            layout = ("NHWC", "HWIO", "NHWC")
+            quarters.append(
+                jax.lax.conv_general_dilated(
+                    x, taps, (1, 1), padding, dimension_numbers=layout, precision=conv.precision
+                )
+            )
+    b, h, w, c = quarters[0].shape
+    out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)
+    out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)
+    return out if conv.bias is None else out + conv.bias[...].astype(out.dtype)[None, None, None]
+
+
+def _added(kernel: Array, parity: int, axis: int) -> Array:
+    """Three taps on an even or odd line of an enlarged picture as two on the lines it came from."""
+    a, b, c = jnp.split(kernel, 3, axis)
+    return jnp.concatenate([a, b + c] if parity == 0 else [a + b, c], axis)
 
 
 class Attention(nnx.Module):
