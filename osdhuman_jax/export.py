@@ -14,6 +14,7 @@ An .onnx (extra `export`) holds its weights as constants, so models of 2 GB and 
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable
 from io import BytesIO
@@ -123,6 +124,8 @@ def export(args: argparse.Namespace) -> bytes:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
+    for name in ("jax2onnx", "onnx_ir"):  # the converter tells at length what it does without
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         data = export(args)
         write_file(args.output, data)
