@@ -113,6 +113,7 @@ class SelectConfig:
     musiq_min: float = 70.0
     niqe_max: float = 4.0
     thresholds: bool = True
+    source_most: int = 0  # crops of one source, best first; 0 = all that the global rank leaves
     calibrate: float = 0.0  # share of the top third that thresholds are to keep; 0.744 from [P]
     license_allow: tuple[str, ...] = ()  # as sources name them, or "unknown"; empty = all
 
@@ -205,6 +206,7 @@ def check(config: CurateConfig) -> None:
         (config.score.iqa not in ("classic", "pyiqa"), "score.iqa is classic or pyiqa"),
         (not 0 < config.select.top <= 1, "select.top is a share in (0, 1]"),
         (not 0 <= config.select.calibrate <= 1, "select.calibrate is a share in [0, 1]"),
+        (config.select.source_most < 0, "select.source_most is not negative"),
         (config.square.side_min < 1, "square.side_min is 1 at least"),
         (0 < config.detect.tile < 64, "detect.tile is 64 pixels at least, or 0"),
         (min(config.split.val, config.split.test) < 0, "split.val and split.test are not negative"),

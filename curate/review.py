@@ -13,12 +13,12 @@ import pyarrow as pa
 
 from curate.crop import decode_png
 from curate.manifest import Crops
+from curate.schema import RANKED
 from curate.split import lot
 from curate.tables import Row
 
 MOST = 200  # crops of each kind
 SIDE = 256  # pixels shown
-RANKED = ("not_top_third", "below_threshold")  # reasons that a person's word outweighs
 COLUMNS = ["crop_id", "z", "kept", "reason", "crop_shard", "crop_row"]
 PAGE = """<!doctype html><meta charset="utf-8"><title>Review</title>
 <style>

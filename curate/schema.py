@@ -45,6 +45,7 @@ class Reason(StrEnum):
     NAN_SCORE = "nan_score"
     NOT_TOP_THIRD = "not_top_third"
     BELOW_THRESHOLD = "below_threshold"  # :metric
+    SOURCE_CAP = "source_cap"  # its source has select.source_most better ones
     DUP_EXACT = "dup_exact"
     DUP_NEAR = "dup_near"
     SPLIT_CONFLICT = "split_conflict"
@@ -53,6 +54,9 @@ class Reason(StrEnum):
     NOT_SAMPLED = "not_sampled"  # test profile: fit, but not drawn
     DECODER_CRASH = "decoder_crash"
     STAGE_ERROR = "stage_error"  # :type
+
+
+RANKED = ("not_top_third", "below_threshold", "source_cap")  # a person's word outweighs these
 
 
 def is_reason(text: str) -> bool:

@@ -6,6 +6,7 @@ Crops are taken in the order of their names, so neither shards nor their number 
 
 import csv
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from curate.engine import Runner
 from curate.ledger import Ledger, digest, file_digest
 from curate.manifest import join_decisions, manifest_schema
 from curate.pool import Column, Pool, SelectError, read_pool
-from curate.schema import VERSION, counts
+from curate.schema import RANKED, VERSION, counts
 from curate.split import Crop, Fingerprint, Member, assign, group_images, lot, sample_strata
 from curate.tables import Row, read_rows, read_table, write_rows, write_table
 
@@ -76,6 +77,8 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
         rank[at] = int(place)
     result = Decisions(reasons, z, rank, [None] * len(reasons), [""] * len(reasons))
     thresholds = apply_thresholds(pool, config, result, alive, directions)
+    if config.select.source_most:
+        cap_sources(pool, config.select.source_most, result)
     result.statistics = {"pool": stats.to_dict(), "thresholds": thresholds}
     result.statistics |= {"blur_min": blur_min} if config.blur.auto else {}
     return result
@@ -107,6 +110,18 @@ def apply_thresholds(
     return thresholds
 
 
+def cap_sources(pool: Pool, most: int, result: Decisions) -> None:
+    """Drop what a source has beyond its `most` best; a global rank favours some of them."""
+    left: dict[str, int] = defaultdict(lambda: most)
+    kept = [at for at, reason in enumerate(result.reasons) if not reason]
+    for at in sorted(kept, key=lambda at: result.rank[at] or 0):
+        source = pool.image_ids[at].split("/", 1)[0]
+        if left[source] == 0:
+            result.reasons[at] = "source_cap"
+        else:
+            left[source] -= 1
+
+
 def read_review(path: Path) -> dict[str, bool]:
     """Decisions by crop: the review page's csv with columns crop_id and keep (1 or 0).
 
@@ -135,7 +150,7 @@ def apply_review(pool: Pool, result: Decisions, decisions: dict[str, bool]) -> N
         at = places[name]
         if not keep:
             result.reasons[at] = result.reasons[at] or "review"
-        elif result.reasons[at].startswith(("not_top_third", "below_threshold")):
+        elif result.reasons[at].startswith(RANKED):
             result.reasons[at] = ""
 
 
@@ -166,7 +181,7 @@ def choose_test(pool: Pool, config: CurateConfig, result: Decisions) -> list[int
 
 
 def _scored(reason: str) -> bool:
-    return not reason or reason.startswith(("not_top_third", "below_threshold"))
+    return not reason or reason.startswith(RANKED)
 
 
 def read_members(ledger: Ledger, shards: Iterable[str], wanted: set[str]) -> list[Member]:

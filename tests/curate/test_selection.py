@@ -49,6 +49,19 @@ def table(*changes: dict[str, float]) -> Pool:
     return pool(values)
 
 
+def test_a_source_keeps_its_best_up_to_the_cap():
+    config, crops = CurateConfig(), classic(12)
+    config.select.top = 1.0
+    crops.image_ids[:] = [f"{'large' if at < 9 else 'small'}/{at}" for at in range(12)]
+    free = rank_pool(crops, config)
+    config.select.source_most = 4
+    capped = rank_pool(crops, config)
+    assert free.rank == capped.rank and not any(free.reasons)
+    best = sorted(range(9), key=lambda at: free.rank[at])[:4]
+    want = ["" if at in best or at >= 9 else "source_cap" for at in range(12)]
+    assert capped.reasons == want
+
+
 @pytest.mark.parametrize("count", range(2, 11))
 def test_the_top_third_is_rounded_down(count):
     result = rank_pool(classic(count), CurateConfig())
