@@ -66,8 +66,7 @@ class Source(Protocol):
 class FolderSource:
     """The pictures below a folder, in the order of their sorted relative paths.
 
-    Hidden files and folders are left out, symbolic links to folders are not followed. Raises
-    DataError if there is no picture.
+    Hidden ones are left out, links to folders not followed. Raises DataError if there is none.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -382,8 +381,7 @@ def make_loader(
     """Batches of `config.sources` for process `shard_index` of `shard_count`.
 
     Args:
-        config: its `batch_size` is not read. With `workers` > 0 a script needs its
-            `if __name__ == "__main__"` guard, because the workers import it again.
+        config: its `batch_size` is not read. With `workers`, a script needs its `__main__` guard.
         batch_size: samples a batch in this process; the global batch is shard_count times that.
         repeat: go on for ever; otherwise stop after the full batches of one epoch.
 
