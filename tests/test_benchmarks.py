@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import quality, realsr
+from benchmarks import quality, realsr, train_step
 from osdhuman_jax import evaluate
 from osdhuman_jax.images import write_png
 from osdhuman_jax.metrics import psnr_y
@@ -56,3 +56,11 @@ def test_realsr_tells_agreement_from_disagreement(published, capsys, gap, status
     lines = capsys.readouterr().out.splitlines()[-2:]
     assert lines[0].endswith("DISAGREES" if status else "agrees")
     assert lines[1] == "niqe           not compared"
+
+
+def test_what_is_not_here_is_compiled_for_and_not_timed(capsys):
+    assert train_step.parse(["--aot", "--target", "h200"]).target == "h200"
+    for argv in (["--target", "h200"], ["--aot", "--target", "abacus"]):
+        with pytest.raises(SystemExit):
+            train_step.parse(argv)
+    assert "--target goes with --aot" in capsys.readouterr().err
