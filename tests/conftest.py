@@ -1,5 +1,7 @@
 """Settings of every test: shapes checked, no implicit promotion, exact products, one thread."""
 
+import signal
+
 import jaxtyping
 
 jaxtyping.install_import_hook("osdhuman_jax", "beartype.beartype")  # before the package's import
@@ -10,6 +12,9 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# A shell that starts a job in the background has it, and all its children, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
