@@ -5,8 +5,7 @@
 
 Photographs are cut and degraded as in `benchmarks.quality`; real low-quality pictures are taken as
 they are, without references. NIQE is not defined below 192 pixels of side: its mean is over the
-larger ones. Its parameters are
-BasicSR's (`niqe_pris_params.npz`) or LIVE's.
+larger ones. Its parameters are BasicSR's (`niqe_pris_params.npz`) or LIVE's.
 """
 
 import argparse

@@ -25,8 +25,6 @@ DECISIONS = {
     "group_id": pa.string(),
     "split": pa.string(),
 }
-
-
 OPEN = 32  # crop files held open at once; each has a footer that grows with its crops
 
 

@@ -139,12 +139,13 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
 
 def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
     """Serve the page until interrupted. Raises OSError where the address cannot be had."""
-    import gradio as gr  # pyright: ignore[reportMissingImports]
+    from gradio import themes  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
     from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
     with socket.create_server((host, port)):
         pass  # Gradio would tell of a taken port at length
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}
+    # the default theme's own fonts come from a font server
+    theme = themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     _, url, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -152,7 +153,7 @@ def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
         ssr_mode=False,
         footer_links=[],
         max_file_size=max_file_size,
-        theme=gr.themes.Default(**fonts),  # the default's own come from a font server
+        theme=theme,
         css=STYLE,
         app_kwargs={"middleware": [Middleware(ContentPolicy)]},
         prevent_thread_lock=True,

@@ -160,18 +160,14 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
     """
     x = x.astype(conv.dtype)
     kernel = conv.kernel[...].astype(jnp.float32)
+    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
     quarters = []
     for row in range(2):
         rows = _added(kernel, row, axis=0)
         for column in range(2):
             taps = _added(rows, column, axis=1).astype(conv.dtype)
             padding = ((1 - row, row), (1 - column, column))
-            layout = ("NHWC", "HWIO", "NHWC")
-            quarters.append(
-                jax.lax.conv_general_dilated(
-                    x, taps, (1, 1), padding, dimension_numbers=layout, precision=conv.precision
-                )
-            )
+            quarters.append(jax.lax.conv_general_dilated(x, taps, (1, 1), padding, **settings))
     b, h, w, c = quarters[0].shape
     out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)
     out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)
