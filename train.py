@@ -13,7 +13,7 @@ import logging as standard_logging
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,15 +32,16 @@ from osdhuman_jax.checkpoint import (
     CheckpointError,
     Checkpoints,
     SaveError,
-    record_base,
+    check_config,
+    record,
     steps_saved,
-    write_config,
 )
 from osdhuman_jax.config import Config, ConfigError
-from osdhuman_jax.data import DataError, Loader, make_loader, make_sample, open_sources
+from osdhuman_jax.data import Loader, make_loader, make_sample
 from osdhuman_jax.images import to_uint8
 from osdhuman_jax.monitor import Monitor
 from osdhuman_jax.sharding import make_mesh, replicated
+from osdhuman_jax.sources import DataError, open_sources
 from osdhuman_jax.weights import WeightsError, copy_prompter, save_model
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -56,8 +57,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DONE, BAD, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75
 REASONS = {
     NOT_FINITE: "loss or gradient not finite in too many steps in a row (optim.max_nonfinite), "
-    "none of which changed anything: the last good state is saved as step {}",
-    STOPPED: "stopped; step {} is saved, the same command goes on",
+    "none of which changed anything: step {0} in {1} holds what was before them. If that is "
+    "ruined itself, remove it: the run then goes on from the checkpoint before ({2})",
+    STOPPED: "stopped; step {0} is saved, the same command goes on",
 }
 WARM_UP = 2  # steps before a trace: the first ones compile
 
@@ -90,13 +92,12 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     experiment.check(config)
     workdir.mkdir(parents=True, exist_ok=True)
     config.run.init = str(Path(config.run.init).resolve()) if config.run.init else ""
-    write_config(workdir, config, write=hosts.is_first())
+    check_config(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     base = experiment.base_folder(config, workdir)
     hosts.wait("base model")
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         trainer, _, state, frozen = training.build(config, base)
-    record_base(workdir, base, write=hosts.is_first())
     state, frozen = training.place(mesh, state, frozen)
     checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
     prompts = training.Prompts(config, base)
@@ -104,6 +105,7 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     val |= prompts(val, "lq")  # as in use, where there is no HQ
 
     with hosts.Signals() as signals, training_loader(config) as loader, ExitStack() as stack:
+        record(workdir, config, base, write=hosts.is_first())
         if (latest := checkpoints.latest()) is not None:
             state, position = checkpoints.restore(latest, state)
             loader.set_state(position)
@@ -201,6 +203,7 @@ class Meter:
         """`work`: share of the devices' peak that one step a second would be, if known."""
         self._size, self._work = batch_size, work
         self.skipped = 0  # steps that were not finite, in this process's life
+        self.unreadable = 0  # pictures of its batches that were passed over, likewise
         self.restart()
 
     def restart(self) -> None:
@@ -218,11 +221,16 @@ class Meter:
         seconds = time.monotonic() - self._since
         rate = self._steps / seconds
         values = {"images_s": rate * self._size, "data_wait": self._waited / seconds}
-        values["skipped_steps"] = float(self.skipped)
+        values |= {"skipped_steps": float(self.skipped), "skipped": float(self.unreadable)}
         if self._work:
             values["mfu"] = rate * self._work
         self.restart()
         return values
+
+
+def consumed(state: training.TrainState) -> bool:
+    """Whether a step has taken its arrays, and failed."""
+    return any(x.is_deleted() for x in jax.tree.leaves(state))
 
 
 @dataclass
@@ -241,7 +249,10 @@ class Loop:
     signals: hosts.Signals
 
     def __call__(self, state: training.TrainState, first: int, profile: Profile):
-        """(exit status, last state); whatever ends the loop, the last whole step is saved."""
+        """(exit status, last state); whatever ends the loop, the last whole step is saved.
+
+        One of several processes that fails alone cannot save: there the newest checkpoint counts.
+        """
         step_fn = jax.jit(self.trainer.step, donate_argnums=0, out_shardings=replicated(self.mesh))
         meter = Meter(self.config.data.batch_size, self._work(state))
         done, status, scalars = first, DONE, {}
@@ -254,13 +265,20 @@ class Loop:
                 done += 1
                 status = self._status(before, meter)  # of the step before: that one is finished
                 self._report(done, state, scalars, meter)
-        except (DataError, OSError):
-            if jax.process_count() == 1:  # else the others would have to save too
-                self.checkpoints.save(done, state, self.loader.get_state())
+        except SaveError:
+            raise
+        except Exception:
+            if jax.process_count() == 1 and not consumed(state):
+                with suppress(SaveError):  # what went wrong first is what is told
+                    self.checkpoints.save(done, state, self.loader.get_state())
+                    self.checkpoints.close()
             raise
         finally:
             profile.close(scalars)
-        self.checkpoints.save(done, state, self.loader.get_state())
+        row = int(scalars["nonfinite"]) if status == NOT_FINITE else 0
+        latest = self.checkpoints.latest()
+        if not row or latest is None or latest < done - row:  # else its parameters are these
+            self.checkpoints.save(done, state, self.loader.get_state())
         return (DONE if done == self.config.run.steps else status), state
 
     def _work(self, state: training.TrainState) -> float | None:
@@ -273,7 +291,7 @@ class Loop:
 
     def _batch(self, meter: Meter) -> dict[str, jax.Array]:
         batch = meter.wait(self.loader)
-        self.unreadable = float(batch["skipped"].sum())
+        meter.unreadable += int(batch["skipped"].sum())
         stop = np.full(len(batch["hq"]), self.signals.received is not None, np.int32)
         prompt = self.prompts(batch, self.config.prompt.source)
         return training.place_batch(self.mesh, {**batch, **prompt, "stop": stop})
@@ -296,7 +314,7 @@ class Loop:
             self.monitor.advance()
         if step % run.log_every == 0 or last:
             values = {k: float(v) for k, v in scalars.items() if k not in ("stop", "nonfinite")}
-            values |= {**meter.read(), "skipped": self.unreadable}
+            values |= meter.read()
             if self.monitor:
                 self.monitor.scalars(step, values)
         metrics = None
@@ -350,7 +368,8 @@ def main(_) -> None:
         fail(NOT_SAVED, f"{error}; last good state: step {last[0]} in {workdir}/checkpoints")
     else:
         if status != DONE:
-            fail(status, REASONS[status].format(steps_saved(workdir)[-1]))
+            *before, last = ["none", *steps_saved(workdir)]
+            fail(status, REASONS[status].format(last, workdir / "checkpoints", before[-1]))
 
 
 if __name__ == "__main__":

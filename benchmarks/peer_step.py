@@ -29,7 +29,9 @@ def tokens_of(config: Config) -> dict[str, Any]:
 class PeerStep:
     """One step on a batch (lq, hq), NCHW float32 in [-1, 1]; weights are random."""
 
-    def __init__(self, config: Config, device: torch.device, narrow: int = 1):
+    def __init__(
+        self, config: Config, device: torch.device, narrow: int = 1, checkpointing: bool = False
+    ):
         model, self.config, self.device = config.model, config, device
         rank, alpha = config.lora.rank, int(config.lora.alpha)
         plain = references.unet(vars(model.unet)).requires_grad_(False)
@@ -41,7 +43,7 @@ class PeerStep:
         self.hfie = references.HFIE(**tokens_of(config)).to(device)
         nn.init.normal_(self.hfie.query)
         self.lpips = references.LPIPS(narrow).requires_grad_(False).to(device)
-        if config.run.remat != "none":
+        if checkpointing:
             for net in (self.vae, self.unet, self.reg):
                 net.enable_gradient_checkpointing()
                 net.train()

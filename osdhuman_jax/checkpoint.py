@@ -89,14 +89,11 @@ def contradictions(old: Config, new: Config) -> list[str]:
     ]
 
 
-def write_config(workdir: Path, config: Config, *, write: bool = True) -> None:
-    """Check the run's configuration against the recorded one, and record it (one process does)."""
-    path = workdir / "config.json"
-    if path.exists():
+def check_config(workdir: Path, config: Config) -> None:
+    """Raises ConfigError where the run was begun with another configuration."""
+    if (workdir / "config.json").exists():
         if found := contradictions(read_config(workdir), config):
             raise ConfigError(f"{workdir} was begun with another config: {'; '.join(found)}")
-    if write:
-        write_json(path, to_dict(config))
 
 
 def read_config(workdir: Path) -> Config:
@@ -114,8 +111,11 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
-def record_base(workdir: Path, folder: Path, *, write: bool = True) -> None:
-    """Note which base model a run starts from; its path is relative if inside the workdir."""
+def record(workdir: Path, config: Config, folder: Path, *, write: bool = True) -> None:
+    """Note a run's configuration and the base model that it starts from (one process does).
+
+    The model's path is relative if inside the workdir. Raises WeightsError if it was another.
+    """
     inside = folder.resolve().is_relative_to(workdir.resolve())
     name = folder.resolve().relative_to(workdir.resolve()) if inside else folder.resolve()
     digest = file_digest(folder / "config.json")
@@ -124,6 +124,7 @@ def record_base(workdir: Path, folder: Path, *, write: bool = True) -> None:
         raise WeightsError(f"{folder}: not the base model that {workdir} was begun with")
     if write:
         write_json(path, {"folder": str(name), "digest": digest})
+        write_json(workdir / "config.json", to_dict(config))
 
 
 class Checkpoints:

@@ -120,7 +120,7 @@ class PromptConfig:
 
 @dataclass
 class LossConfig:
-    """Weights of Eq. 3-7 and of the two stages that make a small base model."""
+    """Weights of Eqs. 4-7 and of the two stages that make a small base model."""
 
     mse: float = 1.0  # paper; on images in [-1, 1]
     lpips: float = 2.0  # paper

@@ -11,9 +11,7 @@ Pictures are NHWC uint8 in [0, 255]; this module never imports jax.
 """
 
 import atexit
-import bisect
 import functools
-import itertools
 import logging
 import multiprocessing
 import os
@@ -21,10 +19,9 @@ import signal
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import cv2
 import grain
@@ -34,149 +31,13 @@ from jaxtyping import Int64, UInt8
 
 from osdhuman_jax.config import ConfigError, DataConfig
 from osdhuman_jax.degrade import degrade, from_unit, sample_rng, to_unit, usm_sharpen
-from osdhuman_jax.images import ImageError, read_rgb_bytes
-from osdhuman_jax.records import RecordError, decode_record
+from osdhuman_jax.sources import DataError, Pixels, Source, open_sources, read_pixels
 
-Pixels = UInt8[np.ndarray, "h w 3"]
 Square = UInt8[np.ndarray, "crop crop 3"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-RECORD_SUFFIXES = (".arrayrecord", ".array_record")
-MAX_TRIES = 100  # unreadable pictures in a row before the run is stopped
-UNREADABLE = (ImageError, RecordError, OSError)
+KILLED = "terminated unexpectedly"  # as Grain says of a worker
 
 _log = logging.getLogger(__name__)
-
-
-class DataError(ValueError):
-    """Sources that hold no usable pictures, or a state that belongs to other data."""
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to encoded pictures; picklable. `read` raises OSError or RecordError."""
-
-    def __len__(self) -> int: ...
-
-    def name(self, index: int) -> str: ...
-
-    def read(self, index: int) -> bytes: ...
-
-
-class FolderSource:
-    """The pictures below a folder, in the order of their sorted relative paths.
-
-    Hidden ones are left out, links to folders not followed. Raises DataError if there is none.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.root = Path(path)
-        self.files = sorted(_pictures(self.root))
-        if not self.files:
-            raise DataError(f"{path}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder")
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def name(self, index: int) -> str:
-        return str(self.root / self.files[index])
-
-    def read(self, index: int) -> bytes:
-        return (self.root / self.files[index]).read_bytes()
-
-
-def _pictures(root: Path) -> Iterator[str]:
-    """Relative paths, in no order."""
-    for folder, children, files in os.walk(root):
-        children[:] = [child for child in children if not child.startswith(".")]
-        for file in files:
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
-                yield Path(folder, file).relative_to(root).as_posix()
-
-
-class RecordSource:
-    """One ArrayRecord file of packed records. Raises DataError if it is damaged or empty."""
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
-        try:
-            self._records: Any = grain.sources.ArrayRecordDataSource([self.path])
-        except RuntimeError as error:
-            raise DataError(f"{path}: no whole ArrayRecord file: {error}") from error
-        if not len(self._records):
-            raise DataError(f"{path}: no records in this file")
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def name(self, index: int) -> str:
-        return f"{self.path}[{index}]"
-
-    def read(self, index: int) -> bytes:
-        try:
-            data = self._records[index]
-        except RuntimeError as error:  # how the reader reports a damaged chunk
-            raise RecordError(str(error)) from error
-        return decode_record(data)[1]
-
-
-class ChainSource:
-    """Several sources one after the other."""
-
-    def __init__(self, parts: Sequence[Source]) -> None:
-        self.parts = tuple(parts)
-        self._ends = list(itertools.accumulate(len(part) for part in self.parts))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def name(self, index: int) -> str:
-        part, local = self._locate(index)
-        return part.name(local)
-
-    def read(self, index: int) -> bytes:
-        part, local = self._locate(index)
-        return part.read(local)
-
-    def _locate(self, index: int) -> tuple[Source, int]:
-        at = bisect.bisect_right(self._ends, index)
-        return self.parts[at], index - (self._ends[at - 1] if at else 0)
-
-
-def open_source(path: str | Path) -> Source:
-    """An ArrayRecord file, a folder that holds such files, or else a folder of pictures.
-
-    Raises DataError: one line that names what is missing or empty.
-    """
-    path = Path(path)
-    if path.suffix in RECORD_SUFFIXES and path.is_file():
-        return RecordSource(path)
-    if not path.is_dir():
-        raise DataError(f"{path}: neither a folder nor a file {' or '.join(RECORD_SUFFIXES)}")
-    packed = sorted(file for file in path.iterdir() if file.suffix in RECORD_SUFFIXES)
-    return ChainSource([RecordSource(file) for file in packed]) if packed else FolderSource(path)
-
-
-def open_sources(paths: Sequence[str | Path]) -> Source:
-    """The sources of `DataConfig.sources`, concatenated. Raises DataError if there are none."""
-    if not paths:
-        raise DataError("no data sources given")
-    return ChainSource([open_source(path) for path in paths])
-
-
-def read_pixels(source: Source, index: int) -> tuple[Pixels, tuple[str, ...]]:
-    """The picture at `index`, or the next readable one (cyclic), and why those before were not.
-
-    Raises DataError when `MAX_TRIES` in a row, or all there are, cannot be read.
-    """
-    failures: list[str] = []
-    for at in range(index, index + min(len(source), MAX_TRIES)):
-        at %= len(source)
-        try:
-            return read_rgb_bytes(source.read(at)), tuple(failures)
-        except UNREADABLE as error:
-            failures.append(f"{source.name(at)}: {error}")
-    raise DataError(f"{len(failures)} pictures in a row are unreadable, such as {failures[0]}")
 
 
 def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short: int) -> Square:
@@ -292,17 +153,27 @@ class Loader:
         if self._position + self._stride > self._stop:
             self.close()
             raise StopIteration
-        if not self._running:
-            self._running.append(self._start())
-        try:
-            batch = next(self._running[0])
-        except BaseException:
-            self.close()  # Grain would go on with the other workers: batches lost, in silence
-            raise
+        batch = self._read(again=True)
         self._position += self._stride
         self._warn(batch.pop("failures"))
         # Copies, so that no batch keeps a piece of a worker's shared memory alive.
         return {key: np.array(value) for key, value in batch.items()}
+
+    def _read(self, again: bool) -> dict[str, Any]:
+        """The batch at this position; workers that were killed are started `again`, but once."""
+        if not self._running:
+            self._running.append(self._start())
+        try:
+            return next(self._running[0])
+        except BaseException as error:
+            self.close()  # Grain would go on with the other workers: batches lost, in silence
+            if not (isinstance(error, RuntimeError) and KILLED in str(error)):
+                raise
+            if not again:
+                advice = "is memory or /dev/shm full? lower data.workers"
+                raise DataError(f"data workers are killed again and again: {advice}") from error
+            _log.warning("%s: started again", error)
+        return self._read(again=False)
 
     def get_state(self) -> dict[str, int]:
         """Where the next batch starts, as JSON values; the same for all processes and workers."""

@@ -105,6 +105,11 @@ def prepare(
     )
     if adapters and adapters != config.lora:
         raise ConfigError(f"lora: {config.lora} differs from that of {folder}: {adapters}")
+    if adapters and config.lora.train_conv_in and config.loss.vsd:
+        text = f"{folder} holds a trained one, the frozen regularizer needs the base model's"
+        raise ConfigError(
+            f"lora.train_conv_in: {text}: start from the base model, or set loss.vsd=0"
+        )
     found.timestep = restorer.timestep = config.model.timestep
     ours, theirs = to_dict(config.model), to_dict(found)
     ours["vae"]["scaling_factor"] = found.vae.scaling_factor

@@ -1,8 +1,9 @@
 """Several processes as one program: who takes part, and what a signal to one means for all.
 
 A run on many hosts is the same command on each, with a workdir that all of them share. Slurm's
-variables are enough (`srun python train.py ...`); elsewhere the flags say it, and in a Kubernetes
-job with completion mode Indexed the process's number is taken from JOB_COMPLETION_INDEX.
+variables are enough (`srun --ntasks-per-node=1 python train.py ...`); elsewhere the flags say it,
+and in a Kubernetes job with completion mode Indexed the process's number is taken from
+JOB_COMPLETION_INDEX.
 """
 
 import os
@@ -31,14 +32,20 @@ def join(coordinator: str, processes: int, process: int) -> None:
         if processes > 1 or process > 0:
             raise ConfigError("--processes and --process need --coordinator HOST:PORT")
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            jax.distributed.initialize()
+            jax.distributed.initialize(local_device_ids=_local_devices())
         return
     found = [os.environ[name] for name in INDEX_VARIABLES if name in os.environ]
     index = int(found[0]) if process < 0 and found else process
     count = int(os.environ.get("SLURM_STEP_NUM_TASKS", "-1")) if processes < 0 else processes
     if not 0 <= index < count:
         raise ConfigError(f"--process {index} of --processes {count}: give both, 0 <= process")
-    jax.distributed.initialize(coordinator, count, index)
+    jax.distributed.initialize(coordinator, count, index, local_device_ids=_local_devices())
+
+
+def _local_devices() -> list[int] | None:
+    """Under Slurm JAX gives each task one device: with one task on a host, let it have them all."""
+    tasks, hosts = (os.environ.get(f"SLURM_STEP_NUM_{name}") for name in ("TASKS", "NODES"))
+    return [] if tasks and tasks == hosts else None
 
 
 def is_first() -> bool:

@@ -17,7 +17,7 @@ _TAPS /= _TAPS.sum()
 
 
 def mse(prediction: Image | Latent, target: Image | Latent) -> Scalar:
-    """Mean squared error: the data term of Eq. 3, the diffusion loss of Eq. 7."""
+    """Mean squared error: the data term of Eq. 4, the diffusion loss of Eq. 7."""
     return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)))
 
 

@@ -1,4 +1,4 @@
-"""LPIPS v0.1 on VGG16 (Zhang et al. 2018), the perceptual term of Eq. 3: two images -> distances.
+"""LPIPS v0.1 on VGG16 (Zhang et al. 2018), the perceptual term of Eq. 4: two images -> distances.
 
 `features` has torchvision's indices, so the names of its weights are torchvision's; `lin` are the
 1x1 convolutions without bias, non-negative as learnt, that weigh the channels.

@@ -219,7 +219,7 @@ def generator_objective(
     reg: Any,
     part: Part,
 ) -> Loss:
-    """Eq. 3: data term, LPIPS and VSD; `reg` are the finetuned regularizer's adapters."""
+    """Eq. 4: data term, LPIPS and VSD; `reg` are the finetuned regularizer's adapters."""
     weights, sample = config.loss, config.run.latent == "sample"
     lq, hq = part["lq"], part["hq"]
     z = posterior_sample(model, lq, part["posterior"]) if sample else model.encode(lq)

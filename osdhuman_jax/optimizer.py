@@ -16,25 +16,30 @@ from osdhuman_jax.types import Scalar
 Tree = Any  # a pytree of arrays
 
 
-def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warm-up, then constant or cosine decay to zero at the last step."""
-    after = max(steps - config.warmup_steps, 1)
+def learning_rate(config: OptimConfig, steps: int, updates: int = 1) -> optax.Schedule:
+    """Linear warm-up, then constant or cosine decay to zero at the last of `steps`.
+
+    The schedule is one of updates, of which a step has `updates`.
+    """
+    warm = config.warmup_steps * updates
+    after = max(steps * updates - warm, 1)
     peak = config.learning_rate
     main = (
         optax.constant_schedule(peak)
         if config.schedule == "constant"
         else optax.cosine_decay_schedule(peak, after)
     )
-    warmup = optax.linear_schedule(0.0, peak, max(config.warmup_steps, 1))
-    return optax.join_schedules([warmup, main], [config.warmup_steps])
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, max(warm, 1)), main], [warm])
 
 
-def make_optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, steps: int, updates: int = 1
+) -> optax.GradientTransformation:
     """AdamW with decoupled decay after clipping by the global norm (section 4.1)."""
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            learning_rate(config, steps),
+            learning_rate(config, steps, updates),
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,

@@ -1,6 +1,6 @@
 """Prompt extractors (section 3.3 and Table 4): image -> cross-attention tokens.
 
-    HFIE   p = MHA(Q, E(I), E(I)) with learnable queries Q and RAM's frozen embeddings E (Eqs. 4-5)
+    HFIE   p = MHA(Q, E(I), E(I)) with learnable queries Q and RAM's frozen embeddings E (Eq. 5)
     tags   RAM's or DAPE's tags as text through CLIP; which of the two is a matter of weights
     fixed  the same tokens for every image: a single space through CLIP ("null"), or a file
 

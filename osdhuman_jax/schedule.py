@@ -33,7 +33,7 @@ class Schedule:
         return jnp.sqrt(alpha_bar), jnp.sqrt(1.0 - alpha_bar)
 
     def add_noise(self, z0: Latent, noise: Latent, t: Timestep) -> Latent:
-        """z_t from z_0 (Eq. 1)."""
+        """z_t from z_0 (Ho et al. 2020, Eq. 4)."""
         signal, sigma = self.coefficients(t)
         return signal * z0.astype(jnp.float32) + sigma * noise.astype(jnp.float32)
 

@@ -78,6 +78,7 @@ class Trainer:
         """`restorer` with LoRA where the run trains LoRA; its arrays are not kept."""
         self.config, self.model = config, model
         self.tx = make_optimizer(config.optim, config.run.steps)
+        self.reg_tx = make_optimizer(config.optim, config.run.steps, config.loss.reg_updates)
         remat.set_policy(restorer, config.run.remat)
         self.graphdef = nnx.graphdef(restorer)
         self.regularizer = _regularizer(config, model)
@@ -100,7 +101,7 @@ class Trainer:
         state.nonfinite = jnp.zeros((), jnp.int32)
         if self.regularizer:
             state.reg = jax.tree.map(jnp.copy, self.regularizer.params)
-            state.reg_opt = self.tx.init(state.reg)
+            state.reg_opt = self.reg_tx.init(state.reg)
         if self.config.optim.ema:
             state.ema = jax.tree.map(jnp.copy, params)
         return state, frozen
@@ -175,7 +176,7 @@ class Trainer:
         for n in range(self.config.loss.reg_updates):
             drawn = parts[f"reg_t{n}"], parts[f"reg_noise{n}"]
             grads, loss = self._reg_gradients(reg, frozen, (made, drawn))
-            updates, opt = self.tx.update(grads, opt, reg)
+            updates, opt = self.reg_tx.update(grads, opt, reg)
             reg = optax.apply_updates(reg, updates)
             norms = {"reg_grad_norm": optax.tree.norm(grads)}
             scalars = {"reg_loss": loss, **norms, "reg_update_norm": optax.tree.norm(updates)}

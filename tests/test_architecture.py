@@ -10,7 +10,7 @@ FLOORS = [
     {"config", "types", "images", "attention", "tokenizer", "remat", "flops", "memory"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
-    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"},
+    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"} | {"sources"},
     {"prompts", "data", "plots"},
     {"restorer", "losses", "optimizer", "flags"},
     {"weights", "monitor", "objectives", "programs"},
@@ -22,7 +22,7 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"data", "degrade", "records", "images", "metrics", "colour", "frames"}
-WITHOUT_JAX |= {"compare", "tables"}
+WITHOUT_JAX |= {"compare", "tables", "sources"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set("layers attention vae unet swin lpips clip tagger prompts restorer".split())
 
@@ -79,7 +79,7 @@ def test_bans(path: Path) -> None:
         assert not packages & {"jax", "flax"}
     assert "safetensors" not in packages or name == "weights"
     assert "orbax" not in packages or name == "checkpoint"
-    assert "grain" not in packages or name == "data"
+    assert "grain" not in packages or name in ("data", "sources")
     assert not packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"} or name == "iqa"
     assert not house_imports(path) & {"iqa", "scoring", "evaluate"} or name in {
         "iqa",

@@ -58,6 +58,13 @@ def test_realsr_tells_agreement_from_disagreement(published, capsys, gap, status
     assert lines[1] == "niqe           not compared"
 
 
+@pytest.mark.slow
+def test_a_step_is_timed_beside_pytorchs(capfd):
+    train_step.main(["--batch", "1", "--steps", "1", "--peer", "checkpointing"])
+    said = capfd.readouterr().out
+    assert "PyTorch, checkpointing" in said and said.count("s/step") == 2
+
+
 def test_what_is_not_here_is_compiled_for_and_not_timed(capsys):
     assert train_step.parse(["--aot", "--target", "h200"]).target == "h200"
     for argv in (["--target", "h200"], ["--aot", "--target", "abacus"]):

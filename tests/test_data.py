@@ -2,32 +2,34 @@
 
 import json
 import logging
+import multiprocessing
+import os
 import pickle
+import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import grain
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from osdhuman_jax import data
+from osdhuman_jax import data, sources
 from osdhuman_jax.config import ConfigError, DataConfig
-from osdhuman_jax.data import (
+from osdhuman_jax.data import make_loader, make_sample, random_crop
+from osdhuman_jax.degrade import from_unit, to_unit, usm_sharpen
+from osdhuman_jax.records import RecordError, encode_record
+from osdhuman_jax.sources import (
     ChainSource,
     DataError,
     FolderSource,
     RecordSource,
-    make_loader,
-    make_sample,
     open_source,
     open_sources,
-    random_crop,
 )
-from osdhuman_jax.degrade import from_unit, to_unit, usm_sharpen
-from osdhuman_jax.records import RecordError, encode_record
 
 COUNT = 10
 
@@ -205,6 +207,40 @@ def test_an_error_in_a_worker_is_raised_here(tmp_path):
             next(loader)
 
 
+def test_killed_workers_are_started_again(folder, caplog):
+    """What they had read ahead is read again: not a sample is lost or seen twice."""
+    with make_loader(_config(folder, workers=2), batch_size=5) as loader:
+        expected = _take(loader, 6)
+    with make_loader(_config(folder, workers=2), batch_size=5) as loader:
+        got = _take(loader, 2)
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGKILL)
+        _assert_equal(got + _take(loader, 4), expected)
+    assert "exit code -9" in caplog.text and "started again" in caplog.text
+
+
+def test_workers_that_are_always_killed_end_the_run_in_one_line(folder, monkeypatch):
+    class Killed(grain.DatasetIterator):
+        def __init__(self) -> None:
+            pass
+
+        def __next__(self) -> dict:
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9")
+
+        def close(self) -> None:
+            pass
+
+        def get_state(self) -> dict:
+            return {}
+
+        set_state = None
+
+    with make_loader(_config(folder), batch_size=5) as loader:
+        monkeypatch.setattr(loader, "_start", Killed)
+        with pytest.raises(DataError, match="killed again and again.*data.workers"):
+            next(loader)
+
+
 def test_after_an_error_no_batch_is_passed_over(folder, monkeypatch):
     expected, failing = [], [True]
 
@@ -290,7 +326,7 @@ def test_nothing_readable_is_one_error(tmp_path, monkeypatch):
     source = FolderSource(tmp_path)
     with pytest.raises(DataError, match="5 pictures in a row are unreadable.*3.png"):
         make_sample(source, _config(tmp_path), 0, 3)
-    monkeypatch.setattr(data, "MAX_TRIES", 2)
+    monkeypatch.setattr(sources, "MAX_TRIES", 2)
     with pytest.raises(DataError, match="2 pictures in a row"):
         make_sample(source, _config(tmp_path), 0, 3)
 

@@ -184,6 +184,19 @@ def test_a_generator_goes_on_with_what_it_has_learnt(folder, tmp_path):
         experiment.prepare(small.config("vae"), tmp_path / "generator")
 
 
+def test_a_trained_conv_in_is_not_the_regularizers(folder, tmp_path):
+    """`base.safetensors` has no other: a run with VSD would be regularized by what it trains."""
+    config = small.config("restorer")
+    config.lora.train_conv_in = True
+    model, sizes = experiment.prepare(config, folder)
+    save_model(tmp_path / "generator", sizes, model, generator=config.lora)
+    assert experiment.prepare(config, tmp_path / "generator")
+    config.loss.vsd = 1.0
+    assert experiment.prepare(config, folder)
+    with pytest.raises(ConfigError, match="lora.train_conv_in: .*generator.*start from the base"):
+        experiment.prepare(config, tmp_path / "generator")
+
+
 def replace_seed(config: Config, seed: int) -> Config:
     return replace(config, run=replace(config.run, seed=seed))
 

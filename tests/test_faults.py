@@ -109,6 +109,8 @@ def test_numbers_that_are_not_finite_stop_the_run(tmp_path: Path, cache: Path) -
     (step,) = saved(tmp_path / "w")
     assert f"step {step}" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
     assert not (tmp_path / "w" / "model").exists()
+    again = commands.run(tmp_path / "w", *flags, cache=cache)
+    assert again.returncode == 3 and saved(tmp_path / "w") == [step]
 
 
 @pytest.mark.slow

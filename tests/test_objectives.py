@@ -1,4 +1,4 @@
-"""The paper's objective on small random networks: Eq. 3 with LPIPS and VSD, and Eq. 7."""
+"""The paper's objective on small random networks: Eq. 4 with LPIPS and VSD, and Eq. 7."""
 
 from dataclasses import replace
 

@@ -31,6 +31,16 @@ def test_cosine_ends_at_zero():
     assert found == pytest.approx([0, 0.5, quarter, 0.25, 0], abs=1e-7)
 
 
+def test_several_updates_a_step_share_its_schedule():
+    """Update 3 n has the rate of step n."""
+    values = {"warmup_steps": 10, "schedule": "cosine"}
+    with jax.numpy_dtype_promotion("standard"):
+        config = OptimConfig(learning_rate=0.5, **values)
+        schedule = optimizer.learning_rate(config, 110, 3)
+        found = [float(schedule(3 * step)) for step in (5, 10, 35, 60, 110)]
+    assert found == pytest.approx(rates(110, 5, 10, 35, 60, 110, **values), abs=1e-7)
+
+
 def test_optimizer_equals_torch():
     """Gradients on both sides of the clip, weights of two tensors under one norm."""
     values = OptimConfig(learning_rate=0.02, b1=0.8, b2=0.95, weight_decay=0.1, clip_norm=1.0)

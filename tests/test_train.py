@@ -123,3 +123,10 @@ def test_bad_config_is_one_line_and_leaves_nothing(
     result = commands.run(tmp_path / "w", flag, cache=cache)
     assert result.returncode == 2 and said in result.stderr
     assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
+
+
+def test_a_mistyped_path_does_not_begin_a_run(tmp_path: Path, cache: Path) -> None:
+    """The workdir is free for the corrected command."""
+    result = commands.run(tmp_path / "w", "--config.run.eval_sources=('/nowhere',)", cache=cache)
+    assert result.returncode == 2 and "/nowhere" in result.stderr
+    assert not {"config.json", "init.json"} & {path.name for path in (tmp_path / "w").iterdir()}

@@ -23,7 +23,7 @@ from test_tokenizer import MERGES, VOCAB
 from transformers import CLIPTextConfig
 from transformers import CLIPTextModel as CLIPTextModelOfTorch
 
-from osdhuman_jax.checkpoint import Checkpoints, load_generator, record_base, write_config
+from osdhuman_jax.checkpoint import Checkpoints, load_generator, record
 from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, to_dict
 from osdhuman_jax.lpips import LPIPS
@@ -376,8 +376,7 @@ def test_generator_of_a_run(model, sources, monkeypatch, tmp_path):
     config, workdir = Config(lora=LoRAConfig(rank=2, alpha=4.0)), tmp_path / "run"
     config.run.kind, config.run.init, config.model.timestep = "restorer", str(model), 399
     workdir.mkdir()
-    write_config(workdir, config)
-    record_base(workdir, model)
+    record(workdir, config, model)
     restorer, _, _ = load_base(model)
     add_lora(restorer, config.lora, np.random.default_rng(3))
     params = nnx.state(restorer, partial(is_generator, config.lora))

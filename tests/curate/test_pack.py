@@ -17,9 +17,10 @@ from curate.manifest import selected_rows
 from curate.pack import encode, file_count, place, read_container, to_bytes
 from curate.tables import CropFile, read_rows
 from osdhuman_jax.config import DataConfig
-from osdhuman_jax.data import make_loader, open_source
+from osdhuman_jax.data import make_loader
 from osdhuman_jax.images import read_rgb_bytes
 from osdhuman_jax.records import decode_record
+from osdhuman_jax.sources import open_source
 
 
 @pytest.fixture(scope="module")
