@@ -2,9 +2,9 @@
 
 One step of the paper's training on random weights and pictures: seconds (the median), pictures a
 second, peak memory, operations and utilisation. `--peer` times a PyTorch step of the same
-arithmetic before it, alone in a process of its own: as it is, or with gradient checkpointing, which
-computes every block twice. `--aot` compiles without running anything: memory and operations of a size
-that the machine could not hold, on `--target` even for a GPU that is not here.
+arithmetic before it, alone in a process of its own: as it is, or with gradient checkpointing,
+which computes every block twice. `--aot` compiles without running anything: memory and operations
+of a size that the machine could not hold, on `--target` even for a GPU that is not here.
 """
 
 import argparse

@@ -84,6 +84,38 @@ def test_value_in_the_place_of_a_section_is_named(value):
         from_dict(ModelConfig, to_dict(ModelConfig()) | {"vae": value})
 
 
+TAGS_OF_HQ = {"prompt.kind": "dape", "prompt.source": "hq"}
+ABLATIONS = {
+    "table3_lsdir": {"data.sources": ("data/lsdir",)},
+    "table4_null": {"prompt.kind": "null"},
+    "table4_dape_hq": TAGS_OF_HQ,
+    "table4_hfie_hq": {"prompt.source": "hq"},
+    "table4_hfie_lq": {},
+    "osediff": {
+        "data.sources": ("data/lsdir", "data/ffhq10k"),
+        **TAGS_OF_HQ,
+        "prompt.kind": "ram",
+        "lora.train_conv_in": True,
+        "loss.cfg_vsd": 7.5,
+        "loss.reg_lora_scope": "mid",
+    },
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_is_the_papers_run_but_for(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.loss.negative_prompt = base.get_config().loss.negative_prompt
+    ours, paper = to_dict(config), to_dict(base.get_config())
+    different = {
+        f"{section}.{field}": getattr(getattr(config, section), field)
+        for section, fields in ours.items()
+        for field, value in fields.items()
+        if value != paper[section][field]
+    }
+    assert different == ABLATIONS[name]
+
+
 def test_paper_values():
     config = base.get_config()
     assert config.run.kind == "restorer"

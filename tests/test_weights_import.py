@@ -395,6 +395,43 @@ def test_generator_of_a_run(model, sources, monkeypatch, tmp_path):
     assert load_generator(workdir).prompt == "null"  # and not HFIE, which such a run leaves alone
 
 
+GUIDED = """
+from pathlib import Path
+
+from configs import debug
+from osdhuman_jax.weights.store import read_configs, read_meta
+
+
+def get_config():
+    config, folder = debug.get_config(), Path({folder!r})
+    config.model, _ = read_configs(folder, read_meta(folder))
+    config.loss.lpips, config.loss.cfg_vsd, config.prompt.kind = 2.0, 7.5, "null"
+    config.run.init, config.run.best, config.run.steps = str(folder), "val_lpips", 4
+    config.run.log_every, config.run.sample_every, config.run.checkpoint_every = 1, 2, 2
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_a_run_with_every_imported_part(sources, nets, tmp_path):
+    """LPIPS in the loss and in validation, guidance by CLIP's negative prompt, the null prompt."""
+    lpips = [sources / "vgg16.pth", sources / "vgg.pth"]
+    parts = {"lpips": lpips, **text_prompts(tmp_path, sources, nets)}
+    import_model(sources / "sd", sources / "ram.pth", tmp_path / "base", **parts)
+    (tmp_path / "guided.py").write_text(GUIDED.format(folder=str(tmp_path / "base")))
+    argv = [sys.executable, "train.py", "--config", tmp_path / "guided.py", "--workdir"]
+    root = Path(files.__file__).parents[1]
+    result = subprocess.run([*argv, tmp_path / "w"], cwd=root, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(x) for x in (tmp_path / "w/metrics.jsonl").read_text().splitlines()]
+    steps = {x["step"]: x for x in lines if "loss" in x}
+    assert sorted(steps) == [1, 2, 3, 4]
+    assert all(x["lpips"] > 0 and np.isfinite(x["loss"]) for x in steps.values())
+    assert steps[1]["vsd"] > 0  # guided by the negative prompt, equal regularizers differ
+    assert [x["step"] for x in lines if x.get("val_lpips", 0) > 0] == [2, 4]
+    assert meta(tmp_path / "w/model")["prompt"] == "null"
+
+
 # Faults: each is one line, and nothing is written.
 
 
