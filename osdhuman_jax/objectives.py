@@ -174,7 +174,8 @@ def scores(
 ) -> tuple[Latent, Latent]:
     """eps of the frozen (guided by `cfg_vsd`) and the finetuned regularizer, no gradients.
 
-    With guidance the frozen one's two passes are one batch.
+    With guidance the frozen one's two passes are one batch. The finetuned one's is its own: to join
+    them, every adapter would have to be masked for half of a batch that fills a device as it is.
     """
     t, noisy = part["t"], Schedule().add_noise(latent, part["noise"], part["t"])
     if negative is None:
