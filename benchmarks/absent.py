@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from osdhuman_jax import attention
+from osdhuman_jax.target import traced_for
 
 OPTIONS = {"xla_gpu_enable_triton_gemm": False}  # its tiles are chosen by trying them on the GPU
 DESCRIPTIONS = {path.stem: path for path in Path(__file__).parent.glob("*.txtpb")}
@@ -30,5 +30,5 @@ def gpu(name: str) -> Iterator[Any]:
         )
     except NotImplementedError:
         raise SystemExit('no compiler for CUDA here: pip install "jax[cuda12]"') from None
-    with attention.traced_for("cuda"):
+    with traced_for("cuda"):
         yield found.devices[0]

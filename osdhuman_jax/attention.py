@@ -1,15 +1,14 @@
 """Scaled dot-product attention: the one entry point for every network."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
+
+from osdhuman_jax.target import platform
 
 Tokens = Float[Array, "_ d"]
 
@@ -18,18 +17,6 @@ LARGE = 2**16  # weights of one head, from which a CPU is better off with blocks
 BLOCK = 512  # queries of a block
 
 Kernel = Literal["cudnn", "blocks", "xla"]
-
-_target: ContextVar[str | None] = ContextVar("target", default=None)
-
-
-@contextmanager
-def traced_for(name: str) -> Iterator[None]:
-    """What is traced inside is for another platform than this process runs on."""
-    token = _target.set(name)
-    try:
-        yield
-    finally:
-        _target.reset(token)
 
 
 def kernel(platform: str, dtype: Any, width: int, lengths: tuple[int, int], biased: bool) -> Kernel:
@@ -46,15 +33,6 @@ def kernel(platform: str, dtype: Any, width: int, lengths: tuple[int, int], bias
         return "cudnn"
     large = math.prod(lengths) >= LARGE
     return "blocks" if platform == "cpu" and large and not biased else "xla"
-
-
-def platform() -> str:
-    """What programs run on: cpu, cuda, tpu; other GPUs, which JAX calls gpu as well, are gpu."""
-    if target := _target.get():
-        return target
-    name = jax.default_backend()
-    cuda = name == "gpu" and "cuda" in jax.devices()[0].client.platform_version
-    return "cuda" if cuda else name
 
 
 def attend(

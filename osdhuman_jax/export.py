@@ -27,11 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from osdhuman_jax import attention
 from osdhuman_jax.flags import Parser
 from osdhuman_jax.images import write_file
 from osdhuman_jax.pipeline import PRECISIONS
 from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.target import traced_for
 from osdhuman_jax.types import Image8
 from osdhuman_jax.weights import load_model
 
@@ -63,7 +63,7 @@ def to_npz(restorer: Restorer, shape: tuple[int, ...], platform: str) -> bytes:
     abstract = [jax.ShapeDtypeStruct(weight.shape, weight.dtype) for weight in weights]
     pictures = jax.ShapeDtypeStruct(shape, jnp.uint8)
     plain = "cpu" if platform == "cpu" else "gpu"  # cuDNN's attention is not for a file
-    with attention.traced_for(plain):
+    with traced_for(plain):
         exported = jax.export.export(jax.jit(restore), platforms=[platform])(abstract, pictures)
     arrays: dict[str, Any] = {f"weight_{i}": np.asarray(w) for i, w in enumerate(weights)}
     arrays["program"] = np.frombuffer(exported.serialize(), np.uint8)
@@ -84,7 +84,7 @@ def to_onnx(restorer: Restorer, shape: tuple[int, ...]) -> bytes:
         raise ExportError("an ONNX file holds less than 2 GiB of weights: export to .npz")
     pictures = jax.ShapeDtypeStruct(shape, jnp.uint8)
     # Traced beforehand: the converter has rules of its own for Flax's layers, which refuse ours.
-    with attention.traced_for("cpu"):
+    with traced_for("cpu"):
         traced = jax.make_jaxpr(lambda pictures: restore(weights, pictures))(pictures)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = convert(jax.extend.core.jaxpr_as_fun(traced), inputs=[pictures], opset=18)

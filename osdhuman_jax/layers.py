@@ -14,18 +14,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.attention import attend, join_heads, split_heads
+from osdhuman_jax.convolution import Conv3x3
 from osdhuman_jax.remat import rematerialised
 from osdhuman_jax.types import Timestep
 
 Feature = Float[Array, "b h w c"]
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
-
-
-def conv3x3(in_channels: int, out_channels: int, *, strides: int = 1, **kw: Any) -> nnx.Conv:
-    """3x3 convolution, padded by one pixel on each side."""
-    padding = ((1, 1), (1, 1))
-    return nnx.Conv(in_channels, out_channels, (3, 3), (strides, strides), padding=padding, **kw)
 
 
 def conv1x1(in_channels: int, out_channels: int, **kw: Any) -> nnx.Conv:
@@ -96,12 +91,12 @@ class ResnetBlock2D(nnx.Module):
         **kw: Any,
     ):
         self.norm1 = GroupNorm(in_channels, groups, epsilon, **kw)
-        self.conv1 = conv3x3(in_channels, out_channels, **kw)
+        self.conv1 = Conv3x3(in_channels, out_channels, **kw)
         self.time_emb_proj = (
             nnx.Linear(temb_channels, out_channels, **kw) if temb_channels else None
         )
         self.norm2 = GroupNorm(out_channels, groups, epsilon, **kw)
-        self.conv2 = conv3x3(out_channels, out_channels, **kw)
+        self.conv2 = Conv3x3(out_channels, out_channels, **kw)
         same = in_channels == out_channels
         self.conv_shortcut = None if same else conv1x1(in_channels, out_channels, **kw)
 
@@ -143,7 +138,7 @@ class Upsample2D(nnx.Module):
     """Nearest resize (x2, or to the size of the skip to be joined), then a 3x3 convolution."""
 
     def __init__(self, channels: int, **kw: Any):
-        self.conv = conv3x3(channels, channels, **kw)
+        self.conv = Conv3x3(channels, channels, **kw)
 
     def __call__(self, x: Feature, size: tuple[int, int] | None = None) -> Float[Array, "b _ _ c"]:
         twice = (2 * x.shape[1], 2 * x.shape[2])

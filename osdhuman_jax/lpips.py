@@ -14,7 +14,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from osdhuman_jax.layers import Feature, Resized, conv1x1, conv3x3
+from osdhuman_jax.convolution import Conv3x3
+from osdhuman_jax.layers import Feature, Resized, conv1x1
 from osdhuman_jax.types import Image
 
 VGG16 = tuple([64] * 2 + [0] + [128] * 2 + [0] + [256] * 3 + [0] + [512] * 3 + [0] + [512] * 3)
@@ -67,7 +68,7 @@ class LPIPS(nnx.Module):
         kw: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
         layers, widths = [], [3]  # widths[i] goes into layer i
         for width in plan:
-            new = [conv3x3(widths[-1], width, dtype=dtype, **kw), ReLU()] if width else [MaxPool()]
+            new = [Conv3x3(widths[-1], width, dtype=dtype, **kw), ReLU()] if width else [MaxPool()]
             layers += new
             widths += [width or widths[-1]] * len(new)
         self.taps = taps

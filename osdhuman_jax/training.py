@@ -18,7 +18,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from osdhuman_jax import attention, remat
+from osdhuman_jax import remat
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.experiment import prepare, store_as_computed, trainable
 from osdhuman_jax.flops import count
@@ -48,6 +48,7 @@ from osdhuman_jax.prompts import FixedPrompter
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.schedule import Schedule
 from osdhuman_jax.sharding import batch_sharding, replicated, weight_sharding
+from osdhuman_jax.target import traced_for
 from osdhuman_jax.types import Image
 from osdhuman_jax.unet import UNet2DConditionModel
 from osdhuman_jax.weights import encode_text, load_part, load_prompter
@@ -288,7 +289,7 @@ def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
     restorer = nnx.merge(trainer.graphdef, shapes[0].params, shapes[1].restorer)
     plain = Trainer(config, trainer.model, restorer)
     plain.lpips = trainer.lpips
-    with attention.traced_for("none"):  # kernels hide products from a count, or repeat some
+    with traced_for("none"):  # kernels hide products from a count, or repeat some
         return count(jax.make_jaxpr(plain.step)(*shapes, pictures))
 
 

@@ -12,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from osdhuman_jax.convolution import Conv3x3
 from osdhuman_jax.layers import (
     Downsample2D,
     Feature,
@@ -21,7 +22,6 @@ from osdhuman_jax.layers import (
     TimestepEmbedding,
     Transformer2DModel,
     Upsample2D,
-    conv3x3,
     sinusoidal_embedding,
 )
 from osdhuman_jax.types import Latent, Timestep, Tokens
@@ -127,7 +127,7 @@ class UNet2DConditionModel(nnx.Module):
         attends = [kind == "CrossAttnDownBlock2D" for kind in down_block_types]
         last = len(channels) - 1
         self.time_proj_dim = channels[0]
-        self.conv_in = conv3x3(in_channels, channels[0], **plain)
+        self.conv_in = Conv3x3(in_channels, channels[0], **plain)
         self.time_embedding = TimestepEmbedding(channels[0], temb, **plain)
         self.down_blocks = nnx.List(
             DownBlock2D(
@@ -153,7 +153,7 @@ class UNet2DConditionModel(nnx.Module):
         )
         exact: dict[str, Any] = {**plain, "dtype": jnp.float32}  # Eq. 2 multiplies eps's error
         self.conv_norm_out = GroupNorm(channels[0], norm_num_groups, EPSILON, **exact)
-        self.conv_out = conv3x3(channels[0], in_channels, **exact)
+        self.conv_out = Conv3x3(channels[0], in_channels, **exact)
 
     def __call__(self, z: Latent, t: Timestep, context: Tokens) -> Latent:
         temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from osdhuman_jax.convolution import Conv3x3
 from osdhuman_jax.layers import (
     Downsample2D,
     Feature,
@@ -19,7 +20,6 @@ from osdhuman_jax.layers import (
     SpatialAttention,
     Upsample2D,
     conv1x1,
-    conv3x3,
 )
 from osdhuman_jax.types import Image, Latent
 
@@ -86,7 +86,7 @@ class Encoder(nnx.Module):
         add_attention: bool,
         **kw: Any,
     ):
-        self.conv_in = conv3x3(3, channels[0], **kw)
+        self.conv_in = Conv3x3(3, channels[0], **kw)
         pairs = zip((channels[0], *channels), channels, strict=False)
         last = len(channels) - 1
         self.down_blocks = nnx.List(
@@ -95,7 +95,7 @@ class Encoder(nnx.Module):
         )
         self.mid_block = UNetMidBlock2D(channels[-1], groups, add_attention, **kw)
         self.conv_norm_out = GroupNorm(channels[-1], groups, EPSILON, **kw)
-        self.conv_out = conv3x3(channels[-1], 2 * latent_channels, **kw)
+        self.conv_out = Conv3x3(channels[-1], 2 * latent_channels, **kw)
 
     def __call__(self, x: Image) -> Resized:
         for layer in (self.conv_in, *self.down_blocks, self.mid_block, self.conv_norm_out):
@@ -116,7 +116,7 @@ class Decoder(nnx.Module):
         **kw: Any,
     ):
         down = channels[::-1]
-        self.conv_in = conv3x3(latent_channels, down[0], **kw)
+        self.conv_in = Conv3x3(latent_channels, down[0], **kw)
         self.mid_block = UNetMidBlock2D(down[0], groups, add_attention, **kw)
         pairs = zip((down[0], *down), down, strict=False)
         self.up_blocks = nnx.List(
@@ -124,7 +124,7 @@ class Decoder(nnx.Module):
             for i, (cin, cout) in enumerate(pairs)
         )
         self.conv_norm_out = GroupNorm(down[-1], groups, EPSILON, **kw)
-        self.conv_out = conv3x3(down[-1], 3, **kw)
+        self.conv_out = Conv3x3(down[-1], 3, **kw)
 
     def __call__(self, z: Latent) -> Image:
         x = z

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"config", "types", "images", "attention", "tokenizer", "remat", "flops", "memory"},
+    {"config", "types", "images", "target", "tokenizer", "remat", "flops", "memory"},
+    {"attention", "convolution"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
     {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"} | {"sources"},
@@ -24,7 +25,9 @@ FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"data", "degrade", "records", "images", "metrics", "colour", "frames"}
 WITHOUT_JAX |= {"compare", "tables", "sources"}
 COMMANDS = {"train.py", "infer.py"}
-NETWORKS = set("layers attention vae unet swin lpips clip tagger prompts restorer".split())
+NETWORKS = set(
+    "layers attention convolution vae unet swin lpips clip tagger prompts restorer".split()
+)
 
 
 def files() -> list[Path]:

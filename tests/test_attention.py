@@ -12,11 +12,10 @@ from osdhuman_jax.attention import (
     by_blocks,
     join_heads,
     kernel,
-    platform,
     split_heads,
-    traced_for,
 )
 from osdhuman_jax.attention import attend as plain_attend
+from osdhuman_jax.target import platform, traced_for
 
 attend = jax.jit(plain_attend)
 

@@ -23,7 +23,8 @@ from peft.tuners.lora import LoraLayer
 
 from benchmarks import references
 from osdhuman_jax import lora
-from osdhuman_jax.layers import Downsample2D, conv1x1, conv3x3
+from osdhuman_jax.convolution import Conv3x3
+from osdhuman_jax.layers import Downsample2D, conv1x1
 from osdhuman_jax.unet import UNet2DConditionModel
 from osdhuman_jax.vae import AutoencoderKL
 
@@ -127,8 +128,11 @@ def test_adapter_and_merged_weights_match_peft(pair):
 
 LAYERS = {
     "linear": (lambda rngs: nnx.Linear(6, 10, use_bias=False, rngs=rngs), (2, 5, 6)),
-    "conv": (lambda rngs: conv3x3(6, 10, rngs=rngs), (2, 5, 7, 6)),
-    "strided": (lambda rngs: conv3x3(6, 10, strides=2, rngs=rngs), (2, 5, 8, 6)),
+    "conv": (lambda rngs: Conv3x3(6, 10, rngs=rngs), (2, 5, 7, 6)),
+    "strided": (
+        lambda rngs: nnx.Conv(6, 10, (3, 3), 2, padding=((1, 1), (1, 1)), rngs=rngs),
+        (2, 5, 8, 6),
+    ),
     "pointwise": (lambda rngs: conv1x1(6, 10, rngs=rngs), (2, 5, 7, 6)),
     "asymmetric": (lambda rngs: Downsample2D(6, asymmetric=True, rngs=rngs).conv, (2, 8, 7, 6)),
 }

@@ -1,0 +1,107 @@
+"""3x3 convolution of stride 1, padded by one: XLA's own, or what is faster on a CPU.
+
+XLA's CPU backend is slow on the smallest maps of the U-Net, where one product of gathered pixels
+takes half as long, and computes large maps of many channels directly, where Winograd's F(2x2, 3x3)
+(Lavin & Gray 2016) needs 16 multiplications of 36.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from osdhuman_jax.target import platform
+
+Feature = Float[Array, "b h w c"]
+Kernel = Float[Array, "3 3 c o"]
+Convolved = Float[Array, "b h w o"]
+Way = Literal["xla", "gathered", "winograd"]
+
+FEW = 1024  # pixels of a batch, of which one product is best
+MANY = 4096  # pixels of a map, from which Winograd's transforms pay
+WIDE = 256  # channels, from which either does
+ROWS = 8  # of 2x2 tiles at a time, so that what is computed of them stays in the cache
+
+
+def way(platform: str, dtype: Any, shape: tuple[int, ...], out: int) -> Way:
+    """How to convolve a map of `shape` (B, H, W, C) to `out` channels."""
+    batch, height, width, channels = shape
+    if platform != "cpu" or jnp.dtype(dtype) != jnp.float32 or min(channels, out) < WIDE:
+        return "xla"
+    if batch * height * width <= FEW:
+        return "gathered"
+    return "winograd" if height * width >= MANY else "xla"
+
+
+class Conv3x3(nnx.Conv):
+    """`nnx.Conv`, computed as is best where it runs."""
+
+    def __init__(self, in_channels: int, out_channels: int, **kw: Any):
+        super().__init__(in_channels, out_channels, (3, 3), (1, 1), padding=((1, 1), (1, 1)), **kw)
+
+    def __call__(self, x: Feature) -> Convolved:
+        chosen = way(platform(), self.dtype, x.shape, self.out_features)
+        if chosen == "xla":
+            return super().__call__(x)
+        function = gathered if chosen == "gathered" else winograd
+        y = function(x.astype(jnp.float32), self.kernel[...].astype(jnp.float32))
+        return y if self.bias is None else y + self.bias[...].astype(jnp.float32)[None, None, None]
+
+
+def gathered(x: Feature, kernel: Kernel) -> Convolved:
+    """The nine pixels under the kernel side by side, and one product of matrices."""
+    b, h, w, c = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    taps = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    y = jnp.concatenate(taps, axis=-1).reshape(-1, 9 * c) @ kernel.reshape(9 * c, -1)
+    return y.reshape(b, h, w, -1)
+
+
+def winograd(x: Feature, kernel: Kernel) -> Convolved:
+    """F(2x2, 3x3): y = A^T [(G g G^T) * (B^T d B)] A of tiles d of 4x4, two pixels apart."""
+    b, h, w, c = x.shape
+    across, rows = -(-w // 2), min(ROWS, -(-h // 2))
+    stripes = -(-h // (2 * rows))
+    below, right = 2 * stripes * rows + 1 - h, 2 * across + 1 - w
+    padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
+    taps = _taps(_taps(kernel, 0), 1)
+
+    def stripe(index: Array) -> Float[Array, "r w o"]:
+        """2 * `rows` lines of one map."""
+        corner = (index // stripes, index % stripes * 2 * rows, 0, 0)
+        d = jax.lax.dynamic_slice(padded, corner, (1, 2 * rows + 2, 2 * across + 2, c))[0]
+        tiles = [_inputs(_every_other(line, 1)) for line in _inputs(_every_other(d, 0))]
+        products = [[tiles[i][j] @ taps[i, j] for j in range(4)] for i in range(4)]
+        columns = [_outputs(row) for row in products]  # [tap along rows][pixel across]
+        pixels = [_outputs([line[j] for line in columns]) for j in range(2)]  # [across][down]
+        down = [jnp.stack([pixels[j][i] for j in range(2)], axis=2) for i in range(2)]
+        return jnp.stack(down, axis=1).reshape(2 * rows, 2 * across, -1)
+
+    lines = jax.lax.map(stripe, jnp.arange(b * stripes))
+    return lines.reshape(b, 2 * stripes * rows, 2 * across, -1)[:, :h, :w]
+
+
+def _taps(kernel: Array, axis: int) -> Array:
+    """G g along an axis."""
+    a, b, c = jnp.split(kernel, 3, axis)
+    return jnp.concatenate([a, (a + b + c) / 2, (a - b + c) / 2, c], axis)
+
+
+def _every_other(x: Array, axis: int) -> list[Array]:
+    """The four lines of each tile: every second from 0, 1, 2, 3."""
+    last = x.shape[axis] - 3
+    return [jax.lax.slice_in_dim(x, i, last + i, 2, axis) for i in range(4)]
+
+
+def _inputs(d: Sequence[Array]) -> tuple[Array, ...]:
+    """B^T d."""
+    return d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]
+
+
+def _outputs(m: Sequence[Array]) -> tuple[Array, Array]:
+    """A^T m."""
+    return m[0] + m[1] + m[2], m[1] - m[2] - m[3]
