@@ -130,7 +130,7 @@ LAYERS = {
     "linear": (lambda rngs: nnx.Linear(6, 10, use_bias=False, rngs=rngs), (2, 5, 6)),
     "conv": (lambda rngs: Conv3x3(6, 10, rngs=rngs), (2, 5, 7, 6)),
     "strided": (
-        lambda rngs: nnx.Conv(6, 10, (3, 3), 2, padding=((1, 1), (1, 1)), rngs=rngs),
+        lambda rngs: nnx.Conv(6, 10, (3, 3), (2, 2), padding=((1, 1), (1, 1)), rngs=rngs),
         (2, 5, 8, 6),
     ),
     "pointwise": (lambda rngs: conv1x1(6, 10, rngs=rngs), (2, 5, 7, 6)),
