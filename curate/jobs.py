@@ -26,8 +26,8 @@ from curate.tables import (
     CropFile,
     Row,
     image_row,
-    scores_schema,
     write_rows,
+    write_scores,
 )
 
 
@@ -154,7 +154,7 @@ class Score:
                 {"crop_id": name, **{metric: float(values[metric][at]) for metric in scorer.names}}
                 for at, name in enumerate(ids)
             ]
-        write_rows(folder / "scores.parquet", scores_schema(scorer.names), rows)
+        write_scores(folder / "scores.parquet", scorer.names, rows)
         return {"crops": len(rows)}
 
 

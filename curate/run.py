@@ -32,6 +32,7 @@ from curate.cluster import session
 from curate.config import ConfigError, CurateConfig
 from curate.crop import Crop, index_file
 from curate.engine import Engine, EngineError
+from curate.forget import check as check_known
 from curate.forget import forget
 from curate.jobs import Index, Score, Source, crop_shards
 from curate.ledger import Ledger, write_atomic
@@ -179,7 +180,7 @@ class Pipeline:
         plan = self.plan
         shards = tuple(crop_shards(self.ledger, plan.sources))
         barred = tuple(map(str, barred_files(self.engine, plan.exclude)))
-        job = Select(plan.config, shards, plan.review, plan.stats, barred)
+        job = Select(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
         self.engine.here().run(job, ["all"])
         table = read_manifest(self.ledger, ["dataset", "image_id", "box_index", "reason"])
         check(table)
@@ -231,6 +232,8 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
         lines += [f"found to keep {share:.1%} of the top share, in place of: {usual}"]
     if "blur_min" in facts:
         lines += [f"blur threshold of the sources: {facts['blur_min']:.1f}"]
+    if "review_unknown" in facts:
+        lines += [f"review: {facts['review_unknown']} crops of it are not there (any more)"]
     return lines
 
 
@@ -282,8 +285,12 @@ def execute(flags: argparse.Namespace) -> None:
     flags.output.mkdir(parents=True, exist_ok=True)
     engine = Engine(flags.output, flags.engine, flags.workers, plan.config.limit, flags.verify)
     if flags.command == "forget":
-        plan.forgotten = sorted({*plan.forgotten, *forget(engine, plan, flags.names)})
+        if not flags.names:
+            raise ConfigError("forget: name the images (see image_id in the manifest)")
+        check_known(Ledger(flags.output), plan.forgotten, flags.names)
+        plan.forgotten = sorted({*plan.forgotten, *flags.names})
         plan.write(flags.output)
+        forget(engine, plan, flags.names)
         made = {"select": "select", "pack": "packed", "report": "report"}
         stages = [stage for stage, folder in made.items() if (flags.output / folder).exists()]
     else:

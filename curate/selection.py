@@ -141,13 +141,21 @@ def read_review(path: Path) -> dict[str, bool]:
     return decisions
 
 
-def apply_review(pool: Pool, result: Decisions, decisions: dict[str, bool]) -> None:
-    """A person's word goes above rank and thresholds. Raises SelectError on unknown crops."""
+def apply_review(
+    pool: Pool, result: Decisions, decisions: dict[str, bool], forgotten: bool = False
+) -> None:
+    """A person's word goes above rank and thresholds. Raises SelectError on unknown crops.
+
+    Once images were `forgotten` nobody can tell their crops from unknown ones: these are counted.
+    """
     places = {name: at for at, name in enumerate(pool.crop_ids)}
-    if unknown := sorted(set(decisions) - set(places)):
+    unknown = sorted(set(decisions) - set(places))
+    if unknown and not forgotten:
         raise SelectError(f"review: {len(unknown)} unknown crops, such as {unknown[0]}")
+    result.statistics |= {"review_unknown": len(unknown)} if unknown else {}
     for name, keep in decisions.items():
-        at = places[name]
+        if (at := places.get(name)) is None:
+            continue
         if not keep:
             result.reasons[at] = result.reasons[at] or "review"
         elif result.reasons[at].startswith(RANKED):
@@ -257,7 +265,8 @@ class Select:
         shards: the crop job's.
         review: csv of decisions, "" = none.
         statistics: stats.json of another run whose pool measures this one, "" = own.
-        barred: fingerprint files of sets to be kept apart (see `curate.jobs`).
+        barred: fingerprint files of sets to be kept apart (see `curate.barred`).
+        forgotten: whether images were, whose crops a review may still name.
     """
 
     config: CurateConfig
@@ -265,6 +274,7 @@ class Select:
     review: str = ""
     statistics: str = ""
     barred: tuple[str, ...] = ()
+    forgotten: bool = False
     name: str = "select"
     gpus: float = 0.0
 
@@ -272,7 +282,7 @@ class Select:
         jobs = ["crop", *(f"score-{group}" for group in scores.groups(self.config.score))]
         inputs = [ledger.outputs_key(job, shard) for job in jobs for shard in self.shards]
         files = [file_digest(Path(p)) for p in (self.review, self.statistics, *self.barred) if p]
-        which = [bool(self.review), bool(self.statistics), len(self.barred)]
+        which = [bool(self.review), bool(self.statistics), len(self.barred), self.forgotten]
         config = self.config
         settings = [asdict(s) for s in (config.score, config.select, config.split)]
         return digest(CODE, settings, config.blur.auto, inputs, files, which)
@@ -295,7 +305,7 @@ class Select:
                 if _scored(reason):
                     result.reasons[at] = "" if at in fit else reason or "not_sampled"
         if self.review:
-            apply_review(pool, result, read_review(Path(self.review)))
+            apply_review(pool, result, read_review(Path(self.review)), self.forgotten)
         kept = {i for i, r in zip(pool.image_ids, result.reasons, strict=True) if not r}
         members = read_members(ledger, self.shards, kept)
         barred = [_member(row) for path in self.barred for row in read_rows(Path(path))]

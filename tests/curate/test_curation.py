@@ -12,14 +12,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from conftest import SETTINGS, curate
+from conftest import SETTINGS, crop_of, curate, kept, manifest
 
 from curate import demo
 from curate.jobs import shard_count
 from curate.ledger import BOOKKEEPING, Ledger, tree_digest
-from curate.manifest import ManifestError, check, manifest_parts, read_manifest, selected_rows
+from curate.manifest import ManifestError, check, read_manifest
 from curate.tables import read_rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,24 +28,6 @@ def worked(output: Path) -> list[str]:
     """Jobs of the shards that were worked on, in order."""
     lines = (output / "log.jsonl").read_text().splitlines()
     return [json.loads(line)["job"] for line in lines]
-
-
-def manifest(output: Path) -> list[dict]:
-    return [
-        row for path in manifest_parts(Ledger(output)) for row in pq.read_table(path).to_pylist()
-    ]
-
-
-def kept(output: Path) -> dict[str, str]:
-    """Split by crop."""
-    rows = selected_rows(Ledger(output))
-    return {row["crop_id"]: split for split, found in rows.items() for row in found}
-
-
-def crop_of(output: Path, name: str) -> dict:
-    """The one manifest row of an image."""
-    (row,) = (row for row in manifest(output) if row["image_id"] == name)
-    return row
 
 
 def test_every_image_and_candidate_is_counted_once(made):
@@ -146,27 +127,6 @@ def test_shards_do_not_matter(made, tmp_path, sources):
 
 def test_small_sources_get_several_shards():
     assert [shard_count(n, 1000) for n in (0, 7, 16, 200, 5000, 100_000)] == [1, 1, 2, 16, 16, 100]
-
-
-def test_forgetting_equals_never_having_seen(copy, tmp_path):
-    image = "coco/train2017/1"
-    crop = crop_of(copy, image)["crop_id"]
-    assert curate(copy, "forget", image) == 0
-    assert image not in {row["image_id"] for row in manifest(copy)} and crop not in kept(copy)
-    assert not any(crop.encode() in path.read_bytes() for path in copy.rglob("*") if path.is_file())
-    fresh = tmp_path / "fresh"
-    fresh.mkdir()
-    (fresh / "plan.json").write_bytes((copy / "plan.json").read_bytes())
-    assert curate(fresh) == 0
-    assert tree_digest(fresh) == tree_digest(copy)
-    assert crop_of(copy, "voc/voc/2012_000001")["kept"]  # no longer anybody's copy
-
-
-def test_forgetting_a_stranger_changes_nothing(copy, capsys):
-    before = tree_digest(copy)
-    assert curate(copy, "forget", "coco/train2017/77") == 2
-    assert "no image 'coco/train2017/77'" in capsys.readouterr().err
-    assert tree_digest(copy) == before
 
 
 def test_the_blur_threshold_can_come_from_the_pool(copy, capsys):
