@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from curate.config import BLUR_FLOOR
 from curate.ledger import Ledger
 from curate.schema import InputError
-from curate.tables import Row, read_rows, read_table
+from curate.tables import Row, read_table
 
 Column = Float64[np.ndarray, " n"]
 COLUMNS = ("crop_id", "image_id", "license", "reason", "lap_src")
@@ -44,18 +44,20 @@ def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> P
     """Living candidates with their scores. Raises LedgerError, or SelectError on twins."""
     rows: list[Row] = []
     sources: dict[str, float] = {}
+    metrics: dict[str, None] = {}  # by the files' columns: there may be no crop at all
     for shard in shards:
         table = read_table(ledger.output("crop", shard, "rows.parquet"), COLUMNS)
         sources |= measured(table)
         alive = table.filter(pc.field("reason") == "").to_pylist()
         by_name: dict[str, Row] = {row["crop_id"]: row for row in alive}
         for group in groups:
-            for row in read_rows(ledger.output(f"score-{group}", shard, "scores.parquet")):
+            scored = read_table(ledger.output(f"score-{group}", shard, "scores.parquet"))
+            metrics |= dict.fromkeys(scored.column_names[1:])
+            for row in scored.to_pylist():
                 by_name[row["crop_id"]].update(row)
         rows += alive
     rows.sort(key=lambda row: row["crop_id"])
     refuse_twins(rows)
-    metrics = [name for name in (rows[0] if rows else {}) if name not in COLUMNS]
     return Pool(
         crop_ids=[row["crop_id"] for row in rows],
         image_ids=[row["image_id"] for row in rows],

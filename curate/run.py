@@ -2,7 +2,7 @@
 
 Runs all stages, or one of them when it is named first:
 
-    index crop score select pack report     in this order; each does only what is not done yet
+    index crop score select report pack     in this order; each does only what is not done yet
     forget IMAGE_ID ...                     take images out of everything below OUT
     gc                                      remove files of runs that were killed
 
@@ -38,11 +38,12 @@ from curate.jobs import Index, Score, Source, crop_shards
 from curate.ledger import Ledger, write_atomic
 from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
 from curate.pack import pack
+from curate.pool import SelectError
 from curate.progress import Screen
 from curate.schema import InputError
 from curate.selection import Select
 
-STAGES = ("index", "crop", "score", "select", "pack", "report")
+STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")
 PAPER_METRICS = ("brisque", "niqe", "clipiqa", "maniqa", "musiq")  # Table 1
 FLAGS = {  # shorthands of settings
@@ -151,6 +152,7 @@ class Pipeline:
     def __init__(self, plan: Plan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
         self.ledger = Ledger(engine.root)
+        self.unranked = ""  # why the selection ranked nothing
 
     def index(self) -> None:
         """Labels to rows."""
@@ -187,6 +189,7 @@ class Pipeline:
         print(funnel_text(funnels(table)))
         facts = json.loads(self.ledger.output("select", "all", "stats.json").read_text())
         print("\n".join(notes(facts, [s.name for s in plan.sources if readers.needs_detector(s)])))
+        self.unranked = facts.get("unranked", "")
 
     def pack(self) -> None:
         """Decisions to files for training."""
@@ -232,6 +235,8 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
         lines += [f"found to keep {share:.1%} of the top share, in place of: {usual}"]
     if "blur_min" in facts:
         lines += [f"blur threshold of the sources: {facts['blur_min']:.1f}"]
+    if "unranked" in facts:
+        lines += [f"nothing is ranked: {facts['unranked']}"]
     if "review_unknown" in facts:
         lines += [f"review: {facts['review_unknown']} crops of it are not there (any more)"]
     return lines
@@ -291,7 +296,7 @@ def execute(flags: argparse.Namespace) -> None:
         plan.forgotten = sorted({*plan.forgotten, *flags.names})
         plan.write(flags.output)
         forget(engine, plan, flags.names)
-        made = {"select": "select", "pack": "packed", "report": "report"}
+        made = {"select": "select", "report": "report", "pack": "packed"}
         stages = [stage for stage, folder in made.items() if (flags.output / folder).exists()]
     else:
         stages = list(STAGES) if flags.command == "run" else [flags.command]
@@ -300,6 +305,8 @@ def execute(flags: argparse.Namespace) -> None:
     with session(flags.workers) if flags.engine == "ray" else nullcontext():
         for stage in stages:
             getattr(pipeline, stage)()
+    if pipeline.unranked:
+        raise SelectError(pipeline.unranked)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

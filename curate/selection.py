@@ -55,6 +55,9 @@ def thresholds_of(config: CurateConfig, names: Iterable[str]) -> dict[str, float
 def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = None) -> Decisions:
     """Everything up to the thresholds.
 
+    A pool that Eq. 1 cannot be computed over (of one crop, or of equal ones) is dropped as a whole
+    and the statistics say why, as "unranked".
+
     Args:
         frozen: statistics of another pool (a test set is measured by the training pool's).
     """
@@ -65,22 +68,26 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
     for at in np.flatnonzero(~np.isfinite(used).all(axis=1)):
         reasons[at] = reasons[at] or "nan_score"
     alive = np.array([at for at, reason in enumerate(reasons) if not reason], np.int64)
-    if len(alive) < 2 and not frozen:
-        raise SelectError(f"{len(alive)} crops with scores: Eq. 1 needs two at least")
     values = {name: pool.values[name][alive] for name in directions}
-    stats = statistics.Stats.from_dict(frozen) if frozen else statistics.fit(values)
     z = np.full(len(reasons), np.nan)
-    z[alive] = statistics.z_scores(values, stats, directions)
     rank: list[int | None] = [None] * len(reasons)
+    result = Decisions(reasons, z, rank, [None] * len(reasons), [""] * len(reasons))
+    result.statistics = {"blur_min": blur_min} if config.blur.auto else {}
+    try:
+        stats = statistics.Stats.from_dict(frozen) if frozen else statistics.fit(values)
+    except statistics.StatisticsError as error:
+        for at in alive:
+            reasons[at] = "unranked"
+        result.statistics |= {"pool": None, "thresholds": {}, "unranked": str(error)}
+        return result
+    z[alive] = statistics.z_scores(values, stats, directions)
     places = statistics.ranks(z[alive], [pool.crop_ids[at] for at in alive])
     for at, place in zip(alive, places, strict=True):
         rank[at] = int(place)
-    result = Decisions(reasons, z, rank, [None] * len(reasons), [""] * len(reasons))
     thresholds = apply_thresholds(pool, config, result, alive, directions)
     if config.select.source_most:
         cap_sources(pool, config.select.source_most, result)
-    result.statistics = {"pool": stats.to_dict(), "thresholds": thresholds}
-    result.statistics |= {"blur_min": blur_min} if config.blur.auto else {}
+    result.statistics |= {"pool": stats.to_dict(), "thresholds": thresholds}
     return result
 
 
@@ -120,6 +127,17 @@ def cap_sources(pool: Pool, most: int, result: Decisions) -> None:
             result.reasons[at] = "source_cap"
         else:
             left[source] -= 1
+
+
+def read_statistics(path: Path) -> dict[str, Any]:
+    """Statistics of another run's pool, from its stats.json. Raises SelectError."""
+    try:
+        pool = json.loads(path.read_text())["pool"]
+    except (ValueError, KeyError, TypeError):
+        raise SelectError(f"{path}: not the stats.json of a run") from None
+    if pool is None:
+        raise SelectError(f"{path}: of a run that could not rank its crops")
+    return pool
 
 
 def read_review(path: Path) -> dict[str, bool]:
@@ -297,7 +315,7 @@ class Select:
 
     def decide(self, ledger: Ledger, pool: Pool) -> Decisions:
         """All decisions, in the order of the pool."""
-        frozen = json.loads(Path(self.statistics).read_text())["pool"] if self.statistics else None
+        frozen = read_statistics(Path(self.statistics)) if self.statistics else None
         result = rank_pool(pool, self.config, frozen)
         if self.config.split.test:
             fit = set(choose_test(pool, self.config, result))

@@ -129,6 +129,28 @@ def test_small_sources_get_several_shards():
     assert [shard_count(n, 1000) for n in (0, 7, 16, 200, 5000, 100_000)] == [1, 1, 2, 16, 16, 100]
 
 
+@pytest.mark.parametrize(
+    ("names", "reasons", "message"),
+    [
+        (["chelsea"], ["crop_small"], "Eq. 1 needs two scored crops at least; there are 0"),
+        (["coffee"], ["unranked"], "Eq. 1 needs two scored crops at least; there are 1"),
+        (["coffee", "rocket"], ["not_top_third", "not_top_third"], "nothing is selected"),
+    ],
+)
+def test_small_pools_have_their_manifest_and_report(tmp_path, capsys, names, reasons, message):
+    for name in names:
+        demo.write_jpeg(tmp_path / "in" / f"{name}.jpg", demo.photograph(name))
+    flags = [*SETTINGS, "--set=select.top=0.4"]
+    assert curate(tmp_path / "set", *flags, sources=[f"person={tmp_path / 'in'}"]) == 2
+    said = capsys.readouterr()
+    assert message in said.out + said.err and "nothing is selected" in said.err
+    assert sum(line.startswith("curate:") for line in said.err.splitlines()) == 1
+    assert [row["reason"] for row in manifest(tmp_path / "set")] == reasons
+    assert "0 crops kept" in (tmp_path / "set" / "report" / "report.md").read_text()
+    status = curate(tmp_path / "set", "select")
+    assert status == (0 if message == "nothing is selected" else 2)
+
+
 def test_the_blur_threshold_can_come_from_the_pool(copy, capsys):
     flags = ["--set=blur.auto=true", "--set=blur.source_min=1000"]  # the second is not used then
     assert curate(copy, "crop", *flags) == curate(copy, "score") == curate(copy, "select") == 0
