@@ -37,11 +37,12 @@ from curate.forget import forget
 from curate.jobs import Index, Score, Source, crop_shards
 from curate.ledger import Ledger, write_atomic
 from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
+from curate.pack import check as check_container
 from curate.pack import pack
 from curate.pool import SelectError
 from curate.progress import Screen
 from curate.schema import InputError
-from curate.selection import Select
+from curate.selection import Select, read_review, read_statistics
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")
@@ -116,7 +117,7 @@ def load_config(path: Path, profile: str | None) -> CurateConfig:
 
 
 def make_plan(flags: argparse.Namespace) -> Plan:
-    """Flags over the last command's plan over the defaults. Raises ConfigError."""
+    """Flags over the last command's plan over the defaults. Raises InputError."""
     plan = read_plan(flags.output)
     if plan is None or flags.config or flags.profile:
         path = flags.config or Path(__file__).parent.parent / "configs" / "curate.py"
@@ -138,12 +139,29 @@ def make_plan(flags: argparse.Namespace) -> Plan:
             setattr(plan, name, os.path.abspath(value) if value else "")
     if flags.exclude is not None:
         plan.exclude = [os.path.abspath(path) for path in flags.exclude if path]
+    check_plan(plan)
+    return plan
+
+
+def check_plan(plan: Plan) -> None:
+    """Whatever can be known to be wrong before anything runs. Raises InputError."""
     if not plan.sources:
         raise ConfigError("no sources: give --source KIND=PATH,... once for each")
     for source in plan.sources:
         readers.check(source)
     detect.check(plan.config.detect, any(map(readers.needs_detector, plan.sources)))
-    return plan
+    scores.check(plan.config.score)
+    check_container(plan.config.pack)
+    for name in ("review", "stats", "tags"):
+        if (path := getattr(plan, name)) and not os.path.isfile(path):
+            raise ConfigError(f"--{name} {path}: no such file (--{name}= for none)")
+    for path in plan.exclude:
+        if not os.path.isdir(path):
+            raise ConfigError(f"--exclude {path}: no such folder (--exclude= for none)")
+    if plan.review:
+        read_review(Path(plan.review))
+    if plan.stats:
+        read_statistics(Path(plan.stats))
 
 
 class Pipeline:

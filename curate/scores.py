@@ -70,6 +70,19 @@ def describe(group: str, config: ScoreConfig) -> dict[str, Any]:
     return learned.describe(group, config.weights, config.device)
 
 
+def check(config: ScoreConfig) -> None:
+    """Raises ConfigError that names all that the groups lack."""
+    lines = []
+    for group in groups(config):
+        try:
+            describe(group, config)
+        except ConfigError as error:
+            lines.append(str(error))
+    if lines:
+        raise ConfigError("; ".join(lines))
+    directions(config)  # reads NIQE's parameters
+
+
 def make_scorer(group: str, config: ScoreConfig) -> Scorer:
     """Load a group's weights. Raises ConfigError."""
     if group == "classic":

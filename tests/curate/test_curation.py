@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SETTINGS, crop_of, curate, kept, manifest
+from onnx_files import write_onnx
 
 from curate import demo
 from curate.jobs import shard_count
@@ -190,6 +191,9 @@ def test_a_review_is_obeyed(copy, tmp_path, capsys):
     review.write_text("crop_id,keep\nnobody,yes\n")
     assert curate(copy, "select", f"--review={review}") == 2
     assert "line 2: keep is 'yes'" in capsys.readouterr().err
+    review.write_bytes(b"\xff\xfe\0crop_id")
+    assert curate(copy, "select", f"--review={review}") == 2
+    assert "needs columns crop_id and keep" in capsys.readouterr().err
 
 
 def test_photographs_of_another_set_are_barred(made, copy, tmp_path):
@@ -228,6 +232,12 @@ BAD = [
     ([], "no sources"),
     (["--source=folder=."], "need --detector"),
     (["select", "--source=person=."], "run `index` first"),
+    (["--source=person=.", "--to=zip"], "no container 'zip'"),
+    (["--source=person=.", "--review=/nowhere.csv"], "--review /nowhere.csv: no such file"),
+    (["--source=person=.", "--stats=/nowhere.json"], "--stats /nowhere.json: no such file"),
+    (["--source=person=.", "--tags=/nowhere.parquet"], "--tags /nowhere.parquet: no such file"),
+    (["--source=person=.", "--exclude=/nowhere"], "--exclude /nowhere: no such folder"),
+    (["--source=person=.", "--iqa=pyiqa"], "no niqe_modelparameters.mat"),  # the fourth group
 ]
 
 
@@ -236,6 +246,19 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, flags, message):
     assert curate(tmp_path / "set", *flags) == 2
     captured = capsys.readouterr().err.strip().splitlines()
     assert len(captured) == 1 and message in captured[0]
+    assert not (tmp_path / "set" / "done").exists()  # nothing was run
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_network_that_is_no_detector_stops_the_run(tmp_path, capsys, crashed):
+    demo.write_jpeg(tmp_path / "in" / "a.jpg", demo.photograph("coffee"))
+    network = write_onnx(tmp_path / "b.onnx", np.zeros((1, 8, 6)), np.zeros((1, 8, 6)))
+    if crashed:  # then pictures are looked at in a process of their own
+        Ledger(tmp_path / "set").begin("crop", "folder-00000")
+    flags = ["--detector=yolo", f"--detector_weights={network}", f"--source=folder={tmp_path}/in"]
+    assert curate(tmp_path / "set", *flags) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == f"curate: {network}: gives (1, 8, 6), not (1, 4 + classes, boxes)"
 
 
 def start(output: Path, sources: list[str]) -> subprocess.Popen:
