@@ -309,7 +309,7 @@ class Engine:
 
     root: Path
     kind: str = "local"  # or "ray"
-    workers: int = 0  # 0 = in this process (local only)
+    workers: int = 0  # 0 = in this process (local only); those that share a GPU: one
     limit: float = 60.0  # seconds an item may take
     verify: bool = False  # compare digests of what is done, not sizes only
 
@@ -361,7 +361,8 @@ class Engine:
             from curate.cluster import run_ray  # Ray: only where it is asked for
 
             return run_ray(tasks, self.workers)
-        return run_local(tasks, self.workers) if self.workers else run_here(tasks)
+        workers = min(self.workers, 1) if tasks[0][1].gpus else self.workers
+        return run_local(tasks, workers) if workers else run_here(tasks)
 
     def _log(self, job: Job, outcome: Outcome) -> None:
         line = {"job": job.name, "shard": outcome.shard, "seconds": round(outcome.seconds, 3)}

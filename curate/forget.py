@@ -17,7 +17,6 @@ from curate.engine import Engine, Job
 from curate.jobs import Index, Score, deal
 from curate.ledger import Ledger, LedgerError
 from curate.tables import (
-    ERROR,
     PRINTS,
     ROWS,
     CropFile,
@@ -25,6 +24,7 @@ from curate.tables import (
     crop_writer,
     read_rows,
     read_table,
+    score_columns,
     write_rows,
     write_scores,
 )
@@ -175,9 +175,8 @@ def drop_scores(ledger: Ledger, job: Score, shard: str, current: bool) -> None:
     scored = read_table(ledger.output(job.name, shard, "scores.parquet"))
 
     def write(folder: Any) -> Facts:
-        metrics = [name for name in scored.column_names if name not in ("crop_id", ERROR)]
         kept = [row for row in scored.to_pylist() if row["crop_id"] in left]
-        write_scores(folder / "scores.parquet", metrics, kept)
+        write_scores(folder / "scores.parquet", score_columns(scored), kept)
         return {"crops": len(kept)}
 
     rewrite(ledger, job, shard, current, write)

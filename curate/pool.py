@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from curate.config import BLUR_FLOOR
 from curate.ledger import Ledger
 from curate.schema import InputError
-from curate.tables import Row, read_table
+from curate.tables import ERROR, Row, read_table, score_columns
 
 Column = Float64[np.ndarray, " n"]
 COLUMNS = ("crop_id", "image_id", "license", "reason", "lap_src")
@@ -32,6 +32,7 @@ class Pool:
     source_blur: Column  # Laplacian variance of each crop's source
     values: dict[str, Column]  # by metric
     measured: Column  # Laplacian variances of all decoded sources, with crops or without
+    errors: list[str]  # why a crop has no scores, "" = it has
 
     def blur_min(self) -> float:
         """The threshold that the pool itself suggests; never below BLUR_FLOOR."""
@@ -52,9 +53,11 @@ def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> P
         by_name: dict[str, Row] = {row["crop_id"]: row for row in alive}
         for group in groups:
             scored = read_table(ledger.output(f"score-{group}", shard, "scores.parquet"))
-            metrics |= dict.fromkeys(scored.column_names[1:])
+            metrics |= dict.fromkeys(score_columns(scored))
             for row in scored.to_pylist():
-                by_name[row["crop_id"]].update(row)
+                crop = by_name[row["crop_id"]]
+                error = crop.get(ERROR) or row.get(ERROR) or ""  # the first group's to fail
+                crop |= {**row, ERROR: error}
         rows += alive
     rows.sort(key=lambda row: row["crop_id"])
     refuse_twins(rows)
@@ -65,6 +68,7 @@ def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> P
         source_blur=column(rows, "lap_src"),
         values={name: column(rows, name) for name in metrics},
         measured=np.array(list(sources.values()), np.float64),
+        errors=[row[ERROR] for row in rows],
     )
 
 

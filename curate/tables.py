@@ -111,6 +111,11 @@ def write_scores(path: Path, metrics: Sequence[str], rows: Sequence[Row]) -> Non
     write_rows(path, pa.schema(fields), rows)
 
 
+def score_columns(table: pa.Table) -> list[str]:
+    """The metrics of a score job's output."""
+    return [name for name in table.column_names if name not in ("crop_id", ERROR)]
+
+
 class RowWriter:
     """A file that takes rows one by one and holds `group` of them at most."""
 

@@ -21,6 +21,7 @@ def pool(values: dict[str, list[float]], licenses: list[str] | None = None) -> P
         source_blur=np.arange(1.0, count + 1) * 100,
         values={name: np.array(column, np.float64) for name, column in values.items()},
         measured=np.arange(1.0, count + 1) * 100,
+        errors=[""] * count,
     )
 
 
