@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -43,10 +44,13 @@ from curate.pool import SelectError
 from curate.progress import Screen
 from curate.schema import InputError
 from curate.selection import Select, read_review, read_statistics
+from curate.tables import read_rows
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")
 PAPER_METRICS = ("brisque", "niqe", "clipiqa", "maniqa", "musiq")  # Table 1
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # of a source: part of file names
+RESERVED = ("all", "kept")  # columns and rows of the report beside the sources'
 FLAGS = {  # shorthands of settings
     "detector": "detect.kind",
     "detector_weights": "detect.weights",
@@ -93,16 +97,29 @@ def read_plan(root: Path) -> Plan | None:
 
 
 def parse_sources(texts: Sequence[str]) -> list[Source]:
-    """KIND=PATH[,PATH] of each, named KIND, KIND2, ... Raises ConfigError."""
+    """[NAME:]KIND=PATH[,PATH] of each; names are KIND, KIND2, ... if not given.
+
+    Raises ConfigError.
+    """
     sources: list[Source] = []
     for text in texts:
-        kind, _, paths = text.partition("=")
+        head, _, paths = text.partition("=")
+        name, colon, kind = head.rpartition(":")
         if kind not in readers.KINDS or not paths:
             known = ", ".join(readers.KINDS)
-            raise ConfigError(f"--source {text}: write KIND=PATH,... with one of {known}")
-        count = sum(source.kind == kind for source in sources)
+            raise ConfigError(
+                f"--source {text}: write KIND=PATH,... or NAME:KIND=PATH,... with one of {known}"
+            )
+        if colon and (not NAME.fullmatch(name) or name in RESERVED):
+            known = " or ".join(RESERVED)
+            raise ConfigError(f"--source {text}: a name is of letters, digits, . _ -; not {known}")
         absolute = tuple(os.path.abspath(path) for path in paths.split(","))
-        sources.append(Source(kind, absolute, kind if not count else f"{kind}{count + 1}"))
+        taken = [source.name for source in sources]
+        count = sum(source.kind == kind for source in sources)
+        name = name or (kind if not count else f"{kind}{count + 1}")
+        if name in taken:
+            raise ConfigError(f"--source {text}: another one is named {name} too")
+        sources.append(Source(kind, absolute, name))
     return sources
 
 
@@ -181,7 +198,17 @@ class Pipeline:
 
     def crop(self) -> None:
         """Pictures to crops."""
+        if self.plan.config.detect.kind == "boxes" and (unlabelled := self.unlabelled()):
+            detect.check_listed(self.plan.config.detect, unlabelled)
         self._sharded(Crop(self.plan.config), lambda name: rows_of(index_file(self.ledger, name)))
+
+    def unlabelled(self) -> set[str]:
+        """Names of the pictures that need a detector, or would if they were not forgotten."""
+        sources = [source for source in self.plan.sources if readers.needs_detector(source)]
+        files = (index_file(self.ledger, shard) for shard in crop_shards(self.ledger, sources))
+        starts = tuple(f"{source.name}/" for source in sources)
+        forgotten = {name for name in self.plan.forgotten if name.startswith(starts)}
+        return forgotten | {row["image_id"] for f in files for row in read_rows(f, ["image_id"])}
 
     def score(self) -> None:
         """Crops to numbers."""
@@ -275,7 +302,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("command", nargs="?", default="run", choices=COMMANDS)
     parser.add_argument("names", nargs="*", metavar="IMAGE_ID", help="of `forget`")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--source", action="append", default=[], metavar="KIND=PATH[,PATH]")
+    parser.add_argument("--source", action="append", default=[], metavar="[NAME:]KIND=PATH[,PATH]")
     parser.add_argument("--config", type=Path, help="default: configs/curate.py")
     parser.add_argument("--profile", help="default, strict, paper or test")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")

@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from conftest import SETTINGS, crop_of, curate, kept, manifest
@@ -115,23 +114,6 @@ def test_a_source_more_leaves_the_others_alone(copy, sources, tmp_path):
     assert (jobs["index"], jobs["crop"], jobs["score-classic"]) == (1, 1, 1)
     assert crop_of(copy, "voc/voc/2012_000001")["reason"] == "dup_near"
     assert crop_of(copy, "voc2/more/2012_000001")["reason"] == "dup_exact"
-
-
-def test_pictures_that_were_added_are_found_after_two_markers_are_gone(tmp_path):
-    """As the documentation tells; they lie in a folder that the labels do not name."""
-    output, source = tmp_path / "set", demo.write_coco(tmp_path / "coco")
-    assert curate(output, "index", sources=[source]) == curate(output, "crop") == 0
-    demo.write_jpeg(
-        tmp_path / "coco" / "train2017" / "patch1" / "000000000009.jpg",
-        cv2.resize(demo.photograph("coffee"), (640, 480)),
-    )
-    (output / "done" / "index" / "coco.json").unlink()
-    for path in (output / "done" / "crop").glob("coco-*.json"):
-        path.unlink()
-    assert curate(output, "index") == curate(output, "crop") == 0
-    rows = read_rows(Ledger(output).output("crop", "coco-00000", "rows.parquet"))
-    (row,) = (row for row in rows if row["image_id"] == "coco/train2017/9")
-    assert row["w"] == 640 and "patch1" in row["path"]
 
 
 def test_shards_do_not_matter(made, tmp_path, sources):
@@ -243,6 +225,9 @@ def stats(output: Path) -> Path:
 BAD = [
     (["--source=coco=/nowhere.json,/nowhere"], "/nowhere.json is not there"),
     (["--source=rar=x"], "write KIND=PATH"),
+    (["--source=a b:person=."], "a name is of letters"),
+    (["--source=all:person=."], "; not all or kept"),
+    (["--source=person=.", "--source=person:folder=."], "another one is named person too"),
     (["--set=select.topp=1", "--source=person=."], "no setting 'select.topp'"),
     (["--set=select.top=much", "--source=person=."], "not a float"),
     (["--set=select.top=2", "--source=person=."], "select.top is a share"),
