@@ -55,8 +55,8 @@ def thresholds_of(config: CurateConfig, names: Iterable[str]) -> dict[str, float
 def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = None) -> Decisions:
     """Everything up to the thresholds.
 
-    A pool that Eq. 1 cannot be computed over (of one crop, or of equal ones) is dropped as a whole
-    and the statistics say why, as "unranked".
+    A pool that Eq. 1 cannot be computed over (of one crop, or with a metric that is the same for
+    all) is dropped as a whole, and the statistics say why, as "unranked".
 
     Args:
         frozen: statistics of another pool (a test set is measured by the training pool's).
