@@ -79,7 +79,7 @@ def check(config: ScoreConfig) -> None:
         except ConfigError as error:
             lines.append(str(error))
     if lines:
-        raise ConfigError("; ".join(lines))
+        raise ConfigError("; ".join(dict.fromkeys(lines)))
     directions(config)  # reads NIQE's parameters
 
 

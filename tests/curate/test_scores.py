@@ -272,5 +272,8 @@ def test_without_pyiqa_the_extra_is_named(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(ConfigError, match=r"osdhuman-jax\[eval\]"):
+    with pytest.raises(ConfigError, match=r"needs pyiqa: pip install 'osdhuman-jax\[eval\]'"):
         scores.describe("musiq", ScoreConfig(iqa="pyiqa"))
+    with pytest.raises(ConfigError) as told:  # all at once, and each once
+        scores.check(ScoreConfig(iqa="pyiqa"))
+    assert str(told.value).count("pyiqa:") == str(told.value).count("no niqe_model") == 1
