@@ -8,7 +8,7 @@ knows standing pedestrians only and misses most portraits.
 import csv
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from curate.ledger import known_digest
 from curate.schema import WHOLE, Box, Pixels, SourceImage
 
 Boxes = Float64[np.ndarray, "n 4"]
+Listed = dict[tuple[str, str], list[Box]]  # by source ("" = any) and path below its folder
 KINDS = ("yolo", "hog", "whole-image", "boxes")
 PERSON = 0  # COCO's first class in YOLO's order
 PAD = 114  # gray level around a letterboxed picture
@@ -91,13 +92,13 @@ def whole(rgb: Pixels) -> Box:
     return Box((0.0, 0.0, float(width), float(height)), flags=(WHOLE,))
 
 
-def read_boxes(path: Path) -> dict[str, list[Box]]:
-    """Boxes by picture of a csv: path,x0,y0,x1,y1[,score].
+def read_boxes(path: Path) -> Listed:
+    """Boxes by picture of a csv: path,x0,y0,x1,y1[,score][,source].
 
     Paths are relative to the source's folder, corners are pixels of the upright picture. Raises
     ConfigError.
     """
-    found: dict[str, list[Box]] = defaultdict(list)
+    found: Listed = defaultdict(list)
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if not {"path", "x0", "y0", "x1", "y1"} <= set(reader.fieldnames or ()):
@@ -106,15 +107,40 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
             try:
                 x0, y0, x1, y1 = (float(row[name]) for name in ("x0", "y0", "x1", "y1"))
                 score = float(row.get("score") or 1.0)
-                found[row["path"]].append(Box((x0, y0, x1, y1), score=score))
+                place = (row.get("source") or "", row["path"])
+                found[place].append(Box((x0, y0, x1, y1), score=score))
             except (TypeError, ValueError):
                 raise ConfigError(f"{path}, line {number}: a corner is not a number") from None
     return dict(found)
 
 
-def _listed(boxes: dict[str, list[Box]], image: SourceImage) -> list[Box]:
-    """By the path below the source's folder, which ends image_id."""
-    return boxes.get(image.image_id.split("/", 2)[-1], [])
+def _listed(boxes: Listed, image: SourceImage) -> list[Box]:
+    source, path = picture_of(image.image_id)
+    return boxes.get(("", path), []) + boxes.get((source, path), [])
+
+
+def picture_of(image_id: str) -> tuple[str, str]:
+    """Source, and path below its folder, of a picture without labels."""
+    source, _, path = image_id.split("/", 2)
+    return source, path
+
+
+def check_listed(config: DetectConfig, image_ids: Iterable[str]) -> None:
+    """Raises ConfigError on boxes of a csv that belong to no picture, or to one of each source."""
+    sources: dict[str, list[str]] = defaultdict(list)
+    for source, path in sorted(map(picture_of, image_ids)):
+        sources[path].append(source)
+    listed = read_boxes(Path(config.weights))
+    if lost := [p for s, p in listed if p not in sources or s not in ("", *sources[p])]:
+        raise ConfigError(
+            f"{config.weights}: {len(lost)} paths are no picture's, such as {lost[0]} "
+            "(they are to be relative to the source's folder)"
+        )
+    if twice := [p for s, p in listed if not s and len(sources[p]) > 1]:
+        raise ConfigError(
+            f"{config.weights}: {twice[0]} is in {' and '.join(sources[twice[0]])}; "
+            "say which in a column `source`"
+        )
 
 
 def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:

@@ -138,9 +138,14 @@ class Runner:
 
 
 def attempt(function: Callable[[Any], Any], item: Any) -> Any:
-    """The function's result, or a Failure named by the exception."""
+    """The function's result, or a Failure named by the exception.
+
+    Raises InputError: what a person gave is at fault then, not the item.
+    """
     try:
         return function(item)
+    except InputError:
+        raise
     except Exception as error:  # whatever a picture sets off costs that picture alone
         line = " ".join(str(error).split())[:300]
         return Failure(f"stage_error:{type(error).__name__}", line)
@@ -166,15 +171,15 @@ class Child:
         self._ready = False
 
     def __call__(self, item: Any, limit: float) -> Any:
-        """Result or Failure. Raises ChildDied; the child is of no use then."""
+        """Result or Failure. Raises ChildDied; the child is of no use then. Raises InputError."""
         try:
             if not self._ready:  # starting is none of the item's time
-                self._pipe.recv()
+                self._receive()
                 self._ready = True
             self._pipe.send(item)
             if not self._pipe.poll(limit):
                 raise ChildDied(Failure("stage_error:timeout", f"more than {limit:.0f} s"))
-            return self._pipe.recv()
+            return self._receive()
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode or 0
@@ -183,6 +188,12 @@ class Child:
         except ChildDied:
             self.close()
             raise
+
+    def _receive(self) -> Any:
+        answer = self._pipe.recv()
+        if isinstance(answer, InputError):
+            raise answer
+        return answer
 
     def close(self) -> None:
         """End the process."""
@@ -193,14 +204,15 @@ class Child:
 
 def _serve(pipe: Any, setup: Callable[[], Callable[[Any], Any]]) -> None:
     prepare_process()
-    function = setup()
-    pipe.send(None)
-    while True:
-        try:
-            item = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(attempt(function, item))
+    try:
+        function = setup()
+        pipe.send(None)
+        while True:
+            pipe.send(attempt(function, pipe.recv()))
+    except InputError as error:
+        pipe.send(error)
+    except EOFError:
+        return  # the driver has no more
 
 
 def prepare_process() -> None:
@@ -297,7 +309,7 @@ class Engine:
 
     root: Path
     kind: str = "local"  # or "ray"
-    workers: int = 0  # 0 = in this process (local only)
+    workers: int = 0  # 0 = in this process (local only); those that share a GPU: one
     limit: float = 60.0  # seconds an item may take
     verify: bool = False  # compare digests of what is done, not sizes only
 
@@ -349,7 +361,8 @@ class Engine:
             from curate.cluster import run_ray  # Ray: only where it is asked for
 
             return run_ray(tasks, self.workers)
-        return run_local(tasks, self.workers) if self.workers else run_here(tasks)
+        workers = min(self.workers, 1) if tasks[0][1].gpus else self.workers
+        return run_local(tasks, workers) if workers else run_here(tasks)
 
     def _log(self, job: Job, outcome: Outcome) -> None:
         line = {"job": job.name, "shard": outcome.shard, "seconds": round(outcome.seconds, 3)}

@@ -1,82 +1,153 @@
 """Take source images out of everything that was made of them, without doing the rest again.
 
-The result is, byte for byte, that of a run which never saw them: rows are filtered out of the
-shards that hold them, and the global steps run anew. The source's own file is not touched.
+The result is, byte for byte, that of a run which never saw them: what was published is taken back,
+rows are filtered out of the shards that hold them, and the global steps run anew. The plan has
+their names before anything is touched, so that the same command goes on wherever it was stopped.
+The source's own file is not touched.
 """
 
-from collections.abc import Callable, Sequence
+import json
+import shutil
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from curate import scores
 from curate.config import ConfigError
-from curate.crop import Crop
+from curate.crop import Crop, index_file
 from curate.engine import Engine, Job
-from curate.jobs import Index, Score, Source, deal
-from curate.ledger import Ledger
+from curate.jobs import Index, Score, deal
+from curate.ledger import Ledger, LedgerError
 from curate.tables import (
     PRINTS,
     ROWS,
     CropFile,
+    Row,
     crop_writer,
     read_rows,
     read_table,
-    scores_schema,
+    score_columns,
     write_rows,
+    write_scores,
 )
 
 if TYPE_CHECKING:
     from curate.run import Plan
 
 Facts = dict[str, Any]
+PUBLISHED = ("packed", "report")
+STALE = "stale"  # no job's key: a shard under it is redone when its job runs next
 
 
-def forget(engine: Engine, plan: "Plan", image_ids: Sequence[str]) -> list[str]:
-    """Drop images from index, crops and scores; returns their names.
+def find(ledger: Ledger, image_id: str) -> str | None:
+    """The crop shard that an image of an indexed source is dealt to, in the index or not."""
+    source = source_of(image_id)
+    count = len((ledger.marker("index", source) or {"outputs": {}})["outputs"])
+    return f"{source}-{deal(image_id) % count:05d}" if count else None
 
-    Raises ConfigError if an image is unknown (nothing is changed then), LedgerError if the sources
-    were never indexed.
-    """
-    ledger = Ledger(engine.root)
-    shards = {name: shard_of(ledger, plan.sources, name) for name in image_ids}
-    if not shards:
-        raise ConfigError("forget: name the images (see image_id in the manifest)")
-    gone = set(shards)
-    index = Index(
-        tuple(plan.sources),
-        plan.config.shard_images,
-        tuple(sorted({*plan.forgotten, *gone})),
-    )
-    engine.here().run(index, [source.name for source in plan.sources])
-    for shard in sorted(set(shards.values())):
-        if ledger.marker("crop", shard):
-            drop_crops(ledger, Crop(plan.config), shard, gone)
-        for group in scores.groups(plan.config.score):
-            job = Score(group, plan.config.score)
+
+def source_of(image_id: str) -> str:
+    """The name of an image's source."""
+    return image_id.split("/", 1)[0]
+
+
+def check(ledger: Ledger, forgotten: Iterable[str], image_ids: Iterable[str]) -> None:
+    """Raises ConfigError unless each image is in the index, or was once and is `forgotten`."""
+    for image_id in set(image_ids) - set(forgotten):
+        shard = find(ledger, image_id)
+        if shard is None or image_id not in (row["image_id"] for row in indexed(ledger, shard)):
+            raise ConfigError(f"forget: no image {image_id!r} in the index")
+
+
+def indexed(ledger: Ledger, shard: str) -> list[Row]:
+    """The index of a crop shard; empty where there is none."""
+    try:
+        return read_rows(index_file(ledger, shard))
+    except LedgerError:
+        return []
+
+
+def forget(engine: Engine, plan: "Plan", image_ids: Iterable[str]) -> None:
+    """Drop images, forgotten by the plan already, from all that is published and every shard."""
+    ledger, gone = Ledger(engine.root), set(image_ids)
+    withdraw(ledger, gone)
+    shards = holders(ledger, gone)
+    before = {shard: indexed(ledger, shard) for shard in shards}
+    current = {shard: is_current(ledger, Crop(plan.config), shard) for shard in shards}
+    reindex(engine, plan, {source_of(name) for name in gone})
+    for shard in shards:
+        left = [row for row in before[shard] if row["image_id"] not in gone]
+        same = current[shard] and indexed(ledger, shard) == left
+        scored = [Score(group, plan.config.score) for group in score_groups(ledger)]
+        scored = [(job, is_current(ledger, job, shard)) for job in scored]
+        drop_crops(ledger, Crop(plan.config), shard, gone, same)
+        for job, fresh in scored:
             if ledger.marker(job.name, shard):
-                drop_scores(ledger, job, shard)
-    return sorted(gone)
+                drop_scores(ledger, job, shard, fresh)
+    ledger.collect_garbage(older_than=0)  # killed runs' files hold crops too
 
 
-def shard_of(ledger: Ledger, sources: Sequence[Source], image_id: str) -> str:
-    """The crop shard that holds an image. Raises ConfigError if no source has it."""
-    for source in sources:
-        count = len(ledger.outputs_key("index", source.name))
-        number = deal(image_id) % count
-        file = ledger.output("index", source.name, f"{number:05d}.parquet")
-        if any(row["image_id"] == image_id for row in read_rows(file, ["image_id"])):
-            return f"{source.name}-{number:05d}"
-    raise ConfigError(f"forget: no image {image_id!r} in the index")
+def withdraw(ledger: Ledger, gone: set[str]) -> None:
+    """Empty what is published, which the last steps make anew; drop packs that hold the images."""
+    for name in PUBLISHED:  # the folders stay and say that there was one
+        for path in (ledger.root / name).glob("*"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for shard in ledger.shards("pack"):
+        headers = json.loads(ledger.output("pack", shard, "headers.json").read_text())
+        if any(header["image_id"] in gone for header in headers):
+            ledger.forget_shard("pack", shard)
 
 
-def rewrite(ledger: Ledger, job: Job, shard: str, write: Callable[[Any], Facts]) -> None:
-    """Put other outputs in the place of a shard's, under the key that they now have."""
+def holders(ledger: Ledger, gone: set[str]) -> list[str]:
+    """Crop shards that may hold any of the images, those of other settings too."""
+    dealt = {find(ledger, name) for name in gone}
+    sources = {source_of(name) for name in gone}
+    return [
+        shard
+        for shard in ledger.shards("crop")
+        if shard in dealt or (shard.rsplit("-", 1)[0] in sources and holds(ledger, shard, gone))
+    ]
+
+
+def holds(ledger: Ledger, shard: str, gone: set[str]) -> bool:
+    """Whether a crop shard has rows of any of the images."""
+    rows = read_rows(ledger.output("crop", shard, "rows.parquet"), ["image_id"])
+    return any(row["image_id"] in gone for row in rows)
+
+
+def is_current(ledger: Ledger, job: Job, shard: str) -> bool:
+    """Whether a shard is what the job would make of its present inputs."""
+    try:
+        return ledger.is_done(job.name, shard, job.key(ledger, shard))
+    except (LedgerError, ConfigError):  # no such shard any more; weights that are gone
+        return False
+
+
+def score_groups(ledger: Ledger) -> list[str]:
+    """All that were ever computed, whether the settings still ask for them or not."""
+    names = (path.name for path in sorted((ledger.root / "done").glob("score-*")))
+    return [name.removeprefix("score-") for name in names]
+
+
+def reindex(engine: Engine, plan: "Plan", sources: set[str]) -> None:
+    """Index the images' sources without them; of a source that is named no more, drop the index."""
+    job = Index(tuple(plan.sources), plan.config.shard_images, tuple(plan.forgotten))
+    named = {source.name for source in plan.sources}
+    engine.here().run(job, sorted(sources & named))
+    for name in sources - named:
+        Ledger(engine.root).forget_shard("index", name)
+
+
+def rewrite(
+    ledger: Ledger, job: Job, shard: str, current: bool, write: Callable[[Any], Facts]
+) -> None:
+    """Put other outputs in the place of a shard's; what was not `current` remains to be redone."""
     ledger.begin(job.name, shard)
     with ledger.workspace() as folder:
         facts = write(folder)
-        ledger.commit(job.name, shard, job.key(ledger, shard), folder, facts)
+        key = job.key(ledger, shard) if current else STALE
+        ledger.commit(job.name, shard, key, folder, facts)
 
 
-def drop_crops(ledger: Ledger, job: Crop, shard: str, gone: set[str]) -> None:
+def drop_crops(ledger: Ledger, job: Crop, shard: str, gone: set[str], current: bool) -> None:
     """Filter a crop shard; crops keep their order and are numbered anew."""
     rows = read_rows(ledger.output("crop", shard, "rows.parquet"))
     prints = read_rows(ledger.output("crop", shard, "prints.parquet"))
@@ -95,18 +166,17 @@ def drop_crops(ledger: Ledger, job: Crop, shard: str, gone: set[str]) -> None:
         write_rows(folder / "prints.parquet", PRINTS, kept)
         return {"images": len({row["image_id"] for row in left}), "crops": pictures.count}
 
-    rewrite(ledger, job, shard, write)
+    rewrite(ledger, job, shard, current, write)
 
 
-def drop_scores(ledger: Ledger, job: Score, shard: str) -> None:
+def drop_scores(ledger: Ledger, job: Score, shard: str, current: bool) -> None:
     """Keep the scores of those crops that are still there."""
     left = {name for name, _ in CropFile(ledger.output("crop", shard, "crops.parquet")).items()}
     scored = read_table(ledger.output(job.name, shard, "scores.parquet"))
 
     def write(folder: Any) -> Facts:
-        metrics = [name for name in scored.column_names if name != "crop_id"]
         kept = [row for row in scored.to_pylist() if row["crop_id"] in left]
-        write_rows(folder / "scores.parquet", scores_schema(metrics), kept)
+        write_scores(folder / "scores.parquet", score_columns(scored), kept)
         return {"crops": len(kept)}
 
-    rewrite(ledger, job, shard, write)
+    rewrite(ledger, job, shard, current, write)

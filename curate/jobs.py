@@ -6,9 +6,12 @@ another source added later leaves the shards that are done alone.
 """
 
 import hashlib
+import itertools
+import math
 import pickle
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,18 @@ import numpy as np
 from curate import readers, scores
 from curate.config import ScoreConfig
 from curate.crop import CODE, LIBRARIES, decode_png, file_name_digest
-from curate.engine import Runner
+from curate.engine import Failure, Runner
 from curate.ledger import Ledger, digest, file_digest
-from curate.schema import Pixels, SourceImage
+from curate.schema import Pixels, SourceImage, counts
+from curate.scores import Batch
 from curate.tables import (
+    ERROR,
     INDEX,
     CropFile,
     Row,
     image_row,
-    scores_schema,
     write_rows,
+    write_scores,
 )
 
 
@@ -126,6 +131,7 @@ class Score:
     """Shard = the crop job's; output scores.parquet: crop_id and one column a metric.
 
     `group` names the metrics that are computed together; a group more does not touch the others.
+    A crop that cannot be scored has NaN and, in the column `tables.ERROR`, the reason.
     """
 
     group: str
@@ -144,18 +150,47 @@ class Score:
         return digest(CODE, LIBRARIES, scores.describe(self.group, self.config), crops)
 
     def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
-        cv2.setNumThreads(1)
-        scorer = scores.make_scorer(self.group, self.config)
         crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
+        metrics = scores.names(self.group, self.config)
+        failed = dict.fromkeys(metrics, math.nan)
         rows: list[Row] = []
-        for ids, pixels in batches(crops, self.config.batch):
-            values = scorer(pixels)
-            rows += [
-                {"crop_id": name, **{metric: float(values[metric][at]) for metric in scorer.names}}
-                for at, name in enumerate(ids)
-            ]
-        write_rows(folder / "scores.parquet", scores_schema(scorer.names), rows)
-        return {"crops": len(rows)}
+        for name, values in self.results(crops, run):
+            if isinstance(values, Failure):
+                values = {**failed, ERROR: values.reason}
+            rows.append({"crop_id": name, **values})
+        write_scores(folder / "scores.parquet", metrics, rows)
+        errors = counts(row[ERROR] for row in rows if ERROR in row)
+        return {"crops": len(rows), "reasons": errors}
+
+    def results(self, crops: CropFile, run: Runner) -> Iterator[tuple[str, Row | Failure]]:
+        """Values by metric of each crop, or a Failure: a batch that fails is taken one by one.
+
+        Raises RuntimeError if all of such a batch fail: then the metric, or what it runs on, is at
+        fault and not the crops.
+        """
+        setup = partial(make_batch_scorer, self.group, self.config)
+        patient = replace(run, limit=run.limit * self.config.batch)
+        ours, theirs = itertools.tee(batches(crops, self.config.batch))
+        answers = patient.each(setup, (pixels for _, pixels in theirs))
+        for (ids, pixels), values in zip(ours, answers, strict=True):
+            if isinstance(values, Failure) and len(ids) > 1:
+                single = list(run.each(setup, pixels[:, None]))
+                if all(isinstance(value, Failure) for value in single):
+                    raise RuntimeError(f"{self.group}: no crop can be scored: {values.detail}")
+                values = [v if isinstance(v, Failure) else v[0] for v in single]
+            yield from zip(ids, [values] if isinstance(values, Failure) else values, strict=True)
+
+
+def make_batch_scorer(group: str, config: ScoreConfig) -> Callable[[Batch], list[Row]]:
+    """The function of batches that a worker process runs: values by metric of each crop."""
+    cv2.setNumThreads(1)
+    return partial(score_batch, scores.make_scorer(group, config))
+
+
+def score_batch(scorer: scores.Scorer, batch: Batch) -> list[Row]:
+    """A row of numbers for each crop."""
+    columns = scorer(batch)
+    return [{name: float(columns[name][at]) for name in scorer.names} for at in range(len(batch))]
 
 
 def batches(crops: CropFile, size: int) -> Iterator[tuple[list[str], np.ndarray]]:

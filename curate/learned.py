@@ -62,7 +62,7 @@ def describe(metric: str, weights: str, device: str) -> dict[str, Any]:
         versions = {name: importlib.metadata.version(name) for name in ("pyiqa", "torch")}
     except importlib.metadata.PackageNotFoundError as error:
         raise ConfigError(
-            f"metric {metric} needs {error}: pip install 'osdhuman-jax[eval]'"
+            f"--iqa pyiqa needs {error.name}: pip install 'osdhuman-jax[eval]'"
         ) from None
     digest = weight_file(weights, known.file, known.sha256)[1]
     return {"metric": known.name, "weights": {known.file: digest}, "device": device, **versions}

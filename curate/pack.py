@@ -207,14 +207,19 @@ def place(seed: int, crop: str, files: int) -> int:
     return int(lot(seed, crop)[:8], 16) * files >> 32
 
 
+def check(config: PackConfig) -> None:
+    """Raises PackError on an unknown container or codec."""
+    if config.to not in SUFFIXES or config.codec not in EXTENSIONS:
+        known = f"{', '.join(SUFFIXES)}; {', '.join(EXTENSIONS)}"
+        raise PackError(f"pack: no container {config.to!r} with codec {config.codec!r}: {known}")
+
+
 def pack(engine: Engine, config: PackConfig, seed: int, report: Any = None) -> dict[str, int]:
     """Pack every split into OUTPUT/packed/SPLIT. Returns the number of crops of each.
 
     Raises PackError if nothing is selected or a setting is unknown.
     """
-    if config.to not in SUFFIXES or config.codec not in EXTENSIONS:
-        known = f"{', '.join(SUFFIXES)}; {', '.join(EXTENSIONS)}"
-        raise PackError(f"pack: no container {config.to!r} with codec {config.codec!r}: {known}")
+    check(config)
     ledger = Ledger(engine.root)
     sizes = {split: len(rows) for split, rows in sorted(selected_rows(ledger).items())}
     if not sizes:

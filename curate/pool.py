@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from curate.config import BLUR_FLOOR
 from curate.ledger import Ledger
 from curate.schema import InputError
-from curate.tables import Row, read_rows, read_table
+from curate.tables import ERROR, Row, read_table, score_columns
 
 Column = Float64[np.ndarray, " n"]
 COLUMNS = ("crop_id", "image_id", "license", "reason", "lap_src")
@@ -32,6 +32,7 @@ class Pool:
     source_blur: Column  # Laplacian variance of each crop's source
     values: dict[str, Column]  # by metric
     measured: Column  # Laplacian variances of all decoded sources, with crops or without
+    errors: list[str]  # why a crop has no scores, "" = it has
 
     def blur_min(self) -> float:
         """The threshold that the pool itself suggests; never below BLUR_FLOOR."""
@@ -44,18 +45,22 @@ def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> P
     """Living candidates with their scores. Raises LedgerError, or SelectError on twins."""
     rows: list[Row] = []
     sources: dict[str, float] = {}
+    metrics: dict[str, None] = {}  # by the files' columns: there may be no crop at all
     for shard in shards:
         table = read_table(ledger.output("crop", shard, "rows.parquet"), COLUMNS)
         sources |= measured(table)
         alive = table.filter(pc.field("reason") == "").to_pylist()
         by_name: dict[str, Row] = {row["crop_id"]: row for row in alive}
         for group in groups:
-            for row in read_rows(ledger.output(f"score-{group}", shard, "scores.parquet")):
-                by_name[row["crop_id"]].update(row)
+            scored = read_table(ledger.output(f"score-{group}", shard, "scores.parquet"))
+            metrics |= dict.fromkeys(score_columns(scored))
+            for row in scored.to_pylist():
+                crop = by_name[row["crop_id"]]
+                error = crop.get(ERROR) or row.get(ERROR) or ""  # the first group's to fail
+                crop |= {**row, ERROR: error}
         rows += alive
     rows.sort(key=lambda row: row["crop_id"])
     refuse_twins(rows)
-    metrics = [name for name in (rows[0] if rows else {}) if name not in COLUMNS]
     return Pool(
         crop_ids=[row["crop_id"] for row in rows],
         image_ids=[row["image_id"] for row in rows],
@@ -63,6 +68,7 @@ def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> P
         source_blur=column(rows, "lap_src"),
         values={name: column(rows, name) for name in metrics},
         measured=np.array(list(sources.values()), np.float64),
+        errors=[row[ERROR] for row in rows],
     )
 
 

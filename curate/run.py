@@ -2,7 +2,7 @@
 
 Runs all stages, or one of them when it is named first:
 
-    index crop score select pack report     in this order; each does only what is not done yet
+    index crop score select report pack     in this order; each does only what is not done yet
     forget IMAGE_ID ...                     take images out of everything below OUT
     gc                                      remove files of runs that were killed
 
@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -32,18 +33,24 @@ from curate.cluster import session
 from curate.config import ConfigError, CurateConfig
 from curate.crop import Crop, index_file
 from curate.engine import Engine, EngineError
+from curate.forget import check as check_known
 from curate.forget import forget
 from curate.jobs import Index, Score, Source, crop_shards
 from curate.ledger import Ledger, write_atomic
 from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
+from curate.pack import check as check_container
 from curate.pack import pack
+from curate.pool import SelectError
 from curate.progress import Screen
 from curate.schema import InputError
-from curate.selection import Select
+from curate.selection import Select, read_review, read_statistics
+from curate.tables import read_rows
 
-STAGES = ("index", "crop", "score", "select", "pack", "report")
+STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")
 PAPER_METRICS = ("brisque", "niqe", "clipiqa", "maniqa", "musiq")  # Table 1
+NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # of a source: part of file names
+RESERVED = ("all", "kept")  # columns and rows of the report beside the sources'
 FLAGS = {  # shorthands of settings
     "detector": "detect.kind",
     "detector_weights": "detect.weights",
@@ -90,16 +97,29 @@ def read_plan(root: Path) -> Plan | None:
 
 
 def parse_sources(texts: Sequence[str]) -> list[Source]:
-    """KIND=PATH[,PATH] of each, named KIND, KIND2, ... Raises ConfigError."""
+    """[NAME:]KIND=PATH[,PATH] of each; names are KIND, KIND2, ... if not given.
+
+    Raises ConfigError.
+    """
     sources: list[Source] = []
     for text in texts:
-        kind, _, paths = text.partition("=")
+        head, _, paths = text.partition("=")
+        name, colon, kind = head.rpartition(":")
         if kind not in readers.KINDS or not paths:
             known = ", ".join(readers.KINDS)
-            raise ConfigError(f"--source {text}: write KIND=PATH,... with one of {known}")
-        count = sum(source.kind == kind for source in sources)
+            raise ConfigError(
+                f"--source {text}: write KIND=PATH,... or NAME:KIND=PATH,... with one of {known}"
+            )
+        if colon and (not NAME.fullmatch(name) or name in RESERVED):
+            known = " or ".join(RESERVED)
+            raise ConfigError(f"--source {text}: a name is of letters, digits, . _ -; not {known}")
         absolute = tuple(os.path.abspath(path) for path in paths.split(","))
-        sources.append(Source(kind, absolute, kind if not count else f"{kind}{count + 1}"))
+        taken = [source.name for source in sources]
+        count = sum(source.kind == kind for source in sources)
+        name = name or (kind if not count else f"{kind}{count + 1}")
+        if name in taken:
+            raise ConfigError(f"--source {text}: another one is named {name} too")
+        sources.append(Source(kind, absolute, name))
     return sources
 
 
@@ -114,7 +134,7 @@ def load_config(path: Path, profile: str | None) -> CurateConfig:
 
 
 def make_plan(flags: argparse.Namespace) -> Plan:
-    """Flags over the last command's plan over the defaults. Raises ConfigError."""
+    """Flags over the last command's plan over the defaults. Raises InputError."""
     plan = read_plan(flags.output)
     if plan is None or flags.config or flags.profile:
         path = flags.config or Path(__file__).parent.parent / "configs" / "curate.py"
@@ -136,12 +156,29 @@ def make_plan(flags: argparse.Namespace) -> Plan:
             setattr(plan, name, os.path.abspath(value) if value else "")
     if flags.exclude is not None:
         plan.exclude = [os.path.abspath(path) for path in flags.exclude if path]
+    check_plan(plan)
+    return plan
+
+
+def check_plan(plan: Plan) -> None:
+    """Whatever can be known to be wrong before anything runs. Raises InputError."""
     if not plan.sources:
         raise ConfigError("no sources: give --source KIND=PATH,... once for each")
     for source in plan.sources:
         readers.check(source)
     detect.check(plan.config.detect, any(map(readers.needs_detector, plan.sources)))
-    return plan
+    scores.check(plan.config.score)
+    check_container(plan.config.pack)
+    for name in ("review", "stats", "tags"):
+        if (path := getattr(plan, name)) and not os.path.isfile(path):
+            raise ConfigError(f"--{name} {path}: no such file (--{name}= for none)")
+    for path in plan.exclude:
+        if not os.path.isdir(path):
+            raise ConfigError(f"--exclude {path}: no such folder (--exclude= for none)")
+    if plan.review:
+        read_review(Path(plan.review))
+    if plan.stats:
+        read_statistics(Path(plan.stats))
 
 
 class Pipeline:
@@ -150,6 +187,7 @@ class Pipeline:
     def __init__(self, plan: Plan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
         self.ledger = Ledger(engine.root)
+        self.unranked = ""  # why the selection ranked nothing
 
     def index(self) -> None:
         """Labels to rows."""
@@ -160,7 +198,17 @@ class Pipeline:
 
     def crop(self) -> None:
         """Pictures to crops."""
+        if self.plan.config.detect.kind == "boxes" and (unlabelled := self.unlabelled()):
+            detect.check_listed(self.plan.config.detect, unlabelled)
         self._sharded(Crop(self.plan.config), lambda name: rows_of(index_file(self.ledger, name)))
+
+    def unlabelled(self) -> set[str]:
+        """Names of the pictures that need a detector, or would if they were not forgotten."""
+        sources = [source for source in self.plan.sources if readers.needs_detector(source)]
+        files = (index_file(self.ledger, shard) for shard in crop_shards(self.ledger, sources))
+        starts = tuple(f"{source.name}/" for source in sources)
+        forgotten = {name for name in self.plan.forgotten if name.startswith(starts)}
+        return forgotten | {row["image_id"] for f in files for row in read_rows(f, ["image_id"])}
 
     def score(self) -> None:
         """Crops to numbers."""
@@ -179,13 +227,14 @@ class Pipeline:
         plan = self.plan
         shards = tuple(crop_shards(self.ledger, plan.sources))
         barred = tuple(map(str, barred_files(self.engine, plan.exclude)))
-        job = Select(plan.config, shards, plan.review, plan.stats, barred)
+        job = Select(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
         self.engine.here().run(job, ["all"])
         table = read_manifest(self.ledger, ["dataset", "image_id", "box_index", "reason"])
         check(table)
         print(funnel_text(funnels(table)))
         facts = json.loads(self.ledger.output("select", "all", "stats.json").read_text())
         print("\n".join(notes(facts, [s.name for s in plan.sources if readers.needs_detector(s)])))
+        self.unranked = facts.get("unranked", "")
 
     def pack(self) -> None:
         """Decisions to files for training."""
@@ -231,6 +280,10 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
         lines += [f"found to keep {share:.1%} of the top share, in place of: {usual}"]
     if "blur_min" in facts:
         lines += [f"blur threshold of the sources: {facts['blur_min']:.1f}"]
+    if "unranked" in facts:
+        lines += [f"nothing is ranked: {facts['unranked']}"]
+    if "review_unknown" in facts:
+        lines += [f"review: {facts['review_unknown']} crops of it are not there (any more)"]
     return lines
 
 
@@ -249,7 +302,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("command", nargs="?", default="run", choices=COMMANDS)
     parser.add_argument("names", nargs="*", metavar="IMAGE_ID", help="of `forget`")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--source", action="append", default=[], metavar="KIND=PATH[,PATH]")
+    parser.add_argument("--source", action="append", default=[], metavar="[NAME:]KIND=PATH[,PATH]")
     parser.add_argument("--config", type=Path, help="default: configs/curate.py")
     parser.add_argument("--profile", help="default, strict, paper or test")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
@@ -282,9 +335,13 @@ def execute(flags: argparse.Namespace) -> None:
     flags.output.mkdir(parents=True, exist_ok=True)
     engine = Engine(flags.output, flags.engine, flags.workers, plan.config.limit, flags.verify)
     if flags.command == "forget":
-        plan.forgotten = sorted({*plan.forgotten, *forget(engine, plan, flags.names)})
+        if not flags.names:
+            raise ConfigError("forget: name the images (see image_id in the manifest)")
+        check_known(Ledger(flags.output), plan.forgotten, flags.names)
+        plan.forgotten = sorted({*plan.forgotten, *flags.names})
         plan.write(flags.output)
-        made = {"select": "select", "pack": "packed", "report": "report"}
+        forget(engine, plan, flags.names)
+        made = {"select": "select", "report": "report", "pack": "packed"}
         stages = [stage for stage, folder in made.items() if (flags.output / folder).exists()]
     else:
         stages = list(STAGES) if flags.command == "run" else [flags.command]
@@ -293,6 +350,8 @@ def execute(flags: argparse.Namespace) -> None:
     with session(flags.workers) if flags.engine == "ray" else nullcontext():
         for stage in stages:
             getattr(pipeline, stage)()
+    if pipeline.unranked:
+        raise SelectError(pipeline.unranked)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

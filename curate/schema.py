@@ -43,6 +43,7 @@ class Reason(StrEnum):
     CROP_BLUR = "crop_blur"
     UPSCALE = "upscale"
     NAN_SCORE = "nan_score"
+    UNRANKED = "unranked"  # Eq. 1 cannot be computed over this pool
     NOT_TOP_THIRD = "not_top_third"
     BELOW_THRESHOLD = "below_threshold"  # :metric
     SOURCE_CAP = "source_cap"  # its source has select.source_most better ones

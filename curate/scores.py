@@ -7,7 +7,7 @@ select is sharp and clean but not the paper's notion of quality; every report sa
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jaxtyping import Float64, UInt8
 
 from curate import classic, detect, learned, niqe
 from curate.config import ConfigError, DetectConfig, ScoreConfig
-from curate.ledger import known_digest
+from curate.ledger import digest, known_digest
 from curate.schema import SourceImage
 
 NOWHERE = SourceImage("", "", "")
@@ -70,18 +70,50 @@ def describe(group: str, config: ScoreConfig) -> dict[str, Any]:
     return learned.describe(group, config.weights, config.device)
 
 
-def make_scorer(group: str, config: ScoreConfig) -> Scorer:
-    """Load a group's weights. Raises ConfigError."""
+def check(config: ScoreConfig) -> None:
+    """Raises ConfigError that names all that the groups lack."""
+    lines = []
+    for group in groups(config):
+        try:
+            describe(group, config)
+        except ConfigError as error:
+            lines.append(str(error))
+    if lines:
+        raise ConfigError("; ".join(dict.fromkeys(lines)))
+    directions(config)  # reads NIQE's parameters
+
+
+def names(group: str, config: ScoreConfig) -> tuple[str, ...]:
+    """The metrics of a group. Raises ConfigError."""
     if group == "classic":
-        return Scorer(tuple(classic.METRICS), _each(classic.score))
+        return tuple(classic.METRICS)
+    if group == "niqe":
+        return (_niqe(config).name,)
+    return (PERSONS,) if group == "persons" else (group,)
+
+
+def make_scorer(group: str, config: ScoreConfig) -> Scorer:
+    """A group with its weights, which stay loaded for the next shard. Raises ConfigError."""
+    return _make_scorer(group, astuple(config), digest(describe(group, config)))
+
+
+@functools.lru_cache(maxsize=1)
+def _make_scorer(group: str, values: tuple, identity: str) -> Scorer:
+    config = ScoreConfig(*values)
+    return Scorer(names(group, config), _score_of(group, config))
+
+
+def _score_of(group: str, config: ScoreConfig) -> Callable[[Batch], dict[str, Column]]:
+    if group == "classic":
+        return _each(lambda rgb: classic.score(rgb))
     if group == "niqe":
         model = _niqe(config)
-        return Scorer((model.name,), _each(lambda rgb: {model.name: model(rgb)}))
+        return _each(lambda rgb: {model.name: model(rgb)})
     if group == "persons":
         find = detect.make_detector(_counter(config))
-        return Scorer((PERSONS,), _each(lambda rgb: {PERSONS: float(len(find(rgb, NOWHERE)))}))
+        return _each(lambda rgb: {PERSONS: float(len(find(rgb, NOWHERE)))})
     metric = learned.make_metric(group, config.weights, config.device)
-    return Scorer((group,), lambda batch: {group: metric(batch)})
+    return lambda batch: {group: metric(batch)}
 
 
 def _each(score: Callable[[np.ndarray], dict[str, float]]) -> Callable[[Batch], dict[str, Column]]:

@@ -55,6 +55,9 @@ def thresholds_of(config: CurateConfig, names: Iterable[str]) -> dict[str, float
 def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = None) -> Decisions:
     """Everything up to the thresholds.
 
+    A pool that Eq. 1 cannot be computed over (of one crop, or with a metric that is the same for
+    all) is dropped as a whole, and the statistics say why, as "unranked".
+
     Args:
         frozen: statistics of another pool (a test set is measured by the training pool's).
     """
@@ -63,24 +66,28 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
     reasons = unfit(pool, config, blur_min)
     used = np.array([pool.values[name] for name in directions]).T
     for at in np.flatnonzero(~np.isfinite(used).all(axis=1)):
-        reasons[at] = reasons[at] or "nan_score"
+        reasons[at] = reasons[at] or pool.errors[at] or "nan_score"
     alive = np.array([at for at, reason in enumerate(reasons) if not reason], np.int64)
-    if len(alive) < 2 and not frozen:
-        raise SelectError(f"{len(alive)} crops with scores: Eq. 1 needs two at least")
     values = {name: pool.values[name][alive] for name in directions}
-    stats = statistics.Stats.from_dict(frozen) if frozen else statistics.fit(values)
     z = np.full(len(reasons), np.nan)
-    z[alive] = statistics.z_scores(values, stats, directions)
     rank: list[int | None] = [None] * len(reasons)
+    result = Decisions(reasons, z, rank, [None] * len(reasons), [""] * len(reasons))
+    result.statistics = {"blur_min": blur_min} if config.blur.auto else {}
+    try:
+        stats = statistics.Stats.from_dict(frozen) if frozen else statistics.fit(values)
+    except statistics.StatisticsError as error:
+        for at in alive:
+            reasons[at] = "unranked"
+        result.statistics |= {"pool": None, "thresholds": {}, "unranked": str(error)}
+        return result
+    z[alive] = statistics.z_scores(values, stats, directions)
     places = statistics.ranks(z[alive], [pool.crop_ids[at] for at in alive])
     for at, place in zip(alive, places, strict=True):
         rank[at] = int(place)
-    result = Decisions(reasons, z, rank, [None] * len(reasons), [""] * len(reasons))
     thresholds = apply_thresholds(pool, config, result, alive, directions)
     if config.select.source_most:
         cap_sources(pool, config.select.source_most, result)
-    result.statistics = {"pool": stats.to_dict(), "thresholds": thresholds}
-    result.statistics |= {"blur_min": blur_min} if config.blur.auto else {}
+    result.statistics |= {"pool": stats.to_dict(), "thresholds": thresholds}
     return result
 
 
@@ -122,12 +129,23 @@ def cap_sources(pool: Pool, most: int, result: Decisions) -> None:
             left[source] -= 1
 
 
+def read_statistics(path: Path) -> dict[str, Any]:
+    """Statistics of another run's pool, from its stats.json. Raises SelectError."""
+    try:
+        pool = json.loads(path.read_text())["pool"]
+    except (ValueError, KeyError, TypeError):
+        raise SelectError(f"{path}: not the stats.json of a run") from None
+    if pool is None:
+        raise SelectError(f"{path}: of a run that could not rank its crops")
+    return pool
+
+
 def read_review(path: Path) -> dict[str, bool]:
     """Decisions by crop: the review page's csv with columns crop_id and keep (1 or 0).
 
     Raises SelectError, naming the line.
     """
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         if not {"crop_id", "keep"} <= set(reader.fieldnames or ()):
             raise SelectError(f"{path}: needs columns crop_id and keep")
@@ -141,13 +159,21 @@ def read_review(path: Path) -> dict[str, bool]:
     return decisions
 
 
-def apply_review(pool: Pool, result: Decisions, decisions: dict[str, bool]) -> None:
-    """A person's word goes above rank and thresholds. Raises SelectError on unknown crops."""
+def apply_review(
+    pool: Pool, result: Decisions, decisions: dict[str, bool], forgotten: bool = False
+) -> None:
+    """A person's word goes above rank and thresholds. Raises SelectError on unknown crops.
+
+    Once images were `forgotten` nobody can tell their crops from unknown ones: these are counted.
+    """
     places = {name: at for at, name in enumerate(pool.crop_ids)}
-    if unknown := sorted(set(decisions) - set(places)):
+    unknown = sorted(set(decisions) - set(places))
+    if unknown and not forgotten:
         raise SelectError(f"review: {len(unknown)} unknown crops, such as {unknown[0]}")
+    result.statistics |= {"review_unknown": len(unknown)} if unknown else {}
     for name, keep in decisions.items():
-        at = places[name]
+        if (at := places.get(name)) is None:
+            continue
         if not keep:
             result.reasons[at] = result.reasons[at] or "review"
         elif result.reasons[at].startswith(RANKED):
@@ -257,7 +283,8 @@ class Select:
         shards: the crop job's.
         review: csv of decisions, "" = none.
         statistics: stats.json of another run whose pool measures this one, "" = own.
-        barred: fingerprint files of sets to be kept apart (see `curate.jobs`).
+        barred: fingerprint files of sets to be kept apart (see `curate.barred`).
+        forgotten: whether images were, whose crops a review may still name.
     """
 
     config: CurateConfig
@@ -265,6 +292,7 @@ class Select:
     review: str = ""
     statistics: str = ""
     barred: tuple[str, ...] = ()
+    forgotten: bool = False
     name: str = "select"
     gpus: float = 0.0
 
@@ -272,7 +300,7 @@ class Select:
         jobs = ["crop", *(f"score-{group}" for group in scores.groups(self.config.score))]
         inputs = [ledger.outputs_key(job, shard) for job in jobs for shard in self.shards]
         files = [file_digest(Path(p)) for p in (self.review, self.statistics, *self.barred) if p]
-        which = [bool(self.review), bool(self.statistics), len(self.barred)]
+        which = [bool(self.review), bool(self.statistics), len(self.barred), self.forgotten]
         config = self.config
         settings = [asdict(s) for s in (config.score, config.select, config.split)]
         return digest(CODE, settings, config.blur.auto, inputs, files, which)
@@ -287,7 +315,7 @@ class Select:
 
     def decide(self, ledger: Ledger, pool: Pool) -> Decisions:
         """All decisions, in the order of the pool."""
-        frozen = json.loads(Path(self.statistics).read_text())["pool"] if self.statistics else None
+        frozen = read_statistics(Path(self.statistics)) if self.statistics else None
         result = rank_pool(pool, self.config, frozen)
         if self.config.split.test:
             fit = set(choose_test(pool, self.config, result))
@@ -295,7 +323,7 @@ class Select:
                 if _scored(reason):
                     result.reasons[at] = "" if at in fit else reason or "not_sampled"
         if self.review:
-            apply_review(pool, result, read_review(Path(self.review)))
+            apply_review(pool, result, read_review(Path(self.review)), self.forgotten)
         kept = {i for i, r in zip(pool.image_ids, result.reasons, strict=True) if not r}
         members = read_members(ledger, self.shards, kept)
         barred = [_member(row) for path in self.barred for row in read_rows(Path(path))]

@@ -80,7 +80,9 @@ def fit(values: Columns) -> Stats:
     parts = {name: moments(column) for name, column in values.items()}
     sizes = {part.count for part in parts.values()}
     if len(sizes) != 1 or min(sizes) < 2:
-        raise StatisticsError(f"Eq. 1 needs two scored crops at least; there are {sizes}")
+        raise StatisticsError(
+            f"Eq. 1 needs two scored crops at least; there are {min(sizes, default=0)}"
+        )
     for name, part in parts.items():
         if not math.isfinite(part.m2) or part.m2 <= 0:
             raise StatisticsError(f"metric {name}: standard deviation is zero or not finite")

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from curate.schema import Box, SourceImage
 
 Row = dict[str, Any]
+ERROR = "error"  # column of the reason why a crop has no scores
 
 _TEXTS = pa.list_(pa.string())
 _BOX = pa.struct(
@@ -93,11 +94,6 @@ PRINTS = pa.schema(
 )
 
 
-def scores_schema(metrics: Sequence[str]) -> pa.Schema:
-    """Of a score job's output."""
-    return pa.schema([("crop_id", pa.string()), *((name, pa.float64()) for name in metrics)])
-
-
 def write_rows(
     path: Path, schema: pa.Schema, rows: Iterable[Row], group: int = 65536, zip_: bool = True
 ) -> int:
@@ -106,6 +102,18 @@ def write_rows(
         for row in rows:
             file.add(row)
     return file.count
+
+
+def write_scores(path: Path, metrics: Sequence[str], rows: Sequence[Row]) -> None:
+    """A score job's output: crop_id, the metrics and, where any crop has one, ERROR."""
+    fields = [("crop_id", pa.string()), *((name, pa.float64()) for name in metrics)]
+    fields += [(ERROR, pa.string())] if any(row.get(ERROR) for row in rows) else []
+    write_rows(path, pa.schema(fields), rows)
+
+
+def score_columns(table: pa.Table) -> list[str]:
+    """The metrics of a score job's output."""
+    return [name for name in table.column_names if name not in ("crop_id", ERROR)]
 
 
 class RowWriter:

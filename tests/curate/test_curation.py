@@ -12,14 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from conftest import SETTINGS, curate
+from conftest import SETTINGS, crop_of, curate, kept, manifest
+from onnx_files import write_onnx
 
 from curate import demo
 from curate.jobs import shard_count
 from curate.ledger import BOOKKEEPING, Ledger, tree_digest
-from curate.manifest import ManifestError, check, manifest_parts, read_manifest, selected_rows
+from curate.manifest import ManifestError, check, read_manifest
 from curate.tables import read_rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,24 +29,6 @@ def worked(output: Path) -> list[str]:
     """Jobs of the shards that were worked on, in order."""
     lines = (output / "log.jsonl").read_text().splitlines()
     return [json.loads(line)["job"] for line in lines]
-
-
-def manifest(output: Path) -> list[dict]:
-    return [
-        row for path in manifest_parts(Ledger(output)) for row in pq.read_table(path).to_pylist()
-    ]
-
-
-def kept(output: Path) -> dict[str, str]:
-    """Split by crop."""
-    rows = selected_rows(Ledger(output))
-    return {row["crop_id"]: split for split, found in rows.items() for row in found}
-
-
-def crop_of(output: Path, name: str) -> dict:
-    """The one manifest row of an image."""
-    (row,) = (row for row in manifest(output) if row["image_id"] == name)
-    return row
 
 
 def test_every_image_and_candidate_is_counted_once(made):
@@ -148,25 +130,26 @@ def test_small_sources_get_several_shards():
     assert [shard_count(n, 1000) for n in (0, 7, 16, 200, 5000, 100_000)] == [1, 1, 2, 16, 16, 100]
 
 
-def test_forgetting_equals_never_having_seen(copy, tmp_path):
-    image = "coco/train2017/1"
-    crop = crop_of(copy, image)["crop_id"]
-    assert curate(copy, "forget", image) == 0
-    assert image not in {row["image_id"] for row in manifest(copy)} and crop not in kept(copy)
-    assert not any(crop.encode() in path.read_bytes() for path in copy.rglob("*") if path.is_file())
-    fresh = tmp_path / "fresh"
-    fresh.mkdir()
-    (fresh / "plan.json").write_bytes((copy / "plan.json").read_bytes())
-    assert curate(fresh) == 0
-    assert tree_digest(fresh) == tree_digest(copy)
-    assert crop_of(copy, "voc/voc/2012_000001")["kept"]  # no longer anybody's copy
-
-
-def test_forgetting_a_stranger_changes_nothing(copy, capsys):
-    before = tree_digest(copy)
-    assert curate(copy, "forget", "coco/train2017/77") == 2
-    assert "no image 'coco/train2017/77'" in capsys.readouterr().err
-    assert tree_digest(copy) == before
+@pytest.mark.parametrize(
+    ("names", "reasons", "message"),
+    [
+        (["chelsea"], ["crop_small"], "Eq. 1 needs two scored crops at least; there are 0"),
+        (["coffee"], ["unranked"], "Eq. 1 needs two scored crops at least; there are 1"),
+        (["coffee", "rocket"], ["not_top_third", "not_top_third"], "nothing is selected"),
+    ],
+)
+def test_small_pools_have_their_manifest_and_report(tmp_path, capsys, names, reasons, message):
+    for name in names:
+        demo.write_jpeg(tmp_path / "in" / f"{name}.jpg", demo.photograph(name))
+    flags = [*SETTINGS, "--set=select.top=0.4"]
+    assert curate(tmp_path / "set", *flags, sources=[f"person={tmp_path / 'in'}"]) == 2
+    said = capsys.readouterr()
+    assert message in said.out + said.err and "nothing is selected" in said.err
+    assert sum(line.startswith("curate:") for line in said.err.splitlines()) == 1
+    assert [row["reason"] for row in manifest(tmp_path / "set")] == reasons
+    assert "0 crops kept" in (tmp_path / "set" / "report" / "report.md").read_text()
+    status = curate(tmp_path / "set", "select")
+    assert status == (0 if message == "nothing is selected" else 2)
 
 
 def test_the_blur_threshold_can_come_from_the_pool(copy, capsys):
@@ -208,6 +191,9 @@ def test_a_review_is_obeyed(copy, tmp_path, capsys):
     review.write_text("crop_id,keep\nnobody,yes\n")
     assert curate(copy, "select", f"--review={review}") == 2
     assert "line 2: keep is 'yes'" in capsys.readouterr().err
+    review.write_bytes(b"\xff\xfe\0crop_id")
+    assert curate(copy, "select", f"--review={review}") == 2
+    assert "needs columns crop_id and keep" in capsys.readouterr().err
 
 
 def test_photographs_of_another_set_are_barred(made, copy, tmp_path):
@@ -239,6 +225,9 @@ def stats(output: Path) -> Path:
 BAD = [
     (["--source=coco=/nowhere.json,/nowhere"], "/nowhere.json is not there"),
     (["--source=rar=x"], "write KIND=PATH"),
+    (["--source=a b:person=."], "a name is of letters"),
+    (["--source=all:person=."], "; not all or kept"),
+    (["--source=person=.", "--source=person:folder=."], "another one is named person too"),
     (["--set=select.topp=1", "--source=person=."], "no setting 'select.topp'"),
     (["--set=select.top=much", "--source=person=."], "not a float"),
     (["--set=select.top=2", "--source=person=."], "select.top is a share"),
@@ -246,6 +235,12 @@ BAD = [
     ([], "no sources"),
     (["--source=folder=."], "need --detector"),
     (["select", "--source=person=."], "run `index` first"),
+    (["--source=person=.", "--to=zip"], "no container 'zip'"),
+    (["--source=person=.", "--review=/nowhere.csv"], "--review /nowhere.csv: no such file"),
+    (["--source=person=.", "--stats=/nowhere.json"], "--stats /nowhere.json: no such file"),
+    (["--source=person=.", "--tags=/nowhere.parquet"], "--tags /nowhere.parquet: no such file"),
+    (["--source=person=.", "--exclude=/nowhere"], "--exclude /nowhere: no such folder"),
+    (["--source=person=.", "--iqa=pyiqa"], "no niqe_modelparameters.mat"),  # the fourth group
 ]
 
 
@@ -254,6 +249,19 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, capsys, flags, message):
     assert curate(tmp_path / "set", *flags) == 2
     captured = capsys.readouterr().err.strip().splitlines()
     assert len(captured) == 1 and message in captured[0]
+    assert not (tmp_path / "set" / "done").exists()  # nothing was run
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_network_that_is_no_detector_stops_the_run(tmp_path, capsys, crashed):
+    demo.write_jpeg(tmp_path / "in" / "a.jpg", demo.photograph("coffee"))
+    network = write_onnx(tmp_path / "b.onnx", np.zeros((1, 8, 6)), np.zeros((1, 8, 6)))
+    if crashed:  # then pictures are looked at in a process of their own
+        Ledger(tmp_path / "set").begin("crop", "folder-00000")
+    flags = ["--detector=yolo", f"--detector_weights={network}", f"--source=folder={tmp_path}/in"]
+    assert curate(tmp_path / "set", *flags) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == f"curate: {network}: gives (1, 8, 6), not (1, 4 + classes, boxes)"
 
 
 def start(output: Path, sources: list[str]) -> subprocess.Popen:

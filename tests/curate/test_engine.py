@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from engine_jobs import DiskFull, Doubling, Dying, factory
 
+from curate import engine
 from curate.engine import Engine, EngineError, Runner
 from curate.ledger import Ledger, LedgerError, tree_digest
 
@@ -115,6 +116,14 @@ def test_workers_that_go_on_dying_end_the_run(tmp_path):
     with pytest.raises(EngineError, match="die again and again"):
         Engine(tmp_path, workers=1).run(Dying(), ["0-4"])
     assert Ledger(tmp_path).shards("double") == []
+
+
+@pytest.mark.parametrize(("workers", "gpus", "used"), [(4, 0.0, 4), (4, 1.0, 1)])
+def test_those_that_share_a_gpu_are_one_worker(tmp_path, monkeypatch, workers, gpus, used):
+    seen = []
+    monkeypatch.setattr(engine, "run_local", lambda tasks, count: seen.append(count) or [])
+    Engine(tmp_path, workers=workers).run(Doubling(gpus=gpus), SHARDS)
+    assert seen == [used]
 
 
 def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):

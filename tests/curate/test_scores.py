@@ -1,6 +1,7 @@
 """Metrics of crops: what they see, that batches change nothing, that nothing is fetched."""
 
 import importlib.metadata
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -8,13 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import curate
 from onnx_files import output, write_onnx
 from skimage import data
 
 from curate import classic, learned, scores
 from curate.config import ConfigError, ScoreConfig
 from curate.crop import decode_png
-from curate.ledger import Ledger
+from curate.engine import Runner
+from curate.jobs import Score
+from curate.ledger import Ledger, tree_digest
 from curate.manifest import read_manifest
 from curate.tables import CropFile
 
@@ -105,6 +109,51 @@ def test_stored_scores_are_those_of_the_stored_crops(made):
         file = CropFile(ledger.output("crop", row["crop_shard"], "crops.parquet"))
         values = scorer(decode_png(file.png(row["crop_row"]))[None])
         assert {name: row[name] for name in scorer.names} == {n: v[0] for n, v in values.items()}
+
+
+def test_a_crop_that_cannot_be_scored_costs_itself_alone(copy, monkeypatch):
+    before = read_manifest(Ledger(copy)).to_pylist()
+    bad = next(row for row in before if row["kept"])
+    png = CropFile(Ledger(copy).output("crop", bad["crop_shard"], "crops.parquet"))
+    pixels, real = decode_png(png.png(bad["crop_row"])), classic.score
+
+    def score(rgb):
+        if np.array_equal(rgb, pixels):
+            raise RuntimeError("no")
+        return real(rgb)
+
+    monkeypatch.setattr(classic, "score", score)
+    shutil.rmtree(copy / "done" / "score-classic")
+    assert curate(copy, "score") == curate(copy, "select") == 0
+    after = {row["crop_id"]: row for row in read_manifest(Ledger(copy)).to_pylist()}
+    row = after.pop(bad["crop_id"])
+    assert (row["reason"], row["z"]) == ("stage_error:RuntimeError", None)
+    assert all(np.isnan(row[name]) for name in classic.METRICS)
+    others = [old for old in before if old["z"] is not None and old["crop_id"] in after]
+    assert others and all(after[o["crop_id"]]["noise"] == o["noise"] for o in others)
+
+
+def test_a_metric_that_fails_on_all_crops_is_no_fault_of_theirs(made, monkeypatch):
+    monkeypatch.setattr(classic, "score", lambda rgb: 1 / 0)
+    crops = CropFile(Ledger(made).output("crop", "person-00000", "crops.parquet"))
+    assert len(crops) > 1
+    with pytest.raises(RuntimeError, match="no crop can be scored: division by zero"):
+        list(Score("classic", ScoreConfig()).results(crops, Runner()))
+
+
+def test_crops_after_a_crash_are_scored_the_same_in_a_child_process(copy):
+    before = tree_digest(copy)
+    (copy / "done" / "score-classic" / "person-00000.json").unlink()
+    Ledger(copy).begin("score-classic", "person-00000")
+    assert curate(copy, "score") == 0
+    assert tree_digest(copy) == before
+
+
+def test_weights_are_loaded_once_a_process(with_niqe):
+    first = scores.make_scorer("niqe", with_niqe)
+    assert scores.make_scorer("niqe", with_niqe) is first
+    np.savez(with_niqe.niqe_params, **{**NIQE, "cov_prisparam": np.eye(36)})
+    assert scores.make_scorer("niqe", with_niqe) is not first
 
 
 def test_a_detector_counts_the_people_of_a_crop(tmp_path):
@@ -223,5 +272,8 @@ def test_without_pyiqa_the_extra_is_named(monkeypatch):
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    with pytest.raises(ConfigError, match=r"osdhuman-jax\[eval\]"):
+    with pytest.raises(ConfigError, match=r"needs pyiqa: pip install 'osdhuman-jax\[eval\]'"):
         scores.describe("musiq", ScoreConfig(iqa="pyiqa"))
+    with pytest.raises(ConfigError) as told:  # all at once, and each once
+        scores.check(ScoreConfig(iqa="pyiqa"))
+    assert str(told.value).count("pyiqa:") == str(told.value).count("no niqe_model") == 1

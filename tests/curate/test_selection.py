@@ -7,7 +7,7 @@ import pytest
 
 from curate.config import CurateConfig
 from curate.pool import Pool, SelectError
-from curate.selection import choose_test, fails, rank_pool, sample_test
+from curate.selection import choose_test, fails, rank_pool, read_statistics, sample_test
 
 PASSING = {"clipiqa": 0.7, "maniqa": 0.7, "musiq": 72.0, "niqe": 3.0}
 
@@ -21,6 +21,7 @@ def pool(values: dict[str, list[float]], licenses: list[str] | None = None) -> P
         source_blur=np.arange(1.0, count + 1) * 100,
         values={name: np.array(column, np.float64) for name, column in values.items()},
         measured=np.arange(1.0, count + 1) * 100,
+        errors=[""] * count,
     )
 
 
@@ -71,10 +72,25 @@ def test_the_top_third_is_rounded_down(count):
     assert all((result.rank[at] or 0) <= count // 3 for at in kept)
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_fewer_than_two_crops_are_refused(count):
-    with pytest.raises(SelectError, match="Eq. 1 needs two"):
-        rank_pool(classic(count), CurateConfig())
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_pool_that_cannot_be_ranked_has_a_reason(count):
+    crops = classic(count)
+    crops.values["noise"][:] = 1.0  # the same for all
+    result = rank_pool(crops, CurateConfig())
+    assert result.reasons == ["unranked"] * count and result.rank == [None] * count
+    assert not np.isfinite(result.z).any()
+    why = "noise: standard deviation is zero" if count > 1 else "Eq. 1 needs two"
+    assert why in result.statistics["unranked"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [('{"pool": null}', "could not rank"), ("{}", "not the stats.json"), ("x", "not the stats")],
+)
+def test_statistics_that_measure_nothing_are_refused(tmp_path, text, words):
+    (tmp_path / "stats.json").write_text(text)
+    with pytest.raises(SelectError, match=words):
+        read_statistics(tmp_path / "stats.json")
 
 
 def test_ties_fall_by_name():
