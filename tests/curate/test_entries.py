@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 
+from benchmarks.curate import write_labels
 from curate import readers
 from curate.jobs import Source
 from curate.readers import ReaderError, entries, openimages
@@ -64,22 +65,15 @@ def test_the_fault_and_its_place_are_named(tmp_path, monkeypatch, text, words):
 
 def test_a_label_file_is_not_held(tmp_path, monkeypatch):
     """Numbers of its boxes are; as objects they took 560 bytes each, besides the text."""
-    count = 20_000
-    images = [{"id": i, "file_name": "a.jpg", "width": 9, "height": 9} for i in range(count // 10)]
-    boxes = [
-        {"id": i, "image_id": i // 10, "category_id": i % 5, "bbox": [0.5 + i, 1.5, 2.5, 3.5]}
-        for i in range(count)
-    ]
-    names = [{"id": i, "name": "Person" if i == 1 else f"thing {i}"} for i in range(5)]
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": names}))
+    count = 21_600
+    kind, paths = write_labels(tmp_path, count).split("=")
     monkeypatch.setattr(entries, "CHUNK", 10_000)
     tracemalloc.start()
-    found = readers.read(Source("objects365", (str(path), str(tmp_path)), "o"))
+    found = readers.read(Source(kind, tuple(paths.split(",")), kind))
     people = sum(len(image.boxes) for image in found)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert people == count // 5
+    assert people == count // 12
     assert peak < 100 * count
 
 
