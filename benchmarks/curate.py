@@ -1,10 +1,12 @@
 """What curation costs, how the cost grows, and what four million images would take.
 
     python -m benchmarks.curate --output results/cost --sizes 100 1000 10000
+    python -m benchmarks.curate --output results/cost --labels 1000 200000 1000000
 
 Each size is a COCO set of that many distinct 640 x 480 photographs (random windows of shipped
 ones, with noise of their own) with one person box each, curated from scratch with metrics that
 need no weights. Seconds are of CPU, summed over shards, so workers and waiting do not count.
+With --labels it is indexing that is measured, of Objects365 files of that many annotations.
 """
 
 import argparse
@@ -52,6 +54,40 @@ def write_set(root: Path, count: int) -> str:
     path = root / "instances_copies.json"
     path.write_text(json.dumps(coco_json(images, boxes)))
     return f"coco={path},{root / 'images'}"
+
+
+def write_labels(root: Path, count: int) -> str:
+    """An Objects365 json of `count` annotations, 15 an image and 1 in 12 a person, no pictures."""
+    rng = np.random.default_rng(0)
+    files = (f"objects365_v2_{i:08d}.jpg" for i in range(-(-count // 15)))
+    images = (
+        {"id": i, "file_name": name, "width": 768, "height": 512} for i, name in enumerate(files)
+    )
+    flags = {"iscrowd": 0, "isfake": 0, "isreflected": 0}
+    boxes = (
+        {"id": i, "image_id": i // 15, "category_id": 2 + i % 364 if i % 12 else 1, "bbox": bbox}
+        for i, bbox in enumerate(rng.uniform(1, 400, 4).tolist() for _ in range(count))
+    )
+    names = ({"id": i, "name": f"Thing {i}" if i > 1 else "Person"} for i in range(1, 366))
+    lists = {"images": images, "annotations": (b | flags for b in boxes), "categories": names}
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    path = root / "zhiyuan_objv2_train.json"
+    with open(path, "w") as file:  # as a stream: a child's peak is never below its parent's size
+        for before, (name, entries) in zip("{,,", lists.items(), strict=True):
+            file.write(f'{before}"{name}": [')
+            for at, entry in enumerate(entries):
+                file.write("," * bool(at) + json.dumps(entry))
+            file.write("]")
+        file.write("}")
+    return f"objects365={path},{root / 'images'}"
+
+
+def measure_labels(root: Path, count: int) -> str:
+    """A line: what indexing so many annotations takes."""
+    source = write_labels(root / "source", count)
+    command = ["-m", "curate.run", "index", f"--output={root / 'set'}", f"--source={source}"]
+    cpu, _, peak = run([*command, "--workers=0"])
+    return f"{count} annotations: index {cpu:.1f} CPU s, peak {peak} MB"
 
 
 def run(command: list[str]) -> tuple[float, float, int]:
@@ -138,16 +174,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--labels", type=int, nargs="+", help="annotations, for indexing alone")
     flags = parser.parse_args()
     results = {}
-    for size in flags.sizes:
-        root = (flags.output / str(size)).resolve()
+    for size in flags.labels or flags.sizes:
+        root = (flags.output / (f"labels-{size}" if flags.labels else str(size))).resolve()
         if (root / "set").exists():
             parser.error(f"{root / 'set'} is there already: what is done would cost nothing")
+        if flags.labels:
+            print(measure_labels(root, size))
+            continue
         source = write_set(root / "source", size)
         results[size] = measure(root / "set", source, flags.workers)
         (flags.output / "cost.json").write_text(json.dumps(results, indent=1) + "\n")
-    print(table(results))
+    if results:
+        print(table(results))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ def session(workers: int) -> Iterator[Any]:
     not installed.
     """
     ray = import_ray()
-    here = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": max(1, workers)}
+    where: dict[str, Any] = {}
+    if not os.environ.get("RAY_ADDRESS"):  # Ray would take any cluster that runs on this machine
+        where = {"address": "local", "num_cpus": max(1, workers)}
     started = not ray.is_initialized()
     if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **here)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **where)
     try:
         yield ray
     finally:
@@ -34,7 +36,7 @@ def session(workers: int) -> Iterator[Any]:
 
 
 def run_ray(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
-    """Outcomes as they come in. The output folder must have one path on all nodes."""
+    """Outcomes as they come in. All paths must be absolute, and the same on all nodes."""
     gpus = tasks[0][1].gpus if tasks else 0
     with session(workers) as ray:
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=BREAKS)(_run_on_ray)

@@ -4,6 +4,7 @@ Numbers marked [P] are the OSDHuman paper's. It publishes no thresholds, so all 
 project's choice, to be stated with every result.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -197,6 +198,20 @@ def from_dict(values: dict[str, Any]) -> CurateConfig:
         else:
             setattr(config, name, value)
     return config
+
+
+def make_absolute(config: CurateConfig) -> None:
+    """Have the paths in it name the same files for a process in any folder."""
+    detector, metrics = config.detect, config.score
+    detector.weights = absolute(detector.weights)
+    metrics.weights = absolute(metrics.weights)
+    metrics.niqe_params = absolute(metrics.niqe_params)
+    metrics.persons = absolute(metrics.persons)
+
+
+def absolute(path: str) -> str:
+    """The path from the root; "" where there is none."""
+    return os.path.abspath(path) if path else ""
 
 
 def check(config: CurateConfig) -> None:

@@ -1,6 +1,7 @@
 """The crop job: pictures in, 512 x 512 crops out, and a row for every image and every candidate."""
 
 import hashlib
+import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 import PIL
 
-from curate import decode, detect, stages
+from curate import decode, detect, readers, stages
 from curate.config import CurateConfig
 from curate.engine import Failure, Runner
 from curate.ledger import Ledger, digest
@@ -29,7 +30,7 @@ from curate.tables import (
     write_rows,
 )
 
-CODE = 1  # raised whenever a job's output for the same input changes
+CODE = 2  # raised whenever a job's output for the same input changes
 RESIZE_RULE = "area-lanczos4-512"  # part of a crop's name
 LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
 PNG = (cv2.IMWRITE_PNG_COMPRESSION, 3)
@@ -40,6 +41,7 @@ class Crop:
     """Shard = part of a source; outputs rows.parquet, crops.parquet, prints.parquet."""
 
     config: CurateConfig
+    sources: tuple[readers.Source, ...] = ()
     name: str = "crop"
     gpus: float = 0.0
 
@@ -51,6 +53,7 @@ class Crop:
         return digest(CODE, LIBRARIES, settings, detector, index)
 
     def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+        require(source for source in self.sources if source.name == shard.rsplit("-", 1)[0])
         images = [source_image(row) for row in read_rows(index_file(ledger, shard))]
         results = run.each(partial(make_cropper, self.config), images)
         with crop_writer(folder / "crops.parquet") as crops:
@@ -65,6 +68,17 @@ class Crop:
             "reasons": counts(row["reason"] for row in tally.rows),
             "stages": {name: round(seconds, 3) for name, seconds in tally.seconds.items()},
         }
+
+
+def require(sources: Iterable[readers.Source]) -> None:
+    """Raises ReaderError where this machine lacks a source: all its pictures would seem missing.
+
+    An empty folder is where a file system should have been mounted.
+    """
+    for path in (Path(path) for source in sources for path in source.paths):
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            host = socket.gethostname()
+            raise readers.ReaderError(f"{path} is not there, or empty, on {host}: mount it there")
 
 
 @dataclass

@@ -18,8 +18,8 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from curate.config import DecodeConfig
 from curate.schema import Box, Pixels, Reason, SourceImage
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "MPO")  # MPO: a JPEG with a second picture
-EXIF_ORIENTATION = 0x0112
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # JPEG: also MPO, one with a second picture
+EXIF_ORIENTATION, TIFF_BITS = 0x0112, 0x0102
 ASPECT_TOLERANCE = 0.01  # labels drawn on a scaled copy are scaled back
 GRAY_SPREAD = 4  # levels between channels that a gray photograph stays below
 Point = tuple[float, float]
@@ -85,12 +85,20 @@ def _pixels(data: bytes, max_pixels: int) -> tuple[Pixels, int, list[str]]:
             raise Refused(Reason.TOO_LARGE, f"{width} x {height} pixels")
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise Refused(Reason.CORRUPT, "more than one frame")
-        if data.startswith(b"\x89PNG") and data[24] > 8:  # Pillow would cut it down in silence
-            raise Refused(Reason.CORRUPT, f"{data[24]} bits a channel")
+        if (bits := _depth(image, data)) > 8:  # Pillow would cut them down in silence
+            raise Refused(Reason.CORRUPT, f"{bits} bits a channel")
         _refuse_mode(image)
         image.load()
         rgb, flags = _to_rgb(image)
         return np.array(rgb), _orientation(image), flags
+
+
+def _depth(image: Image.Image, data: bytes) -> int:
+    """Bits of a sample, of the formats that may have more than eight."""
+    if image.format == "PNG":
+        return data[24]
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    return max(tags.get(TIFF_BITS, (1,)))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -117,12 +125,12 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
         if alpha.min() < 255:
             raise Refused(Reason.ALPHA, "transparent pixels")
+    plain = image if image.mode == "CMYK" else image.convert("RGB")
     profile = image.info.get("icc_profile")
-    if profile and image.mode in ("RGB", "CMYK"):
-        converted = _by_profile(image, profile)
-        if converted is not None:
-            return converted, [*flags, "icc"]
-    return image.convert("RGB"), flags
+    converted = _by_profile(plain, profile) if profile else None
+    if converted is not None:
+        return converted, [*flags, "icc"]
+    return plain.convert("RGB"), flags
 
 
 def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:

@@ -88,7 +88,7 @@ def write_voc(root: Path) -> str:
     x0, y0, x1, y1 = (round(v * 480 / 512) for v in PEOPLE["astronaut"])
     box = {"xmin": 480 - x1 + 1, "ymin": y0 + 1, "xmax": 480 - x0, "ymax": y1}
     sides = "".join(f"<{k}>{v}</{k}>" for k, v in box.items())
-    (root / "Annotations").mkdir()
+    (root / "Annotations").mkdir(exist_ok=True)
     (root / "Annotations" / "2012_000001.xml").write_text(
         "<annotation><filename>2012_000001.jpg</filename>"
         "<size><width>480</width><height>480</height><depth>3</depth></size>"

@@ -81,6 +81,11 @@ def make_record(row: Row, png: bytes, codec: str) -> Record:
     return {**header, "sha256": hashlib.sha256(data).hexdigest()}, data
 
 
+def picture_name(header: dict[str, Any]) -> str:
+    """What a record's picture is called as a file."""
+    return f"{header['crop_id']}.{EXTENSIONS[header['codec']]}"
+
+
 def to_bytes(record: Record) -> bytes:
     """The record as it lies in an ArrayRecord file."""
     header, data = record
@@ -120,8 +125,9 @@ def _write_tar(path: Path, records: Iterable[Record]) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for header, data in records:
             text = json.dumps(header).encode()
-            for name, content in (("json", text), (EXTENSIONS[header["codec"]], data)):
-                member = tarfile.TarInfo(f"{header['crop_id']}.{name}")  # no owner, time 0
+            names = f"{header['crop_id']}.json", picture_name(header)
+            for name, content in zip(names, (text, data), strict=True):
+                member = tarfile.TarInfo(name)  # no owner, time 0
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
 
@@ -269,7 +275,7 @@ def publish(
 def _extract(tar: Path, folder: Path) -> Iterator[str]:
     """Pictures out of a tar, one file each; yields their names."""
     for header, data in _read_tar(tar):
-        name = f"{header['crop_id']}.{EXTENSIONS[header['codec']]}"
+        name = picture_name(header)
         (folder / name).write_bytes(data)
         yield name
 

@@ -5,7 +5,7 @@
     OUT/report/review.html                for a look by hand (see `curate.review`)
 
 Values with which the paper describes PERSONA stand beside ours only where the same metrics were
-used. Scores of metrics without weights are marked as such on every page and figure.
+used. Scores of metrics without weights are marked as such wherever they are shown.
 """
 
 import json
@@ -39,7 +39,7 @@ WATERMARK = "classic metrics"
 KEPT = "kept"  # the made set's row beside its sources
 MOST = 5000  # crops of a dataset that Table 1 averages over
 NOTICE = (
-    "**Classic metrics.** Scores are of sharpness, noise and compression only; they see neither "
+    "Scores are of sharpness, noise and compression only; they see neither "
     "content nor beauty and say nothing about quality in the paper's sense."
 )
 Table = dict[str, dict[str, dict[str, float]]]
@@ -168,7 +168,7 @@ def write_report(ledger: Ledger, tags: str = "") -> None:
     with ledger.replaced("report") as folder:
         crops = Crops(ledger)
         draw(folder, stats, facts, pool, kept, crops, seed)
-        review.write_page(folder, pool, crops, seed)
+        review.write_page(folder, pool, crops, seed, NOTICE if stats["iqa"] == "classic" else "")
         text = json.dumps(facts, indent=1, sort_keys=True)
         (folder / "report.json").write_text(text + "\n")
         (folder / "report.md").write_text(markdown(facts, stats, parts))
@@ -203,7 +203,7 @@ def markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funn
     names = [f"{d}, a fallback" if d == "hog" else d for d in facts["detectors"]]
     sections = [
         f"# Report (profile {facts['profile']})",
-        NOTICE if classic else "",
+        f"**Classic metrics.** {NOTICE}" if classic else "",
         f"Boxes of unlabelled pictures are by {'; '.join(names)}." if names else "",
         f"{total.images:,} images, {total.candidates:,} person boxes, {total.kept:,} crops kept.",
         "## Funnel",

@@ -26,7 +26,7 @@ body{{font:14px sans-serif;margin:1em}} figure{{display:inline-block;margin:4px;
 img{{width:{side}px;display:block}} figcaption{{font-size:12px}} .out img{{opacity:.35}}
 </style>
 <h1>Review</h1>
-<p>A tick means keep. Change what is wrong, then
+{notice}<p>A tick means keep. Change what is wrong, then
 <button id="save">save review.csv</button> and run <code>select --review review.csv</code>.
 Only what was changed is written: add it to an earlier review.csv, if there is one (of two lines on
 a crop the later one counts).</p>
@@ -64,8 +64,8 @@ def candidates(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
     return {**sections, "Others": rest[:MOST]}
 
 
-def write_page(folder: Path, pool: pa.Table, crops: Crops, seed: int) -> None:
-    """review.html and review/CROP.jpg."""
+def write_page(folder: Path, pool: pa.Table, crops: Crops, seed: int, notice: str = "") -> None:
+    """review.html and review/CROP.jpg; `notice` says what the scores are not."""
     (folder / "review").mkdir()
     sections = []
     for title, rows in candidates(pool, seed).items():
@@ -76,7 +76,8 @@ def write_page(folder: Path, pool: pa.Table, crops: Crops, seed: int) -> None:
             (folder / "review" / f"{row['crop_id']}.jpg").write_bytes(data.tobytes())
         if rows:
             sections.append(f"<h2>{title}</h2>\n" + "\n".join(map(figure, rows)))
-    page = PAGE.format(side=SIDE, sections="\n".join(sections))
+    mark = f"<p><b>Classic metrics.</b> {html.escape(notice)}</p>\n" if notice else ""
+    page = PAGE.format(side=SIDE, notice=mark, sections="\n".join(sections))
     (folder / "review.html").write_text(page)
 
 

@@ -150,10 +150,11 @@ def make_plan(flags: argparse.Namespace) -> Plan:
             raise ConfigError(f"--set {assignment}: write NAME=VALUE")
         settings.put(plan.config, name, value)
     settings.check(plan.config)
+    settings.make_absolute(plan.config)
     plan.sources = parse_sources(flags.source) if flags.source else plan.sources
     for name in ("review", "stats", "tags"):
         if (value := getattr(flags, name)) is not None:
-            setattr(plan, name, os.path.abspath(value) if value else "")
+            setattr(plan, name, settings.absolute(value))
     if flags.exclude is not None:
         plan.exclude = [os.path.abspath(path) for path in flags.exclude if path]
     check_plan(plan)
@@ -200,7 +201,8 @@ class Pipeline:
         """Pictures to crops."""
         if self.plan.config.detect.kind == "boxes" and (unlabelled := self.unlabelled()):
             detect.check_listed(self.plan.config.detect, unlabelled)
-        self._sharded(Crop(self.plan.config), lambda name: rows_of(index_file(self.ledger, name)))
+        job = Crop(self.plan.config, tuple(self.plan.sources))
+        self._sharded(job, lambda name: rows_of(index_file(self.ledger, name)))
 
     def unlabelled(self) -> set[str]:
         """Names of the pictures that need a detector, or would if they were not forgotten."""
@@ -320,6 +322,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="0 = no processes")
     parser.add_argument("--verify", action="store_true", help="compare digests of all that is done")
     flags = parser.parse_args(argv)
+    flags.output = flags.output.absolute()  # Ray's workers have a folder of their own
     if flags.names and flags.command != "forget":
         parser.error(f"{flags.command} takes no names")
     return flags

@@ -126,6 +126,16 @@ def test_shards_do_not_matter(made, tmp_path, sources):
     assert rows[0] == rows[1]
 
 
+def test_the_demonstrations_sources_can_be_written_again(tmp_path):
+    """As `make curate-demo` does in the same folder: the run then finds all as it was."""
+    root = tmp_path / "sources"
+    named = demo.write_sources(root)
+    before = tree_digest(root)
+    (root / "voc" / "JPEGImages" / "2012_000001.jpg").unlink()  # as where it was stopped
+    assert demo.write_sources(root) == named
+    assert tree_digest(root) == before
+
+
 def test_small_sources_get_several_shards():
     assert [shard_count(n, 1000) for n in (0, 7, 16, 200, 5000, 100_000)] == [1, 1, 2, 16, 16, 100]
 

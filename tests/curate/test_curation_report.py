@@ -17,8 +17,9 @@ from curate.categories import by_category, categories
 from curate.crop import count_persons
 from curate.figures import sheet
 from curate.ledger import Ledger
-from curate.manifest import manifest_parts
-from curate.report import persons, spread
+from curate.manifest import Crops, manifest_parts, read_manifest
+from curate.report import living, persons, spread
+from curate.review import write_page
 from curate.schema import Box
 
 METRICS = ("sharpness", "noise", "blockiness", "clipped", "entropy")
@@ -57,6 +58,16 @@ def test_text_says_what_it_rests_on(made):
     text = (made / "report" / "report.md").read_text()
     assert "**Classic metrics.**" in text and "16 images, 12 person boxes, 7 crops kept" in text
     assert "PERSONA (paper)" not in text  # other metrics: not to be compared
+
+
+def test_every_page_with_classic_scores_says_what_they_are(made, tmp_path):
+    notice = "they see neither content nor beauty"
+    for page in ("report.md", "review.html"):
+        text = (made / "report" / page).read_text()
+        assert notice in text and "Classic metrics." in text
+    pool = living(read_manifest(Ledger(made)))
+    write_page(tmp_path, pool, Crops(Ledger(made)), 0)  # as with the paper's metrics
+    assert "Classic" not in (tmp_path / "review.html").read_text()
 
 
 def test_figures_are_there_and_repeat(made, tmp_path):

@@ -139,12 +139,28 @@ def test_other_profiles_become_srgb(tmp_path):
     picture = decode(save(tmp_path / "srgb.png", PHOTO, icc_profile=srgb))
     np.testing.assert_array_equal(picture.rgb, PHOTO)
     assert picture.flags == ()
-    # Red and blue primaries change places.
-    swapped = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
-    swapped = swapped.replace(b"s\0R\0G\0B", b"o\0d\0d\0!").replace(b"sRGB", b"odd!")
-    picture = decode(save(tmp_path / "odd.png", PHOTO, icc_profile=swapped))
+    picture = decode(save(tmp_path / "odd.png", PHOTO, icc_profile=swapped(srgb)))
     assert picture.flags == ("icc",)
     assert np.abs(picture.rgb.astype(int) - PHOTO[..., ::-1]).mean() < 3
+
+
+def swapped(srgb: bytes) -> bytes:
+    """A profile in which red and blue primaries have changed places."""
+    profile = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    return profile.replace(b"s\0R\0G\0B", b"o\0d\0d\0!").replace(b"sRGB", b"odd!")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_profiles_count_in_every_mode(tmp_path, mode):
+    """Opaque alpha, and a palette, mean the same colours as plain RGB."""
+    profile = swapped(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    image = Image.fromarray(opaque() if mode == "RGBA" else PHOTO)
+    image = image.quantize() if mode == "P" else image
+    image.save(tmp_path / "a.png", icc_profile=profile)
+    image.convert("RGB").save(tmp_path / "plain.png", icc_profile=profile)
+    picture, plain = decode(tmp_path / "a.png"), decode(tmp_path / "plain.png")
+    assert picture.flags == (("palette", "icc") if mode == "P" else ("icc",))
+    np.testing.assert_array_equal(picture.rgb, plain.rgb)
 
 
 def test_opaque_alpha_is_dropped(tmp_path):
@@ -192,15 +208,17 @@ def test_a_cut_file_is_corrupt_wherever_it_was_cut(tmp_path, form):
 def test_what_is_no_picture_is_corrupt(tmp_path):
     page = tmp_path / "page.jpg"
     page.write_text("<html><body>This photo is no longer available</body></html>")
-    assert refusal(page) == "corrupt"
+    with pytest.raises(Refused, match="corrupt: not a picture"):
+        decode(page)
     frames = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())]
     for name in ("a.webp", "a.png", "a.tif"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
         assert refusal(tmp_path / name) == "corrupt"
 
 
-def test_sixteen_bit_colour_is_not_cut_down_in_silence(tmp_path):
-    path = tmp_path / "a.png"
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bit_colour_is_not_cut_down_in_silence(tmp_path, name):
+    path = tmp_path / name
     cv2.imwrite(str(path), PHOTO.astype(np.uint16) * 257)
     assert refusal(path) == "corrupt"
 

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.crop import decode_png
-from curate.ledger import Ledger, file_digest
+from curate.ledger import Ledger, file_digest, tree_digest
 from curate.manifest import selected_rows
 from curate.pack import encode, file_count, place, read_container, to_bytes
 from curate.tables import CropFile, read_rows
+from curate.unpack import main as unpack
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data import make_loader
+from osdhuman_jax.degrade.__main__ import main as degrade
 from osdhuman_jax.images import read_rgb_bytes
 from osdhuman_jax.records import decode_record
 from osdhuman_jax.sources import open_source
@@ -129,6 +131,41 @@ def test_unknown_container_is_said(made, tmp_path, capsys):
     output = Path(shutil.copytree(made, tmp_path / "set"))
     assert curate(output, "pack", "--to=zip") == 2
     assert "no container 'zip'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["arrayrecord", "folder", "parquet", "webdataset"])
+def test_any_pack_unpacks_to_its_pictures(containers, kind, tmp_path):
+    for _ in range(2):  # again over the same: as after a kill
+        assert unpack([str(containers[kind]), f"--output={tmp_path / 'files'}"]) == 0
+    found = {path.stem: path.read_bytes() for path in (tmp_path / "files").iterdir()}
+    assert found == {h["crop_id"]: data for h, data in read_container(containers["arrayrecord"])}
+
+
+def test_the_validation_pairs_are_made_beside_the_packs(made, tmp_path):
+    before = tree_digest(made)
+    assert unpack([str(made / "packed" / "val"), f"--output={tmp_path / 'val'}"]) == 0
+    flags = ["--seed=0", "--profile=persona-val", f"--output={tmp_path / 'pairs'}"]
+    assert degrade([f"--input={tmp_path / 'val'}", *flags]) == 0
+    assert tree_digest(made) == before
+    (name,) = (path.stem for path in (tmp_path / "val").iterdir())
+    sides = {part: (tmp_path / "pairs" / part / f"{name}.png") for part in ("hq", "lq", "lq_small")}
+    shapes = {part: read_rgb_bytes(path.read_bytes()).shape[0] for part, path in sides.items()}
+    assert shapes == {"hq": 512, "lq": 512, "lq_small": 128}
+
+
+def test_what_cannot_be_unpacked_is_said(containers, tmp_path, capsys):
+    assert unpack([str(tmp_path), f"--output={tmp_path / 'a'}"]) == 2
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "other.png").touch()
+    assert unpack([str(containers["folder"]), f"--output={tmp_path / 'a'}"]) == 2
+    damaged = Path(shutil.copytree(containers["folder"], tmp_path / "damaged"))
+    next(damaged.glob("*.webp")).write_bytes(b"RIFF")
+    assert unpack([str(damaged), f"--output={tmp_path / 'b'}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [words in line for words, line in zip(SAID, lines, strict=True)] == [True] * 3
+
+
+SAID = ("no packed split", "other.png is none of its pictures", "is damaged; pack again")
 
 
 @pytest.mark.parametrize("codec", ["webp", "png", "jpeg"])

@@ -193,12 +193,20 @@ def test_coco_labels_are_looked_up_by_name(tmp_path):
     assert [box.xyxy for box in boxes] == [(0, 0, 9, 9)]
 
 
+EMPTY = {"image_id": 9, "category_id": 3, "bbox": []}
+
+
+def test_coco_boxes_of_others_may_be_empty(tmp_path):
+    assert read("coco", *coco(tmp_path, annotations=[EMPTY]))[0].boxes == ()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"categories": [{"id": 1, "name": "persona"}]}, "no category is named person"),
         ({"categories": [{"id": 3, "name": "person"}]}, "category 1 is not in its table"),
         ({"annotations": [{"id": 5}]}, "lacks image_id"),
+        ({"annotations": [EMPTY | {"category_id": 1}]}, "bbox is not x, y, width, height"),
         ({"images": [{"id": 5}]}, "file_name"),
         ({"images": None}, "not as it should be"),
     ],

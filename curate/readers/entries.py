@@ -1,0 +1,116 @@
+"""A json file larger than memory, entry by entry.
+
+Label files are one object whose long members are lists. What is read is held for as long as one
+entry takes; the text of the file never is.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from curate.readers.common import ReaderError
+
+CHUNK = 1 << 20  # characters read at a time
+MOST = 1 << 26  # characters an entry may have
+SPACE = re.compile(r"[ \t\n\r]*")
+decode = json.JSONDecoder().raw_decode
+
+
+def members(path: Path) -> Iterator[tuple[str, Iterator[Any]]]:
+    """Names of the members of the object in a file, each with the entries of its list.
+
+    What is no list is one entry. Entries that are left are passed over. Raises ReaderError where
+    the file is no json object.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = _Text(path, file)
+            for _ in text.items("{", "}"):
+                name = text.value()
+                text.take(":")
+                rest = _entries(text)
+                yield name, rest
+                for _ in rest:
+                    pass
+            if text.peek():
+                raise text.fault("more after its end")
+    except OSError as error:
+        raise ReaderError(f"{path}: not a json file: {error}") from None
+
+
+def _entries(text: "_Text") -> Iterator[Any]:
+    if text.peek() != "[":
+        yield text.value()
+        return
+    for _ in text.items("[", "]"):
+        yield text.value()
+
+
+class _Text:
+    """A file's text from a place on, of which no more is held than is needed."""
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self._path, self._file = path, file
+        self._text, self._at, self._passed = "", 0, 0
+
+    def fault(self, what: str) -> ReaderError:
+        """The error to raise: what is wrong, and where."""
+        place = self._passed + self._at
+        return ReaderError(f"{self._path}: not a json file: {what} at character {place}")
+
+    def peek(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            space = SPACE.match(self._text, self._at)
+            self._at = space.end() if space else self._at
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def take(self, wanted: str) -> str:
+        """Go past the next character. Raises ReaderError unless it is one of those wanted."""
+        found = self.peek()
+        if not found or found not in wanted:
+            raise self.fault(f"{found or 'its end'!r} in place of {' or '.join(wanted)}")
+        self._at += 1
+        return found
+
+    def items(self, start: str, end: str) -> Iterator[None]:
+        """Between brackets: stops where each item begins, for the caller to go past it."""
+        self.take(start)
+        if self.peek() == end:
+            self.take(end)
+            return
+        while True:
+            yield
+            if self.take(f",{end}") == end:
+                return
+
+    def value(self) -> Any:
+        """Go past a value, and return it. Raises ReaderError if it is damaged."""
+        self.peek()
+        while True:
+            try:
+                value, end = decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                if not self._more():
+                    raise self.fault(error.msg) from None
+            else:
+                if end < len(self._text) or not self._more():  # a number might go on
+                    self._at = end
+                    return value
+
+    def _more(self) -> bool:
+        """Read on; False at the end of the file."""
+        held = len(self._text) - self._at
+        if held > MOST:
+            raise self.fault(f"an entry of more than {MOST:,} characters")
+        try:
+            read = self._file.read(max(CHUNK, held))
+        except UnicodeDecodeError as error:
+            raise self.fault(str(error)) from None
+        if read:
+            self._passed += self._at
+            self._text, self._at = self._text[self._at :] + read, 0
+        return bool(read)

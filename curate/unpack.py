@@ -1,0 +1,57 @@
+"""python -m curate.unpack OUT/packed/val --output DIR
+
+A packed split's pictures as files, CROP.webp (or what its codec is), for programs that read no
+records. The set itself, `forget` and later runs know nothing of them.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from curate.ledger import write_atomic
+from curate.pack import PackError, picture_name, read_container
+from curate.schema import InputError
+from curate.tables import read_rows
+
+
+def unpack(packed: Path, output: Path) -> int:
+    """Write the pictures of a packed folder; returns how many.
+
+    Raises PackError if it is none, if a picture is not the one that was packed, or if other files
+    are in `output` already.
+    """
+    if not (packed / "index.parquet").is_file():
+        raise PackError(f"{packed}: no packed split; give OUT/packed/SPLIT")
+    headers = [json.loads(row["header"]) for row in read_rows(packed / "index.parquet", ["header"])]
+    names = set(map(picture_name, headers))
+    output.mkdir(parents=True, exist_ok=True)
+    if others := sorted({path.name for path in output.glob("[!.]*")} - names):
+        raise PackError(
+            f"--output {output}: {others[0]} is none of its pictures; give a new folder"
+        )
+    for header, data in read_container(packed):
+        if hashlib.sha256(data).hexdigest() != header["sha256"]:
+            raise PackError(f"{packed}: picture of crop {header['crop_id']} is damaged; pack again")
+        write_atomic(output / picture_name(header), data)
+    return len(names)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 done; 1 stopped by a failure (the same command goes on from there); 2 bad input."""
+    parser = argparse.ArgumentParser(prog="python -m curate.unpack", description="Unpack a split.")
+    parser.add_argument("packed", type=Path, help="OUT/packed/SPLIT")
+    parser.add_argument("--output", type=Path, required=True, help="a folder of its own")
+    flags = parser.parse_args(arguments)
+    try:
+        count = unpack(flags.packed, flags.output)
+    except (InputError, OSError, ValueError, RuntimeError) as error:  # the last: a damaged file
+        print(f"unpack: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    print(f"{count:,} pictures in {flags.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
