@@ -28,11 +28,11 @@ from osdhuman_jax.images import (
     Picture,
     decode,
     encode,
-    list_images,
     read_size,
     remove_temporary,
     staged,
 )
+from osdhuman_jax.listing import list_images
 from osdhuman_jax.memory import is_exhausted
 from osdhuman_jax.pipeline import Pipeline, finish
 
