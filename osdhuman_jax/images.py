@@ -172,7 +172,8 @@ def _orientation(image: Image.Image) -> int:
 def _exif(image: Image.Image) -> bytes | None:
     """EXIF block of the upright picture; None where there is none or it is damaged."""
     try:
-        exif = image.getexif()
+        exif = Image.Exif()
+        exif.load(image.getexif().tobytes())  # a copy: the image keeps and shows its own
         exif.pop(_ORIENTATION_TAG, None)
         for tag in _EXIF_SIZES:
             exif.get_ifd(_EXIF_IFD).pop(tag, None)

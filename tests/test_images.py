@@ -16,6 +16,7 @@ from osdhuman_jax import images
 from osdhuman_jax.images import (
     ImageError,
     decode,
+    from_pillow,
     read_image,
     read_rgb_bytes,
     read_size,
@@ -110,6 +111,18 @@ def test_exif_orientation(kind: str, orientation: int, tmp_path: Path) -> None:
     np.testing.assert_array_equal(picture.rgb, np.asarray(upright))
     (tmp_path / "x").write_bytes(data)
     assert read_size(tmp_path / "x") == picture.size
+
+
+def test_the_callers_image_stays_as_it_was() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    exif.get_ifd(0x8769)[0xA002] = 64
+    image = Image.open(io.BytesIO(encoded(Image.fromarray(photo()), "JPEG", exif=exif)))
+    before = image.getexif().tobytes()
+    first, second = from_pillow(image), from_pillow(image)
+    np.testing.assert_array_equal(first.rgb, second.rgb)
+    assert first.size == (16, 12) and first.exif == second.exif
+    assert image.getexif().tobytes() == before and image.getexif()[0x0112] == 6
 
 
 def test_sixteen_bit_gray_is_turned_too() -> None:
