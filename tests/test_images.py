@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -174,6 +175,24 @@ def test_bombs_are_refused_by_their_header(width: int, height: int, tmp_path: Pa
     for read in (read_image, read_size):
         with pytest.raises(ImageError, match="more than [0-9]+ pixels"):
             read(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("limit", [10, 150])  # Pillow refuses above twice this, and warns above it
+def test_pillows_own_limit_is_left_to_the_process(limit: int, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(encoded(Image.fromarray(photo()))).size == (12, 16)
+    assert Image.MAX_IMAGE_PIXELS == limit
+
+
+def test_a_want_of_memory_is_no_damage(monkeypatch) -> None:
+    def exhausted(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "from_pillow", exhausted)
+    with pytest.raises(MemoryError):
+        decode(encoded(Image.fromarray(photo())))
 
 
 def test_limit_is_an_argument() -> None:
