@@ -33,7 +33,7 @@ from osdhuman_jax.images import (
     staged,
 )
 from osdhuman_jax.listing import list_images
-from osdhuman_jax.memory import is_exhausted
+from osdhuman_jax.memory import EXHAUSTED, is_exhausted
 from osdhuman_jax.pipeline import Pipeline, finish
 
 SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
@@ -131,7 +131,7 @@ def _inspect(path: Path, output: Path, upscale: float) -> Job:
 def one_line(error: BaseException) -> str:
     """An error's first line; an OSError's without the path, which is told beside it."""
     if is_exhausted(error):
-        return "out of memory: try a smaller --max_memory, --batch_size or --upscale"
+        return EXHAUSTED
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
 

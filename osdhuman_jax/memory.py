@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 SHARE_OF_HOST, SHARE_OF_DEVICE = 0.5, 0.9  # by default; a host has other things to hold
+EXHAUSTED = "out of memory: try a smaller --max_memory, --batch_size or --upscale"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, versions 2 and 1
 
