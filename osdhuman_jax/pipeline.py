@@ -91,7 +91,8 @@ def want_of_memory_said() -> Iterator[None]:
 class Pipeline:
     """A model made ready to restore pictures; compiled once for each padded size.
 
-    Threads may share it; they take turns. Nothing is kept outside the object.
+    Threads may share it; they take turns. Pipelines of one architecture share their programs, which
+    the process keeps (`programs.compiled`); nothing else is kept outside the object.
     """
 
     def __init__(
