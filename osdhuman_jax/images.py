@@ -21,13 +21,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16
+from jaxtyping import Float, Float32, UInt8, UInt16
 from PIL import Image, ImageCms, ImageFile
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Deep = UInt16[np.ndarray, "h w 3"]
 Alpha = UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]
 Floats = Float[np.ndarray, "*b h w 3"]
+Samples = Float32[np.ndarray, "..."]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 200_000_000  # the largest phone sensors; 600 MB once decoded
@@ -236,10 +237,12 @@ def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     return converted or image.convert("RGB")
 
 
-def to_float(pixels: UInt8[np.ndarray, "*b h w 3"] | UInt16[np.ndarray, "*b h w 3"]) -> Floats:
+def to_float(samples: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> Samples:
     """uint8 [0, 255] or uint16 [0, 65535] to float32 [-1, 1]."""
-    half = np.float32(np.iinfo(pixels.dtype).max / 2)
-    return pixels.astype(np.float32) / half - np.float32(1)
+    values = samples.astype(np.float32)
+    values /= np.float32(np.iinfo(samples.dtype).max / 2)
+    values -= np.float32(1)
+    return values
 
 
 def to_uint8(values: Floats) -> UInt8[np.ndarray, "*b h w 3"]:

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 from collections import deque
@@ -40,6 +41,7 @@ SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 PROVENANCE = "provenance.jsonl"
 LISTED = 20  # names in one refusal
 AHEAD = 1  # batches that are read, and that are written, while one is computed
+ALONE = 2**24  # pixels of a batch that is read, computed and written with no other in memory
 RECORD = (  # of a line of provenance.jsonl; `reason` follows where the status is "failed"
     *("input", "input_sha256", "output", "output_sha256", "model", "model_digest"),
     *("width", "height", "output_width", "output_height", "precision"),
@@ -74,10 +76,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A job's decoded input, and what it was enlarged to."""
+    """A job's decoded and enlarged input."""
 
     job: Job
-    picture: Picture
+    size: tuple[int, int]  # height, width as decoded
     enlarged: Picture
     digest: str
 
@@ -257,34 +259,32 @@ class Runner:
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             reading: deque[Future[list[Loaded]]] = deque()
             writing: deque[Future[int]] = deque()
+
+            def finish_up_to(ahead: int) -> None:
+                while len(reading) > ahead:
+                    writing.append(self._advance(reading.popleft(), writer))
+                while len(writing) > ahead:
+                    done(writing.popleft().result())
+
             try:
                 for batch in todo:
+                    ahead = 0 if sum(math.prod(job.size) for job in batch) > ALONE else AHEAD
+                    if not ahead:
+                        finish_up_to(0)
                     reading.append(reader.submit(self._load, batch))
-                    if len(reading) > AHEAD:
-                        self._advance(reading.popleft(), writer, writing, done)
-                while reading:
-                    self._advance(reading.popleft(), writer, writing, done)
-                while writing:
-                    done(writing.popleft().result())
+                    finish_up_to(ahead)
+                finish_up_to(0)
             except BaseException:  # leave what has not begun
                 reader.shutdown(wait=False, cancel_futures=True)
                 writer.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _advance(
-        self,
-        reading: Future[list[Loaded]],
-        writer: ThreadPoolExecutor,
-        writing: deque[Future[int]],
-        done: Callable[[int], object],
-    ) -> None:
-        """Compute one batch and hand it to the writer; wait for what it has not yet written."""
+    def _advance(self, reading: Future[list[Loaded]], writer: ThreadPoolExecutor) -> Future[int]:
+        """Compute one batch and hand it to the writer."""
         start, loaded = time.perf_counter(), reading.result()
         outputs = self._compute(loaded)
         seconds = (time.perf_counter() - start) / max(1, len(loaded))
-        writing.append(writer.submit(self._write_all, loaded, outputs, seconds))
-        if len(writing) > AHEAD:
-            done(writing.popleft().result())
+        return writer.submit(self._write_all, loaded, outputs, seconds)
 
     def _load(self, batch: list[Job]) -> list[Loaded]:
         """Read, decode and enlarge; what cannot be is recorded as failed."""
@@ -296,7 +296,7 @@ class Runner:
                 digest = hashlib.sha256(data).hexdigest()
                 picture = decode(data, deep=True)
                 enlarged = enlarge(picture, self.settings.upscale)
-                loaded.append(Loaded(job, picture, enlarged, digest))
+                loaded.append(Loaded(job, picture.size, enlarged, digest))
             except (ImageError, OSError, MemoryError) as error:
                 self._fail(job, one_line(error), input_sha256=digest)
         return loaded
@@ -332,7 +332,7 @@ class Runner:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not _stays(self.output, item.job.output.parent):
             raise OSError("a link leads out of the output folder")
-        sizes = dict(zip(("height", "width"), item.picture.size, strict=True))
+        sizes = dict(zip(("height", "width"), item.size, strict=True))
         sizes |= dict(zip(("output_height", "output_width"), result.size, strict=True))
         digests = {"input_sha256": item.digest, "output_sha256": hashlib.sha256(data).hexdigest()}
         with staged(path, data):

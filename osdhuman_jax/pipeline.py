@@ -343,7 +343,7 @@ class Pipeline:
 
     def _tokens(self, pixels: Pixels) -> Float32[np.ndarray, "1 n d"]:
         """Tokens of a whole picture, which the prompter sees squashed to a square."""
-        view = squash(to_float(pixels), self._view)[None]
+        view = squash(pixels, self._view)[None]
         prompter = self._prompter or self.programs.tokens(view.shape)
         return np.asarray(prompter(view), np.float32)
 
@@ -368,12 +368,13 @@ def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Pic
     `color_fix` takes the source's colours (adain, wavelet) or not (none); `blend` is the part of
     the restored picture in the result, the rest being the source.
     """
-    if color_fix != "none":
-        fix = {"adain": colour.adain, "wavelet": colour.wavelet}[color_fix]
-        content = np.clip(output / 2 + np.float32(0.5), 0, 1)
-        output = fix(content, to_float(source.rgb) / 2 + np.float32(0.5)) * 2 - 1
-    if blend < 1:
-        output = np.float32(blend) * np.clip(output, -1, 1)
-        output = output + np.float32(1 - blend) * to_float(source.rgb)
-    pixels = to_uint16(output) if source.rgb.dtype == np.uint16 else to_uint8(output)
+    pixels = np.empty(source.rgb.shape, source.rgb.dtype)
+    quantized = to_uint16 if pixels.dtype == np.uint16 else to_uint8
+    corrected = colour.corrected(color_fix, output, source.rgb)
+    for rows in colour.bands(source.size):
+        values = corrected(rows)
+        if blend < 1:
+            values = np.float32(blend) * np.clip(values, -1, 1)
+            values = values + np.float32(1 - blend) * to_float(source.rgb[rows])
+        pixels[rows] = quantized(values)
     return Picture(pixels, source.alpha, source.icc, source.exif)

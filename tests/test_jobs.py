@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -358,3 +359,31 @@ def test_T14_a_tiny_memory_limit_fails_pictures_by_name_and_goes_on(tmp_path: Pa
     _, failures = work(tmp_path / "in", tmp_path / "out", halving(max_memory=limit))
     assert list(failures) == ["large.png"] and "out of memory" in failures["large.png"]
     assert list(files(tmp_path / "out")) == ["small.png"]
+
+
+@pytest.mark.parametrize(("alone", "most"), [(0, {1}), (10**9, {2, 3})])
+def test_large_pictures_are_in_memory_one_at_a_time(
+    tmp_path: Path, monkeypatch, alone: int, most: set[int]
+) -> None:
+    for i in range(5):
+        save(tmp_path / "in" / f"{i}.png", seed=i)
+    monkeypatch.setattr(jobs, "ALONE", alone)
+    held_now: set[Path] = set()
+    seen: list[int] = []
+    load, write = Runner._load, Runner._write_all
+
+    def loading(self, batch):
+        held_now.add(batch[0].source)
+        seen.append(len(held_now))
+        return load(self, batch)
+
+    def writing(self, loaded, *rest):
+        time.sleep(0.05)  # a slow disk
+        count = write(self, loaded, *rest)
+        held_now.discard(loaded[0].job.source)
+        return count
+
+    monkeypatch.setattr(Runner, "_load", loading)
+    monkeypatch.setattr(Runner, "_write_all", writing)
+    assert work(tmp_path / "in", tmp_path / "out") == (5, {})
+    assert len(files(tmp_path / "out")) == 5 and max(seen) in most
