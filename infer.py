@@ -23,6 +23,7 @@ from osdhuman_jax.jobs import (
     plan,
     remaining,
 )
+from osdhuman_jax.listing import other_pictures
 from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline
 from osdhuman_jax.programs import keep_programs
 
@@ -112,6 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"infer.py: {error}", file=sys.stderr)
         return 1 if runner else 2
+    if others := other_pictures(args.input):
+        print(f"not restored: {others}", file=sys.stderr)
     return report(runner.failures, len(jobs), skipped, args.output)
 
 

@@ -13,10 +13,11 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -33,7 +34,7 @@ from osdhuman_jax.images import (
     remove_temporary,
     staged,
 )
-from osdhuman_jax.listing import list_images
+from osdhuman_jax.listing import list_images, other_pictures
 from osdhuman_jax.memory import EXHAUSTED, is_exhausted
 from osdhuman_jax.pipeline import Pipeline, finish
 
@@ -88,11 +89,17 @@ def plan(source: str, output: Path, settings: Settings) -> list[Job]:
     """What is to be done, from the files' headers. Raises UsageError if it must not be."""
     pairs = [(path, name) for path, name in list_images(source) if not _is_own(path, name, output)]
     if not pairs:
-        raise UsageError(f"no images found: {source}")
+        others = other_pictures(source)
+        raise UsageError(f"no images found: {source}" + (f" (but {others})" if others else ""))
     named: dict[Path, list[Path]] = {}
     for path, name in pairs:
         named.setdefault(name.with_suffix(SUFFIXES[settings.format]), []).append(path)
+    if _root(*pairs[0]) == output.resolve() and _are_found(source, named):
+        why = "the next run would take outputs for inputs"
+        raise UsageError(f"--output {output} is the folder of the inputs: {why}")
     _refuse("several inputs would have one output", [p for g in named.values() if g[1:] for p in g])
+    folders = {folder for name in named for folder in name.parents}
+    _refuse("outputs would also be folders of others", [name for name in named if name in folders])
     inputs = {path.resolve() for path, _ in pairs}
     clash = [name for name in named if (output / name).resolve() in inputs]
     _refuse("outputs would replace inputs", clash)
@@ -103,8 +110,21 @@ def plan(source: str, output: Path, settings: Settings) -> list[Job]:
 
 def _is_own(path: Path, name: Path, output: Path) -> bool:
     """Whether an input lies in an output folder that lies inside the input folder."""
-    root, out = path.parents[len(name.parts) - 1].resolve(), output.resolve()
+    root, out = _root(path, name), output.resolve()
     return out != root and out.is_relative_to(root) and path.resolve().is_relative_to(out)
+
+
+def _root(path: Path, name: Path) -> Path:
+    """The folder in which an input was found by its relative name."""
+    return path.parents[len(name.parts) - 1].resolve()
+
+
+def _are_found(source: str, outputs: Iterable[Path]) -> bool:
+    """Whether outputs that lie where the inputs do would be found beside them."""
+    if Path(source).is_file():
+        return False
+    pattern = "*" if Path(source).is_dir() else Path(source).name
+    return any(fnmatch(output.name, pattern) for output in outputs)
 
 
 def _stays(output: Path, folder: Path) -> bool:

@@ -2,9 +2,15 @@
 
 import glob
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+OTHERS = (  # pictures that nothing here reads
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".psd", ".tif", ".tiff"),
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
+)
 
 
 def list_images(source: str | Path) -> list[tuple[Path, Path]]:
@@ -37,15 +43,32 @@ def named_images(folder: str | Path) -> dict[str, Path]:
     return found
 
 
+def other_pictures(source: str | Path) -> str:
+    """What `list_images` leaves out of a folder: "12 .heic, 3 .tif, 1 linked folder", or ""."""
+    counts: Counter[str] = Counter()
+    links = 0
+    for base, folders, names in _levels(Path(source)):
+        suffixes = (Path(name).suffix.lower() for name in names)
+        counts.update(suffix for suffix in suffixes if suffix in OTHERS)
+        links += sum(os.path.islink(os.path.join(base, folder)) for folder in folders)
+    told = [f"{count} {suffix}" for suffix, count in sorted(counts.items())]
+    told += [f"{links} linked folder{'s' * (links > 1)}"] if links else []
+    return ", ".join(told)
+
+
 def _walk(folder: Path) -> list[Path]:
     """Files with an image's suffix anywhere below `folder`."""
+    files = (Path(base, name) for base, _, names in _levels(folder) for name in names)
+    return [file for file in files if file.suffix.lower() in SUFFIXES]
+
+
+def _levels(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(path, names of folders, names of files) of a folder, if it is one, and of those below."""
 
     def fail(error: OSError) -> None:
         raise error
 
-    levels = os.walk(folder, onerror=fail)
-    files = (Path(base, name) for base, _, names in levels for name in names)
-    return [file for file in files if file.suffix.lower() in SUFFIXES]
+    return os.walk(folder, onerror=fail) if folder.is_dir() else iter(())
 
 
 def _expand(pattern: Path) -> tuple[Path, list[Path]]:

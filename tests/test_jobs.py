@@ -285,6 +285,28 @@ def test_T12_names_that_would_collide_are_refused_before_any_work(tmp_path: Path
     assert "b.jpg" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def test_outputs_among_the_inputs_are_refused_where_they_would_become_inputs(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        save(tmp_path / name)
+    for source in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**/*.[jp][pn]g", f"{tmp_path}/."):
+        with pytest.raises(UsageError, match="is the folder of the inputs") as caught:
+            work(source, tmp_path)
+        assert "\n" not in str(caught.value) and len(files(tmp_path)) == 2
+    for source, count in [(tmp_path / "a.jpg", 1), (f"{tmp_path}/*.jpg", 1)]:  # go on, as it were
+        assert work(source, tmp_path) == (count, {})
+        assert work(source, tmp_path) == (0, {})
+
+
+def test_an_output_that_would_be_a_folder_too_is_refused(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png/b.jpg", "c.jpg"):
+        save(tmp_path / "in" / name)
+    with pytest.raises(UsageError, match="also be folders of others:\n  a.png$"):
+        work(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_T13_a_full_disk_leaves_no_half_file_and_a_resume_does_the_rest(
     tmp_path: Path, monkeypatch
 ) -> None:
