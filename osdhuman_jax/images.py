@@ -22,7 +22,9 @@ from typing import Any
 import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
-from PIL import Image, ImageCms, ImageFile
+from PIL import Image, ImageFile
+
+from osdhuman_jax.icc import cmyk_to_srgb, gray_levels
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Deep = UInt16[np.ndarray, "h w 3"]
@@ -120,9 +122,12 @@ def to_pillow(picture: Picture) -> Image.Image:
 
 
 def _picture(image: Image.Image, rgb: Pixels | Deep, alpha: Alpha | None) -> Picture:
-    """With what else of the image is kept."""
+    """With what else of the image is kept; gray is converted to sRGB by a profile of gray."""
     profile = image.info.get("icc_profile") or b""
-    fits = profile[16:20] == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
+    space = profile[16:20]
+    if space == b"GRAY" and image.mode.startswith(("L", "I")):
+        rgb = gray_levels(profile, rgb.dtype)[rgb]
+    fits = space == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
     return Picture(rgb, alpha, profile if fits else None, _exif(image))
 
 
@@ -193,7 +198,7 @@ def _split(image: Image.Image, profile: bytes) -> tuple[Pixels, Alpha | None]:
     if image.mode.startswith("I"):
         return _split_gray16(image)
     if image.mode == "CMYK":
-        return np.array(_cmyk_to_srgb(image, profile)), None
+        return np.array(cmyk_to_srgb(image, profile)), None
     if not image.has_transparency_data:
         return np.array(image.convert("RGB")), None
     rgba = np.array(image.convert("RGBA"))
@@ -224,17 +229,6 @@ def _split_deep(image: Image.Image, data: bytes) -> tuple[Deep, UInt16[np.ndarra
     if turn := _TURNS.get(_orientation(image)):
         planes = [np.asarray(Image.fromarray(plane).transpose(turn)) for plane in planes]
     return np.stack(planes[:3], axis=-1), planes[3] if planes[3:] else None
-
-
-def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """By the embedded profile; without a usable one by Pillow's plain formula."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        srgb = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-    except (OSError, ImageCms.PyCMSError):
-        converted = None
-    return converted or image.convert("RGB")
 
 
 def to_float(samples: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> Samples:

@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
+    {"icc"},
     {"config", "types", "images", "listing", "attention", "tokenizer", "remat", "flops", "memory"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
@@ -21,7 +22,7 @@ FLOORS = [
     {"evaluate", "app"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-WITHOUT_JAX = {"data", "degrade", "records", "images", "metrics", "colour", "frames"}
+WITHOUT_JAX = {"data", "degrade", "records", "icc", "images", "metrics", "colour", "frames"}
 WITHOUT_JAX |= {"compare", "tables"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set("layers attention vae unet swin lpips clip tagger prompts restorer".split())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, features
 
 from osdhuman_jax import images
+from osdhuman_jax.icc import gray_profile
 from osdhuman_jax.images import (
     ImageError,
     decode,
@@ -145,6 +146,51 @@ def test_rgb_profile_is_kept_and_others_are_not() -> None:
     assert decode(encoded(image, icc_profile=srgb)).icc == srgb
     assert decode(encoded(image, icc_profile=lab)).icc is None
     assert decode(encoded(image.convert("L"), icc_profile=srgb)).icc == srgb
+
+
+LINEAR = gray_profile(0, 1.0)
+
+
+def from_linear(part: np.ndarray) -> np.ndarray:
+    """sRGB's curve."""
+    return np.where(part <= 0.0031308, 12.92 * part, 1.055 * part ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+def test_gray_becomes_srgb_by_its_profile(mode: str) -> None:
+    levels = np.arange(256, dtype=np.uint8)[None]
+    image = Image.fromarray(levels).convert(mode)
+    if mode == "LA":
+        image.putalpha(Image.fromarray(levels[:, ::-1]))
+    picture = decode(encoded(image, icc_profile=LINEAR))
+    expected = from_linear(np.asarray(image.convert("L")) / 255) * 255
+    for channel in range(3):
+        np.testing.assert_allclose(picture.rgb[..., channel], expected, atol=0.501)
+    assert picture.icc is None and (picture.alpha is not None) == (mode == "LA")
+    if picture.alpha is not None:
+        np.testing.assert_array_equal(picture.alpha, levels[:, ::-1])
+
+
+def test_a_profile_of_gray_that_is_srgbs_or_broken_changes_nothing() -> None:
+    image = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    srgb = gray_profile(3, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    for profile in (srgb, LINEAR[:150], b"x" * 16 + b"GRAY"):
+        picture = decode(encoded(image, icc_profile=profile))
+        np.testing.assert_array_equal(picture.rgb[..., 0], np.asarray(image))
+        assert picture.icc is None
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_sixteen_bit_gray_becomes_srgb_too(deep: bool) -> None:
+    values = np.arange(0, 65_536, 7, dtype=np.uint16)[None]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = encoded(Image.fromarray(values), icc_profile=LINEAR, exif=exif)
+    picture = decode(data, deep=deep)
+    expected = from_linear(values[:, ::-1] / 65_535) * (65_535 if deep else 255)
+    assert picture.rgb.dtype == (np.uint16 if deep else np.uint8) and picture.icc is None
+    limit = 1.0 if deep else 7.0  # rounded to 8 bits before, where the curve is steep
+    assert np.abs(picture.rgb[..., 0] - expected).max() <= limit
 
 
 def test_cmyk_becomes_rgb() -> None:
