@@ -46,7 +46,7 @@ ALONE = 2**24  # pixels of a batch that is read, computed and written with no ot
 RECORD = (  # of a line of provenance.jsonl; `reason` follows where the status is "failed"
     *("input", "input_sha256", "output", "output_sha256", "model", "model_digest"),
     *("width", "height", "output_width", "output_height", "precision"),
-    *("upscale", "color_fix", "blend", "format", "quality", "seconds", "status"),
+    *("upscale", "color_fix", "blend", "format", "quality", "tile", "seconds", "status"),
 )
 
 
@@ -304,7 +304,9 @@ class Runner:
         start, loaded = time.perf_counter(), reading.result()
         outputs = self._compute(loaded)
         seconds = (time.perf_counter() - start) / max(1, len(loaded))
-        return writer.submit(self._write_all, loaded, outputs, seconds)
+        tile = self.pipeline.tiling(loaded[0].enlarged.size) if outputs else None
+        made = {"tile": tile, "seconds": round(seconds, 4)}
+        return writer.submit(self._write_all, loaded, outputs, made)
 
     def _load(self, batch: list[Job]) -> list[Loaded]:
         """Read, decode and enlarge; what cannot be is recorded as failed."""
@@ -332,21 +334,21 @@ class Runner:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)
             return []
 
-    def _write_all(self, loaded: list[Loaded], outputs: list[Floats], seconds: float) -> int:
+    def _write_all(self, loaded: list[Loaded], outputs: list[Floats], made: dict[str, Any]) -> int:
         """Encode, write and record a batch; returns how many jobs that ended."""
         for item, output in zip(loaded, outputs, strict=False):
             try:
                 settings = self.settings
                 result = finish(output, item.enlarged, settings.color_fix, settings.blend)
                 data = encode(result, settings.format, settings.quality)
-                self._write(item, result, data, seconds)
+                self._write(item, result, data, made)
             except (ImageError, OSError, MemoryError) as error:
                 path = self.output / item.job.output
                 reason = f"cannot write {path}: {one_line(error)}"
                 self._fail(item.job, reason, input_sha256=item.digest)
         return len(loaded)
 
-    def _write(self, item: Loaded, result: Picture, data: bytes, seconds: float) -> None:
+    def _write(self, item: Loaded, result: Picture, data: bytes, made: dict[str, Any]) -> None:
         """The line first, then the picture: a picture without a line would block the next run."""
         path = self.output / item.job.output
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -356,7 +358,7 @@ class Runner:
         sizes |= dict(zip(("output_height", "output_width"), result.size, strict=True))
         digests = {"input_sha256": item.digest, "output_sha256": hashlib.sha256(data).hexdigest()}
         with staged(path, data):
-            self._record(item.job, "ok", seconds=round(seconds, 4), **sizes, **digests)
+            self._record(item.job, "ok", **made, **sizes, **digests)
 
     def _record(self, job: Job, status: str, **values: object) -> None:
         names = {"input": str(job.source), "output": job.output.as_posix(), "status": status}

@@ -71,6 +71,11 @@ class Plan:
         """How many the plan's programs see at once."""
         return self.batch * math.prod(self.tile or self.padded)
 
+    @property
+    def tiling(self) -> str | None:
+        """Width, height and number of tiles at a time, as "512x512x4"; None: whole."""
+        return f"{self.tile[1]}x{self.tile[0]}x{self.batch}" if self.tile else None
+
     def __str__(self) -> str:
         height, width = self.tile or self.padded
         what = "tiles" if self.tile else "whole pictures"
@@ -225,6 +230,10 @@ class Pipeline:
         if not all(np.isfinite(output).all() for output in outputs):
             raise RestoreError("the model's output is not finite")
         return outputs
+
+    def tiling(self, size: Size) -> str | None:
+        """`Plan.tiling` of the plan by which pictures of a size were computed last."""
+        return self._plans[self.padded_size(size)].tiling
 
     def _attempt(
         self, plan: Plan, batch: Sequence[Pixels], progress: Progress | None

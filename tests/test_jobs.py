@@ -383,6 +383,24 @@ def test_T14_a_tiny_memory_limit_fails_pictures_by_name_and_goes_on(tmp_path: Pa
     assert list(files(tmp_path / "out")) == ["small.png"]
 
 
+def test_the_record_tells_whole_pictures_from_tiles(tmp_path: Path, monkeypatch) -> None:
+    save(tmp_path / "a.png")
+    for name, size in [("b.png", (300, 300)), ("c.png", (1200, 1100))]:
+        Image.fromarray(pixels(*size)).save(tmp_path / name)
+    pipeline = halving()
+    follow = pipeline._follow
+
+    def tight(plan, *rest):
+        if plan.tile is None and plan.pixels > 128**2:
+            raise MemoryError
+        return follow(plan, *rest)
+
+    monkeypatch.setattr(pipeline, "_follow", tight)
+    assert work(tmp_path, tmp_path / "out", pipeline) == (3, {})
+    found = {line["output"]: line["tile"] for line in lines(tmp_path / "out")}
+    assert found == {"a.png": None, "b.png": "256x256x1", "c.png": "512x512x4"}
+
+
 @pytest.mark.parametrize(("alone", "most"), [(0, {1}), (10**9, {2, 3})])
 def test_large_pictures_are_in_memory_one_at_a_time(
     tmp_path: Path, monkeypatch, alone: int, most: set[int]
