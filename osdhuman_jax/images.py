@@ -254,24 +254,35 @@ def narrow(samples: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def check_side(size: tuple[int, int], kind: str) -> None:
+    """Raise ImageError where a file of `kind` cannot be as high or wide as that."""
+    if max(size) > LONGEST[kind]:
+        raise ImageError(f"a {kind} file has no side longer than {LONGEST[kind]} pixels")
+
+
+def check_alpha(picture: Picture, kind: str) -> None:
+    """Raise ImageError where a JPEG would lose transparency; opaque alpha is no loss."""
+    alpha = picture.alpha
+    if kind == "jpeg" and alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
+        raise ImageError("JPEG has no transparency: use --format png or webp")
+
+
 def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
     """File of `kind` (png, jpeg, webp) with profile and EXIF; the same picture, the same bytes.
 
     16-bit samples stay only in PNG. `quality` is JPEG's and WebP's; 100 makes WebP lossless. Raises
     ImageError where the format cannot hold the picture.
     """
-    if max(picture.size) > LONGEST[kind]:
-        raise ImageError(f"a {kind} file has no side longer than {LONGEST[kind]} pixels")
+    check_side(picture.size, kind)
+    check_alpha(picture, kind)
     if kind == "png" and picture.rgb.dtype == np.uint16:
         return _encode_deep_png(picture)
-    image = to_pillow(picture)
+    image = to_pillow(Picture(picture.rgb) if kind == "jpeg" else picture)
     options: dict[str, Any] = {
         "png": {"compress_level": 6},
         "jpeg": {"quality": quality, "subsampling": 0},
         "webp": {"quality": quality, "lossless": quality == LOSSLESS},
     }[kind]
-    if kind == "jpeg" and image.mode == "RGBA":
-        raise ImageError("JPEG has no transparency: use --format png or webp")
     fits = kind != "jpeg" or len(picture.exif or b"") <= _EXIF_LIMIT
     options["exif"] = picture.exif if picture.exif and fits else b""
     buffer = io.BytesIO()

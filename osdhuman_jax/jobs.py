@@ -28,6 +28,8 @@ from osdhuman_jax.images import (
     MAX_PIXELS,
     ImageError,
     Picture,
+    check_alpha,
+    check_side,
     decode,
     encode,
     read_size,
@@ -105,7 +107,7 @@ def plan(source: str, output: Path, settings: Settings) -> list[Job]:
     _refuse("outputs would replace inputs", clash)
     outside = {name.parent for name in named if not _stays(output, name.parent)}
     _refuse("links lead out of the output folder", [output / name for name in sorted(outside)])
-    return [_inspect(paths[0], name, settings.upscale) for name, paths in named.items()]
+    return [_inspect(paths[0], name, settings) for name, paths in named.items()]
 
 
 def _is_own(path: Path, name: Path, output: Path) -> bool:
@@ -139,14 +141,15 @@ def _refuse(why: str, names: list[Path]) -> None:
         raise UsageError(f"{why}:" + "".join(f"\n  {name}" for name in names[:LISTED]) + more)
 
 
-def _inspect(path: Path, output: Path, upscale: float) -> Job:
-    """The job of one file; marked broken if its header cannot be read or is too large."""
+def _inspect(path: Path, output: Path, settings: Settings) -> Job:
+    """The job of one file; marked broken if its header rules it out."""
     try:
-        height, width = scaled_size(read_size(path), upscale)
+        height, width = scaled_size(read_size(path), settings.upscale)
+        if height * width > MAX_PIXELS:
+            raise ImageError(f"more than {MAX_PIXELS} pixels after upscaling")
+        check_side((height, width), settings.format)
     except (ImageError, OSError) as error:
         return Job(path, output, broken=one_line(error))
-    if height * width > MAX_PIXELS:
-        return Job(path, output, broken=f"more than {MAX_PIXELS} pixels after upscaling")
     return Job(path, output, (height, width))
 
 
@@ -317,6 +320,7 @@ class Runner:
                 data = job.source.read_bytes()
                 digest = hashlib.sha256(data).hexdigest()
                 picture = decode(data, deep=True)
+                check_alpha(picture, self.settings.format)
                 enlarged = enlarge(picture, self.settings.upscale)
                 loaded.append(Loaded(job, picture.size, enlarged, digest))
             except (ImageError, OSError, MemoryError) as error:

@@ -185,14 +185,30 @@ def test_sixteen_bits_stay_in_png_only_with_profile_and_exif(tmp_path: Path) -> 
 
 
 def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
+    """Before the picture is computed."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("computed")
+
     clear = np.dstack([pixels(), pixels()[..., 0]])
     Image.fromarray(clear).save(tmp_path / "clear.png")
-    Image.new("RGB", (17_000, 1)).save(tmp_path / "long.png")
-    _, failures = work(tmp_path / "clear.png", tmp_path / "jpeg", format="jpeg")
+    Image.new("RGB", (9_000, 1)).save(tmp_path / "long.png")
+    pipeline = halving()
+    pipeline.compute = never
+    _, failures = work(tmp_path / "clear.png", tmp_path / "jpeg", pipeline, format="jpeg")
     assert "no transparency" in failures["clear.png"]
-    _, failures = work(tmp_path / "long.png", tmp_path / "webp", format="webp")
+    flags = {"format": "webp", "upscale": 2.0}
+    _, failures = work(tmp_path / "long.png", tmp_path / "webp", pipeline, **flags)
     assert "no side longer than 16383" in failures["long.png"]
     assert not files(tmp_path / "jpeg") and not files(tmp_path / "webp")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_opaque_alpha_does_not_keep_a_picture_from_jpeg(tmp_path: Path, kind: type) -> None:
+    flat = np.full((16, 24, 4), np.iinfo(kind).max, kind)
+    cv2.imwrite(str(tmp_path / "a.png"), flat)
+    assert work(tmp_path / "a.png", tmp_path / "out", format="jpeg") == (1, {})
+    assert read_image(tmp_path / "out" / "a.jpg").alpha is None
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
