@@ -18,7 +18,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 import infer
-from osdhuman_jax import jobs
+from osdhuman_jax import jobs, pipeline
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.images import read_image
 from osdhuman_jax.restorer import Restorer, build_restorer
@@ -347,6 +347,16 @@ def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tup
     monkeypatch.setattr(infer.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
     infer.load_pipeline(infer.parse_args(["--input", "i", "--output", "o", "--checkpoint", text]))
     assert asked == [expected]
+
+
+@pytest.mark.parametrize(("flags", "limit"), [([], None), (["--max_memory", "3GiB"], 3 * 2**30)])
+def test_memory_and_batch_size_reach_the_pipeline(
+    model: Path, monkeypatch, flags: list[str], limit: int | None
+) -> None:
+    monkeypatch.setattr(pipeline, "budget", lambda: 12_345)
+    always = ["--input", "i", "--output", "o", "--model", str(model), "--batch_size", "3"]
+    made = infer.load_pipeline(infer.parse_args([*always, *flags]))
+    assert made.max_memory == (limit or 12_345) and made.batch_size == 3
 
 
 def test_script_runs_from_another_folder_without_torch(tmp_path: Path, model: Path) -> None:
