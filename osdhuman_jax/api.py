@@ -18,7 +18,7 @@ from PIL import Image
 
 from osdhuman_jax.images import Picture, from_pillow, to_pillow
 from osdhuman_jax.memory import parse_bytes
-from osdhuman_jax.pipeline import Pipeline, Progress
+from osdhuman_jax.pipeline import Pipeline, Progress, want_of_memory_said
 
 Still = TypeVar("Still", Image.Image, np.ndarray)
 
@@ -90,9 +90,10 @@ class Restorer:
         """
         several = isinstance(images, Sequence)
         given = list(images) if several else [images]
-        pictures = [_picture(image) for image in given]
-        restored = self.pipeline.restore(pictures, upscale, color_fix, blend, progress)
-        results: list[Any] = [_like(image, p) for image, p in zip(given, restored, strict=True)]
+        with want_of_memory_said():
+            pictures = [_picture(image) for image in given]
+            restored = self.pipeline.restore(pictures, upscale, color_fix, blend, progress)
+            results: list[Any] = [_like(image, p) for image, p in zip(given, restored, strict=True)]
         return results if several else results[0]
 
 

@@ -44,7 +44,7 @@ SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 PROVENANCE = "provenance.jsonl"
 LISTED = 20  # names in one refusal
 AHEAD = 1  # batches that are read, and that are written, while one is computed
-ALONE = 2**24  # pixels of a batch that is read, computed and written with no other in memory
+ALONE = MAX_PIXELS // (1 + 2 * AHEAD)  # pixels; a larger batch has no other beside it in memory
 RECORD = (  # of a line of provenance.jsonl; `reason` follows where the status is "failed"
     *("input", "input_sha256", "output", "output_sha256", "model", "model_digest"),
     *("width", "height", "output_width", "output_height", "precision"),
