@@ -23,6 +23,7 @@ from osdhuman_jax.jobs import (
     plan,
     remaining,
 )
+from osdhuman_jax.listing import other_pictures
 from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline
 from osdhuman_jax.programs import keep_programs
 
@@ -101,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     runner = None
     try:
         jobs = plan(args.input, args.output, settings)
+        others = other_pictures(args.input)
         pipeline = load_pipeline(args)
         with held(args.output) as ledger:
             made = identity(pipeline, settings)
@@ -112,6 +114,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"infer.py: {error}", file=sys.stderr)
         return 1 if runner else 2
+    if others:
+        print(f"not restored: {others}", file=sys.stderr)
     return report(runner.failures, len(jobs), skipped, args.output)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from benchmarks.quality import degraded, gradient, photographs, rows, run, sharpness
 from curate import niqe
 from osdhuman_jax.compare import sheet
-from osdhuman_jax.images import named_images, read_image, write_png
+from osdhuman_jax.images import read_image, write_png
+from osdhuman_jax.listing import named_images
 from osdhuman_jax.metrics import psnr_y, ssim_y
 
 SIDE = 256  # of a picture in the sheet

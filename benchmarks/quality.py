@@ -19,7 +19,8 @@ import numpy as np
 import skimage.data
 
 from osdhuman_jax.compare import Row, sheet
-from osdhuman_jax.images import list_images, named_images, read_image, write_file, write_png
+from osdhuman_jax.images import read_image, write_file, write_png
+from osdhuman_jax.listing import list_images, named_images
 
 ROOT = Path(__file__).parent.parent
 SIDE = 512

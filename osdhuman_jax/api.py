@@ -4,26 +4,30 @@
     better = restorer(Image.open("photo.jpg"), upscale=2)
     several = restorer([np_array, another])
 
-It is infer.py's pipeline and gives infer.py's pixels. (`osdhuman_jax.restorer.Restorer` is another
+It is infer.py's pipeline and gives infer.py's pixels, but that 16 bits of a Pillow image become 8:
+Pillow holds no more of colour. Arrays keep theirs. (`osdhuman_jax.restorer.Restorer` is another
 thing: the network, an nnx module.)
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 from PIL import Image
 
 from osdhuman_jax.images import Picture, from_pillow, to_pillow
 from osdhuman_jax.memory import parse_bytes
-from osdhuman_jax.pipeline import Pipeline, Progress
+from osdhuman_jax.pipeline import Pipeline, Progress, want_of_memory_said
 
 Still = TypeVar("Still", Image.Image, np.ndarray)
 
 
 class Restorer:
-    """A loaded model. Threads may share it; nothing outside it is changed."""
+    """A loaded model. Threads may share it; it changes nothing that it is given.
+
+    Restorers of one architecture share their compiled programs, which the process keeps.
+    """
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
@@ -45,6 +49,28 @@ class Restorer:
         options = {"batch_size": batch_size, "max_memory": limit}
         return cls(Pipeline.from_folder(model, precision, **options))
 
+    @overload
+    def __call__(
+        self,
+        images: Still,
+        *,
+        upscale: float = ...,
+        color_fix: str = ...,
+        blend: float = ...,
+        progress: Progress | None = ...,
+    ) -> Still: ...
+
+    @overload
+    def __call__(
+        self,
+        images: Sequence[Still],
+        *,
+        upscale: float = ...,
+        color_fix: str = ...,
+        blend: float = ...,
+        progress: Progress | None = ...,
+    ) -> list[Still]: ...
+
     def __call__(
         self,
         images: Still | Sequence[Still],
@@ -58,14 +84,16 @@ class Restorer:
 
         Arrays are uint8 or uint16, (height, width) gray or (height, width, 3 or 4) RGB(A), and come
         back with three or four channels of their dtype. Pillow's images come back upright as RGB or
-        RGBA, profile and EXIF in `info`. Raises ValueError on other arrays, factors and names,
-        osdhuman_jax.pipeline.RestoreError where memory does not suffice.
+        RGBA of 8 bits, profile and EXIF in `info`. Raises TypeError on what is neither, ValueError
+        on other arrays, factors and names, osdhuman_jax.pipeline.RestoreError where memory does not
+        suffice.
         """
         several = isinstance(images, Sequence)
         given = list(images) if several else [images]
-        pictures = [_picture(image) for image in given]
-        restored = self.pipeline.restore(pictures, upscale, color_fix, blend, progress)
-        results: list[Any] = [_like(image, p) for image, p in zip(given, restored, strict=True)]
+        with want_of_memory_said():
+            pictures = [_picture(image) for image in given]
+            restored = self.pipeline.restore(pictures, upscale, color_fix, blend, progress)
+            results: list[Any] = [_like(image, p) for image, p in zip(given, restored, strict=True)]
         return results if several else results[0]
 
 

@@ -20,10 +20,11 @@ from typing import Any
 from osdhuman_jax.flags import Parser, memory
 from osdhuman_jax.frames import scaled_size
 from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
+from osdhuman_jax.jobs import one_line
+from osdhuman_jax.listing import SUFFIXES
 from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline, RestoreError, enlarge
 from osdhuman_jax.programs import keep_programs
 
-SUFFIXES = [".png", ".jpg", ".jpeg", ".webp"]
 WAITING = 8  # pictures in the queue; the next is asked to come back
 KEPT = 3600  # seconds that pictures stay on the disk
 SHOWN = 1600  # longest side of the comparison, in pixels; the download is whole
@@ -104,7 +105,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
             )
             data = encode(after)
         except (ImageError, RestoreError, OSError, MemoryError) as error:
-            raise gr.Error(f"{path.name}: {error}", print_exception=False) from None
+            raise gr.Error(f"{path.name}: {one_line(error)}", print_exception=False) from None
         result = Path(tempfile.mkdtemp(dir=folder)) / f"{path.stem}.png"
         result.write_bytes(data)
         download = gr.DownloadButton(value=str(result), interactive=True)
@@ -116,7 +117,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
         gr.Markdown("# OSDHuman\nHuman body restoration in one diffusion step.")
         with gr.Row():
             with gr.Column(scale=1):
-                file = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=SUFFIXES)
+                file = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(SUFFIXES))
                 upscale = gr.Slider(1, 4, 1, step=0.5, label="Upscale")
                 color_fix = gr.Radio(
                     list(COLOR_FIXES),
@@ -181,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
     logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger("osdhuman_jax").setLevel(logging.WARNING)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     folder = Path(tempfile.mkdtemp(prefix="osdhuman-page-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder)

@@ -2,23 +2,83 @@
 
 A one-step model may shift colours of a whole picture. Both remedies are those of StableSR, as in
 OSEDiff: AdaIN matches each channel's mean and deviation, wavelet takes over the lowest frequencies.
-Images are float32 (height, width, 3) in [0, 1], content and source of one size.
+Images are float32 (height, width, 3) in [0, 1], content and source of one size. Pictures of any
+size are corrected in bands of rows, so that memory beyond theirs is that of a band.
 """
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64, UInt8, UInt16
+
+from osdhuman_jax.images import to_float
 
 Unit = Float32[np.ndarray, "h w 3"]
+Floats = Float32[np.ndarray, "_ _ 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"] | UInt16[np.ndarray, "_ _ 3"]
 
+BAND = 2**21  # pixels that are corrected at a time; wavelet takes 120 bytes for each
 _EPS = 1e-5  # under the square root, so that a flat picture is not divided by zero
 _LEVELS = 5
+REACH = 2**_LEVELS - 1  # rows to either side that a pixel's low frequencies are made of
 
 
-def adain(content: Unit, source: Unit) -> Unit:
-    """Content with each channel's mean and standard deviation replaced by the source's."""
-    content_mean, content_std = _statistics(content)
-    source_mean, source_std = _statistics(source)
-    matched = (content - content_mean) / content_std * source_std + source_mean
+class Moments(NamedTuple):
+    """Mean and standard deviation of each channel."""
+
+    mean: Float64[np.ndarray, "3"]
+    deviation: Float64[np.ndarray, "3"]
+
+
+def bands(size: tuple[int, ...]) -> Iterator[slice]:
+    """Rows of a picture (height, width, ..), about BAND pixels at a time."""
+    height, width = size[:2]
+    step = max(BAND // width, 1)
+    for start in range(0, height, step):
+        yield slice(start, min(start + step, height))
+
+
+def corrected(method: str, output: Floats, rgb: Pixels) -> Callable[[slice], Floats]:
+    """Rows of a model's output in [-1, 1] with the colours of its input, when they are asked for.
+
+    `method` is none, adain or wavelet.
+    """
+
+    def content(rows: slice) -> Unit:
+        return np.clip(output[rows] / 2 + np.float32(0.5), 0, 1)
+
+    def source(rows: slice) -> Unit:
+        return to_float(rgb[rows]) / 2 + np.float32(0.5)
+
+    def smoothed(rows: slice) -> Unit:
+        around = slice(max(rows.start - REACH, 0), rows.stop + REACH)
+        band = wavelet(content(around), source(around))
+        return band[rows.start - around.start :][: rows.stop - rows.start]
+
+    if method == "none":
+        return lambda rows: output[rows]
+    if method == "wavelet":
+        return lambda rows: smoothed(rows) * 2 - 1
+    have, want = (moments(map(part, bands(rgb.shape))) for part in (content, source))
+    return lambda rows: adain(content(rows), have, want) * 2 - 1
+
+
+def moments(parts: Iterable[Unit]) -> Moments:
+    """Of a picture in parts; the deviation is unbiased, that of a single pixel 0."""
+    count, total, squares = 0, np.zeros(3), np.zeros(3)
+    for part in parts:
+        values = part.reshape(-1, 3).astype(np.float64)
+        count, total = count + len(values), total + values.sum(0)
+        squares += np.square(values).sum(0)
+    mean = total / count
+    variance = np.maximum(squares - count * mean**2, 0) / max(count - 1, 1)
+    return Moments(mean, np.sqrt(variance + _EPS))
+
+
+def adain(content: Unit, have: Moments, want: Moments) -> Unit:
+    """Content whose channels' moments were `have`, brought to `want`."""
+    matched = (content - have.mean) / have.deviation * want.deviation + want.mean
     return np.clip(matched, 0, 1).astype(np.float32)
 
 
@@ -26,13 +86,6 @@ def wavelet(content: Unit, source: Unit) -> Unit:
     """The content's details upon the source's low frequencies (five levels, about 60 pixels)."""
     details = content - _low_band(content)
     return np.clip(details + _low_band(source), 0, 1)
-
-
-def _statistics(image: Unit) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and unbiased deviation of each channel; a single pixel has variance 0."""
-    values = image.reshape(-1, 3).astype(np.float64)
-    variance = values.var(axis=0, ddof=min(1, len(values) - 1))
-    return values.mean(axis=0), np.sqrt(variance + _EPS)
 
 
 def _low_band(image: Unit) -> Unit:

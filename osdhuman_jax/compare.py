@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from osdhuman_jax.images import ImageError, named_images, read_image, write_png
+from osdhuman_jax.images import ImageError, read_image, write_png
+from osdhuman_jax.listing import named_images
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Box = tuple[float, float, float]  # left, top, side as fractions of width, height, shorter side

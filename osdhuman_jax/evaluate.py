@@ -19,7 +19,8 @@ from typing import Any
 
 from osdhuman_jax import tables
 from osdhuman_jax.compare import Row, named_folder, sheet
-from osdhuman_jax.images import named_images, read_image, write_file, write_png
+from osdhuman_jax.images import read_image, write_file, write_png
+from osdhuman_jax.listing import named_images
 from osdhuman_jax.metrics import METRICS, Metric
 from osdhuman_jax.pairs import REFERENCE, Pictures, gather
 from osdhuman_jax.plots import plot

@@ -30,10 +30,11 @@ from flax import nnx
 from osdhuman_jax.flags import Parser
 from osdhuman_jax.images import write_file
 from osdhuman_jax.pipeline import PRECISIONS
+from osdhuman_jax.prompts import TagPrompter
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.target import traced_for
 from osdhuman_jax.types import Image8
-from osdhuman_jax.weights import load_model
+from osdhuman_jax.weights import load_model, load_prompter
 
 SUFFIXES = (".npz", ".onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -110,6 +111,8 @@ def export(args: argparse.Namespace) -> bytes:
         raise ExportError(f"--output must end in {' or '.join(SUFFIXES)}: {args.output}")
     restorer = load_model(args.model, precision=args.precision).restorer
     if restorer.prompter is None:
+        restorer.prompter = load_prompter(args.model, precision=args.precision)
+    if isinstance(restorer.prompter, TagPrompter):
         raise ExportError(f"{args.model}: prompts from tags are text, which no program holds")
     multiple = restorer.multiple
     if args.size < 1 or args.size % multiple or args.batch_size < 1:

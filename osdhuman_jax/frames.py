@@ -51,11 +51,11 @@ def _resize(plane: np.ndarray, size: Size) -> np.ndarray:
     return np.round(values.clip(0, 65_535)).astype(np.uint16)
 
 
-def squash(values: Floats, side: int) -> Float32[np.ndarray, "s s 3"]:
+def squash(pixels: Pixels, side: int) -> Float32[np.ndarray, "s s 3"]:
     """Square of `side` pixels, linear and antialiased, as RAM's encoder makes its own."""
     kind = Image.Resampling.BILINEAR
-    planes = [Image.fromarray(values[..., i]).resize((side, side), kind) for i in range(3)]
-    return np.stack([np.asarray(plane) for plane in planes], axis=-1)
+    planes = (Image.fromarray(to_float(pixels[..., i])) for i in range(3))  # one float at a time
+    return np.stack([np.asarray(plane.resize((side, side), kind)) for plane in planes], axis=-1)
 
 
 def cut(pixels: Pixels, places: Sequence[Size], tile: Size) -> Float32[np.ndarray, "b _ _ 3"]:

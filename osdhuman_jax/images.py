@@ -6,14 +6,12 @@ only PNG, JPEG and WebP are decoded; every other parser of Pillow stays out of r
 file.
 """
 
-import glob
 import hashlib
 import io
 import os
 import re
 import secrets
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,23 +21,21 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8, UInt16
-from PIL import Image, ImageCms, UnidentifiedImageError
+from jaxtyping import Float, Float32, UInt8, UInt16
+from PIL import Image, ImageFile
+
+from osdhuman_jax.icc import cmyk_to_srgb, gray_levels
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Deep = UInt16[np.ndarray, "h w 3"]
 Alpha = UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]
 Floats = Float[np.ndarray, "*b h w 3"]
+Samples = Float32[np.ndarray, "..."]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_PIXELS = 200_000_000  # the largest phone sensors; 600 MB once decoded
 LONGEST = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}  # side that an output format can hold
 LOSSLESS = 100  # quality at which WebP keeps every pixel
-
-# Pillow's own guard stays on (it refuses twice this) but must not warn below our limit.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION_TAG = 0x0112
 _EXIF_IFD, _EXIF_SIZES = 0x8769, (0xA002, 0xA003)  # width and height, untrue after a resize
@@ -98,8 +94,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, deep: bool = False) -> Pic
 
     16-bit samples are scaled to 8 unless they are asked for by `deep`; others stay uint8. An RGB
     colour profile is kept with the pixels as they are; CMYK is converted to sRGB by its profile.
-    Raises ImageError on anything that is not one whole, still picture of at most `max_pixels`
-    (which may be up to 2 * MAX_PIXELS).
+    Raises ImageError on anything that is not one whole, still picture of at most `max_pixels`,
+    MemoryError where that is too large to hold.
     """
     with _opened(io.BytesIO(data), max_pixels) as image:
         image.load()
@@ -126,9 +122,12 @@ def to_pillow(picture: Picture) -> Image.Image:
 
 
 def _picture(image: Image.Image, rgb: Pixels | Deep, alpha: Alpha | None) -> Picture:
-    """With what else of the image is kept."""
+    """With what else of the image is kept; gray is converted to sRGB by a profile of gray."""
     profile = image.info.get("icc_profile") or b""
-    fits = profile[16:20] == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
+    space = profile[16:20]
+    if space == b"GRAY" and image.mode.startswith(("L", "I")):
+        rgb = gray_levels(profile, rgb.dtype)[rgb]
+    fits = space == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
     return Picture(rgb, alpha, profile if fits else None, _exif(image))
 
 
@@ -139,18 +138,28 @@ def _opened(source: io.BytesIO | io.BufferedReader, max_pixels: int) -> Iterator
         raise ImageError("empty file")
     source.seek(0)
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with _identified(source) as image:
             _refuse_unfit(image, max_pixels)
             yield image
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
-    except UnidentifiedImageError:
-        raise ImageError("not a PNG, JPEG or WebP image, or its header is damaged") from None
-    except Image.DecompressionBombError:
-        raise ImageError(f"more than {2 * MAX_PIXELS} pixels") from None
     except Exception as error:  # on hostile bytes Pillow's parsers raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"damaged image: {reason}") from error
+
+
+def _identified(source: io.BytesIO | io.BufferedReader) -> ImageFile.ImageFile:
+    """Image.open without its guard: that one's limit is the process's, ours is an argument."""
+    Image.init()
+    prefix = source.read(16)
+    for factory, accept in (Image.OPEN[name] for name in FORMATS):
+        if accept is None or accept(prefix):
+            source.seek(0)
+            try:
+                return factory(source, "")
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                break
+    raise ImageError("not a PNG, JPEG or WebP image, or its header is damaged")
 
 
 def _refuse_unfit(image: Image.Image, max_pixels: int) -> None:
@@ -174,7 +183,8 @@ def _orientation(image: Image.Image) -> int:
 def _exif(image: Image.Image) -> bytes | None:
     """EXIF block of the upright picture; None where there is none or it is damaged."""
     try:
-        exif = image.getexif()
+        exif = Image.Exif()
+        exif.load(image.getexif().tobytes())  # a copy: the image keeps and shows its own
         exif.pop(_ORIENTATION_TAG, None)
         for tag in _EXIF_SIZES:
             exif.get_ifd(_EXIF_IFD).pop(tag, None)
@@ -188,7 +198,7 @@ def _split(image: Image.Image, profile: bytes) -> tuple[Pixels, Alpha | None]:
     if image.mode.startswith("I"):
         return _split_gray16(image)
     if image.mode == "CMYK":
-        return np.array(_cmyk_to_srgb(image, profile)), None
+        return np.array(cmyk_to_srgb(image, profile)), None
     if not image.has_transparency_data:
         return np.array(image.convert("RGB")), None
     rgba = np.array(image.convert("RGBA"))
@@ -221,21 +231,12 @@ def _split_deep(image: Image.Image, data: bytes) -> tuple[Deep, UInt16[np.ndarra
     return np.stack(planes[:3], axis=-1), planes[3] if planes[3:] else None
 
 
-def _cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """By the embedded profile; without a usable one by Pillow's plain formula."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        srgb = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
-    except (OSError, ImageCms.PyCMSError):
-        converted = None
-    return converted or image.convert("RGB")
-
-
-def to_float(pixels: UInt8[np.ndarray, "*b h w 3"] | UInt16[np.ndarray, "*b h w 3"]) -> Floats:
+def to_float(samples: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> Samples:
     """uint8 [0, 255] or uint16 [0, 65535] to float32 [-1, 1]."""
-    half = np.float32(np.iinfo(pixels.dtype).max / 2)
-    return pixels.astype(np.float32) / half - np.float32(1)
+    values = samples.astype(np.float32)
+    values /= np.float32(np.iinfo(samples.dtype).max / 2)
+    values -= np.float32(1)
+    return values
 
 
 def to_uint8(values: Floats) -> UInt8[np.ndarray, "*b h w 3"]:
@@ -253,24 +254,35 @@ def narrow(samples: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def check_side(size: tuple[int, int], kind: str) -> None:
+    """Raise ImageError where a file of `kind` cannot be as high or wide as that."""
+    if max(size) > LONGEST[kind]:
+        raise ImageError(f"a {kind} file has no side longer than {LONGEST[kind]} pixels")
+
+
+def check_alpha(picture: Picture, kind: str) -> None:
+    """Raise ImageError where a JPEG would lose transparency; opaque alpha is no loss."""
+    alpha = picture.alpha
+    if kind == "jpeg" and alpha is not None and alpha.min() < np.iinfo(alpha.dtype).max:
+        raise ImageError("JPEG has no transparency: use --format png or webp")
+
+
 def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
     """File of `kind` (png, jpeg, webp) with profile and EXIF; the same picture, the same bytes.
 
     16-bit samples stay only in PNG. `quality` is JPEG's and WebP's; 100 makes WebP lossless. Raises
     ImageError where the format cannot hold the picture.
     """
-    if max(picture.size) > LONGEST[kind]:
-        raise ImageError(f"a {kind} file has no side longer than {LONGEST[kind]} pixels")
+    check_side(picture.size, kind)
+    check_alpha(picture, kind)
     if kind == "png" and picture.rgb.dtype == np.uint16:
         return _encode_deep_png(picture)
-    image = to_pillow(picture)
+    image = to_pillow(Picture(picture.rgb) if kind == "jpeg" else picture)
     options: dict[str, Any] = {
         "png": {"compress_level": 6},
         "jpeg": {"quality": quality, "subsampling": 0},
         "webp": {"quality": quality, "lossless": quality == LOSSLESS},
     }[kind]
-    if kind == "jpeg" and image.mode == "RGBA":
-        raise ImageError("JPEG has no transparency: use --format png or webp")
     fits = kind != "jpeg" or len(picture.exif or b"") <= _EXIF_LIMIT
     options["exif"] = picture.exif if picture.exif and fits else b""
     buffer = io.BytesIO()
@@ -346,51 +358,3 @@ def remove_temporary(folder: Path) -> None:
     for base, _, names in os.walk(folder):
         for name in filter(_TEMPORARY.fullmatch, names):
             Path(base, name).unlink(missing_ok=True)
-
-
-def list_images(source: str | Path) -> list[tuple[Path, Path]]:
-    """(absolute path, path relative to the search's root) of each image, sorted.
-
-    A folder gives the files below it that have an image's suffix, a file gives itself, anything
-    else is a glob pattern (`**` descends) whose root is its part without wildcards. Links to
-    folders are not followed. Raises OSError on a folder that cannot be read.
-    """
-    path = Path(os.path.abspath(source))
-    if path.is_file():
-        return [(path, Path(path.name))]
-    root, found = (path, _walk(path)) if path.is_dir() else _expand(path)
-    return sorted(((file, file.relative_to(root)) for file in found), key=lambda pair: pair[1])
-
-
-def named_images(folder: str | Path) -> dict[str, Path]:
-    """Files of a folder by relative path without suffix, so that a.png and a.jpg are partners.
-
-    Raises ValueError where there is no image, or two of one name; OSError on an unreadable folder.
-    """
-    found: dict[str, Path] = {}
-    for path, relative in list_images(folder) if Path(folder).is_dir() else []:
-        name = relative.with_suffix("").as_posix()
-        if name in found:
-            raise ValueError(f"{folder}: {found[name].name} and {path.name} have one name")
-        found[name] = path
-    if not found:
-        raise ValueError(f"{folder}: no folder with images")
-    return found
-
-
-def _walk(folder: Path) -> list[Path]:
-    """Files with an image's suffix anywhere below `folder`."""
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    levels = os.walk(folder, onerror=fail)
-    files = (Path(base, name) for base, _, names in levels for name in names)
-    return [file for file in files if file.suffix.lower() in SUFFIXES]
-
-
-def _expand(pattern: Path) -> tuple[Path, list[Path]]:
-    """Root and files of a glob pattern."""
-    root = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
-    matches = (Path(match) for match in glob.glob(str(pattern), recursive=True))
-    return root, [match for match in matches if match.is_file()]

@@ -9,13 +9,15 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -26,24 +28,27 @@ from osdhuman_jax.images import (
     MAX_PIXELS,
     ImageError,
     Picture,
+    check_alpha,
+    check_side,
     decode,
     encode,
-    list_images,
     read_size,
     remove_temporary,
     staged,
 )
-from osdhuman_jax.memory import is_exhausted
+from osdhuman_jax.listing import list_images, other_pictures
+from osdhuman_jax.memory import EXHAUSTED, is_exhausted
 from osdhuman_jax.pipeline import Pipeline, finish
 
 SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 PROVENANCE = "provenance.jsonl"
 LISTED = 20  # names in one refusal
 AHEAD = 1  # batches that are read, and that are written, while one is computed
+ALONE = MAX_PIXELS // (1 + 2 * AHEAD)  # pixels; a larger batch has no other beside it in memory
 RECORD = (  # of a line of provenance.jsonl; `reason` follows where the status is "failed"
     *("input", "input_sha256", "output", "output_sha256", "model", "model_digest"),
     *("width", "height", "output_width", "output_height", "precision"),
-    *("upscale", "color_fix", "blend", "format", "quality", "seconds", "status"),
+    *("upscale", "color_fix", "blend", "format", "quality", "tile", "seconds", "status"),
 )
 
 
@@ -74,10 +79,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A job's decoded input, and what it was enlarged to."""
+    """A job's decoded and enlarged input."""
 
     job: Job
-    picture: Picture
+    size: tuple[int, int]  # height, width as decoded
     enlarged: Picture
     digest: str
 
@@ -86,23 +91,42 @@ def plan(source: str, output: Path, settings: Settings) -> list[Job]:
     """What is to be done, from the files' headers. Raises UsageError if it must not be."""
     pairs = [(path, name) for path, name in list_images(source) if not _is_own(path, name, output)]
     if not pairs:
-        raise UsageError(f"no images found: {source}")
+        others = other_pictures(source)
+        raise UsageError(f"no images found: {source}" + (f" (but {others})" if others else ""))
     named: dict[Path, list[Path]] = {}
     for path, name in pairs:
         named.setdefault(name.with_suffix(SUFFIXES[settings.format]), []).append(path)
+    if _root(*pairs[0]) == output.resolve() and _are_found(source, named):
+        why = "the next run would take outputs for inputs"
+        raise UsageError(f"--output {output} is the folder of the inputs: {why}")
     _refuse("several inputs would have one output", [p for g in named.values() if g[1:] for p in g])
+    folders = {folder for name in named for folder in name.parents}
+    _refuse("outputs would also be folders of others", [name for name in named if name in folders])
     inputs = {path.resolve() for path, _ in pairs}
     clash = [name for name in named if (output / name).resolve() in inputs]
     _refuse("outputs would replace inputs", clash)
     outside = {name.parent for name in named if not _stays(output, name.parent)}
     _refuse("links lead out of the output folder", [output / name for name in sorted(outside)])
-    return [_inspect(paths[0], name, settings.upscale) for name, paths in named.items()]
+    return [_inspect(paths[0], name, settings) for name, paths in named.items()]
 
 
 def _is_own(path: Path, name: Path, output: Path) -> bool:
     """Whether an input lies in an output folder that lies inside the input folder."""
-    root, out = path.parents[len(name.parts) - 1].resolve(), output.resolve()
+    root, out = _root(path, name), output.resolve()
     return out != root and out.is_relative_to(root) and path.resolve().is_relative_to(out)
+
+
+def _root(path: Path, name: Path) -> Path:
+    """The folder in which an input was found by its relative name."""
+    return path.parents[len(name.parts) - 1].resolve()
+
+
+def _are_found(source: str, outputs: Iterable[Path]) -> bool:
+    """Whether outputs that lie where the inputs do would be found beside them."""
+    if Path(source).is_file():
+        return False
+    pattern = "*" if Path(source).is_dir() else Path(source).name
+    return any(fnmatch(output.name, pattern) for output in outputs)
 
 
 def _stays(output: Path, folder: Path) -> bool:
@@ -117,21 +141,22 @@ def _refuse(why: str, names: list[Path]) -> None:
         raise UsageError(f"{why}:" + "".join(f"\n  {name}" for name in names[:LISTED]) + more)
 
 
-def _inspect(path: Path, output: Path, upscale: float) -> Job:
-    """The job of one file; marked broken if its header cannot be read or is too large."""
+def _inspect(path: Path, output: Path, settings: Settings) -> Job:
+    """The job of one file; marked broken if its header rules it out."""
     try:
-        height, width = scaled_size(read_size(path), upscale)
+        height, width = scaled_size(read_size(path), settings.upscale)
+        if height * width > MAX_PIXELS:
+            raise ImageError(f"more than {MAX_PIXELS} pixels after upscaling")
+        check_side((height, width), settings.format)
     except (ImageError, OSError) as error:
         return Job(path, output, broken=one_line(error))
-    if height * width > MAX_PIXELS:
-        return Job(path, output, broken=f"more than {MAX_PIXELS} pixels after upscaling")
     return Job(path, output, (height, width))
 
 
 def one_line(error: BaseException) -> str:
     """An error's first line; an OSError's without the path, which is told beside it."""
     if is_exhausted(error):
-        return "out of memory: try a smaller --max_memory, --batch_size or --upscale"
+        return EXHAUSTED
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]
 
@@ -257,34 +282,34 @@ class Runner:
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             reading: deque[Future[list[Loaded]]] = deque()
             writing: deque[Future[int]] = deque()
+
+            def finish_up_to(ahead: int) -> None:
+                while len(reading) > ahead:
+                    writing.append(self._advance(reading.popleft(), writer))
+                while len(writing) > ahead:
+                    done(writing.popleft().result())
+
             try:
                 for batch in todo:
+                    ahead = 0 if sum(math.prod(job.size) for job in batch) > ALONE else AHEAD
+                    if not ahead:
+                        finish_up_to(0)
                     reading.append(reader.submit(self._load, batch))
-                    if len(reading) > AHEAD:
-                        self._advance(reading.popleft(), writer, writing, done)
-                while reading:
-                    self._advance(reading.popleft(), writer, writing, done)
-                while writing:
-                    done(writing.popleft().result())
+                    finish_up_to(ahead)
+                finish_up_to(0)
             except BaseException:  # leave what has not begun
                 reader.shutdown(wait=False, cancel_futures=True)
                 writer.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def _advance(
-        self,
-        reading: Future[list[Loaded]],
-        writer: ThreadPoolExecutor,
-        writing: deque[Future[int]],
-        done: Callable[[int], object],
-    ) -> None:
-        """Compute one batch and hand it to the writer; wait for what it has not yet written."""
+    def _advance(self, reading: Future[list[Loaded]], writer: ThreadPoolExecutor) -> Future[int]:
+        """Compute one batch and hand it to the writer."""
         start, loaded = time.perf_counter(), reading.result()
         outputs = self._compute(loaded)
         seconds = (time.perf_counter() - start) / max(1, len(loaded))
-        writing.append(writer.submit(self._write_all, loaded, outputs, seconds))
-        if len(writing) > AHEAD:
-            done(writing.popleft().result())
+        tile = self.pipeline.tiling(loaded[0].enlarged.size) if outputs else None
+        made = {"tile": tile, "seconds": round(seconds, 4)}
+        return writer.submit(self._write_all, loaded, outputs, made)
 
     def _load(self, batch: list[Job]) -> list[Loaded]:
         """Read, decode and enlarge; what cannot be is recorded as failed."""
@@ -295,8 +320,9 @@ class Runner:
                 data = job.source.read_bytes()
                 digest = hashlib.sha256(data).hexdigest()
                 picture = decode(data, deep=True)
+                check_alpha(picture, self.settings.format)
                 enlarged = enlarge(picture, self.settings.upscale)
-                loaded.append(Loaded(job, picture, enlarged, digest))
+                loaded.append(Loaded(job, picture.size, enlarged, digest))
             except (ImageError, OSError, MemoryError) as error:
                 self._fail(job, one_line(error), input_sha256=digest)
         return loaded
@@ -312,31 +338,31 @@ class Runner:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)
             return []
 
-    def _write_all(self, loaded: list[Loaded], outputs: list[Floats], seconds: float) -> int:
+    def _write_all(self, loaded: list[Loaded], outputs: list[Floats], made: dict[str, Any]) -> int:
         """Encode, write and record a batch; returns how many jobs that ended."""
         for item, output in zip(loaded, outputs, strict=False):
             try:
                 settings = self.settings
                 result = finish(output, item.enlarged, settings.color_fix, settings.blend)
                 data = encode(result, settings.format, settings.quality)
-                self._write(item, result, data, seconds)
+                self._write(item, result, data, made)
             except (ImageError, OSError, MemoryError) as error:
                 path = self.output / item.job.output
                 reason = f"cannot write {path}: {one_line(error)}"
                 self._fail(item.job, reason, input_sha256=item.digest)
         return len(loaded)
 
-    def _write(self, item: Loaded, result: Picture, data: bytes, seconds: float) -> None:
+    def _write(self, item: Loaded, result: Picture, data: bytes, made: dict[str, Any]) -> None:
         """The line first, then the picture: a picture without a line would block the next run."""
         path = self.output / item.job.output
         path.parent.mkdir(parents=True, exist_ok=True)
         if not _stays(self.output, item.job.output.parent):
             raise OSError("a link leads out of the output folder")
-        sizes = dict(zip(("height", "width"), item.picture.size, strict=True))
+        sizes = dict(zip(("height", "width"), item.size, strict=True))
         sizes |= dict(zip(("output_height", "output_width"), result.size, strict=True))
         digests = {"input_sha256": item.digest, "output_sha256": hashlib.sha256(data).hexdigest()}
         with staged(path, data):
-            self._record(item.job, "ok", seconds=round(seconds, 4), **sizes, **digests)
+            self._record(item.job, "ok", **made, **sizes, **digests)
 
     def _record(self, job: Job, status: str, **values: object) -> None:
         names = {"input": str(job.source), "output": job.output.as_posix(), "status": status}

@@ -7,7 +7,9 @@ from pathlib import Path
 import jax
 
 SHARE_OF_HOST, SHARE_OF_DEVICE = 0.5, 0.9  # by default; a host has other things to hold
+EXHAUSTED = "out of memory: try a smaller --max_memory, --batch_size or --upscale"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, versions 2 and 1
 
 
@@ -25,7 +27,7 @@ def host_memory() -> int:
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [physical]
     for name in _LIMITS:
-        path = Path("/sys/fs/cgroup") / name
+        path = CONTROL_GROUPS / name
         text = path.read_text().strip() if path.is_file() else ""
         limits += [int(text)] if text.isdecimal() else []
     return min(limits)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from osdhuman_jax.images import ImageError, decode, named_images
+from osdhuman_jax.images import ImageError, decode
+from osdhuman_jax.listing import named_images
 
 REFERENCE = "reference"  # its name among the folders
 LISTED = 20  # names in one refusal

@@ -11,6 +11,7 @@ restored in tiles. Arrays are uint8 or uint16 (height, width, 3) at the edges.
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
@@ -33,7 +34,7 @@ from osdhuman_jax.frames import (
     step,
 )
 from osdhuman_jax.images import Picture, to_float, to_uint8, to_uint16
-from osdhuman_jax.memory import budget, is_exhausted
+from osdhuman_jax.memory import EXHAUSTED, budget, is_exhausted
 from osdhuman_jax.programs import Programs
 from osdhuman_jax.prompts import FixedPrompter, HFIEPrompter, TagPrompter
 from osdhuman_jax.tiling import Canvas, corners, groups_of, spread
@@ -70,16 +71,33 @@ class Plan:
         """How many the plan's programs see at once."""
         return self.batch * math.prod(self.tile or self.padded)
 
+    @property
+    def tiling(self) -> str | None:
+        """Width, height and number of tiles at a time, as "512x512x4"; None: whole."""
+        return f"{self.tile[1]}x{self.tile[0]}x{self.batch}" if self.tile else None
+
     def __str__(self) -> str:
         height, width = self.tile or self.padded
         what = "tiles" if self.tile else "whole pictures"
         return f"{what} of {width} x {height} pixels, {self.batch} at a time"
 
 
+@contextmanager
+def want_of_memory_said() -> Iterator[None]:
+    """A RestoreError in the place of what the host or a device says when memory runs out."""
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not is_exhausted(error):
+            raise
+        raise RestoreError(EXHAUSTED) from error
+
+
 class Pipeline:
     """A model made ready to restore pictures; compiled once for each padded size.
 
-    Threads may share it; they take turns. Nothing is kept outside the object.
+    Threads may share it; they take turns. Pipelines of one architecture share their programs, which
+    the process keeps (`programs.compiled`); nothing else is kept outside the object.
     """
 
     def __init__(
@@ -178,12 +196,13 @@ class Pipeline:
         not suffice, ValueError on a bad option.
         """
         check_options(color_fix, blend)
-        inputs = [enlarge(picture, upscale) for picture in pictures]
         restored: dict[int, Picture] = {}
-        for indices in self.batches([picture.size for picture in inputs]):
-            outputs = self.compute([inputs[i].rgb for i in indices], progress)
-            for i, output in zip(indices, outputs, strict=True):
-                restored[i] = finish(output, inputs[i], color_fix, blend)
+        with want_of_memory_said():
+            inputs = [enlarge(picture, upscale) for picture in pictures]
+            for indices in self.batches([picture.size for picture in inputs]):
+                outputs = self.compute([inputs[i].rgb for i in indices], progress)
+                for i, output in zip(indices, outputs, strict=True):
+                    restored[i] = finish(output, inputs[i], color_fix, blend)
         return [restored[i] for i in range(len(inputs))]
 
     def batches(self, sizes: Sequence[Size]) -> Iterator[list[int]]:
@@ -198,22 +217,34 @@ class Pipeline:
     def compute(self, batch: Sequence[Pixels], progress: Progress | None = None) -> list[Floats]:
         """Model outputs in [-1, 1] at the pictures' own sizes; one padded size in the batch.
 
-        Where memory runs out, the next smaller plan is tried, once.
+        Where memory runs out, the next smaller plan is tried, once; RestoreError follows.
         """
         padded = self.padded_size(batch[0].shape[:2])
-        with self._lock:
+        with want_of_memory_said(), self._lock:
             plan = self._plans.get(padded) or self._first_fit(padded)
-            try:
-                outputs = self._follow(plan, batch, progress)
-            except (jax.errors.JaxRuntimeError, MemoryError) as error:
-                if not is_exhausted(error):
-                    raise
+            outputs = self._attempt(plan, batch, progress)
+            if outputs is None:
                 plan = self._first_fit(padded, after=plan)
                 log.warning("out of memory: going on with %s", plan)
                 outputs = self._follow(plan, batch, progress)
         if not all(np.isfinite(output).all() for output in outputs):
             raise RestoreError("the model's output is not finite")
         return outputs
+
+    def tiling(self, size: Size) -> str | None:
+        """`Plan.tiling` of the plan by which pictures of a size were computed last."""
+        return self._plans[self.padded_size(size)].tiling
+
+    def _attempt(
+        self, plan: Plan, batch: Sequence[Pixels], progress: Progress | None
+    ) -> list[Floats] | None:
+        """Outputs by a plan; None where memory ran out, with nothing of the attempt kept."""
+        try:
+            return self._follow(plan, batch, progress)
+        except (jax.errors.JaxRuntimeError, MemoryError) as error:
+            if not is_exhausted(error):
+                raise
+            return None
 
     def plans(self, padded: Size) -> list[Plan]:
         """What can be tried for a padded size, from the largest to the smallest."""
@@ -233,8 +264,11 @@ class Pipeline:
     def _first_fit(self, padded: Size, after: Plan | None = None) -> Plan:
         """The largest plan whose programs fit into memory; `after` one that did not in practice."""
         plans = self.plans(padded)
+        left = plans if after is None else plans[plans.index(after) + 1 :]
+        if not left:
+            raise RestoreError(f"{EXHAUSTED} (no plan is smaller than {after})")
         needed = 0
-        for plan in plans if after is None else plans[plans.index(after) + 1 :]:
+        for plan in left:
             needed = self._guess(plan) or self._footprint(plan)
             if needed <= self.max_memory:
                 self._plans[padded] = plan
@@ -318,7 +352,7 @@ class Pipeline:
 
     def _tokens(self, pixels: Pixels) -> Float32[np.ndarray, "1 n d"]:
         """Tokens of a whole picture, which the prompter sees squashed to a square."""
-        view = squash(to_float(pixels), self._view)[None]
+        view = squash(pixels, self._view)[None]
         prompter = self._prompter or self.programs.tokens(view.shape)
         return np.asarray(prompter(view), np.float32)
 
@@ -343,12 +377,13 @@ def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Pic
     `color_fix` takes the source's colours (adain, wavelet) or not (none); `blend` is the part of
     the restored picture in the result, the rest being the source.
     """
-    if color_fix != "none":
-        fix = {"adain": colour.adain, "wavelet": colour.wavelet}[color_fix]
-        content = np.clip(output / 2 + np.float32(0.5), 0, 1)
-        output = fix(content, to_float(source.rgb) / 2 + np.float32(0.5)) * 2 - 1
-    if blend < 1:
-        output = np.float32(blend) * np.clip(output, -1, 1)
-        output = output + np.float32(1 - blend) * to_float(source.rgb)
-    pixels = to_uint16(output) if source.rgb.dtype == np.uint16 else to_uint8(output)
+    pixels = np.empty(source.rgb.shape, source.rgb.dtype)
+    quantized = to_uint16 if pixels.dtype == np.uint16 else to_uint8
+    corrected = colour.corrected(color_fix, output, source.rgb)
+    for rows in colour.bands(source.size):
+        values = corrected(rows)
+        if blend < 1:
+            values = np.float32(blend) * np.clip(values, -1, 1)
+            values = values + np.float32(1 - blend) * to_float(source.rgb[rows])
+        pixels[rows] = quantized(values)
     return Picture(pixels, source.alpha, source.icc, source.exif)

@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from osdhuman_jax.images import ImageError, read_rgb_bytes
+from osdhuman_jax.listing import SUFFIXES
 from osdhuman_jax.records import RecordError, decode_record
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 RECORD_SUFFIXES = (".arrayrecord", ".array_record")
 MAX_TRIES = 100  # unreadable pictures in a row before the run is stopped
 UNREADABLE = (ImageError, RecordError, OSError)
@@ -50,7 +50,7 @@ class FolderSource:
         self.root = Path(path)
         self.files = sorted(_pictures(self.root))
         if not self.files:
-            raise DataError(f"{path}: no pictures ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+            raise DataError(f"{path}: no pictures ({', '.join(SUFFIXES)}) in this folder")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -67,7 +67,7 @@ def _pictures(root: Path) -> Iterator[str]:
     for folder, children, files in os.walk(root):
         children[:] = [child for child in children if not child.startswith(".")]
         for file in files:
-            if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith("."):
+            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
                 yield Path(folder, file).relative_to(root).as_posix()
 
 

@@ -87,35 +87,48 @@ def spread(size: Size, tile: Size, multiple: int, count: int) -> list[Corner]:
     return picked
 
 
+def bell(side: int) -> Float32[np.ndarray, " s"]:
+    """A Gaussian around the middle of a tile's side, positive everywhere."""
+    offsets = (np.arange(side) - (side - 1) / 2) / side
+    return np.exp(-np.square(offsets) / (2 * VARIANCE)).astype(np.float32)
+
+
 def window(tile: Size) -> Float32[np.ndarray, "h w"]:
-    """Weights of a tile's pixels: a Gaussian around its middle, positive everywhere."""
-
-    def bell(side: int) -> np.ndarray:
-        offsets = (np.arange(side) - (side - 1) / 2) / side
-        return np.exp(-np.square(offsets) / (2 * VARIANCE))
-
-    return np.outer(bell(tile[0]), bell(tile[1])).astype(np.float32)
+    """Weights of a tile's pixels."""
+    return np.outer(bell(tile[0]), bell(tile[1]))
 
 
 class Canvas:
-    """A picture (height, width, 3) that grows from weighted tiles."""
+    """A picture (height, width, 3) that grows from the weighted tiles of a whole grid (`corners`).
+
+    The grid's weights are a product of its rows' and its columns', so they need no plane of theirs.
+    """
 
     def __init__(self, size: Size, tile: Size) -> None:
         self._window = window(tile)[..., None]
         self._sum = np.zeros((*size, 3), np.float32)
-        self._weight = np.zeros((*size, 1), np.float32)
+        self._tile, self._corners = tile, set[Corner]()
 
     def add(self, corner: Corner, values: Float32[np.ndarray, "h w 3"]) -> None:
         """Lay a tile down with its top left corner at `corner`."""
         height, width = values.shape[:2]
         here = np.s_[corner[0] : corner[0] + height, corner[1] : corner[1] + width]
         self._sum[here] += values * self._window
-        self._weight[here] += self._window
+        self._corners.add(corner)
 
     def picture(self) -> Float32[np.ndarray, "_ _ 3"]:
         """The blended picture; every pixel must have been covered."""
-        self._sum /= self._weight
+        rows, columns = (self._weights(axis) for axis in (0, 1))
+        self._sum /= rows[:, None, None]
+        self._sum /= columns[:, None]
         return self._sum
+
+    def _weights(self, axis: int) -> Float32[np.ndarray, " n"]:
+        """Sum of the bells along an axis."""
+        weights, side = np.zeros(self._sum.shape[axis], np.float32), self._tile[axis]
+        for start in {corner[axis] for corner in self._corners}:
+            weights[start : start + side] += bell(side)
+        return weights
 
 
 def groups_of(items: list[Corner], count: int) -> Iterator[list[Corner]]:

@@ -1,8 +1,9 @@
-"""The page, in a real headless Chromium; needs the extra `app`, playwright and a Chromium.
+"""The page, most of it in a real headless Chromium: extra `app`, playwright, a Chromium.
 
 python -m pytest -m page          # CHROMIUM names another browser than /usr/bin/chromium
 """
 
+import logging
 import os
 import signal
 import socket
@@ -18,8 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.data import astronaut
+from small import halving
 
-pytestmark = pytest.mark.page
+from osdhuman_jax import app, pipeline
+
 ROOT = Path(__file__).parent.parent
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 PATIENCE = 300_000  # milliseconds; the first picture is compiled
@@ -90,6 +93,7 @@ def toast(page: Any) -> str:
     return box.inner_text()
 
 
+@pytest.mark.page
 def test_a_picture_is_restored_compared_and_downloaded(page: Any, tmp_path: Path) -> None:
     source = photo(tmp_path / "someone.jpg")
     page.get_by_text("none", exact=True).wait_for()
@@ -128,6 +132,7 @@ def move_slider(page: Any, folder: Path) -> None:
     assert np.abs(shots[0] - shots[1]).max() > 20
 
 
+@pytest.mark.page
 def test_the_card_is_there_and_nothing_is_restored_of_nothing(page: Any) -> None:
     page.get_by_text("The model: nano").click()
     page.get_by_role("heading", name="nano: the bundled model").wait_for()
@@ -135,12 +140,14 @@ def test_the_card_is_there_and_nothing_is_restored_of_nothing(page: Any) -> None
     assert "Choose a picture first." in toast(page)
 
 
+@pytest.mark.page
 def test_what_is_no_picture_is_refused_in_words(page: Any, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("hello")
     upload(page, tmp_path / "text.png")
     assert "text.png: not a PNG, JPEG or WebP image" in toast(page)
 
 
+@pytest.mark.page
 def test_too_many_pixels_are_refused_undecoded(page: Any, tmp_path: Path) -> None:
     def chunk(name: bytes, body: bytes) -> bytes:
         check = struct.pack(">I", zlib.crc32(name + body))
@@ -152,13 +159,38 @@ def test_too_many_pixels_are_refused_undecoded(page: Any, tmp_path: Path) -> Non
     assert "pixels" in toast(page)
 
 
+@pytest.mark.page
 def test_too_large_a_file_is_refused(page: Any, tmp_path: Path) -> None:
     (tmp_path / "large.png").write_bytes(bytes(200_001))
     upload(page, tmp_path / "large.png", press=False)
     assert "size" in toast(page)
 
 
+@pytest.mark.page
 def test_the_policy_forbids_the_rest_of_the_world(page: Any) -> None:
     script = "() => fetch('http://127.0.0.1:9/').then(() => 'reached', error => 'refused')"
     with page.expect_console_message(lambda message: "Content Security Policy" in message.text):
         assert page.evaluate(script) == "refused"
+
+
+def test_warnings_are_shown(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(name, "")  # as it was, afterwards
+    logging.getLogger("osdhuman_jax").setLevel(logging.NOTSET)
+    assert app.main(["--model", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("app: ")
+    assert logging.getLogger(pipeline.__name__).isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.page
+def test_a_want_of_memory_is_told_in_words(tmp_path: Path, monkeypatch) -> None:
+    import gradio
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    page = app.build(halving(), "", 60_000, tmp_path)
+    (restore,) = (block.fn for block in page.fns.values())
+    monkeypatch.setattr(app, "encode", exhausted)
+    with pytest.raises(gradio.Error, match="someone.jpg: out of memory: try a smaller"):
+        restore(str(photo(tmp_path / "someone.jpg")), 1, "none", lambda *_, **__: None)

@@ -7,8 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"config", "types", "images", "target", "tokenizer", "remat", "flops", "memory"},
-    {"attention", "convolution"},
+    {"icc", "target"},
+    {"config", "types", "images", "listing", "attention", "convolution", "tokenizer", "remat"}
+    | {"flops", "memory"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
     {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"} | {"sources"},
@@ -22,8 +23,8 @@ FLOORS = [
     {"evaluate", "app"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-WITHOUT_JAX = {"data", "degrade", "records", "images", "metrics", "colour", "frames"}
-WITHOUT_JAX |= {"compare", "tables", "sources"}
+WITHOUT_JAX = {"data", "degrade", "records", "icc", "images", "metrics", "colour", "frames"}
+WITHOUT_JAX |= {"compare", "tables", "sources", "listing"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set(
     "layers attention convolution vae unet swin lpips clip tagger prompts restorer".split()

@@ -1,11 +1,22 @@
 """Colour fixes against their formulas in torch, and what they promise."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from osdhuman_jax.colour import _low_band, adain, wavelet
+from osdhuman_jax import colour
+from osdhuman_jax.colour import _low_band, moments, wavelet
+from osdhuman_jax.images import Picture
+from osdhuman_jax.pipeline import COLOR_FIXES, finish
+
+
+def adain(content: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Of whole pictures."""
+    return colour.adain(content, moments([content]), moments([source]))
+
 
 FIXES = (adain, wavelet)
 
@@ -89,3 +100,23 @@ def test_wavelet_takes_the_low_band_of_the_source() -> None:
 def test_wavelet_undoes_a_colour_cast() -> None:
     cast = np.array([0.1, -0.05, 0.02], np.float32)
     np.testing.assert_allclose(wavelet(image(0) + cast, image(0)), image(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("blend", [1.0, 0.7])
+@pytest.mark.parametrize("method", COLOR_FIXES)
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_bands_are_the_whole_picture_and_take_their_own_memory(
+    method: str, blend: float, kind: type, monkeypatch
+) -> None:
+    size = (600, 210)
+    output = image(0, -1.1, 1.1, size)
+    source = Picture((image(1, 0, 1, size) * np.iinfo(kind).max).astype(kind))
+    whole = finish(output, source, method, blend)
+    monkeypatch.setattr(colour, "BAND", 20 * 210)
+    tracemalloc.start()
+    banded = finish(output, source, method, blend)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.abs(banded.rgb.astype(int) - whole.rgb).max() <= (kind is np.uint16)
+    rows = 20 + 2 * colour.REACH * (method == "wavelet")
+    assert peak < banded.rgb.nbytes + 150 * 210 * rows

@@ -1,10 +1,14 @@
 """Exported restorers run without this package and give the pipeline's pictures."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from skimage.data import astronaut
@@ -13,10 +17,13 @@ from test_infer import TINY, random_restorer
 from osdhuman_jax import export
 from osdhuman_jax.images import Picture
 from osdhuman_jax.pipeline import Pipeline
+from osdhuman_jax.prompts import TagPrompter, load_prompt, save_prompt
 from osdhuman_jax.weights import save_model
+from osdhuman_jax.weights.store import file_digest
 
 SIDE = 128
 PHOTO = np.ascontiguousarray(astronaut()[20 : 20 + SIDE, 160 : 160 + SIDE])
+TOKENS = np.linspace(-500, 500, 8, dtype=np.float32).reshape(2, 4)
 ALONE = """
 import sys
 for name in ("osdhuman_jax", "flax", "torch"):
@@ -69,6 +76,41 @@ def test_onnx_is_the_pipeline(tmp_path: Path, model: Path, restored: np.ndarray)
     (got,) = session.run(None, {session.get_inputs()[0].name: PHOTO[None]})
     assert got.dtype == np.uint8 and got.shape == (1, SIDE, SIDE, 3)
     assert np.abs(got[0].astype(int) - restored).max() <= 1
+
+
+def prompted(model: Path, folder: Path, kind: str) -> Path:
+    """The model with another kind of prompt, and tokens of its own."""
+    shutil.copytree(model, folder)
+    save_prompt(folder / "prompt.npy", jnp.asarray(TOKENS))
+    meta = json.loads((folder / "config.json").read_text()) | {"prompt": kind}
+    meta["digests"]["prompt.npy"] = file_digest(folder / "prompt.npy")
+    (folder / "config.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["fixed", "null", "ram"])
+def test_prompts_that_are_constant_are_exported(
+    tmp_path: Path, model: Path, restored: np.ndarray, monkeypatch, capsys, kind: str
+) -> None:
+    folder, path = prompted(model, tmp_path / kind, kind), tmp_path / "m.npz"
+    if kind == "null":  # what CLIP gives is a constant as well
+        fixed = load_prompt(folder / "prompt.npy", 4)
+        monkeypatch.setattr(export, "load_prompter", lambda *_, **__: fixed)
+    if kind == "ram":
+        tags = TagPrompter.__new__(TagPrompter)
+        monkeypatch.setattr(export, "load_prompter", lambda *_, **__: tags)
+        assert export.main(flags(folder, path)) == 2 and not path.exists()
+        assert "prompts from tags are text" in capsys.readouterr().err
+        return
+    assert export.main(flags(folder, path)) == 0
+    file = np.load(path)
+    weights = [file[f"weight_{i}"] for i in range(file["weights"])]
+    assert any(np.array_equal(weight, TOKENS) for weight in weights)
+    if kind == "fixed":
+        program = jax.export.deserialize(bytearray(file["program"].tobytes()))
+        got = np.asarray(program.call(weights, PHOTO[None])[0], int)
+        want = Pipeline.from_folder(folder).restore([Picture(PHOTO)])[0].rgb
+        assert np.abs(got - want).max() <= 1 and np.abs(got - restored).max() > 5
 
 
 @pytest.mark.parametrize(

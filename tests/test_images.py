@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, features
 
 from osdhuman_jax import images
+from osdhuman_jax.icc import gray_profile
 from osdhuman_jax.images import (
     ImageError,
     decode,
-    list_images,
+    from_pillow,
     read_image,
     read_rgb_bytes,
     read_size,
@@ -113,6 +115,18 @@ def test_exif_orientation(kind: str, orientation: int, tmp_path: Path) -> None:
     assert read_size(tmp_path / "x") == picture.size
 
 
+def test_the_callers_image_stays_as_it_was() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    exif.get_ifd(0x8769)[0xA002] = 64
+    image = Image.open(io.BytesIO(encoded(Image.fromarray(photo()), "JPEG", exif=exif)))
+    before = image.getexif().tobytes()
+    first, second = from_pillow(image), from_pillow(image)
+    np.testing.assert_array_equal(first.rgb, second.rgb)
+    assert first.size == (16, 12) and first.exif == second.exif
+    assert image.getexif().tobytes() == before and image.getexif()[0x0112] == 6
+
+
 def test_sixteen_bit_gray_is_turned_too() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -132,6 +146,51 @@ def test_rgb_profile_is_kept_and_others_are_not() -> None:
     assert decode(encoded(image, icc_profile=srgb)).icc == srgb
     assert decode(encoded(image, icc_profile=lab)).icc is None
     assert decode(encoded(image.convert("L"), icc_profile=srgb)).icc == srgb
+
+
+LINEAR = gray_profile(0, 1.0)
+
+
+def from_linear(part: np.ndarray) -> np.ndarray:
+    """sRGB's curve."""
+    return np.where(part <= 0.0031308, 12.92 * part, 1.055 * part ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+def test_gray_becomes_srgb_by_its_profile(mode: str) -> None:
+    levels = np.arange(256, dtype=np.uint8)[None]
+    image = Image.fromarray(levels).convert(mode)
+    if mode == "LA":
+        image.putalpha(Image.fromarray(levels[:, ::-1]))
+    picture = decode(encoded(image, icc_profile=LINEAR))
+    expected = from_linear(np.asarray(image.convert("L")) / 255) * 255
+    for channel in range(3):
+        np.testing.assert_allclose(picture.rgb[..., channel], expected, atol=0.501)
+    assert picture.icc is None and (picture.alpha is not None) == (mode == "LA")
+    if picture.alpha is not None:
+        np.testing.assert_array_equal(picture.alpha, levels[:, ::-1])
+
+
+def test_a_profile_of_gray_that_is_srgbs_or_broken_changes_nothing() -> None:
+    image = Image.fromarray(np.arange(256, dtype=np.uint8)[None])
+    srgb = gray_profile(3, 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    for profile in (srgb, LINEAR[:150], b"x" * 16 + b"GRAY"):
+        picture = decode(encoded(image, icc_profile=profile))
+        np.testing.assert_array_equal(picture.rgb[..., 0], np.asarray(image))
+        assert picture.icc is None
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_sixteen_bit_gray_becomes_srgb_too(deep: bool) -> None:
+    values = np.arange(0, 65_536, 7, dtype=np.uint16)[None]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = encoded(Image.fromarray(values), icc_profile=LINEAR, exif=exif)
+    picture = decode(data, deep=deep)
+    expected = from_linear(values[:, ::-1] / 65_535) * (65_535 if deep else 255)
+    assert picture.rgb.dtype == (np.uint16 if deep else np.uint8) and picture.icc is None
+    limit = 1.0 if deep else 7.0  # rounded to 8 bits before, where the curve is steep
+    assert np.abs(picture.rgb[..., 0] - expected).max() <= limit
 
 
 def test_cmyk_becomes_rgb() -> None:
@@ -162,6 +221,24 @@ def test_bombs_are_refused_by_their_header(width: int, height: int, tmp_path: Pa
     for read in (read_image, read_size):
         with pytest.raises(ImageError, match="more than [0-9]+ pixels"):
             read(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("limit", [10, 150])  # Pillow refuses above twice this, and warns above it
+def test_pillows_own_limit_is_left_to_the_process(limit: int, monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode(encoded(Image.fromarray(photo()))).size == (12, 16)
+    assert Image.MAX_IMAGE_PIXELS == limit
+
+
+def test_a_want_of_memory_is_no_damage(monkeypatch) -> None:
+    def exhausted(image: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(images, "from_pillow", exhausted)
+    with pytest.raises(MemoryError):
+        decode(encoded(Image.fromarray(photo())))
 
 
 def test_limit_is_an_argument() -> None:
@@ -240,30 +317,6 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_png(path, photo()[::-1])
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_listing_of_file_folder_and_pattern(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpg", "sub/c.webp", "sub/[d].jpeg", "notes.txt", "odd"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    def names(source: Path | str) -> list[str]:
-        pairs = list_images(source)
-        assert all(path.is_absolute() and path.is_file() for path, _ in pairs)
-        return [name.as_posix() for _, name in pairs]
-
-    assert names(tmp_path) == ["a.jpg", "b.PNG", "sub/[d].jpeg", "sub/c.webp"]
-    assert names(tmp_path / "odd") == ["odd"]
-    assert names(tmp_path / "sub/[d].jpeg") == ["[d].jpeg"]
-    assert names(tmp_path / "*.*g") == ["a.jpg"]
-    assert names(tmp_path / "**/*.webp") == ["sub/c.webp"]
-    assert names(tmp_path / "none") == names(tmp_path / "none*") == []
-
-
-def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "loop").symlink_to(tmp_path)
-    (tmp_path / "a.png").touch()
-    assert [name.name for _, name in list_images(tmp_path)] == ["a.png"]
 
 
 def test_pillow_has_what_the_module_needs() -> None:

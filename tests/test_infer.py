@@ -18,7 +18,7 @@ from PIL import Image
 from skimage.data import astronaut
 
 import infer
-from osdhuman_jax import jobs
+from osdhuman_jax import jobs, pipeline
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.images import read_image
 from osdhuman_jax.restorer import Restorer, build_restorer
@@ -184,6 +184,22 @@ def test_bad_files_are_named_at_the_end(tmp_path: Path, model: Path, capsys) -> 
     assert printed.out == f"restored 1 of 2 images to {tmp_path}/out\n"
 
 
+def test_what_a_folder_holds_besides_is_told(tmp_path: Path, model: Path, capsys) -> None:
+    one_photo(tmp_path / "in")
+    one_photo(tmp_path / "in", "b.jfif")
+    for name in ("c.HEIC", "d.heic", "e.tif", "notes.txt"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "link").symlink_to(tmp_path)
+    assert run(model, tmp_path / "in", tmp_path / "out") == 0
+    assert pngs(tmp_path / "out") == ["a.png", "b.png", "provenance.jsonl"]
+    told = "not restored: 2 .heic, 1 .tif, 1 linked folder\n"
+    assert capsys.readouterr().err.endswith(told)
+    for name in ("a.jpg", "b.jfif"):
+        (tmp_path / "in" / name).unlink()
+    message = refused(capsys, "--input", tmp_path / "in", "--output", tmp_path / "out")
+    assert message.endswith("in (but 2 .heic, 1 .tif, 1 linked folder)\n")
+
+
 def test_same_bytes_twice_whatever_the_company(mixed, model: Path, tmp_path: Path) -> None:
     source, out, _ = mixed
     assert run(model, source / "sub", tmp_path) == 0
@@ -226,8 +242,12 @@ def test_inputs_with_one_output_are_refused(tmp_path: Path, model: Path, capsys)
 def test_inputs_are_never_replaced(tmp_path: Path, model: Path, capsys) -> None:
     one_photo(tmp_path / "in", "a.png")
     before = sha256(tmp_path / "in" / "a.png")
-    assert run(model, tmp_path / "in", tmp_path / "in", "--overwrite") == 2
-    assert "would replace inputs" in capsys.readouterr().err
+    for source, words in [
+        ("in", "is the folder of the inputs"),
+        ("in/a.png", "would replace inputs"),
+    ]:
+        assert run(model, tmp_path / source, tmp_path / "in", "--overwrite") == 2
+        assert words in capsys.readouterr().err
     assert sha256(tmp_path / "in" / "a.png") == before
 
 
@@ -327,6 +347,16 @@ def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tup
     monkeypatch.setattr(infer.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
     infer.load_pipeline(infer.parse_args(["--input", "i", "--output", "o", "--checkpoint", text]))
     assert asked == [expected]
+
+
+@pytest.mark.parametrize(("flags", "limit"), [([], None), (["--max_memory", "3GiB"], 3 * 2**30)])
+def test_memory_and_batch_size_reach_the_pipeline(
+    model: Path, monkeypatch, flags: list[str], limit: int | None
+) -> None:
+    monkeypatch.setattr(pipeline, "budget", lambda: 12_345)
+    always = ["--input", "i", "--output", "o", "--model", str(model), "--batch_size", "3"]
+    made = infer.load_pipeline(infer.parse_args([*always, *flags]))
+    assert made.max_memory == (limit or 12_345) and made.batch_size == 3
 
 
 def test_script_runs_from_another_folder_without_torch(tmp_path: Path, model: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import struct
+import time
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,14 +185,30 @@ def test_sixteen_bits_stay_in_png_only_with_profile_and_exif(tmp_path: Path) -> 
 
 
 def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
+    """Before the picture is computed."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("computed")
+
     clear = np.dstack([pixels(), pixels()[..., 0]])
     Image.fromarray(clear).save(tmp_path / "clear.png")
-    Image.new("RGB", (17_000, 1)).save(tmp_path / "long.png")
-    _, failures = work(tmp_path / "clear.png", tmp_path / "jpeg", format="jpeg")
+    Image.new("RGB", (9_000, 1)).save(tmp_path / "long.png")
+    pipeline = halving()
+    pipeline.compute = never
+    _, failures = work(tmp_path / "clear.png", tmp_path / "jpeg", pipeline, format="jpeg")
     assert "no transparency" in failures["clear.png"]
-    _, failures = work(tmp_path / "long.png", tmp_path / "webp", format="webp")
+    flags = {"format": "webp", "upscale": 2.0}
+    _, failures = work(tmp_path / "long.png", tmp_path / "webp", pipeline, **flags)
     assert "no side longer than 16383" in failures["long.png"]
     assert not files(tmp_path / "jpeg") and not files(tmp_path / "webp")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_opaque_alpha_does_not_keep_a_picture_from_jpeg(tmp_path: Path, kind: type) -> None:
+    flat = np.full((16, 24, 4), np.iinfo(kind).max, kind)
+    cv2.imwrite(str(tmp_path / "a.png"), flat)
+    assert work(tmp_path / "a.png", tmp_path / "out", format="jpeg") == (1, {})
+    assert read_image(tmp_path / "out" / "a.jpg").alpha is None
 
 
 def chunk(name: bytes, body: bytes) -> bytes:
@@ -284,6 +301,28 @@ def test_T12_names_that_would_collide_are_refused_before_any_work(tmp_path: Path
     assert "b.jpg" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
+def test_outputs_among_the_inputs_are_refused_where_they_would_become_inputs(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        save(tmp_path / name)
+    for source in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**/*.[jp][pn]g", f"{tmp_path}/."):
+        with pytest.raises(UsageError, match="is the folder of the inputs") as caught:
+            work(source, tmp_path)
+        assert "\n" not in str(caught.value) and len(files(tmp_path)) == 2
+    for source, count in [(tmp_path / "a.jpg", 1), (f"{tmp_path}/*.jpg", 1)]:  # go on, as it were
+        assert work(source, tmp_path) == (count, {})
+        assert work(source, tmp_path) == (0, {})
+
+
+def test_an_output_that_would_be_a_folder_too_is_refused(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png/b.jpg", "c.jpg"):
+        save(tmp_path / "in" / name)
+    with pytest.raises(UsageError, match="also be folders of others:\n  a.png$"):
+        work(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_T13_a_full_disk_leaves_no_half_file_and_a_resume_does_the_rest(
     tmp_path: Path, monkeypatch
 ) -> None:
@@ -358,3 +397,49 @@ def test_T14_a_tiny_memory_limit_fails_pictures_by_name_and_goes_on(tmp_path: Pa
     _, failures = work(tmp_path / "in", tmp_path / "out", halving(max_memory=limit))
     assert list(failures) == ["large.png"] and "out of memory" in failures["large.png"]
     assert list(files(tmp_path / "out")) == ["small.png"]
+
+
+def test_the_record_tells_whole_pictures_from_tiles(tmp_path: Path, monkeypatch) -> None:
+    save(tmp_path / "a.png")
+    for name, size in [("b.png", (300, 300)), ("c.png", (1200, 1100))]:
+        Image.fromarray(pixels(*size)).save(tmp_path / name)
+    pipeline = halving()
+    follow = pipeline._follow
+
+    def tight(plan, *rest):
+        if plan.tile is None and plan.pixels > 128**2:
+            raise MemoryError
+        return follow(plan, *rest)
+
+    monkeypatch.setattr(pipeline, "_follow", tight)
+    assert work(tmp_path, tmp_path / "out", pipeline) == (3, {})
+    found = {line["output"]: line["tile"] for line in lines(tmp_path / "out")}
+    assert found == {"a.png": None, "b.png": "256x256x1", "c.png": "512x512x4"}
+
+
+@pytest.mark.parametrize(("alone", "most"), [(0, {1}), (10**9, {2, 3})])
+def test_large_pictures_are_in_memory_one_at_a_time(
+    tmp_path: Path, monkeypatch, alone: int, most: set[int]
+) -> None:
+    for i in range(5):
+        save(tmp_path / "in" / f"{i}.png", seed=i)
+    monkeypatch.setattr(jobs, "ALONE", alone)
+    held_now: set[Path] = set()
+    seen: list[int] = []
+    load, write = Runner._load, Runner._write_all
+
+    def loading(self, batch):
+        held_now.add(batch[0].source)
+        seen.append(len(held_now))
+        return load(self, batch)
+
+    def writing(self, loaded, *rest):
+        time.sleep(0.05)  # a slow disk
+        count = write(self, loaded, *rest)
+        held_now.discard(loaded[0].job.source)
+        return count
+
+    monkeypatch.setattr(Runner, "_load", loading)
+    monkeypatch.setattr(Runner, "_write_all", writing)
+    assert work(tmp_path / "in", tmp_path / "out") == (5, {})
+    assert len(files(tmp_path / "out")) == 5 and max(seen) in most

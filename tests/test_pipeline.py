@@ -325,9 +325,25 @@ def test_T14_a_second_want_of_memory_is_an_error_and_the_next_picture_is_restore
 ) -> None:
     pipeline = halving()
     exhausted(pipeline, monkeypatch, times=2)
-    with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+    with pytest.raises(RestoreError, match="^out of memory: try a smaller"):
         pipeline.restore([large(400, 500)])
     assert pipeline.restore([photo(30, 30)])[0].size == (30, 30)
+
+
+def test_T14_without_a_smaller_plan_the_error_says_so(monkeypatch) -> None:
+    pipeline = halving()
+    exhausted(pipeline, monkeypatch, times=1)
+    with pytest.raises(RestoreError, match="no plan is smaller than whole pictures of 128 x 128"):
+        pipeline.restore([photo(40, 50)])
+
+
+def test_a_host_without_memory_is_a_restore_error(monkeypatch) -> None:
+    def exhausted(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("osdhuman_jax.pipeline.finish", exhausted)
+    with pytest.raises(RestoreError, match="^out of memory"):
+        halving().restore([photo(40, 50)])
 
 
 def test_threads_share_a_pipeline() -> None:

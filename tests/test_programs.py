@@ -7,9 +7,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 import small
 
-from osdhuman_jax.programs import Programs, compiled
+from osdhuman_jax.programs import Programs, compiled, keep_programs
 
 SHAPE = (2, 32, 32, 3)
 
@@ -55,6 +56,30 @@ def test_restorers_of_one_architecture_share_programs_and_not_weights() -> None:
     assert (np.asarray(second.whole(SHAPE)(lq(), None)) != before).any()
     assert compiled.cache_info().misses == misses
     np.testing.assert_array_equal(first.whole(SHAPE)(lq(), None), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "folder"),
+    [
+        ({}, "{0}/.cache/osdhuman_jax"),
+        ({"XDG_CACHE_HOME": "{0}/xdg"}, "{0}/xdg/osdhuman_jax"),
+        ({"JAX_COMPILATION_CACHE_DIR": "{0}/mine"}, "as it was"),
+    ],
+)
+def test_where_programs_are_kept(
+    tmp_path: Path, monkeypatch, given: dict[str, str], folder: str
+) -> None:
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": "{0}"} | given).items():
+        monkeypatch.setenv(name, value.format(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", "as it was")
+        keep_programs()
+        assert jax.config.jax_compilation_cache_dir == folder.format(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_two_devices_share_a_batch() -> None:

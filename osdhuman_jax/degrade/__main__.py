@@ -34,7 +34,8 @@ from osdhuman_jax.degrade import (
     sample_rng,
     to_unit,
 )
-from osdhuman_jax.images import list_images, read_image, write_file, write_png
+from osdhuman_jax.images import read_image, write_file, write_png
+from osdhuman_jax.listing import list_images
 
 LOG_NAME = "degradations.jsonl"
 PROFILES = {"persona-val": 512}  # side of the squares (paper 4.2; RealESRGAN as in training)
