@@ -81,7 +81,12 @@ def winograd(x: Feature, kernel: Kernel) -> Convolved:
         down = [jnp.stack([pixels[j][i] for j in range(2)], axis=2) for i in range(2)]
         return jnp.stack(down, axis=1).reshape(2 * rows, 2 * across, -1)
 
-    lines = jax.lax.map(stripe, jnp.arange(b * stripes))
+    def write(index: Array, lines: Array) -> Array:
+        return jax.lax.dynamic_update_index_in_dim(lines, stripe(index), index, 0)
+
+    # Any values of x to begin with: zeros of all layers would be made, and held, at the beginning.
+    shape = (b * stripes, 2 * rows, 2 * across, kernel.shape[-1])
+    lines = jax.lax.fori_loop(0, b * stripes, write, jnp.broadcast_to(x[0, 0, 0, 0], shape))
     return lines.reshape(b, 2 * stripes * rows, 2 * across, -1)[:, :h, :w]
 
 
