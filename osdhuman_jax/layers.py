@@ -14,11 +14,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.attention import attend, join_heads, split_heads
-from osdhuman_jax.convolution import Conv3x3
+from osdhuman_jax.convolution import Conv3x3, Feature
 from osdhuman_jax.remat import rematerialised
 from osdhuman_jax.types import Timestep
 
-Feature = Float[Array, "b h w c"]
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
 
