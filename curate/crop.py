@@ -53,7 +53,7 @@ class Crop:
         return digest(CODE, LIBRARIES, settings, detector, index)
 
     def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
-        require(source for source in self.sources if source.name == shard.rsplit("-", 1)[0])
+        require(source for source in self.sources if source.name == source_and_number(shard)[0])
         images = [source_image(row) for row in read_rows(index_file(ledger, shard))]
         results = run.each(partial(make_cropper, self.config), images)
         with crop_writer(folder / "crops.parquet") as crops:
@@ -288,9 +288,15 @@ def decode_png(data: bytes) -> Pixels:
 
 
 def index_file(ledger: Ledger, shard: str) -> Path:
-    """The index of a shard `SOURCE-00000`."""
-    source, number = shard.rsplit("-", 1)
+    """The index of a crop shard."""
+    source, number = source_and_number(shard)
     return ledger.output("index", source, f"{number}.parquet")
+
+
+def source_and_number(shard: str) -> tuple[str, str]:
+    """What a crop shard's name, `SOURCE-00000`, is made of."""
+    source, number = shard.rsplit("-", 1)
+    return source, number
 
 
 def file_name_digest(path: Path) -> str:

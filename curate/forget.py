@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from curate.config import ConfigError
-from curate.crop import Crop, index_file
+from curate.crop import Crop, index_file, source_and_number
 from curate.engine import Engine, Job
 from curate.jobs import Index, Score, deal
 from curate.ledger import Ledger, LedgerError
@@ -103,7 +103,7 @@ def holders(ledger: Ledger, gone: set[str]) -> list[str]:
     return [
         shard
         for shard in ledger.shards("crop")
-        if shard in dealt or (shard.rsplit("-", 1)[0] in sources and holds(ledger, shard, gone))
+        if shard in dealt or (source_and_number(shard)[0] in sources and holds(ledger, shard, gone))
     ]
 
 
