@@ -49,8 +49,7 @@ def guide(
 
 
 def score_error(noise: Latent, eps: Latent) -> Float[Array, "b 1 1 1"]:
-    """mean |noise - eps| of each sample: `vsd_gradient`'s denominator but for a factor that cancels.
-    """
+    """mean |noise - eps| of each sample: what `vsd_gradient` divides by, its factor cancelled."""
     error = jnp.abs(noise.astype(jnp.float32) - eps.astype(jnp.float32))
     return jnp.mean(error, axis=(1, 2, 3), keepdims=True)
 
