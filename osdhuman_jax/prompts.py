@@ -74,12 +74,19 @@ class HFIEPrompter(nnx.Module):
         self.image_encoder = image_encoder
         self.hfie = hfie
 
+    @property
+    def input_size(self) -> int:
+        """Side of the square to which pictures are resized, in pixels."""
+        return self.image_encoder.input_size
+
     def __call__(self, image: Image) -> Tokens:
         return self.hfie(self.image_encoder(image))
 
 
 class FixedPrompter(nnx.Module):
     """The same tokens (N, D) whatever the picture."""
+
+    input_size = 1  # nothing is looked at
 
     def __init__(self, tokens: Float[Array, "n d"]):
         self.tokens = nnx.Param(tokens)
@@ -128,6 +135,7 @@ class TagPrompter:
         user_prompt: str = "",
     ) -> None:
         """`names` and `thresholds` are RAM's lists; `user_prompt` is for `tag_text`, in use."""
+        self.input_size = image_tagger.image_encoder.input_size  # pixels, of the square it sees
         self._logits = partial(_forward, *nnx.split(image_tagger))
         self._names, self._thresholds = tuple(names), thresholds
         self._encode, self._user_prompt = encode, user_prompt

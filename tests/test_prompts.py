@@ -107,6 +107,8 @@ def clip() -> CLIPTextModel:
 class Pixels(RAMEncoder):
     """In the place of RAM's encoder: the picture's numbers, 24 to a token."""
 
+    input_size = 12
+
     def __init__(self):
         pass
 
