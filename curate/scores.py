@@ -149,7 +149,9 @@ def _read_niqe(path: Path, digest: str) -> niqe.Niqe:
 def _niqe_file(config: ScoreConfig) -> Path:
     """--niqe_params, or the original's file among the weights. Raises ConfigError."""
     if not config.niqe_params:
-        return learned.weight_file(config.weights, niqe.FILES[0])[0]
+        found = niqe.find_parameters(Path(config.weights)) if config.weights else None
+        # Where there is none, the search for it says so.
+        return found or learned.weight_file(config.weights, niqe.FILES[0])[0]
     path = Path(config.niqe_params)
     if not path.is_file():
         raise ConfigError(f"--niqe_params {path}: no such file")

@@ -113,10 +113,8 @@ def _niqe(metric: Metric, weights: Path | None) -> Scorer:
 
 def _niqe_file(weights: Path | None) -> Path:
     """The file of parameters below `weights`. Raises MissingMetric."""
-    for name in niqe.FILES:
-        for path in sorted(weights.rglob(name)) if weights else ():
-            if path.is_file():
-                return path
+    if weights and (path := niqe.find_parameters(weights)):
+        return path
     first, second = niqe.FILES
     raise MissingMetric(
         f"needs {first} (pyiqa's) or {second} (BasicSR's, in basicsr/metrics) below --weights"

@@ -50,7 +50,7 @@ class LoRA(nnx.Module):
         return jax.lax.conv_general_dilated(
             x,
             a,
-            self.base.strides,
+            self.base.strides,  # type: ignore[arg-type]
             self.base.padding,  # type: ignore[arg-type]
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=self.base.precision,

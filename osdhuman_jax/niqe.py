@@ -71,6 +71,12 @@ class Niqe:
         return float(np.sqrt(away @ inverse @ away))
 
 
+def find_parameters(folder: Path) -> Path | None:
+    """The authors' file anywhere below a folder."""
+    found = (path for name in FILES for path in sorted(folder.rglob(name)) if path.is_file())
+    return next(found, None)
+
+
 def read_parameters(path: Path) -> Niqe:
     """Parameters from a .mat or .npz file. Raises NiqeError."""
     try:
@@ -83,7 +89,8 @@ def read_parameters(path: Path) -> Niqe:
             found = np.ravel(table[mean]), np.asarray(table[covariance])
             shapes = [array.shape for array in found]
             if shapes == [(36,), (36, 36)] and all(map(_are_numbers, found)):
-                return Niqe(*(array.astype(np.float64) for array in found), mean == LOCAL[0])
+                centre, spread = (array.astype(np.float64) for array in found)
+                return Niqe(centre, spread, local=mean == LOCAL[0])
     names = f"{NAMES[0][0]} (36 finite numbers) and {NAMES[0][1]} (36 x 36)"
     raise NiqeError(f"{path}: not a file of NIQE's parameters: it needs {names}")
 

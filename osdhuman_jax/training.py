@@ -267,8 +267,9 @@ class Prompts:
 
     def __call__(self, batch: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
         """{"prompt": (B, N, D)} of the pictures `source` for a step; nothing for HFIE."""
-        bare = isinstance(self._extract, TagPrompter)
-        return self._by(self._extract.bare if bare else self._extract, batch, source)
+        extract = self._extract
+        extract = extract.bare if isinstance(extract, TagPrompter) else extract
+        return self._by(extract, batch, source)
 
     def in_use(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The same as a trained model gets them: of the LQ, tags in the text of `tag_text`."""

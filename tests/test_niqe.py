@@ -91,3 +91,20 @@ def test_parameters_that_are_none_are_refused(tmp_path):
 def test_a_fit_needs_blocks():
     with pytest.raises(niqe.NiqeError, match="^[0-9]+ sharp blocks of 96 pixels: a fit"):
         niqe.fit([PHOTO])
+
+
+def test_the_authors_parameters_are_found_by_name(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("niqe.npz", "deep/other.mat"):
+        (tmp_path / name).touch()
+    assert niqe.find_parameters(tmp_path) is None
+    for name in reversed(niqe.FILES):
+        (tmp_path / "deep" / name).touch()
+        assert niqe.find_parameters(tmp_path) == tmp_path / "deep" / name
+
+
+def test_single_precision_parameters_score_too(tmp_path):
+    values = {"mu_prisparam": MODEL.mean, "cov_prisparam": MODEL.covariance}
+    np.savez(tmp_path / "niqe.npz", **{k: v.astype(np.float32) for k, v in values.items()})
+    model = niqe.read_parameters(tmp_path / "niqe.npz")
+    assert model(PHOTO) == pytest.approx(PYIQA["astronaut"], abs=1e-3)
