@@ -26,6 +26,7 @@ from curate.config import ConfigError, DecodeConfig
 from curate.decode import Refused, load
 from curate.readers import folders
 from curate.schema import Pixels
+from osdhuman_jax.disk import staged_file
 
 Plane = Float64[np.ndarray, "h w"]
 Blocks = Float64[np.ndarray, "n k k"]
@@ -208,7 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.output.suffix != ".npz":
             raise ConfigError(f"--output {flags.output}: give it the suffix .npz")
         model = fit(_pictures(flags.folder))
-        np.savez(flags.output, **dict(zip(LOCAL, (model.mean, model.covariance), strict=True)))
+        arrays = dict(zip(LOCAL, (model.mean, model.covariance), strict=True))
+        with staged_file(flags.output) as file:
+            np.savez(file, **arrays)
     except (ConfigError, folders.ReaderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
