@@ -265,7 +265,7 @@ def run_here(tasks: Sequence[Task]) -> Iterator[Outcome]:
 def run_local(
     tasks: Sequence[Task], workers: int, shards_a_worker: int = SHARDS_A_WORKER
 ) -> Iterator[Outcome]:
-    """On `workers` processes, which are replaced after `shards_a_worker` shards, and when one dies.
+    """On `workers` processes: new ones after `shards_a_worker` shards each, and when one dies.
 
     Raises EngineError when workers go on dying, or are gone, and no shard gets done.
     """

@@ -4,12 +4,13 @@ The one place for all of it, for restoring, training and curation alike. What is
 a hidden name beside its target, is flushed to the disk and takes the target's name last: whatever
 ends the process, the target is as it was or as it should be.
 
-    .0123456789abcdef.tmp      a ticket: the file that is being written, or is empty and stands for
-    .0123456789abcdef.folder   a folder that is being filled
+    .0123456789abcdef-01234567.tmp      a ticket: the file that is being written, or is empty
+    .0123456789abcdef-01234567.folder   and stands for a folder that is being filled
 
 Whoever writes holds a lock on the ticket, which the kernel drops when the process ends, however it
-ends and on whatever machine. A ticket that nobody holds was left by a dead process, and it is
-removed with its folder by the next one that writes there; a living writer's is never touched.
+ends. A ticket that nobody holds was left by a dead process, and it is removed with its folder by
+the next one that writes there; a living writer's is never touched. Locks need not be seen on other
+machines, and some file systems have none: there a ticket must be a day old besides.
 """
 
 import errno
@@ -21,6 +22,8 @@ import os
 import re
 import secrets
 import shutil
+import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -31,9 +34,10 @@ from typing import Any
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of a folder
-# Seconds after which a ticket is a dead process's where no lock can tell.
+# Seconds without a change after which a ticket is a dead process's where no lock can tell.
 STALE = 24 * 3600.0
-_TICKET = re.compile(r"\.[0-9a-f]{16}\.tmp")
+# Random digits, and those of the machine, which earlier versions left out.
+_TICKET = re.compile(r"\.[0-9a-f]{16}(?:-([0-9a-f]{8}))?\.tmp")
 _FOLDER = ".folder"
 
 
@@ -224,20 +228,34 @@ def _remove_dead(ticket: Path) -> int:
     """Remove a ticket and its folder if its process is gone; returns the number of bytes freed."""
     try:
         with open(ticket, "r+b") as file:
-            status, locked = os.fstat(file.fileno()), _try_lock(file.fileno())
-            if locked is False or (locked is None and time.time() - status.st_mtime < STALE):
+            locked, folder = _try_lock(file.fileno()), ticket.with_suffix(_FOLDER)
+            found = [path.lstat() for path in (ticket, *folder.rglob("*"))]
+            age = time.time() - max(status.st_mtime for status in found)
+            if locked is False or (not (locked and _is_ours(ticket)) and age < STALE):
                 return 0
-            folder, freed = ticket.with_suffix(_FOLDER), status.st_size
             if folder.is_dir():
                 _finish_replacing(folder)
-                freed += sum(p.lstat().st_size for p in folder.rglob("*") if not p.is_dir())
                 shutil.rmtree(folder)
             ticket.unlink()
-            return freed
+            return sum(status.st_size for status in found if stat.S_ISREG(status.st_mode))
     except OSError:
         # It is another user's, or another process removes it at this very moment: no work waits
         # for it to be gone.
         return 0
+
+
+def _is_ours(ticket: Path) -> bool:
+    """Whether a ticket was taken on this machine, so that its lock would be seen here."""
+    match = _TICKET.fullmatch(ticket.name)
+    return match is not None and match[1] in (None, _machine())
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight digits that tell running kernels apart; containers on one share its locks."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    text = boot.read_text() if boot.exists() else socket.gethostname()
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _finish_replacing(folder: Path) -> None:
@@ -268,7 +286,7 @@ def _take_ticket(folder: Path) -> tuple[BufferedWriter, Path]:
     """A new hidden file, open and locked, and its path."""
     while True:
         # A short name: names end at 255 bytes.
-        path = folder / f".{secrets.token_hex(8)}.tmp"
+        path = folder / f".{secrets.token_hex(8)}-{_machine()}.tmp"
         file = open(path, "xb")
         # A process that removes leftovers may have come between the two steps.
         if _try_lock(file.fileno()) is not False and _is(file.fileno(), path):

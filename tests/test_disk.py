@@ -277,6 +277,22 @@ def test_without_locks_age_tells_the_dead(tmp_path: Path, monkeypatch: pytest.Mo
     assert young.exists() and not old.exists()
 
 
+def test_another_machines_leftovers_must_be_old_too(tmp_path: Path) -> None:
+    """Its locks may not be seen here."""
+    ticket = tmp_path / f".{'0' * 16}-{'f' * 8}.tmp"
+    inside = ticket.with_suffix(".folder") / "file"
+    inside.parent.mkdir()
+    inside.touch()
+    ticket.touch()
+    os.utime(ticket, (0, 0))
+    remove_leftovers(tmp_path)
+    assert ticket.exists() and inside.exists()
+    os.utime(inside, (0, 0))
+    os.utime(inside.parent, (0, 0))
+    remove_leftovers(tmp_path)
+    assert not names(tmp_path)
+
+
 def test_other_faults_of_a_lock_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_locks(errno.EIO, monkeypatch)
     with pytest.raises(OSError, match="Input/output"), hold(tmp_path / "log"):
