@@ -38,6 +38,7 @@ from osdhuman_jax.checkpoint import (
 )
 from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.data import Loader, make_loader, make_sample
+from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.images import to_uint8
 from osdhuman_jax.monitor import Monitor
 from osdhuman_jax.sharding import make_mesh, replicated
@@ -82,9 +83,10 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
         model.vae.scaling_factor = round(1.0 / std, 5)
     generator = config.lora if config.run.kind == "restorer" else None
     provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
-    save_model(workdir / "model", model, restorer, generator=generator, provenance=provenance)
-    if config.prompt.kind != "hfie":
-        copy_prompter(base, workdir / "model", config.prompt.kind)
+    with staged_folder(workdir / "model", replace=True) as folder:
+        save_model(folder, model, restorer, generator=generator, provenance=provenance)
+        if config.prompt.kind != "hfie":
+            copy_prompter(base, folder, config.prompt.kind)
 
 
 def train(config: Config, workdir: Path, profile: int) -> int:

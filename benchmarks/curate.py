@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from curate.demo import OTHERS, PEOPLE, coco_json, photograph, write_jpeg
+from osdhuman_jax.disk import json_lines, write_json
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT = 640, 480
@@ -116,7 +117,7 @@ def measure(output: Path, source: str, workers: int) -> dict:
 def facts(output: Path) -> dict:
     """Counts, and the shares of the crop job's stages, from the run's own log."""
     counts, stages = defaultdict(int), defaultdict(float)
-    for line in map(json.loads, (output / "log.jsonl").read_text().splitlines()):
+    for line in json_lines((output / "log.jsonl").read_bytes()):
         if line["job"] == "crop":
             counts["images"] += line["images"]
             counts["crops"] += line["crops"]
@@ -186,7 +187,7 @@ def main() -> None:
             continue
         source = write_set(root / "source", size)
         results[size] = measure(root / "set", source, flags.workers)
-        (flags.output / "cost.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_json(flags.output / "cost.json", results)
     if results:
         print(table(results))
 

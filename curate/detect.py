@@ -19,8 +19,8 @@ from jaxtyping import Float32, Float64
 
 from curate import stages
 from curate.config import ConfigError, DetectConfig
-from curate.ledger import known_digest
 from curate.schema import WHOLE, Box, Pixels, SourceImage
+from osdhuman_jax.disk import known_digest
 
 Boxes = Float64[np.ndarray, "n 4"]
 Listed = dict[tuple[str, str], list[Box]]  # by source ("" = any) and path below its folder

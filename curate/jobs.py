@@ -22,7 +22,7 @@ from curate import readers, scores
 from curate.config import ScoreConfig
 from curate.crop import CODE, LIBRARIES, decode_png, file_name_digest
 from curate.engine import Failure, Runner
-from curate.ledger import Ledger, digest, file_digest
+from curate.ledger import Ledger, digest
 from curate.schema import Pixels, SourceImage, counts
 from curate.scores import Batch
 from curate.tables import (
@@ -34,6 +34,7 @@ from curate.tables import (
     write_rows,
     write_scores,
 )
+from osdhuman_jax.disk import file_digest
 
 
 @dataclass(frozen=True)

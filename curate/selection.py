@@ -19,12 +19,13 @@ from curate import scores, statistics
 from curate.config import CurateConfig
 from curate.crop import CODE, LIBRARIES
 from curate.engine import Runner
-from curate.ledger import Ledger, digest, file_digest
+from curate.ledger import Ledger, digest
 from curate.manifest import join_decisions, manifest_schema
 from curate.pool import Column, Pool, SelectError, read_pool
 from curate.schema import RANKED, VERSION, counts
 from curate.split import Crop, Fingerprint, Member, assign, group_images, lot, sample_strata
 from curate.tables import Row, read_rows, read_table, write_rows, write_table
+from osdhuman_jax.disk import file_digest
 
 
 @dataclass

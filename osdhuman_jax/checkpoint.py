@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
 from pathlib import Path
@@ -28,6 +27,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from osdhuman_jax import lora
 from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
+from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.weights import (
     Model,
@@ -40,7 +40,6 @@ from osdhuman_jax.weights import (
 from osdhuman_jax.weights.files import Tensor
 from osdhuman_jax.weights.sources import Generator
 from osdhuman_jax.weights.store import (
-    file_digest,
     hollow_restorer,
     parameters,
     read_configs,
@@ -102,13 +101,6 @@ def read_config(workdir: Path) -> Config:
     if not path.is_file():
         raise CheckpointError(f"{workdir}: not a training run (no config.json)")
     return from_dict(Config, json.loads(path.read_text()))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def record(workdir: Path, config: Config, folder: Path, *, write: bool = True) -> None:

@@ -10,6 +10,7 @@ from flax import nnx
 
 from osdhuman_jax import remat
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
+from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.objectives import OBJECTIVES
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.schedule import Schedule
@@ -86,7 +87,8 @@ def base_folder(config: Config, workdir: Path) -> Path:
     folder = workdir / "init"
     if not (folder / "config.json").exists() and jax.process_index() == 0:
         random = random_restorer(config.model, config.run.seed)
-        save_model(folder, config.model, random, provenance={"random_seed": config.run.seed})
+        with staged_folder(folder, replace=True) as made:
+            save_model(made, config.model, random, provenance={"random_seed": config.run.seed})
     return folder
 
 

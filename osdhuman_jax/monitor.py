@@ -11,6 +11,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
+from osdhuman_jax.disk import append_line, json_lines, write_text
 from osdhuman_jax.images import encode_png, write_png
 
 # Protobuf makes these classes at import time, where type checkers cannot see them.
@@ -34,10 +35,10 @@ class Monitor:
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that a resumed run is about to do again."""
         if self._lines.exists():
-            lines = self._lines.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-            self._lines.write_text("".join(kept))
+            data = self._lines.read_bytes()
+            lines = json_lines(data[: data.rfind(b"\n") + 1])
+            kept = [json.dumps(x) + "\n" for x in lines if x.get("step", step + 1) <= step]
+            write_text(self._lines, "".join(kept))
 
     def advance(self) -> None:
         """One step is done."""
@@ -45,8 +46,7 @@ class Monitor:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers at a step."""
-        with self._lines.open("a") as f:
-            f.write(json.dumps({"step": step, **values}) + "\n")
+        append_line(self._lines, json.dumps({"step": step, **values}))
         summary = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
         self._write(step, Summary(value=summary))
         shown = {

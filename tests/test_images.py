@@ -1,6 +1,7 @@
 """Decoding of every kind of file that users bring, refusal of hostile ones, atomic writing."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -312,7 +313,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_png(path, photo()[::-1])
     assert path.read_bytes() == before

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from small import MODEL, make, restorer
 
 from osdhuman_jax.config import LoRAConfig
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.weights import (
     WeightsError,
@@ -24,7 +25,6 @@ from osdhuman_jax.weights import (
     random_restorer,
     save_model,
 )
-from osdhuman_jax.weights.store import file_digest
 
 LORA = LoRAConfig(rank=2, alpha=8.0)
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"

@@ -7,9 +7,6 @@ Sources stay on disk until they are written, one tensor after the other.
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
+from osdhuman_jax.disk import file_digest, staged_folder, write_json
 from osdhuman_jax.prompts import load_prompt
 from osdhuman_jax.tokenizer import read_vocabulary
 from osdhuman_jax.weights.diffusion import LICENCE, Diffusion, locate, read_diffusion
@@ -39,7 +37,6 @@ from osdhuman_jax.weights.store import (
     FORMAT,
     GENERATOR,
     draw,
-    file_digest,
     hollow_restorer,
     shapes,
 )
@@ -247,30 +244,15 @@ def _write_folder(
     small: dict[str, bytes],
     overwrite: bool,
 ) -> None:
-    """Write into a sibling, then rename: the output appears whole."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    """Write the whole folder beside its place, then give it its name."""
     try:
-        for name, tensors in files.items():
-            write_safetensors(staging / name, tensors)
-        for name, data in small.items():
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_bytes(data)
-        meta["digests"] |= {name: file_digest(staging / name) for name in files}
-        (staging / CONFIG).write_text(json.dumps(meta, indent=2) + "\n")
-        staging.chmod(0o755)  # mkdtemp makes it the owner's alone
-        _put(staging, output, overwrite)
+        with staged_folder(output, replace=overwrite) as folder:
+            for name, tensors in files.items():
+                write_safetensors(folder / name, tensors)
+            for name, data in small.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_bytes(data)
+            meta["digests"] |= {name: file_digest(folder / name) for name in files}
+            write_json(folder / CONFIG, meta)
     except OSError as error:
         raise WeightsError(f"{output}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _put(staging: Path, output: Path, overwrite: bool) -> None:
-    if overwrite and output.exists():
-        old = staging.with_name(f"{staging.name}.old")
-        os.rename(output, old)
-        os.rename(staging, output)
-        shutil.rmtree(old)
-    else:
-        os.rename(staging, output)
