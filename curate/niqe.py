@@ -191,7 +191,7 @@ def _sharpness(plane: Plane) -> Vector:
 
 
 def _pictures(folder: Path) -> Iterable[Pixels]:
-    for image in folders.read_person("pristine", folder):
+    for image in folders.read_person("pristine", folders.Notes(), folder):
         try:
             yield load(image, DecodeConfig()).rgb
         except Refused as refused:
