@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -26,6 +26,7 @@ SERVED = re.compile(r".*/local-files/\?d=", re.DOTALL)  # Label Studio: the path
 DRIVE = re.compile(r"[A-Za-z]:(?=/|\\)")
 FREE, TIE = 0xFFFF, 0  # a file that no name claims; the claimant of a file that two claim alike
 DEEPEST = 63  # folders that are compared
+CROWD = 64  # files of one name, of which none can be meant without its folder
 ADDED, WEAKER = 2048, 4096  # what a suffix that was added, and a less telling name, cost in rank
 LINKS = 40  # of links to folders within one name, as of the system's own limit
 
@@ -94,7 +95,7 @@ def _is_text(name: str) -> bool:
 
 def clean(name: str) -> str:
     """A name as a relative path with /, without drive, host, query, `.` and `..`."""
-    text = SERVED.sub("", name)
+    text = SERVED.sub("", name) if "local-files" in name else name
     if address := URL.match(text):
         text = re.split("[?#]", text[address.end() :])[0]
     text = text.replace("\\", "/")
@@ -130,19 +131,48 @@ def _fold(text: str) -> str:
     return text if text.isascii() and text.islower() and "%" not in text else _lower(_plain(text))
 
 
+def _alike(one: str, other: str) -> bool:
+    return one == other or _fold(one) == _fold(other)
+
+
 def _plain(text: str) -> str:
-    return unquote(text, errors="surrogateescape")
+    return unquote(text, errors="surrogateescape") if "%" in text else text
 
 
 # From the same letters to the same only after everything that may differ is taken away.
 SPELLINGS = (lambda text: text, _nfc, _lower, _fold)
 
 
+def _ends(path: str) -> list[str]:
+    """The folded last part of a path, the last two, and so on to all of it."""
+    parts = _fold(path).split("/")
+    return ["/".join(parts[at:]) for at in range(len(parts) - 1, -1, -1)]
+
+
+class _Table:
+    """Numbers by text, held as sorted hashes in an eighth of a dictionary's memory."""
+
+    def __init__(self, entries: Iterable[tuple[str, int]]) -> None:
+        hashes, numbers = array("q"), array("q")
+        for text, number in entries:
+            hashes.append(hash(text))
+            numbers.append(number)
+        found = np.array(hashes, np.int64)
+        order = np.argsort(found, kind="stable")
+        self._hashes, self._numbers = found[order], np.array(numbers, np.int64)[order]
+
+    def get(self, text: str) -> list[int]:
+        """Numbers of a text, and perhaps of another that has its hash."""
+        key = hash(text)
+        low, high = np.searchsorted(self._hashes, np.array([key, key + 1], np.int64))
+        return self._numbers[low:high].tolist()
+
+
 class Pictures:
     """The files below a folder by the names that labels give them.
 
     First every name is told (`claim`), then each is asked for (`find`): which picture a name means
-    depends on what the others mean. About 120 bytes a file are held, and nothing a name.
+    depends on what the others mean. About 200 bytes a file are held, and nothing a name.
     """
 
     def __init__(self, root: Path, notes: Notes, distinct: bool = False) -> None:
@@ -153,11 +183,9 @@ class Pictures:
         self._above = root.parts[:0:-1]  # names of the folder and those it lies in
         self._files, _, self._aliases = list_tree(root, notes)
         self._folders = {_fold(part) for path in self._files for part in path.split("/")[:-1]}
-        # A sorted table of hashes takes an eighth of what a dictionary would.
-        keys = (hash(_fold(path.rsplit("/", 1)[-1])) for path in self._files)
-        hashes = np.fromiter(keys, np.int64, len(self._files))
-        self._order = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._order]
+        # By whole paths and by all their ends: thousands of folders may hold files of one name.
+        self._paths = _Table((_fold(path), i) for i, path in enumerate(self._files))
+        self._ends = _Table((e, i) for i, path in enumerate(self._files) for e in _ends(path))
         self._ranks = array("H", [FREE]) * len(self._files)
         self._owners = array("q", [TIE]) * len(self._files)
 
@@ -210,9 +238,13 @@ class Pictures:
 
         More than one file means that they fit alike and are not the same file by two names.
         """
+        raw = self._own_path(name)
+        for file in self._paths.get(_fold(raw)):
+            if self._files[file] == raw:
+                return 0, [file]
         cleaned = clean(name)
         loose = self._distinct or leads_out(name)
-        matches = self._matches(self._own_path(name), self._own_path(cleaned), loose)
+        matches = self._matches(raw, self._own_path(cleaned), loose)
         if not matches and not cleaned.lower().endswith(SUFFIXES):
             # Formats that leave the suffix out mean .jpg; any other must be the only one.
             usual, *others = (
@@ -249,19 +281,21 @@ class Pictures:
         forms = dict.fromkeys(path for path in (raw, cleaned, _plain(cleaned)) if path)
         for form in forms:
             closest = 0 if form in (raw, cleaned) else len(SPELLINGS) - 1
-            for file in self._named(_fold(form.rsplit("/", 1)[-1])):
-                path = self._files[file]
-                rank = 0 if path == raw else self._rank(form, path, loose, closest)
+            for file in self._candidates(form, loose):
+                rank = self._rank(form, self._files[file], loose, closest)
                 if rank is not None:
                     rank += added * ADDED
                     found[file] = min(rank, found.get(file, FREE))
         return [(rank, file) for file, rank in found.items()]
 
-    def _named(self, folded: str) -> list[int]:
-        """Files whose last part may be this one."""
-        key = hash(folded)
-        low, high = np.searchsorted(self._hashes, np.array([key, key + 1], np.int64))
-        return self._order[low:high].tolist()
+    def _candidates(self, name: str, loose: bool) -> set[int]:
+        """Files that may fit a name: its end is all of theirs, or theirs is all of it."""
+        ends = _ends(name)
+        found = set(self._ends.get(ends[-1])).union(*map(self._paths.get, ends))
+        if loose:
+            alike = self._ends.get(ends[0])
+            found.update(alike if len(alike) <= CROWD else ())
+        return found
 
     def _rank(self, name: str, path: str, loose: bool, closest: int) -> int | None:
         """How well a name fits a path: by spelling, then by how much of both is the same.
@@ -271,7 +305,7 @@ class Pictures:
         wanted, given = name.split("/")[::-1], path.split("/")[::-1]
         theirs = [*given, *self._above]
         pairs = list(zip(wanted, theirs, strict=False))
-        same = next((i for i, (a, b) in enumerate(pairs) if _fold(a) != _fold(b)), len(pairs))
+        same = next((i for i, (a, b) in enumerate(pairs) if not _alike(a, b)), len(pairs))
         differ = same < len(wanted) and same < len(given)
         if not same or (differ and (not loose or _fold(wanted[same]) in self._folders)):
             return None

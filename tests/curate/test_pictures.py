@@ -163,3 +163,15 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 def test_cleaning_keeps_what_is_no_drive():
     assert clean("a:b.jpg") == "a:b.jpg"
     assert clean("../../x.jpg") == "x.jpg"
+
+
+@pytest.mark.parametrize("start", ["", "x/", "C:\\"])
+def test_many_folders_with_files_of_one_name_are_no_quadratic_work(tmp_path, monkeypatch, start):
+    """As video frames are kept: each name is compared with few of the files that end like it."""
+    count, compared = 300, []
+    touch(tmp_path, *(f"cam{i}/img/1.jpg" for i in range(count)))
+    rank = Pictures._rank
+    monkeypatch.setattr(Pictures, "_rank", lambda *args: compared.append(1) or rank(*args))
+    names = [f"{start}cam{i}/img/1.jpg" for i in range(count)]
+    assert resolve(tmp_path, *names) == [f"cam{i}/img/1.jpg" for i in range(count)]
+    assert len(compared) <= 4 * count
