@@ -58,7 +58,7 @@ def write_set(root: Path, count: int) -> str:
 
 
 def write_labels(root: Path, count: int) -> str:
-    """An Objects365 json of `count` annotations, 15 an image and 1 in 12 a person, no pictures."""
+    """An Objects365 json of `count` annotations, 15 an image and 1 in 12 a person; one picture."""
     rng = np.random.default_rng(0)
     files = (f"objects365_v2_{i:08d}.jpg" for i in range(-(-count // 15)))
     images = (
@@ -72,6 +72,7 @@ def write_labels(root: Path, count: int) -> str:
     names = ({"id": i, "name": f"Thing {i}" if i > 1 else "Person"} for i in range(1, 366))
     lists = {"images": images, "annotations": (b | flags for b in boxes), "categories": names}
     (root / "images").mkdir(parents=True, exist_ok=True)
+    (root / "images" / "objects365_v2_00000000.jpg").touch()
     path = root / "zhiyuan_objv2_train.json"
     with open(path, "w") as file:  # as a stream: a child's peak is never below its parent's size
         for before, (name, entries) in zip("{,,", lists.items(), strict=True):

@@ -21,7 +21,7 @@ from osdhuman_jax.niqe import LOCAL, NiqeError, fit
 
 
 def _pictures(folder: Path) -> Iterable[Pixels]:
-    for image in folders.read_person("pristine", folder):
+    for image in folders.read_person("pristine", folders.Notes(), folder):
         try:
             yield load(image, DecodeConfig()).rgb
         except Refused as refused:

@@ -35,7 +35,7 @@ from curate.crop import Crop, index_file
 from curate.engine import Engine, EngineError
 from curate.forget import check as check_known
 from curate.forget import forget
-from curate.jobs import Index, Score, Source, crop_shards
+from curate.jobs import Index, Score, Source, crop_shards, survey_line
 from curate.ledger import Ledger
 from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
 from curate.pack import check as check_container
@@ -192,11 +192,15 @@ class Pipeline:
         self.unranked = ""  # why the selection ranked nothing
 
     def index(self) -> None:
-        """Labels to rows."""
+        """Labels to rows; prints what each source has."""
         per_shard = self.plan.config.shard_images
         job = Index(tuple(self.plan.sources), per_shard, tuple(self.plan.forgotten))
         with Screen("index", None) as screen:
             self.engine.run(job, [source.name for source in self.plan.sources], screen)
+        for source in self.plan.sources:
+            marker = self.ledger.marker("index", source.name)
+            if marker is not None:
+                print(survey_line(source.name, marker["facts"]))
 
     def crop(self) -> None:
         """Pictures to crops."""
