@@ -12,7 +12,7 @@ import errno
 import logging as standard_logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,6 @@ from osdhuman_jax.checkpoint import (
 )
 from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.data import Loader, make_loader, make_sample
-from osdhuman_jax.images import to_uint8
 from osdhuman_jax.monitor import Monitor
 from osdhuman_jax.sharding import make_mesh, replicated
 from osdhuman_jax.sources import DataError, open_sources
@@ -64,13 +63,15 @@ REASONS = {
 WARM_UP = 2  # steps before a trace: the first ones compile
 
 
-def validation_batch(config: Config) -> dict[str, np.ndarray]:
-    """The first `eval_images` pictures of the validation sources, degraded by a fixed seed."""
+def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Names and the first `eval_images` pictures of the validation sources, degraded by a seed."""
     source = open_sources(config.run.eval_sources or config.data.sources)
     count = min(config.run.eval_images, len(source))
     data = dataclasses.replace(config.data, crop=config.run.eval_crop, flip=False)
     samples = [make_sample(source, data, 0, index) for index in range(count)]
-    return {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
+    read = [(s["index"] + len(s["failures"])) % len(source) for s in samples]
+    pictures = {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
+    return [source.name(index) for index in read], pictures
 
 
 def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: Any) -> None:
@@ -101,7 +102,7 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     state, frozen = training.place(mesh, state, frozen)
     checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
     prompts = training.Prompts(config, base)
-    val = validation_batch(config)
+    names, val = validation_batch(config)
     val |= prompts(val, "lq")  # as in use, where there is no HQ
 
     with hosts.Signals() as signals, training_loader(config) as loader, ExitStack() as stack:
@@ -112,7 +113,7 @@ def train(config: Config, workdir: Path, profile: int) -> int:
         monitor = Monitor(workdir, latest or 0, config.run.steps) if hosts.is_first() else None
         if monitor:
             stack.callback(monitor.close)
-        validate = partial(validation, Validator(trainer, mesh, frozen), val, monitor)
+        validate = partial(validation, Validator(trainer, mesh, frozen), names, val, monitor)
         run = Loop(
             config, mesh, trainer, frozen, prompts, loader, checkpoints, monitor, validate, signals
         )
@@ -159,17 +160,37 @@ class Validator:
 
 
 def validation(
-    validator: Validator, val: Any, monitor: Monitor | None, step: int, params: nnx.State
+    validator: Validator,
+    names: Sequence[str],
+    val: Mapping[str, np.ndarray],
+    monitor: Monitor | None,
+    step: int,
+    params: nnx.State,
 ) -> dict[str, float]:
-    """Metrics and a sample grid on the fixed validation set."""
+    """Metrics and a sample grid on the fixed validation set, whose pictures have `names`.
+
+    A metric is NaN where one picture's is, and the pictures are named on the terminal.
+    """
     images, distances = validator(params, val)
-    means, grid = training.evaluate(to_uint8(images), val)
-    if distances:
-        means["val_lpips"] = float(np.mean(distances))
+    found, grid = training.evaluate(images, val, distances)
+    means = {name: float(np.mean(values)) for name, values in found.items()}
     if monitor:
+        if line := not_finite(names, found):
+            monitor.say(f"train.py: validation at step {step}: {line}")
         monitor.scalars(step, means)
         monitor.grid(step, grid)
     return means
+
+
+def not_finite(names: Sequence[str], found: Mapping[str, Sequence[float]]) -> str:
+    """Which metrics are not finite, and of which pictures; empty where all are."""
+    bad = {k: np.flatnonzero(~np.isfinite(values)) for k, values in found.items()}
+    pictures = [names[i] for i in sorted({int(i) for where in bad.values() for i in where})]
+    if not pictures:
+        return ""
+    metrics = ", ".join(k for k, where in bad.items() if len(where))
+    more = f" and {len(pictures) - 3} more" if pictures[3:] else ""
+    return f"not finite: {metrics} of {', '.join(pictures[:3])}{more}; this step is no best one"
 
 
 class Profile:
