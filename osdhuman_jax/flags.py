@@ -1,7 +1,11 @@
 """Command lines: one that refuses in one line, and amounts of memory as a flag's value."""
 
 import argparse
+import logging
+import sys
 from typing import NoReturn
+
+from tqdm import tqdm
 
 from osdhuman_jax.memory import parse_bytes
 
@@ -23,3 +27,20 @@ def memory(text: str) -> int:
         return parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class _AboveTheBar(logging.Handler):
+    """Writes a line to the terminal, past a progress bar that may be there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def speak() -> None:
+    """Let the package say on the terminal what it does; of JAX and Orbax only what goes wrong."""
+    for name in (None, "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    package = logging.getLogger("osdhuman_jax")
+    package.setLevel(logging.INFO)
+    if not any(isinstance(handler, _AboveTheBar) for handler in package.handlers):
+        package.addHandler(_AboveTheBar())

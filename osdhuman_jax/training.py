@@ -304,7 +304,7 @@ def to_images(batch: Mapping[str, Array | np.ndarray]) -> dict[str, Image]:
 
 
 def evaluate(
-    images: Image, batch: Mapping[str, np.ndarray], distances: Sequence[float] = ()
+    images: np.ndarray, batch: Mapping[str, np.ndarray], distances: Sequence[float] = ()
 ) -> tuple[dict[str, list[float]], np.ndarray]:
     """PSNR-Y and SSIM-Y against the HQ of each picture in [-1, 1], and a grid: a row each picture.
 
