@@ -10,14 +10,15 @@ full or a file cannot be written; 75 stopped by SIGTERM or SIGINT after saving: 
 import dataclasses
 import errno
 import logging as standard_logging
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import jax
@@ -38,6 +39,8 @@ from osdhuman_jax.checkpoint import (
 )
 from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.data import Loader, make_loader, make_sample
+from osdhuman_jax.flags import flag_value, load_config, settings
+from osdhuman_jax.interruption import apart, leave
 from osdhuman_jax.monitor import Monitor
 from osdhuman_jax.sharding import make_mesh, replicated
 from osdhuman_jax.sources import DataError, open_sources
@@ -58,7 +61,7 @@ REASONS = {
     NOT_FINITE: "loss or gradient not finite in too many steps in a row (optim.max_nonfinite), "
     "none of which changed anything: step {0} in {1} holds what was before them. If that is "
     "ruined itself, remove it: the run then goes on from the checkpoint before ({2})",
-    STOPPED: "stopped; step {0} is saved, the same command goes on",
+    STOPPED: "stopped; step {0} is saved, the same command goes on from it",
 }
 WARM_UP = 2  # steps before a trace: the first ones compile
 
@@ -91,18 +94,21 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
 def train(config: Config, workdir: Path, profile: int) -> int:
     """Run, or go on with, one experiment. Returns the exit status."""
     experiment.check(config)
-    workdir.mkdir(parents=True, exist_ok=True)
+    experiment.check_workdir(workdir)
     config.run.init = str(Path(config.run.init).resolve()) if config.run.init else ""
     check_config(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    # What may be missing is opened before anything is made.
+    experiment.check_sources(config)
+    names, val = validation_batch(config)
     base = experiment.base_folder(config, workdir)
     hosts.wait("base model")
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         trainer, _, state, frozen = training.build(config, base)
     state, frozen = training.place(mesh, state, frozen)
-    checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
     prompts = training.Prompts(config, base)
-    names, val = validation_batch(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
     val |= prompts(val, "lq")  # as in use, where there is no HQ
 
     with hosts.Signals() as signals, training_loader(config) as loader, ExitStack() as stack:
@@ -282,7 +288,10 @@ class Loop:
                 profile.at(done + 1, scalars)
                 batch = self._batch(meter)
                 before = scalars
-                state, scalars = step_fn(state, self.frozen, batch)
+                if done == first and jax.process_count() == 1:
+                    state, scalars = self._first_step(partial(step_fn, state, self.frozen, batch))
+                else:
+                    state, scalars = step_fn(state, self.frozen, batch)
                 done += 1
                 status = self._status(before, meter)  # of the step before: that one is finished
                 self._report(done, state, scalars, meter)
@@ -301,6 +310,17 @@ class Loop:
         if not row or latest is None or latest < done - row:  # else its parameters are these
             self.checkpoints.save(done, state, self.loader.get_state())
         return (DONE if done == self.config.run.steps else status), state
+
+    def _first_step(self, step: Callable[[], Any]) -> Any:
+        """A step that compiles first. Raises KeyboardInterrupt where a signal comes meanwhile."""
+        side = self.config.data.crop
+        if self.monitor:
+            self.monitor.say(f"compiling the training step for {side} x {side} ...")
+        start = time.monotonic()
+        made = apart(step, lambda: self.signals.received is not None)
+        if self.monitor:
+            self.monitor.say(f"compiled, and one step done, in {time.monotonic() - start:.1f} s")
+        return made
 
     def _work(self, state: training.TrainState) -> float | None:
         """Share of the devices' peak that one step a second would be; None on unknown devices."""
@@ -348,18 +368,32 @@ class Loop:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but a bad flag or config file is one line and status 2."""
+    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
+        print(usage())
+        sys.exit(DONE)
     try:
+        # absl would tell of a bad file at length, or not before its first use
+        if name := flag_value(argv, "config"):
+            load_config(name)
         return flags.FLAGS(argv)
-    except (flags.Error, KeyError, OSError) as error:
+    except (flags.Error, ConfigError, KeyError, OSError) as error:
         reason = error.args[0] if isinstance(error, KeyError) else error
         print(f"train.py: {' '.join(str(reason).split())}", file=sys.stderr)
         sys.exit(BAD)
 
 
-def fail(status: int, reason: object) -> None:
+def usage() -> str:
+    """All flags, and all settings with their defaults."""
+    own = [CONFIG, WORKDIR, PROFILE, COORDINATOR, PROCESSES, PROCESS]
+    said = [f"  --{flag.name}  {flags.FLAGS[flag.name].help}" for flag in own]
+    head = "Settings, by their defaults; a config file changes some, a flag changes one:"
+    return "\n".join([__doc__ or "", "Flags:", *said, "", head, *settings(Config, "config")])
+
+
+def fail(status: int, reason: object) -> NoReturn:
     """One line, and the process's end."""
     print(f"train.py: {reason}", file=sys.stderr)
-    sys.exit(status)
+    leave(status)
 
 
 def quieter_hook(kind: Any, error: Any, trace: Any) -> None:
@@ -373,6 +407,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)  # Orbax's tracebacks
     sys.excepthook = quieter_hook
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the loop begins
     cv2.setNumThreads(1)
     workdir = Path(WORKDIR.value or "")
     try:
@@ -382,6 +417,10 @@ def main(_) -> None:
         fail(BAD, error)
     except SaveError as error:
         fail(NOT_SAVED, error)
+    except KeyboardInterrupt:
+        saved = steps_saved(workdir)
+        where = f"step {saved[-1]} in {workdir / 'checkpoints'}" if saved else "the beginning"
+        fail(STOPPED, f"stopped at once; the same command goes on from {where}")
     except OSError as error:
         if error.errno not in FULL:
             raise

@@ -66,7 +66,8 @@ def test_a_best_one_is_known_again_by_the_next_run(tmp_path):
     stored.write_text('{"val_psnr_y": NaN}')
     checkpoints = Checkpoints(tmp_path, 2)
     for step, value in ((4, 24.0), (5, NAN), (6, None)):
-        checkpoints.save(step, state(step), {"position": 0}, value and {"val_psnr_y": value})
+        measured = None if value is None else {"val_psnr_y": value}
+        checkpoints.save(step, state(step), {"position": 0}, measured)
     assert checkpoints.latest() == 6
     checkpoints.close()
     assert steps_saved(tmp_path) == [2, 5, 6]
