@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from osdhuman_jax.flags import Parser, memory, speak
+from osdhuman_jax.flags import Parser, check_folder, memory, speak
 from osdhuman_jax.images import LOSSLESS
 from osdhuman_jax.interruption import leave
 from osdhuman_jax.jobs import (
@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = Settings(args.upscale, args.color_fix, args.blend, args.format, args.quality)
     runner = None
     try:
+        check_folder("output", args.output)
         jobs = plan(args.input, args.output, settings)
         others = other_pictures(args.input)
         pipeline = load_pipeline(args)

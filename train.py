@@ -39,7 +39,7 @@ from osdhuman_jax.checkpoint import (
 )
 from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.data import Loader, make_loader, make_sample
-from osdhuman_jax.flags import flag_value, load_config, settings
+from osdhuman_jax.flags import check_folder, flag_value, load_config, settings
 from osdhuman_jax.interruption import apart, leave
 from osdhuman_jax.monitor import Monitor
 from osdhuman_jax.sharding import make_mesh, replicated
@@ -94,7 +94,7 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
 def train(config: Config, workdir: Path, profile: int) -> int:
     """Run, or go on with, one experiment. Returns the exit status."""
     experiment.check(config)
-    experiment.check_workdir(workdir)
+    check_folder("workdir", workdir)
     config.run.init = str(Path(config.run.init).resolve()) if config.run.init else ""
     check_config(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)

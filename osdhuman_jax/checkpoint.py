@@ -104,7 +104,10 @@ def read_config(workdir: Path) -> Config:
     path = workdir / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{workdir}: not a training run (no config.json)")
-    return from_dict(Config, json.loads(path.read_text()))
+    try:
+        return from_dict(Config, json.loads(path.read_text()))
+    except ValueError as error:  # a ConfigError too
+        raise CheckpointError(f"{path}: not the configuration of a run ({error})") from error
 
 
 def write_json(path: Path, value: Any) -> None:

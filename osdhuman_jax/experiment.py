@@ -1,6 +1,5 @@
 """An experiment before its first step: its config checked, its base model loaded."""
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -70,17 +69,6 @@ def _check_numbers(config: Config) -> None:
             raise ConfigError(f"loss.{name}: {bounds} is no range within (0, 1000)")
     if not 0.0 <= config.optim.ema < 1.0:
         raise ConfigError(f"optim.ema: {config.optim.ema} is not in [0, 1)")
-
-
-def check_workdir(workdir: Path) -> None:
-    """Raise ConfigError where the folder of a run cannot be made, or not be written."""
-    there = next(
-        path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists()
-    )
-    if not there.is_dir():
-        raise ConfigError(f"--workdir {workdir}: {there} is a file; name a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"--workdir {workdir}: {there} cannot be written; name another folder")
 
 
 def check_sources(config: Config) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,16 @@ def speak() -> None:
     root = logging.getLogger()
     if not any(isinstance(handler, _AboveTheBar) for handler in root.handlers):
         root.addHandler(_AboveTheBar())
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Raise ConfigError where a folder to write into cannot be made, or not be written."""
+    whole = path.absolute()
+    there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise ConfigError(f"--{flag} {path}: {there} is no folder; name another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"--{flag} {path}: {there} cannot be written; name another folder")
 
 
 def flag_value(argv: Sequence[str], name: str) -> str | None:

@@ -14,7 +14,13 @@ import pytest
 from flax import nnx
 from orbax.checkpoint._src.checkpointers import async_checkpointer
 
-from osdhuman_jax.checkpoint import CheckpointError, Checkpoints, SaveError, steps_saved
+from osdhuman_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    SaveError,
+    read_config,
+    steps_saved,
+)
 from osdhuman_jax.training import TrainState
 
 NAN, INF = math.nan, math.inf
@@ -173,3 +179,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
             file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(CheckpointError, match="checkpoints/1: damaged"):
         Checkpoints(tmp_path, 2).restore(1, state(0))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"run": 3}'])
+def test_a_damaged_configuration_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="config.json: not the configuration"):
+        read_config(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from osdhuman_jax.config import Config, ConfigError
-from osdhuman_jax.flags import flag_value, load_config, settings, speak
+from osdhuman_jax.flags import check_folder, flag_value, load_config, settings, speak
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,17 @@ def test_a_config_may_take_an_argument(tmp_path: Path) -> None:
         "def get_config(kind):\n    made = Config()\n    made.run.kind = kind\n    return made\n"
     )
     assert load_config(f"{path}:vae").run.kind == "vae"
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "file/a/b", "dangling"])
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="--workdir .* is no folder"):
+        check_folder("workdir", tmp_path / name)
+    for fine in (tmp_path, tmp_path / "new" / "run"):
+        check_folder("workdir", fine)
+    assert not (tmp_path / "new").exists()
 
 
 def test_every_setting_is_listed_with_its_default() -> None:
