@@ -68,11 +68,12 @@ def check_folder(flag: str, path: Path) -> None:
 
 def flag_value(argv: Sequence[str], name: str) -> str | None:
     """What a command line gives as `--name=value` or `--name value`, before it is parsed."""
+    found = None  # of several, the last one counts
     for word, following in zip(argv, [*argv[1:], None], strict=True):
         flag, equals, value = word.lstrip("-").partition("=")
         if word.startswith("-") and flag == name:
-            return value if equals else following
-    return None
+            found = value if equals else following
+    return found
 
 
 def load_config(name: str) -> Config:

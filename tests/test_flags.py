@@ -15,6 +15,7 @@ from osdhuman_jax.flags import check_folder, flag_value, load_config, settings, 
     [
         (["train.py", "--config", "a.py", "--workdir=w"], "a.py"),
         (["train.py", "--config.run.steps=3", "-config=b.py"], "b.py"),
+        (["train.py", "--config", "a.py", "--config=b.py"], "b.py"),
         (["train.py", "--config"], None),
         (["train.py", "config", "a.py"], None),
     ],
