@@ -52,6 +52,10 @@ def speak() -> None:
     logging.getLogger("osdhuman_jax").setLevel(logging.INFO)
     # At the root: where that has no handler, whatever warns first may add another one.
     root = logging.getLogger()
+    for handler in root.handlers[:]:
+        # What a library's warning added before this: every line would come twice.
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
     if not any(isinstance(handler, _AboveTheBar) for handler in root.handlers):
         root.addHandler(_AboveTheBar())
 
