@@ -14,6 +14,7 @@ from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.objectives import OBJECTIVES
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.schedule import Schedule
+from osdhuman_jax.sources import DataError, open_sources
 from osdhuman_jax.weights import (
     add_lora,
     is_generator,
@@ -22,7 +23,7 @@ from osdhuman_jax.weights import (
     save_model,
 )
 from osdhuman_jax.weights.extractors import KINDS
-from osdhuman_jax.weights.store import DTYPES
+from osdhuman_jax.weights.store import DTYPES, read_meta
 
 
 def check(config: Config) -> None:
@@ -69,6 +70,21 @@ def _check_numbers(config: Config) -> None:
             raise ConfigError(f"loss.{name}: {bounds} is no range within (0, 1000)")
     if not 0.0 <= config.optim.ema < 1.0:
         raise ConfigError(f"optim.ema: {config.optim.ema} is not in [0, 1)")
+
+
+def check_sources(config: Config) -> None:
+    """Raise ConfigError where the data or the base model's folder are missing."""
+    for name, paths in (
+        ("data.sources", config.data.sources),
+        ("run.eval_sources", config.run.eval_sources),
+    ):
+        try:
+            if paths:
+                open_sources(paths)
+        except (DataError, OSError) as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if config.run.init:
+        read_meta(Path(config.run.init))
 
 
 def trainable(config: Config) -> nnx.filterlib.Filter:

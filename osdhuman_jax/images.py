@@ -237,13 +237,24 @@ def to_float(samples: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> S
 
 
 def to_uint8(values: Floats) -> UInt8[np.ndarray, "*b h w 3"]:
-    """Float [-1, 1] to uint8 [0, 255], clamped and rounded to the nearest."""
+    """Float [-1, 1] to uint8 [0, 255], clamped and rounded to the nearest.
+
+    Raises ImageError where a value is not finite, which would be black or white otherwise.
+    """
+    _check_finite(values)
     return np.round((np.clip(values, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def to_uint16(values: Floats) -> UInt16[np.ndarray, "*b h w 3"]:
-    """Float [-1, 1] to uint16 [0, 65535], clamped and rounded to the nearest."""
+    """Float [-1, 1] to uint16 [0, 65535], clamped and rounded to the nearest. Raises likewise."""
+    _check_finite(values)
     return np.round((np.clip(values, -1, 1) + 1) * np.float32(32767.5)).astype(np.uint16)
+
+
+def _check_finite(values: Floats) -> None:
+    """Raise ImageError that says how many values are NaN or infinite, if any is."""
+    if bad := values.size - np.count_nonzero(np.isfinite(values)):
+        raise ImageError(f"{bad} of {values.size} values are not finite")
 
 
 def narrow(samples: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:

@@ -1,6 +1,8 @@
 """What a person sees of a run: a progress bar, JSON lines, TensorBoard, pictures."""
 
 import json
+import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,14 +47,19 @@ class Monitor:
         self._bar.update()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers at a step."""
-        append_line(self._lines, json.dumps({"step": step, **values}))
+        """Log numbers at a step; one that is not finite is null in the JSON, which has no NaN."""
+        known = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        append_line(self._lines, json.dumps({"step": step, **known}, allow_nan=False))
         summary = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
         self._write(step, Summary(value=summary))
         shown = {
             k: f"{v:.4g}" for k, v in values.items() if k in ("loss", "val_psnr_y", "images_s")
         }
         self._bar.set_postfix(shown, refresh=False)
+
+    def say(self, line: str) -> None:
+        """Tell the person at the terminal, above the bar."""
+        tqdm.write(line, file=sys.stderr)
 
     def grid(self, step: int, picture: np.ndarray) -> None:
         """Save a uint8 RGB picture (H, W, 3) of a step."""

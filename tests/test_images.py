@@ -5,6 +5,7 @@ import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -25,6 +26,7 @@ from osdhuman_jax.images import (
     read_size,
     to_float,
     to_uint8,
+    to_uint16,
     write_png,
 )
 
@@ -293,6 +295,15 @@ def test_uint8_survives_the_float_range() -> None:
     assert values.dtype == np.float32 and values.min() == -1 and values.max() == 1
     np.testing.assert_array_equal(to_uint8(values), levels)
     assert to_uint8(np.full((1, 1, 3), [-9, 0.0, 9], np.float32)).tolist() == [[[0, 128, 255]]]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("quantized", [to_uint8, to_uint16])
+def test_what_is_not_finite_is_no_black_picture(quantized: Callable, value: float) -> None:
+    values = np.zeros((2, 2, 3), np.float32)
+    values[0, 1, :2] = value
+    with pytest.raises(ImageError, match="2 of 12 values are not finite"):
+        quantized(values)
 
 
 def test_written_png_is_read_back_and_repeats_bit_for_bit(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def transpose(tensors: dict) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / CONFIG).unlink(), "copy: not a model folder (no config.json)"),
-    "no folder": (shutil.rmtree, "copy: not a model folder (no config.json)"),
+    "no folder": (shutil.rmtree, "copy: no model folder; make one by python -m"),
     "no JSON": (lambda f: (f / CONFIG).write_text("{"), "config.json: not JSON"),
     "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\0"), "config.json: not JSON"),
     "a list": (lambda f: (f / CONFIG).write_text("[]"), "config.json: not a model description"),

@@ -208,7 +208,8 @@ def _generator_names(restorer: Restorer, generator: LoRAConfig | None) -> set[st
 def read_meta(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises WeightsError where it is not one."""
     if not (folder / CONFIG).is_file():
-        raise WeightsError(f"{folder}: not a model folder (no {CONFIG})")
+        what = f"not a model folder (no {CONFIG})" if folder.is_dir() else "no model folder"
+        raise WeightsError(f"{folder}: {what}; make one by python -m osdhuman_jax.weights import")
     try:
         meta = json.loads((folder / CONFIG).read_text())
     except ValueError as error:
