@@ -1,6 +1,7 @@
 """Restore photographs: python infer.py --input photos/ --output restored/
 
-Exit status: 0 all restored, 1 some failed (named at the end), 2 nothing was done, 130 interrupted.
+Exit status: 0 all restored, 1 some failed (named at the end), 2 nothing was done (what failed is
+named), 130 interrupted.
 """
 
 import argparse
@@ -10,7 +11,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from osdhuman_jax.flags import Parser, check_folder, memory, speak
+from osdhuman_jax.command import Parser, check_folder
+from osdhuman_jax.flags import memory, speak
 from osdhuman_jax.images import LOSSLESS
 from osdhuman_jax.interruption import leave
 from osdhuman_jax.jobs import (
@@ -102,17 +104,20 @@ def main(argv: list[str] | None = None) -> int:
         check_folder("output", args.output)
         jobs = plan(args.input, args.output, settings)
         others = other_pictures(args.input)
+        if all(job.broken for job in jobs):
+            return report([(job, job.broken) for job in jobs], len(jobs), 0, args.output)
         pipeline = load_pipeline(args)
         with held(args.output) as ledger:
             made = identity(pipeline, settings)
             left = remaining(jobs, args.output, ledger, made, args.overwrite)
             runner = Runner(pipeline, settings, args.output, ledger)
             skipped = len(jobs) - len(left)
-            with tqdm(total=len(jobs), initial=skipped, unit="image", file=sys.stderr) as bar:
+            shown = {"unit": "image", "file": sys.stderr, "disable": len(jobs) == 1}
+            with tqdm(total=len(jobs), initial=skipped, **shown) as bar:
                 runner.run(left, bar.update)
     except (ValueError, OSError) as error:
         print(f"infer.py: {error}", file=sys.stderr)
-        return 1 if runner else 2
+        return 1 if runner and runner.ledger.has_pictures else 2
     if others:
         print(f"not restored: {others}", file=sys.stderr)
     return report(runner.failures, len(jobs), skipped, args.output)
@@ -120,11 +125,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(failures: list[tuple[Job, str]], total: int, skipped: int, output: Path) -> int:
     """Say what became of the files; returns the exit status."""
+    there = total - len(failures)
     before = f" ({skipped} were there already)" if skipped else ""
-    print(f"restored {total - len(failures)} of {total} images to {output}{before}")
+    if there:
+        print(f"restored {there} of {total} images to {output}{before}")
     for job, reason in sorted(failures, key=lambda failure: failure[0].output):
         print(f"failed: {job.source}: {reason}", file=sys.stderr)
-    return 1 if failures else 0
+    return (1 if there else 2) if failures else 0
 
 
 if __name__ == "__main__":

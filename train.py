@@ -4,17 +4,16 @@ The same command goes on where an interrupted run stopped. At the end, WORKDIR/m
 folder: what `infer.py --model` takes, and what a further stage's `run.init` starts from.
 
 Exit status: 0 done; 2 bad input; 3 losses or gradients were not finite for too long; 4 the disk is
-full or a file cannot be written; 75 stopped by SIGTERM or SIGINT after saving: run it again.
+full or a file cannot be read or written; 75 stopped by SIGTERM or SIGINT: run it again.
 """
 
-import dataclasses
 import errno
 import logging as standard_logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,6 @@ import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from osdhuman_jax import experiment, flops, hosts, training
 from osdhuman_jax.checkpoint import (
@@ -37,25 +35,24 @@ from osdhuman_jax.checkpoint import (
     record,
     steps_saved,
 )
+from osdhuman_jax.command import CommandError, check_folder
 from osdhuman_jax.config import Config, ConfigError
-from osdhuman_jax.data import Loader, make_loader, make_sample
+from osdhuman_jax.data import Loader, make_loader
 from osdhuman_jax.disk import staged_folder
-from osdhuman_jax.flags import check_folder, flag_value, load_config, settings
-from osdhuman_jax.interruption import apart, leave
+from osdhuman_jax.flags import define_config, settings
+from osdhuman_jax.interruption import Stopped, apart, leave
 from osdhuman_jax.monitor import Monitor
 from osdhuman_jax.sharding import make_mesh, replicated
-from osdhuman_jax.sources import DataError, open_sources
+from osdhuman_jax.sources import DataError
+from osdhuman_jax.validation import Validator, validation, validation_batch
 from osdhuman_jax.weights import WeightsError, copy_prompter, save_model
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment, for instance configs/base.py."
-)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if need be, else resumed.")
 PROFILE = flags.DEFINE_integer("profile", 0, "Write a trace of this many steps to WORKDIR/profile.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
 PROCESSES = flags.DEFINE_integer("processes", -1, "How many processes there are.")
 PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
-BAD_INPUT = (ConfigError, CheckpointError, DataError, WeightsError)
+BAD_INPUT = (CommandError, ConfigError, CheckpointError, DataError, WeightsError)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DONE, BAD, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75
 REASONS = {
@@ -65,17 +62,6 @@ REASONS = {
     STOPPED: "stopped; step {0} is saved, the same command goes on from it",
 }
 WARM_UP = 2  # steps before a trace: the first ones compile
-
-
-def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Names and the first `eval_images` pictures of the validation sources, degraded by a seed."""
-    source = open_sources(config.run.eval_sources or config.data.sources)
-    count = min(config.run.eval_images, len(source))
-    data = dataclasses.replace(config.data, crop=config.run.eval_crop, flip=False)
-    samples = [make_sample(source, data, 0, index) for index in range(count)]
-    read = [(s["index"] + len(s["failures"])) % len(source) for s in samples]
-    pictures = {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
-    return [source.name(index) for index in read], pictures
 
 
 def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: Any) -> None:
@@ -113,7 +99,12 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
 
-    with hosts.Signals() as signals, training_loader(config) as loader, ExitStack() as stack:
+    with (
+        files_needed(workdir),
+        hosts.Signals() as signals,
+        training_loader(config) as loader,
+        ExitStack() as stack,
+    ):
         record(workdir, config, base, write=hosts.is_first())
         if (latest := checkpoints.latest()) is not None:
             state, position = checkpoints.restore(latest, state)
@@ -121,7 +112,8 @@ def train(config: Config, workdir: Path, profile: int) -> int:
         monitor = Monitor(workdir, latest or 0, config.run.steps) if hosts.is_first() else None
         if monitor:
             stack.callback(monitor.close)
-        validate = partial(validation, Validator(trainer, mesh, frozen), names, val, monitor)
+        validator = Validator(trainer, mesh, frozen, lambda: signals.received is not None)
+        validate = partial(validation, validator, names, val, monitor)
         run = Loop(
             config, mesh, trainer, frozen, prompts, loader, checkpoints, monitor, validate, signals
         )
@@ -129,10 +121,28 @@ def train(config: Config, workdir: Path, profile: int) -> int:
         checkpoints.close()
     if status == DONE and hosts.is_first():
         params = jax.device_get(state.params if state.ema is None else state.ema)
-        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        cpu = jax.local_devices(backend="cpu")[0]
+        with files_needed(workdir), jax.default_device(cpu):
             export(config, workdir, base, params, val)
     hosts.wait("end")
     return status
+
+
+@contextmanager
+def files_needed(workdir: Path) -> Iterator[None]:
+    """A SaveError, in one line, in the place of what the system says of a file (OSError)."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        where = resume_point(workdir)
+        raise SaveError(f"{reason}; the same command goes on from {where}") from error
+
+
+def resume_point(workdir: Path) -> str:
+    """Where the same command would go on."""
+    saved = steps_saved(workdir)
+    return f"step {saved[-1]} in {workdir / 'checkpoints'}" if saved else "the beginning"
 
 
 def training_loader(config: Config) -> Loader:
@@ -142,63 +152,6 @@ def training_loader(config: Config) -> Loader:
     return make_loader(
         config.data, batch_size=share, shard_index=jax.process_index(), shard_count=count
     )
-
-
-class Validator:
-    """The compiled programs of validation, one picture at a time."""
-
-    def __init__(self, trainer: training.Trainer, mesh: Mesh, frozen: training.Frozen) -> None:
-        everywhere = replicated(mesh)
-        self._frozen = frozen
-        self._images = jax.jit(trainer.images, out_shardings=everywhere)
-        self._lpips = (
-            jax.jit(trainer.distances, out_shardings=everywhere) if trainer.lpips else None
-        )
-
-    def __call__(self, params: nnx.State, val: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
-        """Pictures in [-1, 1], and their LPIPS or an empty list."""
-        pictures, distances = [], []
-        for i in range(len(val["hq"])):
-            one = {k: v[i : i + 1] for k, v in val.items()}
-            image = self._images(params, self._frozen, one)
-            if self._lpips:
-                distances.append(float(self._lpips(self._frozen, image, one)[0]))
-            pictures.append(np.asarray(image))
-        return np.concatenate(pictures), distances
-
-
-def validation(
-    validator: Validator,
-    names: Sequence[str],
-    val: Mapping[str, np.ndarray],
-    monitor: Monitor | None,
-    step: int,
-    params: nnx.State,
-) -> dict[str, float]:
-    """Metrics and a sample grid on the fixed validation set, whose pictures have `names`.
-
-    A metric is NaN where one picture's is, and the pictures are named on the terminal.
-    """
-    images, distances = validator(params, val)
-    found, grid = training.evaluate(images, val, distances)
-    means = {name: float(np.mean(values)) for name, values in found.items()}
-    if monitor:
-        if line := not_finite(names, found):
-            monitor.say(f"train.py: validation at step {step}: {line}")
-        monitor.scalars(step, means)
-        monitor.grid(step, grid)
-    return means
-
-
-def not_finite(names: Sequence[str], found: Mapping[str, Sequence[float]]) -> str:
-    """Which metrics are not finite, and of which pictures; empty where all are."""
-    bad = {k: np.flatnonzero(~np.isfinite(values)) for k, values in found.items()}
-    pictures = [names[i] for i in sorted({int(i) for where in bad.values() for i in where})]
-    if not pictures:
-        return ""
-    metrics = ", ".join(k for k, where in bad.items() if len(where))
-    more = f" and {len(pictures) - 3} more" if pictures[3:] else ""
-    return f"not finite: {metrics} of {', '.join(pictures[:3])}{more}; this step is no best one"
 
 
 class Profile:
@@ -362,7 +315,8 @@ class Loop:
                 self.monitor.scalars(step, values)
         metrics = None
         if run.sample_every and (step % run.sample_every == 0 or last):
-            metrics = self.validate(step, state.params if state.ema is None else state.ema)
+            with suppress(Stopped):  # before it was compiled: the next step is told of the signal
+                metrics = self.validate(step, state.params if state.ema is None else state.ema)
             meter.restart()
         if metrics or step % run.checkpoint_every == 0 or last:
             self.checkpoints.save(step, state, self.loader.get_state(), metrics)
@@ -374,11 +328,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         print(usage())
         sys.exit(DONE)
     try:
-        # absl would tell of a bad file at length, or not before its first use
-        if name := flag_value(argv, "config"):
-            load_config(name)
-        return flags.FLAGS(argv)
-    except (flags.Error, ConfigError, KeyError, OSError) as error:
+        return flags.FLAGS(define_config(argv))
+    except (flags.Error, CommandError, KeyError) as error:
         reason = error.args[0] if isinstance(error, KeyError) else error
         print(f"train.py: {' '.join(str(reason).split())}", file=sys.stderr)
         sys.exit(BAD)
@@ -386,8 +337,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def usage() -> str:
     """All flags, and all settings with their defaults."""
-    own = [CONFIG, WORKDIR, PROFILE, COORDINATOR, PROCESSES, PROCESS]
-    said = [f"  --{flag.name}  {flags.FLAGS[flag.name].help}" for flag in own]
+    own = [WORKDIR, PROFILE, COORDINATOR, PROCESSES, PROCESS]
+    said = ["  --config  Experiment, for instance configs/base.py."]
+    said += [f"  --{flag.name}  {flags.FLAGS[flag.name].help}" for flag in own]
     head = "Settings, by their defaults; a config file changes some, a flag changes one:"
     return "\n".join([__doc__ or "", "Flags:", *said, "", head, *settings(Config, "config")])
 
@@ -414,20 +366,15 @@ def main(_) -> None:
     workdir = Path(WORKDIR.value or "")
     try:
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        status = train(CONFIG.value, workdir, PROFILE.value)
+        status = train(flags.FLAGS.config, workdir, PROFILE.value)
     except BAD_INPUT as error:
         fail(BAD, error)
     except SaveError as error:
         fail(NOT_SAVED, error)
     except KeyboardInterrupt:
-        saved = steps_saved(workdir)
-        where = f"step {saved[-1]} in {workdir / 'checkpoints'}" if saved else "the beginning"
-        fail(STOPPED, f"stopped at once; the same command goes on from {where}")
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        last = steps_saved(workdir)[-1:] or ["none"]
-        fail(NOT_SAVED, f"{error}; last good state: step {last[0]} in {workdir}/checkpoints")
+        fail(STOPPED, f"stopped at once; the same command goes on from {resume_point(workdir)}")
+    except OSError as error:  # before the first step
+        fail(NOT_SAVED if error.errno in FULL else BAD, error)
     else:
         if status != DONE:
             *before, last = ["none", *steps_saved(workdir)]
@@ -435,5 +382,5 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("workdir")
     app.run(main, flags_parser=parse_flags)

@@ -6,7 +6,6 @@ Two of the photographs show a person and are labelled so. The others stand in fo
 every picture is of one person: what is demonstrated is the machinery.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from PIL import Image
 
 from curate import run
 from curate.schema import Pixels
+from osdhuman_jax.command import CommandError, Parser, check_folder
 
 ROOT = Path(__file__).parent.parent
 PEOPLE = {"astronaut": (60, 0, 400, 512), "hopper": (20, 30, 500, 600)}  # x0, y0, x1, y1
@@ -114,12 +114,17 @@ def write_sources(root: Path) -> list[str]:
     return [write_coco(root / "coco"), write_voc(root / "voc"), write_person(root / "person")]
 
 
-def main() -> int:
-    """Curate, then train."""
-    parser = argparse.ArgumentParser(description="Curate shipped photographs, then train.")
-    parser.add_argument("--output", type=Path, required=True)
-    output = parser.parse_args().output.resolve()
-    sources = [f"--source={source}" for source in write_sources(output / "sources")]
+def main(arguments: list[str] | None = None) -> int:
+    """Curate, then train. Exit status of the command that failed, 2 on a bad output, 0 done."""
+    parser = Parser("python -m curate.demo", "Curate shipped photographs, then train.")
+    parser.add_argument("--output", type=Path, required=True, help="folder of all that is made")
+    output = parser.parse_args(arguments).output.resolve()
+    try:
+        check_folder("output", output)
+        sources = [f"--source={source}" for source in write_sources(output / "sources")]
+    except (CommandError, OSError) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 2
     settings = [f"--set={setting}" for setting in SETTINGS]
     status = run.main([f"--output={output / 'set'}", "--workers=2", *sources, *settings])
     if status:

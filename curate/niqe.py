@@ -5,7 +5,6 @@
 Scores by them are named `niqe-local` (see osdhuman_jax/niqe.py, which has the mathematics).
 """
 
-import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,6 +15,7 @@ from curate.config import DecodeConfig
 from curate.decode import Refused, load
 from curate.readers import folders
 from curate.schema import Pixels
+from osdhuman_jax.command import CommandError, Parser, check_file
 from osdhuman_jax.disk import staged_file
 from osdhuman_jax.niqe import LOCAL, NiqeError, fit
 
@@ -30,18 +30,20 @@ def _pictures(folder: Path) -> Iterable[Pixels]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Fit parameters to a folder. Exit status 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m curate.niqe", description="Fit NIQE.")
+    parser = Parser("python -m curate.niqe", "Fit NIQE.")
     parser.add_argument("folder", type=Path, help="pictures without blur, noise or compression")
     parser.add_argument("--output", type=Path, required=True, help="FILE.npz")
     flags = parser.parse_args(arguments)
     try:
         if flags.output.suffix != ".npz":
             raise NiqeError(f"--output {flags.output}: give it the suffix .npz")
+        check_file("output", flags.output)
         model = fit(_pictures(flags.folder))
         arrays = dict(zip(LOCAL, (model.mean, model.covariance), strict=True))
+        flags.output.parent.mkdir(parents=True, exist_ok=True)
         with staged_file(flags.output) as file:
             np.savez(file, **arrays)
-    except (NiqeError, folders.ReaderError, OSError) as error:
+    except (NiqeError, CommandError, folders.ReaderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {flags.output}; give it as --niqe_params")

@@ -12,7 +12,6 @@ threshold.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -45,6 +44,7 @@ from curate.progress import Screen
 from curate.schema import InputError
 from curate.selection import Select, read_review, read_statistics
 from curate.tables import read_rows
+from osdhuman_jax.command import CommandError, Parser, call_config, check_folder, check_input
 from osdhuman_jax.disk import write_json
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
@@ -125,13 +125,11 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
 
 
 def load_config(path: Path, profile: str | None) -> CurateConfig:
-    """`get_config` of a Python file, called with the profile. Raises ConfigError."""
-    spec = importlib.util.spec_from_file_location("curate_settings", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"--config {path}: no Python file there")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(profile) if profile else module.get_config()
+    """`get_config` of a Python file, given the profile. Raises CommandError or ConfigError."""
+    config = call_config(path, *([profile] if profile else []))
+    if not isinstance(config, CurateConfig):
+        raise ConfigError(f"--config {path}: its get_config() gives no curate.config.CurateConfig")
+    return config
 
 
 def make_plan(flags: argparse.Namespace) -> Plan:
@@ -301,18 +299,18 @@ def rows_of(path: Path) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m curate.run",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m curate.run", __doc__ or "", formatter_class=plain)
     parser.add_argument("command", nargs="?", default="run", choices=COMMANDS)
     parser.add_argument("names", nargs="*", metavar="IMAGE_ID", help="of `forget`")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--source", action="append", default=[], metavar="[NAME:]KIND=PATH[,PATH]")
+    parser.add_argument("--output", type=Path, required=True, help="folder of all that is made")
+    source = "[NAME:]KIND=PATH[,PATH]"
+    kinds = f"once for each; KIND is one of {', '.join(readers.KINDS)}"
+    parser.add_argument("--source", action="append", default=[], metavar=source, help=kinds)
     parser.add_argument("--config", type=Path, help="default: configs/curate.py")
     parser.add_argument("--profile", help="default, strict, paper or test")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    setting = "a setting of curate/config.py, as select.musiq_min=65"
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
     for name, target in FLAGS.items():
         parser.add_argument(f"--{name}", help=f"the same as --set {target}=...")
     parser.add_argument("--review", help="csv of a review page's decisions; '' = none")
@@ -330,17 +328,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.output = flags.output.absolute()  # Ray's workers have a folder of their own
     if flags.names and flags.command != "forget":
         parser.error(f"{flags.command} takes no names")
+    if flags.workers < 0:
+        parser.error(f"--workers {flags.workers} is negative")
     return flags
 
 
 def execute(flags: argparse.Namespace) -> None:
     """Do what the command line says."""
     if flags.command == "gc":
+        check_input("output", flags.output)
         freed = Ledger(flags.output).collect_garbage()
         print(f"removed {freed / 1e6:,.1f} MB")
         return
-    plan = make_plan(flags)
-    flags.output.mkdir(parents=True, exist_ok=True)
+    check_folder("output", flags.output)
+    try:
+        plan = make_plan(flags)
+        flags.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{error}; name what can be read, and an --output to write to") from None
     Ledger(flags.output).clean()
     engine = Engine(flags.output, flags.engine, flags.workers, plan.config.limit, flags.verify)
     if flags.command == "forget":
@@ -369,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         execute(flags)
-    except InputError as error:
+    except (InputError, CommandError) as error:
         print(f"curate: {error}", file=sys.stderr)
         return 2
     except (EngineError, ManifestError, OSError) as error:

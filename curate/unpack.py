@@ -4,7 +4,6 @@ A packed split's pictures as files, CROP.webp (or what its codec is), for progra
 records. The set itself, `forget` and later runs know nothing of them.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from curate.pack import PackError, picture_name, read_container
 from curate.schema import InputError
 from curate.tables import read_rows
+from osdhuman_jax.command import CommandError, Parser, check_folder
 from osdhuman_jax.disk import write_bytes
 
 
@@ -24,9 +24,14 @@ def unpack(packed: Path, output: Path) -> int:
     """
     if not (packed / "index.parquet").is_file():
         raise PackError(f"{packed}: no packed split; give OUT/packed/SPLIT")
-    headers = [json.loads(row["header"]) for row in read_rows(packed / "index.parquet", ["header"])]
-    names = set(map(picture_name, headers))
-    output.mkdir(parents=True, exist_ok=True)
+    check_folder("output", output)
+    try:
+        rows = read_rows(packed / "index.parquet", ["header"])
+        names = {picture_name(json.loads(row["header"])) for row in rows}
+        output.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PackError(f"{packed}: {reason}; pack again, or name another --output") from error
     if others := sorted({path.name for path in output.glob("[!.]*")} - names):
         raise PackError(
             f"--output {output}: {others[0]} is none of its pictures; give a new folder"
@@ -40,7 +45,7 @@ def unpack(packed: Path, output: Path) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """0 done; 1 stopped by a failure (the same command goes on from there); 2 bad input."""
-    parser = argparse.ArgumentParser(prog="python -m curate.unpack", description="Unpack a split.")
+    parser = Parser("python -m curate.unpack", "Unpack a split.")
     parser.add_argument("packed", type=Path, help="OUT/packed/SPLIT")
     parser.add_argument("--output", type=Path, required=True, help="a folder of its own")
     flags = parser.parse_args(arguments)
@@ -48,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         count = unpack(flags.packed, flags.output)
     except (InputError, OSError, ValueError, RuntimeError) as error:  # the last: a damaged file
         print(f"unpack: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InputError) else 1
+        return 2 if isinstance(error, (InputError, CommandError)) else 1
     print(f"{count:,} pictures in {flags.output}")
     return 0
 

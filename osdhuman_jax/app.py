@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from osdhuman_jax.flags import Parser, memory, speak
+from osdhuman_jax.command import Parser
+from osdhuman_jax.flags import memory, speak
 from osdhuman_jax.frames import scaled_size
 from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
 from osdhuman_jax.jobs import one_line
@@ -142,8 +143,11 @@ def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
     from gradio import themes  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
     from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
 
-    with socket.create_server((host, port)):
-        pass  # Gradio would tell of a taken port at length
+    try:
+        # Gradio would tell of a taken port at length.
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise OSError(f"--host {host} --port {port}: {error}; name another address") from error
     # the default theme's own fonts come from a font server
     theme = themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     _, url, _ = page.launch(
@@ -169,12 +173,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="model folder")
     add("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0: to every machine")
-    add("--port", type=int, default=7860)
+    add("--port", type=int, default=7860, help="of the address")
     add("--max_pixels", type=int, default=25_000_000, help="of a picture, after upscaling")
     add("--max_file_size", type=memory, default="50MiB", help="of an upload")
     add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")
     add("--max_memory", type=memory, help="bytes for the model; default: half the host's")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 <= args.port < 2**16:
+        parser.error(f"--port {args.port} is not between 0 and {2**16 - 1}")
+    if args.max_pixels < 1:
+        parser.error(f"--max_pixels {args.max_pixels} is not at least 1")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from osdhuman_jax.command import Parser, check_file
 from osdhuman_jax.images import ImageError, read_image, write_png
 from osdhuman_jax.listing import named_images
 
@@ -130,7 +131,7 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="compare", description="Methods side by side.")
+    parser = Parser("compare", "Methods side by side.")
     add = parser.add_argument
     add("--columns", required=True, nargs="+", metavar="NAME=DIR", help="folders, left to right")
     add("--output", required=True, type=Path, help="the sheet, a PNG")
@@ -174,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse_args(argv)
     folders = dict(map(named_folder, args.columns))
     try:
+        check_file("output", args.output)
         if len(folders) < len(args.columns):
             raise ValueError("two columns have one name: give them as NAME=DIR")
         rows = _rows(folders, args.names, args.rows)

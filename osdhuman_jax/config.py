@@ -15,77 +15,77 @@ T = TypeVar("T")
 class VAEConfig:
     """AutoencoderKL; names are diffusers'. The defaults are Stable Diffusion 2.1-base."""
 
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    norm_num_groups: int = 32
+    latent_channels: int = 4  # Stable Diffusion
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)  # width of each level
+    layers_per_block: int = 2  # residual blocks of a level; the decoder has one more
+    norm_num_groups: int = 32  # of every group norm
     scaling_factor: float = 0.18215  # latent = scaling_factor * posterior
-    mid_block_add_attention: bool = True
+    mid_block_add_attention: bool = True  # one head over all of the latent
 
 
 @dataclass
 class UNetConfig:
     """UNet2DConditionModel; names are diffusers'. The defaults are Stable Diffusion 2.1-base."""
 
-    in_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    in_channels: int = 4  # those of the latent
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # width of each level
     down_block_types: tuple[str, ...] = (
         "CrossAttnDownBlock2D",
         "CrossAttnDownBlock2D",
         "CrossAttnDownBlock2D",
         "DownBlock2D",
     )  # the up path mirrors it; the middle block always attends
-    layers_per_block: int = 2
-    num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
-    cross_attention_dim: int = 1024
-    norm_num_groups: int = 32
+    layers_per_block: int = 2  # residual blocks of a level; the up path has one more
+    num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)  # of each level
+    cross_attention_dim: int = 1024  # width of the prompt's tokens
+    norm_num_groups: int = 32  # of every group norm
 
 
 @dataclass
 class SwinConfig:
     """Swin Transformer with RAM's `image_proj`. The defaults are RAM's Swin-L/384."""
 
-    image_size: int = 384
-    patch_size: int = 4
-    embed_dim: int = 192
-    depths: tuple[int, ...] = (2, 2, 18, 2)
-    num_heads: tuple[int, ...] = (6, 12, 24, 48)
-    window_size: int = 12
-    mlp_ratio: float = 4.0
-    image_proj_dim: int = 512
+    image_size: int = 384  # pixels, side of what it sees
+    patch_size: int = 4  # pixels
+    embed_dim: int = 192  # width of the first level, doubled at each next
+    depths: tuple[int, ...] = (2, 2, 18, 2)  # blocks of each level
+    num_heads: tuple[int, ...] = (6, 12, 24, 48)  # of each level
+    window_size: int = 12  # side of an attention window, in patches
+    mlp_ratio: float = 4.0  # hidden width / width
+    image_proj_dim: int = 512  # width of the embeddings, RAM's
 
 
 @dataclass
 class HFIEConfig:
     """High-fidelity image embedder (section 3.3, Eq. 5); the output width is the U-Net's."""
 
-    num_queries: int = 77
+    num_queries: int = 77  # tokens of a prompt; CLIP's length
     num_heads: int = 16  # the paper names none; 16 x 64 is SD 2.1's cross-attention
-    query_init_std: float = 1.0
+    query_init_std: float = 1.0  # standard deviation of the learnt queries at the start
 
 
 @dataclass
 class CLIPConfig:
     """CLIP's text encoder; names are transformers'. The defaults are Stable Diffusion 2.1's."""
 
-    vocab_size: int = 49408
-    max_position_embeddings: int = 77
-    hidden_size: int = 1024
+    vocab_size: int = 49408  # tokens there are
+    max_position_embeddings: int = 77  # tokens of a text
+    hidden_size: int = 1024  # width
     num_hidden_layers: int = 23  # of OpenCLIP ViT-H's 24
-    num_attention_heads: int = 16
-    intermediate_size: int = 4096
+    num_attention_heads: int = 16  # of each layer
+    intermediate_size: int = 4096  # hidden width of the MLPs
 
 
 @dataclass
 class TaggerConfig:
     """RAM's tagging head; the image embeddings' width is the Swin's `image_proj_dim`."""
 
-    num_tags: int = 4585
-    label_dim: int = 512
-    hidden_size: int = 768
-    num_hidden_layers: int = 2
-    num_attention_heads: int = 4
-    intermediate_size: int = 3072
+    num_tags: int = 4585  # RAM's list
+    label_dim: int = 512  # width of a tag's embedding
+    hidden_size: int = 768  # width
+    num_hidden_layers: int = 2  # of the head
+    num_attention_heads: int = 4  # of each layer
+    intermediate_size: int = 3072  # hidden width of the MLPs
 
 
 @dataclass
@@ -105,8 +105,8 @@ class LoRAConfig:
 
     rank: int = 4  # paper
     alpha: float = 8.0  # peft's default, as in OSEDiff: scale = alpha / rank = 2
-    vae_encoder: bool = True
-    unet: bool = True
+    vae_encoder: bool = True  # paper: adapters in the VAE's encoder
+    unet: bool = True  # paper: adapters in the U-Net
     train_conv_in: bool = False  # paper: LoRA only; OSEDiff trains the U-Net's conv_in too
 
 
@@ -142,12 +142,12 @@ class OptimConfig:
     """AdamW of generator and regularizer (section 4.1; the rest as OSEDiff)."""
 
     learning_rate: float = 5e-5  # paper
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-    clip_norm: float = 1.0
-    warmup_steps: int = 0
+    b1: float = 0.9  # AdamW's decay of the mean gradient; OSEDiff
+    b2: float = 0.999  # AdamW's decay of its square; OSEDiff
+    eps: float = 1e-8  # OSEDiff
+    weight_decay: float = 1e-2  # OSEDiff
+    clip_norm: float = 1.0  # largest norm of a gradient; OSEDiff
+    warmup_steps: int = 0  # steps with a linearly growing rate; OSEDiff: none
     schedule: str = "constant"  # or "cosine", down to zero at the last step
     accumulate: int = 1  # parts a batch is cut into, one after the other: less memory, same step
     max_nonfinite: int = 10  # steps in a row without a finite loss and gradient; then the run stops
@@ -159,25 +159,32 @@ class DegradationConfig:
     """Real-ESRGAN second-order degradation: the values of its x4plus yml, as in OSEDiff."""
 
     scale: int = 4  # HQ side / information side of the LQ
-    blur_kernel_sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)
-    kernel_probs: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
-    sinc_prob: float = 0.1
-    blur_sigma: tuple[float, float] = (0.2, 3.0)
-    blur_sigma2: tuple[float, float] = (0.2, 1.5)
-    betag_range: tuple[float, float] = (0.5, 4.0)
-    betap_range: tuple[float, float] = (1.0, 2.0)
-    second_blur_prob: float = 0.8
-    final_sinc_prob: float = 0.8
+    blur_kernel_sizes: tuple[int, ...] = (7, 9, 11, 13, 15, 17, 19, 21)  # pixels, drawn evenly
+    kernel_probs: tuple[float, ...] = (
+        0.45,
+        0.25,
+        0.12,
+        0.03,
+        0.12,
+        0.03,
+    )  # of KERNELS
+    sinc_prob: float = 0.1  # of a sinc filter in a blur's place
+    blur_sigma: tuple[float, float] = (0.2, 3.0)  # pixels, first blur
+    blur_sigma2: tuple[float, float] = (0.2, 1.5)  # pixels, second blur
+    betag_range: tuple[float, float] = (0.5, 4.0)  # shape of generalized Gaussians
+    betap_range: tuple[float, float] = (1.0, 2.0)  # shape of plateaus
+    second_blur_prob: float = 0.8  # of a second blur at all
+    final_sinc_prob: float = 0.8  # of a sinc filter at the end
     resize_probs: tuple[float, float, float] = (0.2, 0.7, 0.1)  # up, down, keep
-    resize_range: tuple[float, float] = (0.15, 1.5)
-    resize_probs2: tuple[float, float, float] = (0.3, 0.4, 0.3)
-    resize_range2: tuple[float, float] = (0.3, 1.2)
-    gaussian_noise_prob: float = 0.5
+    resize_range: tuple[float, float] = (0.15, 1.5)  # factor, first resize
+    resize_probs2: tuple[float, float, float] = (0.3, 0.4, 0.3)  # up, down, keep
+    resize_range2: tuple[float, float] = (0.3, 1.2)  # factor, second resize
+    gaussian_noise_prob: float = 0.5  # else Poisson noise
     noise_range: tuple[float, float] = (1.0, 30.0)  # sigma, of 255
-    noise_range2: tuple[float, float] = (1.0, 25.0)
-    poisson_scale_range: tuple[float, float] = (0.05, 3.0)
-    poisson_scale_range2: tuple[float, float] = (0.05, 2.5)
-    gray_noise_prob: float = 0.4
+    noise_range2: tuple[float, float] = (1.0, 25.0)  # sigma, of 255
+    poisson_scale_range: tuple[float, float] = (0.05, 3.0)  # times the natural noise
+    poisson_scale_range2: tuple[float, float] = (0.05, 2.5)  # times the natural noise
+    gray_noise_prob: float = 0.4  # of noise alike in all channels
     jpeg_range: tuple[int, int] = (30, 95)  # integer quality, both ends included
     usm: bool = False  # Real-ESRGAN sharpens the HQ; OSEDiff does not
 
@@ -189,20 +196,20 @@ class DataConfig:
     sources: tuple[str, ...] = ()  # folders of images, or ArrayRecord files or folders of them
     crop: int = 512  # pixels
     resize_short: int = 0  # scale the shorter side to this first (area filter); 0 = leave
-    flip: bool = True
-    degrade: bool = True
+    flip: bool = True  # mirror half of the pictures
+    degrade: bool = True  # make the LQ; the autoencoder and the prior may do without
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     batch_size: int = 16  # global; paper
     workers: int = 4  # decode and degrade processes; 0 = in the main process
-    seed: int = 123
+    seed: int = 123  # of order, crops and degradations
 
 
 @dataclass
 class MeshConfig:
     """Devices by axis; -1 takes all that are left."""
 
-    data: int = -1
-    fsdp: int = 1
+    data: int = -1  # parts of the batch
+    fsdp: int = 1  # parts of the frozen weights
 
 
 @dataclass
@@ -212,17 +219,17 @@ class RunConfig:
     kind: str = "restorer"  # or "vae", "diffusion": the stages that make a small base model
     init: str = ""  # model folder to start from; empty = random weights from the seed
     steps: int = 35_000  # paper
-    seed: int = 123
+    seed: int = 123  # of weights and of what a step draws
     precision: str = "bf16"  # compute of the frozen networks; or "fp32"
     latent: str = "sample"  # OSEDiff trains on the sampled posterior; or "mode"
     remat: str = "products"  # or "none", "blocks": what the backward pass keeps, see remat.py
-    log_every: int = 50
-    checkpoint_every: int = 500
+    log_every: int = 50  # steps
+    checkpoint_every: int = 500  # steps
     keep: int = 3  # newest checkpoints; the best one is kept besides
     best: str = "val_psnr_y"  # or val_ssim_y, val_lpips
     sample_every: int = 500  # sample grid and validation; 0 = never
     eval_sources: tuple[str, ...] = ()  # HQ pictures of the fixed validation set
-    eval_images: int = 16
+    eval_images: int = 16  # how many, the first ones of them
     eval_crop: int = 512  # pixels
 
 

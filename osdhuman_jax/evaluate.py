@@ -5,8 +5,8 @@
 The output has metrics.json (everything), metrics.csv, table.md, table.tex, plots/ and worst/, and
 scores.jsonl, the ledger from which an interrupted command goes on.
 
-Exit status: 0 all that was asked for, 1 a metric is missing (one line each), 2 nothing was begun,
-130 interrupted.
+Exit status: 0 all that was asked for, 1 a metric is missing (one line each) or a file could not be
+written, 2 nothing was begun, 130 interrupted.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from osdhuman_jax import tables
+from osdhuman_jax.command import Parser, check_folder, check_input
 from osdhuman_jax.compare import Row, named_folder, sheet
 from osdhuman_jax.disk import write_bytes, write_text
 from osdhuman_jax.images import read_image, write_png
@@ -113,16 +114,14 @@ def _write_worst(
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags; exits with status 2 on a bad one."""
-    parser = argparse.ArgumentParser(
-        prog="evaluate", description="The paper's tables from folders.", allow_abbrev=False
-    )
+    parser = Parser("evaluate", "The paper's tables from folders.")
     add = parser.add_argument
     folder = "[NAME=]DIR"
     add("--restored", required=True, action="append", metavar=folder, help="once for each method")
     add("--reference", type=Path, help="the pictures as they should be")
     add("--degraded", type=Path, help="what was restored; shown in worst/, not measured")
     add("--metrics", default="all", help=f"all, or some of {','.join(METRICS)}")
-    add("--output", required=True, type=Path)
+    add("--output", required=True, type=Path, help="folder for tables, plots and sheets")
     add("--weights", type=Path, help="folder below which metrics' weight files lie")
     add("--model", type=Path, help="model folder with LPIPS, for lpips-vgg")
     add("--allow_missing", action="store_true", help="leave out what has no partner")
@@ -170,8 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folders = _folders(args)
         metrics = wanted(args.metrics, args.reference is not None, args.model is not None)
-        if args.weights and not args.weights.is_dir():
-            raise ValueError(f"--weights {args.weights}: no such folder")
+        check_folder("output", args.output)
+        for flag in ("reference", "degraded", "weights", "model"):
+            if folder := getattr(args, flag):
+                check_input(flag, folder)
         if args.degraded:
             named_images(args.degraded)
         pictures = gather(folders, args.reference, args.allow_missing)
@@ -181,8 +182,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     options = {"batch_size": args.batch_size, "weights": args.weights, "model": args.model}
-    found = examine(pictures, metrics, ledger, **options)
-    report(found, pictures, metrics, args)
+    try:
+        found = examine(pictures, metrics, ledger, **options)
+        report(found, pictures, metrics, args)
+    except OSError as error:
+        print(f"evaluate: {error}; the same command goes on", file=sys.stderr)
+        return 1
     print((args.output / "table.md").read_text(), end="")
     for name, reason in {**pictures.left_out, **found.missing}.items():
         print(f"evaluate: {name}: {reason}", file=sys.stderr)

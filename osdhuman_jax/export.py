@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from osdhuman_jax.command import Parser, check_file
 from osdhuman_jax.disk import write_bytes
-from osdhuman_jax.flags import Parser
 from osdhuman_jax.pipeline import PRECISIONS
 from osdhuman_jax.prompts import TagPrompter
 from osdhuman_jax.restorer import Restorer
@@ -109,6 +109,7 @@ def export(args: argparse.Namespace) -> bytes:
     """The file that the flags ask for. Raises ValueError or OSError."""
     if args.output.suffix not in SUFFIXES:
         raise ExportError(f"--output must end in {' or '.join(SUFFIXES)}: {args.output}")
+    check_file("output", args.output)
     restorer = load_model(args.model, precision=args.precision).restorer
     if restorer.prompter is None:
         restorer.prompter = load_prompter(args.model, precision=args.precision)
@@ -131,6 +132,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         data = export(args)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(args.output, data)
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)

@@ -1,33 +1,22 @@
-"""Command lines: what is refused in one line, what is said meanwhile, what settings there are."""
+"""Command lines: values of flags, what is said meanwhile, what settings there are."""
 
 import argparse
 import ast
 import dataclasses
-import importlib.util
 import inspect
 import logging
-import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from absl import flags
+from ml_collections import config_flags
 from tqdm import tqdm
 
-from osdhuman_jax.config import Config, ConfigError
+from osdhuman_jax.command import CommandError, call_config
+from osdhuman_jax.config import Config
 from osdhuman_jax.memory import parse_bytes
-
-
-class Parser(argparse.ArgumentParser):
-    """Shows defaults, takes no abbreviations, and refuses in one line with status 2."""
-
-    def __init__(self, prog: str, description: str) -> None:
-        formatter = argparse.ArgumentDefaultsHelpFormatter
-        super().__init__(prog, None, description, formatter_class=formatter, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def memory(text: str) -> int:
@@ -60,50 +49,42 @@ def speak() -> None:
         root.addHandler(_AboveTheBar())
 
 
-def check_folder(flag: str, path: Path) -> None:
-    """Raise ConfigError where a folder to write into cannot be made, or not be written."""
-    whole = path.absolute()
-    there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
-    if not there.is_dir():
-        raise ConfigError(f"--{flag} {path}: {there} is no folder; name another one")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"--{flag} {path}: {there} cannot be written; name another folder")
+def define_config(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Define absl's --config by the file that a command line names; returns the line without it.
+
+    absl's own would run the file a second time, and tell of a bad one at length. Raises
+    CommandError.
+    """
+    name, rest = take_flag(argv, "config")
+    if not name:
+        raise CommandError("--config is missing: give a config such as configs/base.py")
+    config = load_config(name)
+    config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=rest)
+    return rest
 
 
-def flag_value(argv: Sequence[str], name: str) -> str | None:
-    """What a command line gives as `--name=value` or `--name value`, before it is parsed."""
-    found = None  # of several, the last one counts
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+def take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """What a command line gives as `--name=value` or `--name value`, and the line without it."""
+    # Of several, the last one counts.
+    found, rest, words = None, [], iter(argv)
+    for word in words:
         flag, equals, value = word.lstrip("-").partition("=")
         if word.startswith("-") and flag == name:
-            found = value if equals else following
-    return found
+            found = value if equals else next(words, None)
+        else:
+            rest.append(word)
+    return found, rest
 
 
 def load_config(name: str) -> Config:
     """The configuration of a Python file, `FILE` or `FILE:ARGUMENT` of its get_config.
 
-    Raises ConfigError, in one line, where there is none.
+    Raises CommandError, in one line, where there is none.
     """
     file, *arguments = name.split(":", 1)
-    path = Path(file)
-    if not path.is_file():
-        what = "a folder, not a file" if path.is_dir() else "no such file"
-        raise ConfigError(f"{file}: {what}; give a config such as configs/base.py")
-    spec = importlib.util.spec_from_file_location("given_config", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{file}: not a Python file; give a config such as configs/base.py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        config = module.get_config(*arguments)
-    except Exception as error:  # the file is the user's program: anything may come out of it
-        own = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        line = f" (line {own[-1]})" if own else ""
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ConfigError(f"{file}: no config can be read from it: {reason}{line}") from error
+    config = call_config(Path(file), *arguments)
     if not isinstance(config, Config):
-        raise ConfigError(f"{file}: its get_config() gives no osdhuman_jax.config.Config")
+        raise CommandError(f"{file}: its get_config() gives no osdhuman_jax.config.Config")
     return config
 
 

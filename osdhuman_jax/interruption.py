@@ -17,11 +17,15 @@ PATIENCE = 0.2
 _threads: list[threading.Thread] = []
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal was noted, and work that was still going on is given up."""
+
+
 def apart(work: Callable[[], T], stopped: Callable[[], bool] = lambda: False) -> T:
     """Result of `work`, done in a thread of its own while the caller's hears signals.
 
-    What a signal's handler raises comes out of here, and KeyboardInterrupt when `stopped` says so.
-    The thread cannot be stopped, and is left to itself then: end the process by `leave`.
+    What a signal's handler raises comes out of here, and Stopped when `stopped` says so. The
+    thread cannot be stopped, and is left to itself then: end the process by `leave`.
     """
     future: Future[T] = Future()
 
@@ -37,7 +41,7 @@ def apart(work: Callable[[], T], stopped: Callable[[], bool] = lambda: False) ->
     thread.start()
     while not wait([future], PATIENCE).done:
         if stopped():
-            raise KeyboardInterrupt
+            raise Stopped
     _threads.remove(thread)
     return future.result()
 

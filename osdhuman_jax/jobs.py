@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from io import FileIO
@@ -36,7 +36,7 @@ from osdhuman_jax.images import (
 )
 from osdhuman_jax.listing import list_images, other_pictures
 from osdhuman_jax.memory import EXHAUSTED, is_exhausted
-from osdhuman_jax.pipeline import Pipeline, finish
+from osdhuman_jax.pipeline import Pipeline, RestoreError, finish
 
 SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 PROVENANCE = "provenance.jsonl"
@@ -167,9 +167,11 @@ class Ledger:
         data = file.readall()
         self._torn = bool(data) and not data.endswith(b"\n")
         self._finished: dict[str, dict[str, Any]] = {}  # last line of each output
+        self.has_pictures = False  # or had: some line says that a picture was written
         for line in json_lines(data):
             if line.get("status") == "ok":
                 self._finished[line.get("output", "")] = line
+                self.has_pictures = True
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line; a torn one, which a killed run left, is ended first."""
@@ -181,6 +183,7 @@ class Ledger:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
             self._torn = False
+            self.has_pictures |= line["status"] == "ok"
 
     def finished(self, job: Job, identity: dict[str, Any]) -> bool:
         """Whether the job's output is there, as its line says, from this input and `identity`."""
@@ -198,20 +201,28 @@ class Ledger:
 def held(folder: Path) -> Iterator[Ledger]:
     """The output folder, made if need be, for this run alone; what killed runs left is removed.
 
-    Raises UsageError where another run holds it, OSError where it cannot be written.
+    A folder that was made, and gets no picture, goes at the end, whatever ends the run. Raises
+    UsageError where another run holds it, OSError where it cannot be written.
     """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PROVENANCE
     try:
         with hold(path) as file:
             remove_leftovers(folder, deep=True)
+            ledger = Ledger(folder, file)
             try:
-                yield Ledger(folder, file)
+                yield ledger
             finally:
-                if os.fstat(file.fileno()).st_size == 0:  # refused: leave the folder as it was
+                unused = made and not ledger.has_pictures
+                if unused or os.fstat(file.fileno()).st_size == 0:  # leave all as it was
                     path.unlink()
     except BlockingIOError:
         raise UsageError(f"another run is writing to {folder}") from None
+    finally:
+        with suppress(OSError):  # the first that is not empty, and those above it, stay
+            for empty in made:
+                empty.rmdir()
 
 
 def remaining(
@@ -326,6 +337,8 @@ class Runner:
                 result = finish(output, item.enlarged, settings.color_fix, settings.blend)
                 data = encode(result, settings.format, settings.quality)
                 self._write(item, result, data, made)
+            except RestoreError as error:
+                self._fail(item.job, one_line(error), input_sha256=item.digest)
             except (ImageError, OSError, MemoryError) as error:
                 path = self.output / item.job.output
                 reason = f"cannot write {path}: {one_line(error)}"

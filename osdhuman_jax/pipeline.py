@@ -229,8 +229,6 @@ class Pipeline:
                 plan = self._first_fit(padded, after=plan)
                 log.warning("out of memory: going on with %s", plan)
                 outputs = self._follow(plan, batch, progress)
-        if not all(np.isfinite(output).all() for output in outputs):
-            raise RestoreError("the model's output is not finite")
         return outputs
 
     def tiling(self, size: Size) -> str | None:
@@ -382,7 +380,11 @@ def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Pic
 
     `color_fix` takes the source's colours (adain, wavelet) or not (none); `blend` is the part of
     the restored picture in the result, the rest being the source.
+
+    Raises RestoreError where the output is not finite.
     """
+    if not np.isfinite(output).all():
+        raise RestoreError("the model's output is not finite")
     pixels = np.empty(source.rgb.shape, source.rgb.dtype)
     quantized = to_uint16 if pixels.dtype == np.uint16 else to_uint8
     corrected = colour.corrected(color_fix, output, source.rgb)

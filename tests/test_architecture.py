@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"icc", "target", "disk"},
+    {"icc", "target", "disk", "command", "interruption"},
     {"config", "types", "images", "listing", "attention", "convolution", "tokenizer", "remat"}
     | {"flops", "memory", "niqe"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
@@ -18,15 +18,15 @@ FLOORS = [
     {"weights", "monitor", "objectives", "programs"},
     {"experiment"},
     {"checkpoint", "training"},
-    {"pipeline", "iqa"},
+    {"pipeline", "iqa", "validation"},
     {"scoring", "jobs", "api", "export"},
     {"evaluate", "app"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"data", "degrade", "records", "icc", "images", "metrics", "colour", "frames"}
-WITHOUT_JAX |= {"compare", "tables", "sources", "listing", "niqe", "disk"}
+WITHOUT_JAX |= {"compare", "tables", "sources", "listing", "niqe", "disk", "command"}
 # Files and pixels are read, written and judged in one place for both packages, without JAX.
-SHARED_WITH_CURATE = {"disk", "images", "listing", "icc", "niqe"}
+SHARED_WITH_CURATE = {"disk", "command", "images", "listing", "icc", "niqe"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set(
     "layers attention convolution vae unet swin lpips clip tagger prompts restorer".split()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from configs import base, models
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, UNetConfig, from_dict, to_dict
+from osdhuman_jax.flags import define_config
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(
@@ -160,9 +160,8 @@ def parse(*overrides: str) -> Config:
     """What `train.py` reads from its command line."""
     values = flags.FlagValues()
     argv = ["train.py", "--config", str(ROOT / "configs/base.py"), *overrides]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return holder.value
+    values(define_config(argv, values))
+    return values["config"].value
 
 
 def test_flags_without_overrides_are_the_file():

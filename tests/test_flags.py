@@ -5,23 +5,39 @@ import logging
 from pathlib import Path
 
 import pytest
+from absl import flags
 
-from osdhuman_jax.config import Config, ConfigError
-from osdhuman_jax.flags import check_folder, flag_value, load_config, settings, speak
+from osdhuman_jax.command import CommandError
+from osdhuman_jax.config import Config
+from osdhuman_jax.flags import define_config, load_config, settings, speak, take_flag
 
 
 @pytest.mark.parametrize(
-    ("argv", "value"),
+    ("line", "value", "rest"),
     [
-        (["train.py", "--config", "a.py", "--workdir=w"], "a.py"),
-        (["train.py", "--config.run.steps=3", "-config=b.py"], "b.py"),
-        (["train.py", "--config", "a.py", "--config=b.py"], "b.py"),
-        (["train.py", "--config"], None),
-        (["train.py", "config", "a.py"], None),
+        ("train.py --config a.py --workdir=w", "a.py", "train.py --workdir=w"),
+        ("train.py --config.run.steps=3 -config=b.py", "b.py", "train.py --config.run.steps=3"),
+        ("train.py --config a.py --config=b.py", "b.py", "train.py"),
+        ("train.py --config", None, "train.py"),
+        ("train.py config a.py", None, "train.py config a.py"),
     ],
 )
-def test_value_of_a_flag(argv: list[str], value: str | None) -> None:
-    assert flag_value(argv, "config") == value
+def test_a_flag_is_taken_from_the_line(line: str, value: str | None, rest: str) -> None:
+    assert take_flag(line.split(), "config") == (value, rest.split())
+
+
+def test_a_config_file_is_run_once(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from pathlib import Path\nfrom osdhuman_jax.config import Config\n"
+        f"open({str(tmp_path / 'runs')!r}, 'a').write('x')\n"
+        "def get_config():\n    return Config()\n"
+    )
+    values = flags.FlagValues()
+    rest = define_config(["t", f"--config={path}", "--config.run.steps=3"], values)
+    values(rest)
+    assert values["config"].value.run.steps == 3
+    assert (tmp_path / "runs").read_text() == "x"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +54,7 @@ def test_value_of_a_flag(argv: list[str], value: str | None) -> None:
 def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "mine.py"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=said) as caught:
+    with pytest.raises(CommandError, match=said) as caught:
         load_config(str(path))
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
@@ -46,9 +62,9 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, text: str, said: s
 def test_what_is_no_python_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("run: {}")
     for name, said in ((tmp_path, "a folder"), (tmp_path / "b.py", "no such file")):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(CommandError, match=said):
             load_config(str(name))
-    with pytest.raises(ConfigError, match="not a Python file"):
+    with pytest.raises(CommandError, match="not a Python file"):
         load_config(str(tmp_path / "a.yaml"))
 
 
@@ -61,17 +77,6 @@ def test_a_config_may_take_an_argument(tmp_path: Path) -> None:
     assert load_config(f"{path}:vae").run.kind == "vae"
 
 
-@pytest.mark.parametrize("name", ["file", "file/run", "file/a/b", "dangling"])
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="--workdir .* is no folder"):
-        check_folder("workdir", tmp_path / name)
-    for fine in (tmp_path, tmp_path / "new" / "run"):
-        check_folder("workdir", fine)
-    assert not (tmp_path / "new").exists()
-
-
 def test_every_setting_is_listed_with_its_default() -> None:
     def names(kind: type, prefix: str) -> list[str]:
         found = []
@@ -82,8 +87,10 @@ def test_every_setting_is_listed_with_its_default() -> None:
         return found
 
     lines = list(settings(Config, "config"))
-    flags = [line.strip().split("=")[0] for line in lines if line.startswith("  --")]
-    assert flags == [f"--{name}" for name in names(Config, "config")] and len(flags) > 90
+    found = [line.strip().split("=")[0] for line in lines if line.startswith("  --")]
+    assert found == [f"--{name}" for name in names(Config, "config")] and len(found) > 90
+    bare = [line for line in lines if line.startswith("  --") and "  " not in line[4:]]
+    assert not bare, "settings without a comment in the source"
     assert "  --config.lora.rank=4  paper" in lines
     assert any(
         line.startswith("  --config.model.unet.down_block_types=('Cross") and "mirrors" in line

@@ -268,8 +268,9 @@ def test_a_full_disk_fails_the_picture(tmp_path: Path, model: Path, capsys, monk
         yield
 
     monkeypatch.setattr(jobs, "staged", full_disk)
-    assert run(model, tmp_path / "in", tmp_path / "out") == 1
+    assert run(model, tmp_path / "in", tmp_path / "out") == 2
     assert "a.png: No space left on device" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failed_computation_fails_its_batch_only(
@@ -290,10 +291,26 @@ def test_a_failed_computation_fails_its_batch_only(
     assert capsys.readouterr().err.endswith("smaller --max_memory, --batch_size or --upscale\n")
 
 
+def test_where_no_picture_can_be_restored_no_folder_is_left(
+    tmp_path: Path, model: Path, capsys
+) -> None:
+    """The header is whole, so that the fault is found while the folder is held."""
+    whole = (one_photo(tmp_path / "in") / "a.jpg").read_bytes()
+    (tmp_path / "in" / "a.jpg").write_bytes(whole[:900])
+    for source in (tmp_path / "in", tmp_path / "in" / "a.jpg"):
+        assert run(model, source, tmp_path / "new" / "out") == 2
+        printed = capsys.readouterr()
+        assert printed.err.splitlines()[-1].startswith(f"failed: {tmp_path}/in/a.jpg: damaged")
+        assert not printed.out and not (tmp_path / "new").exists()
+    (tmp_path / "out").mkdir()
+    assert run(model, tmp_path / "in", tmp_path / "out") == 2
+    assert pngs(tmp_path / "out") == ["provenance.jsonl"]
+
+
 def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
     one_photo(tmp_path / "in")
     monkeypatch.setattr(jobs, "MAX_PIXELS", 60 * 48)
-    assert run(model, tmp_path / "in", tmp_path / "out", "--upscale", "2") == 1
+    assert run(model, tmp_path / "in", tmp_path / "out", "--upscale", "2") == 2
     assert "more than 2880 pixels after upscaling" in capsys.readouterr().err
 
 

@@ -196,6 +196,40 @@ def test_sixteen_bits_stay_in_png_only_with_profile_and_exif(tmp_path: Path) -> 
     assert decode((tmp_path / "webp" / "a.webp").read_bytes(), deep=True).rgb.dtype == np.uint8
 
 
+def test_only_the_picture_that_is_not_finite_fails(tmp_path: Path, monkeypatch) -> None:
+    for i in range(3):
+        save(tmp_path / "in" / f"{i}.png", seed=i)
+    pipeline = halving(batch_size=3)
+    follow = pipeline._follow
+
+    def ruined(*arguments):
+        outputs = follow(*arguments)
+        outputs[1] = np.full_like(outputs[1], np.nan)
+        return outputs
+
+    monkeypatch.setattr(pipeline, "_follow", ruined)
+    count, failures = work(tmp_path / "in", tmp_path / "out", pipeline)
+    assert count == 3 and failures == {"1.png": "the model's output is not finite"}
+    assert list(files(tmp_path / "out")) == ["0.png", "2.png"]
+    assert [line["status"] for line in lines(tmp_path / "out")].count("failed") == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, UsageError])
+def test_a_folder_that_got_no_picture_goes(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), held(tmp_path / "a" / "out") as ledger:
+        ledger.add({"status": "failed"})
+        raise error
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "b").mkdir()
+    with pytest.raises(error), held(tmp_path / "b"):
+        raise error
+    assert not list((tmp_path / "b").iterdir())
+    with pytest.raises(error), held(tmp_path / "c") as ledger:
+        ledger.add({"status": "ok"})
+        raise error
+    assert [path.name for path in (tmp_path / "c").iterdir()] == [PROVENANCE]
+
+
 def test_what_a_format_cannot_hold_is_said(tmp_path: Path) -> None:
     """Before the picture is computed."""
 

@@ -1,5 +1,6 @@
 """What the training loop saves when something fails, with a step that costs nothing."""
 
+import signal
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 import train
 from osdhuman_jax import hosts
 from osdhuman_jax.checkpoint import Checkpoints
+from osdhuman_jax.interruption import Stopped
 from osdhuman_jax.sharding import make_mesh
 from osdhuman_jax.training import Trainer, TrainState
 
@@ -94,6 +96,19 @@ def test_a_validation_that_fails_loses_no_step(tmp_path):
     assert saved(tmp_path) == [4]
 
 
+def test_a_signal_while_validation_is_compiled_ends_the_run_in_order(tmp_path):
+    """No metric, but no step is lost."""
+    made = loop(tmp_path, Pictures(0), lambda step, params: stop())
+
+    def stop() -> None:
+        made.signals.received = signal.SIGTERM
+        raise Stopped
+
+    status, state = run(made, tmp_path, start())
+    assert status == train.STOPPED
+    assert saved(tmp_path) == [int(state.step)] and 4 <= int(state.step) <= 6
+
+
 def test_what_a_failed_step_has_consumed_is_not_saved(tmp_path):
     """The first failure is what is told, not that there is nothing to save."""
 
@@ -133,29 +148,3 @@ def test_pictures_that_were_passed_over_are_counted_from_the_start(tmp_path):
     made.monitor = Log()  # type: ignore[assignment]
     assert run(made, tmp_path, start())[0] == train.DONE
     assert [line["skipped"] for line in lines] == list(range(4, 41, 4))
-
-
-def test_validation_names_what_is_not_finite(tmp_path):
-    """Black against black would be the best there is; the run goes on, its metric unknown."""
-    said: list[str] = []
-    grids: list[np.ndarray] = []
-
-    class Log:
-        say = said.append
-
-        def scalars(self, step: int, values: dict) -> None:
-            assert sorted(values) == ["val_lpips", "val_psnr_y", "val_ssim_y"]
-            assert all(np.isnan(value) for value in values.values())
-
-        def grid(self, step: int, picture: np.ndarray) -> None:
-            grids.append(picture)
-
-    images = np.full((3, 12, 12, 3), -1, np.float32)
-    images[1] = np.nan
-    val = {"hq": np.zeros((3, 12, 12, 3), np.uint8)}
-    made: Any = lambda params, val: (images, [0.1, np.nan, 0.2])  # noqa: E731
-    log: Any = Log()
-    means = train.validation(made, ["a.png", "b.png", "c.png"], val, log, 40, nnx.State({}))
-    (line,) = said
-    assert "step 40" in line and "val_psnr_y, val_ssim_y, val_lpips of b.png;" in line
-    assert np.isnan(means["val_psnr_y"]) and len(grids) == 1

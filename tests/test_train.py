@@ -5,11 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import commands
 import pytest
 from commands import DEADLINE, ROOT, assert_same_model, saved, wait_for
+
+import train
+from osdhuman_jax.checkpoint import SaveError
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,20 @@ def test_stopped_run_saves_its_step_and_goes_on(
     assert_same_model(workdir, undisturbed)
 
 
+def test_a_signal_ends_the_first_compilation(tmp_path: Path) -> None:
+    """Nothing is in the cache; nothing was saved yet."""
+    workdir = tmp_path / "w"
+    with commands.start(workdir, cache=tmp_path / "empty") as process:
+        assert process.stderr is not None
+        assert any("compiling the training step for 64 x 64 ..." in x for x in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        before = time.monotonic()
+        rest = process.communicate(timeout=DEADLINE)[1].splitlines()
+    assert process.returncode == 75 and time.monotonic() - before < 10
+    assert rest[-1] == "train.py: stopped at once; the same command goes on from the beginning"
+    assert not any("Traceback" in line for line in rest) and not saved(workdir)
+
+
 def test_checkpoint_restores_like_the_exported_model(undisturbed: Path, tmp_path: Path) -> None:
     import skimage.data
     from PIL import Image
@@ -117,6 +135,8 @@ def test_resuming_with_another_config_is_refused(
         ("--process=1", "--coordinator"),
         ("--config=configs/nothing.py", "configs/nothing.py: no such file"),
         ("--config=configs", "configs: a folder"),
+        ("--workdir=train.py", "train.py is no folder"),
+        ("--workdir=train.py/run", "train.py is no folder"),
         ("--config.data.sources=('/nowhere',)", "data.sources: /nowhere"),
         ("--config.run.init=/nowhere", "/nowhere: no model folder; make one by"),
     ],
@@ -125,8 +145,20 @@ def test_bad_config_is_one_line_and_leaves_nothing(
     tmp_path: Path, cache: Path, flag: str, said: str
 ) -> None:
     result = commands.run(tmp_path / "w", flag, cache=cache)
-    assert result.returncode == 2 and said in result.stderr
+    assert result.returncode == 2 and said in result.stderr, result.stderr
     assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
+
+
+def test_files_that_fail_while_training_are_one_line(tmp_path: Path) -> None:
+    where = f"{tmp_path}/w/checkpoints"
+    for made, said in ((None, "the beginning"), (5, f"step 5 in {where}")):
+        if made:
+            (tmp_path / "w" / "checkpoints" / str(made)).mkdir(parents=True)
+        with pytest.raises(SaveError) as caught, train.files_needed(tmp_path / "w"):
+            raise PermissionError(13, "Permission denied", "/photos/a.png")
+        assert str(caught.value) == (
+            "[Errno 13] Permission denied: '/photos/a.png'; the same command goes on from " + said
+        )
 
 
 def test_a_mistyped_path_does_not_begin_a_run(tmp_path: Path, cache: Path) -> None:

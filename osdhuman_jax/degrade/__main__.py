@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from osdhuman_jax.command import Parser, check_folder
 from osdhuman_jax.config import DegradationConfig
 from osdhuman_jax.degrade import (
     MIN_SIDE,
@@ -44,12 +45,12 @@ PAIR = ("hq", "lq", "lq_small")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Degrade files; 0 = all done, 1 = some could not be (named on stderr), 2 = nothing begun."""
+    """Degrade files; 0 = all done, 1 = some could not be (named on stderr), 2 = none was."""
     args = _parse_args(argv)
     output = Path(args.output)
     try:
+        check_folder("output", output)
         jobs = _plan(Path(args.input), output, args)
-        output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         print(f"degrade: {error}", file=sys.stderr)
         return 2
@@ -62,16 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"degrade: {source}: {error}", file=sys.stderr)
             continue
         lines.append(json.dumps({"file": name, "seed": args.seed, **entry}) + "\n")
-    write_text(output / LOG_NAME, "".join(lines))
+    if not lines:
+        return 2
+    try:
+        write_text(output / LOG_NAME, "".join(lines))
+    except OSError as error:
+        print(f"degrade: {output / LOG_NAME}: {error}", file=sys.stderr)
+        return 1
     print(f"{len(lines)} of {len(jobs)} images degraded into {output}")
     return 0 if len(lines) == len(jobs) else 1
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="degrade", description="Make LQ images of HQ images.")
+    parser = Parser("degrade", "Make LQ images of HQ images.")
     parser.add_argument("--input", required=True, help="an image or a folder of images")
     parser.add_argument("--output", required=True, help=f"folder for PNG files and {LOG_NAME}")
-    parser.add_argument("--seed", required=True, type=int)
+    parser.add_argument("--seed", required=True, type=int, help="of all that is drawn")
     parser.add_argument("--resize_short", type=int, help="first bring the shorter side to this")
     parser.add_argument("--crop", type=int, help="then cut this many pixels square, centred")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")

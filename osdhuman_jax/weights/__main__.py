@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from osdhuman_jax.checkpoint import CheckpointError, load_generator
+from osdhuman_jax.command import CommandError, Parser
 from osdhuman_jax.config import ConfigError
 from osdhuman_jax.weights.exporter import FORMATS, export_model
 from osdhuman_jax.weights.extractors import KINDS
@@ -15,7 +16,7 @@ from osdhuman_jax.weights.info import describe
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="python -m osdhuman_jax.weights", description=__doc__)
+    top = Parser("python -m osdhuman_jax.weights", __doc__ or "")
     commands = top.add_subparsers(dest="command", required=True)
     make = commands.add_parser("import", help="Stable Diffusion 2.1-base and RAM -> model folder")
     make.add_argument("--sd", required=True, help="diffusers folder, single file or hub repository")
@@ -55,12 +56,12 @@ def run(arguments: argparse.Namespace) -> None:
     print(describe(arguments.output if arguments.command == "import" else arguments.folder))
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr."""
-    arguments = parser().parse_args()
+    arguments = parser().parse_args(argv)
     try:
         run(arguments)
-    except (WeightsError, ConfigError, CheckpointError, OSError) as error:
+    except (WeightsError, ConfigError, CheckpointError, CommandError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

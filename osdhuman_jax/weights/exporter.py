@@ -6,6 +6,7 @@
 HFIE and RAM's image encoder have no counterpart there: the caller brings the prompt's tokens.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from osdhuman_jax.command import check_folder
 from osdhuman_jax.config import LoRAConfig, ModelConfig
 from osdhuman_jax.disk import copy_file, staged_folder, write_json
 from osdhuman_jax.weights.files import Tensor, WeightsError, load, write_safetensors
@@ -41,10 +43,11 @@ SCHEDULER = {
 
 
 def export_model(folder: Path | str, to: str, output: Path | str) -> None:
-    """Write a new folder `output` in the format `to`, whole or not at all. Raises WeightsError."""
+    """Write a new folder `output` in the format `to`, whole or not at all. Raises a ValueError."""
     folder, output = Path(folder), Path(output)
-    if output.exists():
-        raise WeightsError(f"{output}: exists")
+    if os.path.lexists(output):
+        raise WeightsError(f"{output}: exists; name a new --output")
+    check_folder("output", output.absolute().parent)
     meta = read_meta(folder)
     names = [BASE, GENERATOR] if meta["lora"] else [BASE]
     verify(folder, meta, *names)

@@ -1,0 +1,76 @@
+"""What every command line has in common: one line and status 2 for what cannot be done.
+
+Places are looked at before anything is made there, so that a refused command leaves nothing behind.
+"""
+
+import argparse
+import importlib.util
+import os
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class CommandError(ValueError):
+    """What a person gave is at fault: one line that says what, where, and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows defaults, takes no abbreviations, and refuses in one line with status 2."""
+
+    def __init__(self, prog: str, description: str = "", **options: Any) -> None:
+        options = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter} | options
+        super().__init__(prog, description=description, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Raise CommandError where a folder to write into cannot be made, or not be written."""
+    whole = path.absolute()
+    there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
+    if not there.is_dir():
+        raise CommandError(f"--{flag} {path}: {there} is no folder; name another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise CommandError(f"--{flag} {path}: {there} cannot be written; name another folder")
+
+
+def check_file(flag: str, path: Path) -> None:
+    """Raise CommandError where a file to write cannot be made in its folder, or is a folder."""
+    if path.is_dir():
+        raise CommandError(f"--{flag} {path}: is a folder; name a file in it")
+    check_folder(flag, path.absolute().parent)
+
+
+def check_input(flag: str, path: Path) -> None:
+    """Raise CommandError where a folder to read is not there, is a file or cannot be read."""
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "no such folder"
+        raise CommandError(f"--{flag} {path}: {what}; name another one")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise CommandError(f"--{flag} {path}: cannot be read; name another folder")
+
+
+def call_config(path: Path, *arguments: str) -> Any:
+    """What a Python file's `get_config` gives. Raises CommandError, in one line, where it cannot.
+
+    The file is run, so that anything may be wrong with it.
+    """
+    advice = "give a config such as configs/base.py"
+    if not path.is_file():
+        what = "a folder, not a file" if path.is_dir() else "no such file"
+        raise CommandError(f"{path}: {what}; {advice}")
+    spec = importlib.util.spec_from_file_location("given_config", path)
+    if spec is None or spec.loader is None:
+        raise CommandError(f"{path}: not a Python file; {advice}")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(*arguments)
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = f" (line {own[-1]})" if own else ""
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CommandError(f"{path}: no config can be read from it: {reason}{line}") from error

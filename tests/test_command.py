@@ -1,0 +1,229 @@
+"""What is refused in one line by every command, with nothing made."""
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from osdhuman_jax import command
+from osdhuman_jax.command import (
+    CommandError,
+    Parser,
+    call_config,
+    check_file,
+    check_folder,
+    check_input,
+)
+
+ROOT = Path(__file__).parent.parent
+NANO = ROOT / "models" / "nano"
+
+
+@pytest.mark.parametrize("name", ["file", "file/run", "file/a/b", "dangling"])
+def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CommandError, match="--workdir .* is no folder"):
+        check_folder("workdir", tmp_path / name)
+    for fine in (tmp_path, tmp_path / "new" / "run"):
+        check_folder("workdir", fine)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_not_written_over_a_folder_or_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CommandError, match="is a folder; name a file in it"):
+        check_file("output", tmp_path)
+    with pytest.raises(CommandError, match="is no folder"):
+        check_file("output", tmp_path / "file" / "a.png")
+    for fine in (tmp_path / "file", tmp_path / "new" / "a.png"):
+        check_file("output", fine)
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path, monkeypatch) -> None:
+    """Root may write anywhere, so that the answer is given here."""
+    denied: list[int] = []
+    monkeypatch.setattr(os, "access", lambda path, mode: bool(denied.append(mode)))
+    with pytest.raises(CommandError, match=f"{tmp_path} cannot be written; name another"):
+        check_folder("output", tmp_path / "new")
+    with pytest.raises(CommandError, match="cannot be written"):
+        check_file("output", tmp_path / "a.png")
+    with pytest.raises(CommandError, match="cannot be read"):
+        check_input("weights", tmp_path)
+    assert denied == [os.W_OK | os.X_OK] * 2 + [os.R_OK | os.X_OK]
+
+
+def test_a_folder_to_read_is_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_input("weights", tmp_path)
+    with pytest.raises(CommandError, match="--weights .*/file: is a file, not a folder"):
+        check_input("weights", tmp_path / "file")
+    with pytest.raises(CommandError, match="--weights .*/none: no such folder"):
+        check_input("weights", tmp_path / "none")
+
+
+def test_a_bad_flag_is_one_line(capsys) -> None:
+    parser = Parser("it", "Does it.")
+    below = parser.add_subparsers(dest="which").add_parser("that")
+    below.add_argument("--size", type=int, required=True)
+    for argv, said in (
+        (["those"], "it: argument which: invalid choice"),
+        (["that", "--size=x"], "it that: argument --size: invalid int"),
+        (["that", "--siz=3"], "it that: the following arguments are required: --size"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args(argv)
+        printed = capsys.readouterr()
+        assert ended.value.code == 2 and not printed.out
+        assert printed.err.startswith(said) and printed.err.count("\n") == 1
+
+
+def test_arguments_reach_a_config(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config(kind='plain'):\n    return kind * 2\n")
+    assert (call_config(path), call_config(path, "a")) == ("plainplain", "aa")
+    with pytest.raises(CommandError, match="TypeError"):
+        call_config(path, "a", "b")
+
+
+# Every command but train.py, in this process: what is given, and what the line says.
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(path)
+    return path
+
+
+COMMANDS = {
+    "infer": "infer --input {photos} --output {out}",
+    "degrade": "osdhuman_jax.degrade.__main__ --seed 0 --input {photos} --output {out}",
+    "evaluate": "osdhuman_jax.evaluate --restored A={photos} --metrics psnr "
+    "--reference {photos} --output {out}",
+    "compare": "osdhuman_jax.compare --columns A={photos} --output {out}/sheet.png",
+    "export": f"osdhuman_jax.export --model {NANO} --output {{out}}/nano.npz",
+    "weights": f"osdhuman_jax.weights.__main__ export {NANO} --to peft --output {{out}}/peft",
+    "curate": "curate.run --source person={photos} --workers 0 --output {out}",
+    "niqe": "curate.niqe {photos} --output {out}/niqe.npz",
+    "demo": "curate.demo --output {out}",
+}
+
+
+def refused(capsys, line: str, **places: Path) -> str:
+    """The one line that a command prints before it ends with status 2."""
+    name, *argv = line.format(**places).split()
+    main = importlib.import_module(name).main
+    try:
+        status = main(argv)
+    except SystemExit as ended:
+        status = ended.code
+    said = capsys.readouterr().err
+    assert status == 2 and said.count("\n") == 1, said
+    return said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_output_below_a_file_is_refused(tmp_path: Path, capsys, name: str) -> None:
+    photo = picture(tmp_path / "photos" / "a.png")
+    (tmp_path / "file").write_text("precious")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        said = refused(capsys, COMMANDS[name], photos=photo.parent, out=out)
+        assert f"{tmp_path / 'file'} is no folder; name another one" in said
+    assert (tmp_path / "file").read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["file", "photos"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_output_that_cannot_be_written_is_refused(
+    tmp_path: Path, capsys, monkeypatch, name: str
+) -> None:
+    photo = picture(tmp_path / "photos" / "a.png")
+    real = os.access
+    monkeypatch.setattr(
+        command.os, "access", lambda path, mode: not mode & os.W_OK and real(path, mode)
+    )
+    said = refused(capsys, COMMANDS[name], photos=photo.parent, out=tmp_path / "out")
+    assert f"{tmp_path} cannot be written; name another folder" in said
+    assert os.listdir(tmp_path) == ["photos"]
+
+
+@pytest.mark.parametrize("name", ["infer", "degrade", "evaluate", "compare", "curate", "niqe"])
+def test_a_missing_input_is_refused(tmp_path: Path, capsys, name: str) -> None:
+    said = refused(capsys, COMMANDS[name], photos=tmp_path / "none", out=tmp_path / "out")
+    assert str(tmp_path / "none") in said and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "compare", "curate", "niqe"])
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, capsys, name: str) -> None:
+    photo = picture(tmp_path / "a.png")
+    said = refused(capsys, COMMANDS[name], photos=photo, out=tmp_path / "out")
+    assert str(photo) in said and os.listdir(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["infer", "degrade"])
+def test_a_file_that_is_no_picture_makes_nothing(tmp_path: Path, capsys, name: str) -> None:
+    photo = picture(tmp_path / "a.png")
+    for data in (b"text", photo.read_bytes()[:60], b""):
+        photo.write_bytes(data)
+        said = refused(capsys, COMMANDS[name], photos=photo, out=tmp_path / "out")
+        assert f"{photo}: " in said and os.listdir(tmp_path) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("osdhuman_jax.app --model {none}", "none"),
+        ("osdhuman_jax.app --model {none} --port 70000", "--port 70000"),
+        ("osdhuman_jax.app --model {none} --max_pixels 0", "--max_pixels 0"),
+        ("osdhuman_jax.export --model {none} --output {none}.npz", "none"),
+        ("osdhuman_jax.weights.__main__ info {none}", "none"),
+        ("osdhuman_jax.weights.__main__ export {none} --to peft --output {out}", "none"),
+        ("osdhuman_jax.weights.__main__ export x --to paint --output {out}", "--to"),
+        ("osdhuman_jax.evaluate --restored {photos} --output {out} --model {none}", "--model"),
+        ("osdhuman_jax.evaluate --restored {photos} --output {out} --weights {none}", "--weights"),
+        ("curate.unpack {none} --output {out}", "no packed split"),
+        ("curate.run gc --output {none}", "no such folder"),
+        ("curate.run select --output {none}", "no sources"),
+        ("curate.run --output {out} --config {none}", "no such file"),
+        ("curate.run --output {out} --config {bad}", "ZeroDivisionError"),
+        ("curate.run --output {out} --workers -1", "--workers -1"),
+        ("curate.run paint --output {out}", "invalid choice"),
+        ("curate.demo", "--output"),
+        ("curate.niqe --output {out}", "folder"),
+    ],
+)
+def test_other_places_and_flags_are_refused(tmp_path: Path, capsys, line: str, said: str) -> None:
+    photo = picture(tmp_path / "photos" / "a.png")
+    (tmp_path / "bad.py").write_text("1 / 0\n")
+    places = {name: tmp_path / name for name in ("none", "out")}
+    found = refused(capsys, line, photos=photo.parent, bad=tmp_path / "bad.py", **places)
+    assert said in found and sorted(os.listdir(tmp_path)) == ["bad.py", "photos"]
+
+
+def test_an_unpacked_split_is_whole(tmp_path: Path, capsys) -> None:
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "index.parquet").write_bytes(b"no Parquet")
+    line = "curate.unpack {packed} --output {out}"
+    said = refused(capsys, line, packed=tmp_path / "packed", out=tmp_path / "out")
+    assert str(tmp_path / "packed") in said and os.listdir(tmp_path) == ["packed"]
+
+
+MODULES = "app degrade evaluate compare export weights".split()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["train.py"], ["infer.py"]]
+    + [["-m", f"osdhuman_jax.{name}"] for name in MODULES]
+    + [["-m", f"curate.{name}"] for name in ("run", "unpack", "demo", "niqe")],
+    ids=lambda argv: argv[-1],
+)
+def test_help_is_no_error(argv: list[str]) -> None:
+    done = subprocess.run([sys.executable, *argv, "--help"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0 and b"--" in done.stdout and not done.stderr

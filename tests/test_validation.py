@@ -1,0 +1,75 @@
+"""Validation while a run trains: what is compiled and given up, what is named."""
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from osdhuman_jax import interruption
+from osdhuman_jax.interruption import Stopped
+from osdhuman_jax.sharding import make_mesh
+from osdhuman_jax.validation import Validator, validation
+
+
+class Doubling:
+    """A trainer whose pictures are twice its input."""
+
+    lpips = None
+
+    def images(self, params: Any, frozen: Any, batch: Any) -> Any:
+        return 2 * batch["hq"]
+
+
+def test_a_signal_is_heard_while_it_compiles(monkeypatch) -> None:
+    monkeypatch.setattr(interruption, "_threads", [])
+    stopped, over, val = [False], threading.Event(), {"hq": np.ones((3, 2, 2, 3), np.float32)}
+    trainer: Any = Doubling()
+    made = Validator(trainer, make_mesh(1, 1), None, lambda: stopped[0])  # type: ignore[arg-type]
+    compiled = made._images
+    made._images = lambda *_: over.wait(60)  # type: ignore[assignment]
+    threading.Timer(0.3, lambda: stopped.__setitem__(0, True)).start()
+    before = time.monotonic()
+    with pytest.raises(Stopped):
+        made(nnx.State({}), val)
+    over.set()
+    assert time.monotonic() - before < 5 and not made.compiled
+    stopped[0], made._images = False, compiled
+    images, distances = made(nnx.State({}), val)
+    assert made.compiled and (images == 2).all() and images.shape == (3, 2, 2, 3)
+    assert distances == []
+
+
+def test_validation_names_what_is_not_finite(tmp_path):
+    """Black against black would be the best there is; the run goes on, its metric unknown."""
+    said: list[str] = []
+    grids: list[np.ndarray] = []
+
+    class Log:
+        say = said.append
+
+        def scalars(self, step: int, values: dict) -> None:
+            assert sorted(values) == ["val_lpips", "val_psnr_y", "val_ssim_y"]
+            assert all(np.isnan(value) for value in values.values())
+
+        def grid(self, step: int, picture: np.ndarray) -> None:
+            grids.append(picture)
+
+    images = np.full((3, 12, 12, 3), -1, np.float32)
+    images[1] = np.nan
+    val = {"hq": np.zeros((3, 12, 12, 3), np.uint8)}
+
+    class Made:
+        compiled = True
+
+        def __call__(self, params: nnx.State, val: Any) -> Any:
+            return images, [0.1, np.nan, 0.2]
+
+    made: Any = Made()
+    log: Any = Log()
+    means = validation(made, ["a.png", "b.png", "c.png"], val, log, 40, nnx.State({}))
+    (line,) = said
+    assert "step 40" in line and "val_psnr_y, val_ssim_y, val_lpips of b.png;" in line
+    assert np.isnan(means["val_psnr_y"]) and len(grids) == 1
