@@ -236,7 +236,7 @@ def test_a_want_of_memory_is_no_damage(monkeypatch) -> None:
     def exhausted(image: Image.Image) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "from_pillow", exhausted)
+    monkeypatch.setattr(images, "_split", exhausted)
     with pytest.raises(MemoryError):
         decode(encoded(Image.fromarray(photo())))
 
