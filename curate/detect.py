@@ -99,7 +99,7 @@ def read_boxes(path: Path) -> Listed:
     ConfigError.
     """
     found: Listed = defaultdict(list)
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"path", "x0", "y0", "x1", "y1"} <= set(reader.fieldnames or ()):
             raise ConfigError(f"{path}: the first line is to name path,x0,y0,x1,y1")

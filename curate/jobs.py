@@ -34,6 +34,7 @@ from curate.tables import (
     write_rows,
     write_scores,
 )
+from osdhuman_jax.names import unspelled_path
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def inputs_digest(source: Source) -> str:
     if labels := readers.label_files(source):
         return digest([(path.name, file_digest(path)) for path in labels])
     images = readers.read(source)
-    return digest([(i.image_id, Path(i.path).stat().st_size) for i in images])
+    return digest([(i.image_id, unspelled_path(i.path).stat().st_size) for i in images])
 
 
 def crop_shards(ledger: Ledger, sources: Iterable[Source]) -> list[str]:

@@ -26,6 +26,7 @@ from curate.config import ConfigError, DecodeConfig
 from curate.decode import Refused, load
 from curate.readers import folders
 from curate.schema import Pixels
+from osdhuman_jax.names import spelled
 
 Plane = Float64[np.ndarray, "h w"]
 Blocks = Float64[np.ndarray, "n k k"]
@@ -212,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, folders.ReaderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {flags.output}; give it as --niqe_params")
+    print(f"wrote {spelled(flags.output)}; give it as --niqe_params")
     return 0
 
 

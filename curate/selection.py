@@ -145,7 +145,7 @@ def read_review(path: Path) -> dict[str, bool]:
 
     Raises SelectError, naming the line.
     """
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+    with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file)
         if not {"crop_id", "keep"} <= set(reader.fieldnames or ()):
             raise SelectError(f"{path}: needs columns crop_id and keep")

@@ -58,7 +58,10 @@ def kept(image: Image.Image) -> bytes | None:
 def density(image: Image.Image) -> Density | None:
     """Of the upright picture: the file's own, else its EXIF block's; None where neither is sane."""
     found = _stated(image) or _in_block(image)
-    return found[::-1] if found and orientation(image) in QUARTER_TURNED else found
+    if found and orientation(image) in QUARTER_TURNED:
+        across, down = found
+        return down, across
+    return found
 
 
 def with_density(block: bytes | None, dense: Density | None) -> bytes | None:

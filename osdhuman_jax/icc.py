@@ -55,7 +55,7 @@ class ColourError(ValueError):
     """Colours that are not understood: one line."""
 
 
-def described(info: Mapping[str, Any], gray: bool) -> bytes:
+def described(info: Mapping[Any, Any], gray: bool) -> bytes:
     """Profile of a picture by what its file says, under Pillow's names; empty: sRGB.
 
     cICP counts before a profile, a profile before sRGB, and that before gAMA and cHRM. Of gray,
@@ -77,7 +77,7 @@ def described(info: Mapping[str, Any], gray: bool) -> bytes:
     return _profile(_by_chunk(info), _by_gamma(info), gray)
 
 
-def _by_chunk(info: Mapping[str, Any]) -> Primaries:
+def _by_chunk(info: Mapping[Any, Any]) -> Primaries:
     """Primaries of a cHRM chunk; sRGB's where there is none or it makes no sense."""
     values = info.get("chromaticity") or ()
     if len(values) != 8 or not all(0 < y <= 1 for y in values[1::2]):
@@ -89,7 +89,7 @@ def _by_chunk(info: Mapping[str, Any]) -> Primaries:
     return _BT709_RGB if near or area < _SAME else found
 
 
-def _by_gamma(info: Mapping[str, Any]) -> Curve:
+def _by_gamma(info: Mapping[Any, Any]) -> Curve:
     """Curve of a gAMA chunk; sRGB's where there is none, or it is that of sRGB."""
     gamma = info.get("gamma") or 0
     if not 0.01 < gamma < 100:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"icc", "target"},
+    {"icc", "target", "names", "png", "jpeg", "exif", "alpha"},
     {"config", "types", "images", "listing", "attention", "convolution", "tokenizer", "remat"}
     | {"flops", "memory"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
@@ -24,9 +24,9 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"data", "degrade", "records", "icc", "images", "metrics", "colour", "frames"}
-WITHOUT_JAX |= {"compare", "tables", "sources", "listing"}
+WITHOUT_JAX |= {"compare", "tables", "sources", "listing", "names", "png", "jpeg", "exif", "alpha"}
 # Files and pixels are read and written in one place for both packages; none of it needs JAX.
-SHARED_WITH_CURATE = {"disk", "images", "listing", "icc"}
+SHARED_WITH_CURATE = {"disk", "images", "listing", "icc", "names", "exif"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set(
     "layers attention convolution vae unet swin lpips clip tagger prompts restorer".split()

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from curate.schema import Box, InputError
+from osdhuman_jax.names import spelled
 
 FLICKR = re.compile(r"/(\d+)_[0-9a-f]+(?:_\w+)?\.(?:jpg|jpeg|png|gif)$", re.IGNORECASE)
 
@@ -33,15 +34,15 @@ class Files:
                 self._by_name[name] = min(known, path)
 
     def find(self, name: str) -> str:
-        """Path of a picture; where it would be if there is none."""
+        """Path of a picture, spelled; where it would be if there is none."""
         last = name.rsplit("/", 1)[-1]
         if name.startswith("/") or ".." in name.split("/"):
             name = last
         direct = self._root / name
         found = self._by_name.get(last)
         if found is None or (found != name and direct.exists()):
-            return str(direct)
-        return str(self._root / found)
+            return spelled(direct)
+        return spelled(self._root / found)
 
 
 def flickr_id(url: str) -> str:

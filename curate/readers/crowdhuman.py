@@ -21,7 +21,7 @@ def labels(annotations: Path, images: Path) -> list[Path]:
 def read(name: str, annotations: Path, images: Path) -> Iterator[SourceImage]:
     """Images of `ANNOTATIONS.odgt,IMAGES`."""
     files, split = Files(images), annotations.stem.removeprefix("annotation_")
-    with open(annotations, encoding="utf-8") as lines:
+    with open(annotations, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

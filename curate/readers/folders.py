@@ -1,13 +1,14 @@
 """Pictures without labels: LSDIR, plain folders, and sets whose every picture is of one person."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from curate.readers.common import ReaderError
 from curate.schema import SourceImage
+from osdhuman_jax.listing import SUFFIXES, list_images, other_pictures
+from osdhuman_jax.names import spelled
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 DEGRADED = {"x2", "x3", "x4", "lr", "lq"}  # LSDIR's folders of small copies
 
 
@@ -39,17 +40,15 @@ def read_person(name: str, root: Path) -> Iterator[SourceImage]:
 
 def _pictures(root: Path) -> list[str]:
     """Relative paths, sorted by their bytes."""
-    found = []
-    for base, folders, files in os.walk(root):
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        for file in files:
-            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
-                found.append(Path(base, file).relative_to(root).as_posix())
+    found = [name.as_posix() for _, name in list_images(root)] if root.is_dir() else []
     if not found:
-        raise ReaderError(f"{root}: no pictures ({', '.join(SUFFIXES)}) in this folder")
+        others = other_pictures(root)
+        but = f" (but {others})" if others else ""
+        raise ReaderError(f"{root}: no pictures ({', '.join(SUFFIXES)}) in this folder{but}")
     return sorted(found, key=os.fsencode)
 
 
-def _read(name: str, root: Path, files: Iterator[str] | list[str], policy: str):
+def _read(name: str, root: Path, files: Iterable[str], policy: str) -> Iterator[SourceImage]:
     for file in files:
-        yield SourceImage(f"{name}/all/{file}", name, str(root / file), policy=policy)
+        image_id, path = f"{name}/all/{spelled(file)}", spelled(root / file)
+        yield SourceImage(image_id, name, path, policy=policy)

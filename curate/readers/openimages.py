@@ -59,7 +59,7 @@ def _split(path: Path) -> str:
 
 
 def _rows(path: Path, needed: Iterable[str]) -> Iterator[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         missing = [column for column in needed if column not in (reader.fieldnames or ())]
         if missing:
@@ -69,7 +69,7 @@ def _rows(path: Path, needed: Iterable[str]) -> Iterator[dict[str, str]]:
 
 def _classes(path: Path) -> dict[str, str]:
     """Name by mid; the table has a header in some releases."""
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.reader(file) if row]
     if any(len(row) < 2 for row in rows):
         raise ReaderError(f"{path}: lines are to be MID,NAME")
