@@ -228,18 +228,20 @@ def _complete(image: Image.Image, parts: png.Parts | None) -> None:
         return
     image.info |= parts.info
     key = image.info.get("transparency")
-    if isinstance(key, int) and parts.colour == 0 and parts.depth < 8:
-        # samples are spread over eight bits, the transparent one is not
+    if isinstance(key, int) and parts.colour == 0 and parts.depth in (2, 4):
+        # samples are spread over eight bits; the transparent one is so only of one bit
         image.info["transparency"] = key * 255 // (2**parts.depth - 1)
 
 
 def _with_its_end(source: Source, image: Image.Image) -> Source:
-    """The file, or a copy with the end marker if that is all that a JPEG lacks."""
+    """The file, or a copy with the end marker if that is all that a JPEG lacks; else ImageError."""
     if image.format not in ("JPEG", "MPO"):
         return source
     source.seek(0)
     data = source.read()
     whole = jpeg.mended(data)
+    if whole is None:
+        raise ImageError("damaged image: truncated before its last pixel")
     return source if whole is data else io.BytesIO(whole)
 
 

@@ -26,22 +26,24 @@ _FURTHER = tuple(
 )
 
 
-def mended(data: bytes) -> bytes:
-    """The file with the end marker that it lacks, if it lacks nothing else; else as it is.
+def mended(data: bytes) -> bytes | None:
+    """The file with the end marker that it may lack; None if it lacks pixels too.
 
     Of what a decoder would read until then the caller has judged the header: the file is decoded
     here, three times, where the marker is missing.
     """
     segments = list(_segments(data))
-    if not segments or segments[-1][0] != _SCAN or not _is_final(segments):
+    if not segments or segments[-1][0] != _SCAN:
         return data
+    if not _is_final(segments):
+        return None
     body = data.rstrip(b"\0")  # as a file system fills up what was not written
     body = body + b"\0" if body[-1:] == b"\xff" and body != data else body.rstrip(b"\xff")
     first, *others = (_pixels(body + end + END) for end in (b"", *_FURTHER))
     sound = first is not None and all(
         other is not None and np.array_equal(first, other) for other in others
     )
-    return body + END if sound else data
+    return body + END if sound else None
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:

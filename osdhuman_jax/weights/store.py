@@ -232,7 +232,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise WeightsError(f"{folder}: not a model folder (no {CONFIG})")
     try:
-        meta = json.loads((folder / CONFIG).read_text())
+        meta = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise WeightsError(f"{folder / CONFIG}: not JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
