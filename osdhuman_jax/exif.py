@@ -10,8 +10,9 @@ from PIL import Image
 
 Density = tuple[float, float]  # pixels per inch, across and down
 
-PREFIX = b"Exif\0\0"
 LIMIT = 65_533  # bytes of a JPEG's segment
+JFIF_MOST = 65_535  # density that a JPEG's header can hold
+_MOST = 1_000_000  # that makes sense
 TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -101,5 +102,5 @@ def _sane(pair: Any, inches: float) -> Density | None:
         across, down = (float(value) * inches for value in pair)
     except _DAMAGE:
         return None
-    fits = all(math.isfinite(value) and 1 <= value < 65_535 for value in (across, down))
+    fits = all(math.isfinite(value) and 0.1 <= value <= _MOST for value in (across, down))
     return (across, down) if fits else None

@@ -14,7 +14,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -317,7 +317,7 @@ def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
     if kind == "png":
         data = _png_pixels(picture)
         return png.with_chunks(data, picture.icc, block, picture.density)
-    image = _image(Picture(picture.rgb, gray=picture.gray) if kind == "jpeg" else picture, kind)
+    image = _image(replace(picture, alpha=None) if kind == "jpeg" else picture, kind)
     options: dict[str, Any] = {"quality": quality, "icc_profile": picture.icc, "exif": block or b""}
     if kind == "webp":  # has no other place for density
         options["exif"] = exif.with_density(picture.exif, picture.density) or b""
@@ -325,7 +325,8 @@ def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
     else:
         if len(picture.icc or b"") > _JPEG_ICC:
             raise ImageError("the colour profile is too large for JPEG: use --format png or webp")
-        options |= {"subsampling": 0} | ({"dpi": picture.density} if picture.density else {})
+        fits = picture.density and max(picture.density) <= exif.JFIF_MOST
+        options |= {"subsampling": 0} | ({"dpi": picture.density} if fits else {})
         options["exif"] = block if block and len(block) <= exif.LIMIT else b""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
