@@ -44,7 +44,7 @@ from curate.pool import SelectError
 from curate.progress import Screen
 from curate.schema import InputError
 from curate.selection import Select, read_review, read_statistics
-from curate.tables import read_rows
+from curate.tables import opened, read_rows
 from osdhuman_jax.names import spelled
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
@@ -292,7 +292,7 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
 
 def rows_of(path: Path) -> int:
     """Rows of a Parquet file, from its footer."""
-    return pq.ParquetFile(path).metadata.num_rows
+    return pq.ParquetFile(opened(path)).metadata.num_rows
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
