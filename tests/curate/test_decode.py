@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ from skimage import data
 from curate.config import DecodeConfig
 from curate.decode import Picture, Refused, load
 from curate.schema import Box, Pixels, SourceImage
+from osdhuman_jax.names import spelled
 from osdhuman_jax.png import chunk
 
 PHOTO = data.astronaut()[:120, 100:260]  # 160 wide, 120 high
@@ -280,3 +282,8 @@ def test_one_pixel_is_a_picture_too(tmp_path):
 def test_the_digest_is_the_files(tmp_path):
     path = save(tmp_path / "a.png", PHOTO)
     assert decode(path).file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_path_that_is_no_utf8_is_opened_by_its_spelling(tmp_path):
+    path = save(tmp_path / os.fsdecode(b"Mu\xf1oz.png"), PHOTO)
+    np.testing.assert_array_equal(decode(spelled(path)).rgb, PHOTO)
