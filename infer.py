@@ -26,6 +26,7 @@ from osdhuman_jax.jobs import (
     remaining,
 )
 from osdhuman_jax.listing import other_pictures
+from osdhuman_jax.names import spelled
 from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline
 from osdhuman_jax.programs import keep_programs
 
@@ -128,9 +129,9 @@ def report(failures: list[tuple[Job, str]], total: int, skipped: int, output: Pa
     there = total - len(failures)
     before = f" ({skipped} were there already)" if skipped else ""
     if there:
-        print(f"restored {there} of {total} images to {output}{before}")
+        print(f"restored {there} of {total} images to {spelled(output)}{before}")
     for job, reason in sorted(failures, key=lambda failure: failure[0].output):
-        print(f"failed: {job.source}: {reason}", file=sys.stderr)
+        print(f"failed: {spelled(job.source)}: {reason}", file=sys.stderr)
     return (1 if there else 2) if failures else 0
 
 

@@ -15,16 +15,15 @@ from curate.crop import CODE, LIBRARIES, pixels_digest, print_row
 from curate.engine import Engine, Failure, Runner
 from curate.ledger import Ledger, digest
 from curate.manifest import selected_rows
-from curate.readers.common import Notes
-from curate.readers.pictures import SUFFIXES, list_tree
 from curate.schema import SourceImage
 from curate.tables import PRINTS, Row, read_rows, write_rows
+from osdhuman_jax.listing import list_images
+from osdhuman_jax.names import spelled
 
 
 def pictures(folder: str) -> list[Path]:
-    """Pictures anywhere below a folder, behind links to folders too, sorted."""
-    found = (Path(folder, path) for path in list_tree(Path(folder), Notes()).files)
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    """Pictures anywhere below a folder, sorted."""
+    return [path for path, _ in list_images(folder)] if Path(folder).is_dir() else []
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Barred:
         if is_output(self.path):
             return digest(CODE, Ledger(self.path).outputs_key("select", "all"))
         stats = ((path, path.stat()) for path in pictures(self.path))
-        listing = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        listing = [(spelled(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         return digest(CODE, LIBRARIES, listing)
 
     def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def prints_of_folder(path: str, run: Runner) -> list[Row]:
 def print_file(config: DecodeConfig, path: Path) -> Row:
     """Fingerprint of a picture."""
     image = SourceImage(
-        image_id=f"barred/{path}", dataset="barred", path=str(path), policy="detect"
+        image_id=f"barred/{spelled(path)}", dataset="barred", path=spelled(path), policy="detect"
     )
     picture = decode.load(image, config)
     facts = {"file_sha256": picture.file_sha256, "pixel_sha256": pixels_digest(picture.rgb)}

@@ -30,7 +30,7 @@ from curate.tables import (
     write_rows,
 )
 
-CODE = 2  # raised whenever a job's output for the same input changes
+CODE = 3  # raised whenever a job's output for the same input changes
 RESIZE_RULE = "area-lanczos4-512"  # part of a crop's name
 LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
 PNG = (cv2.IMWRITE_PNG_COMPRESSION, 3)

@@ -2,24 +2,26 @@
 
 Labels refer to the stored pixels, or to the upright picture, of a file whose EXIF says that it is
 to be turned; the size that the labels state tells which. Pictures without labels are turned
-upright. Anything damaged, gray, transparent or deeper than eight bits is refused.
+upright. Files are those that osdhuman_jax.images reads, of which the damaged, gray, transparent and
+those deeper than eight bits are refused.
 """
 
 import hashlib
 import io
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image
 
 from curate.config import DecodeConfig
 from curate.schema import Box, Pixels, Reason, SourceImage
+from osdhuman_jax import exif
+from osdhuman_jax.icc import rgb_to_srgb
+from osdhuman_jax.images import ImageError, Opened, TooLargeError, opened
+from osdhuman_jax.names import unspelled_path
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # JPEG: also MPO, one with a second picture
-EXIF_ORIENTATION, TIFF_BITS = 0x0112, 0x0102
 ASPECT_TOLERANCE = 0.01  # labels drawn on a scaled copy are scaled back
 GRAY_SPREAD = 4  # levels between channels that a gray photograph stays below
 Point = tuple[float, float]
@@ -46,7 +48,7 @@ class Picture:
 
 def load(image: SourceImage, config: DecodeConfig) -> Picture:
     """Decode a source image. Raises Refused."""
-    data = read_file(Path(image.path))
+    data = read_file(unspelled_path(image.path))
     digest = hashlib.sha256(data).hexdigest()
     if digest in config.blocked:
         raise Refused(Reason.CORRUPT, "placeholder of a photo that is gone")
@@ -54,15 +56,10 @@ def load(image: SourceImage, config: DecodeConfig) -> Picture:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             rgb, orientation, flags = _pixels(data, config.max_pixels)
-    except Refused:
-        raise
-    except Image.DecompressionBombError as error:
-        raise Refused(Reason.TOO_LARGE, " ".join(str(error).split())) from None
-    except UnidentifiedImageError:
-        raise Refused(Reason.CORRUPT, "not a picture, or its header is damaged") from None
-    except Exception as error:  # on hostile bytes Pillow's parsers raise nearly anything
-        line = " ".join(str(error).split()) or type(error).__name__
-        raise Refused(Reason.CORRUPT, line[:200]) from None
+    except TooLargeError as error:
+        raise Refused(Reason.TOO_LARGE, str(error)) from None
+    except (ImageError, MemoryError) as error:
+        raise Refused(Reason.CORRUPT, (str(error) or type(error).__name__)[:200]) from None
     return orient(refuse_gray(rgb), image, orientation, flags, digest)
 
 
@@ -78,71 +75,31 @@ def read_file(path: Path) -> bytes:
 
 
 def _pixels(data: bytes, max_pixels: int) -> tuple[Pixels, int, list[str]]:
-    """Stored pixels as RGB, the EXIF orientation, flags."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
-        if width * height > max_pixels:
-            raise Refused(Reason.TOO_LARGE, f"{width} x {height} pixels")
-        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise Refused(Reason.CORRUPT, "more than one frame")
-        if (bits := _depth(image, data)) > 8:  # Pillow would cut them down in silence
-            raise Refused(Reason.CORRUPT, f"{bits} bits a channel")
-        _refuse_mode(image)
-        image.load()
-        rgb, flags = _to_rgb(image)
-        return np.array(rgb), _orientation(image), flags
+    """Stored pixels in sRGB, the EXIF orientation, flags. Raises Refused or ImageError."""
+    with opened(io.BytesIO(data), max_pixels) as found:
+        # what is refused by its header alone is not decoded; nor may Refused leave this block,
+        # where whatever is raised becomes an ImageError
+        refused = _refusal(found)
+        picture = None if refused else found.picture(upright=False)
+        orientation, mode = exif.orientation(found.image), found.image.mode
+    if picture is None or refused:
+        raise refused or Refused(Reason.CORRUPT)
+    if picture.alpha is not None and picture.alpha.min() < 255:
+        raise Refused(Reason.ALPHA, "transparent pixels")
+    flags = {"CMYK": ["cmyk"], "P": ["palette"]}.get(mode, [])
+    converted = rgb_to_srgb(Image.fromarray(picture.rgb), picture.icc) if picture.icc else None
+    if converted is None:
+        return picture.rgb, orientation, flags
+    return np.array(converted), orientation, [*flags, "icc"]
 
 
-def _depth(image: Image.Image, data: bytes) -> int:
-    """Bits of a sample, of the formats that may have more than eight."""
-    if image.format == "PNG":
-        return data[24]
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    return max(tags.get(TIFF_BITS, (1,)))
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation; 1 where there is none or the EXIF block is damaged, as viewers do."""
-    try:
-        orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
-    except Exception:  # as Pillow's parsers do on hostile bytes
-        return 1
-    return orientation if orientation in TURNS else 1
-
-
-def _refuse_mode(image: Image.Image) -> None:
-    mode = image.mode
-    if mode.startswith(("I", "F")):
-        raise Refused(Reason.CORRUPT, f"mode {mode}: more than eight bits a channel")
-    if mode in ("1", "L", "LA", "La"):
-        raise Refused(Reason.GRAYSCALE, f"mode {mode}")
-
-
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """sRGB by the embedded profile, opaque."""
-    flags = {"CMYK": ["cmyk"], "P": ["palette"]}.get(image.mode, [])
-    if image.has_transparency_data:
-        alpha = np.asarray(image.convert("RGBA"))[..., 3]
-        if alpha.min() < 255:
-            raise Refused(Reason.ALPHA, "transparent pixels")
-    plain = image if image.mode == "CMYK" else image.convert("RGB")
-    profile = image.info.get("icc_profile")
-    converted = _by_profile(plain, profile) if profile else None
-    if converted is not None:
-        return converted, [*flags, "icc"]
-    return plain.convert("RGB"), flags
-
-
-def _by_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """In sRGB; None where the profile is sRGB already or of no use."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).lower():
-            return None
-        target = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-    except (OSError, ImageCms.PyCMSError):
-        return None
+def _refusal(found: Opened) -> Refused | None:
+    """Why a picture is not used, as far as its header tells."""
+    if found.depth > 8:
+        return Refused(Reason.CORRUPT, f"{found.depth} bits a channel")
+    if found.image.mode in ("1", "L", "LA", "La"):
+        return Refused(Reason.GRAYSCALE, f"mode {found.image.mode}")
+    return None
 
 
 def refuse_gray(rgb: Pixels) -> Pixels:
@@ -155,16 +112,6 @@ def refuse_gray(rgb: Pixels) -> Pixels:
     return rgb
 
 
-TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: a[::-1].swapaxes(0, 1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: a[:, ::-1].swapaxes(0, 1),
-}  # by EXIF orientation: stored to upright
 QUARTERS = {90: 8, 180: 3, 270: 6}  # degrees counterclockwise, as the EXIF turn of that effect
 
 
@@ -200,7 +147,7 @@ def orient(
         if scale != (1.0, 1.0):
             flags = [*flags, "scaled_boxes"]
             boxes = tuple(_scale_box(box, *scale) for box in boxes)
-    rgb = TURNS[applied](rgb)
+    rgb = exif.TURNS[applied](rgb)
     if image.rotation % 360:
         boxes, rgb = _rotate(boxes, rgb, image.rotation % 360)
         flags = [*flags, "rotated"]
@@ -236,4 +183,4 @@ def _rotate(boxes: tuple[Box, ...], rgb: Pixels, degrees: int) -> tuple[tuple[Bo
         raise Refused(Reason.SIZE_MISMATCH, f"rotation by {degrees} degrees")
     height, width = rgb.shape[:2]
     turn = QUARTERS[degrees]
-    return tuple(turn_box(box, turn, width, height) for box in boxes), TURNS[turn](rgb)
+    return tuple(turn_box(box, turn, width, height) for box in boxes), exif.TURNS[turn](rgb)

@@ -8,7 +8,6 @@ another source added later leaves the shards that are done alone.
 import hashlib
 import itertools
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -37,6 +36,7 @@ from curate.tables import (
     write_scores,
 )
 from osdhuman_jax.disk import file_digest
+from osdhuman_jax.names import unspelled_path
 
 READERS = 2  # raised when the readers give other rows for the same files
 TOLD = 3  # missing pictures that are named
@@ -121,11 +121,9 @@ class Survey:
         try:
             f"{image.image_id}{image.path}".encode()
         except UnicodeEncodeError:
-            raise ReaderError(
-                f"{ascii(image.image_id)}: the name is no UTF-8: rename the picture"
-            ) from None
+            raise ReaderError(f"{ascii(image.image_id)}: the name is no text") from None
         self.people += sum(box.kind == "person" for box in image.boxes)
-        if os.path.isfile(image.path):
+        if unspelled_path(image.path).is_file():
             self.found += 1
             return image
         self.missing += 1
@@ -184,7 +182,8 @@ def inputs_digest(source: Source) -> str:
 
 def size_of(path: str) -> int:
     """Bytes of a file; -1 if it is missing, as behind a link to a disk that is not there."""
-    return os.path.getsize(path) if os.path.exists(path) else -1
+    file = unspelled_path(path)
+    return file.stat().st_size if file.exists() else -1
 
 
 def crop_shards(ledger: Ledger, sources: Iterable[Source]) -> list[str]:

@@ -35,7 +35,7 @@ class LedgerError(InputError):
 def digest(*values: Any) -> str:
     """sha256 of JSON values, whatever the order of their keys."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class Ledger:

@@ -17,6 +17,7 @@ from curate.readers import folders
 from curate.schema import Pixels
 from osdhuman_jax.command import CommandError, Parser, check_file
 from osdhuman_jax.disk import staged_file
+from osdhuman_jax.names import spelled
 from osdhuman_jax.niqe import LOCAL, NiqeError, fit
 
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (NiqeError, CommandError, folders.ReaderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {flags.output}; give it as --niqe_params")
+    print(f"wrote {spelled(flags.output)}; give it as --niqe_params")
     return 0
 
 

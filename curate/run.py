@@ -43,9 +43,10 @@ from curate.pool import SelectError
 from curate.progress import Screen
 from curate.schema import InputError
 from curate.selection import Select, read_review, read_statistics
-from curate.tables import read_rows
+from curate.tables import opened, read_rows
 from osdhuman_jax.command import CommandError, Parser, call_config, check_folder, check_input
 from osdhuman_jax.disk import write_json
+from osdhuman_jax.names import spelled
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")
@@ -89,7 +90,7 @@ def read_plan(root: Path) -> Plan | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
         values["config"] = settings.from_dict(values["config"])
         values["sources"] = [Source(**{**s, "paths": tuple(s["paths"])}) for s in values["sources"]]
         return Plan(**values)
@@ -247,7 +248,7 @@ class Pipeline:
         with Screen("pack", None, "crops") as screen:
             sizes = pack(self.engine, config.pack, config.split.seed, screen)
         for split, size in sizes.items():
-            print(f"{split}: {size:,} crops in {self.engine.root / 'packed' / split}")
+            print(f"{split}: {size:,} crops in {spelled(self.engine.root / 'packed' / split)}")
         if set(sizes) == {"val"}:
             print(f"train: none left, split.val is {config.split.val:,} (--set split.val=N)")
 
@@ -256,7 +257,7 @@ class Pipeline:
         from curate.report import write_report  # matplotlib: not for every worker process
 
         write_report(self.ledger, self.plan.tags)
-        print(f"report: {self.engine.root / 'report' / 'report.md'}")
+        print(f"report: {spelled(self.engine.root / 'report' / 'report.md')}")
 
 
 def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
@@ -294,7 +295,7 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
 
 def rows_of(path: Path) -> int:
     """Rows of a Parquet file, from its footer."""
-    return pq.ParquetFile(path).metadata.num_rows
+    return pq.ParquetFile(opened(path)).metadata.num_rows
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """Parquet in and out, with settings fixed so that the same rows give the same bytes."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -124,8 +125,9 @@ class RowWriter:
         self._schema, self._group = schema, group
         self._rows: list[Row] = []
         compression = "zstd" if zip_ else "none"
+        self._sink = pa.OSFile(os.fsencode(path), "wb")
         self._file = pq.ParquetWriter(
-            path, schema, compression=compression, write_page_checksum=True
+            self._sink, schema, compression=compression, write_page_checksum=True
         )
 
     def add(self, row: Row) -> None:
@@ -146,6 +148,7 @@ class RowWriter:
         if self._rows and kind is None:
             self._flush()
         self._file.close()
+        self._sink.close()
 
 
 def crop_writer(path: Path) -> RowWriter:
@@ -155,14 +158,20 @@ def crop_writer(path: Path) -> RowWriter:
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a table."""
-    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    with pa.OSFile(os.fsencode(path), "wb") as sink:
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A whole file or some columns of it."""
-    return pq.read_table(
-        path, columns=list(columns) if columns else None, page_checksum_verification=True
-    )
+    wanted = list(columns) if columns else None
+    with opened(path) as file:
+        return pq.read_table(file, columns=wanted, page_checksum_verification=True)
+
+
+def opened(path: Path) -> pa.NativeFile:
+    """A file of any name; Arrow's own opening wants names of UTF-8."""
+    return pa.OSFile(os.fsencode(path))
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
@@ -174,7 +183,7 @@ class CropFile:
     """A crops file, read a crop at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path, page_checksum_verification=True)
+        self._file = pq.ParquetFile(opened(path), page_checksum_verification=True)
 
     def __len__(self) -> int:
         return self._file.metadata.num_rows

@@ -14,6 +14,7 @@ from curate.schema import InputError
 from curate.tables import read_rows
 from osdhuman_jax.command import CommandError, Parser, check_folder
 from osdhuman_jax.disk import write_bytes
+from osdhuman_jax.names import spelled
 
 
 def unpack(packed: Path, output: Path) -> int:
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, OSError, ValueError, RuntimeError) as error:  # the last: a damaged file
         print(f"unpack: {error}", file=sys.stderr)
         return 2 if isinstance(error, (InputError, CommandError)) else 1
-    print(f"{count:,} pictures in {flags.output}")
+    print(f"{count:,} pictures in {spelled(flags.output)}")
     return 0
 
 

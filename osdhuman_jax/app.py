@@ -20,12 +20,13 @@ from osdhuman_jax.command import Parser
 from osdhuman_jax.flags import memory, speak
 from osdhuman_jax.frames import scaled_size
 from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
-from osdhuman_jax.jobs import one_line
-from osdhuman_jax.listing import SUFFIXES
+from osdhuman_jax.jobs import SUFFIXES, one_line
+from osdhuman_jax.listing import SUFFIXES as LISTED
 from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline, RestoreError, enlarge
 from osdhuman_jax.programs import keep_programs
 
 WAITING = 8  # pictures in the queue; the next is asked to come back
+LONGEST = 255  # bytes of a name, as file systems have it
 KEPT = 3600  # seconds that pictures stay on the disk
 SHOWN = 1600  # longest side of the comparison, in pixels; the download is whole
 # The page's own scripts and styles, and pictures that it makes; nothing from anywhere else.
@@ -80,19 +81,42 @@ def preview(picture: Picture) -> Any:
     return image
 
 
+def download_name(path: Path, uploaded: str | None) -> str:
+    """What infer.py would call the restoration of a file that was uploaded by that name.
+
+    Gradio keeps uploads under names without `#`, `%` and the like. The browser states the true one,
+    which counts if it can be a file's name in a folder; else it is that of `path`.
+    """
+    names = [uploaded or "", path.name]
+    return next(_restored(name) for name in names if _is_name(name))
+
+
+def _is_name(text: str) -> bool:
+    """Whether a file in a folder can have this name, and its restoration too."""
+    try:
+        odd = text != Path(text).name or text in ("", "..") or "\0" in text
+        return not odd and len(os.fsencode(_restored(text))) <= LONGEST
+    except UnicodeEncodeError:  # half a character of UTF-16, as JSON may have it
+        return False
+
+
+def _restored(name: str) -> str:
+    return Path(name).with_suffix(SUFFIXES["png"]).name
+
+
 def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
     """The page as Gradio's Blocks; `card` is Markdown about the model."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
     def restore(
-        file: str | None,
+        file: tuple[str, str | None] | None,
         upscale: int | float,  # Gradio's sliders give 1 for 1.0
         color_fix: str,
         progress: Any = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
     ) -> tuple[Any, Any]:
         if file is None:
             raise gr.Error("Choose a picture first.", print_exception=False)
-        path = Path(file)
+        path, uploaded = Path(file[0]), file[1]
         try:
             progress(0.0, desc="restoring")
             before, after = restore_file(
@@ -106,7 +130,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
             data = encode(after)
         except (ImageError, RestoreError, OSError, MemoryError) as error:
             raise gr.Error(f"{path.name}: {one_line(error)}", print_exception=False) from None
-        result = Path(tempfile.mkdtemp(dir=folder)) / f"{path.stem}.png"
+        result = Path(tempfile.mkdtemp(dir=folder)) / download_name(path, uploaded)
         result.write_bytes(data)
         download = gr.DownloadButton(value=str(result), interactive=True)
         return (preview(before), preview(after)), download
@@ -117,7 +141,9 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
         gr.Markdown("# OSDHuman\nHuman body restoration in one diffusion step.")
         with gr.Row():
             with gr.Column(scale=1):
-                file = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(SUFFIXES))
+                file = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(LISTED))
+                path_of = file.preprocess  # which drops the name that the browser gave
+                file.preprocess = lambda given: given and (path_of(given), given.orig_name)
                 upscale = gr.Slider(1, 4, 1, step=0.5, label="Upscale")
                 color_fix = gr.Radio(
                     list(COLOR_FIXES),
@@ -196,7 +222,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         pipeline = Pipeline.from_folder(args.model, args.precision, max_memory=args.max_memory)
         card = args.model / "README.md"
-        text = card.read_text() if card.is_file() else "This model has no card."
+        text = card.read_text(encoding="utf-8-sig") if card.is_file() else "This model has no card."
         page = build(pipeline, text, args.max_pixels, folder)
         serve(page, args.host, args.port, args.max_file_size)
     except ImportError:

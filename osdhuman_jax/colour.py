@@ -64,6 +64,21 @@ def corrected(method: str, output: Floats, rgb: Pixels) -> Callable[[slice], Flo
     return lambda rows: adain(content(rows), have, want) * 2 - 1
 
 
+def is_gray(rgb: Pixels) -> bool:
+    """Whether the three channels are one, as of a gray picture in a file of colour."""
+    return all(
+        np.array_equal(rgb[rows, :, 0], rgb[rows, :, channel])
+        for rows in bands(rgb.shape)
+        for channel in (1, 2)
+    )
+
+
+def luma(values: Floats) -> Floats:
+    """The same three channels of each pixel: its brightness, by the weights of ITU-R BT.601."""
+    weights = np.array([0.299, 0.587, 0.114], np.float32)
+    return np.repeat((values @ weights)[..., None], 3, axis=-1)
+
+
 def moments(parts: Iterable[Unit]) -> Moments:
     """Of a picture in parts; the deviation is unbiased, that of a single pixel 0."""
     count, total, squares = 0, np.zeros(3), np.zeros(3)

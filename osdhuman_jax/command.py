@@ -10,6 +10,8 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from osdhuman_jax.names import spelled
+
 
 class CommandError(ValueError):
     """What a person gave is at fault: one line that says what, where, and what to do."""
@@ -31,15 +33,19 @@ def check_folder(flag: str, path: Path) -> None:
     whole = path.absolute()
     there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
     if not there.is_dir():
-        raise CommandError(f"--{flag} {path}: {there} is no folder; name another one")
+        raise CommandError(
+            f"--{flag} {spelled(path)}: {spelled(there)} is no folder; name another one"
+        )
     if not os.access(there, os.W_OK | os.X_OK):
-        raise CommandError(f"--{flag} {path}: {there} cannot be written; name another folder")
+        raise CommandError(
+            f"--{flag} {spelled(path)}: {spelled(there)} cannot be written; name another folder"
+        )
 
 
 def check_file(flag: str, path: Path) -> None:
     """Raise CommandError where a file to write cannot be made in its folder, or is a folder."""
     if path.is_dir():
-        raise CommandError(f"--{flag} {path}: is a folder; name a file in it")
+        raise CommandError(f"--{flag} {spelled(path)}: is a folder; name a file in it")
     check_folder(flag, path.absolute().parent)
 
 
@@ -47,9 +53,9 @@ def check_input(flag: str, path: Path) -> None:
     """Raise CommandError where a folder to read is not there, is a file or cannot be read."""
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "no such folder"
-        raise CommandError(f"--{flag} {path}: {what}; name another one")
+        raise CommandError(f"--{flag} {spelled(path)}: {what}; name another one")
     if not os.access(path, os.R_OK | os.X_OK):
-        raise CommandError(f"--{flag} {path}: cannot be read; name another folder")
+        raise CommandError(f"--{flag} {spelled(path)}: cannot be read; name another folder")
 
 
 def call_config(path: Path, *arguments: str) -> Any:
@@ -60,10 +66,10 @@ def call_config(path: Path, *arguments: str) -> Any:
     advice = "give a config such as configs/base.py"
     if not path.is_file():
         what = "a folder, not a file" if path.is_dir() else "no such file"
-        raise CommandError(f"{path}: {what}; {advice}")
+        raise CommandError(f"{spelled(path)}: {what}; {advice}")
     spec = importlib.util.spec_from_file_location("given_config", path)
     if spec is None or spec.loader is None:
-        raise CommandError(f"{path}: not a Python file; {advice}")
+        raise CommandError(f"{spelled(path)}: not a Python file; {advice}")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -73,4 +79,6 @@ def call_config(path: Path, *arguments: str) -> Any:
         own = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = f" (line {own[-1]})" if own else ""
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CommandError(f"{path}: no config can be read from it: {reason}{line}") from error
+        raise CommandError(
+            f"{spelled(path)}: no config can be read from it: {reason}{line}"
+        ) from error

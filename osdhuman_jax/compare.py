@@ -18,8 +18,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from osdhuman_jax.command import Parser, check_file
-from osdhuman_jax.images import ImageError, read_image, write_png
+from osdhuman_jax.images import ImageError, read_rgb, write_png
 from osdhuman_jax.listing import named_images
+from osdhuman_jax.names import spelled
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Box = tuple[float, float, float]  # left, top, side as fractions of width, height, shorter side
@@ -123,11 +124,11 @@ def _pixels(box: Box, image: Pixels) -> Box:
 
 
 def named_folder(text: str) -> tuple[str, Path]:
-    """NAME=DIR, or DIR alone, named as its last part."""
+    """NAME=DIR, or DIR alone, named as its last part; the name is spelled."""
     name, equals, folder = text.partition("=")
     if equals and not Path(text).is_dir():
-        return name, Path(folder)
-    return Path(text).resolve().name, Path(text)
+        return spelled(name), Path(folder)
+    return spelled(Path(text).resolve().name), Path(text)
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -155,7 +156,7 @@ def _rows(folders: dict[str, Path], names: Sequence[str] | None, count: int) -> 
     """The pictures wanted from each folder. Raises ValueError (as ImageError is) or OSError."""
     files = {name: named_images(folder) for name, folder in folders.items()}
     common = [name for name in next(iter(files.values())) if all(name in f for f in files.values())]
-    wanted = names or common[:count]
+    wanted = [spelled(name) for name in names or ()] or common[:count]
     if not wanted:
         raise ValueError("the columns have no picture of one name")
     if absent := [name for name in wanted if name not in common]:
@@ -165,9 +166,9 @@ def _rows(folders: dict[str, Path], names: Sequence[str] | None, count: int) -> 
 
 def _read(path: Path) -> Pixels:
     try:
-        return read_image(path).rgb
+        return read_rgb(path)
     except ImageError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{spelled(path)}: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -185,7 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
-    print(f"{len(rows)} rows, {len(folders)} columns: {args.output}")
+    print(f"{len(rows)} rows, {len(folders)} columns: {spelled(args.output)}")
     return 0
 
 

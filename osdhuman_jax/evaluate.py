@@ -21,9 +21,10 @@ from osdhuman_jax import tables
 from osdhuman_jax.command import Parser, check_folder, check_input
 from osdhuman_jax.compare import Row, named_folder, sheet
 from osdhuman_jax.disk import write_bytes, write_text
-from osdhuman_jax.images import read_image, write_png
+from osdhuman_jax.images import read_rgb, write_png
 from osdhuman_jax.listing import named_images
 from osdhuman_jax.metrics import METRICS, Metric
+from osdhuman_jax.names import spelled
 from osdhuman_jax.pairs import REFERENCE, Pictures, gather
 from osdhuman_jax.plots import plot
 from osdhuman_jax.scoring import Ledger, Results, examine
@@ -68,7 +69,7 @@ def report(
         "metrics": {name: scorer.identity for name, scorer in found.scorers.items()},
         "missing": found.missing,
         "left_out": pictures.left_out,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "settings": {k: spelled(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "images": images,
     }
     text = {
@@ -104,7 +105,7 @@ def _write_worst(
             paths = [degraded.get(name), files[name].path]
             paths.append(pictures.reference[name].path if pictures.reference else None)
             caption = f"{metric.title} {tables.shown(metric, values[name])}: {name}"
-            rows.append(Row([read_image(path).rgb for path in paths if path], (caption,)))
+            rows.append(Row([read_rgb(path) for path in paths if path], (caption,)))
         heads = [*(["degraded"] if degraded else []), method]
         heads += [REFERENCE] if pictures.reference else []
         path = args.output / "worst" / method / f"{metric.name}.png"

@@ -5,11 +5,13 @@ Arrays are uint8 or uint16 (height, width, 3) unless they are said to be floats 
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
+from osdhuman_jax.alpha import filled
 from osdhuman_jax.images import Picture, to_float
 
 Pixels = UInt8[np.ndarray, "_ _ 3"] | UInt16[np.ndarray, "_ _ 3"]
@@ -30,14 +32,20 @@ def scaled_size(size: Size, factor: float) -> Size:
 
 
 def enlarge(picture: Picture, factor: float) -> Picture:
-    """The picture scaled by `factor` >= 1, bicubic. Raises ValueError on any other factor."""
+    """The picture scaled by `factor` >= 1, bicubic; a print of it stays as large.
+
+    What transparency hides takes the colours around it first, which are mixed into the seen here
+    and in the network. Raises ValueError on any other factor.
+    """
     if not 1 <= factor < math.inf:
         raise ValueError(f"upscale must be at least 1, got {factor}")
+    picture = replace(picture, rgb=filled(picture.rgb, picture.alpha))
     size = scaled_size(picture.size, factor)
     if size == picture.size:
         return picture
     alpha = None if picture.alpha is None else _resize(picture.alpha, size)
-    return Picture(_resize(picture.rgb, size), alpha, picture.icc, picture.exif)
+    dense = picture.density and (picture.density[0] * factor, picture.density[1] * factor)
+    return replace(picture, rgb=_resize(picture.rgb, size), alpha=alpha, density=dense)
 
 
 def _resize(plane: np.ndarray, size: Size) -> np.ndarray:

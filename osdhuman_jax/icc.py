@@ -1,34 +1,142 @@
-"""Colour profiles: CMYK and gray, which RGB pixels cannot keep the profile of, become sRGB."""
+"""Colour profiles: made of what a file says of its colours, and applied.
+
+RGB pixels keep their profile. CMYK and gray, which RGB pixels cannot keep the profile of, become
+sRGB. Where a PNG describes its colours by chunks instead (cICP, gAMA, cHRM), they are kept too, as
+the profile that says the same: to convert linear light of 8 bits to sRGB would leave steps. Section
+numbers are those of ICC.1:2010; code points those of ITU-T H.273.
+"""
 
 import io
+import math
 import struct
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
 
-_WHITE = struct.pack(">3i", 63_190, 65_536, 54_061)  # D50, in 65536ths
-_SRGB = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)  # IEC 61966-2-1, as a curve of type 3
+Curve = tuple[int, tuple[float, ...]]  # type and numbers of a parametric curve (10.15)
+Point = tuple[float, float]  # chromaticity x, y
+Primaries = tuple[Point, Point, Point, Point]  # white, red, green, blue
+
+_D50 = (0.9642, 1.0, 0.8249)  # the white of profiles
+_BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
+_SRGB: Curve = (3, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))  # IEC 61966-2-1
+_BT709: Curve = (3, (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081))
+_D65, _C = (0.3127, 0.329), (0.310, 0.316)
+_BT709_RGB: Primaries = (_D65, (0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
+_SMPTE_C: Primaries = (_D65, (0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
+PRIMARIES: dict[int, Primaries] = {
+    1: _BT709_RGB,
+    4: (_C, (0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),
+    5: (_D65, (0.64, 0.33), (0.29, 0.60), (0.15, 0.06)),
+    6: _SMPTE_C,
+    7: _SMPTE_C,
+    9: (_D65, (0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),
+    11: ((0.314, 0.351), (0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+    12: (_D65, (0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
+}
+TRANSFERS: dict[int, Curve] = {
+    **dict.fromkeys((1, 6, 14, 15), _BT709),
+    4: (0, (2.2,)),
+    5: (0, (2.8,)),
+    8: (0, (1.0,)),
+    13: _SRGB,
+}
+HIGH_RANGE = {16: "PQ", 18: "HLG"}  # transfers of pictures brighter than paper white
+_SRGB_GAMMA = 0.45455  # what programs write of sRGB
+_NEAR = 0.05  # of gammas that are one, as in libpng
+_SAME = 0.002  # of chromaticities that are one
+
+
+class ColourError(ValueError):
+    """Colours that are not understood: one line."""
+
+
+def described(info: Mapping[Any, Any], gray: bool) -> bytes:
+    """Profile of a picture by what its file says, under Pillow's names; empty: sRGB.
+
+    cICP counts before a profile, a profile before sRGB, and that before gAMA and cHRM. Of gray,
+    the profile is one of gray. Raises ColourError on what only screens of high dynamic range show.
+    """
+    if cicp := info.get("cicp"):
+        primaries, transfer, matrix, full = cicp
+        if transfer in HIGH_RANGE:
+            kind = HIGH_RANGE[transfer]
+            raise ColourError(f"high dynamic range ({kind}): convert it to standard range first")
+        if matrix or not full:
+            raise ColourError("its cICP chunk tells of video levels, not of RGB of full range")
+        if primaries in PRIMARIES and transfer in TRANSFERS:
+            return _profile(PRIMARIES[primaries], TRANSFERS[transfer], gray)
+    if profile := info.get("icc_profile"):
+        return profile
+    if "srgb" in info:
+        return b""
+    return _profile(_by_chunk(info), _by_gamma(info), gray)
+
+
+def _by_chunk(info: Mapping[Any, Any]) -> Primaries:
+    """Primaries of a cHRM chunk; sRGB's where there is none or it makes no sense."""
+    values = info.get("chromaticity") or ()
+    if len(values) != 8 or not all(0 < y <= 1 for y in values[1::2]):
+        return _BT709_RGB
+    white, red, green, blue = zip(values[::2], values[1::2], strict=True)
+    found = (white, red, green, blue)
+    near = np.abs(np.subtract(found, _BT709_RGB)).max() <= _SAME
+    area = abs(np.linalg.det([[*point, 1] for point in (red, green, blue)]))
+    return _BT709_RGB if near or area < _SAME else found
+
+
+def _by_gamma(info: Mapping[Any, Any]) -> Curve:
+    """Curve of a gAMA chunk; sRGB's where there is none, or it is that of sRGB."""
+    gamma = info.get("gamma") or 0
+    if not 0.01 < gamma < 100:
+        return _SRGB
+    srgb = abs(gamma / _SRGB_GAMMA - 1) < _NEAR
+    if srgb and _by_chunk(info) == _BT709_RGB:
+        return _SRGB
+    return 0, (1 / gamma,)
+
+
+def _profile(primaries: Primaries, curve: Curve, gray: bool) -> bytes:
+    """Profile of gray or of RGB; empty if it would be sRGB's."""
+    if curve == _SRGB and (gray or primaries == _BT709_RGB):
+        return b""
+    return gray_profile(curve[0], *curve[1]) if gray else rgb_profile(primaries, curve)
 
 
 def cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """By the embedded profile; without a usable one by Pillow's plain formula."""
+    return _converted(image, profile) or image.convert("RGB")
+
+
+def rgb_to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """An RGB image by its profile; None where that is sRGB's already or of no use."""
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
+    except (OSError, ImageCms.PyCMSError):
+        return None
+    return None if "srgb" in name.lower() else _converted(image, profile)
+
+
+def _converted(image: Image.Image, profile: bytes) -> Image.Image | None:
+    """In sRGB; None where the profile is of no use."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
+        return ImageCms.profileToProfile(image, source, srgb, outputMode="RGB")
     except (OSError, ImageCms.PyCMSError):
-        converted = None
-    return converted or image.convert("RGB")
+        return None
 
 
 def gray_levels(profile: bytes, dtype: np.dtype) -> np.ndarray:
     """sRGB's level for each level of gray, uint8 or uint16, by a profile; if unusable, itself."""
     levels = np.arange(np.iinfo(dtype).max + 1, dtype=dtype)
     try:
-        source, srgb = (
-            ImageCms.ImageCmsProfile(io.BytesIO(data))
-            for data in (profile, gray_profile(3, *_SRGB))
-        )
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.ImageCmsProfile(io.BytesIO(gray_profile(_SRGB[0], *_SRGB[1])))
         exact = ImageCms.Flags.NOOPTIMIZE  # its tables of curves are too coarse for the dark
         converted = ImageCms.profileToProfile(
             Image.fromarray(levels[None]), source, srgb, flags=exact
@@ -39,19 +147,52 @@ def gray_levels(profile: bytes, dtype: np.dtype) -> np.ndarray:
 
 
 def gray_profile(kind: int, *numbers: float) -> bytes:
-    """ICC profile of gray whose tone curve is parametric, of this type (ICC.1:2010, 10.15)."""
-    curve = struct.pack(f">4s4x2H{len(numbers)}i", b"para", kind, 0, *_fixed(numbers))
-    tags = {b"wtpt": b"XYZ \0\0\0\0" + _WHITE, b"kTRC": curve}
+    """Profile of gray whose tone curve is parametric, of this type."""
+    return _file(b"GRAY", {b"kTRC": _curve(kind, numbers)})
+
+
+def rgb_profile(primaries: Primaries, curve: Curve) -> bytes:
+    """Profile of RGB with these primaries and one parametric tone curve."""
+    white, *colours = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in primaries)
+    columns = np.stack(colours, axis=1)
+    mixed = columns * np.linalg.solve(columns, white)  # so that their sum is white
+    gains = np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white))
+    adapt = np.linalg.inv(_BRADFORD) @ gains @ _BRADFORD
+    red, green, blue = (_xyz(*column) for column in (adapt @ mixed).T)
+    tags = {b"rXYZ": red, b"gXYZ": green, b"bXYZ": blue}
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _curve(*curve))
+    tags[b"chad"] = b"sf32" + bytes(4) + struct.pack(">9i", *_fixed(adapt.ravel()))
+    return _file(b"RGB ", tags)
+
+
+def _file(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A display profile of version 4.2 with these tags and those that every profile has."""
+    tags = {b"desc": _words("colours of the PNG"), b"cprt": _words("CC0")} | tags
+    tags[b"wtpt"] = _xyz(*_D50)
     start = 132 + 12 * len(tags)
     table, body = struct.pack(">I", len(tags)), b""
     for name, data in tags.items():
         table += name + struct.pack(">2I", start + len(body), len(data))
-        body += data
+        body += data.ljust(-(-len(data) // 4) * 4, b"\0")
     head = struct.pack(">I4xI", start + len(body), 0x04200000)
-    head += b"mntrGRAYXYZ ".ljust(24, b"\0") + b"acsp"
-    return (head.ljust(68, b"\0") + _WHITE).ljust(128, b"\0") + table + body
+    head += (b"mntr" + space + b"XYZ ").ljust(24, b"\0") + b"acsp"
+    return (head.ljust(68, b"\0") + _xyz(*_D50)[8:]).ljust(128, b"\0") + table + body
 
 
-def _fixed(numbers: tuple[float, ...]) -> list[int]:
+def _curve(kind: int, numbers: tuple[float, ...]) -> bytes:
+    return struct.pack(f">4s4x2H{len(numbers)}i", b"para", kind, 0, *_fixed(numbers))
+
+
+def _xyz(*values: float) -> bytes:
+    return b"XYZ \0\0\0\0" + struct.pack(">3i", *_fixed(values))
+
+
+def _words(text: str) -> bytes:
+    """English text (10.13)."""
+    data = text.encode("utf-16-be")
+    return struct.pack(">4s4x2I4s2I", b"mluc", 1, 12, b"enUS", len(data), 28) + data
+
+
+def _fixed(numbers: Any) -> list[int]:
     """In 65536ths."""
-    return [round(number * 65_536) for number in numbers]
+    return [math.floor(number * 65_536 + 0.5) for number in numbers]

@@ -9,20 +9,22 @@ file.
 import hashlib
 import io
 import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
 from PIL import Image, ImageFile
 
+from osdhuman_jax import exif, jpeg, png
+from osdhuman_jax.alpha import filled
 from osdhuman_jax.disk import write_bytes
-from osdhuman_jax.icc import cmyk_to_srgb, gray_levels
+from osdhuman_jax.exif import Density
+from osdhuman_jax.icc import ColourError, cmyk_to_srgb, described, gray_levels
+from osdhuman_jax.png import Source
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Deep = UInt16[np.ndarray, "h w 3"]
@@ -35,23 +37,16 @@ MAX_PIXELS = 200_000_000  # the largest phone sensors; 600 MB once decoded
 LONGEST = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}  # side that an output format can hold
 LOSSLESS = 100  # quality at which WebP keeps every pixel
 
-_ORIENTATION_TAG = 0x0112
-_EXIF_IFD, _EXIF_SIZES = 0x8769, (0xA002, 0xA003)  # width and height, untrue after a resize
-_EXIF_PREFIX, _EXIF_LIMIT = b"Exif\0\0", 65_533  # bytes of a JPEG segment
-_PNG_DEPTH, _PNG_HEADER = 24, 33  # where the bits of a sample stand, where the header ends
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_GRAY = ("1", "L", "I")  # how Pillow's modes of gray begin
+_JPEG_ICC = 255 * 65_519  # bytes of a profile that a JPEG's segments can hold
 
 
 class ImageError(ValueError):
     """A file that cannot be used as a picture; the message is one line without the file's name."""
+
+
+class TooLargeError(ImageError):
+    """A picture of more pixels than are allowed."""
 
 
 @dataclass
@@ -61,7 +56,9 @@ class Picture:
     rgb: Pixels | Deep
     alpha: Alpha | None = None
     icc: bytes | None = None  # colour profile of `rgb`; None = sRGB
-    exif: bytes | None = None  # without orientation, sizes and thumbnail
+    exif: bytes | None = None  # without orientation, sizes, density and thumbnail
+    density: Density | None = None  # pixels per inch, across and down
+    gray: bool = False  # whether its file was one of gray; the channels of `rgb` are equal then
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,21 +66,56 @@ class Picture:
         return self.rgb.shape[0], self.rgb.shape[1]
 
 
+@dataclass
+class Opened:
+    """A file whose header was read and judged."""
+
+    image: Image.Image  # profile, EXIF and density in its `info`, whatever they weigh
+    parts: png.Parts | None = None  # of a PNG
+
+    @property
+    def depth(self) -> int:
+        """Bits of a sample."""
+        return self.parts.depth if self.parts else 8
+
+    def picture(self, deep: bool = False, upright: bool = True) -> Picture:
+        """Its picture; 16-bit samples as they are if `deep`, turned as its EXIF says if `upright`.
+
+        Raises whatever Pillow does on damaged pixels.
+        """
+        image = self.image
+        image.load()
+        if self.parts is None or self.depth != 16 or image.mode.startswith(_GRAY):
+            return _picture(image, *_split(image), deep, upright)
+        planes = png.deep_samples(self.parts)
+        if planes is None:
+            raise ImageError("damaged image: its 16-bit samples cannot be read")
+        alpha = np.ascontiguousarray(planes[3]) if planes[3:] else None
+        return _picture(image, np.stack(planes[:3], axis=-1), alpha, deep, upright)
+
+
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
     """Decode the file at `path`. Raises ImageError, or OSError where it cannot be read."""
     return decode(Path(path).read_bytes(), max_pixels)
 
 
+def read_rgb(path: str | Path) -> Pixels:
+    """RGB pixels of a file, without transparency and what it hid. Raises ImageError or OSError."""
+    return read_rgb_bytes(Path(path).read_bytes())
+
+
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Upright (height, width) from the header alone. Raises ImageError or OSError."""
-    with open(path, "rb") as file, _opened(file, max_pixels) as image:
-        width, height = image.size
-        return (width, height) if _orientation(image) in (5, 6, 7, 8) else (height, width)
+    with open(path, "rb") as file, opened(file, max_pixels, header_only=True) as found:
+        width, height = found.image.size
+        turned = exif.orientation(found.image) in exif.QUARTER_TURNED
+        return (width, height) if turned else (height, width)
 
 
 def read_rgb_bytes(data: bytes) -> Pixels:
-    """RGB pixels of an encoded image, transparency dropped. Raises ImageError."""
-    return decode(data).rgb
+    """RGB pixels of an encoded image, without transparency and what it hid. Raises ImageError."""
+    picture = decode(data)
+    return filled(picture.rgb, picture.alpha)
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, deep: bool = False) -> Picture:
@@ -94,60 +126,78 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, deep: bool = False) -> Pic
     Raises ImageError on anything that is not one whole, still picture of at most `max_pixels`,
     MemoryError where that is too large to hold.
     """
-    with _opened(io.BytesIO(data), max_pixels) as image:
-        image.load()
-        if deep and image.format == "PNG" and data[_PNG_DEPTH] == 16:
-            return _picture(image, *_split_deep(image, data))
-        return from_pillow(image)
+    with opened(io.BytesIO(data), max_pixels) as found:
+        return found.picture(deep)
 
 
 def from_pillow(image: Image.Image) -> Picture:
     """Picture of Pillow's image, turned as its EXIF says; as `decode` gives it of a file."""
-    turn = _TURNS.get(_orientation(image))
-    upright = image if turn is None else image.transpose(turn)
-    return _picture(image, *_split(upright, image.info.get("icc_profile") or b""))
+    return _picture(image, *_split(image), deep=False, upright=True)
 
 
 def to_pillow(picture: Picture) -> Image.Image:
-    """RGB or RGBA image of 8 bits, with profile and EXIF in its `info`."""
+    """RGB or RGBA image of 8 bits, with profile, EXIF and density in its `info`."""
     planes = [p for p in (picture.rgb, picture.alpha) if p is not None]
     narrowed = [narrow(p) if p.dtype == np.uint16 else p for p in planes]
     image = Image.fromarray(np.dstack(narrowed) if narrowed[1:] else narrowed[0])
+    block = exif.with_density(picture.exif, picture.density if picture.exif else None)
     image.info |= {"icc_profile": picture.icc} if picture.icc else {}
-    image.info |= {"exif": picture.exif} if picture.exif else {}
+    image.info |= {"exif": block} if block else {}
+    image.info |= {"dpi": picture.density} if picture.density else {}
     return image
 
 
-def _picture(image: Image.Image, rgb: Pixels | Deep, alpha: Alpha | None) -> Picture:
+def _picture(
+    image: Image.Image, rgb: Pixels | Deep, alpha: Alpha | None, deep: bool, upright: bool
+) -> Picture:
     """With what else of the image is kept; gray is converted to sRGB by a profile of gray."""
-    profile = image.info.get("icc_profile") or b""
+    gray = image.mode.startswith(_GRAY)
+    profile = described(image.info, gray)
     space = profile[16:20]
-    if space == b"GRAY" and image.mode.startswith(("L", "I")):
+    if space == b"GRAY" and gray:
         rgb = gray_levels(profile, rgb.dtype)[rgb]
+    turn = exif.TURNS[exif.orientation(image) if upright else 1]
+    planes = [turn(plane) for plane in (rgb, alpha) if plane is not None]
+    planes = [narrow(p) if p.dtype == np.uint16 and not deep else p for p in planes]
+    rgb, *rest = (np.ascontiguousarray(plane) for plane in planes)
     fits = space == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
-    return Picture(rgb, alpha, profile if fits else None, _exif(image))
+    icc, dense = profile if fits else None, exif.density(image)
+    return Picture(rgb, rest[0] if rest else None, icc, exif.kept(image), dense, gray)
 
 
 @contextmanager
-def _opened(source: io.BytesIO | io.BufferedReader, max_pixels: int) -> Iterator[Image.Image]:
-    """The image with its header read and judged; whatever goes wrong inside is an ImageError."""
+def opened(source: Source, max_pixels: int, header_only: bool = False) -> Iterator[Opened]:
+    """A file with its header read and judged; whatever goes wrong inside is an ImageError.
+
+    MemoryError excepted. If `header_only`, its pixels may not be read.
+    """
     if not source.read(1):
         raise ImageError("empty file")
     source.seek(0)
     try:
+        parts = None
+        if source.read(len(png.SIGNATURE)) == png.SIGNATURE:
+            parts = png.take_apart(source, header_only)
+            source = io.BytesIO(parts.bare)
         with _identified(source) as image:
             _refuse_unfit(image, max_pixels)
-            yield image
+            _complete(image, parts)
+            whole = source if header_only else _with_its_end(source, image)
+            with image if whole is source else _identified(whole) as found:
+                yield Opened(found, parts)
     except (ImageError, MemoryError):
         raise
+    except ColourError as error:
+        raise ImageError(str(error)) from error
     except Exception as error:  # on hostile bytes Pillow's parsers raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"damaged image: {reason}") from error
 
 
-def _identified(source: io.BytesIO | io.BufferedReader) -> ImageFile.ImageFile:
+def _identified(source: Source) -> ImageFile.ImageFile:
     """Image.open without its guard: that one's limit is the process's, ours is an argument."""
     Image.init()
+    source.seek(0)
     prefix = source.read(16)
     for factory, accept in (Image.OPEN[name] for name in FORMATS):
         if accept is None or accept(prefix):
@@ -163,69 +213,56 @@ def _refuse_unfit(image: Image.Image, max_pixels: int) -> None:
     """Raise ImageError by the header alone, before any pixel is decoded."""
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageError(f"{width} x {height} is more than {max_pixels} pixels")
+        raise TooLargeError(f"{width} x {height} is more than {max_pixels} pixels")
     # A JPEG may carry further pictures (depth or gain map, second eye) behind the photograph.
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise ImageError("animated image")
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1-8; 1 where there is none or the EXIF block is damaged, as viewers do."""
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
-        return 1
+def _complete(image: Image.Image, parts: png.Parts | None) -> None:
+    """Into `info`, what Pillow did not see of a PNG, or sees in another way than its pixels."""
+    if parts is None:
+        return
+    image.info |= parts.info
+    key = image.info.get("transparency")
+    if isinstance(key, int) and parts.colour == 0 and parts.depth in (2, 4):
+        # samples are spread over eight bits; the transparent one is so only of one bit
+        image.info["transparency"] = key * 255 // (2**parts.depth - 1)
 
 
-def _exif(image: Image.Image) -> bytes | None:
-    """EXIF block of the upright picture; None where there is none or it is damaged."""
-    try:
-        exif = Image.Exif()
-        exif.load(image.getexif().tobytes())  # a copy: the image keeps and shows its own
-        exif.pop(_ORIENTATION_TAG, None)
-        for tag in _EXIF_SIZES:
-            exif.get_ifd(_EXIF_IFD).pop(tag, None)
-        return exif.tobytes() if len(exif) else None
-    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
-        return None
+def _with_its_end(source: Source, image: Image.Image) -> Source:
+    """The file, or a copy with the end marker if that is all that a JPEG lacks; else ImageError."""
+    if image.format not in ("JPEG", "MPO"):
+        return source
+    source.seek(0)
+    data = source.read()
+    whole = jpeg.mended(data)
+    if whole is None:
+        raise ImageError("damaged image: truncated before its last pixel")
+    return source if whole is data else io.BytesIO(whole)
 
 
-def _split(image: Image.Image, profile: bytes) -> tuple[Pixels, Alpha | None]:
-    """RGB and, if the image has any transparency, alpha of an image of any mode."""
-    if image.mode.startswith("I"):
-        return _split_gray16(image)
+def _split(image: Image.Image) -> tuple[Pixels | Deep, Alpha | None]:
+    """RGB and, if the image has any transparency, alpha of an image of any mode, as stored."""
+    key = image.info.get("transparency")
+    if image.mode.startswith("I") or (image.mode in ("1", "L") and isinstance(key, int)):
+        return _split_gray(image, key)
     if image.mode == "CMYK":
-        return np.array(cmyk_to_srgb(image, profile)), None
+        return np.array(cmyk_to_srgb(image, image.info.get("icc_profile") or b"")), None
     if not image.has_transparency_data:
         return np.array(image.convert("RGB")), None
     rgba = np.array(image.convert("RGBA"))
     return np.ascontiguousarray(rgba[..., :3]), np.ascontiguousarray(rgba[..., 3])
 
 
-def _split_gray16(image: Image.Image) -> tuple[Pixels, Alpha | None]:
-    """The same for 16-bit gray, which Pillow's own conversion would clip at 255."""
-    samples = np.asarray(image).astype(np.uint16)
-    gray = narrow(samples)
-    key = image.info.get("transparency")
-    alpha = None if key is None else np.where(samples == key, 0, 255).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=-1), alpha
-
-
-def _split_deep(image: Image.Image, data: bytes) -> tuple[Deep, UInt16[np.ndarray, "h w"] | None]:
-    """The same for a 16-bit PNG, uint16; Pillow judged the file, OpenCV reads its samples."""
-    if image.mode.startswith("I"):
-        gray = np.asarray(image).astype(np.uint16)
-        key = image.info.get("transparency")
-        alpha = [] if key is None else [np.where(gray == key, 0, 65_535).astype(np.uint16)]
-        planes = [gray, gray, gray, *alpha]
-    else:
-        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
-            raise ImageError("damaged image: its 16-bit samples cannot be read")
-        planes = [samples[..., channel] for channel in (2, 1, 0, 3)[: samples.shape[2]]]
-    if turn := _TURNS.get(_orientation(image)):
-        planes = [np.asarray(Image.fromarray(plane).transpose(turn)) for plane in planes]
-    return np.stack(planes[:3], axis=-1), planes[3] if planes[3:] else None
+def _split_gray(image: Image.Image, key: int | None) -> tuple[Pixels | Deep, Alpha | None]:
+    """The same of gray with a transparent level, or of 16 bits, which Pillow would clip at 255."""
+    kind = np.uint16 if image.mode.startswith("I") else np.uint8
+    samples = np.asarray(image).astype(kind) * kind(255 if image.mode == "1" else 1)
+    rgb = np.repeat(samples[..., None], 3, axis=-1)
+    if key is None:
+        return rgb, None
+    return rgb, np.where(samples == key, 0, np.iinfo(kind).max).astype(kind)
 
 
 def to_float(samples: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> Samples:
@@ -276,46 +313,57 @@ def check_alpha(picture: Picture, kind: str) -> None:
 
 
 def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
-    """File of `kind` (png, jpeg, webp) with profile and EXIF; the same picture, the same bytes.
+    """File of `kind` (png, jpeg, webp) with profile, EXIF and density; repeats bit for bit.
 
-    16-bit samples stay only in PNG. `quality` is JPEG's and WebP's; 100 makes WebP lossless. Raises
-    ImageError where the format cannot hold the picture.
+    16-bit samples stay only in PNG, EXIF not in a JPEG whose segment it exceeds. `quality` is
+    JPEG's and WebP's; 100 makes WebP lossless. Raises ImageError where the format cannot hold the
+    picture.
     """
     check_side(picture.size, kind)
     check_alpha(picture, kind)
-    if kind == "png" and picture.rgb.dtype == np.uint16:
-        return _encode_deep_png(picture)
-    image = to_pillow(Picture(picture.rgb) if kind == "jpeg" else picture)
-    options: dict[str, Any] = {
-        "png": {"compress_level": 6},
-        "jpeg": {"quality": quality, "subsampling": 0},
-        "webp": {"quality": quality, "lossless": quality == LOSSLESS},
-    }[kind]
-    fits = kind != "jpeg" or len(picture.exif or b"") <= _EXIF_LIMIT
-    options["exif"] = picture.exif if picture.exif and fits else b""
+    block = exif.with_density(picture.exif, picture.density if picture.exif else None)
+    if kind == "png":
+        data = _png_pixels(picture)
+        return png.with_chunks(data, picture.icc, block, picture.density)
+    image = _image(replace(picture, alpha=None) if kind == "jpeg" else picture, kind)
+    options: dict[str, Any] = {"quality": quality, "icc_profile": picture.icc, "exif": block or b""}
+    if kind == "webp":  # has no other place for density
+        options["exif"] = exif.with_density(picture.exif, picture.density) or b""
+        options["lossless"] = quality == LOSSLESS
+    else:
+        if len(picture.icc or b"") > _JPEG_ICC:
+            raise ImageError("the colour profile is too large for JPEG: use --format png or webp")
+        fits = picture.density and max(picture.density) <= exif.JFIF_MOST
+        options |= {"subsampling": 0} | ({"dpi": picture.density} if fits else {})
+        options["exif"] = block if block and len(block) <= exif.LIMIT else b""
     buffer = io.BytesIO()
-    image.save(buffer, kind, icc_profile=picture.icc, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def _encode_deep_png(picture: Picture) -> bytes:
-    """16-bit PNG; OpenCV writes the samples, and profile and EXIF go in behind the header."""
-    planes = [picture.rgb[..., ::-1], *([] if picture.alpha is None else [picture.alpha])]
-    written, samples = cv2.imencode(".png", np.dstack(planes), [cv2.IMWRITE_PNG_COMPRESSION, 6])
-    if not written:
+def _image(picture: Picture, kind: str) -> Image.Image:
+    """The pixels alone, of 8 bits, for a file of `kind`; gray where such a file can be."""
+    image = to_pillow(Picture(picture.rgb, picture.alpha))
+    if picture.gray and picture.icc is None and kind != "webp":
+        return image.convert("L" if picture.alpha is None else "LA")
+    return image
+
+
+def _png_pixels(picture: Picture) -> bytes:
+    """A PNG of nothing but the pixels."""
+    if picture.rgb.dtype == np.uint8:
+        buffer = io.BytesIO()
+        _image(picture, "png").save(buffer, "png", compress_level=6)
+        return buffer.getvalue()
+    planes = [picture.rgb[..., channel] for channel in range(3)]
+    if picture.alpha is not None:
+        planes.append(picture.alpha)
+    elif picture.gray and picture.icc is None:
+        planes = planes[:1]
+    data = png.encode_deep(planes)
+    if data is None:
         raise ImageError("the picture cannot be written as PNG")
-    extra = b""
-    if picture.icc:
-        extra += _chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(picture.icc))
-    if picture.exif:
-        extra += _chunk(b"eXIf", picture.exif.removeprefix(_EXIF_PREFIX))
-    data = samples.tobytes()
-    return data[:_PNG_HEADER] + extra + data[_PNG_HEADER:]
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    """One chunk of a PNG file."""
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return data
 
 
 def encode_png(rgb: Pixels, alpha: Alpha | None = None, icc: bytes | None = None) -> bytes:

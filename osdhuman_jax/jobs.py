@@ -36,6 +36,7 @@ from osdhuman_jax.images import (
 )
 from osdhuman_jax.listing import list_images, other_pictures
 from osdhuman_jax.memory import EXHAUSTED, is_exhausted
+from osdhuman_jax.names import spelled
 from osdhuman_jax.pipeline import Pipeline, RestoreError, finish
 
 SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
@@ -136,7 +137,8 @@ def _refuse(why: str, names: list[Path]) -> None:
     """Raise UsageError with the first names, if there are any."""
     if names:
         more = f"\n  and {len(names) - LISTED} more" if len(names) > LISTED else ""
-        raise UsageError(f"{why}:" + "".join(f"\n  {name}" for name in names[:LISTED]) + more)
+        lines = [f"\n  {spelled(name)}" for name in names[:LISTED]]
+        raise UsageError(f"{why}:{''.join(lines)}{more}")
 
 
 def _inspect(path: Path, output: Path, settings: Settings) -> Job:
@@ -187,7 +189,7 @@ class Ledger:
 
     def finished(self, job: Job, identity: dict[str, Any]) -> bool:
         """Whether the job's output is there, as its line says, from this input and `identity`."""
-        line = self._finished.get(job.output.as_posix(), {})
+        line = self._finished.get(spelled(job.output.as_posix()), {})
         if any(line.get(key) != value for key, value in identity.items()):
             return False
         files = {"output_sha256": self._folder / job.output, "input_sha256": job.source}
@@ -341,7 +343,7 @@ class Runner:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)
             except (ImageError, OSError, MemoryError) as error:
                 path = self.output / item.job.output
-                reason = f"cannot write {path}: {one_line(error)}"
+                reason = f"cannot write {spelled(path)}: {one_line(error)}"
                 self._fail(item.job, reason, input_sha256=item.digest)
         return len(loaded)
 
@@ -358,8 +360,8 @@ class Runner:
             self._record(item.job, "ok", **made, **sizes, **digests)
 
     def _record(self, job: Job, status: str, **values: object) -> None:
-        names = {"input": str(job.source), "output": job.output.as_posix(), "status": status}
-        self.ledger.add(self._identity | values | names)
+        files = {"input": spelled(job.source), "output": spelled(job.output.as_posix())}
+        self.ledger.add(self._identity | values | files | {"status": status})
 
     def _fail(self, job: Job, reason: str, **values: object) -> None:
         """Record a failure and remember it for the report."""

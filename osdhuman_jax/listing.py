@@ -1,78 +1,173 @@
-"""Which pictures a folder holds, by their names."""
+"""Which pictures a folder holds: one rule for restoring, degrading, training, measuring, curating.
+
+A file is listed by its suffix. Links to folders are followed, each folder once. Passed over are
+hidden folders and those that systems keep beside pictures, and hidden files that are no pictures by
+their first bytes, such as the companions `._photo.jpg` that macOS leaves on foreign disks.
+"""
 
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp")
+from osdhuman_jax.names import spelled
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")  # the usual one first
 OTHERS = (  # pictures that nothing here reads
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".psd", ".tif", ".tiff"),
     *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
 )
+SYSTEM_FILES = ("Thumbs.db", "ehthumbs.db", "desktop.ini")
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 
 
 def list_images(source: str | Path) -> list[tuple[Path, Path]]:
     """(absolute path, path relative to the search's root) of each image, sorted.
 
     A folder gives the files below it that have an image's suffix, a file gives itself, anything
-    else is a glob pattern (`**` descends) whose root is its part without wildcards. Links to
-    folders are not followed. Raises OSError on a folder that cannot be read.
+    else is a glob pattern (`**` descends) whose root is its part that is there by that very name,
+    or has no wildcards. Raises OSError on a folder that cannot be read.
     """
     path = Path(os.path.abspath(source))
     if path.is_file():
         return [(path, Path(path.name))]
     root, found = (path, _walk(path)) if path.is_dir() else _expand(path)
-    return sorted(((file, file.relative_to(root)) for file in found), key=lambda pair: pair[1])
+    pairs = {(file, file.relative_to(root)) for file in found}
+    return sorted(pairs, key=lambda pair: pair[1])
 
 
 def named_images(folder: str | Path) -> dict[str, Path]:
     """Files of a folder by relative path without suffix, so that a.png and a.jpg are partners.
 
-    Raises ValueError where there is no image, or two of one name; OSError on an unreadable folder.
+    Names are spelled (see osdhuman_jax.names). Raises ValueError where there is no image, or two of
+    one name; OSError on an unreadable folder.
     """
     found: dict[str, Path] = {}
     for path, relative in list_images(folder) if Path(folder).is_dir() else []:
-        name = relative.with_suffix("").as_posix()
+        name = spelled(relative.with_suffix("").as_posix())
         if name in found:
-            raise ValueError(f"{folder}: {found[name].name} and {path.name} have one name")
+            both = " and ".join(spelled(other.name) for other in (found[name], path))
+            raise ValueError(f"{spelled(folder)}: {both} have one name")
         found[name] = path
     if not found:
-        raise ValueError(f"{folder}: no folder with images")
+        raise ValueError(f"{spelled(folder)}: no folder with images")
     return found
 
 
 def other_pictures(source: str | Path) -> str:
-    """What `list_images` leaves out of a folder: "12 .heic, 3 .tif, 1 linked folder", or ""."""
-    counts: Counter[str] = Counter()
-    links = 0
-    for base, folders, names in _levels(Path(source)):
-        suffixes = (Path(name).suffix.lower() for name in names)
-        counts.update(suffix for suffix in suffixes if suffix in OTHERS)
-        links += sum(os.path.islink(os.path.join(base, folder)) for folder in folders)
-    told = [f"{count} {suffix}" for suffix, count in sorted(counts.items())]
-    told += [f"{links} linked folder{'s' * (links > 1)}"] if links else []
-    return ", ".join(told)
+    """What `list_images` leaves out of a folder: "12 .heic, 3 .tif", or ""."""
+    if not os.path.isdir(source):
+        return ""
+    names = (path.rsplit("/", 1)[-1] for path in tree(Path(source), _is_entered).files)
+    suffixes = (Path(name).suffix.lower() for name in names if not name.startswith("."))
+    counts = Counter(suffix for suffix in suffixes if suffix in OTHERS)
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+
+
+class Tree(NamedTuple):
+    """What lies below a folder, as relative paths with /."""
+
+    folders: list[str]  # the folder itself is "", the first
+    files: list[str]
+    dangling: list[str]  # links to files that are not there
+    aliases: dict[str, str]  # folders that are another of these folders, which has the files
+
+
+def tree(root: Path, enter: Callable[[str], bool] = lambda name: True) -> Tree:
+    """All files below a folder, in the folders whose names `enter` accepts.
+
+    Links to folders are followed, and each folder is listed once: by its own name if it has one
+    here, for folders come before links to them. Raises OSError where a folder cannot be read.
+    """
+    found, above = Tree([], [], [], {}), set(Path(os.path.realpath(root)).parents)
+    known: dict[tuple[int, int], str] = {}
+    folders, links = [""], []
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        stat = os.stat(root / folder)
+        first = known.setdefault((stat.st_dev, stat.st_ino), folder)
+        if first != folder:
+            found.aliases[folder] = first
+            continue
+        found.folders.append(folder)
+        lists = {"folder": folders, "link": links, "file": found.files, "gone": found.dangling}
+        with os.scandir(root / folder) as entries:
+            inside = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        for entry in inside:
+            kind = _kind_of(entry, above)
+            if kind in ("folder", "link") and not enter(entry.name):
+                continue
+            if kind:
+                lists[kind].append(f"{folder}/{entry.name}" if folder else entry.name)
+    return found
+
+
+def _kind_of(entry: os.DirEntry[str], above: set[Path]) -> str:
+    """Which of `tree`'s lists an entry belongs to; empty = none (pipes, links upwards)."""
+    if not entry.is_symlink():
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    if os.path.isdir(entry.path):
+        # A folder that this one lies in, up to /, holds what nobody meant to give.
+        return "" if Path(os.path.realpath(entry.path)) in above else "link"
+    return "file" if os.path.isfile(entry.path) else "" if os.path.exists(entry.path) else "gone"
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Files with an image's suffix anywhere below `folder`."""
-    files = (Path(base, name) for base, _, names in _levels(folder) for name in names)
-    return [file for file in files if file.suffix.lower() in SUFFIXES]
+    """Files with an image's suffix anywhere below `folder`, links to such that are gone too."""
+    found = tree(folder, _is_entered)
+    files = (folder / path for path in (*found.files, *found.dangling))
+    return [file for file in files if file.name.lower().endswith(SUFFIXES) and not _is_odd(file)]
 
 
-def _levels(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """(path, names of folders, names of files) of a folder, if it is one, and of those below."""
+def _is_odd(file: Path) -> bool:
+    """Whether a file is the system's: hidden, say, and by its first bytes no picture."""
+    if not file.name.startswith("."):
+        return file.name in SYSTEM_FILES
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(12)
+    except OSError:
+        return False
+    webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
+    return not (webp or head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")))
 
-    def fail(error: OSError) -> None:
-        raise error
 
-    return os.walk(folder, onerror=fail) if folder.is_dir() else iter(())
+def _is_entered(folder: str) -> bool:
+    """Whether a folder of this name may hold what a person keeps as a picture."""
+    return not folder.startswith(".") and folder not in SYSTEM_FOLDERS
 
 
 def _expand(pattern: Path) -> tuple[Path, list[Path]]:
     """Root and files of a glob pattern."""
-    root = next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
-    matches = (Path(match) for match in glob.glob(str(pattern), recursive=True))
-    return root, [match for match in matches if match.is_file()]
+    there = next(parent for parent in pattern.parents if parent.is_dir())
+    root, parts = there, pattern.relative_to(there).parts
+    matches = (Path(match) for match in _matches(there, parts))
+    return root, [match for match in matches if match.is_file() and not _is_odd(match)]
+
+
+def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
+    """What a pattern's parts match below a folder; a part that is there by name is that name."""
+    if not parts:
+        yield folder
+        return
+    part, rest = parts[0], parts[1:]
+    if os.path.lexists(folder / part):
+        yield from _matches(folder / part, rest)
+    elif part == "**":
+        found = tree(folder, _is_entered) if folder.is_dir() else Tree([], [], [], {})
+        if not rest:
+            yield from (folder / path for path in found.files)
+        for base in found.folders if rest else ():
+            yield from _matches(folder / base, rest)
+    elif glob.has_magic(part) and folder.is_dir():
+        for name in os.listdir(folder):
+            if fnmatchcase(name, part) and not (rest and _is_closed(folder / name)):
+                yield from _matches(folder / name, rest)
+
+
+def _is_closed(folder: Path) -> bool:
+    """Whether a wildcard leaves a folder out, which is entered only where it is named."""
+    return folder.is_symlink() or not _is_entered(folder.name)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from osdhuman_jax.images import ImageError, decode
 from osdhuman_jax.listing import named_images
+from osdhuman_jax.names import spelled
 
 REFERENCE = "reference"  # its name among the folders
 LISTED = 20  # names in one refusal
@@ -46,7 +47,7 @@ def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool
     found = {label: named_images(folder) for label, folder in both.items()}
     names = sorted(set().union(*found.values()))
     left_out = {
-        name: f"not in {both[label]}"
+        name: f"not in {spelled(both[label])}"
         for name in names
         for label in both
         if name not in found[label]
@@ -63,7 +64,7 @@ def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool
     if left_out and not allow_missing:
         _refuse("pictures without a partner (--allow_missing leaves them out)", left_out)
     if not files[next(iter(folders))]:
-        raise ValueError(f"no picture is in all of {', '.join(map(str, both.values()))}")
+        raise ValueError(f"no picture is in all of {', '.join(map(spelled, both.values()))}")
     _refuse("pictures of unequal size", _unequal(files))
     return Pictures({m: files[m] for m in folders}, files.get(REFERENCE), left_out)
 
@@ -74,7 +75,7 @@ def _open(path: Path) -> File:
         data = path.read_bytes()
         return File(path, hashlib.sha256(data).hexdigest(), decode(data).size)
     except (ImageError, OSError) as error:
-        raise ImageError(f"{path}: {error}") from error
+        raise ImageError(f"{spelled(path)}: {error}") from error
 
 
 def _unequal(files: dict[str, dict[str, File]]) -> dict[str, str]:

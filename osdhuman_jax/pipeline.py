@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -193,9 +193,9 @@ class Pipeline:
     ) -> list[Picture]:
         """Restored pictures in the order given, each `scaled_size(size, upscale)` large.
 
-        See `finish` for `color_fix` and `blend`. Transparency is resized with its picture, profile
-        and EXIF are kept. Raises RestoreError if the model's output is not finite or memory does
-        not suffice, ValueError on a bad option.
+        See `finish` for `color_fix` and `blend`. Transparency is resized with its picture; profile,
+        EXIF and the size of a print are kept. Raises RestoreError if the model's output is not
+        finite or memory does not suffice, ValueError on a bad option.
         """
         check_options(color_fix, blend)
         restored: dict[int, Picture] = {}
@@ -376,10 +376,11 @@ def check_options(color_fix: str, blend: float) -> None:
 
 
 def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Picture:
-    """Model output in [-1, 1] as a picture like its source: colours, depth, profile and EXIF.
+    """Model output in [-1, 1] as a picture like its source: depth, alpha, what the file says.
 
-    `color_fix` takes the source's colours (adain, wavelet) or not (none); `blend` is the part of
-    the restored picture in the result, the rest being the source.
+    A source without colour stays without. `color_fix` takes the source's colours (adain, wavelet)
+    or not (none); `blend` is the part of the restored picture in the result, the rest being the
+    source.
 
     Raises RestoreError where the output is not finite.
     """
@@ -388,10 +389,11 @@ def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Pic
     pixels = np.empty(source.rgb.shape, source.rgb.dtype)
     quantized = to_uint16 if pixels.dtype == np.uint16 else to_uint8
     corrected = colour.corrected(color_fix, output, source.rgb)
+    gray = source.gray or colour.is_gray(source.rgb)
     for rows in colour.bands(source.size):
         values = corrected(rows)
         if blend < 1:
             values = np.float32(blend) * np.clip(values, -1, 1)
             values = values + np.float32(1 - blend) * to_float(source.rgb[rows])
-        pixels[rows] = quantized(values)
-    return Picture(pixels, source.alpha, source.icc, source.exif)
+        pixels[rows] = quantized(colour.luma(values) if gray else values)
+    return replace(source, rgb=pixels)

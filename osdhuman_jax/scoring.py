@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from osdhuman_jax.disk import append_line, json_lines
-from osdhuman_jax.images import read_image, write_png
+from osdhuman_jax.images import read_rgb, write_png
 from osdhuman_jax.iqa import MissingMetric, Scorer, open_scorer
 from osdhuman_jax.metrics import Metric
 from osdhuman_jax.pairs import File, Pictures
@@ -130,7 +130,7 @@ class Examiner:
 
 
 def _stack(files: dict[str, File], names: Sequence[str]) -> UInt8[np.ndarray, "b h w 3"]:
-    return np.stack([read_image(files[name].path).rgb for name in names])
+    return np.stack([read_rgb(files[name].path) for name in names])
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def _folder(files: dict[str, File]) -> Iterator[Path]:
             if file.path.suffix.lower() == ".png":
                 target.symlink_to(file.path.resolve())
             else:
-                write_png(target, read_image(file.path).rgb)
+                write_png(target, read_rgb(file.path))
         yield Path(folder)
 
 

@@ -5,8 +5,7 @@ Sources hold encoded pictures; pixels are NHWC uint8 in [0, 255]. This module ne
 
 import bisect
 import itertools
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from osdhuman_jax.images import ImageError, read_rgb_bytes
-from osdhuman_jax.listing import SUFFIXES
+from osdhuman_jax.listing import SUFFIXES, list_images
+from osdhuman_jax.names import spelled
 from osdhuman_jax.records import RecordError, decode_record
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -43,12 +43,12 @@ class Source(Protocol):
 class FolderSource:
     """The pictures below a folder, in the order of their sorted relative paths.
 
-    Hidden ones are left out, links to folders not followed. Raises DataError if there is none.
+    Raises DataError if there is none.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.root = Path(path)
-        self.files = sorted(_pictures(self.root))
+        self.files = sorted(name.as_posix() for _, name in list_images(self.root))
         if not self.files:
             raise DataError(f"{path}: no pictures ({', '.join(SUFFIXES)}) in this folder")
 
@@ -56,19 +56,10 @@ class FolderSource:
         return len(self.files)
 
     def name(self, index: int) -> str:
-        return str(self.root / self.files[index])
+        return spelled(self.root / self.files[index])
 
     def read(self, index: int) -> bytes:
         return (self.root / self.files[index]).read_bytes()
-
-
-def _pictures(root: Path) -> Iterator[str]:
-    """Relative paths, in no order."""
-    for folder, children, files in os.walk(root):
-        children[:] = [child for child in children if not child.startswith(".")]
-        for file in files:
-            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
-                yield Path(folder, file).relative_to(root).as_posix()
 
 
 class RecordSource:

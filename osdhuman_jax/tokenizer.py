@@ -47,13 +47,13 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     rows: Any
     file = whole = folder / "tokenizer.json"
     if whole.is_file() and not (folder / "vocab.json").exists():
-        found = json.loads(whole.read_text(encoding="utf-8"))
+        found = json.loads(whole.read_text(encoding="utf-8-sig"))
         model = found.get("model") if isinstance(found, dict) else None
         vocab, rows = (model.get(k) if isinstance(model, dict) else None for k in _MODEL)
     else:
-        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8-sig"))
         whole, file = folder / "vocab.json", folder / "merges.txt"
-        lines = file.read_text(encoding="utf-8").strip().split("\n")
+        lines = file.read_text(encoding="utf-8-sig").strip().split("\n")
         rows = [line for line in lines if not line.startswith("#version")]
     if not isinstance(vocab, dict) or not {BOS, EOS} <= set(vocab):
         raise ValueError(f"{whole}: not CLIP's vocabulary (no {BOS} or {EOS})")

@@ -74,6 +74,26 @@ def page(address: str) -> Iterator[Any]:
     assert asked and all(url.startswith((address, "blob:", "data:")) for url in asked)
 
 
+@pytest.mark.parametrize(
+    ("uploaded", "name"),
+    [
+        ("photo #1.jpg", "photo #1.png"),
+        ("100% sure.JPG", "100% sure.png"),
+        ("день рождения.a.b.webp", "день рождения.a.b.png"),
+        ("back\\slash\u00a0\n.jpe", "back\\slash\u00a0\n.png"),
+        (None, "kept.png"),
+        ("", "kept.png"),
+        ("..", "kept.png"),
+        ("../up.jpg", "kept.png"),
+        ("nul\0.jpg", "kept.png"),
+        ("half \ud800.jpg", "kept.png"),
+        ("x" * 252 + ".jpg", "kept.png"),
+    ],
+)
+def test_downloads_are_named_as_infer_names_files(uploaded: str | None, name: str) -> None:
+    assert app.download_name(Path("kept.jpg"), uploaded) == name
+
+
 def photo(path: Path) -> Path:
     Image.fromarray(astronaut()[20:120, 180:280]).save(path, quality=40)
     return path
@@ -193,4 +213,4 @@ def test_a_want_of_memory_is_told_in_words(tmp_path: Path, monkeypatch) -> None:
     (restore,) = (block.fn for block in page.fns.values())
     monkeypatch.setattr(app, "encode", exhausted)
     with pytest.raises(gradio.Error, match="someone.jpg: out of memory: try a smaller"):
-        restore(str(photo(tmp_path / "someone.jpg")), 1, "none", lambda *_, **__: None)
+        restore((str(photo(tmp_path / "someone.jpg")), None), 1, "none", lambda *_, **__: None)

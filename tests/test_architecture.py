@@ -7,9 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"icc", "target", "disk", "command", "interruption"},
+    {"icc", "target", "disk", "names", "png", "jpeg", "exif", "alpha", "interruption"},
     {"config", "types", "images", "listing", "attention", "convolution", "tokenizer", "remat"}
-    | {"flops", "memory", "niqe"},
+    | {"command", "flops", "memory", "niqe"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
     {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"} | {"sources"},
@@ -25,8 +25,9 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"data", "degrade", "records", "icc", "images", "metrics", "colour", "frames"}
 WITHOUT_JAX |= {"compare", "tables", "sources", "listing", "niqe", "disk", "command"}
+WITHOUT_JAX |= {"names", "png", "jpeg", "exif", "alpha"}
 # Files and pixels are read, written and judged in one place for both packages, without JAX.
-SHARED_WITH_CURATE = {"disk", "command", "images", "listing", "icc", "niqe"}
+SHARED_WITH_CURATE = {"disk", "command", "images", "listing", "icc", "niqe", "names", "exif"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set(
     "layers attention convolution vae unet swin lpips clip tagger prompts restorer".split()

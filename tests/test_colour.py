@@ -120,3 +120,25 @@ def test_bands_are_the_whole_picture_and_take_their_own_memory(
     assert np.abs(banded.rgb.astype(int) - whole.rgb).max() <= (kind is np.uint16)
     rows = 20 + 2 * colour.REACH * (method == "wavelet")
     assert peak < banded.rgb.nbytes + 150 * 210 * rows
+
+
+def cast(size: tuple[int, int], kind: type) -> tuple[np.ndarray, np.ndarray]:
+    """A model's output with colours, and a gray source."""
+    levels = np.random.default_rng(2).integers(0, np.iinfo(kind).max, size, kind)
+    return image(0, -1, 1, size), np.repeat(levels[..., None], 3, axis=-1)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("method", COLOR_FIXES)
+@pytest.mark.parametrize("blend", [1.0, 0.5])
+def test_gray_stays_gray(method: str, kind: type, blend: float, monkeypatch) -> None:
+    output, source = cast((30, 20), kind)
+    monkeypatch.setattr(colour, "BAND", 7 * 20)
+    result = finish(output, Picture(source), method, blend).rgb
+    assert result.dtype == kind and np.ptp(result.astype(int), axis=-1).max() == 0
+    if (method, blend) == ("none", 1.0):
+        luma = output @ np.array([0.299, 0.587, 0.114])
+        want = (luma + 1) / 2 * np.iinfo(kind).max
+        assert np.abs(result[..., 0] - want).max() <= 0.51
+    source[3, 4, 1] ^= 1  # a single level of a single pixel
+    assert np.ptp(finish(output, Picture(source), method, blend).rgb.astype(int), axis=-1).max() > 0

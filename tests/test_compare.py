@@ -1,5 +1,7 @@
 """Comparison sheets: what stands where, what is enlarged, what is refused."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -98,3 +100,15 @@ def test_folder_names(tmp_path):
     assert named_folder(f"Ours={tmp_path}") == ("Ours", tmp_path)
     assert named_folder(str(tmp_path / "c")) == ("c", tmp_path / "c")
     assert named_folder(str(tmp_path / "a=b"))[0] == "a=b"
+
+
+def test_names_that_are_no_utf8(tmp_path, capsys):
+    odd = os.fsdecode(b"Mu\xf1oz")
+    for kind in (odd, "hq"):
+        (tmp_path / kind).mkdir()
+        write_png(tmp_path / kind / f"{odd}.png", flat(50))
+    output = tmp_path / f"{odd}.png"
+    argv = ["--columns", str(tmp_path / odd), str(tmp_path / "hq"), "--output", str(output)]
+    assert main([*argv, "--names", odd]) == 0
+    assert read_image(output).size[1] == 2 * 320 + GAP
+    capsys.readouterr().out.encode()

@@ -199,3 +199,29 @@ def test_profile_takes_its_own_sizes(folder, tmp_path, capsys):
     capsys.readouterr()
     assert run(folder / "c.png", tmp_path / "y", "--profile", "persona-val") == 0
     assert read_image(tmp_path / "y" / "lq_small" / "c.png").size == (128, 128)
+
+
+def test_names_that_are_no_utf8_and_companions(tmp_path, capsys):
+    source = tmp_path / "hq"
+    source.mkdir()
+    write_png(source / os.fsdecode(b"Mu\xf1oz.png"), photo(64))
+    (source / "._a.png").write_bytes(b"\0\5\26\7")
+    out = tmp_path / os.fsdecode(b"lq\xf1")
+    assert run(source, out) == 0
+    assert (out / os.fsdecode(b"Mu\xf1oz.png")).is_file()
+    assert [line["file"] for line in log_lines(out)] == [r"Mu\xf1oz.png"]
+    capsys.readouterr().out.encode()
+
+
+def test_hidden_colours_are_no_part_of_what_is_degraded(tmp_path):
+    source = tmp_path / "hq"
+    source.mkdir()
+    alpha = np.zeros((64, 64), np.uint8)
+    alpha[16:48, 16:48] = 255
+    write_png(
+        source / "a.png",
+        np.where(alpha[..., None] > 0, np.uint8(200), np.uint8(0)).repeat(3, -1),
+        alpha,
+    )
+    assert run(source, tmp_path / "lq", "--profile", "persona-val", "--crop", "64") == 0
+    assert read_image(tmp_path / "lq" / "hq" / "a.png").rgb.min() == 200

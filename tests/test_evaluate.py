@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import cv2
 import numpy as np
@@ -267,3 +268,18 @@ def test_niqe_says_by_what_it_was_computed(tmp_path, capsys):
     said = found["metrics"]["niqe"]
     assert said["library"].startswith("osdhuman-jax ") and "pyiqa" not in said["library"]
     assert list(said["weights"]) == ["niqe_pris_params.npz"] and said["variant"]
+
+
+def test_names_that_are_no_utf8(folders, capsys):
+    odd = os.fsdecode(b"Mu\xf1oz")
+    for kind in ("ours", "hq"):
+        os.rename(folders / kind / f"{NAMES[0]}.png", folders / kind / f"{odd}.png")
+        (folders / kind / "._a.png").write_bytes(b"\0\5\26\7")
+    os.rename(folders / "other", folders / odd)
+    os.rename(folders / odd / f"{NAMES[0]}.png", folders / odd / f"{odd}.png")
+    flags = ("--restored", str(folders / odd), "--metrics", "psnr")
+    assert run(folders, *flags, out=f"scores {odd}") == 0
+    found = result(folders, f"scores {odd}")
+    assert r"Mu\xf1oz" in found["images"]["Ours"] and r"Mu\xf1oz" in found["images"]
+    assert r"Mu\xf1oz" in (folders / f"scores {odd}" / "metrics.csv").read_text(encoding="utf-8")
+    capsys.readouterr().out.encode()

@@ -239,7 +239,7 @@ def test_a_want_of_memory_is_no_damage(monkeypatch) -> None:
     def exhausted(image: Image.Image) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "from_pillow", exhausted)
+    monkeypatch.setattr(images, "_split", exhausted)
     with pytest.raises(MemoryError):
         decode(encoded(Image.fromarray(photo())))
 
@@ -314,6 +314,81 @@ def test_written_png_is_read_back_and_repeats_bit_for_bit(tmp_path: Path) -> Non
     np.testing.assert_array_equal(picture.rgb, photo())
     np.testing.assert_array_equal(picture.alpha, photo()[..., 1])
     assert picture.icc == srgb
+
+
+def block(size: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    if size:
+        exif.get_ifd(0x8769)[0x927C] = bytes(size)
+    return exif.tobytes()
+
+
+def profile(size: int) -> bytes:
+    """sRGB's, with a tail that no tag refers to."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return struct.pack(">I", len(srgb) + size) + srgb[4:] + bytes(size)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    kind=st.sampled_from(["png", "jpeg", "webp"]),
+    deep=st.booleans(),
+    alpha=st.booleans(),
+    gray=st.booleans(),
+    icc=st.sampled_from([None, 0, 65_519, 70_000, 2_000_000]),
+    exif=st.sampled_from([None, 0, 60_000, 70_000]),
+    density=st.sampled_from([None, (300.0, 200.0), (65_535.0, 1.0), (99.5, 99.5)]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+)
+def test_what_is_written_is_read(kind, deep, alpha, gray, icc, exif, density, size) -> None:
+    largest, dtype = (65_535, np.uint16) if deep else (255, np.uint8)
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, largest, (*size, 3), dtype, endpoint=True)
+    rgb = np.repeat(rgb[..., :1], 3, axis=-1) if gray else rgb
+    # what alpha 0 hides, WebP is free to change
+    low = largest if kind == "jpeg" else 200
+    clear = rng.integers(low, largest, size, dtype, endpoint=True) if alpha else None
+    icc_data = None if icc is None else profile(icc)
+    exif_data = None if exif is None else block(exif)
+    picture = images.Picture(rgb, clear, icc_data, exif_data, density, gray)
+    found = decode(images.encode(picture, kind, quality=100), deep=True)
+    assert found.size == size and found.icc == icc_data
+    if kind != "jpeg":
+        want = rgb if deep and kind == "png" or not deep else images.narrow(rgb)
+        np.testing.assert_array_equal(found.rgb, want)
+        opaque = clear is None or clear.min() == largest  # which WebP does not keep
+        assert (found.alpha is None) <= opaque
+        if found.alpha is not None and clear is not None:
+            narrowed = images.narrow(clear) if deep and kind == "webp" else clear
+            np.testing.assert_array_equal(found.alpha, narrowed)
+    too_long = kind == "jpeg" and exif == 70_000
+    assert (b"Maker" in (found.exif or b"")) == (exif is not None and not too_long)
+    limit = 0.6 if kind == "jpeg" else 0.02  # whole numbers
+    assert found.density == (density and pytest.approx(density, abs=limit))
+    assert found.gray <= gray and (found.gray == (gray and icc is None) or kind == "webp" or deep)
+
+
+def test_a_profile_beyond_a_jpegs_segments_is_said() -> None:
+    picture = images.Picture(photo(), icc=profile(17_000_000))
+    with pytest.raises(ImageError, match="profile is too large for JPEG: use --format png"):
+        images.encode(picture, "jpeg")
+    assert decode(images.encode(picture)).icc == picture.icc
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16"])
+def test_gray_files_become_gray_files(mode: str) -> None:
+    plane = photo()[..., 0]
+    image = Image.fromarray(plane.astype(np.uint16) * 257 if mode == "I;16" else plane)
+    image = image if mode == "I;16" else image.convert(mode)
+    picture = decode(encoded(image), deep=True)
+    assert picture.gray
+    with Image.open(io.BytesIO(images.encode(picture))) as written:
+        assert written.mode == ("L" if mode == "1" else mode)
+    if mode != "LA":
+        with Image.open(io.BytesIO(images.encode(picture, "jpeg"))) as written:
+            assert written.mode == "L"
+    assert not decode(encoded(Image.fromarray(photo()))).gray
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:

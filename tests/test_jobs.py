@@ -489,3 +489,36 @@ def test_large_pictures_are_in_memory_one_at_a_time(
     monkeypatch.setattr(Runner, "_write_all", writing)
     assert work(tmp_path / "in", tmp_path / "out") == (5, {})
     assert len(files(tmp_path / "out")) == 5 and max(seen) in most
+
+
+def test_names_that_are_no_utf8_are_restored_recorded_and_resumed(tmp_path: Path) -> None:
+    """Two names that would read alike are two pictures."""
+    odd = {rb"Mu\xf1oz.png": r"Mu\x5cxf1oz.png", b"Mu\xf1oz.png": r"Mu\xf1oz.png"}
+    for seed, name in enumerate(odd):
+        save(tmp_path / "in" / os.fsdecode(name), seed)
+    output = tmp_path / os.fsdecode(b"out\xff")
+    assert work(tmp_path / "in", output) == (2, {})
+    assert {os.fsencode(path.name) for path in output.glob("*.png")} == set(odd)
+    assert [line["output"] for line in lines(output)] == sorted(odd.values())
+    assert work(tmp_path / "in", output) == (0, {})
+    assert work(f"{tmp_path}/in/*oz.png", output) == (0, {})
+
+
+def test_companions_and_jpegs_without_an_end_marker(tmp_path: Path) -> None:
+    path = save(tmp_path / "in" / "a.jpg")
+    path.write_bytes(path.read_bytes()[:-2])
+    (tmp_path / "in" / "._a.jpg").write_bytes(b"\0\5\26\7" + bytes(100))
+    assert work(tmp_path / "in", tmp_path / "out") == (1, {})
+    assert sorted(files(tmp_path / "out")) == ["a.png"]
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_hidden_colours_are_not_mixed_into_the_seen(tmp_path: Path, kind: str) -> None:
+    clear = np.zeros((20, 20, 4), np.uint8)
+    clear[5:15, 5:15] = (230, 40, 40, 255)
+    Image.fromarray(clear).save(tmp_path / "a.png")
+    work(tmp_path / "a.png", tmp_path / "out", blend=0.0, upscale=2.0, format=kind, quality=100)
+    result = read_image(next((tmp_path / "out").glob(f"a.{kind}")))
+    assert result.alpha is not None and result.alpha[20, 20] == 255
+    seen = result.rgb[result.alpha > 0].astype(int)
+    assert np.abs(seen - (230, 40, 40)).max() <= 1

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from curate.readers.common import Notes, ReaderError
-from curate.readers.pictures import SUFFIXES, list_tree
 from curate.schema import SourceImage
+from osdhuman_jax.listing import SUFFIXES, list_images, other_pictures
+from osdhuman_jax.names import spelled
 
 DEGRADED = {"x2", "x3", "x4", "lr", "lq"}  # LSDIR's folders of small copies
 
@@ -18,7 +19,7 @@ def labels(root: Path) -> list[Path]:
 
 def read_folder(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
     """All pictures below a folder; a detector is to find the people."""
-    return _read(name, root, _pictures(root, notes), "detect")
+    return _read(name, root, _pictures(root), "detect")
 
 
 def read_lsdir(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
@@ -29,25 +30,27 @@ def read_lsdir(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
         copies = any(part in DEGRADED for part in parts[:-1])
         return not copies and not parts[-1].rsplit(".", 1)[0].endswith(("x2", "x3", "x4"))
 
-    return _read(name, root, filter(is_original, _pictures(root, notes)), "detect")
+    return _read(name, root, filter(is_original, _pictures(root)), "detect")
 
 
 def read_person(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
     """SHHQ, DeepFashion and the like: the whole picture is the box."""
-    return _read(name, root, _pictures(root, notes), "whole_image")
+    return _read(name, root, _pictures(root), "whole_image")
 
 
-def _pictures(root: Path, notes: Notes) -> list[str]:
+def _pictures(root: Path) -> list[str]:
     """Relative paths, sorted by their bytes; links to pictures that are gone are among them."""
     if not root.is_dir():
-        raise ReaderError(f"{root}: not a folder of pictures")
-    tree = list_tree(root, notes, hidden=False)
-    found = [path for path in (*tree.files, *tree.dangling) if path.lower().endswith(SUFFIXES)]
+        raise ReaderError(f"{spelled(root)}: not a folder of pictures")
+    found = [name.as_posix() for _, name in list_images(root)]
     if not found:
-        raise ReaderError(f"{root}: no pictures ({', '.join(SUFFIXES)}) in this folder")
+        others = other_pictures(root)
+        but = f" (but {others})" if others else ""
+        raise ReaderError(f"{root}: no pictures ({', '.join(SUFFIXES)}) in this folder{but}")
     return sorted(found, key=os.fsencode)
 
 
 def _read(name: str, root: Path, files: Iterable[str], policy: str) -> Iterator[SourceImage]:
     for file in files:
-        yield SourceImage(f"{name}/all/{file}", name, str(root / file), policy=policy)
+        image_id, path = f"{name}/all/{spelled(file)}", spelled(root / file)
+        yield SourceImage(image_id, name, path, policy=policy)

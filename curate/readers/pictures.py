@@ -13,14 +13,14 @@ import unicodedata
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
 
 from curate.readers.common import Notes, ReaderError
+from osdhuman_jax.listing import SUFFIXES, tree
+from osdhuman_jax.names import spelled
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/]*", re.IGNORECASE)
 SERVED = re.compile(r".*/local-files/\?d=", re.DOTALL)  # Label Studio: the path is in the query
 DRIVE = re.compile(r"[A-Za-z]:(?=/|\\)")
@@ -29,68 +29,6 @@ DEEPEST = 63  # folders that are compared
 CROWD = 64  # files of one name, of which none can be meant without its folder
 ADDED, WEAKER = 2048, 4096  # what a suffix that was added, and a less telling name, cost in rank
 LINKS = 40  # of links to folders within one name, as of the system's own limit
-
-
-class Tree(NamedTuple):
-    """Files below a folder, as relative paths with /."""
-
-    files: list[str]
-    dangling: list[str]  # links to files that are not there
-    aliases: dict[str, str]  # folders that are another of these folders, which has the files
-
-
-def list_tree(root: Path, notes: Notes, hidden: bool = True) -> Tree:
-    """All files below a folder; links to folders are followed, and each folder is listed once.
-
-    Folders come before links to them, so that a folder has its own name if it has one. Names that
-    are no UTF-8 cannot be written into a table: they are left out and counted. Raises ReaderError
-    where a folder cannot be read.
-    """
-    found, above = Tree([], [], {}), set(Path(os.path.realpath(root)).parents)
-    known: dict[tuple[int, int], str] = {}
-    folders, links = [""], []
-    while folders or links:
-        folder = folders.pop() if folders else links.pop(0)
-        try:
-            stat = os.stat(root / folder)
-            first = known.setdefault((stat.st_dev, stat.st_ino), folder)
-            if first != folder:
-                found.aliases[folder] = first
-                continue
-            with os.scandir(root / folder) as entries:
-                inside = sorted(entries, key=lambda entry: os.fsencode(entry.name))
-        except OSError as error:
-            raise ReaderError(f"{root / folder}: cannot be listed: {error.strerror}") from None
-        for entry in inside:
-            if entry.name.startswith(".") and not hidden:
-                continue
-            if not _is_text(entry.name):
-                notes["files or folders left out, whose names are no UTF-8"] += 1
-                continue
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            kind = _kind_of(entry, above)
-            lists = {"folder": folders, "link": links, "file": found.files, "gone": found.dangling}
-            if kind:
-                lists[kind].append(path)
-    return found
-
-
-def _kind_of(entry: os.DirEntry[str], above: set[Path]) -> str:
-    """Which of `list_tree`'s lists an entry belongs to; empty = none (pipes, links upwards)."""
-    if not entry.is_symlink():
-        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
-    if os.path.isdir(entry.path):
-        # A folder that this one lies in, up to /, holds what nobody meant to give.
-        return "" if Path(os.path.realpath(entry.path)) in above else "link"
-    return "file" if os.path.isfile(entry.path) else "" if os.path.exists(entry.path) else "gone"
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def clean(name: str) -> str:
@@ -178,10 +116,15 @@ class Pictures:
     def __init__(self, root: Path, notes: Notes, distinct: bool = False) -> None:
         """`distinct`: file names without folders tell the set's pictures apart by themselves."""
         if not root.is_dir():
-            raise ReaderError(f"{root}: not a folder of pictures")
+            raise ReaderError(f"{spelled(root)}: not a folder of pictures")
         self._root, self._notes, self._distinct = root, notes, distinct
         self._above = root.parts[:0:-1]  # names of the folder and those it lies in
-        self._files, _, self._aliases = list_tree(root, notes)
+        try:
+            found = tree(root)
+        except OSError as error:
+            where = spelled(error.filename or root)
+            raise ReaderError(f"{where}: cannot be listed: {error.strerror}") from None
+        self._files, self._aliases = found.files, found.aliases
         self._folders = {_fold(part) for path in self._files for part in path.split("/")[:-1]}
         # By whole paths and by all their ends: thousands of folders may hold files of one name.
         self._paths = _Table((_fold(path), i) for i, path in enumerate(self._files))
@@ -206,15 +149,16 @@ class Pictures:
                 self._owners[files[0]] = TIE
 
     def find(self, *names: str, owner: str = "") -> str:
-        """Path of a picture by the names that it was claimed with; where it would be if missing.
+        """Path, spelled, of a picture by the names that it was claimed with.
 
-        It is missing, too, where two of its names lead to two pictures.
+        If it is missing, that is where it would be; it is missing, too, where two of its names lead
+        to two pictures.
         """
         who = self._who(names, owner)
         found = [files for _, files in map(self._best, names) if files]
         won = {files[0] for files in found if len(files) == 1 and self._owners[files[0]] == who}
         if len(won) == 1:
-            return str(self._root / self._files[won.pop()])
+            return spelled(self._root / self._files[won.pop()])
         if any(len(files) > 1 for files in found) or len(won) > 1:
             self._notes["names that fit several pictures alike"] += 1
         elif found:
@@ -231,7 +175,7 @@ class Pictures:
         places = [cleaned.rsplit("/", 1)[-1]] if leads_out(name) else []
         places += [cleaned, f"{cleaned} (missing)"]
         free = (place for place in places if not os.path.lexists(self._root / place))
-        return str(self._root / next(free, places[-1]))
+        return spelled(self._root / next(free, places[-1]))
 
     def _best(self, name: str) -> tuple[int, list[int]]:
         """Rank (less is better) of the files that fit a name best, and their numbers.

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from osdhuman_jax.alpha import filled
 from osdhuman_jax.command import Parser, check_folder
 from osdhuman_jax.config import DegradationConfig
 from osdhuman_jax.degrade import (
@@ -38,6 +39,7 @@ from osdhuman_jax.degrade import (
 from osdhuman_jax.disk import write_text
 from osdhuman_jax.images import read_image, write_png
 from osdhuman_jax.listing import list_images
+from osdhuman_jax.names import spelled
 
 LOG_NAME = "degradations.jsonl"
 PROFILES = {"persona-val": 512}  # side of the squares (paper 4.2; RealESRGAN as in training)
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             entry = work(source, targets, index, args)
         except (OSError, ValueError) as error:
-            print(f"degrade: {source}: {error}", file=sys.stderr)
+            print(f"degrade: {spelled(source)}: {error}", file=sys.stderr)
             continue
         lines.append(json.dumps({"file": name, "seed": args.seed, **entry}) + "\n")
     if not lines:
@@ -68,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write_text(output / LOG_NAME, "".join(lines))
     except OSError as error:
-        print(f"degrade: {output / LOG_NAME}: {error}", file=sys.stderr)
+        print(f"degrade: {spelled(output / LOG_NAME)}: {error}", file=sys.stderr)
         return 1
-    print(f"{len(lines)} of {len(jobs)} images degraded into {output}")
+    print(f"{len(lines)} of {len(jobs)} images degraded into {spelled(output)}")
     return 0 if len(lines) == len(jobs) else 1
 
 
@@ -111,7 +113,7 @@ def _plan(
             raise ValueError(f"{jobs[targets[0]][1]} and {name} would both become {targets[0]}")
         if path.resolve() in (target.resolve() for target in targets):
             raise ValueError(f"{path} would be replaced by what is made of it")
-        jobs[targets[0]] = (path, name.as_posix(), targets)
+        jobs[targets[0]] = (path, spelled(name.as_posix()), targets)
     if not jobs:
         raise ValueError(f"no images in {source}")
     written = [target for _, _, targets in jobs.values() for target in targets]
@@ -126,7 +128,7 @@ def _degrade_file(
 ) -> Params:
     """Write the LQ of one file. Raises ValueError (as ImageError is) or OSError."""
     picture = read_image(source)
-    hq = _prepare(picture.rgb, args.resize_short, args.crop)
+    hq = _prepare(filled(picture.rgb, picture.alpha), args.resize_short, args.crop)
     rng = sample_rng(args.seed, 0, index)
     lq, record = degrade(hq, rng, DegradationConfig(), full=not args.model_scale)
     _write([lq], targets, picture.icc)
@@ -136,7 +138,7 @@ def _degrade_file(
 def _make_pair(source: Path, targets: list[Path], _index: int, args: argparse.Namespace) -> Params:
     """Write HQ, LQ and small LQ of one file. Raises as above."""
     picture = read_image(source)
-    hq = _prepare(picture.rgb, args.resize_short, args.crop)
+    hq = _prepare(filled(picture.rgb, picture.alpha), args.resize_short, args.crop)
     content, rng = content_rng(args.seed, hq)
     record = draw_record(rng, DegradationConfig(), hq.shape[:2])
     lq = apply_record(to_unit(hq), record, rng)

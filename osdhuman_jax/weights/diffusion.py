@@ -119,7 +119,7 @@ def _read_folder(folder: Path) -> Diffusion:
 def read_json(path: Path) -> Json:
     """A table of settings. Raises WeightsError on anything else."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: missing; a diffusers folder of the model is needed") from error
     except (OSError, ValueError) as error:
@@ -292,7 +292,7 @@ def _check_single(path: Path, source: Mapping[str, Tensor], step: Any) -> None:
         if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2:
             _check_context(path, tensor.shape[1])
     beside = path.with_suffix(".yaml")
-    text = beside.read_text() if beside.is_file() else ""
+    text = beside.read_text(encoding="utf-8-sig") if beside.is_file() else ""
     said = re.search(r"parameterization:\s*[\"']?v\b", text)
     if step == V_STEP or "768" in path.stem or said:
         why = "by its name, its step or the .yaml beside it; it predicts v, Eq. 2 needs epsilon"

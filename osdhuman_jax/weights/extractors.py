@@ -131,10 +131,10 @@ def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:
     """
     names_file, limits_file = (folder / Path(name).name for name in TAGS)
     try:
-        names = names_file.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        names = names_file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
         limits = np.full(len(names), THRESHOLD, np.float32)
         if limits_file.exists():
-            lines = limits_file.read_text(encoding="utf-8").split()
+            lines = limits_file.read_text(encoding="utf-8-sig").split()
             limits = np.array([float(line) for line in lines], np.float32)
     except OSError as error:
         raise WeightsError(f"{error.filename}: {error.strerror}") from error

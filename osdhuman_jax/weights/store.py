@@ -211,7 +211,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
         what = f"not a model folder (no {CONFIG})" if folder.is_dir() else "no model folder"
         raise WeightsError(f"{folder}: {what}; make one by python -m osdhuman_jax.weights import")
     try:
-        meta = json.loads((folder / CONFIG).read_text())
+        meta = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise WeightsError(f"{folder / CONFIG}: not JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:

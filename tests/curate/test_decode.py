@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -15,6 +16,8 @@ from skimage import data
 from curate.config import DecodeConfig
 from curate.decode import Picture, Refused, load
 from curate.schema import Box, Pixels, SourceImage
+from osdhuman_jax.names import spelled
+from osdhuman_jax.png import chunk
 
 PHOTO = data.astronaut()[:120, 100:260]  # 160 wide, 120 high
 MARK = (30, 20, 50, 50)  # a red patch in the upright picture, and its box
@@ -126,8 +129,9 @@ def opaque(alpha: int = 255, bands: int = 3) -> np.ndarray:
 @pytest.mark.parametrize("mode", ["P", "CMYK"])
 def test_palettes_and_inks_become_rgb(tmp_path, mode):
     image = Image.fromarray(PHOTO)
-    (image.quantize() if mode == "P" else image.convert(mode)).save(tmp_path / "a.tif")
-    picture = decode(tmp_path / "a.tif")
+    path = tmp_path / {"P": "a.png", "CMYK": "a.jpg"}[mode]
+    (image.quantize() if mode == "P" else image.convert(mode)).save(path)
+    picture = decode(path)
     assert picture.flags == ({"P": "palette", "CMYK": "cmyk"}[mode],)
     assert np.abs(picture.rgb.astype(int) - PHOTO).mean() < 12
 
@@ -194,7 +198,7 @@ def test_a_faint_tint_is_gray_and_a_red_flower_is_not(tmp_path):
     assert decode(save(tmp_path / "flower.png", gray)).rgb.shape == (120, 160, 3)
 
 
-@pytest.mark.parametrize("form", ["jpeg", "png", "webp", "bmp", "tiff"])
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
 def test_a_cut_file_is_corrupt_wherever_it_was_cut(tmp_path, form):
     buffer = io.BytesIO()
     Image.fromarray(PHOTO).save(buffer, form)
@@ -208,17 +212,38 @@ def test_a_cut_file_is_corrupt_wherever_it_was_cut(tmp_path, form):
 def test_what_is_no_picture_is_corrupt(tmp_path):
     page = tmp_path / "page.jpg"
     page.write_text("<html><body>This photo is no longer available</body></html>")
-    with pytest.raises(Refused, match="corrupt: not a picture"):
+    with pytest.raises(Refused, match="corrupt: not a PNG"):
         decode(page)
     frames = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())]
-    for name in ("a.webp", "a.png", "a.tif"):
+    for name in ("a.webp", "a.png"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
         assert refusal(tmp_path / name) == "corrupt"
 
 
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-def test_sixteen_bit_colour_is_not_cut_down_in_silence(tmp_path, name):
-    path = tmp_path / name
+@pytest.mark.parametrize("name", ["a.bmp", "a.tif", "a.gif"])
+def test_what_nothing_else_here_reads_is_corrupt(tmp_path, name):
+    assert refusal(save(tmp_path / name, PHOTO)) == "corrupt"
+
+
+def test_a_jpeg_that_lacks_its_end_marker_alone_is_taken(tmp_path):
+    whole = save(tmp_path / "a.jpg", PHOTO).read_bytes()
+    (tmp_path / "b.jpg").write_bytes(whole[:-2])
+    np.testing.assert_array_equal(decode(tmp_path / "b.jpg").rgb, decode(tmp_path / "a.jpg").rgb)
+
+
+def test_linear_light_becomes_srgb(tmp_path):
+    path = save(tmp_path / "a.png", PHOTO)
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + chunk(b"gAMA", struct.pack(">I", 100_000)) + data[33:])
+    picture = decode(path)
+    linear = PHOTO / 255
+    expected = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert picture.flags == ("icc",)
+    assert np.abs(picture.rgb - expected * 255).max() < 2
+
+
+def test_sixteen_bit_colour_is_not_cut_down_in_silence(tmp_path):
+    path = tmp_path / "a.png"
     cv2.imwrite(str(path), PHOTO.astype(np.uint16) * 257)
     assert refusal(path) == "corrupt"
 
@@ -257,3 +282,8 @@ def test_one_pixel_is_a_picture_too(tmp_path):
 def test_the_digest_is_the_files(tmp_path):
     path = save(tmp_path / "a.png", PHOTO)
     assert decode(path).file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_path_that_is_no_utf8_is_opened_by_its_spelling(tmp_path):
+    path = save(tmp_path / os.fsdecode(b"Mu\xf1oz.png"), PHOTO)
+    np.testing.assert_array_equal(decode(spelled(path)).rgb, PHOTO)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import pytest
 from curate import readers
 from curate.readers import ReaderError
 from curate.schema import Box, SourceImage
+from osdhuman_jax.names import unspelled_path
 
 WIDTH, HEIGHT = 640, 480
 PERSON = (64.0, 48.0, 320.0, 480.0)  # pixels, half open
@@ -369,11 +371,11 @@ def test_voc_files_that_are_not_understood(tmp_path, text):
 
 
 def test_folders_are_searched_in_the_order_of_bytes(tmp_path):
-    names = ["b.JPG", "a/ü.png", "a/z.webp", "B.tiff", "a/A.bmp"]
-    touch(*(tmp_path / name for name in [*names, "notes.txt", ".hidden/c.jpg", ".d.jpg"]))
+    names = ["b.JPG", "a/ü.png", "a/z.webp", "B.jfif", "a/A.jpe"]
+    touch(*(tmp_path / name for name in [*names, "notes.txt", ".hidden/c.jpg", ".d.jpg", "e.tiff"]))
     images = read("folder", tmp_path)
     assert [image.image_id for image in images] == [
-        f"folder/all/{name}" for name in ("B.tiff", "a/A.bmp", "a/z.webp", "a/ü.png", "b.JPG")
+        f"folder/all/{name}" for name in ("B.jfif", "a/A.jpe", "a/z.webp", "a/ü.png", "b.JPG")
     ]
     assert {image.policy for image in images} == {"detect"}
     assert {image.policy for image in read("person", tmp_path)} == {"whole_image"}
@@ -397,3 +399,11 @@ def test_sources_that_are_not_there(tmp_path, kind):
 @pytest.mark.parametrize(("kind", "words"), [("folder", "no pictures"), ("voc", "no folder")])
 def test_empty_folders(tmp_path, kind, words):
     assert words in error(kind, tmp_path)
+
+
+def test_names_that_are_no_utf8_are_spelled(tmp_path):
+    touch(tmp_path / os.fsdecode(b"p\xff") / os.fsdecode(b"Mu\xf1oz.png"))
+    (image,) = read("person", tmp_path)
+    assert image.image_id == r"person/all/p\xff/Mu\xf1oz.png"
+    image.path.encode()
+    assert unspelled_path(image.path).is_file()

@@ -108,7 +108,7 @@ def test_index_says_what_it_found_and_what_not(tmp_path, capsys):
         (["a/1.jpg", "2.jpg"], None, "all 2 pictures are missing, such as "),
         (["0.jpg", "1.jpg"], [0, "0"], "two images are named 0, the second is 1.jpg"),
         (["0.jpg", "1.jpg"], [0, "01"], 'not in "images", such as image_id 1: '),
-        (["0.jpg", "\ud800.jpg"], None, "the name is no UTF-8"),
+        (["0.jpg", "\ud800.jpg"], None, "the name is no text"),
         ([], None, "its labels list no pictures"),
     ],
 )

@@ -1,0 +1,31 @@
+"""Names of files as text: a name may have bytes that are no UTF-8, which no record can hold.
+
+Python reads such a byte as a lone surrogate, which JSON, Parquet and terminals refuse. Records and
+messages have `spelled` names; `unspelled` gives back the one that the file system knows.
+"""
+
+import os
+import re
+from pathlib import Path
+
+_ODD = re.compile(r"[\udc80-\udcff]|\\(?=x[0-9a-f]{2})")  # what has a spelling of its own
+_SPELLED = re.compile(r"\\x([0-9a-f]{2})")
+
+
+def spelled(name: str | os.PathLike[str]) -> str:
+    r"""The name with `\xf1` in the place of a byte F1 that is no part of UTF-8.
+
+    A backslash in a name is spelled `\x5c` where it would read as such a byte, so that two names
+    never have one spelling. All other names are their own.
+    """
+    return _ODD.sub(lambda odd: rf"\x{os.fsencode(odd[0])[0]:02x}", os.fspath(name))
+
+
+def unspelled(text: str) -> str:
+    """The name that `spelled` gives this text of."""
+    return _SPELLED.sub(lambda byte: os.fsdecode(bytes.fromhex(byte[1])), text)
+
+
+def unspelled_path(text: str) -> Path:
+    """The path that `spelled` gives this text of."""
+    return Path(unspelled(text))
