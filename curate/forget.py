@@ -9,13 +9,14 @@ The source's own file is not touched.
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from curate.config import ConfigError
 from curate.crop import Crop, index_file, source_and_number
 from curate.engine import Engine, Job
 from curate.jobs import Index, Score, deal
 from curate.ledger import Ledger, LedgerError
+from curate.plan import Plan
 from curate.tables import (
     PRINTS,
     ROWS,
@@ -28,9 +29,6 @@ from curate.tables import (
     write_rows,
     write_scores,
 )
-
-if TYPE_CHECKING:
-    from curate.run import Plan
 
 Facts = dict[str, Any]
 PUBLISHED = ("packed", "report")

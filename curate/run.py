@@ -14,12 +14,11 @@ threshold.
 import argparse
 import json
 import os
-import re
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +33,23 @@ from curate.crop import Crop, index_file
 from curate.engine import Engine, EngineError
 from curate.forget import check as check_known
 from curate.forget import forget
-from curate.jobs import Index, Score, Source, crop_shards, survey_line
+from curate.jobs import Index, Score, crop_shards, survey_line
 from curate.ledger import Ledger
 from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
 from curate.pack import check as check_container
 from curate.pack import pack
+from curate.plan import Plan, parse_sources, read_plan
 from curate.pool import SelectError
 from curate.progress import Screen
 from curate.schema import InputError
 from curate.selection import Select, read_review, read_statistics
 from curate.tables import opened, read_rows
 from osdhuman_jax.command import CommandError, Parser, call_config, check_folder, check_input
-from osdhuman_jax.disk import write_json
 from osdhuman_jax.names import spelled
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")
 PAPER_METRICS = ("brisque", "niqe", "clipiqa", "maniqa", "musiq")  # Table 1
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # of a source: part of file names
-RESERVED = ("all", "kept")  # columns and rows of the report beside the sources'
 FLAGS = {  # shorthands of settings
     "detector": "detect.kind",
     "detector_weights": "detect.weights",
@@ -65,64 +62,6 @@ FLAGS = {  # shorthands of settings
     "to": "pack.to",
     "codec": "pack.codec",
 }
-
-
-@dataclass
-class Plan:
-    """What is run: kept as OUT/plan.json."""
-
-    config: CurateConfig
-    sources: list[Source]
-    review: str = ""
-    stats: str = ""
-    exclude: list[str] = field(default_factory=list)
-    tags: str = ""
-    forgotten: list[str] = field(default_factory=list)
-
-    def write(self, root: Path) -> None:
-        """Keep it for later commands."""
-        write_json(root / "plan.json", asdict(self))
-
-
-def read_plan(root: Path) -> Plan | None:
-    """The last command's plan, if there was one. Raises ConfigError if it is damaged."""
-    path = root / "plan.json"
-    if not path.exists():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-        values["config"] = settings.from_dict(values["config"])
-        values["sources"] = [Source(**{**s, "paths": tuple(s["paths"])}) for s in values["sources"]]
-        return Plan(**values)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(f"{path}: damaged ({error}); give all flags again") from None
-
-
-def parse_sources(texts: Sequence[str]) -> list[Source]:
-    """[NAME:]KIND=PATH[,PATH] of each; names are KIND, KIND2, ... if not given.
-
-    Raises ConfigError.
-    """
-    sources: list[Source] = []
-    for text in texts:
-        head, _, paths = text.partition("=")
-        name, colon, kind = head.rpartition(":")
-        if kind not in readers.KINDS or not paths:
-            known = ", ".join(readers.KINDS)
-            raise ConfigError(
-                f"--source {text}: write KIND=PATH,... or NAME:KIND=PATH,... with one of {known}"
-            )
-        if colon and (not NAME.fullmatch(name) or name in RESERVED):
-            known = " or ".join(RESERVED)
-            raise ConfigError(f"--source {text}: a name is of letters, digits, . _ -; not {known}")
-        absolute = tuple(os.path.abspath(path) for path in paths.split(","))
-        taken = [source.name for source in sources]
-        count = sum(source.kind == kind for source in sources)
-        name = name or (kind if not count else f"{kind}{count + 1}")
-        if name in taken:
-            raise ConfigError(f"--source {text}: another one is named {name} too")
-        sources.append(Source(kind, absolute, name))
-    return sources
 
 
 def load_config(path: Path, profile: str | None) -> CurateConfig:
@@ -334,6 +273,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return flags
 
 
+@contextmanager
+def folder_for(flags: argparse.Namespace) -> Iterator[Plan]:
+    """The plan, and OUT made; one that was made goes again where the first input is at fault."""
+    check_folder("output", flags.output)
+    made = [path for path in (flags.output, *flags.output.parents) if not path.exists()]
+    try:
+        plan = make_plan(flags)
+        flags.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{error}; name what can be read, and an --output to write to") from None
+    try:
+        yield plan
+    except InputError:
+        if made and not (flags.output / "done").exists():
+            shutil.rmtree(flags.output)
+            for folder in made[1:]:
+                folder.rmdir()
+        raise
+
+
 def execute(flags: argparse.Namespace) -> None:
     """Do what the command line says."""
     if flags.command == "gc":
@@ -341,12 +300,12 @@ def execute(flags: argparse.Namespace) -> None:
         freed = Ledger(flags.output).collect_garbage()
         print(f"removed {freed / 1e6:,.1f} MB")
         return
-    check_folder("output", flags.output)
-    try:
-        plan = make_plan(flags)
-        flags.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CommandError(f"{error}; name what can be read, and an --output to write to") from None
+    with folder_for(flags) as plan:
+        carry_out(plan, flags)
+
+
+def carry_out(plan: Plan, flags: argparse.Namespace) -> None:
+    """Run the stages that the command line names."""
     Ledger(flags.output).clean()
     engine = Engine(flags.output, flags.engine, flags.workers, plan.config.limit, flags.verify)
     if flags.command == "forget":

@@ -206,6 +206,26 @@ def test_other_places_and_flags_are_refused(tmp_path: Path, capsys, line: str, s
     assert said in found and sorted(os.listdir(tmp_path)) == ["bad.py", "photos"]
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("coco={bad},{empty}", "bad.json: not a json file"),
+        ("coco={empty},{empty}", "empty is a folder; needs INSTANCES.json,IMAGES"),
+        ("voc={bad}", "bad.json is a file; needs DIR"),
+        ("person={empty}", "empty: no pictures"),
+    ],
+)
+def test_a_source_that_cannot_be_read_makes_nothing(
+    tmp_path: Path, capsys, source: str, said: str
+) -> None:
+    places = {"bad": tmp_path / "bad.json", "empty": tmp_path / "empty"}
+    places["bad"].write_text("{bad")
+    places["empty"].mkdir()
+    line = f"curate.run --source {source} --workers 0 --output {{out}}"
+    assert said in refused(capsys, line, out=tmp_path / "new" / "out", **places)
+    assert sorted(os.listdir(tmp_path)) == ["bad.json", "empty"]
+
+
 def test_an_unpacked_split_is_whole(tmp_path: Path, capsys) -> None:
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "index.parquet").write_bytes(b"no Parquet")

@@ -141,6 +141,9 @@ def test_pictures_that_were_passed_over_are_counted_from_the_start(tmp_path):
         def advance(self) -> None:
             pass
 
+        def say(self, line: str) -> None:
+            assert "compil" in line
+
         def scalars(self, step: int, values: dict) -> None:
             lines.append(values)
 

@@ -1,5 +1,6 @@
 """Validation while a run trains: what is compiled and given up, what is named."""
 
+import dataclasses
 import threading
 import time
 from typing import Any
@@ -10,14 +11,18 @@ from flax import nnx
 
 from osdhuman_jax import interruption
 from osdhuman_jax.interruption import Stopped
+from osdhuman_jax.monitor import Monitor
+from osdhuman_jax.objectives import Frozen
 from osdhuman_jax.sharding import make_mesh
+from osdhuman_jax.training import Trainer
 from osdhuman_jax.validation import Validator, validation
 
 
-class Doubling:
-    """A trainer whose pictures are twice its input."""
+class Doubling(Trainer):
+    """Its pictures are twice its input."""
 
-    lpips = None
+    def __init__(self) -> None:
+        self.lpips = None
 
     def images(self, params: Any, frozen: Any, batch: Any) -> Any:
         return 2 * batch["hq"]
@@ -26,8 +31,8 @@ class Doubling:
 def test_a_signal_is_heard_while_it_compiles(monkeypatch) -> None:
     monkeypatch.setattr(interruption, "_threads", [])
     stopped, over, val = [False], threading.Event(), {"hq": np.ones((3, 2, 2, 3), np.float32)}
-    trainer: Any = Doubling()
-    made = Validator(trainer, make_mesh(1, 1), None, lambda: stopped[0])  # type: ignore[arg-type]
+    nothing: Any = Frozen(*[None] * len(dataclasses.fields(Frozen)))
+    made = Validator(Doubling(), make_mesh(1, 1), nothing, lambda: stopped[0])
     compiled = made._images
     made._images = lambda *_: over.wait(60)  # type: ignore[assignment]
     threading.Timer(0.3, lambda: stopped.__setitem__(0, True)).start()
@@ -47,8 +52,11 @@ def test_validation_names_what_is_not_finite(tmp_path):
     said: list[str] = []
     grids: list[np.ndarray] = []
 
-    class Log:
+    class Log(Monitor):
         say = said.append
+
+        def __init__(self) -> None:
+            pass
 
         def scalars(self, step: int, values: dict) -> None:
             assert sorted(values) == ["val_lpips", "val_psnr_y", "val_ssim_y"]
@@ -61,14 +69,15 @@ def test_validation_names_what_is_not_finite(tmp_path):
     images[1] = np.nan
     val = {"hq": np.zeros((3, 12, 12, 3), np.uint8)}
 
-    class Made:
-        compiled = True
+    class Made(Validator):
+        def __init__(self) -> None:
+            self.compiled = True
 
         def __call__(self, params: nnx.State, val: Any) -> Any:
             return images, [0.1, np.nan, 0.2]
 
-    made: Any = Made()
-    log: Any = Log()
+    made = Made()
+    log = Log()
     means = validation(made, ["a.png", "b.png", "c.png"], val, log, 40, nnx.State({}))
     (line,) = said
     assert "step 40" in line and "val_psnr_y, val_ssim_y, val_lpips of b.png;" in line

@@ -61,15 +61,20 @@ KINDS = {
 
 
 def check(source: Source) -> None:
-    """Raises ReaderError unless a source has the paths that its kind needs."""
+    """Raises ReaderError unless a source has the files and folders that its kind needs."""
     kind = KINDS[source.kind]
     least = kind.usage.split("[")[0].count(",") + 1
     most = kind.usage.count(",") + 1
     if not least <= len(source.paths) <= most:
         raise ReaderError(f"--source {source.kind}={','.join(source.paths)}: needs {kind.usage}")
-    for path in source.paths:
+    names = kind.usage.replace("[", "").replace("]", "").split(",")
+    for name, path in zip(names, source.paths, strict=False):
         if not Path(path).exists():
             raise ReaderError(f"--source {source.kind}: {path} is not there")
+        # Folders are named without a suffix.
+        if Path(path).is_dir() == ("." in name):
+            what = "a folder" if Path(path).is_dir() else "a file"
+            raise ReaderError(f"--source {source.kind}: {path} is {what}; needs {kind.usage}")
 
 
 def read(source: Source, notes: Notes | None = None) -> Iterator[SourceImage]:
