@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.rrdbnet import RRDBNet
 from osdhuman_jax.tiling import Statistics, share_norms
 from osdhuman_jax.types import Image, Tokens
 
@@ -27,7 +28,7 @@ Program = Callable[..., Any]
 class Programs:
     """One restorer's weights and what it was compiled to; threads may share it."""
 
-    def __init__(self, restorer: Restorer) -> None:
+    def __init__(self, restorer: Restorer | RRDBNet) -> None:
         devices = jax.local_devices()
         mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
         self.devices = len(devices)

@@ -22,6 +22,7 @@ from osdhuman_jax.types import Image
 
 SLOPE = 0.2  # of every LeakyReLU
 SHARE = 0.2  # of each residual that is added to its input
+REACH = 48  # features; the released weights of 23 blocks differ by a level or two at the most there
 ENLARGED = 4  # times that the features grow on their way to the picture
 
 Larger = Float[Array, "b _ _ 3"]
@@ -74,10 +75,7 @@ class RRDBNet(nnx.Module):
     scale.
     """
 
-    # What a pipeline asks of a network: whether the output at a pixel follows from the pixels
-    # around it alone (tiles then need no statistics of the whole), and where prompts come from.
-    local = True
-    prompter = None
+    prompter = None  # which a pipeline asks of every network
 
     def __init__(
         self,
@@ -106,6 +104,11 @@ class RRDBNet(nnx.Module):
     def multiple(self) -> int:
         """What the sides of its input are multiples of."""
         return ENLARGED // self.scale
+
+    @property
+    def reach(self) -> int:
+        """How far from a tile's edge, in pixels of the input, the output is the whole picture's."""
+        return REACH * self.multiple
 
     def __call__(self, lq: Image) -> Larger:
         """Restored images (B, scale H, scale W, 3), clamped to [-1, 1]."""

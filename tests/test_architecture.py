@@ -12,7 +12,8 @@ FLOORS = [
     | {"flops", "memory"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
-    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"} | {"sources"},
+    {"vae", "unet", "swin", "rrdbnet", "lpips", "clip", "tagger", "degrade", "tables", "tiling"}
+    | {"sources", "plans"},
     {"prompts", "data", "plots"},
     {"restorer", "losses", "optimizer", "flags"},
     {"weights", "monitor", "objectives", "programs"},
@@ -29,7 +30,7 @@ WITHOUT_JAX |= {"compare", "tables", "sources", "listing"}
 SHARED_WITH_CURATE = {"disk", "images", "listing", "icc"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set(
-    "layers attention convolution vae unet swin lpips clip tagger prompts restorer".split()
+    "layers attention convolution vae unet swin rrdbnet lpips clip tagger prompts restorer".split()
 )
 
 

@@ -3,8 +3,8 @@
     config.json        format, kind "cleaner", sizes, digests, provenance, licences
     base.safetensors   the network's tensors, in the dtypes of their source
 
-They come from ncnn's files (see ncnn.py), from BasicSR's (Real-ESRGAN), and from those with ESRGAN's
-older names (ESRGAN, BSRGAN's BSRNet).
+They come from ncnn's files (see ncnn.py), from BasicSR's (Real-ESRGAN), and from those with the
+older names of ESRGAN (its own, BSRGAN's BSRNet).
 """
 
 import dataclasses

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from osdhuman_jax.weights.files import Tensor, load
 from osdhuman_jax.weights.cleaners import read_sizes
+from osdhuman_jax.weights.files import Tensor, load
 from osdhuman_jax.weights.store import CLEANER, kind_of, read_configs, read_meta, verify
 
 GROUPS = ("vae", "unet", "prompter.image_encoder", "prompter.hfie")

@@ -1,13 +1,12 @@
 """Weights in ncnn's format, of a network that must be RRDBNet: NAME.param beside NAME.bin.
 
-The .param is a text: a magic number, the counts of layers and blobs, then a layer a line ("kind name
-inputs outputs, their names, key=value ..."). The .bin holds, for each convolution in that order, a
-tag of four bytes, the weights (out, in, 3, 3) as the tag says, padded to four bytes, and the biases
-in float32. Neither names the tensors: they follow from the order, which is why the text is proved
-to be RRDBNet's first.
+The .param is a text: a magic number, the counts of layers and blobs, then a layer a line ("kind
+name inputs outputs, their names, key=value ..."). The .bin holds, for each convolution in that
+order, a tag of four bytes, the weights (out, in, 3, 3) as the tag says, padded to four bytes, and
+the biases in float32. Neither names the tensors: they follow from the order, which is why the text
+is proved to be RRDBNet's first.
 """
 
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +90,9 @@ def _layer(path: Path, row: list[str]) -> tuple[str, dict[str, str]]:
     """Kind and settings of a line, the numbers in one spelling."""
     kind = row[0]
     if kind != "Convolution" and kind not in OTHERS:
-        raise WeightsError(f"{path}: a layer of kind {kind:.40}; RRDBNet has none, so it is another")
+        raise WeightsError(
+            f"{path}: a layer of kind {kind:.40}; RRDBNet has none, so it is another"
+        )
     try:
         first = 4 + int(row[2]) + int(row[3])
         settings = dict(field.split("=") for field in row[first:])
@@ -133,9 +134,7 @@ def _convolution(path: Path, name: str, settings: dict[str, str]) -> Convolution
     return Convolution(outputs, weights)
 
 
-def _read_bin(
-    path: Path, convolutions: list[Convolution], names: list[str]
-) -> dict[str, Tensor]:
+def _read_bin(path: Path, convolutions: list[Convolution], names: list[str]) -> dict[str, Tensor]:
     """Weights and biases by name. Raises WeightsError unless they end where the file does."""
     if not path.stat().st_size:
         raise WeightsError(f"{path}: empty")
@@ -152,7 +151,8 @@ def _read_bin(
         return begin
 
     for name, convolution in zip(names, convolutions, strict=True):
-        (tag,) = struct.unpack_from("<I", data, taken(4))
+        at = taken(4)
+        tag = int.from_bytes(data[at : at + 4].tobytes(), "little")
         if tag not in TAGS:
             text = f"weights of tag {tag:#010x}; served are float16 and float32"
             raise WeightsError(f"{path}: {name} has {text}")
