@@ -90,9 +90,7 @@ def _layer(path: Path, row: list[str]) -> tuple[str, dict[str, str]]:
     """Kind and settings of a line, the numbers in one spelling."""
     kind = row[0]
     if kind != "Convolution" and kind not in OTHERS:
-        raise WeightsError(
-            f"{path}: a layer of kind {kind:.40}; RRDBNet has none, so it is another"
-        )
+        raise WeightsError(f"{path}: not RRDBNet: it has a layer of kind {kind:.40}")
     try:
         first = 4 + int(row[2]) + int(row[3])
         settings = dict(field.split("=") for field in row[first:])
