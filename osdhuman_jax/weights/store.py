@@ -4,6 +4,7 @@
     base.safetensors       the frozen networks, named by nnx path ("vae.encoder.conv_in.kernel")
     generator.safetensors  what training the restorer changed: LoRA factors and HFIE; may be absent
 
+Another kind of network says so by "kind" in config.json and has no generator (see cleaners.py).
 A folder that lacks a tensor, has one too many or one of another shape, or whose bytes do not match
 their digest, is refused with one error.
 """
