@@ -88,7 +88,7 @@ def large() -> Picture:
 
 @pytest.mark.parametrize("upscale", [3.0, 4.0])
 def test_tiles_are_the_whole_picture(upscale: float, model: Path, monkeypatch) -> None:
-    """With an overlap of twice the network's reach, which is more than a quarter of the side."""
+    """With an overlap of half of the side, for the network reaches further than a quarter."""
     monkeypatch.setattr("osdhuman_jax.plans.TILES", ((128, 4),))
     whole, seen = Pipeline.from_folder(model), []
     (expected,) = whole.restore([large()], upscale)
@@ -96,7 +96,7 @@ def test_tiles_are_the_whole_picture(upscale: float, model: Path, monkeypatch) -
     tiled = Pipeline(whole.model, max_memory=taken - 1)
     (restored,) = tiled.restore([large()], upscale, progress=lambda *done: seen.append(done))
     assert whole.tiling(expected.size) is None and expected.rgb.std() > 5
-    assert tiled.tiling(restored.size) == "128x128x1" and seen[-1][0] == seen[-1][1] > 4
+    assert tiled.tiling(restored.size) == "128x128x1" and seen[-1][0] == seen[-1][1] > 2
     assert tiled.programs.count == 2  # the whole that did not fit, and the tile: nothing measured
     assert np.abs(restored.rgb.astype(int) - expected.rgb).max() <= 2
 
