@@ -4,15 +4,15 @@ Exit status: 0 all restored, 1 some failed (named at the end), 2 nothing was don
 """
 
 import argparse
-import logging
 import signal
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from osdhuman_jax.flags import Parser, memory
+from osdhuman_jax.flags import Parser, check_folder, memory, speak
 from osdhuman_jax.images import LOSSLESS
+from osdhuman_jax.interruption import leave
 from osdhuman_jax.jobs import (
     SUFFIXES,
     Job,
@@ -95,12 +95,11 @@ def load_pipeline(args: argparse.Namespace) -> Pipeline:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
-    for name in (None, "absl"):  # JAX and Orbax chat about devices and folders
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.getLogger("osdhuman_jax").setLevel(logging.WARNING)
+    speak()
     settings = Settings(args.upscale, args.color_fix, args.blend, args.format, args.quality)
     runner = None
     try:
+        check_folder("output", args.output)
         jobs = plan(args.input, args.output, settings)
         others = other_pictures(args.input)
         pipeline = load_pipeline(args)
@@ -134,5 +133,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("infer.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print("infer.py: interrupted; the same command goes on where it was", file=sys.stderr)
+        leave(130)

@@ -10,14 +10,15 @@ full or a file cannot be written; 75 stopped by SIGTERM or SIGINT after saving: 
 import dataclasses
 import errno
 import logging as standard_logging
+import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import cv2
 import jax
@@ -38,7 +39,9 @@ from osdhuman_jax.checkpoint import (
 )
 from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.data import Loader, make_loader, make_sample
-from osdhuman_jax.images import to_uint8
+from osdhuman_jax.disk import staged_folder
+from osdhuman_jax.flags import check_folder, flag_value, load_config, settings
+from osdhuman_jax.interruption import apart, leave
 from osdhuman_jax.monitor import Monitor
 from osdhuman_jax.sharding import make_mesh, replicated
 from osdhuman_jax.sources import DataError, open_sources
@@ -59,18 +62,20 @@ REASONS = {
     NOT_FINITE: "loss or gradient not finite in too many steps in a row (optim.max_nonfinite), "
     "none of which changed anything: step {0} in {1} holds what was before them. If that is "
     "ruined itself, remove it: the run then goes on from the checkpoint before ({2})",
-    STOPPED: "stopped; step {0} is saved, the same command goes on",
+    STOPPED: "stopped; step {0} is saved, the same command goes on from it",
 }
 WARM_UP = 2  # steps before a trace: the first ones compile
 
 
-def validation_batch(config: Config) -> dict[str, np.ndarray]:
-    """The first `eval_images` pictures of the validation sources, degraded by a fixed seed."""
+def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Names and the first `eval_images` pictures of the validation sources, degraded by a seed."""
     source = open_sources(config.run.eval_sources or config.data.sources)
     count = min(config.run.eval_images, len(source))
     data = dataclasses.replace(config.data, crop=config.run.eval_crop, flip=False)
     samples = [make_sample(source, data, 0, index) for index in range(count)]
-    return {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
+    read = [(s["index"] + len(s["failures"])) % len(source) for s in samples]
+    pictures = {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
+    return [source.name(index) for index in read], pictures
 
 
 def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: Any) -> None:
@@ -82,27 +87,31 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
         model.vae.scaling_factor = round(1.0 / std, 5)
     generator = config.lora if config.run.kind == "restorer" else None
     provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
-    save_model(workdir / "model", model, restorer, generator=generator, provenance=provenance)
-    if config.prompt.kind != "hfie":
-        copy_prompter(base, workdir / "model", config.prompt.kind)
+    with staged_folder(workdir / "model", replace=True) as folder:
+        save_model(folder, model, restorer, generator=generator, provenance=provenance)
+        if config.prompt.kind != "hfie":
+            copy_prompter(base, folder, config.prompt.kind)
 
 
 def train(config: Config, workdir: Path, profile: int) -> int:
     """Run, or go on with, one experiment. Returns the exit status."""
     experiment.check(config)
-    workdir.mkdir(parents=True, exist_ok=True)
+    check_folder("workdir", workdir)
     config.run.init = str(Path(config.run.init).resolve()) if config.run.init else ""
     check_config(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    # What may be missing is opened before anything is made.
+    experiment.check_sources(config)
+    names, val = validation_batch(config)
     base = experiment.base_folder(config, workdir)
     hosts.wait("base model")
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         trainer, _, state, frozen = training.build(config, base)
     state, frozen = training.place(mesh, state, frozen)
-    checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
     prompts = training.Prompts(config, base)
-    val = validation_batch(config)
     val |= prompts.in_use(val)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
 
     with hosts.Signals() as signals, training_loader(config) as loader, ExitStack() as stack:
         record(workdir, config, base, write=hosts.is_first())
@@ -112,7 +121,7 @@ def train(config: Config, workdir: Path, profile: int) -> int:
         monitor = Monitor(workdir, latest or 0, config.run.steps) if hosts.is_first() else None
         if monitor:
             stack.callback(monitor.close)
-        validate = partial(validation, Validator(trainer, mesh, frozen), val, monitor)
+        validate = partial(validation, Validator(trainer, mesh, frozen), names, val, monitor)
         run = Loop(
             config, mesh, trainer, frozen, prompts, loader, checkpoints, monitor, validate, signals
         )
@@ -159,17 +168,37 @@ class Validator:
 
 
 def validation(
-    validator: Validator, val: Any, monitor: Monitor | None, step: int, params: nnx.State
+    validator: Validator,
+    names: Sequence[str],
+    val: Mapping[str, np.ndarray],
+    monitor: Monitor | None,
+    step: int,
+    params: nnx.State,
 ) -> dict[str, float]:
-    """Metrics and a sample grid on the fixed validation set."""
+    """Metrics and a sample grid on the fixed validation set, whose pictures have `names`.
+
+    A metric is NaN where one picture's is, and the pictures are named on the terminal.
+    """
     images, distances = validator(params, val)
-    means, grid = training.evaluate(to_uint8(images), val)
-    if distances:
-        means["val_lpips"] = float(np.mean(distances))
+    found, grid = training.evaluate(images, val, distances)
+    means = {name: float(np.mean(values)) for name, values in found.items()}
     if monitor:
+        if line := not_finite(names, found):
+            monitor.say(f"train.py: validation at step {step}: {line}")
         monitor.scalars(step, means)
         monitor.grid(step, grid)
     return means
+
+
+def not_finite(names: Sequence[str], found: Mapping[str, Sequence[float]]) -> str:
+    """Which metrics are not finite, and of which pictures; empty where all are."""
+    bad = {k: np.flatnonzero(~np.isfinite(values)) for k, values in found.items()}
+    pictures = [names[i] for i in sorted({int(i) for where in bad.values() for i in where})]
+    if not pictures:
+        return ""
+    metrics = ", ".join(k for k, where in bad.items() if len(where))
+    more = f" and {len(pictures) - 3} more" if pictures[3:] else ""
+    return f"not finite: {metrics} of {', '.join(pictures[:3])}{more}; this step is no best one"
 
 
 class Profile:
@@ -261,7 +290,10 @@ class Loop:
                 profile.at(done + 1, scalars)
                 batch = self._batch(meter)
                 before = scalars
-                state, scalars = step_fn(state, self.frozen, batch)
+                if done == first and jax.process_count() == 1:
+                    state, scalars = self._first_step(partial(step_fn, state, self.frozen, batch))
+                else:
+                    state, scalars = step_fn(state, self.frozen, batch)
                 done += 1
                 status = self._status(before, meter)  # of the step before: that one is finished
                 self._report(done, state, scalars, meter)
@@ -280,6 +312,17 @@ class Loop:
         if not row or latest is None or latest < done - row:  # else its parameters are these
             self.checkpoints.save(done, state, self.loader.get_state())
         return (DONE if done == self.config.run.steps else status), state
+
+    def _first_step(self, step: Callable[[], Any]) -> Any:
+        """A step that compiles first. Raises KeyboardInterrupt where a signal comes meanwhile."""
+        side = self.config.data.crop
+        if self.monitor:
+            self.monitor.say(f"compiling the training step for {side} x {side} ...")
+        start = time.monotonic()
+        made = apart(step, lambda: self.signals.received is not None)
+        if self.monitor:
+            self.monitor.say(f"compiled, and one step done, in {time.monotonic() - start:.1f} s")
+        return made
 
     def _work(self, state: training.TrainState) -> float | None:
         """Share of the devices' peak that one step a second would be; None on unknown devices."""
@@ -327,18 +370,32 @@ class Loop:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but a bad flag or config file is one line and status 2."""
+    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
+        print(usage())
+        sys.exit(DONE)
     try:
+        # absl would tell of a bad file at length, or not before its first use
+        if name := flag_value(argv, "config"):
+            load_config(name)
         return flags.FLAGS(argv)
-    except (flags.Error, KeyError, OSError) as error:
+    except (flags.Error, ConfigError, KeyError, OSError) as error:
         reason = error.args[0] if isinstance(error, KeyError) else error
         print(f"train.py: {' '.join(str(reason).split())}", file=sys.stderr)
         sys.exit(BAD)
 
 
-def fail(status: int, reason: object) -> None:
+def usage() -> str:
+    """All flags, and all settings with their defaults."""
+    own = [CONFIG, WORKDIR, PROFILE, COORDINATOR, PROCESSES, PROCESS]
+    said = [f"  --{flag.name}  {flags.FLAGS[flag.name].help}" for flag in own]
+    head = "Settings, by their defaults; a config file changes some, a flag changes one:"
+    return "\n".join([__doc__ or "", "Flags:", *said, "", head, *settings(Config, "config")])
+
+
+def fail(status: int, reason: object) -> NoReturn:
     """One line, and the process's end."""
     print(f"train.py: {reason}", file=sys.stderr)
-    sys.exit(status)
+    leave(status)
 
 
 def quieter_hook(kind: Any, error: Any, trace: Any) -> None:
@@ -352,6 +409,7 @@ def main(_) -> None:
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)  # Orbax's tracebacks
     sys.excepthook = quieter_hook
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the loop begins
     cv2.setNumThreads(1)
     workdir = Path(WORKDIR.value or "")
     try:
@@ -361,6 +419,10 @@ def main(_) -> None:
         fail(BAD, error)
     except SaveError as error:
         fail(NOT_SAVED, error)
+    except KeyboardInterrupt:
+        saved = steps_saved(workdir)
+        where = f"step {saved[-1]} in {workdir / 'checkpoints'}" if saved else "the beginning"
+        fail(STOPPED, f"stopped at once; the same command goes on from {where}")
     except OSError as error:
         if error.errno not in FULL:
             raise

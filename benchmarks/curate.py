@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from curate.demo import OTHERS, PEOPLE, coco_json, photograph, write_jpeg
+from osdhuman_jax.disk import json_lines, write_json
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT = 640, 480
@@ -57,7 +58,7 @@ def write_set(root: Path, count: int) -> str:
 
 
 def write_labels(root: Path, count: int) -> str:
-    """An Objects365 json of `count` annotations, 15 an image and 1 in 12 a person, no pictures."""
+    """An Objects365 json of `count` annotations, 15 an image and 1 in 12 a person; one picture."""
     rng = np.random.default_rng(0)
     files = (f"objects365_v2_{i:08d}.jpg" for i in range(-(-count // 15)))
     images = (
@@ -71,6 +72,7 @@ def write_labels(root: Path, count: int) -> str:
     names = ({"id": i, "name": f"Thing {i}" if i > 1 else "Person"} for i in range(1, 366))
     lists = {"images": images, "annotations": (b | flags for b in boxes), "categories": names}
     (root / "images").mkdir(parents=True, exist_ok=True)
+    (root / "images" / "objects365_v2_00000000.jpg").touch()
     path = root / "zhiyuan_objv2_train.json"
     with open(path, "w") as file:  # as a stream: a child's peak is never below its parent's size
         for before, (name, entries) in zip("{,,", lists.items(), strict=True):
@@ -116,7 +118,7 @@ def measure(output: Path, source: str, workers: int) -> dict:
 def facts(output: Path) -> dict:
     """Counts, and the shares of the crop job's stages, from the run's own log."""
     counts, stages = defaultdict(int), defaultdict(float)
-    for line in map(json.loads, (output / "log.jsonl").read_text().splitlines()):
+    for line in json_lines((output / "log.jsonl").read_bytes()):
         if line["job"] == "crop":
             counts["images"] += line["images"]
             counts["crops"] += line["crops"]
@@ -186,7 +188,7 @@ def main() -> None:
             continue
         source = write_set(root / "source", size)
         results[size] = measure(root / "set", source, flags.workers)
-        (flags.output / "cost.json").write_text(json.dumps(results, indent=1) + "\n")
+        write_json(flags.output / "cost.json", results)
     if results:
         print(table(results))
 

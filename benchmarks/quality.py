@@ -19,7 +19,8 @@ import numpy as np
 import skimage.data
 
 from osdhuman_jax.compare import Row, sheet
-from osdhuman_jax.images import read_image, write_file, write_png
+from osdhuman_jax.disk import write_text
+from osdhuman_jax.images import read_image, write_png
 from osdhuman_jax.listing import list_images, named_images
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +114,7 @@ def put(path: Path, name: str, text: str) -> None:
     _, closed, after = rest.partition(end)
     if not (found and closed):
         raise SystemExit(f"{path}: has no {begin.strip()} ... {end}")
-    write_file(path, (before + begin + text + end + after).encode())
+    write_text(path, before + begin + text + end + after)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

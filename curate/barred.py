@@ -4,7 +4,6 @@ Such a set is a folder of pictures (crops or whole photographs) or the output of
 whose kept images count.
 """
 
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,14 +15,15 @@ from curate.crop import CODE, LIBRARIES, pixels_digest, print_row
 from curate.engine import Engine, Failure, Runner
 from curate.ledger import Ledger, digest
 from curate.manifest import selected_rows
-from curate.readers.folders import SUFFIXES
+from curate.readers.common import Notes
+from curate.readers.pictures import SUFFIXES, list_tree
 from curate.schema import SourceImage
 from curate.tables import PRINTS, Row, read_rows, write_rows
 
 
 def pictures(folder: str) -> list[Path]:
-    """Pictures anywhere below a folder, sorted."""
-    found = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
+    """Pictures anywhere below a folder, behind links to folders too, sorted."""
+    found = (Path(folder, path) for path in list_tree(Path(folder), Notes()).files)
     return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 

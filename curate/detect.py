@@ -19,8 +19,9 @@ from jaxtyping import Float32, Float64
 
 from curate import stages
 from curate.config import ConfigError, DetectConfig
-from curate.ledger import known_digest
 from curate.schema import WHOLE, Box, Pixels, SourceImage
+from curate.text import open_text
+from osdhuman_jax.disk import known_digest
 
 Boxes = Float64[np.ndarray, "n 4"]
 Listed = dict[tuple[str, str], list[Box]]  # by source ("" = any) and path below its folder
@@ -99,7 +100,7 @@ def read_boxes(path: Path) -> Listed:
     ConfigError.
     """
     found: Listed = defaultdict(list)
-    with open(path, newline="", encoding="utf-8") as file:
+    with open_text(path) as file:
         reader = csv.DictReader(file)
         if not {"path", "x0", "y0", "x1", "y1"} <= set(reader.fieldnames or ()):
             raise ConfigError(f"{path}: the first line is to name path,x0,y0,x1,y1")

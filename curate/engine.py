@@ -8,6 +8,7 @@ down twice is condemned. A job is at fault, not an item, if shards die without e
 """
 
 import faulthandler
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,11 +17,12 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,10 +30,12 @@ import cv2
 
 from curate.ledger import Ledger
 from curate.schema import InputError
+from osdhuman_jax.disk import append_line
 
 ATTEMPTS = 2  # times an item may take its process down before it is given up
 BREAKS = 3  # times in a row that workers may die with no shard finished in between
-SHARDS_A_CHILD = 50  # then a worker is replaced: decoders leak
+SHARDS_A_WORKER = 50  # then a worker is replaced: decoders leak
+WATCH = 5.0  # seconds without an outcome after which the workers are looked for
 
 
 class EngineError(RuntimeError):
@@ -258,15 +262,18 @@ def run_here(tasks: Sequence[Task]) -> Iterator[Outcome]:
         yield run_shard(*task)
 
 
-def run_local(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
-    """On `workers` processes; when one dies the pool is made anew.
+def run_local(
+    tasks: Sequence[Task], workers: int, shards_a_worker: int = SHARDS_A_WORKER
+) -> Iterator[Outcome]:
+    """On `workers` processes: new ones after `shards_a_worker` shards each, and when one dies.
 
-    Raises EngineError when workers go on dying and no shard gets done.
+    Raises EngineError when workers go on dying, or are gone, and no shard gets done.
     """
     left, breaks = {task[2]: task for task in tasks}, 0
     while left:
         before = len(left)
-        for outcome in _one_pool(list(left.values()), min(workers, len(left))):
+        batch = list(itertools.islice(left.values(), workers * shards_a_worker))
+        for outcome in _one_pool(batch, min(workers, len(batch))):
             del left[outcome.shard]
             yield outcome
         breaks = 0 if len(left) < before else breaks + 1
@@ -278,29 +285,35 @@ def run_local(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
 
 
 def _one_pool(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
-    """Outcomes until all are done or a worker dies."""
-    pool = ProcessPoolExecutor(
-        workers,
-        multiprocessing.get_context("spawn"),
-        prepare_process,
-        max_tasks_per_child=SHARDS_A_CHILD,
-    )
-    processes = pool._processes  # pyright: ignore[reportAttributeAccessIssue]
-    pending: set[Future] = {pool.submit(run_shard, *task, True) for task in tasks}
-    broken = False
+    """Outcomes until all are done or a worker dies.
+
+    A pool lives for one call: `max_tasks_per_child` would replace its workers as well, but a
+    worker that leaves while all work is handed out already is never replaced (CPython gh-115634).
+    """
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare_process)
+    pending: set[Future] = set()
+    lost = False
     try:
-        while pending and not broken:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        with suppress(BrokenProcessPool):  # a worker may die before all work is handed out
+            for task in tasks:
+                pending.add(pool.submit(run_shard, *task, True))
+        while pending and not lost:
+            done, pending = wait(pending, timeout=WATCH, return_when=FIRST_COMPLETED)
+            # No worker is alive to finish anything, and the pool waits for one all the same.
+            lost = not done and not _ours(others)
             for future in done:
-                try:
+                with suppress(BrokenProcessPool):  # a worker died: what was under way is redone
                     yield future.result()
-                except BrokenProcessPool:
-                    broken = True
     finally:
-        if pending:  # Ctrl-C, or a dead worker: what was under way is redone
-            for process in list(processes.values()):
-                process.kill()
-        pool.shutdown(cancel_futures=True)
+        for process in _ours(others) if pending else ():  # Ctrl-C
+            process.kill()
+        pool.shutdown(wait=not lost, cancel_futures=True)
+
+
+def _ours(others: Set[BaseProcess]) -> list[BaseProcess]:
+    """Living children of this process, but for those that it had before."""
+    return [child for child in multiprocessing.active_children() if child not in others]
 
 
 @dataclass(frozen=True)
@@ -367,5 +380,4 @@ class Engine:
     def _log(self, job: Job, outcome: Outcome) -> None:
         line = {"job": job.name, "shard": outcome.shard, "seconds": round(outcome.seconds, 3)}
         line |= {"error": outcome.error, "trace": outcome.trace} if outcome.error else {}
-        with open(self.root / "log.jsonl", "a") as file:
-            file.write(json.dumps({**line, **outcome.facts}) + "\n")
+        append_line(self.root / "log.jsonl", json.dumps({**line, **outcome.facts}))

@@ -8,9 +8,10 @@ another source added later leaves the shards that are done alone.
 import hashlib
 import itertools
 import math
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from curate import readers, scores
 from curate.config import ScoreConfig
 from curate.crop import CODE, LIBRARIES, decode_png, file_name_digest
 from curate.engine import Failure, Runner
-from curate.ledger import Ledger, digest, file_digest
+from curate.ledger import Ledger, digest
+from curate.readers import Notes, ReaderError
 from curate.schema import Pixels, SourceImage, counts
 from curate.scores import Batch
 from curate.tables import (
@@ -34,6 +36,10 @@ from curate.tables import (
     write_rows,
     write_scores,
 )
+from osdhuman_jax.disk import file_digest
+
+READERS = 2  # raised when the readers give other rows for the same files
+TOLD = 3  # missing pictures that are named
 
 
 @dataclass(frozen=True)
@@ -69,12 +75,19 @@ class Index:
         source = self._source(shard)
         forgotten = [i for i in self.forgotten if i.startswith(f"{source.name}/")]
         parameters = (source.kind, source.paths, source.name, self.per_shard, forgotten)
-        return digest(CODE, parameters, inputs_digest(source))
+        return digest(CODE, READERS, parameters, inputs_digest(source))
 
     def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
-        forgotten = set(self.forgotten)
+        forgotten, source = set(self.forgotten), self._source(shard)
+        survey, notes = Survey(), Notes()
         with open(folder / "spool", "w+b") as file:
-            hashes, offsets = spool(readers.read(self._source(shard)), file)
+            images = (
+                image if image.image_id in forgotten else survey.count(image)
+                for image in readers.read(source, notes)
+            )
+            hashes, offsets = spool(images, file)
+            if not len(hashes):
+                raise ReaderError(f"--source {source.name}: its labels list no pictures")
             count = shard_count(len(hashes), self.per_shard)  # of all: forgetting deals none anew
             for k in range(count):
                 rows = []
@@ -86,10 +99,59 @@ class Index:
                 refuse_twins(rows)
                 write_rows(folder / f"{k:05d}.parquet", INDEX, rows)
         (folder / "spool").unlink()
-        return {"images": len(hashes), "shards": count}
+        survey.check(source)
+        notes += Notes()  # without what was met no times
+        return {"images": len(hashes), "shards": count, **asdict(survey), "notes": dict(notes)}
 
     def _source(self, name: str) -> Source:
         return next(source for source in self.sources if source.name == name)
+
+
+@dataclass
+class Survey:
+    """What a source has, counted while it is read."""
+
+    found: int = 0
+    missing: int = 0
+    people: int = 0  # with boxes; none where a detector is to find them
+    first_missing: list[str] = field(default_factory=list)  # paths
+
+    def count(self, image: SourceImage) -> SourceImage:
+        """Count an image, and return it. Raises ReaderError if its name is no text."""
+        try:
+            f"{image.image_id}{image.path}".encode()
+        except UnicodeEncodeError:
+            raise ReaderError(
+                f"{ascii(image.image_id)}: the name is no UTF-8: rename the picture"
+            ) from None
+        self.people += sum(box.kind == "person" for box in image.boxes)
+        if os.path.isfile(image.path):
+            self.found += 1
+            return image
+        self.missing += 1
+        if len(self.first_missing) < TOLD:
+            self.first_missing.append(image.path)
+        return image
+
+    def check(self, source: Source) -> None:
+        """Raises ReaderError where labels and pictures are of different sets."""
+        if self.missing and not self.found:
+            raise ReaderError(
+                f"--source {source.name}: all {self.missing:,} pictures are missing, such as "
+                f"{', '.join(self.first_missing)}: give the folder that the names of pictures in "
+                "the labels begin in"
+            )
+
+
+def survey_line(source: str, facts: dict[str, Any]) -> str:
+    """What `index` found in a source and what it did not understand: one line."""
+    line = f"{source}: {facts['found']:,} pictures found"
+    if facts["missing"]:
+        more = " ..." if facts["missing"] > len(facts["first_missing"]) else ""
+        line += f", {facts['missing']:,} missing ({', '.join(facts['first_missing'])}{more})"
+    line += f", {facts['people']:,} people" if facts["people"] else ", no people with boxes"
+    told = [f"{count:,} {words}" for words, count in sorted(facts["notes"].items())]
+    return f"{line}; not used or not understood: {', '.join(told)}" if told else line
 
 
 def spool(images: Iterable[SourceImage], file: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -103,10 +165,13 @@ def spool(images: Iterable[SourceImage], file: Any) -> tuple[np.ndarray, np.ndar
 
 
 def refuse_twins(rows: list[Row]) -> None:
-    """Two images of one name would be one image further on."""
+    """Two images of one name would be one image further on. Raises ReaderError."""
     for a, b in zip(rows, rows[1:], strict=False):
         if a["image_id"] == b["image_id"]:
-            raise ValueError(f"two images are named {a['image_id']}: {a['path']} and {b['path']}")
+            raise ReaderError(
+                f"two images are named {a['image_id']}: {a['path']} and {b['path']}: "
+                "give each an id of its own in the labels"
+            )
 
 
 def inputs_digest(source: Source) -> str:
@@ -114,7 +179,12 @@ def inputs_digest(source: Source) -> str:
     if labels := readers.label_files(source):
         return digest([(path.name, file_digest(path)) for path in labels])
     images = readers.read(source)
-    return digest([(i.image_id, Path(i.path).stat().st_size) for i in images])
+    return digest([(i.image_id, size_of(i.path)) for i in images])
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file; -1 if it is missing, as behind a link to a disk that is not there."""
+    return os.path.getsize(path) if os.path.exists(path) else -1
 
 
 def crop_shards(ledger: Ledger, sources: Iterable[Source]) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from curate.config import ConfigError
-from curate.ledger import known_digest
+from osdhuman_jax.disk import known_digest
 
 Batch = UInt8[np.ndarray, "n h w 3"]
 Column = Float64[np.ndarray, " n"]

@@ -11,22 +11,21 @@ workers on one shard put identical files in identical places.
     ROOT/tmp/                       unfinished work
 """
 
-import functools
 import hashlib
 import json
 import os
-import secrets
-import shutil
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from curate.schema import InputError
+from osdhuman_jax import disk
+from osdhuman_jax.disk import STALE, file_digest, remove_leftovers, sync
 
 BOOKKEEPING = ("done", "running", "tmp", "log.jsonl")  # times and hosts: not part of the result
-STALE = 24 * 3600.0  # seconds after which unnamed files belong to no living run
 
 
 class LedgerError(InputError):
@@ -37,47 +36,6 @@ def digest(*values: Any) -> str:
     """sha256 of JSON values, whatever the order of their keys."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def known_digest(path: Path) -> str:
-    """The same, remembered for as long as the file's size and time of change stay."""
-    status = path.stat()
-    return _known_digest(path, status.st_size, status.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=64)
-def _known_digest(path: Path, size: int, changed: int) -> str:
-    return file_digest(path)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write so that `path` is whole or as it was. Raises OSError; nothing is left behind then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def sync(path: Path) -> None:
-    """Have a file or a folder's entries on the disk before going on."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Ledger:
@@ -135,22 +93,9 @@ class Ledger:
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """A folder for unfinished outputs; gone afterwards."""
-        folder = self.root / "tmp" / secrets.token_hex(16)
-        folder.mkdir(parents=True)
-        try:
+        (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+        with disk.workspace(self.root / "tmp") as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    @contextmanager
-    def replaced(self, name: str) -> Iterator[Path]:
-        """A folder to fill that takes the place of ROOT/NAME once it is whole."""
-        with self.workspace() as folder:
-            (folder / "new").mkdir()
-            yield folder / "new"
-            if (self.root / name).exists():
-                os.rename(self.root / name, folder / "old")
-            os.rename(folder / "new", self.root / name)
 
     def begin(self, job: str, shard: str) -> bool:
         """Note that work starts. True if an earlier attempt never ended."""
@@ -168,12 +113,15 @@ class Ledger:
             sync(self.root / job)
         marker = {"key": key, "outputs": outputs, "facts": facts}
         text = json.dumps(marker, indent=1, sort_keys=True)
-        write_atomic(self.root / "done" / job / f"{shard}.json", text.encode())
-        (self.root / "running" / job / shard).unlink(missing_ok=True)
+        path = self.root / "done" / job / f"{shard}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_text(path, text)
         paths = {output["path"] for output in outputs.values()}
         for output in (old or {"outputs": {}})["outputs"].values():
             if output["path"] not in paths:
                 (self.root / output["path"]).unlink(missing_ok=True)
+        # The last of all: while it lies there, `clean` looks for files that no marker names.
+        (self.root / "running" / job / shard).unlink(missing_ok=True)
 
     def _place(self, job: str, shard: str, file: Path) -> dict[str, Any]:
         sync(file)
@@ -191,28 +139,59 @@ class Ledger:
         for output in (marker or {"outputs": {}})["outputs"].values():
             (self.root / output["path"]).unlink(missing_ok=True)
 
+    def clean(self) -> int:
+        """Remove what killed runs left, and nothing of a living one; returns bytes freed.
+
+        Half files and workspaces; and outputs that no marker names, of shards whose attempt never
+        ended, unless another run is at work on this folder.
+        """
+        folders = [self.root, self.root / "tmp", *self.root.glob("done/*")]
+        freed = sum(map(remove_leftovers, folders))
+        if disk.tickets(self.root / "tmp"):
+            return freed
+        for notes in self.root.glob("running/*"):
+            shards = "|".join(re.escape(note.name) for note in notes.iterdir())
+            own = re.compile(rf"(?:{shards})-[0-9a-f]{{16}}-.+")
+            files = {p for p in (self.root / notes.name).glob("*") if own.fullmatch(p.name)}
+            for path in files - (self._named([notes.name]) if files else set()):
+                freed += _remove(path)
+        return freed
+
+    def _named(self, jobs: Iterable[str]) -> set[Path]:
+        """All outputs that markers of the jobs name."""
+        return {
+            self.root / output["path"]
+            for job in jobs
+            for shard in self.shards(job)
+            for output in (self.marker(job, shard) or {"outputs": {}})["outputs"].values()
+        }
+
     def collect_garbage(self, older_than: float = STALE) -> int:
         """Remove files of dead attempts: those no marker names, of jobs that have markers.
 
         Younger ones than `older_than` seconds are left, since they may be a living worker's.
         Returns the number of bytes freed.
         """
+        freed = self.clean()
         jobs = [path.name for path in sorted((self.root / "done").glob("*"))]
-        named = {
-            self.root / output["path"]
-            for job in jobs
-            for shard in self.shards(job)
-            for output in (self.marker(job, shard) or {"outputs": {}})["outputs"].values()
-        }
+        named = self._named(jobs)
         folders = [self.root / job for job in jobs] + [self.root / "tmp"]
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-        files += [*self.root.glob(".*.tmp"), *self.root.glob("done/*/.*.tmp")]
-        limit, freed = time.time() - older_than, 0
+        limit = time.time() - older_than
         for path in files:
             if path not in named and path.stat().st_mtime <= limit:
-                freed += path.stat().st_size
-                path.unlink()
+                freed += _remove(path)
         return freed
+
+
+def _remove(path: Path) -> int:
+    """Remove a file, unless another process just has; returns the number of bytes freed."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
 
 
 def tree_digest(root: str | Path) -> str:

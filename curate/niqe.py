@@ -16,11 +16,12 @@ from curate.config import DecodeConfig
 from curate.decode import Refused, load
 from curate.readers import folders
 from curate.schema import Pixels
+from osdhuman_jax.disk import staged_file
 from osdhuman_jax.niqe import LOCAL, NiqeError, fit
 
 
 def _pictures(folder: Path) -> Iterable[Pixels]:
-    for image in folders.read_person("pristine", folder):
+    for image in folders.read_person("pristine", folders.Notes(), folder):
         try:
             yield load(image, DecodeConfig()).rgb
         except Refused as refused:
@@ -37,7 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.output.suffix != ".npz":
             raise NiqeError(f"--output {flags.output}: give it the suffix .npz")
         model = fit(_pictures(flags.folder))
-        np.savez(flags.output, **dict(zip(LOCAL, (model.mean, model.covariance), strict=True)))
+        arrays = dict(zip(LOCAL, (model.mean, model.covariance), strict=True))
+        with staged_file(flags.output) as file:
+            np.savez(file, **arrays)
     except (NiqeError, folders.ReaderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

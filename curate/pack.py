@@ -26,11 +26,12 @@ from PIL import Image
 from curate.config import PackConfig
 from curate.crop import CODE, LIBRARIES, decode_png
 from curate.engine import Engine, Runner
-from curate.ledger import Ledger, digest, file_digest, write_atomic
+from curate.ledger import Ledger, digest
 from curate.manifest import Crops, selected_rows
 from curate.schema import InputError, Pixels, counts
 from curate.split import lot
 from curate.tables import Row, read_rows, write_rows
+from osdhuman_jax.disk import file_digest, staged_folder, write_text
 
 PREFIX = struct.Struct("<3sBI")
 MAGIC, RECORD_VERSION = b"OHR", 1
@@ -237,7 +238,7 @@ def pack(engine: Engine, config: PackConfig, seed: int, report: Any = None) -> d
     engine.run(Pack(config, seed), [shard for names in shards.values() for shard in names], report)
     for stale in set(ledger.shards("pack")) - {s for names in shards.values() for s in names}:
         ledger.forget_shard("pack", stale)
-    with ledger.replaced("packed") as folder:
+    with staged_folder(ledger.root / "packed", replace=True) as folder:
         for split, names in shards.items():
             publish(ledger, config, split, names, folder / split)
     return sizes
@@ -269,7 +270,7 @@ def publish(
             for row, (h, name) in enumerate(zip(headers, names, strict=True))
         ]
     write_rows(folder / "index.parquet", INDEX, index)
-    write_atomic(folder / "dataset.json", _dataset(ledger, config, split, folder, index).encode())
+    write_text(folder / "dataset.json", _dataset(ledger, config, split, folder, index))
 
 
 def _extract(tar: Path, folder: Path) -> Iterator[str]:

@@ -26,6 +26,7 @@ from curate.schema import InputError
 from curate.scores import PERSONS
 from curate.split import lot
 from curate.tables import read_rows
+from osdhuman_jax.disk import staged_folder
 
 PAPER = {  # Table 1 of the paper, row PERSONA
     "brisque": 10.3758,
@@ -165,7 +166,7 @@ def write_report(ledger: Ledger, tags: str = "") -> None:
     }
     if tags:
         facts["tags"] = tag_counts(Path(tags), set(kept["crop_id"].to_pylist()))
-    with ledger.replaced("report") as folder:
+    with staged_folder(ledger.root / "report", replace=True) as folder:
         crops = Crops(ledger)
         draw(folder, stats, facts, pool, kept, crops, seed)
         review.write_page(folder, pool, crops, seed, NOTICE if stats["iqa"] == "classic" else "")

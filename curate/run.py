@@ -35,8 +35,8 @@ from curate.crop import Crop, index_file
 from curate.engine import Engine, EngineError
 from curate.forget import check as check_known
 from curate.forget import forget
-from curate.jobs import Index, Score, Source, crop_shards
-from curate.ledger import Ledger, write_atomic
+from curate.jobs import Index, Score, Source, crop_shards, survey_line
+from curate.ledger import Ledger
 from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
 from curate.pack import check as check_container
 from curate.pack import pack
@@ -45,6 +45,7 @@ from curate.progress import Screen
 from curate.schema import InputError
 from curate.selection import Select, read_review, read_statistics
 from curate.tables import read_rows
+from osdhuman_jax.disk import write_json
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")
@@ -79,7 +80,7 @@ class Plan:
 
     def write(self, root: Path) -> None:
         """Keep it for later commands."""
-        write_atomic(root / "plan.json", (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_json(root / "plan.json", asdict(self))
 
 
 def read_plan(root: Path) -> Plan | None:
@@ -191,11 +192,15 @@ class Pipeline:
         self.unranked = ""  # why the selection ranked nothing
 
     def index(self) -> None:
-        """Labels to rows."""
+        """Labels to rows; prints what each source has."""
         per_shard = self.plan.config.shard_images
         job = Index(tuple(self.plan.sources), per_shard, tuple(self.plan.forgotten))
         with Screen("index", None) as screen:
             self.engine.run(job, [source.name for source in self.plan.sources], screen)
+        for source in self.plan.sources:
+            marker = self.ledger.marker("index", source.name)
+            if marker is not None:
+                print(survey_line(source.name, marker["facts"]))
 
     def crop(self) -> None:
         """Pictures to crops."""
@@ -336,6 +341,7 @@ def execute(flags: argparse.Namespace) -> None:
         return
     plan = make_plan(flags)
     flags.output.mkdir(parents=True, exist_ok=True)
+    Ledger(flags.output).clean()
     engine = Engine(flags.output, flags.engine, flags.workers, plan.config.limit, flags.verify)
     if flags.command == "forget":
         if not flags.names:

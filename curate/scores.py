@@ -16,9 +16,10 @@ from jaxtyping import Float64, UInt8
 
 from curate import classic, detect, learned
 from curate.config import ConfigError, DetectConfig, ScoreConfig
-from curate.ledger import digest, known_digest
+from curate.ledger import digest
 from curate.schema import SourceImage
 from osdhuman_jax import niqe
+from osdhuman_jax.disk import known_digest
 
 NOWHERE = SourceImage("", "", "")
 Batch = UInt8[np.ndarray, "n h w 3"]

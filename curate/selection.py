@@ -19,12 +19,14 @@ from curate import scores, statistics
 from curate.config import CurateConfig
 from curate.crop import CODE, LIBRARIES
 from curate.engine import Runner
-from curate.ledger import Ledger, digest, file_digest
+from curate.ledger import Ledger, digest
 from curate.manifest import join_decisions, manifest_schema
 from curate.pool import Column, Pool, SelectError, read_pool
 from curate.schema import RANKED, VERSION, counts
 from curate.split import Crop, Fingerprint, Member, assign, group_images, lot, sample_strata
 from curate.tables import Row, read_rows, read_table, write_rows, write_table
+from curate.text import open_text
+from osdhuman_jax.disk import file_digest
 
 
 @dataclass
@@ -132,7 +134,8 @@ def cap_sources(pool: Pool, most: int, result: Decisions) -> None:
 def read_statistics(path: Path) -> dict[str, Any]:
     """Statistics of another run's pool, from its stats.json. Raises SelectError."""
     try:
-        pool = json.loads(path.read_text())["pool"]
+        with open_text(path) as file:
+            pool = json.load(file)["pool"]
     except (ValueError, KeyError, TypeError):
         raise SelectError(f"{path}: not the stats.json of a run") from None
     if pool is None:
@@ -145,7 +148,7 @@ def read_review(path: Path) -> dict[str, bool]:
 
     Raises SelectError, naming the line.
     """
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+    with open_text(path, errors="replace") as file:
         reader = csv.DictReader(file)
         if not {"crop_id", "keep"} <= set(reader.fieldnames or ()):
             raise SelectError(f"{path}: needs columns crop_id and keep")

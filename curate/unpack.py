@@ -10,10 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-from curate.ledger import write_atomic
 from curate.pack import PackError, picture_name, read_container
 from curate.schema import InputError
 from curate.tables import read_rows
+from osdhuman_jax.disk import write_bytes
 
 
 def unpack(packed: Path, output: Path) -> int:
@@ -34,7 +34,7 @@ def unpack(packed: Path, output: Path) -> int:
     for header, data in read_container(packed):
         if hashlib.sha256(data).hexdigest() != header["sha256"]:
             raise PackError(f"{packed}: picture of crop {header['crop_id']} is damaged; pack again")
-        write_atomic(output / picture_name(header), data)
+        write_bytes(output / picture_name(header), data)
     return len(names)
 
 

@@ -7,7 +7,6 @@ lie in a temporary folder and are deleted after an hour, or when the page ends.
 """
 
 import argparse
-import logging
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from osdhuman_jax.flags import Parser, memory
+from osdhuman_jax.flags import Parser, memory, speak
 from osdhuman_jax.frames import scaled_size
 from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
 from osdhuman_jax.jobs import one_line
@@ -181,8 +180,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
-    logging.getLogger().setLevel(logging.ERROR)
-    logging.getLogger("osdhuman_jax").setLevel(logging.WARNING)
+    speak()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     folder = Path(tempfile.mkdtemp(prefix="osdhuman-page-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder)

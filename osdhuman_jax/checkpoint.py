@@ -14,9 +14,9 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from osdhuman_jax import lora
 from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
+from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.weights import (
     Model,
@@ -40,7 +41,6 @@ from osdhuman_jax.weights import (
 from osdhuman_jax.weights.files import Tensor
 from osdhuman_jax.weights.sources import Generator
 from osdhuman_jax.weights.store import (
-    file_digest,
     hollow_restorer,
     parameters,
     read_configs,
@@ -67,6 +67,8 @@ FREE = {
 
 
 UNFINISHED = "*.orbax-checkpoint-tmp"
+# What Orbax and TensorStore raise where a file cannot be written.
+WRITING = (OSError, ValueError, RuntimeError)
 _log = logging.getLogger(__name__)
 
 
@@ -101,14 +103,10 @@ def read_config(workdir: Path) -> Config:
     path = workdir / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{workdir}: not a training run (no config.json)")
-    return from_dict(Config, json.loads(path.read_text()))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    try:
+        return from_dict(Config, json.loads(path.read_text()))
+    except ValueError as error:  # a ConfigError too
+        raise CheckpointError(f"{path}: not the configuration of a run ({error})") from error
 
 
 def record(workdir: Path, config: Config, folder: Path, *, write: bool = True) -> None:
@@ -127,6 +125,33 @@ def record(workdir: Path, config: Config, folder: Path, *, write: bool = True) -
         write_json(workdir / "config.json", to_dict(config))
 
 
+class Best:
+    """Orbax's preservation policy that keeps the checkpoint of the best finite metric.
+
+    Orbax's own `BestN` sorts by the metric as it is, and a NaN among them leaves any order.
+    """
+
+    def __init__(self, name: str) -> None:
+        """`name` is the metric that tells the best one: highest, of LPIPS lowest."""
+        self._name, self._sign = name, -1.0 if name == "val_lpips" else 1.0
+
+    def value(self, metrics: dict[str, Any] | None) -> float:
+        """What ranks a checkpoint; without a finite metric it is below all others."""
+        value = (metrics or {}).get(self._name)
+        return self._sign * value if value is not None and math.isfinite(value) else -math.inf
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[Any],
+        *,
+        context: preservation_policy.PreservationContext,
+    ) -> Sequence[bool]:
+        """Whether each is the best one: of equal ones the newest, of none with a metric none."""
+        values = [self.value(checkpoint.metrics) for checkpoint in checkpoints]
+        best = max(range(len(values)), key=lambda i: (values[i], i), default=-1)
+        return [i == best and value > -math.inf for i, value in enumerate(values)]
+
+
 class Checkpoints:
     """The checkpoints of one run, newest and best; saving goes on in the background."""
 
@@ -137,24 +162,24 @@ class Checkpoints:
             for rest in self._folder.glob(UNFINISHED):
                 shutil.rmtree(rest)
                 _log.warning("dropped a checkpoint that was not finished: %s", rest.name)
-        sign = -1.0 if best == "val_lpips" else 1.0
-        best_one = preservation_policy.BestN(
-            get_metric_fn=lambda metrics: sign * metrics.get(best, -sign * math.inf),
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
+        best_one = Best(best)
         newest = preservation_policy.LatestN(keep)
         policy = preservation_policy.AnyPreservationPolicy([newest, best_one])
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
-                best_fn=best_one.get_metric_fn,
+                best_fn=best_one.value,
             ),
         )
+        self._failure: SaveError | None = None
 
     def latest(self) -> int | None:
-        """The last finished step that was saved."""
+        """The last step that was saved, when the save that is under way has come to its end.
+
+        Where that one fails, the step before is the last, and the next call but this one says so.
+        """
+        self._settle()
         return self._manager.latest_step()
 
     def save(
@@ -166,17 +191,21 @@ class Checkpoints:
     ) -> None:
         """Save a state pytree and the data loader's position; returns before all is on disk.
 
-        Raises SaveError where this or the save before it fails, as on a full disk.
+        Metrics that are not finite are left out. Raises SaveError where this or the save before it
+        fails, as on a full disk; every checkpoint that was there is still there then.
         """
-        if step == self.latest():
+        self._settle()
+        self._tell()
+        if step == self._manager.latest_step():
             return
         self._need(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
         items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(position)}
+        finite = {k: v for k, v in (metrics or {}).items() if math.isfinite(v)}
         try:
             self._manager.save(
-                step, args=ocp.args.Composite(**items), metrics=metrics or None, force=True
+                step, args=ocp.args.Composite(**items), metrics=finite or None, force=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except WRITING as error:
             raise self._failed(error) from error
 
     def _need(self, size: int) -> None:
@@ -188,15 +217,32 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveError if the save in the background has failed by now."""
+        # Not the manager's check_for_errors: that takes the error away from the manager's own
+        # thread, which then deletes old checkpoints as if the new one were there.
+        if not self._manager.is_saving_in_progress():
+            self._settle()
+        self._tell()
+
+    def _settle(self) -> None:
+        """Wait for the save that is under way; keeps its failure for `_tell`."""
         try:
-            self._manager.check_for_errors()
-        except (OSError, ValueError, RuntimeError) as error:
-            raise self._failed(error) from error
+            self._manager.wait_until_finished()
+        except WRITING as error:
+            self._failure = self._failed(error)
+            self._failure.__cause__ = error
+
+    def _tell(self) -> None:
+        """Raises the failure that was not told yet."""
+        failure, self._failure = self._failure, None
+        if failure:
+            raise failure
 
     def _failed(self, error: Exception) -> SaveError:
         """Drops half-written checkpoints, so that a full disk is less so."""
         for rest in self._folder.glob(UNFINISHED):
             shutil.rmtree(rest, ignore_errors=True)
+        # The manager forgets what the new checkpoint was to replace before that one is written.
+        self._manager.reload()
         steps = steps_saved(self._folder.parent)
         good = f"step {steps[-1]} in {self._folder}" if steps else "none, nothing was saved yet"
         reason = re.sub(r"\s+", " ", str(error)).strip()
@@ -221,11 +267,12 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for the save that is under way. Raises SaveError if it fails."""
+        self._settle()
         try:
-            self._manager.wait_until_finished()
             self._manager.close()
-        except (OSError, ValueError, RuntimeError) as error:
+        except WRITING as error:
             raise self._failed(error) from error
+        self._tell()
 
 
 def _params(workdir: Path, step: int, like: nnx.State, averaged: bool) -> nnx.State:

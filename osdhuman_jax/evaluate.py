@@ -19,7 +19,8 @@ from typing import Any
 
 from osdhuman_jax import tables
 from osdhuman_jax.compare import Row, named_folder, sheet
-from osdhuman_jax.images import read_image, write_file, write_png
+from osdhuman_jax.disk import write_bytes, write_text
+from osdhuman_jax.images import read_image, write_png
 from osdhuman_jax.listing import named_images
 from osdhuman_jax.metrics import METRICS, Metric
 from osdhuman_jax.pairs import REFERENCE, Pictures, gather
@@ -76,7 +77,7 @@ def report(
         "table.tex": tables.latex(found.means, columns),
     }
     for name, content in text.items():
-        write_file(args.output / name, content.encode())
+        write_text(args.output / name, content)
     for metric in columns:
         values = {method: _complete(found, method, metric) for method in found.values}
         if all(values.values()):
@@ -86,7 +87,7 @@ def report(
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, data)
+    write_bytes(path, data)
 
 
 def _write_worst(
@@ -180,11 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     options = {"batch_size": args.batch_size, "weights": args.weights, "model": args.model}
-    try:
-        found = examine(pictures, metrics, ledger, **options)
-        report(found, pictures, metrics, args)
-    finally:
-        ledger.close()
+    found = examine(pictures, metrics, ledger, **options)
+    report(found, pictures, metrics, args)
     print((args.output / "table.md").read_text(), end="")
     for name, reason in {**pictures.left_out, **found.missing}.items():
         print(f"evaluate: {name}: {reason}", file=sys.stderr)

@@ -10,9 +10,11 @@ from flax import nnx
 
 from osdhuman_jax import remat
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
+from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.objectives import OBJECTIVES
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.schedule import Schedule
+from osdhuman_jax.sources import DataError, open_sources
 from osdhuman_jax.weights import (
     add_lora,
     is_generator,
@@ -21,7 +23,7 @@ from osdhuman_jax.weights import (
     save_model,
 )
 from osdhuman_jax.weights.extractors import KINDS
-from osdhuman_jax.weights.store import DTYPES
+from osdhuman_jax.weights.store import DTYPES, read_meta
 
 
 def check(config: Config) -> None:
@@ -70,6 +72,21 @@ def _check_numbers(config: Config) -> None:
         raise ConfigError(f"optim.ema: {config.optim.ema} is not in [0, 1)")
 
 
+def check_sources(config: Config) -> None:
+    """Raise ConfigError where the data or the base model's folder are missing."""
+    for name, paths in (
+        ("data.sources", config.data.sources),
+        ("run.eval_sources", config.run.eval_sources),
+    ):
+        try:
+            if paths:
+                open_sources(paths)
+        except (DataError, OSError) as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if config.run.init:
+        read_meta(Path(config.run.init))
+
+
 def trainable(config: Config) -> nnx.filterlib.Filter:
     """Which parameters a run trains."""
     return {
@@ -86,7 +103,8 @@ def base_folder(config: Config, workdir: Path) -> Path:
     folder = workdir / "init"
     if not (folder / "config.json").exists() and jax.process_index() == 0:
         random = random_restorer(config.model, config.run.seed)
-        save_model(folder, config.model, random, provenance={"random_seed": config.run.seed})
+        with staged_folder(folder, replace=True) as made:
+            save_model(made, config.model, random, provenance={"random_seed": config.run.seed})
     return folder
 
 

@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.flags import Parser
-from osdhuman_jax.images import write_file
 from osdhuman_jax.pipeline import PRECISIONS
 from osdhuman_jax.prompts import TagPrompter
 from osdhuman_jax.restorer import Restorer
@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         data = export(args)
-        write_file(args.output, data)
+        write_bytes(args.output, data)
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2

@@ -8,9 +8,6 @@ file.
 
 import hashlib
 import io
-import os
-import re
-import secrets
 import struct
 import zlib
 from collections.abc import Iterator
@@ -24,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
 from PIL import Image, ImageFile
 
+from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.icc import cmyk_to_srgb, gray_levels
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -40,7 +38,6 @@ LOSSLESS = 100  # quality at which WebP keeps every pixel
 _ORIENTATION_TAG = 0x0112
 _EXIF_IFD, _EXIF_SIZES = 0x8769, (0xA002, 0xA003)  # width and height, untrue after a resize
 _EXIF_PREFIX, _EXIF_LIMIT = b"Exif\0\0", 65_533  # bytes of a JPEG segment
-_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 _PNG_DEPTH, _PNG_HEADER = 24, 33  # where the bits of a sample stand, where the header ends
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -240,13 +237,24 @@ def to_float(samples: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> S
 
 
 def to_uint8(values: Floats) -> UInt8[np.ndarray, "*b h w 3"]:
-    """Float [-1, 1] to uint8 [0, 255], clamped and rounded to the nearest."""
+    """Float [-1, 1] to uint8 [0, 255], clamped and rounded to the nearest.
+
+    Raises ImageError where a value is not finite, which would be black or white otherwise.
+    """
+    _check_finite(values)
     return np.round((np.clip(values, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def to_uint16(values: Floats) -> UInt16[np.ndarray, "*b h w 3"]:
-    """Float [-1, 1] to uint16 [0, 65535], clamped and rounded to the nearest."""
+    """Float [-1, 1] to uint16 [0, 65535], clamped and rounded to the nearest. Raises likewise."""
+    _check_finite(values)
     return np.round((np.clip(values, -1, 1) + 1) * np.float32(32767.5)).astype(np.uint16)
+
+
+def _check_finite(values: Floats) -> None:
+    """Raise ImageError that says how many values are NaN or infinite, if any is."""
+    if bad := values.size - np.count_nonzero(np.isfinite(values)):
+        raise ImageError(f"{bad} of {values.size} values are not finite")
 
 
 def narrow(samples: UInt16[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
@@ -323,38 +331,5 @@ def write_png(
     Raises OSError where the folder cannot be written or is full; the old file then stands.
     """
     data = encode_png(rgb, alpha, icc)
-    write_file(path, data)
+    write_bytes(path, data)
     return hashlib.sha256(data).hexdigest()
-
-
-def write_file(path: str | Path, data: bytes) -> None:
-    """Write a file so that it is whole or not there at all; an old one stands until then."""
-    with staged(path, data):
-        pass
-
-
-@contextmanager
-def staged(path: str | Path, data: bytes) -> Iterator[None]:
-    """Has `data` safe on the disk inside the block; at its end the file takes the name `path`.
-
-    An exception, inside or from the disk (OSError), leaves `path` as it was and nothing beside it.
-    """
-    name = f".{secrets.token_hex(8)}.tmp"  # short: names end at 255 bytes
-    temporary = Path(path).with_name(name)
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def remove_temporary(folder: Path) -> None:
-    """Delete what killed writers left anywhere below `folder`."""
-    for base, _, names in os.walk(folder):
-        for name in filter(_TEMPORARY.fullmatch, names):
-            Path(base, name).unlink(missing_ok=True)

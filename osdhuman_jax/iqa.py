@@ -25,10 +25,10 @@ from huggingface_hub import constants as hub
 from jaxtyping import Float32, UInt8
 
 from osdhuman_jax import niqe
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images import to_float
 from osdhuman_jax.metrics import Metric, psnr_y, ssim_y
 from osdhuman_jax.weights.parts import load_part
-from osdhuman_jax.weights.store import file_digest
 
 Pixels = UInt8[np.ndarray, "b h w 3"]
 

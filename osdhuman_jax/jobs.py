@@ -6,7 +6,6 @@ happened to the run that made it. One run at a time holds the folder.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -23,6 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from osdhuman_jax.disk import file_digest, hold, json_lines, remove_leftovers, staged
 from osdhuman_jax.frames import Floats, Pixels, enlarge, scaled_size
 from osdhuman_jax.images import (
     MAX_PIXELS,
@@ -33,8 +33,6 @@ from osdhuman_jax.images import (
     decode,
     encode,
     read_size,
-    remove_temporary,
-    staged,
 )
 from osdhuman_jax.listing import list_images, other_pictures
 from osdhuman_jax.memory import EXHAUSTED, is_exhausted
@@ -167,11 +165,10 @@ class Ledger:
 
     def __init__(self, folder: Path, file: FileIO) -> None:
         self._folder, self._file, self._lock = folder, file, Lock()
-        self._torn = False
+        data = file.readall()
+        self._torn = bool(data) and not data.endswith(b"\n")
         self._finished: dict[str, dict[str, Any]] = {}  # last line of each output
-        for text in file.readall().splitlines(keepends=True):
-            self._torn = not text.endswith(b"\n")
-            line = _parse(text)
+        for line in json_lines(data):
             if line.get("status") == "ok":
                 self._finished[line.get("output", "")] = line
 
@@ -193,24 +190,9 @@ class Ledger:
             return False
         files = {"output_sha256": self._folder / job.output, "input_sha256": job.source}
         try:
-            return all(line.get(key) == digest_of(path) for key, path in files.items())
+            return all(line.get(key) == file_digest(path) for key, path in files.items())
         except OSError:
             return False
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    """The object of a line; empty where the line is torn or no object."""
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return {}
-    return line if isinstance(line, dict) else {}
-
-
-def digest_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -220,19 +202,17 @@ def held(folder: Path) -> Iterator[Ledger]:
     Raises UsageError where another run holds it, OSError where it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
     path = folder / PROVENANCE
-    with FileIO(os.open(path, flags, 0o644), "r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another run is writing to {folder}") from None
-        remove_temporary(folder)
-        try:
-            yield Ledger(folder, file)
-        finally:
-            if os.fstat(file.fileno()).st_size == 0:  # refused: leave the folder as it was
-                path.unlink()
+    try:
+        with hold(path) as file:
+            remove_leftovers(folder, deep=True)
+            try:
+                yield Ledger(folder, file)
+            finally:
+                if os.fstat(file.fileno()).st_size == 0:  # refused: leave the folder as it was
+                    path.unlink()
+    except BlockingIOError:
+        raise UsageError(f"another run is writing to {folder}") from None
 
 
 def remaining(

@@ -1,6 +1,8 @@
 """What a person sees of a run: a progress bar, JSON lines, TensorBoard, pictures."""
 
 import json
+import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
+from osdhuman_jax.disk import append_line, json_lines, write_text
 from osdhuman_jax.images import encode_png, write_png
 
 # Protobuf makes these classes at import time, where type checkers cannot see them.
@@ -34,25 +37,29 @@ class Monitor:
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that a resumed run is about to do again."""
         if self._lines.exists():
-            lines = self._lines.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-            self._lines.write_text("".join(kept))
+            data = self._lines.read_bytes()
+            lines = json_lines(data[: data.rfind(b"\n") + 1])
+            kept = [json.dumps(x) + "\n" for x in lines if x.get("step", step + 1) <= step]
+            write_text(self._lines, "".join(kept))
 
     def advance(self) -> None:
         """One step is done."""
         self._bar.update()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers at a step."""
-        with self._lines.open("a") as f:
-            f.write(json.dumps({"step": step, **values}) + "\n")
+        """Log numbers at a step; one that is not finite is null in the JSON, which has no NaN."""
+        known = {k: v if math.isfinite(v) else None for k, v in values.items()}
+        append_line(self._lines, json.dumps({"step": step, **known}, allow_nan=False))
         summary = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
         self._write(step, Summary(value=summary))
         shown = {
             k: f"{v:.4g}" for k, v in values.items() if k in ("loss", "val_psnr_y", "images_s")
         }
         self._bar.set_postfix(shown, refresh=False)
+
+    def say(self, line: str) -> None:
+        """Tell the person at the terminal, above the bar."""
+        tqdm.write(line, file=sys.stderr)
 
     def grid(self, step: int, picture: np.ndarray) -> None:
         """Save a uint8 RGB picture (H, W, 3) of a step."""

@@ -4,7 +4,10 @@ A program knows its memory before it runs: that is what decides between whole pi
 Batches are split over the local devices, weights are copied to each.
 """
 
+import logging
 import os
+import tempfile
+import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from osdhuman_jax.interruption import apart
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.rrdbnet import RRDBNet
 from osdhuman_jax.tiling import Statistics, share_norms
@@ -23,6 +27,7 @@ from osdhuman_jax.types import Image, Tokens
 
 Shape = tuple[int, ...]
 Program = Callable[..., Any]
+log = logging.getLogger(__name__)
 
 
 class Programs:
@@ -85,17 +90,21 @@ class Programs:
         parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
         return sum(getattr(found, part) for part in parts) - found.alias_size_in_bytes
 
-    def _run(self, kind: str, function: Callable, *shapes: Shape, known: Any = None) -> Any:
+    def _run(
+        self, kind: str, function: Callable, pictures: Shape, *shapes: Shape, known: Any = None
+    ) -> Any:
         """The program, compiled if it is new, with the weights already given."""
-        key = (kind, *shapes)
+        key = (kind, pictures, *shapes)
         with self._lock:
             if key not in self._compiled:
-                arguments: list[Any] = [self._abstract(shape) for shape in shapes]
+                arguments: list[Any] = [self._abstract(shape) for shape in (pictures, *shapes)]
                 if known is not None:
                     arguments.append(jax.tree.map(lambda x: self._abstract(x.shape), known))
                 weights = jax.tree.map(self._like, self._weights)
                 leaves, tree = jax.tree.flatten((weights, *arguments))
-                self._compiled[key] = compiled(function, self._graphdef, tree, tuple(leaves))
+                title = _title(kind, pictures)
+                program = compiled(title, function, self._graphdef, tree, tuple(leaves))
+                self._compiled[key] = program
             return partial(self._compiled[key], self._weights)
 
     def _like(self, leaf: jax.Array) -> jax.ShapeDtypeStruct:
@@ -112,22 +121,60 @@ def keep_programs() -> None:
     """Let JAX keep compiled programs on disk, unless it was told where (JAX_COMPILATION_CACHE_DIR).
 
     A program that was compiled once is then read in a fraction of the time, in any later run.
+    Where the folder cannot be written, one line says so, and nothing is kept.
     """
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "osdhuman_jax"))
+    try:
+        # No home at all is a RuntimeError: a container's user without a line in its passwd.
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _cache_home() / "osdhuman_jax"
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError) as error:
+        jax.config.update("jax_enable_compilation_cache", False)
+        advice = "set JAX_COMPILATION_CACHE_DIR to a folder that can be written"
+        log.warning("compiled programs are not kept: %s (%s)", error, advice)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def _cache_home() -> Path:
+    """Where programs may keep what they can make again."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    return Path(given) if given else Path.home() / ".cache"
+
+
+def _title(kind: str, shape: Shape) -> str:
+    """What a program is, in words for the person who waits for it."""
+    size = f"{shape[2]} x {shape[1]}"
+    return {
+        "whole": f"the restorer for {size}",
+        "tokens": f"the prompt extractor for {size}",
+        "measure": f"the restorer's measuring of tiles of {size}",
+        "tiles": f"the restorer for tiles of {size}",
+    }[kind]
 
 
 @lru_cache(maxsize=256)
 def compiled(
-    function: Callable, graphdef: Any, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
+    title: str,
+    function: Callable,
+    graphdef: Any,
+    tree: Any,
+    leaves: tuple[jax.ShapeDtypeStruct, ...],
 ) -> jax.stages.Compiled:
     """A function of a network and abstract arguments; restorers of one architecture share it.
 
+    A signal's handler is heard meanwhile, and `title` told to the log, with the time it took.
     Weights that a program does not use are on the device all the same: its account counts them.
     """
+    log.info("compiling %s ...", title)
+    start = time.perf_counter()
+    # Tracing is Python's, and heeds settings of this thread; compiling is not, and takes longest.
     program = jax.jit(partial(function, graphdef), keep_unused=True)
-    return program.lower(*jax.tree.unflatten(tree, leaves)).compile()
+    lowered = program.lower(*jax.tree.unflatten(tree, leaves))
+    made = apart(lowered.compile)
+    log.info("compiled in %.1f s", time.perf_counter() - start)
+    return made
 
 
 def _whole(graphdef: nnx.GraphDef, weights: nnx.State, lq: Image, prompt: Tokens) -> jax.Array:

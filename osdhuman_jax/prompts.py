@@ -23,6 +23,7 @@ from jaxtyping import Float, Float32, Int32
 
 from osdhuman_jax.attention import attend, join_heads, split_heads
 from osdhuman_jax.clip import CLIPTextModel
+from osdhuman_jax.disk import staged_file
 from osdhuman_jax.swin import RAMEncoder
 from osdhuman_jax.tagger import Tagger, select_tags
 from osdhuman_jax.types import Image, Tokens
@@ -170,7 +171,7 @@ def null_prompter(encode: TextEncoder) -> FixedPrompter:
 
 def save_prompt(path: str | Path, tokens: Float[Array, "n d"]) -> None:
     """Write tokens as a float32 .npy file, for use where CLIP is not at hand."""
-    with open(path, "wb") as file:  # numpy would append .npy to another name
+    with staged_file(path) as file:  # numpy would append .npy to another name
         np.save(file, np.asarray(tokens, np.float32))
 
 

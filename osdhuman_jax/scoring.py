@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from osdhuman_jax.disk import append_line, json_lines
 from osdhuman_jax.images import read_image, write_png
 from osdhuman_jax.iqa import MissingMetric, Scorer, open_scorer
 from osdhuman_jax.metrics import Metric
@@ -33,26 +34,21 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._values: dict[str, float] = {}
-        text = path.read_text() if path.exists() else ""
-        for line in text.splitlines():
+        for entry in json_lines(path.read_bytes() if path.exists() else b""):
             try:
-                entry = json.loads(line)
                 self._values[entry["key"]] = float(entry["value"])
             except (ValueError, KeyError, TypeError):
                 continue
-        self._file: TextIO = open(path, "a", encoding="utf-8")
-        if text and not text.endswith("\n"):
-            self._file.write("\n")
+        self._path = path
+        # Raises OSError now where nothing can be written, not after the first value.
+        path.open("ab").close()
 
     def get(self, key: str) -> float | None:
         return self._values.get(key)
 
     def put(self, key: str, value: float, **notes: str) -> None:
         self._values[key] = value
-        print(json.dumps({**notes, "key": key, "value": value}), file=self._file, flush=True)
-
-    def close(self) -> None:
-        self._file.close()
+        append_line(self._path, json.dumps({**notes, "key": key, "value": value}))
 
 
 class Examiner:

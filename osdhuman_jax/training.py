@@ -5,7 +5,8 @@ small prior), then the finetuned regularizer on the same, detached latents. A st
 finite changes nothing but the counters.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from osdhuman_jax import remat
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.experiment import prepare, store_as_computed, trainable
 from osdhuman_jax.flops import count
+from osdhuman_jax.images import to_uint8
 from osdhuman_jax.metrics import psnr_y, ssim_y
 from osdhuman_jax.objectives import (
     OBJECTIVES,
@@ -56,6 +58,8 @@ from osdhuman_jax.weights.store import DTYPES, hollow, read_meta
 
 Batch = Mapping[str, Array]
 PICTURES = ("hq", "lq")
+# Colour of an output that is none, in the sample grid: no photograph has it all over.
+NOT_FINITE = (255, 0, 255)
 
 
 @jax.tree_util.register_dataclass
@@ -309,20 +313,26 @@ def to_images(batch: Mapping[str, Array | np.ndarray]) -> dict[str, Image]:
 
 
 def evaluate(
-    images: np.ndarray, batch: Mapping[str, np.ndarray]
-) -> tuple[dict[str, float], np.ndarray]:
-    """Mean PSNR-Y and SSIM-Y against the HQ of uint8 pictures, and a grid: a row each picture.
+    images: np.ndarray, batch: Mapping[str, np.ndarray], distances: Sequence[float] = ()
+) -> tuple[dict[str, list[float]], np.ndarray]:
+    """PSNR-Y and SSIM-Y against the HQ of each picture in [-1, 1], and a grid: a row each picture.
 
-    Columns: LQ (where there is one), output, HQ.
+    Columns: LQ (where there is one), output, HQ. `distances` are the pictures' LPIPS, if measured.
+    An output that is not finite has NaN as metrics, and is magenta in the grid.
     """
-    columns = [*([batch["lq"]] if "lq" in batch else []), images, batch["hq"]]
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    shown = np.empty(images.shape, np.uint8)
+    shown[finite], shown[~finite] = to_uint8(images[finite]), NOT_FINITE
+    columns = [*([batch["lq"]] if "lq" in batch else []), shown, batch["hq"]]
     grid = np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
-    pairs = list(zip(images, batch["hq"], strict=True))
-    means = {
-        "val_psnr_y": float(np.mean([psnr_y(a, b) for a, b in pairs])),
-        "val_ssim_y": float(np.mean([ssim_y(a, b) for a, b in pairs])),
+    pairs = list(zip(shown, batch["hq"], strict=True))
+    found = {
+        "val_psnr_y": [psnr_y(a, b) for a, b in pairs],
+        "val_ssim_y": [ssim_y(a, b) for a, b in pairs],
     }
-    return means, grid
+    if len(distances):
+        found["val_lpips"] = list(distances)
+    return {k: np.where(finite, values, math.nan).tolist() for k, values in found.items()}, grid
 
 
 def latent_std(model: Restorer, hq: Image) -> float:

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"icc", "target"},
+    {"icc", "target", "disk"},
     {"config", "types", "images", "listing", "attention", "convolution", "tokenizer", "remat"}
     | {"flops", "memory", "niqe"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
@@ -25,7 +25,7 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"data", "degrade", "records", "icc", "images", "metrics", "colour", "frames"}
-WITHOUT_JAX |= {"compare", "tables", "sources", "listing", "niqe"}
+WITHOUT_JAX |= {"compare", "tables", "sources", "listing", "niqe", "disk"}
 # Files and pixels are read, written and judged in one place for both packages, without JAX.
 SHARED_WITH_CURATE = {"disk", "images", "listing", "icc", "niqe"}
 COMMANDS = {"train.py", "infer.py"}

@@ -15,11 +15,11 @@ from skimage.data import astronaut
 from test_infer import TINY, random_restorer
 
 from osdhuman_jax import export
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images import Picture
 from osdhuman_jax.pipeline import Pipeline
 from osdhuman_jax.prompts import TagPrompter, load_prompt, save_prompt
 from osdhuman_jax.weights import save_model
-from osdhuman_jax.weights.store import file_digest
 
 SIDE = 128
 PHOTO = np.ascontiguousarray(astronaut()[20 : 20 + SIDE, 160 : 160 + SIDE])

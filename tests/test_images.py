@@ -1,9 +1,11 @@
 """Decoding of every kind of file that users bring, refusal of hostile ones, atomic writing."""
 
 import io
+import os
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -24,6 +26,7 @@ from osdhuman_jax.images import (
     read_size,
     to_float,
     to_uint8,
+    to_uint16,
     write_png,
 )
 
@@ -294,6 +297,15 @@ def test_uint8_survives_the_float_range() -> None:
     assert to_uint8(np.full((1, 1, 3), [-9, 0.0, 9], np.float32)).tolist() == [[[0, 128, 255]]]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("quantized", [to_uint8, to_uint16])
+def test_what_is_not_finite_is_no_black_picture(quantized: Callable, value: float) -> None:
+    values = np.zeros((2, 2, 3), np.float32)
+    values[0, 1, :2] = value
+    with pytest.raises(ImageError, match="2 of 12 values are not finite"):
+        quantized(values)
+
+
 def test_written_png_is_read_back_and_repeats_bit_for_bit(tmp_path: Path) -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     digests = {write_png(tmp_path / n, photo(), photo()[..., 1], srgb) for n in ("a.png", "b.png")}
@@ -312,7 +324,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     def full_disk(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OSError, match="No space"):
         write_png(path, photo()[::-1])
     assert path.read_bytes() == before

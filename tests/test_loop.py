@@ -133,3 +133,29 @@ def test_pictures_that_were_passed_over_are_counted_from_the_start(tmp_path):
     made.monitor = Log()  # type: ignore[assignment]
     assert run(made, tmp_path, start())[0] == train.DONE
     assert [line["skipped"] for line in lines] == list(range(4, 41, 4))
+
+
+def test_validation_names_what_is_not_finite(tmp_path):
+    """Black against black would be the best there is; the run goes on, its metric unknown."""
+    said: list[str] = []
+    grids: list[np.ndarray] = []
+
+    class Log:
+        say = said.append
+
+        def scalars(self, step: int, values: dict) -> None:
+            assert sorted(values) == ["val_lpips", "val_psnr_y", "val_ssim_y"]
+            assert all(np.isnan(value) for value in values.values())
+
+        def grid(self, step: int, picture: np.ndarray) -> None:
+            grids.append(picture)
+
+    images = np.full((3, 12, 12, 3), -1, np.float32)
+    images[1] = np.nan
+    val = {"hq": np.zeros((3, 12, 12, 3), np.uint8)}
+    made: Any = lambda params, val: (images, [0.1, np.nan, 0.2])  # noqa: E731
+    log: Any = Log()
+    means = train.validation(made, ["a.png", "b.png", "c.png"], val, log, 40, nnx.State({}))
+    (line,) = said
+    assert "step 40" in line and "val_psnr_y, val_ssim_y, val_lpips of b.png;" in line
+    assert np.isnan(means["val_psnr_y"]) and len(grids) == 1

@@ -38,6 +38,16 @@ def test_scalars_become_lines(tmp_path):
     ]
 
 
+def test_what_is_not_finite_is_null(tmp_path, capfd):
+    monitor = Monitor(tmp_path, 0, 2)
+    monitor.scalars(1, {"loss": float("nan"), "grad_norm": float("inf"), "val_psnr_y": 20.0})
+    monitor.say("train.py: not finite")
+    monitor.close()
+    line = (tmp_path / "metrics.jsonl").read_text()
+    assert line == '{"step": 1, "loss": null, "grad_norm": null, "val_psnr_y": 20.0}\n'
+    assert "train.py: not finite\n" in capfd.readouterr().err
+
+
 def test_lines_are_there_before_the_end(tmp_path):
     monitor = Monitor(tmp_path, 0, 10)
     monitor.scalars(1, {"loss": 1.0})

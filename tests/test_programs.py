@@ -67,7 +67,7 @@ def test_restorers_of_one_architecture_share_programs_and_not_weights() -> None:
     [
         ({}, "{0}/.cache/osdhuman_jax"),
         ({"XDG_CACHE_HOME": "{0}/xdg"}, "{0}/xdg/osdhuman_jax"),
-        ({"JAX_COMPILATION_CACHE_DIR": "{0}/mine"}, "as it was"),
+        ({"JAX_COMPILATION_CACHE_DIR": "{0}/mine"}, "{0}/mine"),
     ],
 )
 def test_where_programs_are_kept(
@@ -84,6 +84,25 @@ def test_where_programs_are_kept(
         assert jax.config.jax_compilation_cache_dir == folder.format(tmp_path)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"])
+def test_where_no_program_can_be_kept_one_line_says_so(
+    tmp_path: Path, monkeypatch, caplog, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    for other in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, str(tmp_path / "file" / "home"))
+    enabled = jax.config.jax_enable_compilation_cache
+    try:
+        with caplog.at_level("WARNING", "osdhuman_jax"):
+            keep_programs()
+        assert not jax.config.jax_enable_compilation_cache
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+    (record,) = caplog.records
+    assert "not kept" in record.message and "\n" not in record.message
 
 
 def test_two_devices_share_a_batch() -> None:

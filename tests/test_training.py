@@ -14,6 +14,7 @@ from flax import nnx
 
 from osdhuman_jax import training
 from osdhuman_jax.config import Config
+from osdhuman_jax.images import to_float
 from osdhuman_jax.metrics import psnr_y, ssim_y
 from osdhuman_jax.weights import load_base, random_restorer, save_model
 
@@ -231,19 +232,31 @@ def test_pictures_become_images():
 def test_evaluate_shows_rows_of_lq_output_hq():
     rng = np.random.default_rng(0)
     lq, out, hq = rng.integers(0, 256, (3, 4, 12, 14, 3), np.uint8)
-    means, grid = training.evaluate(out, {"lq": lq, "hq": hq})
+    found, grid = training.evaluate(to_float(out), {"lq": lq, "hq": hq}, [0.1, 0.2, 0.3, 0.4])
     assert grid.shape == (4 * 12, 3 * 14, 3) and grid.dtype == np.uint8
     for row in range(4):
         expected = np.concatenate([lq[row], out[row], hq[row]], axis=1)
         np.testing.assert_array_equal(grid[12 * row : 12 * row + 12], expected)
-    assert means == {
-        "val_psnr_y": pytest.approx(np.mean([psnr_y(a, b) for a, b in zip(out, hq, strict=True)])),
-        "val_ssim_y": pytest.approx(np.mean([ssim_y(a, b) for a, b in zip(out, hq, strict=True)])),
+    assert found == {
+        "val_psnr_y": pytest.approx([psnr_y(a, b) for a, b in zip(out, hq, strict=True)]),
+        "val_ssim_y": pytest.approx([ssim_y(a, b) for a, b in zip(out, hq, strict=True)]),
+        "val_lpips": [0.1, 0.2, 0.3, 0.4],
     }
 
 
 def test_evaluate_without_lq_has_two_columns():
     hq = np.random.default_rng(0).integers(0, 256, (2, 12, 14, 3), np.uint8)
-    means, grid = training.evaluate(hq, {"hq": hq})
+    found, grid = training.evaluate(to_float(hq), {"hq": hq})
     assert grid.shape == (24, 28, 3)
-    assert means == {"val_psnr_y": pytest.approx(80), "val_ssim_y": pytest.approx(1)}
+    assert found == {"val_psnr_y": pytest.approx([80, 80]), "val_ssim_y": pytest.approx([1, 1])}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_output_that_is_not_finite_has_no_metrics(value):
+    """Black against black would be the best there is."""
+    images = np.full((2, 12, 14, 3), -1, np.float32)
+    images[1, 3, 4, 0] = value
+    found, grid = training.evaluate(images, {"hq": np.zeros((2, 12, 14, 3), np.uint8)}, [0.0, 0.0])
+    assert [len(values) for values in found.values()] == [2, 2, 2]
+    assert all(np.isfinite(a) and np.isnan(b) for a, b in found.values())
+    assert (grid[:12, :14] == 0).all() and (grid[12:, :14] == training.NOT_FINITE).all()

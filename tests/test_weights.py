@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from small import MODEL, make, restorer
 
 from osdhuman_jax.config import LoRAConfig
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.weights import (
     WeightsError,
@@ -24,7 +25,6 @@ from osdhuman_jax.weights import (
     random_restorer,
     save_model,
 )
-from osdhuman_jax.weights.store import file_digest
 
 LORA = LoRAConfig(rank=2, alpha=8.0)
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
@@ -233,7 +233,7 @@ def transpose(tensors: dict) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / CONFIG).unlink(), "copy: not a model folder (no config.json)"),
-    "no folder": (shutil.rmtree, "copy: not a model folder (no config.json)"),
+    "no folder": (shutil.rmtree, "copy: no model folder; make one by python -m"),
     "no JSON": (lambda f: (f / CONFIG).write_text("{"), "config.json: not JSON"),
     "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\0"), "config.json: not JSON"),
     "a list": (lambda f: (f / CONFIG).write_text("[]"), "config.json: not a model description"),

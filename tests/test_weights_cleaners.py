@@ -17,6 +17,7 @@ from small import MODEL, restorer
 
 from osdhuman_jax import export
 from osdhuman_jax.config import RRDBNetConfig
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.weights import (
     WeightsError,
     load_base,
@@ -29,7 +30,6 @@ from osdhuman_jax.weights.__main__ import main
 from osdhuman_jax.weights.exporter import export_model
 from osdhuman_jax.weights.importer import import_cleaner
 from osdhuman_jax.weights.info import describe
-from osdhuman_jax.weights.store import file_digest
 
 CONFIG, BASE = "config.json", "base.safetensors"
 

@@ -721,6 +721,35 @@ def test_existing_output_is_kept(model, sources, tmp_path):
         import_model(*args[:2], tmp_path / "b", overwrite=True)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ram": "nothing.pth"}, "nothing.pth: no such file or folder (--ram)"),
+        ({"ram": "."}, ".: not a file (--ram)"),
+        ({"dape": "no.pth"}, "no.pth: no such file or folder (--dape)"),
+        ({"lpips": ["given.pth", "vgg.pth"]}, "vgg.pth: no such file or folder (--lpips)"),
+        ({"tags": "given.pth"}, "given.pth: not a folder (--tags)"),
+        ({"prompt_file": "."}, ".: not a file (--prompt_file)"),
+        ({"generator": "osediff.pkl"}, "osediff.pkl: no such file or folder (--generator)"),
+        ({"clip": "no_encoder"}, "no_encoder: no such file or folder (--clip)"),
+        ({"output": "given.pth/out"}, "given.pth is a file; name another --output"),
+    ],
+)
+def test_local_places_are_checked_before_the_hub_is_asked(tmp_path, monkeypatch, change, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given.pth").touch()
+
+    def ask(source: str) -> None:
+        raise AssertionError(f"asked the hub for {source}")
+
+    monkeypatch.setattr("osdhuman_jax.weights.importer.locate", ask)
+    arguments = {"sd": "someone/model", "ram": "given.pth", "output": "made/out"} | change
+    with pytest.raises(WeightsError) as caught:
+        import_model(**arguments)
+    assert said in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["given.pth"]
+
+
 # The hub
 
 

@@ -9,10 +9,19 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from curate.readers import coco, crowdhuman, folders, openimages, voc
-from curate.readers.common import ReaderError
+from curate.readers.common import Notes, ReaderError
 from curate.schema import SourceImage
 
-__all__ = ["KINDS", "ReaderError", "Source", "check", "label_files", "needs_detector", "read"]
+__all__ = [
+    "KINDS",
+    "Notes",
+    "ReaderError",
+    "Source",
+    "check",
+    "label_files",
+    "needs_detector",
+    "read",
+]
 
 
 class Source(Protocol):
@@ -63,10 +72,15 @@ def check(source: Source) -> None:
             raise ReaderError(f"--source {source.kind}: {path} is not there")
 
 
-def read(source: Source) -> Iterator[SourceImage]:
-    """Every image of a source. Raises ReaderError: one line that names file and fault."""
+def read(source: Source, notes: Notes | None = None) -> Iterator[SourceImage]:
+    """Every image of a source. Raises ReaderError: one line that names file and fault.
+
+    Counts in `notes` what was not understood, by its words; it is complete when the last image
+    has been read.
+    """
     check(source)
-    return KINDS[source.kind].read(source.name, *map(Path, source.paths))
+    notes = Notes() if notes is None else notes
+    return KINDS[source.kind].read(source.name, notes, *map(Path, source.paths))
 
 
 def label_files(source: Source) -> list[Path]:

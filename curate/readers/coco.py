@@ -6,21 +6,26 @@ Files have millions of boxes, so they are read as a stream, and of each box numb
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from curate.readers.common import Files, ReaderError, flickr_id
+from curate.readers.common import Notes, ReaderError, flickr_id, note_size
 from curate.readers.entries import members
+from curate.readers.pictures import Pictures
+from curate.readers.values import flag, identity, length
 from curate.schema import Box, SourceImage
 
 FLAGS = {"iscrowd": "crowd", "isfake": "fake", "isreflected": "reflected"}
 NEEDED = {"images", "annotations", "categories"}
 KEYS = {"image_id", "category_id", "bbox"}
 WIDTH = 6  # numbers a box: image, x, y, width, height, flags (a bit each)
+TOLD = 3  # examples that an error names
+
+Id = int | str
 
 
 def labels(annotations: Path, images: Path) -> list[Path]:
@@ -28,35 +33,38 @@ def labels(annotations: Path, images: Path) -> list[Path]:
     return [annotations]
 
 
-def read_coco(name: str, annotations: Path, images: Path) -> Iterator[SourceImage]:
+def read_coco(name: str, notes: Notes, annotations: Path, images: Path) -> Iterator[SourceImage]:
     """Images of `INSTANCES.json,IMAGES`."""
-    return _read(name, annotations, images)
+    return _read(name, notes, annotations, Pictures(images, notes))
 
 
-def read_objects365(name: str, annotations: Path, images: Path) -> Iterator[SourceImage]:
+def read_objects365(
+    name: str, notes: Notes, annotations: Path, images: Path
+) -> Iterator[SourceImage]:
     """Images of Objects365 v1 or v2, whose file names may lack their patch folder."""
-    return _read(name, annotations, images)
+    return _read(name, notes, annotations, Pictures(images, notes, distinct=True))
 
 
-def _read(name: str, annotations: Path, images: Path) -> Iterator[SourceImage]:
+def _read(name: str, notes: Notes, annotations: Path, pictures: Pictures) -> Iterator[SourceImage]:
     try:
-        labels = _Labels(annotations)
-        files = Files(images)
+        labels = _Labels(annotations, pictures, notes)
         split = annotations.stem.removeprefix("instances_")
         listed = (image for key, rest in members(annotations) if key == "images" for image in rest)
         for image in listed:
+            size = length(image.get("width")), length(image.get("height"))
+            notes["pictures without width and height"] += not all(size)
             yield SourceImage(
-                image_id=f"{name}/{split}/{image['id']}",
+                image_id=f"{name}/{split}/{identity(image['id'])}",
                 dataset=name,
                 split_of_source=split,
-                path=files.find(image["file_name"]),
-                label_w=int(image["width"]),
-                label_h=int(image["height"]),
-                boxes=labels.people(image["id"]),
+                path=pictures.find(image["file_name"]),
+                label_w=size[0],
+                label_h=size[1],
+                boxes=labels.people(identity(image["id"])),
                 flickr_id=flickr_id(image.get("flickr_url", "")),
-                license=labels.licenses.get(image.get("license"), ""),
+                license=labels.license(image.get("license")),
             )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, ReaderError):
             raise
         raise ReaderError(f"{annotations}: an entry is not as it should be: {error!r}") from None
@@ -65,43 +73,75 @@ def _read(name: str, annotations: Path, images: Path) -> Iterator[SourceImage]:
 class _Labels:
     """The people of a file by image, and its licences by number. Raises ReaderError."""
 
-    def __init__(self, path: Path) -> None:
-        self.licenses: dict[Any, str] = {}
-        self._path = path
-        self._images: dict[Any, int] = {}  # id to number, in the order of the boxes
-        self._bad: dict[Any, dict] = {}  # by category
-        names: dict[Any, str] = {}
+    def __init__(self, path: Path, pictures: Pictures, notes: Notes) -> None:
+        """Claims the pictures of all images that are listed."""
+        self._path, self._notes = path, notes
+        self._licenses: dict[Id, str] = {}
+        self._images: dict[Id, int] = {}  # id to number, in the order they are met
+        self._listed = bytearray()  # by number: 1 = among the file's images
+        self._bad: dict[Id, dict] = {}  # by category
+        names: dict[Id, str] = {}
         seen: set[str] = set()
-        boxes: dict[Any, array] = defaultdict(lambda: array("d"))  # by category: names come last
+        boxes: dict[Id, array] = defaultdict(lambda: array("d"))  # by category: names come last
         for key, entries in members(path):
             seen.add(key)
-            if key == "annotations":
+            if key == "images":
+                for entry in entries:
+                    pictures.claim(entry["file_name"])
+                    self._list(entry)
+            elif key == "annotations":
                 for entry in entries:
                     self._add(entry, boxes)
             elif key == "categories":
-                names = {entry["id"]: entry["name"].strip().lower() for entry in entries}
+                names = self._names(entries)
             elif key == "licenses":
-                self.licenses = {entry["id"]: entry["name"] for entry in entries if entry}
+                known = (entry for entry in entries if entry)
+                self._licenses = {identity(e["id"]): str(e.get("name") or "") for e in known}
         if not seen >= NEEDED:
             raise ReaderError(f"{path}: needs {', '.join(sorted(NEEDED))}")
         self._rows = self._sorted(boxes, names)
         self._starts = np.searchsorted(self._rows[:, 0], np.arange(len(self._images) + 1))
 
-    def _add(self, entry: Any, boxes: dict[Any, array]) -> None:
+    def _list(self, image: dict[str, Any]) -> None:
+        number = self._number(image["id"])
+        if self._listed[number]:
+            raise ReaderError(
+                f"{self._path}: two images are named {image['id']}, the second is "
+                f"{image['file_name']}: give each an id of its own"
+            )
+        self._listed[number] = 1
+
+    def _number(self, image_id: Any) -> int:
+        """The number of an image, which is a new one if it has not been met."""
+        number = self._images.setdefault(identity(image_id), len(self._images))
+        if number == len(self._listed):
+            self._listed.append(0)
+        return number
+
+    def _names(self, entries: Iterable[Any]) -> dict[Id, str]:
+        names: dict[Id, str] = {}
+        for entry in entries:
+            name = entry["name"].strip().lower()
+            if names.setdefault(identity(entry["id"]), name) != name:
+                raise ReaderError(f"{self._path}: two categories have the id {entry['id']}")
+        return names
+
+    def _add(self, entry: Any, boxes: dict[Id, array]) -> None:
         if not isinstance(entry, dict) or not entry.keys() >= KEYS:
             raise ReaderError(
-                f"{self._path}: an annotation lacks image_id, category_id or bbox: {entry}"
+                f"{self._path}: an annotation lacks image_id, category_id or bbox: "
+                f"{str(entry)[:200]}"
             )
-        image = self._images.setdefault(entry["image_id"], len(self._images))
-        bits = sum(1 << bit for bit, flag in enumerate(FLAGS) if entry.get(flag))
+        category, image = identity(entry["category_id"]), self._number(entry["image_id"])
+        bits = sum(1 << bit for bit, name in enumerate(FLAGS) if flag(entry.get(name)))
         try:
             x, y, w, h = map(float, entry["bbox"])
         except (TypeError, ValueError):  # an error if it turns out to be a person
-            self._bad.setdefault(entry["category_id"], entry)
+            self._bad.setdefault(category, entry)
         else:
-            boxes[entry["category_id"]].extend((image, x, y, w, h, bits))
+            boxes[category].extend((image, x, y, w, h, bits))
 
-    def _sorted(self, boxes: dict[Any, array], names: dict[Any, str]) -> Float64[np.ndarray, "n 6"]:
+    def _sorted(self, boxes: dict[Id, array], names: dict[Id, str]) -> Float64[np.ndarray, "n 6"]:
         """Rows of the people by image, in the order of the file."""
         if "person" not in names.values():
             known = ", ".join(names.values())[:200]
@@ -110,16 +150,45 @@ class _Labels:
             raise ReaderError(f"{self._path}: category {unknown[0]} is not in its table")
         if bad := [entry for category, entry in self._bad.items() if names[category] == "person"]:
             raise ReaderError(f"{self._path}: bbox is not x, y, width, height: {str(bad[0])[:200]}")
-        people = [boxes[category] for category in boxes if names[category] == "person"]
-        rows = np.concatenate([np.frombuffer(b) for b in [array("d"), *people]]).reshape(-1, WIDTH)
-        return rows[np.argsort(rows[:, 0], kind="stable")]
+        rows = {
+            category: np.frombuffer(found, np.float64).reshape(-1, WIDTH)
+            for category, found in boxes.items()
+        }
+        people = [found for category, found in rows.items() if names[category] == "person"]
+        self._check_listed(
+            people, [found for category, found in rows.items() if names[category] != "person"]
+        )
+        joined = np.concatenate([np.empty((0, WIDTH)), *people])
+        return joined[np.argsort(joined[:, 0], kind="stable")]
 
-    def people(self, image_id: Any) -> tuple[Box, ...]:
+    def _check_listed(self, people: list[np.ndarray], others: list[np.ndarray]) -> None:
+        """Raises ReaderError where people are of images that are not listed; counts the others."""
+        listed = np.frombuffer(self._listed, np.uint8).astype(bool)
+
+        def unlisted(rows: np.ndarray) -> np.ndarray:
+            images = rows[:, 0].astype(np.int64)
+            return images[~listed[images]]
+
+        lost = [image for rows in people for image in unlisted(rows).tolist()]
+        if lost:
+            ids = list(self._images)
+            first = ", ".join(repr(ids[image]) for image in list(dict.fromkeys(lost))[:TOLD])
+            raise ReaderError(
+                f"{self._path}: {len(lost)} annotations of people are of images that are not in "
+                f'"images", such as image_id {first}: list those images, or remove the annotations'
+            )
+        if count := sum(len(unlisted(rows)) for rows in others):
+            self._notes["annotations of other things, of images that are not listed"] += count
+
+    def people(self, image_id: Id) -> tuple[Box, ...]:
         """An image's boxes; none if it has no annotation."""
-        image = self._images.get(image_id)
-        if image is None:
-            return ()
-        return tuple(map(_box, self._rows[self._starts[image] : self._starts[image + 1]].tolist()))
+        image = self._images[image_id]
+        rows = self._rows[self._starts[image] : self._starts[image + 1]].tolist()
+        return tuple(note_size(_box(row), self._notes) for row in rows)
+
+    def license(self, license_id: Any) -> str:
+        """A licence by its number; empty if none is known."""
+        return "" if license_id is None else self._licenses.get(identity(license_id), "")
 
 
 def _box(row: list[float]) -> Box:

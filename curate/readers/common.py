@@ -1,53 +1,33 @@
-"""What several formats need: pictures by name, Flickr numbers, merged boxes."""
+"""What several formats need: their error, Flickr numbers, overlap of boxes, notes for the user."""
 
-import os
+import math
 import re
-from pathlib import Path
+from collections import Counter
 
 from curate.schema import Box, InputError
 
 FLICKR = re.compile(r"/(\d+)_[0-9a-f]+(?:_\w+)?\.(?:jpg|jpeg|png|gif)$", re.IGNORECASE)
+
+# How often something was met that was not understood or not used, by its words.
+Notes = Counter[str]
 
 
 class ReaderError(InputError):
     """Annotations that cannot be read as what they are said to be."""
 
 
-class Files:
-    """The files below a folder by the names that annotations give them.
-
-    Releases differ in the folders that a name starts with, so a name that is not there as it
-    stands, or that leads out of the folder, is looked up by its last part alone.
-    """
-
-    def __init__(self, root: Path) -> None:
-        if not root.is_dir():
-            raise ReaderError(f"{root}: not a folder of pictures")
-        self._root = root
-        self._by_name: dict[str, str] = {}
-        for base, folders, names in os.walk(root):
-            folders.sort(reverse=True)  # of two files of a name, the first by path stays
-            for name in names:
-                path = os.path.relpath(os.path.join(base, name), root)
-                known = self._by_name.setdefault(name, path)
-                self._by_name[name] = min(known, path)
-
-    def find(self, name: str) -> str:
-        """Path of a picture; where it would be if there is none."""
-        last = name.rsplit("/", 1)[-1]
-        if name.startswith("/") or ".." in name.split("/"):
-            name = last
-        direct = self._root / name
-        found = self._by_name.get(last)
-        if found is None or (found != name and direct.exists()):
-            return str(direct)
-        return str(self._root / found)
-
-
 def flickr_id(url: str) -> str:
     """The photo's number in a static Flickr address; empty if it is none."""
     match = FLICKR.search(url or "")
     return match.group(1) if match else ""
+
+
+def note_size(box: Box, notes: Notes) -> Box:
+    """The same box; counts it if it has no size: it is dropped as box_invalid later."""
+    x0, y0, x1, y1 = box.xyxy
+    if not (math.isfinite(x0 + y0 + x1 + y1) and x1 > x0 and y1 > y0):
+        notes["boxes of people without a size"] += 1
+    return box
 
 
 def iou(a: Box, b: Box) -> float:

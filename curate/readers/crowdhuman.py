@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from curate.readers.common import Files, ReaderError
+from curate.readers.common import Notes, ReaderError, note_size
+from curate.readers.pictures import Pictures
+from curate.readers.values import flag, identity
 from curate.schema import Box, SourceImage
+from curate.text import open_text
 
 
 def labels(annotations: Path, images: Path) -> list[Path]:
@@ -18,32 +21,47 @@ def labels(annotations: Path, images: Path) -> list[Path]:
     return [annotations]
 
 
-def read(name: str, annotations: Path, images: Path) -> Iterator[SourceImage]:
+def read(name: str, notes: Notes, annotations: Path, images: Path) -> Iterator[SourceImage]:
     """Images of `ANNOTATIONS.odgt,IMAGES`."""
-    files, split = Files(images), annotations.stem.removeprefix("annotation_")
-    with open(annotations, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                yield SourceImage(
-                    image_id=f"{name}/{split}/{entry['ID']}",
-                    dataset=name,
-                    split_of_source=split,
-                    path=files.find(f"{entry['ID']}.jpg"),
-                    boxes=tuple(map(_box, entry["gtboxes"])),
-                    license="research only",
-                )
-            except (ValueError, KeyError, TypeError) as error:
-                raise ReaderError(f"{annotations}, line {number}: {error!r}") from None
+    pictures, split = Pictures(images, notes), annotations.stem.removeprefix("annotation_")
+    for _, entry in _lines(annotations):
+        pictures.claim(str(identity(entry["ID"])))
+    for number, entry in _lines(annotations):
+        try:
+            key = str(identity(entry["ID"]))
+            yield SourceImage(
+                image_id=f"{name}/{split}/{key}",
+                dataset=name,
+                split_of_source=split,
+                path=pictures.find(key),
+                boxes=tuple(note_size(_box(box), notes) for box in entry["gtboxes"]),
+                license="research only",
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ReaderError(f"{annotations}, line {number}: {error!r}") from None
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and entry of each line; an entry has an ID. Raises ReaderError."""
+    number = 0
+    try:
+        with open_text(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    entry = json.loads(line)
+                    identity(entry["ID"])
+                    yield number, entry
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ReaderError):
+            raise
+        raise ReaderError(f"{path}, line {max(number, 1)}: {error!r}") from None
 
 
 def _box(entry: dict[str, Any]) -> Box:
     tag = entry["tag"]
     if tag not in ("person", "mask"):
         raise ValueError(f"unknown tag {tag!r}")
-    ignored = tag == "mask" or (entry.get("extra") or {}).get("ignore") == 1
+    ignored = tag == "mask" or flag((entry.get("extra") or {}).get("ignore"))
     full = [float(v) for v in entry["fbox"]]
     x, y, w, h = (float(v) for v in entry.get("vbox") or full)
     flags = [f"fbox {' '.join(f'{v:g}' for v in full)}"]

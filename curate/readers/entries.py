@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from curate.readers.common import ReaderError
+from curate.text import open_text
 
 CHUNK = 1 << 20  # characters read at a time
 MOST = 1 << 26  # characters an entry may have
@@ -25,7 +26,7 @@ def members(path: Path) -> Iterator[tuple[str, Iterator[Any]]]:
     the file is no json object.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             text = _Text(path, file)
             for _ in text.items("{", "}"):
                 name = text.value()
@@ -108,7 +109,7 @@ class _Text:
             raise self.fault(f"an entry of more than {MOST:,} characters")
         try:
             read = self._file.read(max(CHUNK, held))
-        except UnicodeDecodeError as error:
+        except UnicodeError as error:
             raise self.fault(str(error)) from None
         if read:
             self._passed += self._at

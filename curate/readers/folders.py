@@ -1,13 +1,13 @@
 """Pictures without labels: LSDIR, plain folders, and sets whose every picture is of one person."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from curate.readers.common import ReaderError
+from curate.readers.common import Notes, ReaderError
+from curate.readers.pictures import SUFFIXES, list_tree
 from curate.schema import SourceImage
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 DEGRADED = {"x2", "x3", "x4", "lr", "lq"}  # LSDIR's folders of small copies
 
 
@@ -16,12 +16,12 @@ def labels(root: Path) -> list[Path]:
     return []
 
 
-def read_folder(name: str, root: Path) -> Iterator[SourceImage]:
+def read_folder(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
     """All pictures below a folder; a detector is to find the people."""
-    return _read(name, root, _pictures(root), "detect")
+    return _read(name, root, _pictures(root, notes), "detect")
 
 
-def read_lsdir(name: str, root: Path) -> Iterator[SourceImage]:
+def read_lsdir(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
     """The same without LSDIR's small copies."""
 
     def is_original(path: str) -> bool:
@@ -29,27 +29,25 @@ def read_lsdir(name: str, root: Path) -> Iterator[SourceImage]:
         copies = any(part in DEGRADED for part in parts[:-1])
         return not copies and not parts[-1].rsplit(".", 1)[0].endswith(("x2", "x3", "x4"))
 
-    return _read(name, root, filter(is_original, _pictures(root)), "detect")
+    return _read(name, root, filter(is_original, _pictures(root, notes)), "detect")
 
 
-def read_person(name: str, root: Path) -> Iterator[SourceImage]:
+def read_person(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
     """SHHQ, DeepFashion and the like: the whole picture is the box."""
-    return _read(name, root, _pictures(root), "whole_image")
+    return _read(name, root, _pictures(root, notes), "whole_image")
 
 
-def _pictures(root: Path) -> list[str]:
-    """Relative paths, sorted by their bytes."""
-    found = []
-    for base, folders, files in os.walk(root):
-        folders[:] = [folder for folder in folders if not folder.startswith(".")]
-        for file in files:
-            if file.lower().endswith(SUFFIXES) and not file.startswith("."):
-                found.append(Path(base, file).relative_to(root).as_posix())
+def _pictures(root: Path, notes: Notes) -> list[str]:
+    """Relative paths, sorted by their bytes; links to pictures that are gone are among them."""
+    if not root.is_dir():
+        raise ReaderError(f"{root}: not a folder of pictures")
+    tree = list_tree(root, notes, hidden=False)
+    found = [path for path in (*tree.files, *tree.dangling) if path.lower().endswith(SUFFIXES)]
     if not found:
         raise ReaderError(f"{root}: no pictures ({', '.join(SUFFIXES)}) in this folder")
     return sorted(found, key=os.fsencode)
 
 
-def _read(name: str, root: Path, files: Iterator[str] | list[str], policy: str):
+def _read(name: str, root: Path, files: Iterable[str], policy: str) -> Iterator[SourceImage]:
     for file in files:
         yield SourceImage(f"{name}/all/{file}", name, str(root / file), policy=policy)

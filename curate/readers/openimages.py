@@ -11,10 +11,14 @@ from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from curate.readers.common import Files, ReaderError, flickr_id, iou
+from curate.readers.common import Notes, ReaderError, flickr_id, iou, note_size
+from curate.readers.pictures import Pictures
+from curate.readers.values import flag
 from curate.schema import Box, SourceImage
+from curate.text import open_text
 
 PEOPLE = ("Man", "Woman", "Boy", "Girl", "Person", "Human body")  # the more telling first
+KNOWN = {name.lower(): name for name in PEOPLE}
 SAME = 0.8  # IoU of two boxes of one person
 FLAGS = {
     "IsOccluded": "occluded",
@@ -32,19 +36,23 @@ def labels(boxes: Path, classes: Path, images: Path, info: Path | None = None) -
 
 
 def read(
-    name: str, boxes: Path, classes: Path, images: Path, info: Path | None = None
+    name: str, notes: Notes, boxes: Path, classes: Path, images: Path, info: Path | None = None
 ) -> Iterator[SourceImage]:
     """Images of `BOXES.csv,CLASSES.csv,IMAGES[,IMAGE_INFO.csv]`."""
-    found = _boxes(boxes, _classes(classes))
+    found = _boxes(boxes, _classes(classes), notes)
     facts = _info(info, found) if info else {}
-    files, split = Files(images), _split(boxes)
+    if info and (unknown := len(found) - len(facts)):
+        notes[f"pictures not in {info.name}"] += unknown
+    pictures, split = Pictures(images, notes), _split(boxes)
+    for image in found:
+        pictures.claim(image)
     for image, people in found.items():
         rotation, url, license = facts.get(image, ("", "", ""))
         yield SourceImage(
             image_id=f"{name}/{split}/{image}",
             dataset=name,
             split_of_source=split,
-            path=files.find(f"{image}.jpg"),
+            path=pictures.find(image),
             normalized=True,
             rotation=_rotation(rotation),
             boxes=tuple(merge_people(people)),
@@ -59,47 +67,53 @@ def _split(path: Path) -> str:
 
 
 def _rows(path: Path, needed: Iterable[str]) -> Iterator[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [column for column in needed if column not in (reader.fieldnames or ())]
-        if missing:
-            raise ReaderError(f"{path}: no columns {', '.join(missing)}")
-        yield from reader
+    """Rows by column, of which those needed have a value. Raises ReaderError."""
+    needed = list(needed)
+    try:
+        with open_text(path) as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in needed if column not in (reader.fieldnames or ())]
+            if missing:
+                raise ReaderError(f"{path}: no columns {', '.join(missing)}")
+            yield from reader
+    except (csv.Error, UnicodeError) as error:
+        raise ReaderError(f"{path}: not a csv file: {error}") from None
 
 
 def _classes(path: Path) -> dict[str, str]:
     """Name by mid; the table has a header in some releases."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    try:
+        with open_text(path) as file:
+            rows = [row for row in csv.reader(file) if row]
+    except (csv.Error, UnicodeError) as error:
+        raise ReaderError(f"{path}: not a csv file: {error}") from None
     if any(len(row) < 2 for row in rows):
         raise ReaderError(f"{path}: lines are to be MID,NAME")
-    names = {row[0]: row[1] for row in rows}
+    names = {row[0].strip(): KNOWN.get(row[1].strip().lower(), row[1]) for row in rows}
     if not set(PEOPLE) & set(names.values()):
         raise ReaderError(f"{path}: none of {', '.join(PEOPLE)} is in it")
     return names
 
 
-def _boxes(path: Path, names: dict[str, str]) -> dict[str, list[Box]]:
+def _boxes(path: Path, names: dict[str, str], notes: Notes) -> dict[str, list[Box]]:
     """People by image; images without people have none."""
     found: dict[str, list[Box]] = {}
     for number, row in enumerate(_rows(path, ("ImageID", "LabelName", *SIDES)), 2):
-        people = found.setdefault(row["ImageID"], [])
-        label = names.get(row["LabelName"])
-        if label is None:
-            raise ReaderError(
-                f"{path}, line {number}: label {row['LabelName']!r} is not in the table"
-            )
-        if label in PEOPLE:
-            try:
-                people.append(_box(row, label))
-            except (ValueError, TypeError) as error:
-                raise ReaderError(f"{path}, line {number}: {error}") from None
+        try:
+            people = found.setdefault(row["ImageID"].strip(), [])
+            label = names.get(row["LabelName"].strip())
+            if label is None:
+                raise ValueError(f"label {row['LabelName']!r} is not in the table")
+            if label in PEOPLE:
+                people.append(note_size(_box(row, label), notes))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ReaderError(f"{path}, line {number}: {error}") from None
     return found
 
 
 def _box(row: dict[str, Any], label: str) -> Box:
     x0, y0, x1, y1 = (float(row[side]) for side in SIDES)
-    flags = [flag for column, flag in FLAGS.items() if row.get(column) == "1"]  # -1: unknown
+    flags = [name for column, name in FLAGS.items() if flag(row.get(column))]  # -1: unknown
     flags += [f"source {row['Source']}"] if row.get("Source") else []
     kind = "ignore" if IGNORED & set(flags) else "person"
     return Box((x0, y0, x1, y1), kind, label, tuple(flags))
@@ -122,13 +136,13 @@ def merge_people(boxes: list[Box]) -> list[Box]:
 def _info(path: Path, wanted: Container[str]) -> dict[str, tuple[str, str, str]]:
     """Rotation, address and licence by image: all that is used of a table of twelve columns."""
     return {
-        row["ImageID"]: (
+        row["ImageID"].strip(): (
             sys.intern(row["Rotation"] or ""),
             row.get("OriginalURL") or "",
             sys.intern(row.get("License") or ""),
         )
         for row in _rows(path, ("ImageID", "Rotation"))
-        if row["ImageID"] in wanted
+        if (row["ImageID"] or "").strip() in wanted
     }
 
 

@@ -34,7 +34,8 @@ from osdhuman_jax.degrade import (
     sample_rng,
     to_unit,
 )
-from osdhuman_jax.images import read_image, write_file, write_png
+from osdhuman_jax.disk import write_text
+from osdhuman_jax.images import read_image, write_png
 from osdhuman_jax.listing import list_images
 
 LOG_NAME = "degradations.jsonl"
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"degrade: {source}: {error}", file=sys.stderr)
             continue
         lines.append(json.dumps({"file": name, "seed": args.seed, **entry}) + "\n")
-    write_file(output / LOG_NAME, "".join(lines).encode())
+    write_text(output / LOG_NAME, "".join(lines))
     print(f"{len(lines)} of {len(jobs)} images degraded into {output}")
     return 0 if len(lines) == len(jobs) else 1
 

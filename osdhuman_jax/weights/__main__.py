@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from osdhuman_jax.checkpoint import load_generator
+from osdhuman_jax.checkpoint import CheckpointError, load_generator
 from osdhuman_jax.config import ConfigError
 from osdhuman_jax.weights.cleaners import PACKAGE
 from osdhuman_jax.weights.exporter import FORMATS, export_model
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what one command line asks. Raises WeightsError or ConfigError."""
+    """Do what one command line asks. Raises WeightsError, ConfigError or CheckpointError."""
     options = {k: v for k, v in vars(arguments).items() if k != "command"}
     if arguments.command == "export":
         export_model(**options)
@@ -82,7 +82,7 @@ def main() -> int:
     arguments = parser().parse_args()
     try:
         run(arguments)
-    except (WeightsError, ConfigError, OSError) as error:
+    except (WeightsError, ConfigError, CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

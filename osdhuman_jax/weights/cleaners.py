@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from osdhuman_jax.config import ConfigError, RRDBNetConfig, from_dict
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.rrdbnet import ENLARGED, RRDBNet
 from osdhuman_jax.weights import tables
 from osdhuman_jax.weights.diffusion import state
@@ -27,7 +28,6 @@ from osdhuman_jax.weights.store import (
     CONFIG,
     DTYPES,
     IMPOSSIBLE,
-    file_digest,
     fill,
     hollow,
     read_meta,

@@ -42,9 +42,14 @@ def read_diffusion(path: Path) -> Diffusion:
     return _read_folder(path) if path.is_dir() else _read_single(path)
 
 
+def may_be_remote(source: str) -> bool:
+    """Whether a source is no path here, but could be the name of a hub repository."""
+    return not Path(source).exists() and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source))
+
+
 def locate(source: str) -> Path:
     """The path itself if there is one, else the folder of a hub repository, downloaded."""
-    if Path(source).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if not may_be_remote(source):
         return Path(source)
     from huggingface_hub import snapshot_download  # needs a network, and few imports need it
 

@@ -6,10 +6,6 @@
 HFIE and RAM's image encoder have no counterpart there: the caller brings the prompt's tokens.
 """
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from osdhuman_jax.config import LoRAConfig, ModelConfig
+from osdhuman_jax.disk import copy_file, staged_folder, write_json
 from osdhuman_jax.weights.files import Tensor, WeightsError, load, write_safetensors
 from osdhuman_jax.weights.store import (
     BASE,
@@ -54,15 +51,9 @@ def export_model(folder: Path | str, to: str, output: Path | str) -> None:
     model, adapters = read_configs(folder, meta)
     tensors = {name: t for file in names for name, t in load(folder / file).items()}
     check_tensors(tensors, model, adapters, str(folder))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        FORMATS[to](staging, tensors, model, adapters)
-        shutil.copyfile(folder / CONFIG, staging / "osdhuman.json")  # provenance and licences
-        staging.chmod(0o755)  # mkdtemp makes it the owner's alone
-        os.rename(staging, output)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with staged_folder(output) as made:
+        FORMATS[to](made, tensors, model, adapters)
+        copy_file(folder / CONFIG, made / "osdhuman.json")  # provenance and licences
 
 
 def torch_layout(x: np.ndarray) -> np.ndarray:
@@ -73,7 +64,7 @@ def torch_layout(x: np.ndarray) -> np.ndarray:
 def _save(folder: Path, file: str, tensors: Mapping[str, Tensor], config: str, what: Any) -> None:
     folder.mkdir()
     write_safetensors(folder / file, tensors, {"format": "pt"})
-    (folder / config).write_text(json.dumps(what, indent=2) + "\n")
+    write_json(folder / config, what)
 
 
 # diffusers
@@ -93,8 +84,7 @@ def _to_diffusers(
         file = "diffusion_pytorch_model.safetensors"
         _save(output / network, file, made, "config.json", configs[network])
     (output / "scheduler").mkdir()
-    text = json.dumps(SCHEDULER, indent=2) + "\n"
-    (output / "scheduler" / "scheduler_config.json").write_text(text)
+    write_json(output / "scheduler" / "scheduler_config.json", SCHEDULER)
 
 
 def _merged(tensors: dict[str, Tensor], adapters: LoRAConfig | None) -> dict[str, Tensor]:

@@ -10,8 +10,6 @@ tokenizer/vocab.json and merges.txt, tags/ram_tag_list.txt and ram_tag_list_thre
 prompt.npy.
 """
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from osdhuman_jax.clip import CLIPTextModel
+from osdhuman_jax.disk import copy_file, write_json
 from osdhuman_jax.prompts import (
     FixedPrompter,
     ImageTagger,
@@ -31,7 +30,7 @@ from osdhuman_jax.tokenizer import Tokenizer
 from osdhuman_jax.types import Tokens
 from osdhuman_jax.weights.files import WeightsError
 from osdhuman_jax.weights.parts import load_part
-from osdhuman_jax.weights.store import CONFIG, read_configs, read_meta, verify, write_file
+from osdhuman_jax.weights.store import CONFIG, read_configs, read_meta, verify
 
 KINDS = ("hfie", "dape", "ram", "null", "fixed")
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
@@ -99,11 +98,11 @@ def copy_prompter(source: Path, target: Path, kind: str) -> None:
     names = [*(f"{part}.safetensors" for part in parts), *files]
     for name in names:
         (target / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, target / name)
+        copy_file(source / name, target / name)
     ours["parts"] = ours.get("parts", {}) | {part: theirs["parts"][part] for part in parts}
     ours["digests"] |= {name: theirs["digests"][name] for name in names}
     ours["prompt"] = kind
-    write_file(target / CONFIG, json.dumps(ours, indent=2) + "\n")
+    write_json(target / CONFIG, ours)
 
 
 def check_kind(where: Path | str, meta: dict[str, Any], kind: str) -> None:

@@ -24,6 +24,8 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from osdhuman_jax.disk import staged_file
+
 PICKLE_LIMIT = 64 << 20  # bytes; the names of Stable Diffusion's whole checkpoint take 0.2 MiB
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 STORAGES = {
@@ -133,7 +135,7 @@ def _described(path: Path, name: str, entry: dict[str, Any], data: Any) -> Tenso
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors one by one: at no time is more than one in memory."""
+    """Write a file whole or not at all, tensor by tensor: never is more than one in memory."""
     kinds = {dtype: kind for kind, dtype in SAFETENSORS.items()}
     names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))  # keeps all aligned
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -145,7 +147,7 @@ def write_safetensors(
         header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as f:
+    with staged_file(path) as f:
         f.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             f.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8).data)

@@ -8,8 +8,6 @@ Sources stay on disk until they are written, one tensor after the other.
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,17 @@ from typing import Any
 import numpy as np
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
+from osdhuman_jax.disk import file_digest, staged_folder, write_json
 from osdhuman_jax.prompts import load_prompt
 from osdhuman_jax.tokenizer import read_vocabulary
 from osdhuman_jax.weights.cleaners import read_cleaner
-from osdhuman_jax.weights.diffusion import LICENCE, Diffusion, locate, read_diffusion
+from osdhuman_jax.weights.diffusion import (
+    LICENCE,
+    Diffusion,
+    locate,
+    may_be_remote,
+    read_diffusion,
+)
 from osdhuman_jax.weights.extractors import PROMPT, TAGS, TOKENIZER, check_kind, read_tags
 from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
 from osdhuman_jax.weights.parts import Part
@@ -41,7 +46,6 @@ from osdhuman_jax.weights.store import (
     FORMAT,
     GENERATOR,
     draw,
-    file_digest,
     hollow_restorer,
     shapes,
 )
@@ -76,6 +80,10 @@ def import_model(
     """
     output = Path(output)
     _check_output(output, overwrite)
+    given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
+    given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
+    given |= {"sd": sd, "generator": None if isinstance(generator, Generator) else generator}
+    _check_local(given)
     diffusion, encoder = read_diffusion(locate(str(sd))), read_ram(Path(ram))
     model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, swin=encoder.swin)
     model.hfie = HFIEConfig(num_heads=max(1, model.unet.cross_attention_dim // HEAD_DIM))
@@ -127,10 +135,34 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
 
 def _check_output(output: Path, overwrite: bool) -> None:
     """Only a model folder is ever replaced, and only if asked."""
+    there = next(path for path in output.absolute().parents if path.exists())
+    if not there.is_dir():
+        raise WeightsError(f"{output}: {there} is a file; name another --output")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise WeightsError(f"{output}: {there} cannot be written; name another --output")
     if output.exists() and not overwrite:
         raise WeightsError(f"{output}: exists; give --overwrite to replace it")
     if output.exists() and not (output / CONFIG).is_file():
         raise WeightsError(f"{output}: not a model folder, so it is not overwritten")
+
+
+# What an argument of a local place must be; `sd` and `clip` may be on the hub, or of either kind.
+FOLDERS, EITHER, REMOTE = {"tags"}, {"sd", "clip", "generator"}, {"sd", "clip"}
+
+
+def _check_local(given: dict[str, Location | None]) -> None:
+    """Raise WeightsError where an argument cannot be read, before the hub is asked for another."""
+    for name, location in given.items():
+        if location is None or (name in REMOTE and may_be_remote(str(location))):
+            continue
+        path, flag = Path(location), f"--{name.split()[0]}"
+        if not path.exists():
+            raise WeightsError(f"{path}: no such file or folder ({flag})")
+        if name not in EITHER and path.is_dir() != (name in FOLDERS):
+            kind = "a folder" if name in FOLDERS else "a file"
+            raise WeightsError(f"{path}: not {kind} ({flag})")
+        if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+            raise WeightsError(f"{path}: cannot be read ({flag})")
 
 
 def _trained(generator: Location | Generator | None, model: ModelConfig) -> Generator | None:
@@ -269,30 +301,15 @@ def _write_folder(
     small: dict[str, bytes],
     overwrite: bool,
 ) -> None:
-    """Write into a sibling, then rename: the output appears whole."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    """Write the whole folder beside its place, then give it its name."""
     try:
-        for name, tensors in files.items():
-            write_safetensors(staging / name, tensors)
-        for name, data in small.items():
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_bytes(data)
-        meta["digests"] |= {name: file_digest(staging / name) for name in files}
-        (staging / CONFIG).write_text(json.dumps(meta, indent=2) + "\n")
-        staging.chmod(0o755)  # mkdtemp makes it the owner's alone
-        _put(staging, output, overwrite)
+        with staged_folder(output, replace=overwrite) as folder:
+            for name, tensors in files.items():
+                write_safetensors(folder / name, tensors)
+            for name, data in small.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_bytes(data)
+            meta["digests"] |= {name: file_digest(folder / name) for name in files}
+            write_json(folder / CONFIG, meta)
     except OSError as error:
         raise WeightsError(f"{output}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _put(staging: Path, output: Path, overwrite: bool) -> None:
-    if overwrite and output.exists():
-        old = staging.with_name(f"{staging.name}.old")
-        os.rename(output, old)
-        os.rename(staging, output)
-        shutil.rmtree(old)
-    else:
-        os.rename(staging, output)

@@ -10,9 +10,7 @@ their digest, is refused with one error.
 """
 
 import dataclasses
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,12 +23,12 @@ import numpy as np
 import safetensors
 from flax import nnx
 from jax.typing import DTypeLike
-from safetensors.numpy import save_file
 
 from osdhuman_jax import lora
 from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, from_dict, to_dict
+from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.restorer import Restorer, build_restorer
-from osdhuman_jax.weights.files import WeightsError, complain
+from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
 
 FORMAT = 1
 # What a folder's network is, by "kind" in config.json; folders without it are restorers.
@@ -178,26 +176,6 @@ def _compare(found: Mapping[str, Any], targets: Mapping[str, Any], where: str) -
     complain(faults, where)
 
 
-def file_digest(path: Path) -> str:
-    """Digest of a file, read in pieces."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def write_file(path: Path, text_or_tensors: str | dict[str, np.ndarray]) -> None:
-    """Write a text or a safetensors file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if isinstance(text_or_tensors, str):
-            temporary.write_text(text_or_tensors)
-        else:
-            save_file(text_or_tensors, temporary)
-            temporary.chmod(0o644)  # the library writes them for the owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # there only if the disk is full
-
-
 def save_model(
     folder: Path | str,
     config: ModelConfig,
@@ -215,7 +193,7 @@ def save_model(
     if trained:
         files[GENERATOR] = {n: tensors[n] for n in sorted(trained)}
     for name, part in files.items():
-        write_file(folder / name, part)
+        write_safetensors(folder / name, {n: Tensor.of(array) for n, array in part.items()})
     meta = {
         "format": FORMAT,
         "prompt": "hfie",
@@ -224,7 +202,7 @@ def save_model(
         "digests": {name: file_digest(folder / name) for name in files},
         "provenance": provenance or {},
     }
-    write_file(folder / CONFIG, json.dumps(meta, indent=2) + "\n")
+    write_json(folder / CONFIG, meta)
 
 
 def _generator_names(restorer: Restorer, generator: LoRAConfig | None) -> set[str]:
@@ -253,7 +231,8 @@ def read_meta(folder: Path, kind: str = RESTORER) -> dict[str, Any]:
 def _described(folder: Path) -> dict[str, Any]:
     """config.json of a model folder of any kind."""
     if not (folder / CONFIG).is_file():
-        raise WeightsError(f"{folder}: not a model folder (no {CONFIG})")
+        what = f"not a model folder (no {CONFIG})" if folder.is_dir() else "no model folder"
+        raise WeightsError(f"{folder}: {what}; make one by python -m osdhuman_jax.weights import")
     try:
         meta = json.loads((folder / CONFIG).read_text())
     except ValueError as error:

@@ -44,7 +44,7 @@ class Doubling:
         results = list(run.each(partial(factory, self.delay), items))
         lines = [r.reason if isinstance(r, Failure) else str(r) for r in results]
         (folder / "lines.txt").write_text("\n".join(lines) + "\n")
-        return {"images": len(lines), "isolated": run.isolated}
+        return {"images": len(lines), "isolated": run.isolated, "process": os.getpid()}
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """The engine: what is done stays done, a kill loses a shard at most, one bad item costs itself."""
 
 import json
+import multiprocessing
 import os
 import sys
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import pytest
 from engine_jobs import DiskFull, Doubling, Dying, factory
 
 from curate import engine
-from curate.engine import Engine, EngineError, Runner
+from curate.engine import Engine, EngineError, Job, Runner, Task, run_local
 from curate.ledger import Ledger, LedgerError, tree_digest
+from osdhuman_jax.disk import json_lines, staged_file
 
 SHARDS = ["0-4", "4-8", "8-12"]
 
@@ -118,6 +121,50 @@ def test_workers_that_go_on_dying_end_the_run(tmp_path):
     assert Ledger(tmp_path).shards("double") == []
 
 
+def tasks(root: Path, job: Job, count: int) -> list[Task]:
+    """Shards of one item each."""
+    return [(str(root), job, f"{k}-{k + 1}", "key", 60.0) for k in range(20, 20 + count)]
+
+
+def test_workers_are_replaced_and_every_shard_gets_done(tmp_path):
+    """More shards than the first workers take."""
+    outcomes = list(run_local(tasks(tmp_path, Doubling(), 7), workers=2, shards_a_worker=1))
+    assert sorted(o.shard for o in outcomes) == [f"{k}-{k + 1}" for k in range(20, 27)]
+    assert [o.error for o in outcomes] == [""] * 7
+    # Four pools, of two shards and at least one worker that takes some.
+    assert len({o.facts["process"] for o in outcomes}) >= 4
+    assert len(Ledger(tmp_path).shards("double")) == 7
+
+
+def test_killed_workers_cost_no_shard(tmp_path):
+    """All of them at once, as by a machine out of memory."""
+    outcomes = run_local(tasks(tmp_path, Doubling(delay=0.2), 6), workers=2)
+    done = [next(outcomes).shard]
+    for child in multiprocessing.active_children():
+        child.kill()
+    done += [outcome.shard for outcome in outcomes]
+    assert sorted(done) == [f"{k}-{k + 1}" for k in range(20, 26)]
+
+
+def test_a_pool_that_lost_its_workers_ends_the_run(tmp_path, monkeypatch):
+    """It says so instead of waiting for ever: nothing is under way and nobody is there to do it."""
+
+    class Lost:
+        def __init__(self, *_: object) -> None:
+            pass
+
+        def submit(self, *_: object) -> Future:
+            return Future()
+
+        def shutdown(self, **_: object) -> None:
+            pass
+
+    monkeypatch.setattr(engine, "ProcessPoolExecutor", Lost)
+    monkeypatch.setattr(engine, "WATCH", 0.01)
+    with pytest.raises(EngineError, match="die again and again.*2 shards are left, such as 20-21"):
+        list(run_local(tasks(tmp_path, Doubling(), 2), workers=2))
+
+
 @pytest.mark.parametrize(("workers", "gpus", "used"), [(4, 0.0, 4), (4, 1.0, 1)])
 def test_those_that_share_a_gpu_are_one_worker(tmp_path, monkeypatch, workers, gpus, used):
     seen = []
@@ -146,6 +193,53 @@ def test_garbage_is_what_no_marker_names(tmp_path):
     os.utime(unfinished, (0, 0))
     assert ledger.collect_garbage() == 10
     assert tree_digest(tmp_path) == before
+
+
+def leave_half_done(ledger: Ledger) -> list[Path]:
+    """What a kill leaves between placing a shard's outputs and its marker."""
+    ledger.begin("double", "4-8")
+    left = [
+        ledger.root / f".{'1' * 16}.tmp",
+        ledger.root / "done" / "double" / f".{'2' * 16}.tmp",
+        ledger.root / "double" / f"4-8-{'3' * 16}-lines.txt",
+        ledger.root / "tmp" / f".{'4' * 16}.tmp",
+        ledger.root / "tmp" / f".{'4' * 16}.folder" / "lines.txt",
+    ]
+    left[-1].parent.mkdir()
+    for path in left:
+        path.write_text("half")
+    return left
+
+
+def test_what_killed_runs_left_is_removed(tmp_path):
+    Engine(tmp_path).run(Doubling(), SHARDS)
+    before, ledger = tree_digest(tmp_path), Ledger(tmp_path)
+    left = leave_half_done(ledger)
+    assert ledger.clean() == 4 * len(left)
+    assert not any(path.exists() for path in left) and not list((tmp_path / "tmp").iterdir())
+    assert tree_digest(tmp_path) == before
+
+
+def test_what_a_living_run_is_writing_stays(tmp_path):
+    Engine(tmp_path).run(Doubling(), SHARDS)
+    ledger = Ledger(tmp_path)
+    with ledger.workspace() as folder, staged_file(tmp_path / "plan.json") as file:
+        (folder / "lines.txt").write_text("first")
+        left = leave_half_done(ledger)
+        ledger.clean()
+        assert (folder / "lines.txt").exists() and os.path.exists(file.name)
+        # It may have placed this output a moment ago, and be about to write the marker.
+        assert [path.exists() for path in left] == [False, False, True, False, False]
+    ledger.clean()
+    assert not left[2].exists() and not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_torn_line_of_the_log_is_ended(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"job": "dou')
+    Engine(tmp_path).run(Doubling(), SHARDS[:1])
+    lines = (tmp_path / "log.jsonl").read_bytes()
+    assert lines.startswith(b'{"job": "dou\n')
+    assert [line["shard"] for line in json_lines(lines)] == SHARDS[:1]
 
 
 def test_log_has_a_line_a_shard(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.crop import decode_png
-from curate.ledger import Ledger, file_digest, tree_digest
+from curate.ledger import Ledger, tree_digest
 from curate.manifest import selected_rows
 from curate.pack import encode, file_count, place, read_container, to_bytes
 from curate.tables import CropFile, read_rows
@@ -20,6 +20,7 @@ from curate.unpack import main as unpack
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data import make_loader
 from osdhuman_jax.degrade.__main__ import main as degrade
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images import read_rgb_bytes
 from osdhuman_jax.records import decode_record
 from osdhuman_jax.sources import open_source

@@ -4,10 +4,15 @@ import json
 from pathlib import Path
 
 import cv2
+import label_files
+import pytest
 from conftest import curate
 
 from curate import demo
+from curate.barred import pictures
+from curate.detect import read_boxes
 from curate.ledger import Ledger
+from curate.selection import read_review
 from curate.tables import read_rows
 
 
@@ -70,3 +75,81 @@ def test_boxes_of_a_csv_belong_to_one_source(tmp_path, capsys):
         boxes.write_text(f"path,x0,y0,x1,y1,source\n{row}\n")
         assert curate(tmp_path / "set", "crop") == 2
         assert message in capsys.readouterr().err
+
+
+def labelled(root: Path, names: list[str], files: list[str], ids: list | None = None) -> str:
+    """A source whose labels name pictures, of which some are there."""
+    (path, images) = label_files.write_labels("coco", root, names)
+    for name in files:
+        demo.write_jpeg(images / name, demo.photograph("coffee"))
+    if ids:
+        data = json.loads(path.read_text())
+        for entry, image_id in zip(data["images"], ids, strict=True):
+            entry["id"] = image_id
+        path.write_text(json.dumps(data))
+    return f"coco={path},{images}"
+
+
+def test_index_says_what_it_found_and_what_not(tmp_path, capsys):
+    names = ["0.jpg", "1.jpg", "a/2.jpg", "3.jpg", "4.jpg", "5.jpg"]
+    source = labelled(tmp_path, names, ["0.jpg", "b/1.jpg", "c/1.jpg"])
+    line = (
+        "coco: 1 pictures found, 5 missing ({0}/1.jpg, {0}/a/2.jpg, {0}/3.jpg ...), 6 people; "
+        "not used or not understood: 1 names that fit several pictures alike\n"
+    ).format(tmp_path / "images")
+    for _ in range(2):
+        assert curate(tmp_path / "set", "index", sources=[source]) == 0
+        assert capsys.readouterr().out == line
+
+
+@pytest.mark.parametrize(
+    ("names", "ids", "words"),
+    [
+        (["a/1.jpg", "2.jpg"], None, "all 2 pictures are missing, such as "),
+        (["0.jpg", "1.jpg"], [0, "0"], "two images are named 0, the second is 1.jpg"),
+        (["0.jpg", "1.jpg"], [0, "01"], 'not in "images", such as image_id 1: '),
+        (["0.jpg", "\ud800.jpg"], None, "the name is no UTF-8"),
+        ([], None, "its labels list no pictures"),
+    ],
+)
+def test_labels_that_do_not_fit_end_the_run_in_one_line(tmp_path, capsys, names, ids, words):
+    source = labelled(tmp_path, names, ["0.jpg", "z/3.jpg"], ids)
+    assert curate(tmp_path / "set", "index", sources=[source]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and message.startswith("curate: ") and words in message
+    assert not (tmp_path / "set" / "done").exists()
+
+
+def test_a_picture_behind_a_dead_link_is_missing_and_no_more(tmp_path, capsys):
+    demo.write_jpeg(tmp_path / "images" / "1.jpg", demo.photograph("coffee"))
+    (tmp_path / "images" / "2.jpg").symlink_to(tmp_path / "gone.jpg")
+    source = f"person={tmp_path}/images"
+    assert curate(tmp_path / "set", "index", sources=[source]) == 0
+    assert "person: 1 pictures found, 1 missing" in capsys.readouterr().out
+    assert curate(tmp_path / "set", "crop") == 0
+    rows = read_rows(Ledger(tmp_path / "set").output("crop", "person-00000", "rows.parquet"))
+    assert [row["reason"] for row in rows if row["image_id"].endswith("2.jpg")] == ["missing_file"]
+
+
+def test_barred_pictures_lie_behind_links_too(tmp_path):
+    demo.write_jpeg(tmp_path / "disk" / "1.jpg", demo.photograph("coffee"))
+    (tmp_path / "barred").mkdir()
+    (tmp_path / "barred" / "linked").symlink_to(tmp_path / "disk")
+    assert pictures(f"{tmp_path}/barred") == [tmp_path / "barred" / "linked" / "1.jpg"]
+
+
+def test_tables_that_people_give_may_begin_with_a_mark(tmp_path):
+    table, review = tmp_path / "boxes.csv", tmp_path / "review.csv"
+    for encoding in ("utf-8-sig", "utf-16"):
+        table.write_text("path,x0,y0,x1,y1\r\n1.jpg,1,2,3,4\r\n", encoding=encoding)
+        assert read_boxes(table)["", "1.jpg"][0].xyxy == (1, 2, 3, 4)
+        review.write_text("crop_id,keep\r\na,1\r\n", encoding=encoding)
+        assert read_review(review) == {"a": True}
+
+
+def test_lines_of_one_name_end_the_run(tmp_path, capsys):
+    paths = label_files.write_labels("crowdhuman", tmp_path, ["1", "1"])
+    label_files.touch(tmp_path / "images", "1.jpg")
+    source = f"crowdhuman={','.join(map(str, paths))}"
+    assert curate(tmp_path / "set", "index", sources=[source]) == 2
+    assert "two images are named crowdhuman/a/1: " in capsys.readouterr().err

@@ -1,0 +1,319 @@
+"""Pictures below a folder, found by the names that labels give them. All readers use this.
+
+Labels are written on other systems and in other folders than they are read in: a name may have
+backslashes, a drive, `..`, an address, other letter case, another Unicode form, percent escapes,
+folders more or fewer, no suffix. A wrong picture is worse than none, so a name is never guessed:
+either all of it, or all of a picture's path below the folder, is to be the end of the other; if
+two pictures fit equally well it is missing, and so it is if another name fits that picture better.
+"""
+
+import os
+import re
+import unicodedata
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+
+from curate.readers.common import Notes, ReaderError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/]*", re.IGNORECASE)
+SERVED = re.compile(r".*/local-files/\?d=", re.DOTALL)  # Label Studio: the path is in the query
+DRIVE = re.compile(r"[A-Za-z]:(?=/|\\)")
+FREE, TIE = 0xFFFF, 0  # a file that no name claims; the claimant of a file that two claim alike
+DEEPEST = 63  # folders that are compared
+CROWD = 64  # files of one name, of which none can be meant without its folder
+ADDED, WEAKER = 2048, 4096  # what a suffix that was added, and a less telling name, cost in rank
+LINKS = 40  # of links to folders within one name, as of the system's own limit
+
+
+class Tree(NamedTuple):
+    """Files below a folder, as relative paths with /."""
+
+    files: list[str]
+    dangling: list[str]  # links to files that are not there
+    aliases: dict[str, str]  # folders that are another of these folders, which has the files
+
+
+def list_tree(root: Path, notes: Notes, hidden: bool = True) -> Tree:
+    """All files below a folder; links to folders are followed, and each folder is listed once.
+
+    Folders come before links to them, so that a folder has its own name if it has one. Names that
+    are no UTF-8 cannot be written into a table: they are left out and counted. Raises ReaderError
+    where a folder cannot be read.
+    """
+    found, above = Tree([], [], {}), set(Path(os.path.realpath(root)).parents)
+    known: dict[tuple[int, int], str] = {}
+    folders, links = [""], []
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            stat = os.stat(root / folder)
+            first = known.setdefault((stat.st_dev, stat.st_ino), folder)
+            if first != folder:
+                found.aliases[folder] = first
+                continue
+            with os.scandir(root / folder) as entries:
+                inside = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            raise ReaderError(f"{root / folder}: cannot be listed: {error.strerror}") from None
+        for entry in inside:
+            if entry.name.startswith(".") and not hidden:
+                continue
+            if not _is_text(entry.name):
+                notes["files or folders left out, whose names are no UTF-8"] += 1
+                continue
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            kind = _kind_of(entry, above)
+            lists = {"folder": folders, "link": links, "file": found.files, "gone": found.dangling}
+            if kind:
+                lists[kind].append(path)
+    return found
+
+
+def _kind_of(entry: os.DirEntry[str], above: set[Path]) -> str:
+    """Which of `list_tree`'s lists an entry belongs to; empty = none (pipes, links upwards)."""
+    if not entry.is_symlink():
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    if os.path.isdir(entry.path):
+        # A folder that this one lies in, up to /, holds what nobody meant to give.
+        return "" if Path(os.path.realpath(entry.path)) in above else "link"
+    return "file" if os.path.isfile(entry.path) else "" if os.path.exists(entry.path) else "gone"
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def clean(name: str) -> str:
+    """A name as a relative path with /, without drive, host, query, `.` and `..`."""
+    text = SERVED.sub("", name) if "local-files" in name else name
+    if address := URL.match(text):
+        text = re.split("[?#]", text[address.end() :])[0]
+    text = text.replace("\\", "/")
+    if DRIVE.match(text):
+        text = text[2:]
+    parts: list[str] = []
+    for part in text.split("/"):
+        if part == "..":
+            parts = parts[:-1]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(parts)
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name begins elsewhere than in the folder of pictures."""
+    text = name.replace("\\", "/")
+    return bool(text.startswith("/") or DRIVE.match(text) or URL.match(text)) or (
+        ".." in text.split("/")
+    )
+
+
+def _nfc(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
+def _lower(text: str) -> str:
+    return _nfc(_nfc(text).casefold())
+
+
+def _fold(text: str) -> str:
+    """What all spellings of a name have in common."""
+    return text if text.isascii() and text.islower() and "%" not in text else _lower(_plain(text))
+
+
+def _alike(one: str, other: str) -> bool:
+    return one == other or _fold(one) == _fold(other)
+
+
+def _plain(text: str) -> str:
+    return unquote(text, errors="surrogateescape") if "%" in text else text
+
+
+# From the same letters to the same only after everything that may differ is taken away.
+SPELLINGS = (lambda text: text, _nfc, _lower, _fold)
+
+
+def _ends(path: str) -> list[str]:
+    """The folded last part of a path, the last two, and so on to all of it."""
+    parts = _fold(path).split("/")
+    return ["/".join(parts[at:]) for at in range(len(parts) - 1, -1, -1)]
+
+
+class _Table:
+    """Numbers by text, held as sorted hashes in an eighth of a dictionary's memory."""
+
+    def __init__(self, entries: Iterable[tuple[str, int]]) -> None:
+        hashes, numbers = array("q"), array("q")
+        for text, number in entries:
+            hashes.append(hash(text))
+            numbers.append(number)
+        found = np.array(hashes, np.int64)
+        order = np.argsort(found, kind="stable")
+        self._hashes, self._numbers = found[order], np.array(numbers, np.int64)[order]
+
+    def get(self, text: str) -> list[int]:
+        """Numbers of a text, and perhaps of another that has its hash."""
+        key = hash(text)
+        low, high = np.searchsorted(self._hashes, np.array([key, key + 1], np.int64))
+        return self._numbers[low:high].tolist()
+
+
+class Pictures:
+    """The files below a folder by the names that labels give them.
+
+    First every name is told (`claim`), then each is asked for (`find`): which picture a name means
+    depends on what the others mean. About 200 bytes a file are held, and nothing a name.
+    """
+
+    def __init__(self, root: Path, notes: Notes, distinct: bool = False) -> None:
+        """`distinct`: file names without folders tell the set's pictures apart by themselves."""
+        if not root.is_dir():
+            raise ReaderError(f"{root}: not a folder of pictures")
+        self._root, self._notes, self._distinct = root, notes, distinct
+        self._above = root.parts[:0:-1]  # names of the folder and those it lies in
+        self._files, _, self._aliases = list_tree(root, notes)
+        self._folders = {_fold(part) for path in self._files for part in path.split("/")[:-1]}
+        # By whole paths and by all their ends: thousands of folders may hold files of one name.
+        self._paths = _Table((_fold(path), i) for i, path in enumerate(self._files))
+        self._ends = _Table((e, i) for i, path in enumerate(self._files) for e in _ends(path))
+        self._ranks = array("H", [FREE]) * len(self._files)
+        self._owners = array("q", [TIE]) * len(self._files)
+
+    def claim(self, *names: str, owner: str = "") -> None:
+        """Tell of a picture's names, the most telling first.
+
+        `owner` is what is labelled, where two that give one name are two nevertheless.
+        """
+        who = self._who(names, owner)
+        for strength, name in enumerate(names):
+            rank, files = self._best(name)
+            if len(files) != 1:
+                continue
+            rank += strength * WEAKER
+            if rank < self._ranks[files[0]]:
+                self._ranks[files[0]], self._owners[files[0]] = rank, who
+            elif rank == self._ranks[files[0]] and self._owners[files[0]] != who:
+                self._owners[files[0]] = TIE
+
+    def find(self, *names: str, owner: str = "") -> str:
+        """Path of a picture by the names that it was claimed with; where it would be if missing.
+
+        It is missing, too, where two of its names lead to two pictures.
+        """
+        who = self._who(names, owner)
+        found = [files for _, files in map(self._best, names) if files]
+        won = {files[0] for files in found if len(files) == 1 and self._owners[files[0]] == who}
+        if len(won) == 1:
+            return str(self._root / self._files[won.pop()])
+        if any(len(files) > 1 for files in found) or len(won) > 1:
+            self._notes["names that fit several pictures alike"] += 1
+        elif found:
+            self._notes["names whose picture another name fits as well or better"] += 1
+        return self._nowhere(names[-1])
+
+    def _who(self, names: Sequence[str], owner: str) -> int:
+        """A number for the owner of names, which is not TIE."""
+        return hash(owner or self._own_path(clean(names[0]))) or 1
+
+    def _nowhere(self, name: str) -> str:
+        """A path with no file, for a picture that is missing."""
+        cleaned = clean(name) or "unnamed"
+        places = [cleaned.rsplit("/", 1)[-1]] if leads_out(name) else []
+        places += [cleaned, f"{cleaned} (missing)"]
+        free = (place for place in places if not os.path.lexists(self._root / place))
+        return str(self._root / next(free, places[-1]))
+
+    def _best(self, name: str) -> tuple[int, list[int]]:
+        """Rank (less is better) of the files that fit a name best, and their numbers.
+
+        More than one file means that they fit alike and are not the same file by two names.
+        """
+        raw = self._own_path(name)
+        for file in self._paths.get(_fold(raw)):
+            if self._files[file] == raw:
+                return 0, [file]
+        cleaned = clean(name)
+        loose = self._distinct or leads_out(name)
+        matches = self._matches(raw, self._own_path(cleaned), loose)
+        if not matches and not cleaned.lower().endswith(SUFFIXES):
+            # Formats that leave the suffix out mean .jpg; any other must be the only one.
+            usual, *others = (
+                self._matches("", self._own_path(cleaned + suffix), loose, added=True)
+                for suffix in SUFFIXES
+            )
+            matches = usual or [match for found in others for match in found]
+        if not matches:
+            return FREE, []
+        rank = min(matches)[0]
+        best = [file for found, file in matches if found == rank]
+        best.sort(key=lambda file: self._files[file])
+        if len(best) > 1 and len({os.path.realpath(self._root / self._files[i]) for i in best}) < 2:
+            best = best[:1]
+        return rank, best
+
+    def _own_path(self, path: str) -> str:
+        """A path without links to folders that have another name here."""
+        for _ in range(LINKS if self._aliases else 0):
+            parts = path.split("/")
+            starts = ("/".join(parts[:end]) for end in range(1, len(parts)))
+            alias = next((start for start in starts if start in self._aliases), None)
+            if alias is None:
+                break
+            path = f"{self._aliases[alias]}/{path[len(alias) + 1 :]}".lstrip("/")
+        return path
+
+    def _matches(
+        self, raw: str, cleaned: str, loose: bool, added: bool = False
+    ) -> list[tuple[int, int]]:
+        """(rank, file) of each file that fits a name."""
+        found: dict[int, int] = {}
+        # Here a backslash or a percent sign may be part of a name: as it stands comes first.
+        forms = dict.fromkeys(path for path in (raw, cleaned, _plain(cleaned)) if path)
+        for form in forms:
+            closest = 0 if form in (raw, cleaned) else len(SPELLINGS) - 1
+            for file in self._candidates(form, loose):
+                rank = self._rank(form, self._files[file], loose, closest)
+                if rank is not None:
+                    rank += added * ADDED
+                    found[file] = min(rank, found.get(file, FREE))
+        return [(rank, file) for file, rank in found.items()]
+
+    def _candidates(self, name: str, loose: bool) -> set[int]:
+        """Files that may fit a name: its end is all of theirs, or theirs is all of it."""
+        ends = _ends(name)
+        found = set(self._ends.get(ends[-1])).union(*map(self._paths.get, ends))
+        if loose:
+            alike = self._ends.get(ends[0])
+            found.update(alike if len(alike) <= CROWD else ())
+        return found
+
+    def _rank(self, name: str, path: str, loose: bool, closest: int) -> int | None:
+        """How well a name fits a path: by spelling, then by how much of both is the same.
+
+        With `loose` the folders that both have may differ, unless there is one of that name here.
+        """
+        wanted, given = name.split("/")[::-1], path.split("/")[::-1]
+        theirs = [*given, *self._above]
+        pairs = list(zip(wanted, theirs, strict=False))
+        same = next((i for i, (a, b) in enumerate(pairs) if not _alike(a, b)), len(pairs))
+        differ = same < len(wanted) and same < len(given)
+        if not same or (differ and (not loose or _fold(wanted[same]) in self._folders)):
+            return None
+        spelling = next(
+            i
+            for i, form in enumerate(SPELLINGS)
+            if all(form(a) == form(b) for a, b in pairs[:same])
+        )
+        whole = same == len(wanted) == len(given)
+        score = (max(spelling, closest) * 2 + differ) * 2 + (not whole)
+        return 1 + score * (DEEPEST + 1) + DEEPEST - min(same, DEEPEST)

@@ -1,0 +1,346 @@
+"""Files on the disk: whole or as they were after any kill, cleaned up, locked, digested."""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from osdhuman_jax import disk
+from osdhuman_jax.disk import (
+    append_line,
+    copy_file,
+    file_digest,
+    hold,
+    json_lines,
+    known_digest,
+    remove_leftovers,
+    staged,
+    staged_file,
+    staged_folder,
+    workspace,
+    write_bytes,
+    write_json,
+    write_text,
+)
+
+ROOT = Path(__file__).parent.parent
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@contextmanager
+def process(code: str, folder: Path) -> Iterator[subprocess.Popen]:
+    """A process that runs `code` on `folder`, says a word, and waits to be killed."""
+    lines = ["import sys, time", "from pathlib import Path", "from osdhuman_jax import disk"]
+    lines += ["folder = Path(sys.argv[1])", code]
+    command = [sys.executable, "-c", "\n".join(lines), str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as child:
+        assert child.stdout and child.stdout.readline() == b"ready\n"
+        yield child
+        child.kill()
+
+
+WAIT = "print('ready', flush=True); time.sleep(600)"
+WRITING = f"with disk.staged(folder / 'a.txt', b'new'): {WAIT}"
+FILLING = f"""
+with disk.staged_folder(folder / 'model', replace=True) as made:
+    (made / 'weights').write_bytes(b'half'); {WAIT}
+"""
+# The process ends between the two renames of a replacement.
+REPLACING = f"""
+import os
+rename = os.rename
+def stop(a, b):
+    if b == folder / 'model': {WAIT}
+    rename(a, b)
+os.rename = stop
+with disk.staged_folder(folder / 'model', replace=True) as made:
+    (made / 'weights').write_bytes(b'new')
+"""
+
+
+def test_written_files_are_what_was_given(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a", b"\0\xff")
+    write_text(tmp_path / "b", "Körper\n")
+    write_json(tmp_path / "c", {"a": [1]})
+    copy_file(tmp_path / "a", tmp_path / "d")
+    with staged_file(tmp_path / "e") as file:
+        file.write(b"filled")
+    contents = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
+    text = "Körper\n".encode()
+    assert contents == [b"\0\xff", text, b'{\n  "a": [\n    1\n  ]\n}\n', b"\0\xff", b"filled"]
+
+
+def test_a_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "ours", b"")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with staged_folder(tmp_path / "folder"):
+        pass
+    (tmp_path / "plain_folder").mkdir()
+    modes = [(tmp_path / name).stat().st_mode for name in ("folder", "plain_folder")]
+    assert modes[0] == modes[1]
+
+
+@pytest.mark.parametrize("where", ["inside", "on the disk"])
+def test_what_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    write_bytes(tmp_path / "a", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if where == "on the disk":
+        monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        with staged(tmp_path / "a", b"new"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_file_and_folder_are_flushed_in_this_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        seen.append("folder" if path == tmp_path else path.suffix)
+        real_sync(descriptor)
+
+    def replace(a: Path, b: Path) -> None:
+        seen.append("rename")
+        real_replace(a, b)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    write_bytes(tmp_path / "a", b"new")
+    assert seen == [".tmp", "rename", "folder"]
+
+
+def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
+    write_bytes(tmp_path / ("n" * 255), b"x")
+    with staged_folder(tmp_path / ("f" * 255)) as folder:
+        (folder / "a").write_bytes(b"x")
+    assert (tmp_path / ("f" * 255) / "a").exists() and len(names(tmp_path)) == 2
+
+
+def test_leftovers_of_the_living_stay_and_those_of_the_dead_go(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a.txt", b"old")
+    with process(WRITING, tmp_path) as child:
+        assert remove_leftovers(tmp_path) == 0 and len(names(tmp_path)) == 2
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert remove_leftovers(tmp_path) == len(b"new")
+    assert names(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_bytes() == b"old"
+
+
+def test_the_next_process_that_writes_to_a_folder_cleans_it(tmp_path: Path) -> None:
+    with process(WRITING, tmp_path) as child:
+        child.kill()
+        child.wait()
+    assert len(names(tmp_path)) == 1
+    with process(f"disk.write_text(folder / 'b.txt', 'x'); {WAIT}", tmp_path):
+        assert names(tmp_path) == ["b.txt"]
+
+
+def test_leftovers_below_a_folder_are_found(tmp_path: Path) -> None:
+    left = tmp_path / "a" / "b" / f".{'0' * 16}.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    (tmp_path / "a" / ".other.tmp").write_bytes(b"not ours")
+    assert remove_leftovers(tmp_path) == 0
+    assert remove_leftovers(tmp_path, deep=True) == 4
+    assert names(tmp_path / "a") == [".other.tmp", "b"] and not left.exists()
+
+
+def test_a_links_target_is_no_leftover(tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(b"x")
+    (tmp_path / f".{'0' * 16}.tmp").symlink_to("kept")
+    remove_leftovers(tmp_path)
+    assert (tmp_path / "kept").exists()
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "in" / "model") as folder:
+        (folder / "part").mkdir()
+        (folder / "part" / "a").write_bytes(b"x")
+        assert not (tmp_path / "in" / "model").exists()
+    assert names(tmp_path / "in") == ["model"]
+    assert (tmp_path / "in" / "model" / "part" / "a").read_bytes() == b"x"
+
+
+def test_a_folder_is_replaced_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    with pytest.raises(FileExistsError), staged_folder(tmp_path / "model"):
+        pytest.fail("must be refused before any work")
+    with pytest.raises(ZeroDivisionError), staged_folder(tmp_path / "model", replace=True):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
+    with staged_folder(tmp_path / "model", replace=True) as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["new"]
+
+
+def test_a_replacement_that_fails_puts_the_old_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "old").touch()
+    real = os.rename
+
+    def rename(a: Path, b: Path) -> None:
+        if "new" in Path(a).parts:
+            raise OSError(errno.EIO, "Input/output error")
+        real(a, b)
+
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        with staged_folder(tmp_path / "model", replace=True):
+            pass
+    assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
+
+
+@pytest.mark.parametrize(("code", "left"), [(FILLING, b"old"), (REPLACING, b"new")])
+def test_a_kill_while_a_folder_is_replaced_loses_nothing(
+    tmp_path: Path, code: str, left: bytes
+) -> None:
+    """Before the renames the old folder stands; between them the new one is whole already."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"old")
+    with process(code, tmp_path) as child:
+        remove_leftovers(tmp_path)
+        assert len(names(tmp_path)) == 2 + (left == b"old")
+        child.kill()
+        child.wait()
+        remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "weights").read_bytes() == left
+
+
+def test_a_workspace_is_gone_afterwards_and_its_ticket_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with workspace(tmp_path) as folder:
+        (folder / "a").touch()
+    assert not names(tmp_path)
+    with monkeypatch.context() as patch, workspace(tmp_path) as folder:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    assert len(names(tmp_path)) == 2
+    remove_leftovers(tmp_path)
+    assert not names(tmp_path)
+
+
+def without_locks(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("code", disk.NO_LOCKS)
+def test_a_place_without_locks_is_warned_of_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, code: int
+) -> None:
+    without_locks(code, monkeypatch)
+    with hold(tmp_path / "log") as file:
+        file.write(b"x")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'log'}: this file system has no locks")
+    write_bytes(tmp_path / "a", b"x")
+    with staged_folder(tmp_path / "folder"):
+        pass
+    assert names(tmp_path) == ["a", "folder", "log"] and not capsys.readouterr().err
+
+
+def test_without_locks_age_tells_the_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(errno.ENOLCK, monkeypatch)
+    young, old = (tmp_path / f".{digit * 16}.tmp" for digit in "01")
+    for path in (young, old):
+        path.touch()
+    os.utime(old, (0, 0))
+    remove_leftovers(tmp_path)
+    assert young.exists() and not old.exists()
+
+
+def test_another_machines_leftovers_must_be_old_too(tmp_path: Path) -> None:
+    """Its locks may not be seen here."""
+    ticket = tmp_path / f".{'0' * 16}-{'f' * 8}.tmp"
+    inside = ticket.with_suffix(".folder") / "file"
+    inside.parent.mkdir()
+    inside.touch()
+    ticket.touch()
+    os.utime(ticket, (0, 0))
+    remove_leftovers(tmp_path)
+    assert ticket.exists() and inside.exists()
+    os.utime(inside, (0, 0))
+    os.utime(inside.parent, (0, 0))
+    remove_leftovers(tmp_path)
+    assert not names(tmp_path)
+
+
+def test_other_faults_of_a_lock_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_locks(errno.EIO, monkeypatch)
+    with pytest.raises(OSError, match="Input/output"), hold(tmp_path / "log"):
+        pass
+
+
+def test_one_process_at_a_time_holds_a_file(tmp_path: Path) -> None:
+    with process(f"with disk.hold(folder / 'log') as file: {WAIT}", tmp_path) as child:
+        with pytest.raises(BlockingIOError, match="held by another process"):
+            with hold(tmp_path / "log"):
+                pass
+        child.kill()
+        child.wait()
+        with hold(tmp_path / "log") as file:
+            assert file.readall() == b""
+
+
+def test_a_file_that_its_holder_removed_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "log", fcntl.flock
+    locked = []
+
+    def flock(descriptor: int, how: int) -> None:
+        if not locked:
+            path.unlink()
+        locked.append(descriptor)
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with hold(path) as file:
+        assert os.path.samestat(os.fstat(file.fileno()), path.stat())
+    assert len(locked) == 2
+
+
+def test_a_torn_line_is_ended_and_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    append_line(path, '{"a": 1}')
+    path.write_bytes(path.read_bytes() + b'{"a": 2, "b')
+    append_line(path, '{"a": 3}')
+    append_line(path, '{"a": 4}')
+    path.write_bytes(path.read_bytes() + b"\xff\0[5]\n[6]\n" + b'{"a"')
+    assert path.read_bytes().count(b"\n") == 6
+    assert [line["a"] for line in json_lines(path.read_bytes())] == [1, 3, 4]
+
+
+def test_digests_are_of_the_bytes_that_are_there(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    for data in (b"one", b"other"):
+        path.write_bytes(data)
+        assert file_digest(path) == known_digest(path) == hashlib.sha256(data).hexdigest()
