@@ -148,6 +148,7 @@ def _title(kind: str, shape: Shape) -> str:
     size = f"{shape[2]} x {shape[1]}"
     return {
         "whole": f"the restorer for {size}",
+        "alone": f"the network for {size}",
         "tokens": f"the prompt extractor for {size}",
         "measure": f"the restorer's measuring of tiles of {size}",
         "tiles": f"the restorer for tiles of {size}",
