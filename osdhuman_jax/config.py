@@ -88,6 +88,31 @@ class TaggerConfig:
     intermediate_size: int = 3072
 
 
+@dataclass(frozen=True)
+class RRDBNetConfig:
+    """RRDBNet of ESRGAN and Real-ESRGAN; names are BasicSR's."""
+
+    num_feat: int  # width of the features
+    num_grow_ch: int  # what each convolution of a dense block adds to it
+    num_block: int
+    scale: int  # 4, 2 or 1: side of the output / side of the input
+
+    @classmethod
+    def x4plus(cls) -> "RRDBNetConfig":
+        """RealESRGAN_x4plus, ESRGAN and BSRNet: 16,697,987 parameters."""
+        return cls(num_feat=64, num_grow_ch=32, num_block=23, scale=4)
+
+    @classmethod
+    def x2plus(cls) -> "RRDBNetConfig":
+        """RealESRGAN_x2plus: 16,703,171 parameters."""
+        return cls(num_feat=64, num_grow_ch=32, num_block=23, scale=2)
+
+    @classmethod
+    def x4plus_anime(cls) -> "RRDBNetConfig":
+        """RealESRGAN_x4plus_anime_6B: 4,467,779 parameters."""
+        return cls(num_feat=64, num_grow_ch=32, num_block=6, scale=4)
+
+
 @dataclass
 class ModelConfig:
     """One restorer: VAE, U-Net and prompt extractor."""

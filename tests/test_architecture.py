@@ -12,7 +12,8 @@ FLOORS = [
     | {"flops", "memory", "niqe"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
-    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"} | {"sources"},
+    {"vae", "unet", "swin", "rrdbnet", "lpips", "clip", "tagger", "degrade", "tables", "tiling"}
+    | {"sources", "plans"},
     {"prompts", "data", "plots"},
     {"restorer", "losses", "optimizer", "flags"},
     {"weights", "monitor", "objectives", "programs"},
@@ -30,7 +31,7 @@ WITHOUT_JAX |= {"names", "png", "jpeg", "exif", "alpha"}
 SHARED_WITH_CURATE = {"disk", "images", "listing", "icc", "niqe", "names", "exif"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set(
-    "layers attention convolution vae unet swin lpips clip tagger prompts restorer".split()
+    "layers attention convolution vae unet swin rrdbnet lpips clip tagger prompts restorer".split()
 )
 
 
