@@ -141,22 +141,27 @@ def found_again(image: Pixels, original: Pixels) -> int:
     return sum(any(overlap(face, other) >= SAME for other in found) for face in faces(original))
 
 
-def compared(measure: Callable[[Pixels, Pixels], float]) -> Callable[[Outcome], float]:
-    """The mean of a measure of a picture and its original, over those for which it is defined."""
-    return lambda made: float(
-        np.nanmean([measure(made.pictures[n], original) for n, original in made.originals.items()])
+def mean(values: Sequence[float]) -> float | None:
+    """The mean of those that are numbers; None without any."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else None
+
+
+def compared(measure: Callable[[Pixels, Pixels], float]) -> Callable[[Outcome], float | None]:
+    """The mean of a measure of a picture and its original."""
+    return lambda made: mean(
+        [measure(made.pictures[n], original) for n, original in made.originals.items()]
     )
 
 
-def looked_at(measure: Callable[[Pixels], float]) -> Callable[[Outcome], float]:
-    """The mean of a measure of a picture alone, over those for which it is defined."""
-    return lambda made: float(np.nanmean([measure(image) for image in made.pictures.values()]))
+def looked_at(measure: Callable[[Pixels], float]) -> Callable[[Outcome], float | None]:
+    """The mean of a measure of a picture alone."""
+    return lambda made: mean([measure(image) for image in made.pictures.values()])
 
 
 def unharmed(made: Outcome) -> float | None:
     """PSNR of what became of the clean originals."""
-    values = [psnr_y(image, made.originals[name]) for name, image in made.clean.items()]
-    return float(np.mean(values)) if values else None
+    return mean([psnr_y(image, made.originals[name]) for name, image in made.clean.items()])
 
 
 def with_originals(natural: Niqe | None, originals: Named) -> list[Column]:
@@ -168,7 +173,7 @@ def with_originals(natural: Niqe | None, originals: Named) -> list[Column]:
     ]
     if natural:
         true = looked_at(natural)(Outcome(originals))
-        title = f"{natural.name.upper()} (original {true:.2f})"
+        title = natural.name.upper() + (f" (original {true:.2f})" if true is not None else "")
         columns.append(Column(title, "↓", "{0:.2f}", looked_at(natural)))
     return [
         *columns,

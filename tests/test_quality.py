@@ -52,6 +52,8 @@ def test_grain_is_of_flat_places_and_edges_of_steep_ones():
 def test_a_picture_of_one_level_does_not_count_among_edges():
     pictures = {"face": FACE, "wall": flat(90, 90, 90)}
     assert measures.compared(measures.edges)(Outcome(pictures, pictures)) == pytest.approx(1)
+    wall = {"wall": pictures["wall"]}
+    assert measures.compared(measures.edges)(Outcome(wall, wall)) is None
 
 
 def test_colour_difference_is_of_colours_and_not_of_noise():
@@ -132,6 +134,8 @@ def test_niqe_is_there_with_parameters_and_says_why_without():
     assert "NIQE is left out" in measures.legend(None)
     assert "left out" not in measures.legend(NATURAL)
     assert [column.head for column in measures.without_originals(None)] == ["sharpness", "faces ↑"]
+    # NIQE is not defined for small pictures.
+    assert measures.looked_at(NATURAL)(Outcome({"a": flat(90, 90, 90)})) is None
 
 
 def test_texts_are_put_between_their_marks(tmp_path):
