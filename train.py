@@ -68,7 +68,8 @@ def validation_batch(config: Config) -> dict[str, np.ndarray]:
     """The first `eval_images` pictures of the validation sources, degraded by a fixed seed."""
     source = open_sources(config.run.eval_sources or config.data.sources)
     count = min(config.run.eval_images, len(source))
-    data = dataclasses.replace(config.data, crop=config.run.eval_crop, flip=False)
+    plain = {"kinds": (1.0,), "gray": 0.0, "flip": False}
+    data = dataclasses.replace(config.data, crop=config.run.eval_crop, **plain)
     samples = [make_sample(source, data, 0, index) for index in range(count)]
     return {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
 
@@ -80,7 +81,8 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
     if config.run.kind == "vae":
         std = training.latent_std(restorer, training.to_images(batch)["hq"])
         model.vae.scaling_factor = round(1.0 / std, 5)
-    generator = config.lora if config.run.kind == "restorer" else None
+    adapted = config.run.kind == "restorer" and config.run.train == "lora"
+    generator = config.lora if adapted else None
     provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
     save_model(workdir / "model", model, restorer, generator=generator, provenance=provenance)
     if config.prompt.kind != "hfie":
