@@ -104,7 +104,7 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
     prompts = training.Prompts(config, base)
     val = validation_batch(config)
-    val |= prompts(val, "lq")  # as in use, where there is no HQ
+    val |= prompts.in_use(val)
 
     with hosts.Signals() as signals, training_loader(config) as loader, ExitStack() as stack:
         record(workdir, config, base, write=hosts.is_first())

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.quality import degraded, gradient, photographs, rows, run, sharpness
-from curate import niqe
+from osdhuman_jax import niqe
 from osdhuman_jax.compare import sheet
 from osdhuman_jax.images import read_image, write_png
 from osdhuman_jax.listing import named_images

@@ -7,7 +7,7 @@ from osdhuman_jax.config import Config
 def get_config() -> Config:
     config = base.get_config()
     config.data.sources = ("data/lsdir", "data/ffhq10k")
-    config.prompt.kind = "ram"  # RAM's tags of the HQ picture; DAPE's of the LQ one only in use
+    config.prompt.kind = "ram"  # bare tags of the HQ picture; DAPE's of the LQ one only in use
     config.prompt.source = "hq"
     config.lora.train_conv_in = True
     config.loss.cfg_vsd = 7.5

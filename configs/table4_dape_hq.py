@@ -1,4 +1,4 @@
-"""Table 4: tags of the HQ picture by DAPE."""
+"""Table 4: tags of the HQ picture by DAPE, bare in training as OSEDiff's."""
 
 from configs import base
 from osdhuman_jax.config import Config

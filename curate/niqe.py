@@ -1,193 +1,22 @@
-"""NIQE (Mittal, Soundararajan, Bovik 2013): how far a picture's statistics are from clean ones'.
-
-36 features of each 96 x 96 block of the luma (18 at full, 18 at half size) are compared, as one
-Gaussian, with the Gaussian of the features of pristine pictures. Those parameters are the user's
-file: LIVE's .mat, an .npz of the same numbers, or what
+"""NIQE's parameters fitted to pictures that the user trusts, in place of the authors'.
 
     python -m curate.niqe FOLDER --output niqe.npz
 
-fits to pictures that the user trusts. Scores by fitted parameters are named `niqe-local`: they are
-not comparable with published ones. All is float64 on the CPU, so that the numbers repeat.
+Scores by them are named `niqe-local` (see osdhuman_jax/niqe.py, which has the mathematics).
 """
 
 import argparse
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-from jaxtyping import Float64
-from scipy.io import loadmat
-from scipy.special import gammaln
 
-from curate.config import ConfigError, DecodeConfig
+from curate.config import DecodeConfig
 from curate.decode import Refused, load
 from curate.readers import folders
 from curate.schema import Pixels
-
-Plane = Float64[np.ndarray, "h w"]
-Blocks = Float64[np.ndarray, "n k k"]
-Vector = Float64[np.ndarray, " n"]
-Features = Float64[np.ndarray, "n 36"]
-
-VERSION = 1  # raised when the numbers change
-BLOCK = 96  # pixels
-SHARP = 0.75  # share of a picture's sharpest block that a block needs to serve as an example
-LEAST = 100  # blocks that a fit needs: 36 features have 666 covariances
-SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
-NAMES = (("mu_prisparam", "cov_prisparam"), ("mu_pris_param", "cov_pris_param"))
-LOCAL = ("mu_local", "cov_local")  # of `fit`
-
-_SHAPES = np.arange(0.2, 10.001, 0.001)
-_RATIOS = np.exp(2 * gammaln(2 / _SHAPES) - gammaln(1 / _SHAPES) - gammaln(3 / _SHAPES))
-_LINE = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
-# In pyiqa, the source of the paper's values, the window is float32: it does not quite sum to one,
-# and the sign of that rest counts wherever a picture is flat.
-_WINDOW = (np.outer(_LINE, _LINE) / _LINE.sum() ** 2).astype(np.float32).astype(np.float64)
-_HALVING = np.array([-0.0234375, -0.0703125, 0.2265625, 0.8671875])  # bicubic (-0.5), 2 x wide
-
-
-@dataclass(frozen=True)
-class Niqe:
-    """Parameters of pristine pictures; calling it scores a picture, lower is better."""
-
-    mean: Vector
-    covariance: Float64[np.ndarray, "n n"]
-    local: bool = False
-
-    @property
-    def name(self) -> str:
-        """Of the score."""
-        return "niqe-local" if self.local else "niqe"
-
-    def __call__(self, rgb: Pixels) -> float:
-        """NaN where fewer than two blocks have any texture."""
-        values = features(luma(rgb))
-        whole = values[np.isfinite(values).all(axis=1)]
-        if len(whole) < 2:
-            return float("nan")
-        spread = (self.covariance + np.cov(whole, rowvar=False)) / 2
-        away = self.mean - np.nanmean(values, axis=0)
-        inverse = np.linalg.pinv(spread, rcond=36 * np.finfo(float).eps)
-        return float(np.sqrt(away @ inverse @ away))
-
-
-def read_parameters(path: Path) -> Niqe:
-    """Parameters from a .mat or .npz file. Raises ConfigError."""
-    try:
-        table = dict(np.load(path)) if path.suffix == ".npz" else loadmat(path)
-    except Exception as error:  # scipy and zipfile have classes of their own for damaged files
-        line = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not a .mat or .npz file of NIQE's parameters: {line}") from None
-    for mean, covariance in (*NAMES, LOCAL):
-        if mean in table and covariance in table:
-            model = Niqe(np.ravel(table[mean]), table[covariance], mean == LOCAL[0])
-            if model.mean.shape == (36,) and model.covariance.shape == (36, 36):
-                return model
-    raise ConfigError(f"{path}: needs {NAMES[0][0]} (36 numbers) and {NAMES[0][1]} (36 x 36)")
-
-
-def luma(rgb: Pixels) -> Plane:
-    """Y of YIQ in whole levels, with halves rounded as pyiqa's float32 happens to (fused sums)."""
-    unit = (rgb.astype(np.float32) * np.float32(1 / 255)).astype(np.float64)
-    total = np.zeros(rgb.shape[:2], np.float32)
-    weights = np.array([0.299, 0.587, 0.114], np.float32).astype(np.float64)
-    for channel in range(3):
-        total = (unit[..., channel] * weights[channel] + total).astype(np.float32)
-    return np.round(total * np.float32(255)).astype(np.float64)
-
-
-def features(plane: Plane) -> Features:
-    """Of each whole block, row by row; what remains at the right and bottom is not seen."""
-    height, width = (n - n % BLOCK for n in plane.shape)
-    plane = plane[:height, :width]
-    if not plane.size:
-        return np.empty((0, 36))
-    full = _cut(normalize(plane)[0], BLOCK)
-    half = _cut(normalize(halve(plane))[0], BLOCK // 2)
-    return np.concatenate([_describe(full), _describe(half)], axis=1)
-
-
-def normalize(plane: Plane) -> tuple[Plane, Plane]:
-    """(deviation from the local mean, over the local standard deviation + 1; the latter)."""
-
-    def blur(values: Plane) -> Plane:
-        return cv2.filter2D(values, cv2.CV_64F, _WINDOW, borderType=cv2.BORDER_REPLICATE)
-
-    mean = blur(plane)
-    deviation = np.sqrt(np.abs(blur(plane**2) - mean**2) + np.finfo(float).eps)
-    return (plane - mean) / (deviation + 1), deviation
-
-
-def halve(plane: Plane) -> Plane:
-    """Half the size, bicubic with antialiasing, as Matlab's imresize does it."""
-    line = np.concatenate([_HALVING, _HALVING[::-1]]) / (2 * _HALVING.sum())
-    for _ in range(2):
-        padded = np.pad(plane, ((3, 3), (0, 0)), "symmetric")
-        count = len(plane) // 2
-        rows = (weight * padded[k : k + 2 * count : 2] for k, weight in enumerate(line))
-        plane = sum(rows, np.zeros((count, plane.shape[1]))).T
-    return plane
-
-
-def _cut(plane: Plane, size: int) -> Blocks:
-    height, width = plane.shape
-    blocks = plane.reshape(height // size, size, width // size, size)
-    return blocks.swapaxes(1, 2).reshape(-1, size, size)
-
-
-def _describe(blocks: Blocks) -> Float64[np.ndarray, "n 18"]:
-    """Fits of the coefficients and of their products with four neighbours."""
-    shape, left, right = fit_gaussians(blocks)
-    columns = [shape, (left + right) / 2]
-    for shift in SHIFTS:
-        shape, left, right = fit_gaussians(blocks * np.roll(blocks, shift, axis=(1, 2)))
-        mean = (right - left) * np.exp(gammaln(2 / shape) - gammaln(1 / shape))
-        columns += [shape, mean, left, right]
-    return np.stack(columns, axis=1)
-
-
-def fit_gaussians(blocks: Blocks) -> tuple[Vector, Vector, Vector]:
-    """Asymmetric generalised Gaussian of each block, by moments: (shape, left and right scale).
-
-    NaN for a block without negative or without positive values.
-    """
-    values = blocks.reshape(len(blocks), -1)
-    squares = values**2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        left = np.sqrt((squares * (values < 0)).sum(1) / (values < 0).sum(1))
-        right = np.sqrt((squares * (values > 0)).sum(1) / (values > 0).sum(1))
-        skew = left / right
-        ratio = np.abs(values).mean(1) ** 2 / squares.mean(1)
-        ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
-    at = np.clip(np.searchsorted(_RATIOS, ratio), 1, len(_RATIOS) - 1)  # _RATIOS rises
-    at -= ratio - _RATIOS[at - 1] <= _RATIOS[at] - ratio
-    shape = np.where(np.isnan(ratio), _SHAPES[0], _SHAPES[at])  # as the published code has it
-    scale = np.sqrt(np.exp(gammaln(1 / shape) - gammaln(3 / shape)))
-    return shape, left * scale, right * scale
-
-
-def fit(pictures: Iterable[Pixels]) -> Niqe:
-    """Parameters from the sharp blocks of pristine pictures. Raises ConfigError if too few."""
-    found = [np.empty((0, 36))]
-    for rgb in pictures:
-        values = features(luma(rgb))
-        if len(values):
-            sharpness = _sharpness(luma(rgb))
-            found.append(values[sharpness > SHARP * sharpness.max()])
-    values = np.concatenate(found)
-    values = values[np.isfinite(values).all(axis=1)]
-    if len(values) < LEAST:
-        raise ConfigError(f"{len(values)} sharp blocks of {BLOCK} pixels: a fit needs {LEAST}")
-    return Niqe(values.mean(axis=0), np.cov(values, rowvar=False), local=True)
-
-
-def _sharpness(plane: Plane) -> Vector:
-    """Mean local deviation of each block."""
-    height, width = (n - n % BLOCK for n in plane.shape)
-    return _cut(normalize(plane[:height, :width])[1], BLOCK).mean(axis=(1, 2))
+from osdhuman_jax.niqe import LOCAL, NiqeError, fit
 
 
 def _pictures(folder: Path) -> Iterable[Pixels]:
@@ -206,10 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     try:
         if flags.output.suffix != ".npz":
-            raise ConfigError(f"--output {flags.output}: give it the suffix .npz")
+            raise NiqeError(f"--output {flags.output}: give it the suffix .npz")
         model = fit(_pictures(flags.folder))
         np.savez(flags.output, **dict(zip(LOCAL, (model.mean, model.covariance), strict=True)))
-    except (ConfigError, folders.ReaderError, OSError) as error:
+    except (NiqeError, folders.ReaderError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"wrote {flags.output}; give it as --niqe_params")

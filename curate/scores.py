@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from curate import classic, detect, learned, niqe
+from curate import classic, detect, learned
 from curate.config import ConfigError, DetectConfig, ScoreConfig
 from curate.ledger import digest, known_digest
 from curate.schema import SourceImage
+from osdhuman_jax import niqe
 
 NOWHERE = SourceImage("", "", "")
 Batch = UInt8[np.ndarray, "n h w 3"]
 Column = Float64[np.ndarray, " n"]
 
 PAPER = {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}  # Eq. 1 and its signs
-NIQE_FILE = "niqe_modelparameters.mat"
 PERSONS = "detected_persons"  # a count, not a metric of quality
 
 
@@ -140,13 +140,18 @@ def _niqe(config: ScoreConfig) -> niqe.Niqe:
 
 @functools.lru_cache(maxsize=8)
 def _read_niqe(path: Path, digest: str) -> niqe.Niqe:
-    return niqe.read_parameters(path)
+    try:
+        return niqe.read_parameters(path)
+    except niqe.NiqeError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _niqe_file(config: ScoreConfig) -> Path:
     """--niqe_params, or the original's file among the weights. Raises ConfigError."""
     if not config.niqe_params:
-        return learned.weight_file(config.weights, NIQE_FILE)[0]
+        found = niqe.find_parameters(Path(config.weights)) if config.weights else None
+        # Where there is none, the search for it says so.
+        return found or learned.weight_file(config.weights, niqe.FILES[0])[0]
     path = Path(config.niqe_params)
     if not path.is_file():
         raise ConfigError(f"--niqe_params {path}: no such file")

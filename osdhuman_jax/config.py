@@ -121,6 +121,7 @@ class PromptConfig:
     """Where the U-Net's cross-attention tokens come from (Table 4)."""
 
     kind: str = "hfie"  # paper; or "ram", "dape" (tags, CLIP), "null" (a space), "fixed" (a file)
+    # Tags are trained on bare, "man, hat", and used in "man, hat, ,", both as OSEDiff has it.
     source: str = "lq"  # paper: which picture is described in training; OSEDiff: "hq"
 
 

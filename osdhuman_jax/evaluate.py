@@ -122,7 +122,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--degraded", type=Path, help="what was restored; shown in worst/, not measured")
     add("--metrics", default="all", help=f"all, or some of {','.join(METRICS)}")
     add("--output", required=True, type=Path)
-    add("--weights", type=Path, help="folder below which pyiqa's weight files lie")
+    add("--weights", type=Path, help="folder below which metrics' weight files lie")
     add("--model", type=Path, help="model folder with LPIPS, for lpips-vgg")
     add("--allow_missing", action="store_true", help="leave out what has no partner")
     add("--batch_size", type=int, default=8, help="pictures at once (%(default)s)")

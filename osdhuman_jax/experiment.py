@@ -131,7 +131,8 @@ def prepare(
 def store_as_computed(model: nnx.Module, trained: nnx.filterlib.Filter) -> None:
     """Frozen weights of layers that compute in bfloat16 as bfloat16, in place: the same results.
 
-    Norms, the U-Net's output and what is trained compute or add up in float32, and stay so.
+    Norms, the layers around the latent and what is trained compute or add up in float32, and stay
+    so.
     """
     kept = {path for path, _ in nnx.to_flat_state(nnx.state(model, trained))}
     for path, layer in nnx.iter_modules(model):

@@ -1,4 +1,4 @@
-"""From a metric's name to a function that scores pictures: numpy, our LPIPS, or pyiqa.
+"""From a metric's name to a function that scores pictures: numpy, our LPIPS, our NIQE, or pyiqa.
 
 pyiqa (the extra `eval`) fetches weights when it is first asked for a metric. Here every such
 request is answered from a folder that the user names, or the metric is missing with one line that
@@ -24,6 +24,7 @@ from flax import nnx
 from huggingface_hub import constants as hub
 from jaxtyping import Float32, UInt8
 
+from osdhuman_jax import niqe
 from osdhuman_jax.images import to_float
 from osdhuman_jax.metrics import Metric, psnr_y, ssim_y
 from osdhuman_jax.weights.parts import load_part
@@ -56,10 +57,12 @@ class Scorer:
 
 
 def open_scorer(metric: Metric, weights: Path | None, model: Path | None) -> Scorer:
-    """The scorer of a metric, with pyiqa's weights below `weights`, LPIPS-VGG's in a model folder.
+    """The scorer of a metric; LPIPS-VGG's weights are in a model folder, others below `weights`.
 
     Raises MissingMetric.
     """
+    if metric.name == "niqe":
+        return _niqe(metric, weights)
     if metric.engine == "numpy":
         return _native(metric)
     if metric.engine == "jax":
@@ -84,6 +87,38 @@ def _native(metric: Metric) -> Scorer:
         return [measure(a, b) for a, b in zip(restored, reference, strict=True)]
 
     return Scorer(metric, _identity(metric, _own("numpy"), {}), score)
+
+
+def _niqe(metric: Metric, weights: Path | None) -> Scorer:
+    """NIQE by its authors' parameters."""
+    path = _niqe_file(weights)
+    try:
+        model = niqe.read_parameters(path)
+    except niqe.NiqeError as error:
+        raise MissingMetric(str(error)) from error
+    if model.local:
+        raise MissingMetric(f"{path}: fitted here, so its scores are niqe-local, which is not NIQE")
+
+    def score(restored: Pixels, _reference: None) -> list[float]:
+        values = [model(picture) for picture in restored]
+        if not np.isfinite(values).all():
+            side = niqe.BLOCK
+            raise ValueError(f"NIQE needs two blocks of {side} x {side} pixels that are not flat")
+        return values
+
+    library = _own("numpy", "scipy", "opencv-python-headless")
+    identity = _identity(metric, library, {path.name: file_digest(path)})
+    return Scorer(metric, {**identity, "version": niqe.VERSION}, score)
+
+
+def _niqe_file(weights: Path | None) -> Path:
+    """The file of parameters below `weights`. Raises MissingMetric."""
+    if weights and (path := niqe.find_parameters(weights)):
+        return path
+    first, second = niqe.FILES
+    raise MissingMetric(
+        f"needs {first} (pyiqa's) or {second} (BasicSR's, in basicsr/metrics) below --weights"
+    )
 
 
 def _jax_lpips(metric: Metric, model: Path | None) -> Scorer:

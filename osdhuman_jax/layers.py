@@ -18,6 +18,9 @@ from osdhuman_jax.convolution import Conv3x3, Feature
 from osdhuman_jax.remat import rematerialised
 from osdhuman_jax.types import Timestep
 
+# For the few layers whose error reaches Eq. 2 undamped: they are thin, so exactness costs nothing.
+# Accelerators would otherwise round a float32 convolution's inputs (TF32 on GPUs, bf16 on TPUs).
+EXACT: dict[str, Any] = {"dtype": jnp.float32, "precision": jax.lax.Precision.HIGHEST}
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
 

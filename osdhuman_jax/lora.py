@@ -41,14 +41,20 @@ class LoRA(nnx.Module):
         if not self.enabled:
             return y
         a, b = self.lora_A[...].astype(y.dtype), self.lora_B[...].astype(y.dtype)
-        return y + self.scale * (self._down(x.astype(y.dtype), a) @ b)
+        down = self._down(x.astype(y.dtype), a)
+        return y + self.scale * jnp.matmul(down, b, precision=self.base.precision)
 
     def _down(self, x: Array, a: Array) -> Array:
         if isinstance(self.base, nnx.Linear):
-            return x @ a
-        strides, padding = self.base.strides, self.base.padding
-        layout = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, a, strides, padding, dimension_numbers=layout)  # type: ignore[arg-type]
+            return jnp.matmul(x, a, precision=self.base.precision)
+        return jax.lax.conv_general_dilated(
+            x,
+            a,
+            self.base.strides,  # type: ignore[arg-type]
+            self.base.padding,  # type: ignore[arg-type]
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=self.base.precision,
+        )
 
     def merged(self) -> nnx.Linear | nnx.Conv:
         """The base with kernel + scale * A B, in the kernel's dtype."""

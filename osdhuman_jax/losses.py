@@ -73,17 +73,25 @@ def guide(
 
 
 def score_error(noise: Latent, eps: Latent) -> Float[Array, "b 1 1 1"]:
-    """mean |noise - eps| of each sample: Eq. 6's denominator but for a factor that cancels."""
+    """mean |noise - eps| of each sample: what `vsd_gradient` divides by, its factor cancelled."""
     error = jnp.abs(noise.astype(jnp.float32) - eps.astype(jnp.float32))
     return jnp.mean(error, axis=(1, 2, 3), keepdims=True)
 
 
 def vsd_gradient(noise: Latent, eps_frozen: Latent, eps_finetuned: Latent) -> Latent:
-    """Eq. 6: (x0_finetuned - x0_frozen) / mean |z - x0_frozen|, each sample by its own mean.
+    """Eq. 6 with OSEDiff's denominator: (x0_finetuned - x0_frozen) / mean |z - x0_frozen|.
 
-    The x0 are estimates from the latent z noised by `noise`. With x0 = (z_t - sigma eps) / signal
-    both differences are sigma / signal times a difference of eps, and that factor cancels:
-    (eps_frozen - eps_finetuned) / mean |noise - eps_frozen|. So no error is multiplied, at any t.
+    The paper prints (eps_frozen - eps_finetuned) / mean |eps_frozen - z|, whose denominator takes a
+    latent from an estimate of the noise. These are different quantities: that mean is near 1 at any
+    t and however good the estimate is, so it weighs nothing. The paper says that its VSD follows
+    OSEDiff, whose trainer (as DMD's) subtracts the latent from the frozen network's estimate of
+    the latent, x0_frozen: so we read the equation, and each sample is divided by its own mean.
+
+    Both x0 are estimates from the latent z that `noise` made z_t of. Since x0 = (z_t - sigma eps) /
+    signal and z = (z_t - sigma noise) / signal, the numerator is sigma / signal times (eps_frozen -
+    eps_finetuned), the paper's, and the denominator the same factor times |noise - eps_frozen|. The
+    factor cancels, and what is computed is (eps_frozen - eps_finetuned) / mean |noise -
+    eps_frozen|: no error is multiplied by it, at any t.
     """
     difference = eps_frozen.astype(jnp.float32) - eps_finetuned.astype(jnp.float32)
     return difference / score_error(noise, eps_frozen)

@@ -1,4 +1,4 @@
-"""The metrics of the paper's tables, and the two that need no weights: PSNR and SSIM on luma.
+"""The metrics of the paper's tables, and the two that need no file: PSNR and SSIM on luma.
 
 Those two follow pyiqa's `psnr` and `ssim` with `test_y_channel=True, color_space="ycbcr"` and no
 border crop, which is how the published numbers were taken. Images are uint8 RGB (height, width, 3).
@@ -49,7 +49,7 @@ METRICS = {  # in the order of the paper's Table 2; BRISQUE is in Table 1 only
         Metric("clipiqa", "CLIPIQA", _UP, _WITHOUT, "pyiqa", "CLIP RN50, 5 pairs of prompts"),
         Metric("maniqa-pipal", "MANIQA", _UP, _WITHOUT, "pyiqa", "trained on PIPAL, 20 crops"),
         Metric("musiq", "MUSIQ", _UP, _WITHOUT, "pyiqa", "trained on KonIQ-10k"),
-        Metric("niqe", "NIQE", _DOWN, _WITHOUT, "pyiqa", "Y of YIQ, blocks of 96, no border crop"),
+        Metric("niqe", "NIQE", _DOWN, _WITHOUT, "numpy", "Y of YIQ, blocks of 96, no border crop"),
         Metric("brisque", "BRISQUE", _DOWN, _WITHOUT, "pyiqa", "Y of YIQ, LIVE's SVM"),
     )
 }

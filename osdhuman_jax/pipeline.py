@@ -5,7 +5,8 @@
 
 Each picture is enlarged if asked, padded by reflection to one of few sizes, restored in batches,
 cropped back, and colour-corrected. One of more than WHOLE pixels, or than memory allows, is
-restored in tiles. Arrays are uint8 or uint16 (height, width, 3) at the edges.
+restored in tiles. Its prompt is of the picture alone, never of what it is padded with (section 3.3
+of the paper: I'_L is the resized I_L). Arrays are uint8 or uint16 (height, width, 3) at the edges.
 """
 
 import logging
@@ -36,7 +37,7 @@ from osdhuman_jax.frames import (
 from osdhuman_jax.images import Picture, to_float, to_uint8, to_uint16
 from osdhuman_jax.memory import EXHAUSTED, budget, is_exhausted
 from osdhuman_jax.programs import Programs
-from osdhuman_jax.prompts import FixedPrompter, HFIEPrompter, TagPrompter
+from osdhuman_jax.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.tiling import Canvas, corners, groups_of, spread
 from osdhuman_jax.types import Tokens
 from osdhuman_jax.weights import Model, load_model, load_prompter
@@ -49,7 +50,7 @@ PRECISIONS = ("fp32", "bf16")
 WHOLE = 1024 * 1024  # pixels; above, tiles cost less than the attention of a whole picture
 LONGEST = 2048  # side of a whole picture
 TILES = ((512, 4), (384, 4), (256, 4), (256, 1))  # side and tiles at a time, the best first
-VIEW = 384  # side at which a prompter from outside sees a picture restored in tiles: RAM's
+VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +114,10 @@ class Pipeline:
 
         Sides are padded to few steps of at least `bucket` pixels (see `padded_size`). Batches have
         always `batch_size` pictures, rounded up to whole devices, the last one filled up by
-        repetition. A `prompter` (tags, for one) gets a batch of padded pictures in [-1, 1] and
-        gives its tokens; without it the model has its own. `max_memory` bounds the bytes that one
-        program takes on a device, weights included; by default the device's share.
+        repetition. A `prompter` (tags, for one) gets a batch of pictures in [-1, 1], squashed to
+        squares of its `input_size` (pixels; VIEW if it names none), and gives their tokens; without
+        it the model has its own. `max_memory` bounds the bytes that one program takes on a device,
+        weights included; by default the device's share.
         """
         if batch_size < 1 or bucket < 1:
             raise ValueError("batch_size and bucket must be at least 1")
@@ -125,7 +127,7 @@ class Pipeline:
         self.max_memory = budget() if max_memory is None else max_memory
         self.multiple = math.lcm(model.restorer.multiple, bucket)
         self._prompter = prompter
-        self._view = _view(model.restorer.prompter) if prompter is None else VIEW
+        self._view = getattr(prompter or model.restorer.prompter, "input_size", VIEW)
         self._footprints: list[tuple[int, int]] = []  # pixels and bytes of what was compiled
         self._outer_shape: tuple[int, ...] = ()  # of a picture's tokens by `prompter`
         self._plans: dict[Size, Plan] = {}
@@ -279,17 +281,25 @@ class Pipeline:
     def _footprint(self, plan: Plan) -> int:
         """Bytes of the plan's programs, which it compiles."""
         shape = (plan.batch, *(plan.tile or plan.padded), 3)
+        prompt = (plan.batch, *self._prompt_shape())
         if plan.tile:
-            prompt = (plan.batch, *self._prompt_shape())
             self.programs.measure(shape, prompt)
             self.programs.tiles(shape, prompt)
             needed = max(self.programs.memory(kind, shape) for kind in ("measure", "tiles"))
         else:
-            prompt = (plan.batch, *self._prompt_shape()) if self._prompter else None
             self.programs.whole(shape, prompt)
             needed = self.programs.memory("whole", shape)
         self._footprints.append((plan.pixels, needed))
-        return needed
+        if self._prompter is not None:
+            return needed
+        # The same for pictures of any size, so no footprint to guess larger ones by.
+        views = self._views_shape(1 if plan.tile else plan.batch)
+        self.programs.tokens(views)
+        return max(needed, self.programs.memory("tokens", views))
+
+    def _views_shape(self, count: int) -> tuple[int, ...]:
+        """Shape of what the prompter sees of `count` pictures."""
+        return (count, self._view, self._view, 3)
 
     def _guess(self, plan: Plan) -> int:
         """Bytes that a plan takes at least, if too many by what others took; else 0.
@@ -308,9 +318,9 @@ class Pipeline:
     def _prompt_shape(self) -> tuple[int, ...]:
         """Shape of one picture's tokens."""
         if self._prompter is None:
-            return self.programs.tokens_shape((1, self._view, self._view, 3))[1:]
+            return self.programs.tokens_shape(self._views_shape(1))[1:]
         if not self._outer_shape:
-            gray = np.zeros((1, self._view, self._view, 3), np.float32)
+            gray = np.zeros(self._views_shape(1), np.float32)
             self._outer_shape = tuple(self._prompter(gray).shape[1:])
         return self._outer_shape
 
@@ -324,18 +334,17 @@ class Pipeline:
 
     def _whole(self, batch: Sequence[Pixels], plan: Plan) -> list[Floats]:
         """Pictures at once, filled up to the plan's batch by repetition."""
-        padded = [to_float(pad_reflect(pixels, plan.padded)) for pixels in batch]
-        lq = np.stack(padded + [padded[-1]] * (plan.batch - len(padded)))
-        prompt = np.asarray(self._prompter(lq), np.float32) if self._prompter else None
-        run = self.programs.whole(lq.shape, None if prompt is None else prompt.shape)
-        outputs = np.asarray(run(lq, prompt))
+        filled = [*batch] + [batch[-1]] * (plan.batch - len(batch))
+        tokens = self._tokens(filled)
+        lq = np.stack([to_float(pad_reflect(pixels, plan.padded)) for pixels in filled])
+        outputs = np.asarray(self.programs.whole(lq.shape, tokens.shape)(lq, tokens))
         return [outputs[i, : pixels.shape[0], : pixels.shape[1]] for i, pixels in enumerate(batch)]
 
     def _tiled(self, pixels: Pixels, plan: Plan, tile: Size, progress: Progress | None) -> Floats:
         """One picture in tiles: measured once, then restored with the same statistics."""
         picture = pad_reflect(pixels, plan.padded)
         own, count = self.model.restorer.multiple, plan.batch
-        tokens = np.repeat(self._tokens(pixels), count, axis=0)
+        tokens = np.repeat(self._tokens([pixels]), count, axis=0)
         shapes = (count, *tile, 3), tokens.shape
         samples = cut(picture, spread(plan.padded, tile, own, count), tile)
         statistics = self.programs.measure(*shapes)(samples, tokens)
@@ -350,17 +359,14 @@ class Pipeline:
                 progress(min((done + 1) * count, len(places)), len(places))
         return canvas.picture()[: pixels.shape[0], : pixels.shape[1]]
 
-    def _tokens(self, pixels: Pixels) -> Float32[np.ndarray, "1 n d"]:
-        """Tokens of a whole picture, which the prompter sees squashed to a square."""
-        view = squash(pixels, self._view)[None]
-        prompter = self._prompter or self.programs.tokens(view.shape)
-        return np.asarray(prompter(view), np.float32)
+    def _tokens(self, batch: Sequence[Pixels]) -> Float32[np.ndarray, "b n d"]:
+        """Tokens of pictures, each of its own size, which the prompter sees as equal squares.
 
-
-def _view(prompter: Any) -> int:
-    """Side of the square that a prompter looks at; a fixed one looks at nothing."""
-    is_hfie = isinstance(prompter, HFIEPrompter)
-    return prompter.image_encoder.visual_encoder.image_size if is_hfie else VIEW
+        They are squashed here, on the host: the prompter's program is one for pictures of any size.
+        """
+        views = np.stack([squash(pixels, self._view) for pixels in batch])
+        prompter = self._prompter or self.programs.tokens(views.shape)
+        return np.asarray(prompter(views), np.float32)
 
 
 def check_options(color_fix: str, blend: float) -> None:

@@ -48,12 +48,12 @@ class Programs:
         """How many programs were compiled so far."""
         return len(self._compiled)
 
-    def whole(self, pictures: Shape, tokens: Shape | None = None) -> Program:
-        """(pictures, tokens or None) -> restored pictures, for arrays of these shapes."""
+    def whole(self, pictures: Shape, tokens: Shape) -> Program:
+        """(pictures, tokens) -> restored pictures, for arrays of these shapes."""
         return self._run("whole", _whole, pictures, tokens)
 
     def tokens(self, pictures: Shape) -> Program:
-        """pictures -> tokens of the restorer's own prompter."""
+        """pictures -> tokens of the restorer's own prompter; apart, since it sees no padding."""
         return self._run("tokens", _tokens, pictures)
 
     def tokens_shape(self, pictures: Shape) -> Shape:
@@ -80,12 +80,12 @@ class Programs:
         parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
         return sum(getattr(found, part) for part in parts) - found.alias_size_in_bytes
 
-    def _run(self, kind: str, function: Callable, *shapes: Shape | None, known: Any = None) -> Any:
+    def _run(self, kind: str, function: Callable, *shapes: Shape, known: Any = None) -> Any:
         """The program, compiled if it is new, with the weights already given."""
         key = (kind, *shapes)
         with self._lock:
             if key not in self._compiled:
-                arguments = [None if shape is None else self._abstract(shape) for shape in shapes]
+                arguments: list[Any] = [self._abstract(shape) for shape in shapes]
                 if known is not None:
                     arguments.append(jax.tree.map(lambda x: self._abstract(x.shape), known))
                 weights = jax.tree.map(self._like, self._weights)
@@ -117,20 +117,21 @@ def keep_programs() -> None:
 def compiled(
     function: Callable, graphdef: Any, tree: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]
 ) -> jax.stages.Compiled:
-    """A function of a network and abstract arguments; restorers of one architecture share it."""
-    return jax.jit(partial(function, graphdef)).lower(*jax.tree.unflatten(tree, leaves)).compile()
+    """A function of a network and abstract arguments; restorers of one architecture share it.
+
+    Weights that a program does not use are on the device all the same: its account counts them.
+    """
+    program = jax.jit(partial(function, graphdef), keep_unused=True)
+    return program.lower(*jax.tree.unflatten(tree, leaves)).compile()
 
 
-def _whole(
-    graphdef: nnx.GraphDef, weights: nnx.State, lq: Image, prompt: Tokens | None
-) -> jax.Array:
+def _whole(graphdef: nnx.GraphDef, weights: nnx.State, lq: Image, prompt: Tokens) -> jax.Array:
     """The restorer with its weights as arguments: closed over, they would become constants."""
-    restorer = nnx.merge(graphdef, weights)
-    return restorer(lq) if prompt is None else restorer(lq, prompt=prompt)
+    return nnx.merge(graphdef, weights)(lq, prompt=prompt)
 
 
 def _tokens(graphdef: nnx.GraphDef, weights: nnx.State, pictures: Image) -> Tokens:
-    return nnx.merge(graphdef, weights).prompter(pictures)
+    return nnx.merge(graphdef, weights).tokens(pictures)
 
 
 def _measure(graphdef: nnx.GraphDef, weights: nnx.State, tiles: Image, prompt: Tokens) -> nnx.State:

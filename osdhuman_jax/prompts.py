@@ -74,6 +74,11 @@ class HFIEPrompter(nnx.Module):
         self.image_encoder = image_encoder
         self.hfie = hfie
 
+    @property
+    def input_size(self) -> int:
+        """Side of the square to which pictures are resized, in pixels."""
+        return self.image_encoder.input_size
+
     def __call__(self, image: Image) -> Tokens:
         return self.hfie(self.image_encoder(image))
 
@@ -81,10 +86,12 @@ class HFIEPrompter(nnx.Module):
 class FixedPrompter(nnx.Module):
     """The same tokens (N, D) whatever the picture."""
 
+    input_size = 1  # nothing is looked at
+
     def __init__(self, tokens: Float[Array, "n d"]):
         self.tokens = nnx.Param(tokens)
 
-    def __call__(self, image: Image) -> Tokens:
+    def __call__(self, image: Image | Float32[np.ndarray, "b h w 3"]) -> Tokens:
         return jnp.broadcast_to(self.tokens[...], (image.shape[0], *self.tokens.shape))
 
 
@@ -127,7 +134,8 @@ class TagPrompter:
         encode: TextEncoder,
         user_prompt: str = "",
     ) -> None:
-        """`names` and `thresholds` are RAM's lists; `user_prompt` is joined to every text."""
+        """`names` and `thresholds` are RAM's lists; `user_prompt` is for `tag_text`, in use."""
+        self.input_size = image_tagger.image_encoder.input_size  # pixels, of the square it sees
         self._logits = partial(_forward, *nnx.split(image_tagger))
         self._names, self._thresholds = tuple(names), thresholds
         self._encode, self._user_prompt = encode, user_prompt
@@ -137,13 +145,22 @@ class TagPrompter:
         return select_tags(np.asarray(self._logits(images)), self._thresholds, self._names)
 
     def __call__(self, images: Float32[np.ndarray, "b h w 3"]) -> Tokens:
-        """Tokens (B, 77, D) of pictures in [-1, 1]."""
+        """Tokens (B, 77, D) of pictures in [-1, 1], as a trained model is prompted."""
         return self._encode([tag_text(tags, self._user_prompt) for tags in self.tags(images)])
+
+    def bare(self, images: Float32[np.ndarray, "b h w 3"]) -> Tokens:
+        """Tokens (B, 77, D) of pictures in [-1, 1], as a model is prompted in its training."""
+        return self._encode([bare_text(tags) for tags in self.tags(images)])
+
+
+def bare_text(tags: Sequence[str]) -> str:
+    """OSEDiff's prompt in training: the tags with commas between them, and nothing else."""
+    return ", ".join(tags)
 
 
 def tag_text(tags: Sequence[str], user_prompt: str = "") -> str:
-    """OSEDiff's prompt: commas between the tags, after them, and after an empty user prompt too."""
-    return f"{', '.join(tags)}, {user_prompt},"
+    """OSEDiff's prompt in its test: a comma after the tags, and after an empty user prompt too."""
+    return f"{bare_text(tags)}, {user_prompt},"
 
 
 def null_prompter(encode: TextEncoder) -> FixedPrompter:

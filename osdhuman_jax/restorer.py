@@ -54,14 +54,19 @@ class Restorer(nnx.Module):
         t = jnp.full((latent.shape[0],), self.timestep, jnp.int32)
         return Schedule().eps_to_x0(latent, self.unet(latent, t, prompt), t)
 
+    def tokens(self, image: Image) -> Tokens:
+        """The prompter's tokens of images. Raises ValueError where there is no prompter."""
+        if self.prompter is None:
+            raise ValueError("this restorer has no prompter: give it a prompt")
+        return self.prompter(image)
+
     def __call__(self, lq: Image, key: Array | None = None, prompt: Tokens | None = None) -> Image:
         """Restore images (B, H, W, 3) in [-1, 1]; H and W multiples of the VAE's downscale.
 
-        `prompt` stands in for the prompter's tokens. Raises ValueError where there is neither.
+        `prompt` stands in for the prompter's tokens of `lq`, as it must where `lq` is padded: the
+        prompt is the picture's alone. Raises ValueError where there is neither.
         """
-        if prompt is None and self.prompter is None:
-            raise ValueError("this restorer has no prompter: give it a prompt")
-        tokens = self.prompter(lq) if prompt is None else prompt
+        tokens = self.tokens(lq) if prompt is None else prompt
         return self.decode(self.denoise(self.encode(lq, key), tokens))
 
 

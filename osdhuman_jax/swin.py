@@ -227,9 +227,14 @@ class RAMEncoder(nnx.Module):
         kw = {k: swin[k] for k in ("dtype", "param_dtype") if k in swin}
         self.image_proj = nnx.Linear(width, image_proj_dim, rngs=rngs, **kw)
 
+    @property
+    def input_size(self) -> int:
+        """Side of the square that the Swin sees, in pixels."""
+        return self.visual_encoder.image_size
+
     def __call__(self, image: Image) -> Float[Array, "b n d"]:
         """Tokens of pictures in [-1, 1] of any size, squashed to a square as RAM does."""
-        side = self.visual_encoder.image_size
+        side = self.input_size
         x = jax.image.resize(
             (image.astype(jnp.float32) + 1.0) / 2.0,
             (image.shape[0], side, side, 3),

@@ -5,7 +5,7 @@ small prior), then the finetuned regularizer on the same, detached latents. A st
 finite changes nothing but the counters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from osdhuman_jax.optimizer import (
     group_norms,
     make_optimizer,
 )
-from osdhuman_jax.prompts import FixedPrompter
+from osdhuman_jax.prompts import TagPrompter
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.schedule import Schedule
 from osdhuman_jax.sharding import batch_sharding, replicated, weight_sharding
@@ -266,13 +266,22 @@ class Prompts:
         self._extract = load_prompter(folder, kind, precision=config.run.precision)
 
     def __call__(self, batch: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-        """{"prompt": (B, N, D)} of the pictures `source`; nothing for HFIE."""
-        if self._extract is None:
+        """{"prompt": (B, N, D)} of the pictures `source` for a step; nothing for HFIE."""
+        extract = self._extract
+        extract = extract.bare if isinstance(extract, TagPrompter) else extract
+        return self._by(extract, batch, source)
+
+    def in_use(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same as a trained model gets them: of the LQ, tags in the text of `tag_text`."""
+        return self._by(self._extract, batch, "lq")
+
+    @staticmethod
+    def _by(
+        extract: Callable[..., Any] | None, batch: Mapping[str, np.ndarray], source: str
+    ) -> dict[str, np.ndarray]:
+        if extract is None:
             return {}
-        images = to_images(batch)[source]
-        if isinstance(self._extract, FixedPrompter):
-            return {"prompt": np.asarray(self._extract(images))}
-        return {"prompt": np.asarray(self._extract(np.asarray(images)))}
+        return {"prompt": np.asarray(extract(np.asarray(to_images(batch)[source])))}
 
 
 def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from osdhuman_jax.convolution import Conv3x3
 from osdhuman_jax.layers import (
+    EXACT,
     Downsample2D,
     Feature,
     GroupNorm,
@@ -81,7 +82,11 @@ class UNetMidBlock2D(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Image -> moments (mean and log-variance on the channel axis)."""
+    """Image -> moments (mean and log-variance on the channel axis), float32.
+
+    The last norm and convolution compute in float32 whatever `dtype` is: Eq. 2 divides the latent
+    by sqrt(alpha_bar), which multiplies its rounding error by 14.6 at t = 999.
+    """
 
     def __init__(
         self,
@@ -102,8 +107,9 @@ class Encoder(nnx.Module):
             for i, (cin, cout) in enumerate(pairs)
         )
         self.mid_block = UNetMidBlock2D(channels[-1], groups, add_attention, **kw)
-        self.conv_norm_out = GroupNorm(channels[-1], groups, EPSILON, **kw)
-        self.conv_out = Conv3x3(channels[-1], 2 * latent_channels, **kw)
+        exact: dict[str, Any] = {**kw, "dtype": jnp.float32}
+        self.conv_norm_out = GroupNorm(channels[-1], groups, EPSILON, **exact)
+        self.conv_out = Conv3x3(channels[-1], 2 * latent_channels, **{**kw, **EXACT})
 
     def __call__(self, x: Image) -> Resized:
         x = space_to_depth(x, self.stem)
@@ -180,13 +186,14 @@ class AutoencoderKL(nnx.Module):
             text = f"{self.downscale} x {self.downscale} pixels"
             raise ValueError(f"latent_channels: {latent_channels} are not the values of {text}")
         self.encoder = Encoder(*sizes, **kw)
-        self.quant_conv = conv1x1(2 * latent_channels, 2 * latent_channels, **kw)
+        # In float32 as the encoder's last layers, and for the same reason.
+        self.quant_conv = conv1x1(2 * latent_channels, 2 * latent_channels, **{**kw, **EXACT})
         self.post_quant_conv = conv1x1(latent_channels, latent_channels, **kw)
         self.decoder = Decoder(*sizes, **kw)
 
     def encode(self, x: Image) -> tuple[Latent, Latent]:
         """Mean and log-variance (clamped to [-30, 20]) of the posterior, float32."""
-        moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
+        moments = self.quant_conv(self.encoder(x))
         mean, logvar = jnp.split(moments, 2, axis=-1)
         if self.residual:
             mean = mean + space_to_depth(x, self.downscale).astype(jnp.float32)

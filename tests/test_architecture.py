@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"icc", "target"},
     {"config", "types", "images", "listing", "attention", "convolution", "tokenizer", "remat"}
-    | {"flops", "memory"},
+    | {"flops", "memory", "niqe"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
     {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"} | {"sources"},
@@ -24,9 +24,9 @@ FLOORS = [
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 WITHOUT_JAX = {"data", "degrade", "records", "icc", "images", "metrics", "colour", "frames"}
-WITHOUT_JAX |= {"compare", "tables", "sources", "listing"}
-# Files and pixels are read and written in one place for both packages; none of it needs JAX.
-SHARED_WITH_CURATE = {"disk", "images", "listing", "icc"}
+WITHOUT_JAX |= {"compare", "tables", "sources", "listing", "niqe"}
+# Files and pixels are read, written and judged in one place for both packages, without JAX.
+SHARED_WITH_CURATE = {"disk", "images", "listing", "icc", "niqe"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set(
     "layers attention convolution vae unet swin lpips clip tagger prompts restorer".split()

@@ -3,6 +3,7 @@
 The stand-in fetches weights by the ways pyiqa and its parts do: torch.hub, urllib, the hub cache.
 """
 
+import hashlib
 import sys
 import urllib.request
 
@@ -12,8 +13,9 @@ import pytest
 import torch
 from convert import filled
 from huggingface_hub import constants
+from skimage.data import astronaut
 
-from osdhuman_jax import iqa
+from osdhuman_jax import iqa, niqe
 from osdhuman_jax.images import to_float, write_png
 from osdhuman_jax.iqa import MissingMetric, open_scorer
 from osdhuman_jax.lpips import LPIPS
@@ -88,7 +90,7 @@ def pyiqa(tmp_path, monkeypatch):
 def weights(tmp_path):
     folder = tmp_path / "weights"
     (folder / "deep").mkdir(parents=True)
-    for name in ("niqe.mat", "deep/brisque.mat", "dists.mat", "fid.mat", "RN50.pt"):
+    for name in ("deep/brisque.mat", "dists.mat", "fid.mat", "RN50.pt"):
         (folder / name).write_text("2.0")
     return folder
 
@@ -134,12 +136,52 @@ def test_pictures_are_scaled_as_on_a_gpu():
 
 
 def test_without_a_reference(pyiqa, weights):
-    scorer = open_scorer(METRICS["niqe"], weights, None)
+    scorer = open_scorer(METRICS["brisque"], weights, None)
     expected = 2 * batch().mean(axis=(1, 2, 3)) / 255
     np.testing.assert_allclose(scorer.score(batch(), None), expected, rtol=1e-6)
     assert scorer.identity["library"] == f"pyiqa 0.0.1, torch {torch.__version__}"
-    assert list(scorer.identity["weights"]) == ["niqe.mat"]
-    assert len(scorer.identity["weights"]["niqe.mat"]) == 64
+    assert list(scorer.identity["weights"]) == ["brisque.mat"]
+    assert len(scorer.identity["weights"]["brisque.mat"]) == 64
+
+
+PARAMETERS = {"mu_pris_param": np.linspace(0.5, 2, 36), "cov_pris_param": 0.1 * np.eye(36)}
+
+
+def test_niqe_needs_its_parameters_and_nothing_installed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyiqa", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "deep").mkdir()
+    path = tmp_path / "deep" / "niqe_pris_params.npz"
+    np.savez(path, **PARAMETERS)
+    scorer = open_scorer(METRICS["niqe"], tmp_path, None)
+    pictures = np.stack([astronaut(), astronaut()[::-1]])
+    model = niqe.read_parameters(path)
+    assert scorer.score(pictures, None) == [model(picture) for picture in pictures]
+    assert scorer.score(pictures, None)[0] == pytest.approx(30.620014, abs=1e-4)  # pyiqa 0.1.16's
+    identity = scorer.identity
+    assert identity["variant"] == "Y of YIQ, blocks of 96, no border crop"
+    assert identity["library"].startswith("osdhuman-jax ") and "scipy" in identity["library"]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert identity["weights"] == {path.name: digest} and identity["version"] == niqe.VERSION
+    with pytest.raises(ValueError, match="two blocks of 96 x 96 pixels that are not flat"):
+        scorer.score(batch(), None)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        (None, "needs niqe_modelparameters.mat .* or niqe_pris_params.npz .* below --weights"),
+        ({"mu_pris_param": np.zeros(3)}, "niqe_pris_params.npz: .* needs mu_prisparam"),
+        ({"mu_local": np.zeros(36), "cov_local": np.eye(36)}, "niqe-local, which is not NIQE"),
+    ],
+)
+def test_niqe_without_its_authors_parameters_is_one_line(tmp_path, parameters, said):
+    if parameters:
+        np.savez(tmp_path / "niqe_pris_params.npz", **parameters)
+    for folder in (tmp_path,) if parameters else (None, tmp_path):
+        with pytest.raises(MissingMetric, match=said) as missing:
+            open_scorer(METRICS["niqe"], folder, None)
+        assert "\n" not in str(missing.value)
 
 
 def test_with_a_reference(pyiqa, weights):
@@ -177,7 +219,7 @@ def test_every_way_of_fetching_is_served_from_the_folder(pyiqa, weights, capsys)
     assert scorer.score(np.full((1, 8, 8, 3), 255, np.uint8), None) == pytest.approx([3])
     assert [name.split("/")[-1] for name in scorer.identity["weights"]] == ["model.safetensors"]
     for _ in range(2):  # the second time, too, it is asked for and its digest known
-        assert open_scorer(METRICS["niqe"], weights, None).identity["weights"]
+        assert open_scorer(METRICS["brisque"], weights, None).identity["weights"]
     assert (urllib.request.urlopen, torch.hub.urlopen, torch.hub.get_dir()) == before
     assert not constants.HF_HUB_OFFLINE
     assert capsys.readouterr() == ("", "")
@@ -186,7 +228,10 @@ def test_every_way_of_fetching_is_served_from_the_folder(pyiqa, weights, capsys)
 @pytest.mark.parametrize(
     "name, text",
     [
-        ("niqe", "needs niqe.mat below --weights; it is at https://example.org/weights/niqe.mat"),
+        (
+            "dists",
+            "needs dists.mat below --weights; it is at https://example.org/weights/dists.mat",
+        ),
         ("clipiqa", "needs RN50.pt below --weights; it is at https://example.org/weights/RN50.pt"),
         ("maniqa-pipal", "hf download timm/vit_base_patch8_224.augreg2_in21k_ft_in1k --cache-dir"),
         ("lpips", "pyiqa fails: RuntimeError: operator torchvision::nms does not exist"),
@@ -202,4 +247,4 @@ def test_missing_is_one_line(pyiqa, tmp_path, name, text):
 def test_without_pyiqa(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyiqa", None)
     with pytest.raises(MissingMetric, match=r"pip install 'osdhuman-jax\[eval\]'"):
-        open_scorer(METRICS["niqe"], None, None)
+        open_scorer(METRICS["musiq"], None, None)

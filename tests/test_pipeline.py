@@ -3,7 +3,7 @@
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from skimage.data import astronaut
 from small import Halve, halving
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
-from osdhuman_jax.frames import enlarge, pad_reflect, scaled_size
+from osdhuman_jax.frames import enlarge, pad_reflect, scaled_size, squash
 from osdhuman_jax.images import Picture, to_float, to_uint8
-from osdhuman_jax.pipeline import WHOLE, Pipeline, RestoreError
+from osdhuman_jax.pipeline import VIEW, WHOLE, Pipeline, RestoreError
+from osdhuman_jax.prompts import FixedPrompter
 from osdhuman_jax.restorer import build_restorer
 from osdhuman_jax.weights import Model
 
@@ -147,7 +148,7 @@ def test_few_programs_serve_many_sizes() -> None:
     pictures = [photo(*rng.integers(1, 200, 2)) for _ in range(40)]
     pipeline = halving(batch_size=3)
     pipeline.restore(pictures)
-    assert pipeline.programs.count == 4  # {128, 256} x {128, 256}
+    assert pipeline.programs.count == 5  # {128, 256} x {128, 256}, and the prompter's
 
 
 @pytest.mark.parametrize(("longest", "most"), [(1024, 36), (6000, 64)])
@@ -185,6 +186,62 @@ def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
             np.testing.assert_array_equal(results[0].rgb, other.rgb)
 
 
+def test_without_padding_the_pipeline_is_the_restorer() -> None:
+    picture, model = photo(64, 128), tiny_model()
+    pipeline = Pipeline(model, bucket=64)
+    (got,) = pipeline.compute([picture.rgb])
+    want = jax.jit(model.restorer)(to_float(picture.rgb)[None])[0]
+    assert np.asarray(want).std() > 0.1
+    np.testing.assert_allclose(got, want, atol=1e-3)
+
+
+class Told(Halve):
+    """Paints each picture by the first numbers of its prompt, which is a true HFIE's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompter = tiny_model().restorer.prompter
+
+    def __call__(self, lq, prompt=None):
+        return jnp.broadcast_to(self.gain[...] * prompt[:, :1, None, :3], lq.shape)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_each_prompt_is_of_the_picture_alone(tiled: bool, deep: bool) -> None:
+    """Several sizes of one padded size, whole or in tiles, by two or three programs."""
+    pictures = [photo(*size) for size in ((130, 256), (256, 140), (256, 256), (200, 200))]
+    pictures = [sixteen(picture) for picture in pictures] if deep else pictures
+    pipeline = Pipeline(Model(Told(), TINY, "0" * 64, "told"), batch_size=2)
+    plans = pipeline.plans((256, 256))
+    plan = replace(plans[-1], tile=(128, 128), batch=2) if tiled else plans[0]
+    pipeline._plans[(256, 256)] = plan
+    pixels = [picture.rgb for picture in pictures]
+    prompter = jax.jit(tiny_model().restorer.prompter)
+    for at in (0, 2):
+        for got, seen in zip(pipeline.compute(pixels[at : at + 2]), pixels[at:], strict=False):
+            want = 0.5 * prompter(to_float(seen)[None])[0, 0, :3]
+            np.testing.assert_allclose(got[0, 0], want, atol=1e-5)
+            padded = 0.5 * prompter(to_float(pad_reflect(seen, (256, 256)))[None])[0, 0, :3]
+            assert (np.abs(padded - want).max() > 1e-3) == (seen.shape[:2] != (256, 256))
+    assert pipeline.programs.count == (3 if tiled else 2)
+
+
+def test_a_fixed_prompter_looks_at_nothing() -> None:
+    model = Told()
+    model.prompter = FixedPrompter(jnp.asarray([[0.5, -0.5, 1.0]]))
+    pipeline = Pipeline(Model(model, TINY, "0" * 64, "told"))
+    (got,) = pipeline.compute([photo(30, 40).rgb])
+    np.testing.assert_allclose(got, np.broadcast_to(np.float32([0.25, -0.25, 0.5]), (30, 40, 3)))
+
+
+def test_a_restorer_without_a_prompter_says_so() -> None:
+    model = Told()
+    model.prompter = None
+    with pytest.raises(ValueError, match="no prompter: give it a prompt"):
+        Pipeline(Model(model, TINY, "0" * 64, "told")).compute([photo(30, 40).rgb])
+
+
 def test_the_restorer_sees_the_padded_picture() -> None:
     picture = photo(40, 50)
     mean = to_float(pad_reflect(picture.rgb, (128, 128))).mean((0, 1))
@@ -200,18 +257,27 @@ class Tint(Halve):
         return lq * self.gain[...] + prompt[:, :, None]
 
 
-def test_prompter_sees_the_padded_batch_and_its_tokens_reach_the_model() -> None:
-    seen = []
+class Tints:
+    """A prompter from outside that keeps what it saw."""
 
-    def prompter(images):
-        seen.append(images)
+    def __init__(self) -> None:
+        self.seen = []
+
+    def __call__(self, images):
+        self.seen.append(images)
         return jnp.asarray([0.25, -0.25])[: len(images), None, None]
 
+
+@pytest.mark.parametrize("side", [None, 48])
+def test_prompter_sees_the_pictures_alone_and_its_tokens_reach_the_model(side: int | None) -> None:
+    prompter = Tints()
+    if side:
+        prompter.input_size = side
     model = Model(Tint(), TINY, "0" * 64, "tint")
     pictures = [photo(30, 40), photo(50, 20)]
     results = Pipeline(model, batch_size=2, prompter=prompter).restore(pictures)
-    padded = np.stack([pad_reflect(picture.rgb, (128, 128)) for picture in pictures])
-    np.testing.assert_array_equal(seen[-1], to_float(padded))
+    want = [squash(picture.rgb, side or VIEW) for picture in pictures]
+    np.testing.assert_array_equal(prompter.seen[-1], want)
     for picture, result, tint in zip(pictures, results, (0.25, -0.25), strict=True):
         want = to_uint8(0.5 * to_float(picture.rgb) + np.float32(tint))
         np.testing.assert_allclose(result.rgb.astype(int), want.astype(int), atol=1)
@@ -353,6 +419,6 @@ def test_threads_share_a_pipeline() -> None:
     fresh = Pipeline(tiny_model(), bucket=64)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda picture: fresh.restore([picture])[0].rgb, pictures))
-    assert fresh.programs.count == 1
+    assert fresh.programs.count == 2  # the restorer's and its prompter's
     for got, want in zip(found, expected, strict=True):
         np.testing.assert_array_equal(got, want)

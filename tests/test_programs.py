@@ -12,22 +12,24 @@ import small
 
 from osdhuman_jax.programs import Programs, compiled, keep_programs
 
-SHAPE = (2, 32, 32, 3)
+SHAPE, TOKENS = (2, 32, 32, 3), (2, 3, 8)
 
 
 def lq(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, SHAPE).astype(np.float32)
 
 
+def prompt() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(TOKENS).astype(np.float32)
+
+
 def test_the_whole_program_is_the_restorer() -> None:
     restorer = small.restorer()
     programs = Programs(restorer)
-    got = programs.whole(SHAPE)(lq(), None)
+    tokens = np.asarray(programs.tokens(SHAPE)(lq()))
+    assert programs.tokens_shape(SHAPE) == tokens.shape == TOKENS
+    got = programs.whole(SHAPE, TOKENS)(lq(), tokens)
     np.testing.assert_allclose(got, jax.jit(restorer)(lq()), atol=1e-5)
-    tokens = programs.tokens(SHAPE)(lq())
-    assert programs.tokens_shape(SHAPE) == tokens.shape
-    given = programs.whole(SHAPE, tokens.shape)(lq(), np.asarray(tokens))
-    np.testing.assert_allclose(given, got, atol=1e-5)
 
 
 def test_tiles_with_their_own_statistics_are_nearly_the_whole() -> None:
@@ -37,25 +39,27 @@ def test_tiles_with_their_own_statistics_are_nearly_the_whole() -> None:
     tokens = np.asarray(programs.tokens(SHAPE)(twice))
     statistics = programs.measure(SHAPE, tokens.shape)(twice, tokens)
     tiles = np.asarray(programs.tiles(SHAPE, tokens.shape)(twice, tokens, statistics))
-    whole = np.asarray(programs.whole(SHAPE)(twice, None))
+    whole = np.asarray(programs.whole(SHAPE, TOKENS)(twice, tokens))
     np.testing.assert_allclose(tiles[0], tiles[1], atol=1e-5)
     assert np.square(tiles - whole).mean() < 0.05 * whole.var()
 
 
 def test_memory_is_at_least_what_goes_in_and_out() -> None:
     programs = Programs(small.restorer())
-    programs.whole(SHAPE)
-    least = programs.weight_bytes + 2 * lq().nbytes
-    assert least < programs.memory("whole", SHAPE) < 2**30
+    programs.whole(SHAPE, TOKENS)
+    programs.tokens(SHAPE)
+    least = programs.weight_bytes  # those of the prompter too, which one of the two does not use
+    assert least + 2 * lq().nbytes < programs.memory("whole", SHAPE) < 2**30
+    assert least + lq().nbytes < programs.memory("tokens", SHAPE) < 2**30
 
 
 def test_restorers_of_one_architecture_share_programs_and_not_weights() -> None:
     first, second = Programs(small.restorer()), Programs(small.restorer(seed=1))
-    before = np.asarray(first.whole(SHAPE)(lq(), None))
+    before = np.asarray(first.whole(SHAPE, TOKENS)(lq(), prompt()))
     misses = compiled.cache_info().misses
-    assert (np.asarray(second.whole(SHAPE)(lq(), None)) != before).any()
+    assert (np.asarray(second.whole(SHAPE, TOKENS)(lq(), prompt())) != before).any()
     assert compiled.cache_info().misses == misses
-    np.testing.assert_array_equal(first.whole(SHAPE)(lq(), None), before)
+    np.testing.assert_array_equal(first.whole(SHAPE, TOKENS)(lq(), prompt()), before)
 
 
 @pytest.mark.parametrize(
@@ -87,10 +91,11 @@ def test_two_devices_share_a_batch() -> None:
     code = (
         "import jax, numpy as np, small, test_programs as t;"
         "from osdhuman_jax.programs import Programs;"
-        "p = Programs(small.restorer()); run = p.whole(t.SHAPE); out = run(t.lq(), None);"
+        "p = Programs(small.restorer()); run = p.whole(t.SHAPE, t.TOKENS);"
+        "out = run(t.lq(), t.prompt());"
         "assert p.devices == 2 and len(out.sharding.device_set) == 2, out.sharding;"
         "assert not out.sharding.is_fully_replicated;"
-        "one = jax.jit(small.restorer())(t.lq());"
+        "one = jax.jit(small.restorer())(t.lq(), prompt=t.prompt());"
         "np.testing.assert_allclose(np.asarray(out), np.asarray(one), atol=1e-5)"
     )
     here = Path(__file__).parent

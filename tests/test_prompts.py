@@ -16,6 +16,7 @@ from osdhuman_jax.prompts import (
     ImageTagger,
     TagPrompter,
     TextEncoder,
+    bare_text,
     load_prompt,
     null_prompter,
     save_prompt,
@@ -106,6 +107,8 @@ def clip() -> CLIPTextModel:
 class Pixels(RAMEncoder):
     """In the place of RAM's encoder: the picture's numbers, 24 to a token."""
 
+    input_size = 12
+
     def __init__(self):
         pass
 
@@ -140,7 +143,10 @@ def test_tags_become_tokens(clip, image_tagger, images):
     np.testing.assert_allclose(prompter(images), want, atol=1e-5)
     assert float(jnp.abs(want[0] - want[1]).max()) > 0.1
     want = call(clip, tokenize([f"{', '.join(found)}, sharp photo," for found in tags]))
-    np.testing.assert_allclose(TagPrompter(*args, "sharp photo")(images), want, atol=1e-5)
+    asked = TagPrompter(*args, "sharp photo")
+    np.testing.assert_allclose(asked(images), want, atol=1e-5)
+    want = call(clip, tokenize([", ".join(found) for found in tags]))  # in training
+    np.testing.assert_allclose(asked.bare(images), want, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -153,6 +159,14 @@ def test_tags_become_tokens(clip, image_tagger, images):
 )
 def test_commas(tags, user, text):
     assert tag_text(tags, user) == text
+
+
+def test_bare_tags_have_commas_between_them_alone():
+    assert [bare_text(tags) for tags in (["man", "red hat"], ["man"], [])] == [
+        "man, red hat",
+        "man",
+        "",
+    ]
 
 
 def test_null_prompt_is_a_space(clip, images):

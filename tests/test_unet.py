@@ -9,7 +9,9 @@ import pytest
 import torch
 from convert import abstract, call, close, from_torch, nchw, normal, randomise
 from diffusers import UNet2DConditionModel as Reference
+from dtypes import convolutions
 
+from osdhuman_jax import lora
 from osdhuman_jax.unet import UNet2DConditionModel, up_resnet_inputs
 
 CONTEXT = 40
@@ -147,6 +149,22 @@ def test_eps_is_float32_in_bfloat16_networks(param_dtype):
     eps = jax.eval_shape(lambda n, z: n(z, jnp.zeros(2, jnp.int32), context), net, z)
     assert (eps.shape, eps.dtype) == ((2, 7, 5, 8), jnp.float32)
     assert net.conv_in.kernel.dtype == param_dtype
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_latent_and_eps_are_not_rounded_in_bfloat16_networks(rank):
+    def make(rngs):
+        unet = ours(PLAIN_FIRST, rngs, dtype=jnp.bfloat16)
+        if rank:
+            targets = lora.unet_targets(unet)
+            lora.inject(unet, targets, rank=rank, alpha=4.0, rng=np.random.default_rng(0))
+        return unet
+
+    z, context = jnp.zeros((1, 8, 8, 8)), jnp.zeros((1, 3, CONTEXT))
+    found = convolutions(lambda n, z: n(z, jnp.zeros(1, jnp.int32), context), abstract(make), z)
+    ends = 2 if rank else 1  # an adapter brings a convolution of its own
+    assert found[:ends] == found[-ends:] == [("float32", True)] * ends
+    assert {kind for kind, _ in found[ends:-ends]} == {"bfloat16"}
 
 
 def test_up_path_of_stable_diffusion():

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from convert import abstract, call, close, filled, from_torch, nchw, normal, randomise
 from diffusers import AutoencoderKL as Reference
+from dtypes import convolutions
 from flax import nnx
 
+from osdhuman_jax import lora
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.layers import depth_to_space, space_to_depth
 from osdhuman_jax.vae import AutoencoderKL
@@ -158,3 +160,24 @@ def test_residual_latent_holds_every_pixel():
             stem=4,
             rngs=nnx.Rngs(0),
         )
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_latent_is_not_rounded_in_bfloat16_networks(rank):
+    """Eq. 2 multiplies what is lost here: the encoder's last two convolutions are float32."""
+
+    def make(rngs):
+        vae = ours("no_attention", rngs, dtype=jnp.bfloat16)
+        if rank:
+            targets = lora.vae_encoder_targets(vae)
+            lora.inject(vae, targets, rank=rank, alpha=4.0, rng=np.random.default_rng(0))
+        return vae
+
+    vae = filled(make)
+    image = normal(1, 16, 16, 3)
+    found = convolutions(lambda x: vae.encode(x), image)
+    tail = 4 if rank else 2  # an adapter brings a convolution of its own
+    assert set(found[:-tail]) == {("bfloat16", False)}
+    assert found[-tail:] == [("float32", True)] * tail
+    mean, _ = call(vae, image, method="encode")
+    assert (mean != mean.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9

@@ -1,13 +1,11 @@
-"""NIQE against pyiqa 0.1.16's numbers, and parameters of one's own."""
+"""NIQE against pyiqa 0.1.16's numbers, and the files of its parameters."""
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy.io import savemat
 from skimage import data
 
-from curate import niqe
-from curate.config import ConfigError
+from osdhuman_jax import niqe
 
 PHOTO = data.astronaut()
 MODEL = niqe.Niqe(np.linspace(0.5, 2, 36), 0.1 * np.eye(36))
@@ -82,35 +80,31 @@ def test_parameters_that_are_none_are_refused(tmp_path):
     text.write_text("none")
     short = tmp_path / "niqe.npz"
     np.savez(short, mu_prisparam=np.zeros(35), cov_prisparam=np.eye(35))
-    for path in (text, short):
-        with pytest.raises(ConfigError, match=path.name):
+    words, holes = tmp_path / "words.npz", tmp_path / "holes.npz"
+    np.savez(words, mu_prisparam=np.full(36, "a"), cov_prisparam=np.eye(36))
+    np.savez(holes, mu_prisparam=np.zeros(36), cov_prisparam=np.full((36, 36), np.nan))
+    for path in (text, short, words, holes):
+        with pytest.raises(niqe.NiqeError, match=path.name):
             niqe.read_parameters(path)
 
 
-def test_fitted_parameters_tell_clean_from_spoiled(tmp_path, capsys):
-    folder, path = tmp_path / "pristine", tmp_path / "own.npz"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for at in range(8):  # sharp texture of two scales
-        coarse = Image.fromarray(rng.integers(0, 256, (96, 96, 3), np.uint8))
-        size = 480 if at % 2 else 384
-        coarse.resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{at}.png")
-    (folder / "broken.png").write_bytes(b"no picture")
-    assert niqe.main([str(folder), "--output", str(path)]) == 0
-    assert "broken.png: left out: corrupt" in capsys.readouterr().err
-    model = niqe.read_parameters(path)
-    assert model.name == "niqe-local"
-    clean = np.asarray(Image.open(folder / "3.png"))
-    noisy = np.clip(clean + rng.normal(0, 40, clean.shape), 0, 255).astype(np.uint8)
-    assert model(clean) < model(noisy)
+def test_a_fit_needs_blocks():
+    with pytest.raises(niqe.NiqeError, match="^[0-9]+ sharp blocks of 96 pixels: a fit"):
+        niqe.fit([PHOTO])
 
 
-def test_too_few_pictures_leave_no_file(tmp_path, capsys):
-    folder = tmp_path / "few"
-    folder.mkdir()
-    Image.fromarray(PHOTO).save(folder / "a.png")
-    assert niqe.main([str(folder), "--output", str(tmp_path / "own.npz")]) == 2
-    assert "a fit needs 100" in capsys.readouterr().err
-    assert not (tmp_path / "own.npz").exists()
-    assert niqe.main([str(tmp_path / "none"), "--output", str(tmp_path / "own.npz")]) == 2
-    assert niqe.main([str(folder), "--output", str(tmp_path / "own.mat")]) == 2
+def test_the_authors_parameters_are_found_by_name(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("niqe.npz", "deep/other.mat"):
+        (tmp_path / name).touch()
+    assert niqe.find_parameters(tmp_path) is None
+    for name in reversed(niqe.FILES):
+        (tmp_path / "deep" / name).touch()
+        assert niqe.find_parameters(tmp_path) == tmp_path / "deep" / name
+
+
+def test_single_precision_parameters_score_too(tmp_path):
+    values = {"mu_prisparam": MODEL.mean, "cov_prisparam": MODEL.covariance}
+    np.savez(tmp_path / "niqe.npz", **{k: v.astype(np.float32) for k, v in values.items()})
+    model = niqe.read_parameters(tmp_path / "niqe.npz")
+    assert model(PHOTO) == pytest.approx(PYIQA["astronaut"], abs=1e-3)
