@@ -71,7 +71,8 @@ def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
     """Names and the first `eval_images` pictures of the validation sources, degraded by a seed."""
     source = open_sources(config.run.eval_sources or config.data.sources)
     count = min(config.run.eval_images, len(source))
-    data = dataclasses.replace(config.data, crop=config.run.eval_crop, flip=False)
+    plain = {"kinds": (1.0,), "gray": 0.0, "flip": False}
+    data = dataclasses.replace(config.data, crop=config.run.eval_crop, **plain)
     samples = [make_sample(source, data, 0, index) for index in range(count)]
     read = [(s["index"] + len(s["failures"])) % len(source) for s in samples]
     pictures = {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
@@ -85,7 +86,8 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
     if config.run.kind == "vae":
         std = training.latent_std(restorer, training.to_images(batch)["hq"])
         model.vae.scaling_factor = round(1.0 / std, 5)
-    generator = config.lora if config.run.kind == "restorer" else None
+    adapted = config.run.kind == "restorer" and config.run.train == "lora"
+    generator = config.lora if adapted else None
     provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
     with staged_folder(workdir / "model", replace=True) as folder:
         save_model(folder, model, restorer, generator=generator, provenance=provenance)

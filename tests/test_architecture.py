@@ -20,7 +20,7 @@ FLOORS = [
     {"experiment"},
     {"checkpoint", "training"},
     {"pipeline", "iqa"},
-    {"scoring", "jobs", "api", "export"},
+    {"scoring", "jobs", "api", "export", "label"},
     {"evaluate", "app"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -77,6 +77,10 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     restorer, _ = hollow_restorer(config, precision=precision)
     for name, variable in parameters(restorer).items():
         variable.set_value(jnp.asarray(draw(name, variable.shape, rng), variable.dtype))
+    if restorer.vae.residual:
+        # It begins as the identity: nothing is added by either half, or taken away by the U-Net.
+        for layer in (restorer.vae.encoder, restorer.vae.decoder, restorer.unet):
+            layer.conv_out.kernel.set_value(jnp.zeros_like(layer.conv_out.kernel[...]))
     query = restorer.prompter.hfie.query
     query.set_value(config.hfie.query_init_std * query.get_value())
     return restorer
