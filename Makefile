@@ -1,6 +1,8 @@
 # demo: restore the photographs that dependencies ship; curate-demo: make a data set of them and
 # train on it; test: lint and the test suite; test-page: the page in a Chromium (CHROMIUM names it);
-# table: measure the bundled model, on the photographs in PHOTOS if given, and put it in the READMEs.
+# table: measure the bundled model, on the photographs in PHOTOS if given, and put it in the READMEs;
+# REAL is a folder of low-quality pictures, NIQE the file of its parameters, PEER another model as
+# NAME=FOLDER and RESTORED another program's pictures as NAME=FOLDER.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,8 +16,10 @@ curate-demo: $(VENV)/curate
 	$(BIN)/python -m curate.demo --output results/curate
 
 table: $(VENV)/runtime
-	$(BIN)/python -m benchmarks.quality --output results/$(if $(PHOTOS),photographs --input $(PHOTOS),shipped) \
-		--write models/nano/README.md $(if $(PHOTOS),README.md)
+	$(BIN)/python -m benchmarks.quality --output results/$(if $(PHOTOS),photographs --input "$(PHOTOS)",shipped) \
+		$(if $(REAL),--real "$(REAL)") $(if $(NIQE),--niqe "$(NIQE)") $(if $(PEER),--peer "$(PEER)") \
+		$(if $(RESTORED),--restored "$(RESTORED)") \
+		--write models/nano/README.md $(if $(PHOTOS)$(REAL),README.md)
 
 test: $(VENV)/dev lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

@@ -71,7 +71,8 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
     if config.run.kind == "vae":
         std = training.latent_std(restorer, training.to_images(batch)["hq"])
         model.vae.scaling_factor = round(1.0 / std, 5)
-    generator = config.lora if config.run.kind == "restorer" else None
+    adapted = config.run.kind == "restorer" and config.run.train == "lora"
+    generator = config.lora if adapted else None
     provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
     with staged_folder(workdir / "model", replace=True) as folder:
         save_model(folder, model, restorer, generator=generator, provenance=provenance)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.quality import degraded, gradient, photographs, rows, run, sharpness
+from benchmarks.measures import edges, grain, sharpness
+from benchmarks.quality import as_it_is, degraded, fill, photographs, read, run, square
+from benchmarks.sheets import side_by_side
 from osdhuman_jax import niqe
-from osdhuman_jax.compare import sheet
-from osdhuman_jax.images import read_image, write_png
+from osdhuman_jax.images import write_png
 from osdhuman_jax.listing import named_images
 from osdhuman_jax.metrics import psnr_y, ssim_y
 
@@ -25,32 +26,18 @@ SEED = 7
 COLUMNS = ("PSNR ↑", "SSIM ↑", "edges (original 1)", "grain (original 1)", "NIQE ↓", "sharpness")
 
 
-def copied(folder: Path, out: Path) -> None:
-    """Fill out/degraded with pictures that have no original."""
-    (out / "degraded").mkdir(parents=True, exist_ok=True)
-    for name, image in photographs(folder).items():
-        write_png(out / "degraded" / f"{name}.png", image)
-
-
-def edges_and_grain(image: np.ndarray, original: np.ndarray) -> tuple[float, float]:
-    """Gradient, as a multiple of the original's, at its steepest tenth and its flattest half."""
-    found, true = gradient(image), gradient(original)
-    steep, flat = true > np.quantile(true, 0.9), true < np.median(true)
-    return tuple(float(found[m].mean() / max(true[m].mean(), 1e-3)) for m in (steep, flat))
-
-
 def with_reference(image: np.ndarray, original: np.ndarray) -> tuple[float, ...]:
     """PSNR-Y, SSIM-Y, edges, grain."""
-    return psnr_y(image, original), ssim_y(image, original), *edges_and_grain(image, original)
+    return tuple(f(image, original) for f in (psnr_y, ssim_y, edges, grain))
 
 
 def measures(folder: Path, originals: Path | None, natural: niqe.Niqe) -> str:
     """A row of the table: means over a folder."""
-    pictures = {name: read_image(path).rgb for name, path in named_images(folder).items()}
+    pictures = read(folder)
     found = "- | - | - | -"
     if originals:
-        files = named_images(originals)
-        values = [with_reference(x, read_image(files[n]).rgb) for n, x in pictures.items()]
+        true = read(originals)
+        values = [with_reference(x, true[n]) for n, x in pictures.items()]
         found = "{:.2f} | {:.4f} | {:.3f} | {:.2f}".format(*np.mean(values, axis=0))
     looks = np.nanmean([(natural(x), sharpness(x)) for x in pictures.values()], axis=0)
     return "{} | {:.2f} | {:.2f}".format(found, *looks)
@@ -71,8 +58,8 @@ def compare(out: Path, models: dict[str, str], natural: niqe.Niqe, count: int) -
     for name, folder in places.items():
         reference = None if name == "original" else originals
         print(f"| {name} | {measures(folder, reference, natural)} |")
-    pictures = rows(places.values(), count)
-    write_png(out / "sheet.png", sheet(pictures, tuple(places), SIDE, box=None))
+    shown = {name: read(folder) for name, folder in places.items()}
+    write_png(out / "sheet.png", side_by_side(shown, count, SIDE))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -94,10 +81,12 @@ def main(argv: list[str] | None = None) -> None:
     models = {name: str(Path(folder).resolve()) for name, folder in models.items()}
     natural, out = niqe.read_parameters(flags.niqe), flags.output.resolve()
     if flags.photographs:
-        degraded(photographs(flags.photographs), out / "photographs", SEED)
+        place = out / "photographs"
+        fill(place / "original", photographs(flags.photographs), square)
+        degraded(place / "original", place / "degraded", SEED)
         compare(out / "photographs", models, natural, flags.sheet_rows)
     if flags.real:
-        copied(flags.real, out / "real")
+        fill(out / "real" / "degraded", photographs(flags.real), as_it_is)
         compare(out / "real", models, natural, flags.sheet_rows)
 
 

@@ -1,16 +1,29 @@
-"""Degrade photographs with a fixed seed, restore them through infer.py, measure, draw a sheet.
+"""Degrade photographs with a fixed seed, restore them by several methods, measure, draw sheets.
 
     python -m benchmarks.quality --output results                  # pictures that dependencies ship
     python -m benchmarks.quality --input PHOTOS --output results   # yours, cut to 512 x 512
+    python -m benchmarks.quality --input PHOTOS --real LOW --niqe niqe_pris_params.npz \
+        --peer Real-ESRGAN=models/realesrgan --output results
 
-OpenCV's non-local means, the denoiser that everybody has, is measured beside the model. With
-`--write README.md` the table replaces the one between the marks that this file knows.
+The bundled model and the peers are model folders, restored through `infer.py`; OpenCV's non-local
+means, the denoiser that everybody has, is always beside them. `--restored NAME=DIR` takes what
+another program made of the same pictures: DIR/degraded, DIR/clean and DIR/real, as far as they are
+there.
+
+The output has three folders: `degraded`, `clean` (the photographs themselves are put in) and `real`
+(pictures of low quality whose originals nobody has); in each of them `input` and a folder for each
+method. A second run restores only what changed. With `--write README.md` the tables replace those
+between the marks that this file knows.
 """
 
 import argparse
+import json
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,31 +31,44 @@ import matplotlib.cbook
 import numpy as np
 import skimage.data
 
-from osdhuman_jax.compare import Row, sheet
+from benchmarks.measures import (
+    Named,
+    Outcome,
+    Pixels,
+    legend,
+    no_niqe,
+    paragraph,
+    table,
+    with_originals,
+    without_originals,
+)
+from benchmarks.sheets import clean_sheet, faces_sheet, side_by_side
+from osdhuman_jax.compare import named_folder
 from osdhuman_jax.disk import write_text
 from osdhuman_jax.images import read_image, write_png
-from osdhuman_jax.listing import list_images, named_images
+from osdhuman_jax.listing import named_images
+from osdhuman_jax.niqe import Niqe, NiqeError, read_parameters
 
 ROOT = Path(__file__).parent.parent
 SIDE = 512
-COLUMNS = ("degraded", "restored", "original")  # of the sheet
-METHODS = {"degraded": "degraded", "nlm": "non-local means", "restored": "restored"}
+INPUT = "input"  # the folder of what methods are given
+# A method is given a folder of pictures, fills another, and says how many seconds a picture took,
+# or None if it cannot say or has nothing for this folder.
+Method = Callable[[Path, Path], float | None]
 
 
-def shipped() -> dict[str, np.ndarray]:
+def shipped() -> dict[str, Path | Pixels]:
     """Two photographs of people that scikit-image and matplotlib carry."""
     hopper = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-    return {"astronaut": skimage.data.astronaut(), "grace_hopper": read_image(hopper).rgb}
+    return {"astronaut": skimage.data.astronaut(), "grace_hopper": Path(hopper)}
 
 
-def photographs(folder: Path | None) -> dict[str, np.ndarray]:
-    """Pictures by name."""
-    if folder is None:
-        return shipped()
-    return {relative.stem: read_image(path).rgb for path, relative in list_images(folder)}
+def photographs(folder: Path | None) -> Mapping[str, Path | Pixels]:
+    """Pictures, or their files, by name."""
+    return shipped() if folder is None else named_images(folder)
 
 
-def square(image: np.ndarray) -> np.ndarray:
+def square(image: Pixels) -> Pixels:
     """512 x 512: shorter side scaled to 512, centre cut out (higher up in a portrait)."""
     scale = SIDE / min(image.shape[:2])
     size = [max(SIDE, round(n * scale)) for n in image.shape[1::-1]]
@@ -51,109 +77,213 @@ def square(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE])
 
 
+def as_it_is(image: Pixels) -> Pixels:
+    """The picture itself."""
+    return image
+
+
 def run(*arguments: str | Path) -> None:
     """A command of this project, as a user gives it."""
     subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, check=True)
 
 
-def non_local_means(image: np.ndarray) -> np.ndarray:
-    """OpenCV's denoiser at its documented strength for coloured noise."""
-    return cv2.fastNlMeansDenoisingColored(image, None, 10, 10, 7, 21)
-
-
-def gradient(image: np.ndarray) -> np.ndarray:
-    """Magnitude of the luma gradient, in grey levels per pixel."""
-    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return np.hypot(cv2.Sobel(gray, -1, 1, 0), cv2.Sobel(gray, -1, 0, 1)) / 8
-
-
-def sharpness(image: np.ndarray) -> float:
-    """Mean gradient."""
-    return float(np.mean(gradient(image)))
-
-
-def degraded(pictures: dict[str, np.ndarray], out: Path, seed: int) -> None:
-    """Fill out/original with the squares of pictures and out/degraded from these, by the seed."""
-    (out / "original").mkdir(parents=True, exist_ok=True)
-    if {path.stem for path, _ in list_images(out / "original")} - set(pictures):
-        raise SystemExit(f"{out}: holds other pictures; give another --output")
+def fill(
+    folder: Path, pictures: Mapping[str, Path | Pixels], change: Callable[[Pixels], Pixels]
+) -> None:
+    """Write changed pictures as PNGs. Raises ValueError where the folder holds others already."""
+    if folder.is_dir() and any(folder.iterdir()) and set(named_images(folder)) - set(pictures):
+        raise ValueError(f"{folder}: holds other pictures; give another --output")
     for name, image in pictures.items():
-        write_png(out / "original" / f"{name}.png", square(image))
-    places = ("--input", out / "original", "--output", out / "degraded")
+        save(folder, name, change(read_image(image).rgb if isinstance(image, Path) else image))
+
+
+def save(folder: Path, name: str, image: Pixels) -> None:
+    """Write a PNG; the name may have folders of its own."""
+    path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, image)
+
+
+def degraded(originals: Path, folder: Path, seed: int) -> None:
+    """Fill a folder with pictures degraded by the seed."""
+    places = ("--input", originals, "--output", folder)
     run("-m", "osdhuman_jax.degrade", *places, "--seed", str(seed), "--overwrite")
 
 
-def rows(folders: Iterable[Path], count: int) -> list[Row]:
-    """The first pictures of each folder, a column each."""
-    files = [named_images(folder) for folder in folders]
-    return [
-        Row([read_image(f[name]).rgb for f in files], (name,)) for name in list(files[0])[:count]
+def read(folder: Path) -> dict[str, Pixels]:
+    """All pictures of a folder, by name."""
+    return {name: read_image(path).rgb for name, path in named_images(folder).items()}
+
+
+# Methods
+
+
+def non_local_means(inputs: Path, outputs: Path) -> float:
+    """OpenCV's denoiser at its documented strength for coloured noise."""
+    seconds = []
+    for name, image in read(inputs).items():
+        start = time.perf_counter()
+        restored = cv2.fastNlMeansDenoisingColored(image, None, 10, 10, 7, 21)
+        seconds.append(time.perf_counter() - start)
+        save(outputs, name, restored)
+    return statistics.median(seconds)
+
+
+def by_model(model: Path, inputs: Path, outputs: Path) -> float:
+    """A model folder, through `infer.py`, whose record has the seconds."""
+    run("infer.py", "--input", inputs, "--output", outputs, "--model", model, "--overwrite")
+    lines = map(json.loads, (outputs / "provenance.jsonl").read_text().splitlines())
+    # A picture that was restored again has a later line.
+    latest = {line["output"]: line["seconds"] for line in lines if line["status"] == "ok"}
+    return statistics.median(latest.values())
+
+
+def by_others(root: Path, inputs: Path, outputs: Path) -> None:
+    """What another program made of the inputs, if it did."""
+    theirs = root / inputs.parent.name
+    if theirs.is_dir():
+        found = named_images(theirs)
+        if missing := sorted(set(named_images(inputs)) - set(found)):
+            raise ValueError(f"{theirs}: has no {missing[0]}")
+        fill(outputs, {name: found[name] for name in named_images(inputs)}, as_it_is)
+
+
+def methods(flags: argparse.Namespace) -> dict[str, Method]:
+    """Every row of the tables below the first one, by its name."""
+    found: dict[str, Method] = {"non-local means": non_local_means}
+    for name, folder in map(named_folder, [flags.model, *flags.peer]):
+        if folder.is_dir():
+            found[name] = partial(by_model, folder.resolve())
+        elif name == named_folder(flags.model)[0]:
+            raise ValueError(f"--model {folder}: no such folder")
+        else:
+            print(f"{name} is left out: {folder} is no folder", file=sys.stderr)
+    for name, folder in map(named_folder, flags.restored):
+        if not folder.is_dir():
+            raise ValueError(f"--restored {folder}: no such folder")
+        found[name] = partial(by_others, folder.resolve())
+    return found
+
+
+def restored(place: Path, rows: Mapping[str, Method]) -> Iterator[tuple[str, Named, float | None]]:
+    """The name of each method, what it makes of place/input, and its seconds a picture."""
+    expected = {name: image.shape for name, image in read(place / INPUT).items()}
+    for name, method in rows.items():
+        outputs = place / name.replace("/", "-").replace(" ", "-")
+        seconds = method(place / INPUT, outputs)
+        pictures = read(outputs) if outputs.is_dir() else {}
+        if pictures and {n: image.shape for n, image in pictures.items()} != expected:
+            raise ValueError(f"{outputs}: has not the pictures of {place / INPUT} in their sizes")
+        yield name, pictures, seconds
+
+
+# Sets of pictures
+
+
+def measure_photographs(
+    flags: argparse.Namespace, out: Path, rows: Mapping[str, Method], natural: Niqe | None
+) -> str:
+    """Degrade, restore, put the clean ones in as well; the table and the sheets of all that."""
+    fill(out / "clean" / INPUT, photographs(flags.input), square)
+    degraded(out / "clean" / INPUT, out / "degraded" / INPUT, flags.seed)
+    originals = read(out / "clean" / INPUT)
+    outcomes = {"degraded": Outcome(read(out / "degraded" / INPUT), originals)}
+    clean = {name: pictures for name, pictures, _ in restored(out / "clean", rows)}
+    for name, pictures, seconds in restored(out / "degraded", rows):
+        if pictures:
+            outcomes[name] = Outcome(pictures, originals, clean[name], seconds)
+    shown = {name: made.pictures for name, made in outcomes.items()} | {"original": originals}
+    write_png(out / "sheet.png", side_by_side(shown, flags.sheet_rows, SIDE))
+    if (sheet := faces_sheet(shown, originals)) is not None:
+        write_png(out / "faces.png", sheet)
+    write_png(out / "clean.png", clean_sheet(originals, clean, flags.sheet_rows))
+    corner = f"mean of {len(originals)} photographs"
+    text = table(corner, outcomes, with_originals(natural, originals))
+    return text + legend(natural)
+
+
+def measure_real(
+    flags: argparse.Namespace, out: Path, rows: Mapping[str, Method], natural: Niqe | None
+) -> str:
+    """Restore pictures that have no original; their table and sheet."""
+    fill(out / "real" / INPUT, photographs(flags.real), as_it_is)
+    outcomes = {"as they are": Outcome(read(out / "real" / INPUT))}
+    for name, pictures, seconds in restored(out / "real", rows):
+        if pictures:
+            outcomes[name] = Outcome(pictures, seconds=seconds)
+    pictures = outcomes["as they are"].pictures
+    shown = {name: made.pictures for name, made in outcomes.items()}
+    write_png(out / "real.png", side_by_side(shown, flags.sheet_rows, SIDE // 2))
+    text = table(f"{len(pictures)} real pictures", outcomes, without_originals(natural))
+    lines = [
+        "Sharpness: mean luma gradient in grey levels, noise's too. Faces: how many are found."
     ]
+    if natural:
+        large = sum(not np.isnan(natural(image)) for image in pictures.values())
+        lines.append(f"NIQE is of the {large} pictures that are large enough for it.")
+    return text + paragraph(lines + no_niqe(natural))
 
 
-def table(out: Path) -> str:
-    """evaluate's table with a column of sharpness, which has no better side."""
+def put(path: Path, texts: Mapping[str, str]) -> None:
+    """Replace what stands between `<!-- quality NAME -->` and `<!-- end -->` in a file.
 
-    def mean(kind: str) -> float:
-        return float(
-            np.mean([sharpness(read_image(p).rgb) for p in named_images(out / kind).values()])
-        )
-
-    count = len(named_images(out / "original"))
-    lines = (out / "scores" / "table.md").read_text().splitlines()
-    head = lines[0].replace(f"n = {count}", f"mean of {count} photographs")
-    columns = [f"sharpness (original {mean('original'):.2f})", "---"]
-    columns += [f"{mean(kind):.2f}" for kind in METHODS]
-    return "".join(f"{a} {b} |\n" for a, b in zip([head, *lines[1:]], columns, strict=True))
-
-
-def put(path: Path, name: str, text: str) -> None:
-    """Replace what stands between `<!-- quality NAME -->` and `<!-- end -->` in a file."""
-    begin, end = f"<!-- quality {name} -->\n", "<!-- end -->"
-    before, found, rest = path.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise SystemExit(f"{path}: has no {begin.strip()} ... {end}")
-    write_text(path, before + begin + text + end + after)
+    A text whose mark the file has not is left out. Raises ValueError where there is none at all.
+    """
+    page, end = path.read_text(), "<!-- end -->"
+    marks = {name: f"<!-- quality {name} -->\n" for name in texts}
+    there = {name: mark for name, mark in marks.items() if mark in page}
+    if not there:
+        raise ValueError(f"{path}: has no {', '.join(map(str.strip, marks.values()))}")
+    for name, mark in there.items():
+        before, _, rest = page.partition(mark)
+        _, closed, after = rest.partition(end)
+        if not closed:
+            raise ValueError(f"{path}: has no {end} after {mark.strip()}")
+        page = before + mark + texts[name] + end + after
+    write_text(path, page)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Command line."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--input", type=Path, help="folder of photographs; default: two shipped ones"
-    )
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--sheet_rows", type=int, default=6)
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "nano")
-    parser.add_argument("--write", type=Path, nargs="+", default=[], help="files to put it in")
+    add = parser.add_argument
+    add("--input", type=Path, help="folder of photographs; default: two shipped ones")
+    add("--real", type=Path, help="folder of low-quality pictures without originals")
+    add("--output", type=Path, required=True)
+    add("--seed", type=int, default=7)
+    add("--sheet_rows", type=int, default=6)
+    default = f"bundled model={ROOT / 'models' / 'nano'}"
+    add("--model", metavar="NAME=DIR", default=default)
+    peer_help = "another model folder, left out where it is absent; repeated"
+    add("--peer", metavar="NAME=DIR", action="append", default=[], help=peer_help)
+    restored_help = "what another program made: DIR/degraded, clean, real; repeated"
+    add("--restored", metavar="NAME=DIR", action="append", default=[], help=restored_help)
+    add("--niqe", type=Path, help="NIQE's parameters, BasicSR's .npz or LIVE's .mat")
+    add("--write", type=Path, nargs="+", default=[], help="files to put the tables in")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Write original/, degraded/, restored/, nlm/, sheet.png and scores/; print the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Write the folders and sheets, print the tables; 0 = done, 2 = not (one line says why)."""
     flags = parse(argv)
     out = flags.output.resolve()
-    degraded(photographs(flags.input), out, flags.seed)
-    places = ("--input", out / "degraded", "--output", out / "restored")
-    run("infer.py", *places, "--model", flags.model, "--overwrite")
-    (out / "nlm").mkdir(exist_ok=True)
-    for name, path in named_images(out / "degraded").items():
-        write_png(out / "nlm" / f"{name}.png", non_local_means(read_image(path).rgb))
-
-    methods = [f"--restored={name}={out / kind}" for kind, name in METHODS.items()]
-    folders = ("--reference", out / "original", "--output", out / "scores")
-    run("-m", "osdhuman_jax.evaluate", *methods, *folders, "--metrics", "psnr,ssim")
-    write_png(
-        out / "sheet.png",
-        sheet(rows((out / kind for kind in COLUMNS), flags.sheet_rows), COLUMNS, SIDE, box=None),
-    )
-    text = table(out)
-    for path in flags.write:
-        put(path, "photographs" if flags.input else "shipped", text)
-    print(text, end="")
+    try:
+        rows, natural = methods(flags), read_parameters(flags.niqe) if flags.niqe else None
+        name = "photographs" if flags.input else "shipped"
+        texts = {name: measure_photographs(flags, out, rows, natural)}
+        if flags.real:
+            texts["real"] = measure_real(flags, out, rows, natural)
+        for path in flags.write:
+            put(path, texts)
+    except (ValueError, OSError, NiqeError) as error:
+        print(f"quality: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        # The command has said what was wrong.
+        return error.returncode
+    print("\n".join(texts.values()), end="")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,6 +29,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from osdhuman_jax import lora
 from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
 from osdhuman_jax.disk import file_digest, write_json
+from osdhuman_jax.experiment import trainable
 from osdhuman_jax.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.weights import (
     Model,
@@ -306,9 +307,9 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     folder = _base_folder(workdir)
     restorer, model, adapters = load_base(folder, precision=precision, generator=True)
     restorer.timestep = model.timestep = config.model.timestep
-    if not adapters:
+    if not adapters and config.run.train == "lora":
         add_lora(restorer, config.lora, np.random.default_rng(0))
-    params = nnx.state(restorer, lambda path, value: is_generator(config.lora, path, value))
+    params = nnx.state(restorer, trainable(config))
     nnx.update(restorer, _params(workdir, step, params, config.optim.ema > 0))
     lora.merge(restorer)
     return Model(restorer, model, _digest(workdir, step), f"{workdir.resolve().name}@{step}")
@@ -330,6 +331,8 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
     """
     workdir = Path(workdir)
     config, step = _restorer_run(workdir, step)
+    if config.run.train == "all":
+        raise CheckpointError(f"{workdir}: trained all weights; {workdir}/model is the whole model")
     folder = _base_folder(workdir)
     model, _ = read_configs(folder, read_meta(folder))
     model.timestep = config.model.timestep

@@ -11,6 +11,11 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
+def added(default: Any) -> Any:
+    """A field that is younger than folders on disk; where they lack it, they mean `default`."""
+    return field(default=default, metadata={"added": True})
+
+
 @dataclass
 class VAEConfig:
     """AutoencoderKL; names are diffusers'. The defaults are Stable Diffusion 2.1-base."""
@@ -21,6 +26,7 @@ class VAEConfig:
     norm_num_groups: int = 32  # of every group norm
     scaling_factor: float = 0.18215  # latent = scaling_factor * posterior
     mid_block_add_attention: bool = True  # one head over all of the latent
+    stem: int = added(1)  # pixels a side that enter as channels; above 1 it is residual
 
 
 @dataclass
@@ -88,6 +94,31 @@ class TaggerConfig:
     intermediate_size: int = 3072  # hidden width of the MLPs
 
 
+@dataclass(frozen=True)
+class RRDBNetConfig:
+    """RRDBNet of ESRGAN and Real-ESRGAN; names are BasicSR's."""
+
+    num_feat: int  # width of the features
+    num_grow_ch: int  # what each convolution of a dense block adds to it
+    num_block: int
+    scale: int  # 4, 2 or 1: side of the output / side of the input
+
+    @classmethod
+    def x4plus(cls) -> "RRDBNetConfig":
+        """RealESRGAN_x4plus, ESRGAN and BSRNet: 16,697,987 parameters."""
+        return cls(num_feat=64, num_grow_ch=32, num_block=23, scale=4)
+
+    @classmethod
+    def x2plus(cls) -> "RRDBNetConfig":
+        """RealESRGAN_x2plus: 16,703,171 parameters."""
+        return cls(num_feat=64, num_grow_ch=32, num_block=23, scale=2)
+
+    @classmethod
+    def x4plus_anime(cls) -> "RRDBNetConfig":
+        """RealESRGAN_x4plus_anime_6B: 4,467,779 parameters."""
+        return cls(num_feat=64, num_grow_ch=32, num_block=6, scale=4)
+
+
 @dataclass
 class ModelConfig:
     """One restorer: VAE, U-Net and prompt extractor."""
@@ -135,6 +166,9 @@ class LossConfig:
     kl: float = 1e-6  # autoencoder stage only (LDM's value)
     structure: float = 0.0  # of 1 - SSIM; in LPIPS' place where VGG's weights are not at hand
     chroma: float = 0.0  # autoencoder stage only: weight of the error of colour differences
+    l1: float = added(0.0)  # of the mean absolute error, which blurs less than the squared one
+    gradient: float = added(0.0)  # of the mean absolute error of the differences of neighbours
+    colour: float = added(0.0)  # of the squared error, from the INPUT, of the lowest frequencies
 
 
 @dataclass
@@ -201,6 +235,11 @@ class DataConfig:
     degradation: DegradationConfig = field(default_factory=DegradationConfig)
     batch_size: int = 16  # global; paper
     workers: int = 4  # decode and degrade processes; 0 = in the main process
+    labelled: tuple[str, ...] = added(())  # folders of hq/, lq/ and a teacher's output, teacher/
+    labelled_share: float = added(0.0)  # of the samples that come from these folders
+    teacher_share: float = added(1.0)  # of the teacher's output in their target, the rest is LQ
+    kinds: tuple[float, ...] = added((1.0, 0.0, 0.0, 0.0, 0.0))  # shares of degrade.KINDS
+    gray: float = added(0.0)  # share of the pictures that lose their colour before all else
     seed: int = 123  # of order, crops and degradations
 
 
@@ -217,6 +256,7 @@ class RunConfig:
     """What one `train.py` does."""
 
     kind: str = "restorer"  # or "vae", "diffusion": the stages that make a small base model
+    train: str = added("lora")  # paper; or "all": every weight of a small restorer
     init: str = ""  # model folder to start from; empty = random weights from the seed
     steps: int = 35_000  # paper
     seed: int = 123  # of weights and of what a step draws
@@ -269,7 +309,8 @@ def from_dict(cls: type[T], values: Any) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - set(fields)):
         raise ConfigError(f"{cls.__name__}: unknown field(s) {', '.join(unknown)}")
-    if missing := sorted(set(fields) - set(values)):
+    required = {name for name, f in fields.items() if not f.metadata.get("added")}
+    if missing := sorted(required - set(values)):
         raise ConfigError(f"{cls.__name__}: missing field(s) {', '.join(missing)}")
 
     def typed(value: Any, kind: Any) -> Any:
@@ -277,4 +318,5 @@ def from_dict(cls: type[T], values: Any) -> T:
             return from_dict(kind, value)  # type: ignore[arg-type]
         return tuple(value) if isinstance(value, list) else value
 
-    return cls(**{name: typed(values[name], f.type) for name, f in fields.items()})
+    given = {name: f.type for name, f in fields.items() if name in values}
+    return cls(**{name: typed(values[name], kind) for name, kind in given.items()})

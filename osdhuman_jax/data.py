@@ -31,7 +31,15 @@ from jaxtyping import Int64, UInt8
 
 from osdhuman_jax.config import ConfigError, DataConfig
 from osdhuman_jax.degrade import degrade, from_unit, sample_rng, to_unit, usm_sharpen
-from osdhuman_jax.sources import DataError, Pixels, Source, open_sources, read_pixels
+from osdhuman_jax.degrade.mixture import grayed, mixed
+from osdhuman_jax.sources import (
+    DataError,
+    LabelledSource,
+    Pixels,
+    Source,
+    open_sources,
+    read_pixels,
+)
 
 Square = UInt8[np.ndarray, "crop crop 3"]
 
@@ -60,7 +68,33 @@ def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short
     return cv2.resize(window, (crop, crop), interpolation=filter_)
 
 
-def make_sample(source: Source, config: DataConfig, epoch: int, index: int) -> dict[str, Any]:
+def labelled_sample(
+    labelled: LabelledSource, config: DataConfig, rng: np.random.Generator
+) -> dict[str, Any]:
+    """A window of a labelled picture; its target "hq" leans to the label by `teacher_share`.
+
+    What a teacher makes of a degraded picture is a function of that picture: unlike the original,
+    of which much is lost, it can be learned without a blur.
+    """
+    lq, label = labelled.read(int(rng.integers(len(labelled))))
+    height, width = (side - config.crop for side in lq.shape[:2])
+    if min(height, width) < 0:
+        raise DataError(f"labelled pictures of {lq.shape[1]} x {lq.shape[0]} hold no {config.crop}")
+    top, left = int(rng.integers(height + 1)), int(rng.integers(width + 1))
+    window = slice(top, top + config.crop), slice(left, left + config.crop)
+    lq, label = lq[window], label[window]
+    share = config.teacher_share
+    target = np.rint(share * label.astype(np.float32) + (1 - share) * lq).astype(np.uint8)
+    return {"hq": target, "lq": lq, "failures": ()}
+
+
+def make_sample(
+    source: Source,
+    config: DataConfig,
+    epoch: int,
+    index: int,
+    labelled: LabelledSource | None = None,
+) -> dict[str, Any]:
     """One sample, a pure function of its arguments.
 
     Returns:
@@ -73,15 +107,31 @@ def make_sample(source: Source, config: DataConfig, epoch: int, index: int) -> d
     if not 0 <= index < len(source):
         raise IndexError(f"index {index} of {len(source)} pictures")
     rng = sample_rng(config.seed, epoch, index)
+    if labelled and rng.random() < config.labelled_share:
+        return _varied({"index": index, **labelled_sample(labelled, config, rng)}, config, rng)
     image, failures = read_pixels(source, index)
     hq = random_crop(image, rng, config.crop, config.resize_short)
     flip = rng.random() < 0.5  # drawn even when unused: what follows must not depend on `flip`
     hq = np.ascontiguousarray(hq[:, ::-1] if config.flip and flip else hq)
     sample = {"hq": hq, "index": index, "failures": failures}
-    if config.degrade:
+    if not config.degrade:
+        return sample
+    if any(config.kinds[1:]) or config.gray:
+        hq = sample["hq"] = grayed(hq) if rng.random() < config.gray else hq
+        sample["lq"] = mixed(hq, rng, config.kinds, config.degradation)
+    else:
         sample["lq"], _ = degrade(hq, rng, config.degradation)
         if config.degradation.usm:  # the target is sharpened like the picture that was degraded
             sample["hq"] = from_unit(usm_sharpen(to_unit(hq)))
+    return sample
+
+
+def _varied(sample: dict[str, Any], config: DataConfig, rng: np.random.Generator) -> dict[str, Any]:
+    """A labelled sample mirrored half of the time and, at the share of these, without colour."""
+    flip, gray = rng.random() < 0.5, rng.random() < config.gray
+    for name in ("hq", "lq"):
+        picture = grayed(sample[name]) if gray else sample[name]
+        sample[name] = np.ascontiguousarray(picture[:, ::-1] if config.flip and flip else picture)
     return sample
 
 
@@ -102,6 +152,7 @@ class BatchMaker:
     config: DataConfig
     size: int  # samples in the slice
     offset: int  # where the slice starts in the global batch
+    labelled: LabelledSource | None = None
 
     def __call__(self, position: int) -> dict[str, Any]:
         """Arrays of `size` samples, and the lines of "failures" for the log."""
@@ -118,7 +169,7 @@ class BatchMaker:
         """The run's sample number `position`."""
         epoch, place = divmod(position, len(self.source))
         index = epoch_order(self.config.seed, epoch, len(self.source))[place]
-        return make_sample(self.source, self.config, epoch, int(index))
+        return make_sample(self.source, self.config, epoch, int(index), self.labelled)
 
 
 class Loader:
@@ -267,5 +318,6 @@ def make_loader(
     stride = batch_size * shard_count
     if not repeat and len(source) < stride:
         raise DataError(f"{len(source)} pictures do not fill one batch of {stride}")
-    make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size)
+    labelled = LabelledSource(config.labelled) if config.labelled else None
+    make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size, labelled)
     return Loader(make_batch, stride, sys.maxsize if repeat else len(source) // stride * stride)

@@ -30,6 +30,7 @@ def check(config: Config) -> None:
     """Raise ConfigError where a value contradicts another or asks for what is not there."""
     choices = {
         "run.kind": (config.run.kind, tuple(OBJECTIVES)),
+        "run.train": (config.run.train, ("lora", "all")),
         "run.precision": (config.run.precision, tuple(DTYPES)),
         "run.latent": (config.run.latent, ("sample", "mode")),
         "run.remat": (config.run.remat, tuple(remat.POLICIES)),
@@ -55,6 +56,10 @@ def check(config: Config) -> None:
         raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
     if config.run.kind == "restorer" and not config.data.degrade:
         raise ConfigError("data.degrade: the restorer trains on degraded pictures, set it to True")
+    if config.run.kind == "restorer" and config.run.train == "all" and config.loss.vsd:
+        raise ConfigError(
+            "loss.vsd: a run that trains all weights leaves no frozen U-Net: set it to 0"
+        )
     if config.run.kind != "restorer" and config.prompt.kind != "hfie":
         raise ConfigError(f"prompt.kind: a run of kind {config.run.kind!r} has HFIE prompts only")
 
@@ -89,6 +94,8 @@ def check_sources(config: Config) -> None:
 
 def trainable(config: Config) -> nnx.filterlib.Filter:
     """Which parameters a run trains."""
+    if config.run.kind == "restorer" and config.run.train == "all":
+        return nnx.Param
     return {
         "vae": nnx.PathContains("vae"),
         "diffusion": nnx.Any(nnx.PathContains("unet"), nnx.PathContains("prompter")),
@@ -117,7 +124,7 @@ def prepare(
     weights: `config.model` must equal the folder's, but for the latent's scaling factor (measured
     after the autoencoder's training) and the timestep.
     """
-    trains_lora = config.run.kind == "restorer"
+    trains_lora = config.run.kind == "restorer" and config.run.train == "lora"
     restorer, found, adapters = load_base(
         folder, precision=precision or config.run.precision, generator=trains_lora
     )

@@ -48,14 +48,44 @@ def enlarge(picture: Picture, factor: float) -> Picture:
     return replace(picture, rgb=_resize(picture.rgb, size), alpha=alpha, density=dense)
 
 
-def _resize(plane: np.ndarray, size: Size) -> np.ndarray:
-    """Bicubic; Pillow knows no 16-bit colour, which goes plane by plane in float."""
-    shape, kind = (size[1], size[0]), Image.Resampling.BICUBIC
+def covering(size: Size, scale: int) -> Size:
+    """Sides that, `scale` times as long, are at least `size`."""
+    return -(-size[0] // scale), -(-size[1] // scale)
+
+
+def seen(pixels: Pixels, size: Size, scale: int) -> Pixels:
+    """What a network that enlarges `scale` times is given, whose output begins with `size` pixels.
+
+    Enlarged by `scale` the picture is seen as it is, by more enlarged, by less reduced without
+    aliasing: `scale` times by the mean of squares where it is not to be enlarged. The output need
+    only be cropped, for the picture goes on mirrored beyond its edge where sides do not divide.
+    """
+    wanted = covering(size, scale)
+    have = pixels.shape[:2]
+    # What the output covers, in pixels of the picture.
+    extent = [h * w * scale / s for h, w, s in zip(have, wanted, size, strict=True)]
+    ratios = {side / w for side, w in zip(extent, wanted, strict=True)}
+    if ratios == {1.0}:
+        return pixels
+    whole = all(ratio > 1 and ratio.is_integer() for ratio in ratios)
+    kind = Image.Resampling.BOX if whole else Image.Resampling.BICUBIC
+    grown = pad_reflect(pixels, (math.ceil(extent[0]), math.ceil(extent[1])))
+    return _resize(grown, wanted, kind, (0.0, 0.0, extent[1], extent[0]))
+
+
+def _resize(
+    plane: np.ndarray,
+    size: Size,
+    kind: Image.Resampling = Image.Resampling.BICUBIC,
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    """A `box` (left, top, right, bottom) or all; 16-bit colour, which Pillow lacks, by planes."""
+    shape = (size[1], size[0])
     if plane.dtype == np.uint8:
-        return np.asarray(Image.fromarray(plane).resize(shape, kind))
+        return np.asarray(Image.fromarray(plane).resize(shape, kind, box))
     if plane.ndim == 3:
-        return np.stack([_resize(plane[..., i], size) for i in range(3)], axis=-1)
-    values = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(shape, kind))
+        return np.stack([_resize(plane[..., i], size, kind, box) for i in range(3)], axis=-1)
+    values = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(shape, kind, box))
     return np.round(values.clip(0, 65_535)).astype(np.uint16)
 
 

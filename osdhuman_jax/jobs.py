@@ -23,7 +23,7 @@ from threading import Lock
 from typing import Any
 
 from osdhuman_jax.disk import file_digest, hold, json_lines, remove_leftovers, staged
-from osdhuman_jax.frames import Floats, enlarge, scaled_size
+from osdhuman_jax.frames import Floats, Pixels, enlarge, scaled_size
 from osdhuman_jax.images import (
     MAX_PIXELS,
     ImageError,
@@ -83,6 +83,7 @@ class Loaded:
     job: Job
     size: tuple[int, int]  # height, width as decoded
     enlarged: Picture
+    seen: Pixels  # by the network
     digest: str
 
 
@@ -315,7 +316,8 @@ class Runner:
                 picture = decode(data, deep=True)
                 check_alpha(picture, self.settings.format)
                 enlarged = enlarge(picture, self.settings.upscale)
-                loaded.append(Loaded(job, picture.size, enlarged, digest))
+                seen = self.pipeline.seen(picture, enlarged)
+                loaded.append(Loaded(job, picture.size, enlarged, seen, digest))
             except (ImageError, OSError, MemoryError) as error:
                 self._fail(job, one_line(error), input_sha256=digest)
         return loaded
@@ -325,7 +327,7 @@ class Runner:
         if not loaded:
             return []
         try:
-            return self.pipeline.compute([item.enlarged.rgb for item in loaded])
+            return self.pipeline.compute([item.seen for item in loaded])
         except (RuntimeError, MemoryError) as error:
             for item in loaded:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)

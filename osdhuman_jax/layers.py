@@ -124,6 +124,20 @@ class Downsample2D(nnx.Module):
         return self.conv(x)
 
 
+def space_to_depth(x: Feature, factor: int) -> Resized:
+    """Pixels of `factor` x `factor` squares as channels: no value is lost, none is computed."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, -1)
+
+
+def depth_to_space(x: Feature, factor: int) -> Resized:
+    """The inverse of `space_to_depth`."""
+    b, h, w, _ = x.shape
+    x = x.reshape(b, h, w, factor, factor, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h * factor, w * factor, -1)
+
+
 def nearest(x: Feature, size: tuple[int, int]) -> Float[Array, "b _ _ c"]:
     """Resize by PyTorch's `nearest` rule: source index = floor(i * in / out)."""
     _, h, w, _ = x.shape

@@ -31,6 +31,30 @@ def chroma(prediction: Image, target: Image) -> Scalar:
     return jnp.mean(jnp.square(error[..., 0::2] - error[..., 1:2]))
 
 
+def l1(prediction: Image, target: Image) -> Scalar:
+    """Mean absolute error: it takes the most likely of sharp answers, not their blurred mean."""
+    return jnp.mean(jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32)))
+
+
+def gradient(prediction: Image, target: Image) -> Scalar:
+    """Mean absolute error of the differences of neighbouring pixels, down and across."""
+    error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    down, across = jnp.diff(error, axis=1), jnp.diff(error, axis=2)
+    return jnp.mean(jnp.abs(down)) + jnp.mean(jnp.abs(across))
+
+
+def colour(prediction: Image, source: Image, side: int = 16) -> Scalar:
+    """Squared error of the means of `side` x `side` squares (a quarter cut off at most is ignored).
+
+    Noise and JPEG leave these means as they are, so they are taken from the degraded picture.
+    """
+    error = prediction.astype(jnp.float32) - source.astype(jnp.float32)
+    b, h, w, c = error.shape
+    error = error[:, : h // side * side, : w // side * side]
+    squares = error.reshape(b, h // side, side, w // side, side, c)
+    return jnp.mean(jnp.square(squares.mean((2, 4))))
+
+
 def kl(mean: Latent, logvar: Latent) -> Scalar:
     """KL divergence of the posterior from N(0, 1), in nats per latent element."""
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)

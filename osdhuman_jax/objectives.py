@@ -233,6 +233,15 @@ def generator_objective(
     if weights.structure:
         scalars["structure"] = losses.structure(image, hq)
         loss = loss + weights.structure * scalars["structure"]
+    # The terms of small models see what is not clamped: beyond white a clamp has no gradient.
+    for name, term, target in (
+        ("l1", losses.l1, hq),
+        ("gradient", losses.gradient, hq),
+        ("colour", losses.colour, lq),
+    ):
+        if weight := getattr(weights, name):
+            scalars[name] = term(decoded, target)
+            loss = loss + weight * scalars[name]
     if lpips is not None:
         scalars["lpips"] = jnp.mean(nnx.merge(lpips, frozen.lpips)(image, hq))
         loss = loss + weights.lpips * scalars["lpips"]

@@ -7,13 +7,16 @@ Each picture is enlarged if asked, padded by reflection to one of few sizes, res
 cropped back, and colour-corrected. One of more than WHOLE pixels, or than memory allows, is
 restored in tiles. Its prompt is of the picture alone, never of what it is padded with (section 3.3
 of the paper: I'_L is the resized I_L). Arrays are uint8 or uint16 (height, width, 3) at the edges.
+
+A network that itself enlarges (its `scale`, of Real-ESRGAN 4) is given a smaller picture, so that
+its output is of the size that was asked for. It has no prompt.
 """
 
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -22,34 +25,40 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from osdhuman_jax import colour
+from osdhuman_jax import colour, frames
 from osdhuman_jax.checkpoint import load_run, load_run_prompter
 from osdhuman_jax.frames import (
     Floats,
     Pixels,
     Size,
+    covering,
     cut,
     enlarge,
     pad_reflect,
     squash,
-    step,
 )
 from osdhuman_jax.images import Picture, to_float, to_uint8, to_uint16
 from osdhuman_jax.memory import EXHAUSTED, budget, is_exhausted
+from osdhuman_jax.plans import Plan, Planner
 from osdhuman_jax.programs import Programs
 from osdhuman_jax.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.tiling import Canvas, corners, groups_of, spread
 from osdhuman_jax.types import Tokens
-from osdhuman_jax.weights import Model, load_model, load_prompter
+from osdhuman_jax.weights import (
+    CLEANER,
+    Cleaner,
+    Model,
+    kind_of,
+    load_cleaner,
+    load_model,
+    load_prompter,
+)
 
 Prompter = Callable[[Float32[np.ndarray, "b h w 3"]], Tokens]
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
 COLOR_FIXES = ("none", "adain", "wavelet")
 PRECISIONS = ("fp32", "bf16")
-WHOLE = 1024 * 1024  # pixels; above, tiles cost less than the attention of a whole picture
-LONGEST = 2048  # side of a whole picture
-TILES = ((512, 4), (384, 4), (256, 4), (256, 1))  # side and tiles at a time, the best first
 VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
 
 log = logging.getLogger(__name__)
@@ -57,30 +66,6 @@ log = logging.getLogger(__name__)
 
 class RestoreError(RuntimeError):
     """The model gave no usable picture, or there is not memory enough."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How pictures of one padded size are computed."""
-
-    padded: Size
-    batch: int  # pictures, or tiles of one picture, together
-    tile: Size | None = None  # None: whole
-
-    @property
-    def pixels(self) -> int:
-        """How many the plan's programs see at once."""
-        return self.batch * math.prod(self.tile or self.padded)
-
-    @property
-    def tiling(self) -> str | None:
-        """Width, height and number of tiles at a time, as "512x512x4"; None: whole."""
-        return f"{self.tile[1]}x{self.tile[0]}x{self.batch}" if self.tile else None
-
-    def __str__(self) -> str:
-        height, width = self.tile or self.padded
-        what = "tiles" if self.tile else "whole pictures"
-        return f"{what} of {width} x {height} pixels, {self.batch} at a time"
 
 
 @contextmanager
@@ -103,7 +88,7 @@ class Pipeline:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | Cleaner,
         precision: str = "fp32",
         batch_size: int = 1,
         bucket: int = 128,
@@ -125,8 +110,12 @@ class Pipeline:
         self.programs = Programs(model.restorer)
         self.batch_size = -(-batch_size // self.programs.devices) * self.programs.devices
         self.max_memory = budget() if max_memory is None else max_memory
-        self.multiple = math.lcm(model.restorer.multiple, bucket)
+        self.scale = model.restorer.scale
+        own = model.restorer.multiple
+        unit = math.lcm(own, -(-bucket // self.scale))
+        self.planner = Planner(own, unit, self.scale, self.batch_size, self.programs.devices)
         self._prompter = prompter
+        self._prompted = model.restorer.reach is None  # and with norms over the whole picture
         self._view = getattr(prompter or model.restorer.prompter, "input_size", VIEW)
         self._footprints: list[tuple[int, int]] = []  # pixels and bytes of what was compiled
         self._outer_shape: tuple[int, ...] = ()  # of a picture's tokens by `prompter`
@@ -136,6 +125,8 @@ class Pipeline:
     @classmethod
     def from_folder(cls, folder: str | Path, precision: str = "fp32", **options: Any) -> "Pipeline":
         """Pipeline of a model folder. Raises ValueError or FileNotFoundError on a bad one."""
+        if kind_of(Path(folder)) == CLEANER:
+            return cls(load_cleaner(folder, precision=precision), precision, **options)
         model = load_model(folder, precision=precision)
         return cls._with(load_prompter(folder, precision=precision), model, precision, options)
 
@@ -164,24 +155,12 @@ class Pipeline:
         return cls._with(load_run_prompter(workdir, precision), model, precision, options)
 
     def padded_size(self, size: Size) -> Size:
-        """The (height, width) at which a picture of `size` is computed.
+        """See `Planner`; of what the network sees."""
+        return self.planner.padded_size(size)
 
-        A whole picture's sides have two steps an octave, so that any number of sizes needs few
-        programs. In tiles, long sides go up to a multiple of the model's own alone.
-        """
-        height, width = (step(side, self.multiple) for side in size)
-        if self._is_whole((height, width)):
-            return height, width
-        own, largest = self.model.restorer.multiple, TILES[0][0]
-        height, width = (
-            step(side, self.multiple) if side <= largest else -(-side // own) * own for side in size
-        )
-        return height, width
-
-    def _is_whole(self, padded: Size) -> bool:
-        """Whether a padded size is one of the few that are computed whole."""
-        few = all(step(side, self.multiple) == side for side in padded)
-        return few and math.prod(padded) <= WHOLE and max(padded) <= LONGEST
+    def plans(self, padded: Size) -> list[Plan]:
+        """See `Planner`."""
+        return self.planner.plans(padded)
 
     def restore(
         self,
@@ -202,22 +181,31 @@ class Pipeline:
         with want_of_memory_said():
             inputs = [enlarge(picture, upscale) for picture in pictures]
             for indices in self.batches([picture.size for picture in inputs]):
-                outputs = self.compute([inputs[i].rgb for i in indices], progress)
+                batch = [self.seen(pictures[i], inputs[i]) for i in indices]
+                outputs = self.compute(batch, progress)
                 for i, output in zip(indices, outputs, strict=True):
                     restored[i] = finish(output, inputs[i], color_fix, blend)
         return [restored[i] for i in range(len(inputs))]
 
+    def seen(self, picture: Picture, enlarged: Picture) -> Pixels:
+        """What the network is given of a picture, to restore it at the size of `enlarged`."""
+        if self.scale == 1:
+            return enlarged.rgb
+        # By way of `enlarge`, which decides what colours are seen of a picture.
+        return frames.seen(enlarge(picture, 1.0).rgb, enlarged.size, self.scale)
+
     def batches(self, sizes: Sequence[Size]) -> Iterator[list[int]]:
-        """Indices of pictures of one padded size, at most `batch_size` together."""
+        """Indices of outputs that have one padded size, at most `batch_size` together."""
         groups: dict[Size, list[int]] = {}
         for i, size in enumerate(sizes):
-            groups.setdefault(self.padded_size(size), []).append(i)
+            padded = self.padded_size(covering(size, self.scale))
+            groups.setdefault(padded, []).append(i)
         for padded in sorted(groups):
-            n = self.batch_size if self._is_whole(padded) else 1
+            n = self.batch_size if self.planner.is_whole(padded) else 1
             yield from (groups[padded][k : k + n] for k in range(0, len(groups[padded]), n))
 
     def compute(self, batch: Sequence[Pixels], progress: Progress | None = None) -> list[Floats]:
-        """Model outputs in [-1, 1] at the pictures' own sizes; one padded size in the batch.
+        """Model outputs in [-1, 1], `scale` times as large; one padded size in the batch.
 
         Where memory runs out, the next smaller plan is tried, once; RestoreError follows.
         """
@@ -232,8 +220,8 @@ class Pipeline:
         return outputs
 
     def tiling(self, size: Size) -> str | None:
-        """`Plan.tiling` of the plan by which pictures of a size were computed last."""
-        return self._plans[self.padded_size(size)].tiling
+        """`Plan.tiling` of the plan by which outputs of a size were computed last."""
+        return self._plans[self.padded_size(covering(size, self.scale))].tiling
 
     def _attempt(
         self, plan: Plan, batch: Sequence[Pixels], progress: Progress | None
@@ -245,21 +233,6 @@ class Pipeline:
             if not is_exhausted(error):
                 raise
             return None
-
-    def plans(self, padded: Size) -> list[Plan]:
-        """What can be tried for a padded size, from the largest to the smallest."""
-        devices, own = self.programs.devices, self.model.restorer.multiple
-        found = []
-        batch = self.batch_size if self._is_whole(padded) else 0
-        while batch and batch % devices == 0:
-            found.append(Plan(padded, batch))
-            batch //= 2
-        for side, count in TILES:
-            side = max(side // own, 1) * own
-            plan = Plan(padded, max(count, devices), (min(side, padded[0]), min(side, padded[1])))
-            if plan.tile != padded and (not found or plan.pixels <= found[-1].pixels):
-                found.append(plan)
-        return found
 
     def _first_fit(self, padded: Size, after: Plan | None = None) -> Plan:
         """The largest plan whose programs fit into memory; `after` one that did not in practice."""
@@ -279,21 +252,27 @@ class Pipeline:
     def _footprint(self, plan: Plan) -> int:
         """Bytes of the plan's programs, which it compiles."""
         shape = (plan.batch, *(plan.tile or plan.padded), 3)
-        prompt = (plan.batch, *self._prompt_shape())
-        if plan.tile:
-            self.programs.measure(shape, prompt)
-            self.programs.tiles(shape, prompt)
-            needed = max(self.programs.memory(kind, shape) for kind in ("measure", "tiles"))
-        else:
-            self.programs.whole(shape, prompt)
-            needed = self.programs.memory("whole", shape)
+        needed = max(self.programs.memory(kind, shape) for kind in self._compile(plan, shape))
         self._footprints.append((plan.pixels, needed))
-        if self._prompter is not None:
+        if self._prompter is not None or not self._prompted:
             return needed
         # The same for pictures of any size, so no footprint to guess larger ones by.
         views = self._views_shape(1 if plan.tile else plan.batch)
         self.programs.tokens(views)
         return max(needed, self.programs.memory("tokens", views))
+
+    def _compile(self, plan: Plan, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """Compile the plan's programs; returns their kinds."""
+        if not self._prompted:
+            self.programs.alone(shape)
+            return ("alone",)
+        prompt = (plan.batch, *self._prompt_shape())
+        if plan.tile:
+            self.programs.measure(shape, prompt)
+            self.programs.tiles(shape, prompt)
+            return ("measure", "tiles")
+        self.programs.whole(shape, prompt)
+        return ("whole",)
 
     def _views_shape(self, count: int) -> tuple[int, ...]:
         """Shape of what the prompter sees of `count` pictures."""
@@ -333,29 +312,52 @@ class Pipeline:
     def _whole(self, batch: Sequence[Pixels], plan: Plan) -> list[Floats]:
         """Pictures at once, filled up to the plan's batch by repetition."""
         filled = [*batch] + [batch[-1]] * (plan.batch - len(batch))
-        tokens = self._tokens(filled)
         lq = np.stack([to_float(pad_reflect(pixels, plan.padded)) for pixels in filled])
-        outputs = np.asarray(self.programs.whole(lq.shape, tokens.shape)(lq, tokens))
-        return [outputs[i, : pixels.shape[0], : pixels.shape[1]] for i, pixels in enumerate(batch)]
+        if self._prompted:
+            tokens = self._tokens(filled)
+            outputs = np.asarray(self.programs.whole(lq.shape, tokens.shape)(lq, tokens))
+        else:
+            outputs = np.asarray(self.programs.alone(lq.shape)(lq))
+        sizes = [self._scaled(pixels.shape[:2]) for pixels in batch]
+        return [outputs[i, :height, :width] for i, (height, width) in enumerate(sizes)]
+
+    def _scaled(self, size: Size) -> Size:
+        """Size, or place, in the output."""
+        return size[0] * self.scale, size[1] * self.scale
 
     def _tiled(self, pixels: Pixels, plan: Plan, tile: Size, progress: Progress | None) -> Floats:
-        """One picture in tiles: measured once, then restored with the same statistics."""
-        picture = pad_reflect(pixels, plan.padded)
+        """One picture in tiles, all restored by the same program."""
+        picture, count = pad_reflect(pixels, plan.padded), plan.batch
+        run = self._tile_program(pixels, picture, plan, tile)
+        canvas = Canvas(self._scaled(plan.padded), self._scaled(tile))
+        network = self.model.restorer
+        places = corners(plan.padded, tile, network.multiple, network.reach or 0)
+        for done, group in enumerate(groups_of(places, count)):
+            filled = group + [group[-1]] * (count - len(group))
+            restored = np.asarray(run(cut(picture, filled, tile)))
+            for corner, values in zip(group, restored, strict=False):
+                canvas.add(self._scaled(corner), values)
+            if progress:
+                progress(min((done + 1) * count, len(places)), len(places))
+        height, width = self._scaled(pixels.shape[:2])
+        return canvas.picture()[:height, :width]
+
+    def _tile_program(
+        self, pixels: Pixels, picture: Pixels, plan: Plan, tile: Size
+    ) -> Callable[[Float32[np.ndarray, "b h w 3"]], jax.Array]:
+        """Tiles -> restored tiles, with tokens and statistics of the picture where there are any.
+
+        `picture` is `pixels`, padded.
+        """
         own, count = self.model.restorer.multiple, plan.batch
+        if not self._prompted:
+            return self.programs.alone((count, *tile, 3))
         tokens = np.repeat(self._tokens([pixels]), count, axis=0)
         shapes = (count, *tile, 3), tokens.shape
         samples = cut(picture, spread(plan.padded, tile, own, count), tile)
         statistics = self.programs.measure(*shapes)(samples, tokens)
-        run, canvas = self.programs.tiles(*shapes), Canvas(plan.padded, tile)
-        places = corners(plan.padded, tile, own)
-        for done, group in enumerate(groups_of(places, count)):
-            filled = group + [group[-1]] * (count - len(group))
-            restored = np.asarray(run(cut(picture, filled, tile), tokens, statistics))
-            for corner, values in zip(group, restored, strict=False):
-                canvas.add(corner, values)
-            if progress:
-                progress(min((done + 1) * count, len(places)), len(places))
-        return canvas.picture()[: pixels.shape[0], : pixels.shape[1]]
+        run = self.programs.tiles(*shapes)
+        return lambda tiles: run(tiles, tokens, statistics)
 
     def _tokens(self, batch: Sequence[Pixels]) -> Float32[np.ndarray, "b n d"]:
         """Tokens of pictures, each of its own size, which the prompter sees as equal squares.
@@ -380,10 +382,10 @@ def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Pic
 
     A source without colour stays without. `color_fix` takes the source's colours (adain, wavelet)
     or not (none); `blend` is the part of the restored picture in the result, the rest being the
-    source.
-
-    Raises RestoreError where the output is not finite.
+    source. What the output has more at the bottom and right, where its sides are multiples, is
+    left out. Raises RestoreError where the output is not finite.
     """
+    output = output[: source.size[0], : source.size[1]]
     if not np.isfinite(output).all():
         raise RestoreError("the model's output is not finite")
     pixels = np.empty(source.rgb.shape, source.rgb.dtype)

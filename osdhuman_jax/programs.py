@@ -21,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from osdhuman_jax.interruption import apart
 from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.rrdbnet import RRDBNet
 from osdhuman_jax.tiling import Statistics, share_norms
 from osdhuman_jax.types import Image, Tokens
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 class Programs:
     """One restorer's weights and what it was compiled to; threads may share it."""
 
-    def __init__(self, restorer: Restorer) -> None:
+    def __init__(self, restorer: Restorer | RRDBNet) -> None:
         devices = jax.local_devices()
         mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
         self.devices = len(devices)
@@ -56,6 +57,10 @@ class Programs:
     def whole(self, pictures: Shape, tokens: Shape) -> Program:
         """(pictures, tokens) -> restored pictures, for arrays of these shapes."""
         return self._run("whole", _whole, pictures, tokens)
+
+    def alone(self, pictures: Shape) -> Program:
+        """pictures -> restored pictures or tiles, by a network without prompts and norms."""
+        return self._run("alone", _alone, pictures)
 
     def tokens(self, pictures: Shape) -> Program:
         """pictures -> tokens of the restorer's own prompter; apart, since it sees no padding."""
@@ -143,6 +148,7 @@ def _title(kind: str, shape: Shape) -> str:
     size = f"{shape[2]} x {shape[1]}"
     return {
         "whole": f"the restorer for {size}",
+        "alone": f"the network for {size}",
         "tokens": f"the prompt extractor for {size}",
         "measure": f"the restorer's measuring of tiles of {size}",
         "tiles": f"the restorer for tiles of {size}",
@@ -175,6 +181,10 @@ def compiled(
 def _whole(graphdef: nnx.GraphDef, weights: nnx.State, lq: Image, prompt: Tokens) -> jax.Array:
     """The restorer with its weights as arguments: closed over, they would become constants."""
     return nnx.merge(graphdef, weights)(lq, prompt=prompt)
+
+
+def _alone(graphdef: nnx.GraphDef, weights: nnx.State, lq: Image) -> jax.Array:
+    return nnx.merge(graphdef, weights)(lq)
 
 
 def _tokens(graphdef: nnx.GraphDef, weights: nnx.State, pictures: Image) -> Tokens:

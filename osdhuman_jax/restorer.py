@@ -21,6 +21,9 @@ class Restorer(nnx.Module):
     Without a prompter (the extractor is no module, as with tags) every call brings its prompt.
     """
 
+    scale = 1  # side of the output / side of the input
+    reach = None  # the whole picture, by its prompt and by the norms, changes every pixel
+
     def __init__(
         self,
         vae: AutoencoderKL,

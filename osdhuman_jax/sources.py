@@ -111,6 +111,37 @@ class ChainSource:
         return self.parts[at], index - (self._ends[at - 1] if at else 0)
 
 
+class LabelledSource:
+    """Folders of degraded pictures, `lq/`, and what a teacher made of each, `teacher/`.
+
+    A picture without a label, of which an interrupted labelling leaves some, is not counted. Raises
+    DataError where a folder is missing or holds no labelled picture.
+    """
+
+    def __init__(self, paths: Sequence[str | Path]) -> None:
+        self.files: list[tuple[Path, Path]] = []  # LQ, teacher's output
+        for path in map(Path, paths):
+            found = FolderSource(path / "teacher").files
+            pairs = [(path / "lq" / name, path / "teacher" / name) for name in found]
+            if lost := [lq for lq, _ in pairs if not lq.is_file()]:
+                raise DataError(f"{lost[0]}: missing, though it has a label in {path / 'teacher'}")
+            self.files += pairs
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, index: int) -> tuple[Pixels, Pixels]:
+        """LQ and label. Raises DataError where they are unreadable or of two sizes."""
+        names = self.files[index]
+        try:
+            lq, label = (read_rgb_bytes(name.read_bytes()) for name in names)
+        except UNREADABLE as error:
+            raise DataError(f"{names[1]} or its LQ: {error}") from error
+        if lq.shape != label.shape:
+            raise DataError(f"{names[0]}: of another size than its label {names[1]}")
+        return lq, label
+
+
 def open_source(path: str | Path) -> Source:
     """An ArrayRecord file, a folder that holds such files, or else a folder of pictures.
 

@@ -59,18 +59,20 @@ def share_norms(model: nnx.Module, measure: bool) -> None:
                 setattr(module, name, SharedNorm(child, measure))
 
 
-def starts(length: int, tile: int, multiple: int) -> list[int]:
+def starts(length: int, tile: int, multiple: int, reach: int = 0) -> list[int]:
     """Where tiles of one axis begin: at multiples of `multiple`, which divides both lengths.
 
-    They overlap by at least OVERLAP of their side; the first and last touch the picture's edges.
+    They overlap by at least OVERLAP of their side, and by twice `reach` unless that is more than
+    half of it; the first and last touch the picture's edges.
     """
-    stride = max(int(tile * (1 - OVERLAP)) // multiple * multiple, multiple)
+    overlap = max(OVERLAP * tile, min(2 * reach, tile // 2))
+    stride = max(int(tile - overlap) // multiple * multiple, multiple)
     return [*range(0, length - tile, stride), length - tile]
 
 
-def corners(size: Size, tile: Size, multiple: int) -> list[Corner]:
+def corners(size: Size, tile: Size, multiple: int, reach: int = 0) -> list[Corner]:
     """Top left corners of the tiles that cover a picture."""
-    rows, columns = (starts(n, t, multiple) for n, t in zip(size, tile, strict=True))
+    rows, columns = (starts(n, t, multiple, reach) for n, t in zip(size, tile, strict=True))
     return [(row, column) for row in rows for column in columns]
 
 

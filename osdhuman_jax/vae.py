@@ -1,6 +1,10 @@
 """AutoencoderKL of Stable Diffusion: image (B, H, W, 3) in [-1, 1] <-> latent (B, H/f, W/f, C).
 
 Attribute names are diffusers'. Latents are the raw posterior; the caller applies the scale.
+
+With a `stem` above 1 it is a small residual autoencoder instead (as in Chen et al. 2024, DC-AE):
+squares of stem x stem pixels enter and leave as channels, and latent and image are these channels
+plus what the networks add. It loses nothing from the first step on, at the cost of a wide latent.
 """
 
 from typing import Any
@@ -21,6 +25,8 @@ from osdhuman_jax.layers import (
     SpatialAttention,
     Upsample2D,
     conv1x1,
+    depth_to_space,
+    space_to_depth,
 )
 from osdhuman_jax.types import Image, Latent
 
@@ -89,9 +95,11 @@ class Encoder(nnx.Module):
         layers: int,
         groups: int,
         add_attention: bool,
+        stem: int,
         **kw: Any,
     ):
-        self.conv_in = Conv3x3(3, channels[0], **kw)
+        self.stem = stem
+        self.conv_in = Conv3x3(3 * stem**2, channels[0], **kw)
         pairs = zip((channels[0], *channels), channels, strict=False)
         last = len(channels) - 1
         self.down_blocks = nnx.List(
@@ -104,6 +112,7 @@ class Encoder(nnx.Module):
         self.conv_out = Conv3x3(channels[-1], 2 * latent_channels, **{**kw, **EXACT})
 
     def __call__(self, x: Image) -> Resized:
+        x = space_to_depth(x, self.stem)
         for layer in (self.conv_in, *self.down_blocks, self.mid_block, self.conv_norm_out):
             x = layer(x)
         return self.conv_out(jax.nn.silu(x))
@@ -119,8 +128,10 @@ class Decoder(nnx.Module):
         layers: int,
         groups: int,
         add_attention: bool,
+        stem: int,
         **kw: Any,
     ):
+        self.stem = stem
         down = channels[::-1]
         self.conv_in = Conv3x3(latent_channels, down[0], **kw)
         self.mid_block = UNetMidBlock2D(down[0], groups, add_attention, **kw)
@@ -130,17 +141,20 @@ class Decoder(nnx.Module):
             for i, (cin, cout) in enumerate(pairs)
         )
         self.conv_norm_out = GroupNorm(down[-1], groups, EPSILON, **kw)
-        self.conv_out = Conv3x3(down[-1], 3, **kw)
+        self.conv_out = Conv3x3(down[-1], 3 * stem**2, **kw)
 
     def __call__(self, z: Latent) -> Image:
         x = z
         for layer in (self.conv_in, self.mid_block, *self.up_blocks, self.conv_norm_out):
             x = layer(x)
-        return self.conv_out(jax.nn.silu(x))
+        return depth_to_space(self.conv_out(jax.nn.silu(x)), self.stem)
 
 
 class AutoencoderKL(nnx.Module):
-    """Encoder, decoder and the two pointwise convolutions beside the latent."""
+    """Encoder, decoder and the two pointwise convolutions beside the latent.
+
+    Raises ValueError where a residual one's latent has not as many channels as a square has values.
+    """
 
     def __init__(
         self,
@@ -151,6 +165,7 @@ class AutoencoderKL(nnx.Module):
         norm_num_groups: int,
         scaling_factor: float,
         mid_block_add_attention: bool,
+        stem: int = 1,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -162,9 +177,14 @@ class AutoencoderKL(nnx.Module):
             layers_per_block,
             norm_num_groups,
             mid_block_add_attention,
+            stem,
         )
         self.scaling_factor = scaling_factor
-        self.downscale = 2 ** (len(block_out_channels) - 1)
+        self.downscale = stem * 2 ** (len(block_out_channels) - 1)
+        self.residual = stem > 1
+        if self.residual and latent_channels != 3 * self.downscale**2:
+            text = f"{self.downscale} x {self.downscale} pixels"
+            raise ValueError(f"latent_channels: {latent_channels} are not the values of {text}")
         self.encoder = Encoder(*sizes, **kw)
         # In float32 as the encoder's last layers, and for the same reason.
         self.quant_conv = conv1x1(2 * latent_channels, 2 * latent_channels, **{**kw, **EXACT})
@@ -175,8 +195,11 @@ class AutoencoderKL(nnx.Module):
         """Mean and log-variance (clamped to [-30, 20]) of the posterior, float32."""
         moments = self.quant_conv(self.encoder(x))
         mean, logvar = jnp.split(moments, 2, axis=-1)
+        if self.residual:
+            mean = mean + space_to_depth(x, self.downscale).astype(jnp.float32)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, z: Latent) -> Image:
         """Image of an unscaled latent, float32, not clamped."""
-        return self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+        image = self.decoder(self.post_quant_conv(z)).astype(jnp.float32)
+        return image + depth_to_space(z, self.downscale) if self.residual else image

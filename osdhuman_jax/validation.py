@@ -23,7 +23,8 @@ def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
     """Names and the first `eval_images` pictures of the validation sources, degraded by a seed."""
     source = open_sources(config.run.eval_sources or config.data.sources)
     count = min(config.run.eval_images, len(source))
-    data = dataclasses.replace(config.data, crop=config.run.eval_crop, flip=False)
+    plain = {"kinds": (1.0,), "gray": 0.0, "flip": False}
+    data = dataclasses.replace(config.data, crop=config.run.eval_crop, **plain)
     samples = [make_sample(source, data, 0, index) for index in range(count)]
     read = [(s["index"] + len(s["failures"])) % len(source) for s in samples]
     pictures = {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}

@@ -12,14 +12,15 @@ FLOORS = [
     | {"command", "flops", "memory", "niqe"},
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
-    {"vae", "unet", "swin", "lpips", "clip", "tagger", "degrade", "tables", "tiling"} | {"sources"},
+    {"vae", "unet", "swin", "rrdbnet", "lpips", "clip", "tagger", "degrade", "tables", "tiling"}
+    | {"sources", "plans"},
     {"prompts", "data", "plots"},
     {"restorer", "losses", "optimizer", "flags"},
     {"weights", "monitor", "objectives", "programs"},
     {"experiment"},
     {"checkpoint", "training"},
     {"pipeline", "iqa", "validation"},
-    {"scoring", "jobs", "api", "export"},
+    {"scoring", "jobs", "api", "export", "label"},
     {"evaluate", "app"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -30,7 +31,7 @@ WITHOUT_JAX |= {"names", "png", "jpeg", "exif", "alpha"}
 SHARED_WITH_CURATE = {"disk", "command", "images", "listing", "icc", "niqe", "names", "exif"}
 COMMANDS = {"train.py", "infer.py"}
 NETWORKS = set(
-    "layers attention convolution vae unet swin lpips clip tagger prompts restorer".split()
+    "layers attention convolution vae unet swin rrdbnet lpips clip tagger prompts restorer".split()
 )
 
 

@@ -3,40 +3,13 @@
 import numpy as np
 import pytest
 
-from benchmarks import quality, realsr, train_step
-from osdhuman_jax import evaluate
+from benchmarks import realsr, train_step
 from osdhuman_jax.images import write_png
 from osdhuman_jax.metrics import psnr_y
 
 
 def flat(value: int) -> np.ndarray:
     return np.full((16, 16, 3), value, np.uint8)
-
-
-def test_quality_table_and_its_place(tmp_path):
-    for kind, value in {"original": 100, "degraded": 90, "nlm": 95, "restored": 99}.items():
-        (tmp_path / kind).mkdir()
-        write_png(tmp_path / kind / "a.png", flat(value))
-    flags = [f"--restored={name}={tmp_path / kind}" for kind, name in quality.METHODS.items()]
-    flags += ["--reference", str(tmp_path / "original"), "--metrics", "psnr,ssim"]
-    assert evaluate.main([*flags, "--output", str(tmp_path / "scores")]) == 0
-    rows = quality.table(tmp_path).splitlines()
-    assert rows[0] == "| mean of 1 photographs | PSNR ↑ | SSIM ↑ | sharpness (original 0.00) |"
-    assert rows[4].startswith(f"| restored | **{psnr_y(flat(99), flat(100)):.2f}** |")
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- quality shipped -->\nold\n<!-- end -->\nafter\n")
-    for _ in range(2):
-        quality.put(page, "shipped", "new\n")
-        text = "before\n<!-- quality shipped -->\nnew\n<!-- end -->\nafter\n"
-        assert page.read_text() == text
-    with pytest.raises(SystemExit, match="quality photographs"):
-        quality.put(page, "photographs", "new\n")
-    assert page.read_text() == text
-
-
-def test_sharpness_of_a_ramp():
-    ramp = np.arange(0, 64, 2, dtype=np.uint8)[None, :, None].repeat(32, 0).repeat(3, 2)
-    assert quality.sharpness(ramp) == pytest.approx(2 * 30 / 32)  # 0 at the mirrored borders
 
 
 @pytest.fixture

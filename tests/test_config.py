@@ -25,7 +25,7 @@ def through_json(config):
 
 
 def test_there_are_presets():
-    assert {"base", "debug", "nano_vae", "nano_diffusion", "nano"} <= set(PRESETS)
+    assert {"base", "debug", "nano"} <= set(PRESETS)
 
 
 @pytest.mark.parametrize("config", [Config(), ModelConfig(), models.tiny(), models.nano()])
@@ -76,6 +76,14 @@ def test_missing_fields_are_named():
     del values["optim"]["b1"], values["optim"]["eps"]
     with pytest.raises(ConfigError, match=r"^OptimConfig: missing field\(s\) b1, eps$"):
         from_dict(Config, values)
+
+
+def test_younger_fields_have_their_old_meaning_where_a_file_lacks_them():
+    values = to_dict(Config())
+    for section, name in (("run", "train"), ("data", "kinds"), ("loss", "l1")):
+        del values[section][name]
+    del values["model"]["vae"]["stem"]
+    assert from_dict(Config, values) == Config()
 
 
 @pytest.mark.parametrize("value", [3, None, "vae", [1]])

@@ -462,3 +462,83 @@ def test_numbers_out_of_range_are_refused(folder):
     for numbers in ({"batch_size": 0}, {"batch_size": 1, "shard_index": 1}):
         with pytest.raises(ConfigError):
             make_loader(_config(folder), **numbers)
+
+
+# Degradations of every strength, and labels.
+
+
+def labelled_folder(root: Path, count: int = 3, side: int = 48) -> Path:
+    for kind in ("lq", "teacher"):
+        (root / kind).mkdir(parents=True)
+        for i in range(count):
+            image = _picture(100 * i + len(kind), side, side)
+            (root / kind / f"{i}.png").write_bytes(_png(image))
+    return root
+
+
+def _labelled_config(*folders: Path, **changes) -> DataConfig:
+    return _config(*folders, **{"degrade": True, **changes})
+
+
+def test_labelled_samples_are_windows_of_one_pair(folder, tmp_path):
+    root = labelled_folder(tmp_path / "labelled")
+    config = _labelled_config(labelled=(str(root),), labelled_share=1.0, teacher_share=0.5)
+    labelled, source = sources.LabelledSource([root]), FolderSource(folder)
+    pairs = [labelled.read(i) for i in range(3)]
+    sample = make_sample(source, config, 0, 4, labelled)
+    assert sample["index"] == 4 and sample["lq"].shape == (32, 32, 3)
+    found = [
+        (lq, label)
+        for lq, label in pairs
+        for mirrored in (slice(None), slice(None, None, -1))
+        for top in range(17)
+        for left in range(17)
+        if np.array_equal(lq[top : top + 32, left : left + 32][:, mirrored], sample["lq"])
+        and np.abs(
+            (lq / 2 + label / 2)[top : top + 32, left : left + 32][:, mirrored] - sample["hq"]
+        ).max()
+        <= 0.5
+    ]
+    assert len(found) == 1
+    again = make_sample(source, config, 0, 4, labelled)
+    assert np.array_equal(again["lq"], sample["lq"]) and np.array_equal(again["hq"], sample["hq"])
+
+
+def test_share_of_labelled_samples(folder, tmp_path):
+    root = labelled_folder(tmp_path / "labelled")
+    labelled, source = sources.LabelledSource([root]), FolderSource(folder)
+    config = _labelled_config(kinds=(0.0, 0.0, 0.0, 0.0, 1.0), labelled_share=0.5)
+    samples = [make_sample(source, config, epoch, 0, labelled) for epoch in range(40)]
+    clean = sum(np.array_equal(s["hq"], s["lq"]) for s in samples)
+    assert 10 <= clean <= 30
+
+
+def test_loader_reads_labelled_folders(folder, tmp_path):
+    root = labelled_folder(tmp_path / "labelled")
+    config = _labelled_config(folder, labelled=(str(root),), labelled_share=1.0)
+    with make_loader(config, batch_size=2) as loader:
+        batch = next(loader)
+    labelled = sources.LabelledSource([root])
+    want = make_sample(FolderSource(folder), config, 0, int(batch["index"][0]), labelled)
+    assert np.array_equal(batch["lq"][0], want["lq"])
+
+
+def test_label_without_its_picture_is_named(tmp_path):
+    root = labelled_folder(tmp_path / "labelled")
+    (root / "lq" / "1.png").unlink()
+    with pytest.raises(DataError, match="lq/1.png: missing, though it has a label"):
+        sources.LabelledSource([root])
+
+
+def test_labels_of_another_size_are_named(tmp_path):
+    root = labelled_folder(tmp_path / "labelled")
+    (root / "teacher" / "0.png").write_bytes(_png(_picture(0, 40, 40)))
+    with pytest.raises(DataError, match="0.png: of another size than its label"):
+        sources.LabelledSource([root]).read(0)
+
+
+def test_gray_pictures_are_degraded_gray(folder):
+    config = _labelled_config(gray=1.0, kinds=(0.0, 0.0, 0.0, 0.0, 1.0))
+    sample = make_sample(FolderSource(folder), config, 0, 0)
+    assert np.ptp(sample["hq"], axis=-1).max() == 0
+    assert np.array_equal(sample["hq"], sample["lq"])

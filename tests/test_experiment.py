@@ -85,6 +85,21 @@ def test_restorer_run_trains_lora_and_hfie():
     assert ours == expected
 
 
+def test_restorer_run_can_train_all():
+    def every(config: Config) -> None:
+        config.run.train = "all"
+
+    params, names, _ = trained(every, "restorer")
+    assert params == names
+
+
+def test_all_weights_leave_vsd_no_frozen_network():
+    config = small.config("restorer")
+    config.run.train, config.loss.vsd = "all", 1.0
+    with pytest.raises(ConfigError, match="^loss.vsd: a run that trains all weights"):
+        experiment.check(config)
+
+
 def test_conv_in_can_be_trained_too():
     without, _, _ = trained(nothing, "restorer")
     ours, _, _ = trained(lambda c: setattr(c.lora, "train_conv_in", True), "restorer")

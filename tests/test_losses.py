@@ -36,6 +36,28 @@ def test_mse_gradient():
     np.testing.assert_allclose(jax.grad(losses.mse)(a, b), 2 * (a - b) / a.size, rtol=1e-6)
 
 
+def test_l1_of_constants():
+    assert float(losses.l1(image(-1.0), image(1.0))) == 2.0
+    assert float(losses.l1(image(0.25), image(0.25))) == 0.0
+
+
+def test_gradient_sees_steps_and_no_level():
+    assert float(losses.gradient(image(-1.0), image(1.0))) == 0.0
+    step = jnp.zeros((1, 4, 4, 3)).at[:, 2:].set(0.5)  # one of three differences down, none across
+    assert float(losses.gradient(step, jnp.zeros_like(step))) == pytest.approx(0.5 / 3)
+
+
+def test_colour_sees_means_of_squares_alone():
+    flat = jnp.zeros((1, 40, 36, 3))
+    signs = (-1.0) ** np.add.outer(np.arange(40), np.arange(36))
+    chequered = flat + np.broadcast_to(signs[None, ..., None], flat.shape).astype(np.float32)
+    assert float(losses.colour(chequered, flat)) == 0.0
+    tinted = flat.at[..., 0].set(0.3)
+    assert float(losses.colour(tinted, flat)) == pytest.approx(0.03)
+    margin = flat.at[:, 32:].set(1.0).at[:, :, 32:].set(1.0)  # beyond the last whole square
+    assert float(losses.colour(margin, flat)) == 0.0
+
+
 def test_chroma_sees_colour_alone():
     gray = image(0.5) + jnp.asarray(normal(2, 3, 5, 1))
     np.testing.assert_allclose(losses.chroma(gray, image(-0.25)), 0.0, atol=1e-12)

@@ -19,7 +19,8 @@ from small import Halve, halving
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.frames import enlarge, pad_reflect, scaled_size, squash
 from osdhuman_jax.images import Picture, to_float, to_uint8
-from osdhuman_jax.pipeline import VIEW, WHOLE, Pipeline, RestoreError
+from osdhuman_jax.pipeline import VIEW, Pipeline, RestoreError
+from osdhuman_jax.plans import WHOLE
 from osdhuman_jax.prompts import FixedPrompter
 from osdhuman_jax.restorer import build_restorer
 from osdhuman_jax.weights import Model

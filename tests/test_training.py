@@ -49,6 +49,24 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+def test_all_weights_of_a_restorer_can_be_trained(folder):
+    config = small.config("restorer")
+    config.run.train = "all"
+    config.loss.l1 = config.loss.gradient = config.loss.colour = 1.0
+    trainer, _, state, frozen = training.build(config, folder)
+    batch = {k: jnp.asarray(v) for k, v in small.pictures(side=32).items()}
+    after, scalars = jax.jit(trainer.step)(state, frozen, batch)
+    assert {"l1", "gradient", "colour"} <= set(scalars)
+    total = sum(float(scalars[name]) for name in ("mse", "l1", "gradient", "colour"))
+    assert float(scalars["loss"]) == pytest.approx(total, rel=1e-5)
+    whole, _, _ = load_base(folder)
+    names = set(arrays(nnx.state(whole, nnx.Param)))
+    assert set(arrays(after.params)) == names
+    moved = changed(state.params, after.params)
+    assert {"vae.encoder.conv_in.kernel", "vae.decoder.conv_out.kernel"} <= moved
+    assert {n.split(".")[0] for n in moved} == {"vae", "unet", "prompter"}
+
+
 # The step.
 
 

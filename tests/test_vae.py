@@ -9,9 +9,13 @@ import pytest
 from convert import abstract, call, close, filled, from_torch, nchw, normal, randomise
 from diffusers import AutoencoderKL as Reference
 from dtypes import convolutions
+from flax import nnx
 
 from osdhuman_jax import lora
+from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.layers import depth_to_space, space_to_depth
 from osdhuman_jax.vae import AutoencoderKL
+from osdhuman_jax.weights import random_restorer
 
 PLANS = {
     "sd": {"block_out_channels": (32, 48, 64, 64), "layers_per_block": 2, "latent_channels": 4},
@@ -102,6 +106,60 @@ def test_images_and_latents_are_float32_in_bfloat16_networks():
     image = jax.eval_shape(lambda v: v.decode(jnp.zeros((1, 2, 2, 4))), vae)
     assert {x.dtype for x in (mean, logvar, image)} == {jnp.dtype(jnp.float32)}
     assert (mean.shape, logvar.shape, image.shape) == ((1, 2, 2, 4), (1, 2, 2, 4), (1, 16, 16, 3))
+
+
+RESIDUAL = ModelConfig(
+    vae=VAEConfig(48, (16,), 1, 4, 1.0, False, stem=4),
+    unet=UNetConfig(48, (16,), ("CrossAttnDownBlock2D",), 1, (2,), 8, 4),
+    swin=SwinConfig(16, 4, 4, (1,), (1,), window_size=2, image_proj_dim=8),
+    hfie=HFIEConfig(num_queries=3, num_heads=2),
+)
+
+
+def test_squares_become_channels_and_pixels_again():
+    x = jnp.asarray(normal(2, 8, 12, 3))
+    squares = np.asarray(space_to_depth(x, 4))
+    assert squares.shape == (2, 2, 3, 48)
+    np.testing.assert_array_equal(squares[1, 1, 2].reshape(4, 4, 3), x[1, 4:8, 8:12])
+    np.testing.assert_array_equal(depth_to_space(jnp.asarray(squares), 4), x)
+
+
+def test_residual_autoencoder_begins_as_the_identity():
+    model = random_restorer(RESIDUAL, 0)
+    assert (model.vae.downscale, model.multiple) == (4, 4)
+    x = jnp.asarray(normal(1, 16, 24, 3).clip(-1, 1))
+    mean, logvar = model.vae.encode(x)
+    np.testing.assert_array_equal(mean, space_to_depth(x, 4))
+    np.testing.assert_allclose(logvar, -6.0)
+    np.testing.assert_array_equal(model.vae.decode(mean), x)
+
+
+def test_residual_autoencoder_adds_what_it_has_learnt():
+    vae = random_restorer(RESIDUAL, 0).vae
+    vae.encoder.conv_out.bias.set_value(vae.encoder.conv_out.bias[...] + 1.0)
+    vae.decoder.conv_out.bias.set_value(vae.decoder.conv_out.bias[...] + 0.5)
+    x = jnp.asarray(normal(1, 8, 8, 3))
+    mean, _ = vae.encode(x)
+    shift = (jnp.ones((1, 1, 1, 96)) @ vae.quant_conv.kernel[0, 0])[..., :48]
+    np.testing.assert_allclose(
+        mean - space_to_depth(x, 4), jnp.broadcast_to(shift, mean.shape), atol=1e-5
+    )
+    z = space_to_depth(x, 4)
+    np.testing.assert_allclose(vae.decode(z) - x, 0.5, atol=1e-6)
+
+
+def test_residual_latent_holds_every_pixel():
+    with pytest.raises(ValueError, match="latent_channels: 16 are not the values of 4 x 4 pixels"):
+        AutoencoderKL(
+            latent_channels=16,
+            block_out_channels=(16,),
+            layers_per_block=1,
+            norm_num_groups=4,
+            scaling_factor=1.0,
+            mid_block_add_attention=False,
+            stem=4,
+            rngs=nnx.Rngs(0),
+        )
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -3,14 +3,16 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from osdhuman_jax.checkpoint import CheckpointError, load_generator
 from osdhuman_jax.command import CommandError, Parser
 from osdhuman_jax.config import ConfigError
+from osdhuman_jax.weights.cleaners import PACKAGE
 from osdhuman_jax.weights.exporter import FORMATS, export_model
 from osdhuman_jax.weights.extractors import KINDS
 from osdhuman_jax.weights.files import WeightsError
-from osdhuman_jax.weights.importer import import_model
+from osdhuman_jax.weights.importer import import_cleaner, import_model
 from osdhuman_jax.weights.info import describe
 
 
@@ -18,9 +20,15 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser("python -m osdhuman_jax.weights", __doc__ or "")
     commands = top.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("import", help="Stable Diffusion 2.1-base and RAM -> model folder")
-    make.add_argument("--sd", required=True, help="diffusers folder, single file or hub repository")
-    make.add_argument("--ram", required=True, help="ram_swin_large_14m.pth")
+    make = commands.add_parser(
+        "import", help="Stable Diffusion 2.1-base and RAM, or Real-ESRGAN -> model folder"
+    )
+    make.add_argument("--sd", help="diffusers folder, single file or hub repository")
+    make.add_argument("--ram", help="ram_swin_large_14m.pth")
+    make.add_argument(
+        "--cleaner",
+        help=f"RealESRGAN_x4plus.pth, .safetensors, ncnn's .param or .bin, or {PACKAGE}; alone",
+    )
     make.add_argument("--dape", help="DAPE.pth: the tagger for degraded pictures")
     make.add_argument(
         "--lpips", nargs="+", default=[], help="vgg16-397923af.pth and lpips' vgg.pth"
@@ -49,11 +57,25 @@ def run(arguments: argparse.Namespace) -> None:
         export_model(**options)
         return
     if arguments.command == "import":
-        generator = options["generator"]
-        if generator and (Path(generator) / "checkpoints").is_dir():
-            options["generator"] = load_generator(generator)
-        import_model(**options)
+        run_import(options)
     print(describe(arguments.output if arguments.command == "import" else arguments.folder))
+
+
+def run_import(options: dict[str, Any]) -> None:
+    """Import what was named. Raises WeightsError on too little, or on what does not go together."""
+    cleaner = options.pop("cleaner")
+    if cleaner:
+        others = [k for k, v in options.items() if v and k not in ("output", "overwrite")]
+        if others:
+            raise WeightsError(f"--cleaner goes alone, without --{', --'.join(others)}")
+        import_cleaner(cleaner, options["output"], overwrite=options["overwrite"])
+        return
+    if not (options["sd"] and options["ram"]):
+        raise WeightsError("import needs --sd and --ram, or --cleaner")
+    generator = options["generator"]
+    if generator and (Path(generator) / "checkpoints").is_dir():
+        options["generator"] = load_generator(generator)
+    import_model(**options)
 
 
 def main(argv: list[str] | None = None) -> int:

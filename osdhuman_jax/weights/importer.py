@@ -18,6 +18,7 @@ from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
 from osdhuman_jax.disk import file_digest, staged_folder, write_json
 from osdhuman_jax.prompts import load_prompt
 from osdhuman_jax.tokenizer import read_vocabulary
+from osdhuman_jax.weights.cleaners import read_cleaner
 from osdhuman_jax.weights.diffusion import (
     LICENCE,
     Diffusion,
@@ -40,6 +41,7 @@ from osdhuman_jax.weights.sources import (
 )
 from osdhuman_jax.weights.store import (
     BASE,
+    CLEANER,
     CONFIG,
     FORMAT,
     GENERATOR,
@@ -109,6 +111,26 @@ def import_model(
     files = _restorer_files(diffusion, encoder, model, trained, seed)
     files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
     _write_folder(output, files, meta, small, overwrite)
+
+
+def import_cleaner(source: Location, output: Location, *, overwrite: bool = False) -> None:
+    """Write a model folder of RRDBNet (see cleaners.py), whose tensors keep their dtypes.
+
+    `source` is a file, or the name of a package of weights that is installed. Raises WeightsError,
+    having written nothing.
+    """
+    output = Path(output)
+    _check_output(output, overwrite)
+    read = read_cleaner(str(source))
+    meta: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": CLEANER,
+        "model": to_dict(read.config),
+        "digests": {},
+        "licences": [read.licence],
+        "provenance": read.provenance,
+    }
+    _write_folder(output, {BASE: read.tensors}, meta, {}, overwrite)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -5,9 +5,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from osdhuman_jax.weights.cleaners import read_sizes
 from osdhuman_jax.weights.files import Tensor, load
-from osdhuman_jax.weights.store import read_configs, read_meta, verify
+from osdhuman_jax.weights.store import CLEANER, kind_of, read_configs, read_meta, verify
 
 GROUPS = ("vae", "unet", "prompter.image_encoder", "prompter.hfie")
 
@@ -15,12 +17,10 @@ GROUPS = ("vae", "unet", "prompter.image_encoder", "prompter.hfie")
 def describe(folder: Path | str) -> str:
     """Several lines. Raises WeightsError where a file is gone or not what its digest says."""
     folder = Path(folder)
-    meta = read_meta(folder)
-    model, adapters = read_configs(folder, meta)
+    kind = kind_of(folder)
+    meta = read_meta(folder, kind)
+    lines = _cleaner(folder, meta) if kind == CLEANER else _restorer(folder, meta)
     verify(folder, meta, *meta["digests"])
-    lines = [f"{folder}: prompt {meta.get('prompt', 'hfie')}, timestep {model.timestep}"]
-    if adapters:
-        lines += [f"generator: LoRA of rank {adapters.rank}, alpha {adapters.alpha:g}"]
     for name, digest in meta["digests"].items():
         if not name.endswith(".safetensors"):
             lines += [f"{name}: sha256 {digest}"]
@@ -32,6 +32,20 @@ def describe(folder: Path | str) -> str:
     lines += [f"licence: {text}" for text in meta.get("licences", [])]
     lines += [f"{key}: {json.dumps(value)}" for key, value in meta.get("provenance", {}).items()]
     return "\n".join(lines)
+
+
+def _restorer(folder: Path, meta: dict[str, Any]) -> list[str]:
+    model, adapters = read_configs(folder, meta)
+    lines = [f"{folder}: prompt {meta.get('prompt', 'hfie')}, timestep {model.timestep}"]
+    if adapters:
+        lines += [f"generator: LoRA of rank {adapters.rank}, alpha {adapters.alpha:g}"]
+    return lines
+
+
+def _cleaner(folder: Path, meta: dict[str, Any]) -> list[str]:
+    size = read_sizes(folder, meta)
+    width = f"{size.num_block} blocks of width {size.num_feat} + {size.num_grow_ch}"
+    return [f"{folder}: cleaner (RRDBNet), x{size.scale}, {width}"]
 
 
 def _sum(tensors: Mapping[str, Tensor]) -> str:

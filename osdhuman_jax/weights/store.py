@@ -4,6 +4,7 @@
     base.safetensors       the frozen networks, named by nnx path ("vae.encoder.conv_in.kernel")
     generator.safetensors  what training the restorer changed: LoRA factors and HFIE; may be absent
 
+Another kind of network says so by "kind" in config.json and has no generator (see cleaners.py).
 A folder that lacks a tensor, has one too many or one of another shape, or whose bytes do not match
 their digest, is refused with one error.
 """
@@ -30,6 +31,12 @@ from osdhuman_jax.restorer import Restorer, build_restorer
 from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
 
 FORMAT = 1
+# What a folder's network is, by "kind" in config.json; folders without it are restorers.
+RESTORER, CLEANER = "restorer", "cleaner"
+KINDS = {
+    RESTORER: ("a restorer of one diffusion step", {"model", "lora", "digests"}),
+    CLEANER: ("a cleaner, which restores by itself (RRDBNet)", {"model", "digests"}),
+}
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
 # What building a network raises where its sizes, read from a file, make no sense.
 IMPOSSIBLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
@@ -70,6 +77,10 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     restorer, _ = hollow_restorer(config, precision=precision)
     for name, variable in parameters(restorer).items():
         variable.set_value(jnp.asarray(draw(name, variable.shape, rng), variable.dtype))
+    if restorer.vae.residual:
+        # It begins as the identity: nothing is added by either half, or taken away by the U-Net.
+        for layer in (restorer.vae.encoder, restorer.vae.decoder, restorer.unet):
+            layer.conv_out.kernel.set_value(jnp.zeros_like(layer.conv_out.kernel[...]))
     query = restorer.prompter.hfie.query
     query.set_value(config.hfie.query_init_std * query.get_value())
     return restorer
@@ -205,8 +216,24 @@ def _generator_names(restorer: Restorer, generator: LoRAConfig | None) -> set[st
     return {_name(path) for path, _ in nnx.to_flat_state(state)}
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder. Raises WeightsError where it is not one."""
+def kind_of(folder: Path) -> str:
+    """Which of KINDS the model of a folder is. Raises WeightsError where it is none."""
+    return _described(folder).get("kind", RESTORER)
+
+
+def read_meta(folder: Path, kind: str = RESTORER) -> dict[str, Any]:
+    """config.json of a model folder of a kind. Raises WeightsError where it is not one."""
+    meta = _described(folder)
+    found = meta.get("kind", RESTORER)
+    if found != kind:
+        raise WeightsError(f"{folder}: {KINDS[found][0]}; needed here is {KINDS[kind][0]}")
+    if lacking := sorted(KINDS[kind][1] - set(meta)):
+        raise WeightsError(f"{folder / CONFIG}: lacks {', '.join(lacking)}")
+    return meta
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """config.json of a model folder of any kind."""
     if not (folder / CONFIG).is_file():
         what = f"not a model folder (no {CONFIG})" if folder.is_dir() else "no model folder"
         raise WeightsError(f"{folder}: {what}; make one by python -m osdhuman_jax.weights import")
@@ -216,8 +243,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{folder / CONFIG}: not JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise WeightsError(f"{folder / CONFIG}: not a model description of format {FORMAT}")
-    if lacking := sorted({"model", "lora", "digests"} - set(meta)):
-        raise WeightsError(f"{folder / CONFIG}: lacks {', '.join(lacking)}")
+    kind = meta.get("kind", RESTORER)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise WeightsError(f"{folder / CONFIG}: kind {kind!r:.40} is none of {', '.join(KINDS)}")
     return meta
 
 

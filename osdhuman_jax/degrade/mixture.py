@@ -1,0 +1,84 @@
+"""Degradations from none to heavy in one mixture: a model then leaves good pictures alone.
+
+A restorer that has only seen the paper's degradation takes every picture for a ruin. What people
+bring is milder: a JPEG, a little noise, a small picture that was enlarged. A kind is drawn first,
+then its numbers. Pictures are (h, w, 3) uint8 RGB, in and out of one size.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+
+from osdhuman_jax.config import DegradationConfig
+from osdhuman_jax.degrade import (
+    LUMA,
+    MODES,
+    Image8,
+    Rng,
+    degrade,
+    filter2d,
+    from_unit,
+    gaussian_kernel,
+    gaussian_noise,
+    jpeg,
+    resize,
+    to_unit,
+)
+
+Kind = Literal["heavy", "mild", "jpeg", "small", "clean"]
+KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order of `DataConfig.kinds`
+
+
+def mixed(hq: Image8, rng: Rng, shares: Sequence[float], heavy: DegradationConfig) -> Image8:
+    """LQ of `hq` by a kind that is drawn by its share; "heavy" is the paper's degradation."""
+    bounds = np.cumsum(shares)
+    at = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
+    kind = KINDS[min(at, len(KINDS) - 1)]
+    return degrade(hq, rng, heavy)[0] if kind == "heavy" else LIGHTER[kind](hq, rng)
+
+
+def mild(hq: Image8, rng: Rng) -> Image8:
+    """A little blur, a smaller size and back, a little noise, a good JPEG: each at one in two."""
+    image, size = to_unit(hq), (hq.shape[0], hq.shape[1])
+    if rng.random() < 0.5:
+        sigma = rng.uniform(0.2, 1.2)
+        image = filter2d(image, gaussian_kernel(7, sigma, sigma))
+    if rng.random() < 0.5:
+        less = rng.uniform(0.5, 1.0)
+        small = (round(size[0] * less), round(size[1] * less))
+        image = resize(resize(image, "area", small), "bicubic", size)
+    if rng.random() < 0.5:
+        image = gaussian_noise(image, rng, rng.uniform(1.0, 10.0), bool(rng.random() < 0.4))
+    if rng.random() < 0.5:
+        image = jpeg(image, int(rng.integers(60, 95, endpoint=True)))
+    return from_unit(image)
+
+
+def compressed(hq: Image8, rng: Rng) -> Image8:
+    """JPEG alone, once."""
+    return from_unit(jpeg(to_unit(hq), int(rng.integers(25, 95, endpoint=True))))
+
+
+def small(hq: Image8, rng: Rng) -> Image8:
+    """A picture of few pixels, most often a JPEG, enlarged to a size that one can work at."""
+    size = (hq.shape[0], hq.shape[1])
+    less = rng.uniform(1.5, 4.0)
+    image = resize(to_unit(hq), "area", (round(size[0] / less), round(size[1] / less)))
+    if rng.random() < 0.7:
+        image = jpeg(image, int(rng.integers(50, 98, endpoint=True)))
+    return from_unit(resize(image, MODES[int(rng.integers(1, len(MODES)))], size))
+
+
+LIGHTER: dict[Kind, Callable[[Image8, Rng], Image8]] = {
+    "mild": mild,
+    "jpeg": compressed,
+    "small": small,
+    "clean": lambda hq, rng: hq,
+}
+
+
+def grayed(picture: Image8) -> Image8:
+    """The picture's luma in all three channels."""
+    return np.repeat(cv2.transform(picture, LUMA)[..., None], 3, axis=-1)

@@ -1,0 +1,137 @@
+"""RRDBNet, the network of ESRGAN and Real-ESRGAN: a picture in, the picture restored and enlarged.
+
+It is a generator of its own, without a prompt and without a diffusion model (Wang et al. 2018,
+ESRGAN, section 3.1; Wang et al. 2021, Real-ESRGAN, section 4.1). Attributes have the names of the
+released weights, and the constructor's arguments those of BasicSR.
+
+Images are (B, H, W, 3) in [-1, 1] outside; inside the network computes with RGB in [0, 1].
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from osdhuman_jax.convolution import Conv3x3, Feature
+from osdhuman_jax.layers import upsampled
+from osdhuman_jax.types import Image
+
+SLOPE = 0.2  # of every LeakyReLU
+SHARE = 0.2  # of each residual that is added to its input
+REACH = 48  # features; the released weights of 23 blocks differ by a level or two at the most there
+ENLARGED = 4  # times that the features grow on their way to the picture
+
+Larger = Float[Array, "b _ _ 3"]
+
+
+def leaky(x: Array) -> Array:
+    """LeakyReLU with the released slope."""
+    return jax.nn.leaky_relu(x, SLOPE)
+
+
+class ResidualDenseBlock(nnx.Module):
+    """Four convolutions that each see all features before them, and a fifth that sums up."""
+
+    def __init__(self, num_feat: int, num_grow_ch: int, **kw: Any):
+        width, more = num_feat, num_grow_ch
+        self.conv1 = Conv3x3(width, more, **kw)
+        self.conv2 = Conv3x3(width + more, more, **kw)
+        self.conv3 = Conv3x3(width + 2 * more, more, **kw)
+        self.conv4 = Conv3x3(width + 3 * more, more, **kw)
+        self.conv5 = Conv3x3(width + 4 * more, width, **kw)
+
+    def __call__(self, x: Feature) -> Feature:
+        features = [x]
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
+            features.append(leaky(conv(_joined(features))))
+        return x + SHARE * self.conv5(_joined(features))
+
+
+def _joined(features: Sequence[Array]) -> Array:
+    return jnp.concatenate(features, axis=-1)  # [B, H, W, sum of C]
+
+
+class RRDB(nnx.Module):
+    """Residual in residual dense block: three dense blocks and a residual around them."""
+
+    def __init__(self, num_feat: int, num_grow_ch: int, **kw: Any):
+        self.rdb1 = ResidualDenseBlock(num_feat, num_grow_ch, **kw)
+        self.rdb2 = ResidualDenseBlock(num_feat, num_grow_ch, **kw)
+        self.rdb3 = ResidualDenseBlock(num_feat, num_grow_ch, **kw)
+
+    def __call__(self, x: Feature) -> Feature:
+        return x + SHARE * self.rdb3(self.rdb2(self.rdb1(x)))
+
+
+class RRDBNet(nnx.Module):
+    """Restores and enlarges `scale` (4, 2 or 1) times.
+
+    Features always grow four times: at scales 2 and 1 the input's pixels go onto the channels
+    first, so that its sides must be multiples of 2 or 4 (`multiple`). Raises ValueError on another
+    scale.
+    """
+
+    prompter = None  # which a pipeline asks of every network
+
+    def __init__(
+        self,
+        *,
+        num_feat: int,
+        num_grow_ch: int,
+        num_block: int,
+        scale: int,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if scale not in (1, 2, ENLARGED):
+            raise ValueError(f"scale must be 1, 2 or {ENLARGED}, got {scale}")
+        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.scale, self.dtype = scale, dtype
+        self.conv_first = Conv3x3(3 * self.multiple**2, num_feat, **kw)
+        self.body = nnx.List(RRDB(num_feat, num_grow_ch, **kw) for _ in range(num_block))
+        self.conv_body = Conv3x3(num_feat, num_feat, **kw)
+        self.conv_up1 = Conv3x3(num_feat, num_feat, **kw)
+        self.conv_up2 = Conv3x3(num_feat, num_feat, **kw)
+        self.conv_hr = Conv3x3(num_feat, num_feat, **kw)
+        self.conv_last = Conv3x3(num_feat, 3, **kw)
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of its input are multiples of."""
+        return ENLARGED // self.scale
+
+    @property
+    def reach(self) -> int:
+        """How far from a tile's edge, in pixels of the input, the output is the whole picture's."""
+        return REACH * self.multiple
+
+    def __call__(self, lq: Image) -> Larger:
+        """Restored images (B, scale H, scale W, 3), clamped to [-1, 1]."""
+        x = ((lq + 1.0) / 2.0).astype(self.dtype)
+        first = self.conv_first(unshuffled(x, self.multiple))
+        features = first
+        for block in self.body:
+            features = block(features)
+        features = first + self.conv_body(features)
+
+        # Nearest x2 and a convolution, twice.
+        features = leaky(upsampled(self.conv_up1, features))  # [B, 2H, 2W, C]
+        features = leaky(upsampled(self.conv_up2, features))  # [B, 4H, 4W, C]
+
+        rgb = self.conv_last(leaky(self.conv_hr(features))).astype(jnp.float32)
+        return jnp.clip(2.0 * rgb - 1.0, -1.0, 1.0)
+
+
+def unshuffled(x: Feature, factor: int) -> Float[Array, "b _ _ _"]:
+    """Squares of `factor` pixels onto the channels, in PyTorch's order: colour, row, column."""
+    if factor == 1:
+        return x
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+    x = x.transpose(0, 1, 3, 5, 2, 4)  # [B, H/f, W/f, C, f, f]
+    return x.reshape(b, h // factor, w // factor, c * factor**2)

@@ -1,0 +1,229 @@
+"""The measures of the READMEs' tables, by closed forms, and the command with stubs for networks."""
+
+import json
+import re
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage.data import astronaut
+
+from benchmarks import measures, quality, sheets
+from benchmarks.measures import Column, Outcome
+from osdhuman_jax.images import read_image, write_png
+from osdhuman_jax.niqe import Niqe
+
+FACE = np.ascontiguousarray(astronaut()[:256, 96:352])
+NATURAL = Niqe(np.linspace(0.5, 2, 36), 0.1 * np.eye(36))
+
+
+def flat(*colour: int) -> np.ndarray:
+    return np.full((64, 64, 3), colour, np.uint8)
+
+
+def ramp(step: int) -> np.ndarray:
+    """A ramp to the right of `step` levels a pixel, up to the middle; then it stays."""
+    line = step * np.minimum(np.arange(64), 32).astype(np.uint8)
+    return np.broadcast_to(line[None, :, None], (32, 64, 3)).copy()
+
+
+# Measures
+
+
+def test_sharpness_of_a_ramp():
+    plane = np.arange(0, 64, 2, dtype=np.uint8)[None, :, None].repeat(32, 0).repeat(3, 2)
+    # The mirrored borders have no gradient.
+    assert measures.sharpness(plane) == pytest.approx(2 * 30 / 32)
+
+
+def test_edges_are_a_multiple_of_the_originals():
+    assert measures.edges(FACE, FACE) == pytest.approx(1)
+    assert measures.edges(FACE // 2 + 64, FACE) == pytest.approx(0.5, abs=0.01)
+
+
+def test_grain_is_of_flat_places_and_edges_of_steep_ones():
+    rng = np.random.default_rng(0)
+    noisy = np.clip(FACE + rng.normal(0, 8, FACE.shape), 0, 255).astype(np.uint8)
+    assert measures.grain(noisy, FACE) > 1.5 > measures.edges(noisy, FACE)
+
+
+def test_a_picture_of_one_level_does_not_count_among_edges():
+    pictures = {"face": FACE, "wall": flat(90, 90, 90)}
+    assert measures.compared(measures.edges)(Outcome(pictures, pictures)) == pytest.approx(1)
+    wall = {"wall": pictures["wall"]}
+    assert measures.compared(measures.edges)(Outcome(wall, wall)) is None
+
+
+def test_colour_difference_is_of_colours_and_not_of_noise():
+    assert measures.colour_difference(flat(90, 90, 90), flat(90, 90, 90)) == 0
+    # Sharma, Wu and Dalal: gray 50 and 51 of L* are about one unit apart.
+    one = measures.colour_difference(flat(119, 119, 119), flat(122, 122, 122))
+    assert one == pytest.approx(1.17, abs=0.1)
+    noise = np.random.default_rng(0).choice([-20, 20], (64, 64, 1))
+    grainy = (flat(119, 119, 119) + noise).astype(np.uint8)
+    assert measures.colour_difference(grainy, flat(119, 119, 119)) < 1.2
+    assert measures.colour_difference(flat(150, 90, 90), flat(90, 90, 90)) > 10
+
+
+def test_overlap():
+    assert measures.overlap((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(50 / 150)
+    assert measures.overlap((0, 0, 10, 10), (20, 20, 10, 10)) == 0
+
+
+def test_faces_are_found_again_at_their_place():
+    assert len(measures.faces(FACE)) == 1
+    assert measures.found_again(FACE, FACE) == 1
+    assert measures.found_again(np.roll(FACE, 128, axis=1), FACE) == 0
+    assert measures.found_again(flat(90, 90, 90), FACE) == 0
+
+
+def test_a_face_is_cut_within_the_picture():
+    rows, columns = sheets.around((90, 0, 10, 10), np.zeros((100, 100, 3), np.uint8))
+    assert (rows, columns) == (slice(0, 16), slice(84, 100))
+
+
+def test_difference_is_enlarged_in_both_directions():
+    found = sheets.difference(flat(100, 90, 10), flat(90, 100, 250))
+    assert found[0, 0].tolist() == [80, 80, 255]
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    "arrow, values, expected",
+    [
+        ("↑", (3, 1, 2), ["best", "", "second"]),
+        ("↓", (3, 1, 2), ["", "best", "second"]),
+        ("→ 1", (1.3, 0.9, 0.2), ["second", "best", ""]),
+        ("↑", (2.001, 1, 2.004), ["best", "second", "best"]),
+        ("↑", (None, 1, 2), ["", "second", "best"]),
+        ("↓", (None, None, 2), ["", "", ""]),
+        ("", (3, 1, 2), ["", "", ""]),
+    ],
+)
+def test_marks(arrow, values, expected):
+    shown = ["–" if value is None else f"{value:.2f}" for value in values]
+    assert measures.marks(Column("", arrow, "", lambda made: None), values, shown) == expected
+
+
+def test_table_of_photographs():
+    originals = {"a": FACE}
+    outcomes = {
+        "degraded": Outcome({"a": FACE // 2}, originals),
+        "x|y": Outcome({"a": FACE}, originals, {"a": FACE}, 1.5),
+    }
+    text = measures.table("n", outcomes, measures.with_originals(None, originals))
+    rows = [[cell.strip() for cell in line[2:-2].split(" | ")] for line in text.splitlines()]
+    heads = "n, PSNR ↑, SSIM ↑, edges → 1, colour ΔE ↓, faces ↑, clean in ↑, seconds ↓"
+    assert rows[0] == heads.split(", ")
+    assert rows[3][1:] == [
+        *("**80.00**", "**1.0000**", "**1.000**", "**0.00**", "**1 of 1**", "80.00", "1.50")
+    ]
+    assert rows[3][0] == "x\\|y"
+    assert rows[2][-2:] == ["–", "–"]
+
+
+def test_niqe_is_there_with_parameters_and_says_why_without():
+    originals = {"a": astronaut()}
+    columns = measures.with_originals(NATURAL, originals)
+    title = f"NIQE (original {NATURAL(astronaut()):.2f}) ↓"
+    assert [column.head for column in columns][3] == title
+    assert "NIQE is left out" in measures.legend(None)
+    assert "left out" not in measures.legend(NATURAL)
+    assert [column.head for column in measures.without_originals(None)] == ["sharpness", "faces ↑"]
+    # NIQE is not defined for small pictures.
+    assert measures.looked_at(NATURAL)(Outcome({"a": flat(90, 90, 90)})) is None
+
+
+def test_texts_are_put_between_their_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- quality shipped -->\nold\n<!-- end -->\nafter\n")
+    for _ in range(2):
+        quality.put(page, {"shipped": "new\n", "real": "not here\n"})
+        text = "before\n<!-- quality shipped -->\nnew\n<!-- end -->\nafter\n"
+        assert page.read_text() == text
+    with pytest.raises(ValueError, match="quality photographs"):
+        quality.put(page, {"photographs": "new\n"})
+    assert page.read_text() == text
+
+
+# The command
+
+
+def stub(*arguments: str | Path) -> None:
+    """A network that changes nothing, and says that it took two seconds."""
+    places = dict(zip(arguments, arguments[1:], strict=False))
+    inputs, outputs = Path(places["--input"]), Path(places["--output"])
+    shutil.copytree(inputs, outputs, dirs_exist_ok=True)
+    lines = [
+        {"output": path.name, "status": status, "seconds": seconds}
+        for path in inputs.iterdir()
+        for status, seconds in (("ok", 30), ("ok", 2), ("failed", 0))
+    ]
+    (outputs / "provenance.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "run", stub)
+    for name in ("photos", "low"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        write_png(tmp_path / name / "deep" / "a.png", FACE)
+    flags = ["--input", tmp_path / "photos", "--real", tmp_path / "low", "--output"]
+    return partial(_main, [*flags, tmp_path / "out"])
+
+
+def _main(flags: list, *more: str | Path) -> int:
+    return quality.main([str(flag) for flag in (*flags, *more)])
+
+
+def test_the_command_writes_tables_and_sheets(command, tmp_path, capsys):
+    shutil.copytree(tmp_path / "low", tmp_path / "theirs" / "real")
+    pages = tmp_path / "page.md"
+    pages.write_text(
+        "".join(f"<!-- quality {n} -->\n<!-- end -->\n" for n in ("photographs", "real"))
+    )
+    peers = ("--peer", f"gone={tmp_path / 'gone'}", "--peer", f"peer={tmp_path}")
+    others = ("--restored", f"others={tmp_path / 'theirs'}", "--write", pages)
+    assert command(*peers, *others) == 0
+    said = capsys.readouterr()
+    assert "gone is left out" in said.err and "| gone" not in said.out
+    # The stub changes nothing: what was put in comes out.
+    assert "| bundled model | **80.00** |" in said.out and "| peer | **80.00** |" in said.out
+    # The latest line that says "ok" counts.
+    assert re.search(r"^\| bundled model .*\b2\.00\b[^|]* \|$", said.out, re.MULTILINE)
+    photographs, real = pages.read_text().split("<!-- end -->\n")[:2]
+    # Other programs gave no restored photographs, but real pictures.
+    assert "others" not in photographs and "| others |" in real
+    for name in ("sheet", "faces", "clean", "real"):
+        assert read_image(tmp_path / "out" / f"{name}.png").size[1] > 600
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (["--model", "nowhere"], "--model nowhere: no such folder"),
+        (["--restored", "x=nowhere"], "--restored nowhere: no such folder"),
+        (["--niqe", "nowhere.npz"], "nowhere.npz: not a .mat or .npz file"),
+    ],
+)
+def test_bad_flags_are_refused_before_anything_is_written(command, tmp_path, capsys, flags, line):
+    assert command(*flags) == 2
+    assert line in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_pictures_of_another_set_are_refused(command, tmp_path, capsys):
+    assert command() == 0
+    (tmp_path / "photos" / "deep" / "a.png").rename(tmp_path / "photos" / "b.png")
+    assert command() == 2
+    assert "holds other pictures" in capsys.readouterr().err
+
+
+def test_pictures_that_others_lack_are_named(command, tmp_path, capsys):
+    (tmp_path / "theirs" / "clean").mkdir(parents=True)
+    write_png(tmp_path / "theirs" / "clean" / "b.png", FACE)
+    assert command("--restored", tmp_path / "theirs") == 2
+    assert "clean: has no deep/a" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""RRDBNet against PyTorch on random weights, and the published sizes."""
+
+from dataclasses import asdict
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from convert import abstract, call, count, from_torch, nchw, normal, params, randomise
+from make_cleaners import SIZES, Block, network
+
+from osdhuman_jax.config import RRDBNetConfig
+from osdhuman_jax.rrdbnet import RRDB, RRDBNet, unshuffled
+
+
+def test_a_block() -> None:
+    theirs = Block()
+    randomise(theirs)
+    x = normal(2, 9, 12, 8)
+    mine = from_torch(lambda rngs: RRDB(8, 4, rngs=rngs), theirs)
+    want = theirs(nchw(x)).detach().permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(call(mine, x), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [4, 2, 1])
+def test_the_network(scale: int) -> None:
+    theirs = network(scale)
+    x = np.random.default_rng(0).uniform(0, 1, (2, 12, 20, 3)).astype(np.float32)
+    mine = from_torch(lambda rngs: RRDBNet(**SIZES, scale=scale, rngs=rngs), theirs)
+    with torch.no_grad():
+        want = theirs(nchw(x)).permute(0, 2, 3, 1).numpy()
+    assert ((want > 0) & (want < 1)).mean() > 0.95 and want.std() > 0.05
+    got = call(mine, 2 * x - 1)
+    assert got.shape == (2, 12 * scale, 20 * scale, 3) and got.dtype == jnp.float32
+    np.testing.assert_allclose((got + 1) / 2, want.clip(0, 1), rtol=0, atol=1e-4)
+
+
+def test_bf16_is_near_and_gives_float32() -> None:
+    theirs = network()
+    x = normal(1, 12, 12, 3).clip(-1, 1)
+    full, half = (
+        call(from_torch(lambda r, d=d: RRDBNet(**SIZES, scale=4, dtype=d, rngs=r), theirs), x)
+        for d in (jnp.float32, jnp.bfloat16)
+    )
+    assert half.dtype == jnp.float32
+    assert 0 < np.abs(half - full).max() < 0.1
+
+
+def test_the_order_of_unshuffled_channels_is_pytorchs() -> None:
+    x = normal(2, 4, 8, 3)
+    want = torch.nn.functional.pixel_unshuffle(nchw(x), 2).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(unshuffled(jnp.asarray(x), 2), want)
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "tensors"),
+    [
+        (RRDBNetConfig.x4plus(), 16_697_987, 702),
+        (RRDBNetConfig.x2plus(), 16_703_171, 702),
+        (RRDBNetConfig.x4plus_anime(), 4_467_779, 192),
+    ],
+)
+def test_published_sizes(config: RRDBNetConfig, parameters: int, tensors: int) -> None:
+    made = abstract(lambda rngs: RRDBNet(**asdict(config), rngs=rngs))
+    assert (count(made), len(params(made))) == (parameters, tensors)
+    assert made.scale * made.multiple == 4
+
+
+def test_other_scales_are_refused() -> None:
+    with pytest.raises(ValueError, match="scale must be 1, 2 or 4, got 3"):
+        abstract(lambda rngs: RRDBNet(**SIZES, scale=3, rngs=rngs))
