@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from osdhuman_jax.command import Parser, check_folder
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data import epoch_order, random_crop
 from osdhuman_jax.degrade import Image8, degrade, sample_rng
 from osdhuman_jax.disk import append_line, file_digest, json_lines
-from osdhuman_jax.flags import Parser
 from osdhuman_jax.images import Picture, write_png
 from osdhuman_jax.pipeline import PRECISIONS, Pipeline
 from osdhuman_jax.sources import Source, open_source, read_pixels
@@ -70,6 +70,7 @@ def name(number: int) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the pairs that are missing; returns how many. Raises ValueError or OSError."""
+    check_folder("output", arguments.output)
     source, output = open_source(arguments.input), arguments.output
     pipeline = Pipeline.from_folder(arguments.model, arguments.precision)
     identity = {"seed": arguments.seed, "photographs": len(source), "model": pipeline.model.digest}
@@ -92,10 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", required=True, type=Path, help="the teacher's model folder")
     parser.add_argument("--output", required=True, type=Path, help="folder of lq/ and teacher/")
     parser.add_argument("--count", type=int, default=1000, help="pairs in all")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the teacher")
     try:
         arguments = parser.parse_args(argv)
+        if arguments.count < 1 or arguments.seed < 0:
+            parser.error("--count takes at least 1, --seed at least 0")
         made = run(arguments)
     except (ValueError, OSError) as error:
         print(f"label: {error}", file=sys.stderr)

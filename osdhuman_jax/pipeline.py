@@ -360,10 +360,7 @@ class Pipeline:
         return lambda tiles: run(tiles, tokens, statistics)
 
     def _tokens(self, batch: Sequence[Pixels]) -> Float32[np.ndarray, "b n d"]:
-        """Tokens of pictures, each of its own size, which the prompter sees as equal squares.
-
-        They are squashed here, on the host: the prompter's program is one for pictures of any size.
-        """
+        """Tokens of pictures of any sizes, squashed on the host: the prompter's program is one."""
         views = np.stack([squash(pixels, self._view) for pixels in batch])
         prompter = self._prompter or self.programs.tokens(views.shape)
         return np.asarray(prompter(views), np.float32)

@@ -109,6 +109,7 @@ COMMANDS = {
     "compare": "osdhuman_jax.compare --columns A={photos} --output {out}/sheet.png",
     "export": f"osdhuman_jax.export --model {NANO} --output {{out}}/nano.npz",
     "weights": f"osdhuman_jax.weights.__main__ export {NANO} --to peft --output {{out}}/peft",
+    "label": f"osdhuman_jax.label --model {NANO} --input {{photos}} --output {{out}}",
     "curate": "curate.run --source person={photos} --workers 0 --output {out}",
     "niqe": "curate.niqe {photos} --output {out}/niqe.npz",
     "demo": "curate.demo --output {out}",
@@ -153,7 +154,7 @@ def test_an_output_that_cannot_be_written_is_refused(
     assert os.listdir(tmp_path) == ["photos"]
 
 
-@pytest.mark.parametrize("name", ["infer", "degrade", "evaluate", "compare", "curate", "niqe"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if "{photos}" in COMMANDS[name]])
 def test_a_missing_input_is_refused(tmp_path: Path, capsys, name: str) -> None:
     said = refused(capsys, COMMANDS[name], photos=tmp_path / "none", out=tmp_path / "out")
     assert str(tmp_path / "none") in said and not os.listdir(tmp_path)
@@ -234,7 +235,7 @@ def test_an_unpacked_split_is_whole(tmp_path: Path, capsys) -> None:
     assert str(tmp_path / "packed") in said and os.listdir(tmp_path) == ["packed"]
 
 
-MODULES = "app degrade evaluate compare export weights".split()
+MODULES = "app degrade evaluate compare export label weights".split()
 
 
 @pytest.mark.parametrize(

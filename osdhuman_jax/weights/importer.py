@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from osdhuman_jax.command import check_folder
 from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
 from osdhuman_jax.disk import file_digest, staged_folder, write_json
 from osdhuman_jax.prompts import load_prompt
@@ -135,11 +136,7 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
 
 def _check_output(output: Path, overwrite: bool) -> None:
     """Only a model folder is ever replaced, and only if asked."""
-    there = next(path for path in output.absolute().parents if path.exists())
-    if not there.is_dir():
-        raise WeightsError(f"{output}: {there} is a file; name another --output")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise WeightsError(f"{output}: {there} cannot be written; name another --output")
+    check_folder("output", output.absolute().parent)
     if output.exists() and not overwrite:
         raise WeightsError(f"{output}: exists; give --overwrite to replace it")
     if output.exists() and not (output / CONFIG).is_file():
