@@ -329,7 +329,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         print(usage())
         sys.exit(DONE)
     try:
-        return flags.FLAGS(define_config(argv))
+        left = flags.FLAGS(define_config(argv))
+        if left[1:]:
+            raise CommandError(f"{left[1]!r} is no flag (see --help)")
+        return left
     except (flags.Error, CommandError, KeyError) as error:
         reason = error.args[0] if isinstance(error, KeyError) else error
         print(f"train.py: {' '.join(str(reason).split())}", file=sys.stderr)

@@ -132,6 +132,7 @@ def test_resuming_with_another_config_is_refused(
         ("--config.optim.lr=1", "lr not found"),
         ("--config.optim.learning_rate=fast", "'fast'"),
         ("--speed=1", "'speed'"),
+        ("speed", "'speed' is no flag"),
         ("--process=1", "--coordinator"),
         ("--config=configs/nothing.py", "configs/nothing.py: no such file"),
         ("--config=configs", "configs: a folder"),

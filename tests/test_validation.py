@@ -1,6 +1,5 @@
 """Validation while a run trains: what is compiled and given up, what is named."""
 
-import dataclasses
 import threading
 import time
 from typing import Any
@@ -31,8 +30,7 @@ class Doubling(Trainer):
 def test_a_signal_is_heard_while_it_compiles(monkeypatch) -> None:
     monkeypatch.setattr(interruption, "_threads", [])
     stopped, over, val = [False], threading.Event(), {"hq": np.ones((3, 2, 2, 3), np.float32)}
-    nothing: Any = Frozen(*[None] * len(dataclasses.fields(Frozen)))
-    made = Validator(Doubling(), make_mesh(1, 1), nothing, lambda: stopped[0])
+    made = Validator(Doubling(), make_mesh(1, 1), Frozen(nnx.State({})), lambda: stopped[0])
     compiled = made._images
     made._images = lambda *_: over.wait(60)  # type: ignore[assignment]
     threading.Timer(0.3, lambda: stopped.__setitem__(0, True)).start()
