@@ -15,7 +15,7 @@ from curate.config import DecodeConfig
 from curate.decode import Refused, load
 from curate.readers import folders
 from curate.schema import Pixels
-from osdhuman_jax.command import CommandError, Parser, check_file
+from osdhuman_jax.command import CommandError, Parser, check_file, end
 from osdhuman_jax.disk import staged_file
 from osdhuman_jax.names import spelled
 from osdhuman_jax.niqe import LOCAL, NiqeError, fit
@@ -52,4 +52,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end("niqe", main)

@@ -12,7 +12,7 @@ from pathlib import Path
 from curate.pack import PackError, picture_name, read_container
 from curate.schema import InputError
 from curate.tables import read_rows
-from osdhuman_jax.command import CommandError, Parser, check_folder
+from osdhuman_jax.command import CommandError, Parser, check_folder, end
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.names import spelled
 
@@ -60,4 +60,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end("unpack", main, "the same command goes on")

@@ -9,14 +9,13 @@ lie in a temporary folder and are deleted after an hour, or when the page ends.
 import argparse
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from osdhuman_jax.command import Parser
+from osdhuman_jax.command import Parser, end
 from osdhuman_jax.flags import memory, speak
 from osdhuman_jax.frames import scaled_size
 from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
@@ -237,6 +236,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
     keep_programs()
-    sys.exit(main())
+    end("app", main)

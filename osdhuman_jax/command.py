@@ -6,7 +6,10 @@ Places are looked at before anything is made there, so that a refused command le
 import argparse
 import importlib.util
 import os
+import signal
+import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +29,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def end(
+    name: str, main: Callable[[], int], advice: str = "give the same command again"
+) -> NoReturn:
+    """Run a command as the whole process; Ctrl-C and SIGTERM are one line and status 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; {advice}", file=sys.stderr)
+        sys.exit(130)
 
 
 def check_folder(flag: str, path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from osdhuman_jax.command import Parser, check_file
+from osdhuman_jax.command import Parser, check_file, end
 from osdhuman_jax.images import ImageError, read_rgb, write_png
 from osdhuman_jax.listing import named_images
 from osdhuman_jax.names import spelled
@@ -191,4 +191,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end("compare", main)

@@ -11,14 +11,13 @@ written, 2 nothing was begun, 130 interrupted.
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from osdhuman_jax import tables
-from osdhuman_jax.command import Parser, check_folder, check_input
+from osdhuman_jax.command import Parser, check_folder, check_input, end
 from osdhuman_jax.compare import Row, named_folder, sheet
 from osdhuman_jax.disk import write_bytes, write_text
 from osdhuman_jax.images import read_rgb, write_png
@@ -196,9 +195,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("evaluate: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    end("evaluate", main, "the same command goes on")

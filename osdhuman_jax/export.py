@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from osdhuman_jax.command import Parser, check_file
+from osdhuman_jax.command import Parser, check_file, end
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.pipeline import PRECISIONS
 from osdhuman_jax.prompts import TagPrompter
@@ -142,4 +142,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end("export", main)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from osdhuman_jax.command import Parser, check_folder
+from osdhuman_jax.command import Parser, check_folder, end
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data import epoch_order, random_crop
 from osdhuman_jax.degrade import Image8, degrade, sample_rng
@@ -108,8 +108,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print("label: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    end("label", main, "the same command goes on")

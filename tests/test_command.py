@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from osdhuman_jax.command import (
     check_file,
     check_folder,
     check_input,
+    end,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +84,21 @@ def test_a_bad_flag_is_one_line(capsys) -> None:
         printed = capsys.readouterr()
         assert ended.value.code == 2 and not printed.out
         assert printed.err.startswith(said) and printed.err.count("\n") == 1
+
+
+def test_an_interrupted_command_is_one_line(capsys, monkeypatch) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        end("it", lambda: 3)
+    assert ended.value.code == 3
+
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        end("it", interrupted, "the same command goes on")
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "it: interrupted; the same command goes on\n"
 
 
 def test_arguments_reach_a_config(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from osdhuman_jax.alpha import filled
-from osdhuman_jax.command import Parser, check_folder
+from osdhuman_jax.command import Parser, check_folder, end
 from osdhuman_jax.config import DegradationConfig
 from osdhuman_jax.degrade import (
     MIN_SIDE,
@@ -182,4 +182,4 @@ def _prepare(rgb: Image8, short: int | None, crop: int | None) -> UInt8[np.ndarr
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end("degrade", main, "the same command with --overwrite begins again")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from osdhuman_jax.checkpoint import CheckpointError, load_generator
-from osdhuman_jax.command import CommandError, Parser
+from osdhuman_jax.command import CommandError, Parser, end
 from osdhuman_jax.config import ConfigError
 from osdhuman_jax.weights.cleaners import PACKAGE
 from osdhuman_jax.weights.exporter import FORMATS, export_model
@@ -90,4 +90,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end("weights", main)
