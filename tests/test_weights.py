@@ -175,7 +175,7 @@ def test_loaded_model_has_no_adapters_and_knows_its_name(folder):
 
 def test_half_precision_is_near(folder, restored, lq):
     half = load_model(folder, precision="bf16").restorer
-    assert half.unet.conv_in.dtype == jax.numpy.bfloat16
+    assert half.vae.encoder.conv_in.dtype == jax.numpy.bfloat16
     output = call(half, lq)
     assert output.dtype == np.float32
     assert 30 < psnr(output, restored) < 80
