@@ -277,8 +277,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def folder_for(flags: argparse.Namespace) -> Iterator[Plan]:
     """The plan, and OUT made; one that was made goes again where the first input is at fault."""
     check_folder("output", flags.output)
-    made = [path for path in (flags.output, *flags.output.parents) if not path.exists()]
     try:
+        made = [path for path in (flags.output, *flags.output.parents) if not path.exists()]
         plan = make_plan(flags)
         flags.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
