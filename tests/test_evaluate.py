@@ -123,7 +123,7 @@ def test_what_is_refused(folders, capsys):
         (("--restored", f"a/b={folders / 'other'}"), "no name"),
         (("--restored", f"X={folders / 'none'}"), "no folder with images"),
         (("--weights", str(folders / "none")), "no such folder"),
-        (("--degraded", str(folders / "none")), "no folder with images"),
+        (("--degraded", str(folders / "none")), "no such folder"),
         (("--batch_size", "0"), "--batch_size"),
     ]:
         assert run(folders, *flags) == 2, flags
