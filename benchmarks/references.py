@@ -49,7 +49,10 @@ def unet(plan: dict[str, Any]) -> diffusers.UNet2DConditionModel:
 
 
 def vae(plan: dict[str, Any]) -> diffusers.AutoencoderKL:
-    """diffusers' autoencoder of our arguments."""
+    """diffusers' autoencoder of our arguments; it knows no residual one."""
+    plan = dict(plan)
+    if plan.pop("stem", 1) > 1:
+        raise SystemExit("diffusers has no residual autoencoder: choose another --preset")
     levels = len(plan["block_out_channels"])
     down, up = ("DownEncoderBlock2D",) * levels, ("UpDecoderBlock2D",) * levels
     return diffusers.AutoencoderKL(**plan, down_block_types=down, up_block_types=up)

@@ -245,7 +245,7 @@ def test_after_an_error_no_batch_is_passed_over(folder, monkeypatch):
     expected, failing = [], [True]
 
     def fail_once(*arguments):
-        if failing and arguments[2:] == (0, expected[1]["index"][0]):
+        if failing and arguments[2:4] == (0, expected[1]["index"][0]):
             raise MemoryError(failing.pop())
         return make_sample(*arguments)
 

@@ -572,7 +572,7 @@ FILE_FAULTS = {
     "no weights": (UNET_FILE, Path.unlink, "holds none of diffusion_pytorch_model.safetensors"),
     "overlapping offsets": (UNET_FILE, rewrite_header(overlap), "not a sound safetensors file"),
     "absurd header": (UNET_FILE, rewrite_header(len, 2**60), "not a sound safetensors file"),
-    "no RAM": ("ram.pth", Path.unlink, "No such file"),
+    "no RAM": ("ram.pth", Path.unlink, "no such file or folder (--ram)"),
     "RAM is a photograph": ("ram.pth", lambda p: p.write_bytes(b"\xff\xd8\xff"), "neither"),
 }
 
