@@ -7,11 +7,13 @@ named), 130 interrupted.
 import argparse
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from osdhuman_jax.command import Parser, check_folder
+from osdhuman_jax.finishing import COLOR_FIXES
 from osdhuman_jax.flags import memory, speak
 from osdhuman_jax.images import LOSSLESS
 from osdhuman_jax.interruption import leave
@@ -27,7 +29,7 @@ from osdhuman_jax.jobs import (
 )
 from osdhuman_jax.listing import other_pictures
 from osdhuman_jax.names import spelled
-from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline
+from osdhuman_jax.pipeline import PRECISIONS, Pipeline
 from osdhuman_jax.programs import keep_programs
 
 DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "nano"
@@ -45,8 +47,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--checkpoint", metavar="WORKDIR[@STEP]", help="training run to load instead"
     )
     add("--upscale", type=factor, default=1.0, help="enlarge by this factor (>= 1) beforehand")
-    add("--color_fix", choices=COLOR_FIXES, default="none", help="take the input's colours")
-    add("--blend", type=share, default=1.0, help="1: the restored picture, 0: the input")
+    add("--color_fix", choices=COLOR_FIXES, help="take the input's colours; default: the model's")
+    add("--blend", type=share, help="1: the restored picture, 0: the input; default: the model's")
     add("--format", choices=SUFFIXES, default="png", help="of the outputs")
     add("--quality", type=quality, default=95, help=f"of JPEG and WebP ({LOSSLESS}: lossless WebP)")
     add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")
@@ -99,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
     speak()
-    settings = Settings(args.upscale, args.color_fix, args.blend, args.format, args.quality)
+    settings = Settings(args.upscale, format=args.format, quality=args.quality)
     runner = None
     try:
         check_folder("output", args.output)
@@ -108,6 +110,8 @@ def main(argv: list[str] | None = None) -> int:
         if all(job.broken for job in jobs):
             return report([(job, job.broken) for job in jobs], len(jobs), 0, args.output)
         pipeline = load_pipeline(args)
+        color_fix, blend = pipeline.chosen(args.color_fix, args.blend)
+        settings = replace(settings, color_fix=color_fix, blend=blend)
         with held(args.output) as ledger:
             made = identity(pipeline, settings)
             left = remaining(jobs, args.output, ledger, made, args.overwrite)

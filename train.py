@@ -75,7 +75,8 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
     generator = config.lora if adapted else None
     provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
     with staged_folder(workdir / "model", replace=True) as folder:
-        save_model(folder, model, restorer, generator=generator, provenance=provenance)
+        made = {"generator": generator, "provenance": provenance, "use": config.use}
+        save_model(folder, model, restorer, **made)
         if config.prompt.kind != "hfie":
             copy_prompter(base, folder, config.prompt.kind)
 

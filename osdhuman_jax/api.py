@@ -55,8 +55,8 @@ class Restorer:
         images: Still,
         *,
         upscale: float = ...,
-        color_fix: str = ...,
-        blend: float = ...,
+        color_fix: str | None = ...,
+        blend: float | None = ...,
         progress: Progress | None = ...,
     ) -> Still: ...
 
@@ -66,8 +66,8 @@ class Restorer:
         images: Sequence[Still],
         *,
         upscale: float = ...,
-        color_fix: str = ...,
-        blend: float = ...,
+        color_fix: str | None = ...,
+        blend: float | None = ...,
         progress: Progress | None = ...,
     ) -> list[Still]: ...
 
@@ -76,8 +76,8 @@ class Restorer:
         images: Still | Sequence[Still],
         *,
         upscale: float = 1.0,
-        color_fix: str = "none",
-        blend: float = 1.0,
+        color_fix: str | None = None,
+        blend: float | None = None,
         progress: Progress | None = None,
     ) -> Still | list[Still]:
         """Restored: one for one, a list for a list; Pillow's for Pillow's, arrays for arrays.

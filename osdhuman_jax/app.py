@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from osdhuman_jax.command import Parser, end
+from osdhuman_jax.finishing import COLOR_FIXES, RestoreError
 from osdhuman_jax.flags import memory, speak
-from osdhuman_jax.frames import scaled_size
+from osdhuman_jax.frames import enlarge, scaled_size
 from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
 from osdhuman_jax.jobs import SUFFIXES, one_line
 from osdhuman_jax.listing import SUFFIXES as LISTED
-from osdhuman_jax.pipeline import COLOR_FIXES, PRECISIONS, Pipeline, RestoreError, enlarge
+from osdhuman_jax.pipeline import PRECISIONS, Pipeline
 from osdhuman_jax.programs import keep_programs
 
 WAITING = 8  # pictures in the queue; the next is asked to come back
@@ -146,7 +147,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
                 upscale = gr.Slider(1, 4, 1, step=0.5, label="Upscale")
                 color_fix = gr.Radio(
                     list(COLOR_FIXES),
-                    value="none",
+                    value=pipeline.model.use.color_fix,
                     label="Colour fix",
                     info="Take the colours of the input: all statistics, or the low frequencies.",
                 )

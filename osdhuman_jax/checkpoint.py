@@ -64,6 +64,7 @@ FREE = {
     "data": {"workers"},
     "mesh": {"data", "fsdp"},
     "optim": {"accumulate", "max_nonfinite"},
+    "use": {"color_fix", "blend", "work_side"},
 }
 
 
@@ -312,7 +313,8 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     params = nnx.state(restorer, trainable(config))
     nnx.update(restorer, _params(workdir, step, params, config.optim.ema > 0))
     lora.merge(restorer)
-    return Model(restorer, model, _digest(workdir, step), f"{workdir.resolve().name}@{step}")
+    name = f"{workdir.resolve().name}@{step}"
+    return Model(restorer, model, _digest(workdir, step), name, config.use)
 
 
 def load_run_prompter(

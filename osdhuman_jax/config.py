@@ -131,6 +131,15 @@ class ModelConfig:
 
 
 @dataclass
+class UseConfig:
+    """How a model is best used: kept in its folder, and taken where nothing else is asked for."""
+
+    color_fix: str = "none"  # "adain" or "wavelet": the restored picture takes the input's colours
+    blend: float = 1.0  # of the restored picture in the result, the rest being the input
+    work_side: int = 0  # pixels; a picture whose shorter side has fewer is restored enlarged to it
+
+
+@dataclass
 class LoRAConfig:
     """Low-rank adapters of the generator (section 4.1)."""
 
@@ -284,6 +293,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    use: UseConfig = field(default_factory=UseConfig, metadata={"added": True})
     run: RunConfig = field(default_factory=RunConfig)
 
 

@@ -43,9 +43,9 @@ def enlarge(picture: Picture, factor: float) -> Picture:
     size = scaled_size(picture.size, factor)
     if size == picture.size:
         return picture
-    alpha = None if picture.alpha is None else _resize(picture.alpha, size)
+    alpha = None if picture.alpha is None else resized(picture.alpha, size)
     dense = picture.density and (picture.density[0] * factor, picture.density[1] * factor)
-    return replace(picture, rgb=_resize(picture.rgb, size), alpha=alpha, density=dense)
+    return replace(picture, rgb=resized(picture.rgb, size), alpha=alpha, density=dense)
 
 
 def covering(size: Size, scale: int) -> Size:
@@ -70,10 +70,10 @@ def seen(pixels: Pixels, size: Size, scale: int) -> Pixels:
     whole = all(ratio > 1 and ratio.is_integer() for ratio in ratios)
     kind = Image.Resampling.BOX if whole else Image.Resampling.BICUBIC
     grown = pad_reflect(pixels, (math.ceil(extent[0]), math.ceil(extent[1])))
-    return _resize(grown, wanted, kind, (0.0, 0.0, extent[1], extent[0]))
+    return resized(grown, wanted, kind, (0.0, 0.0, extent[1], extent[0]))
 
 
-def _resize(
+def resized(
     plane: np.ndarray,
     size: Size,
     kind: Image.Resampling = Image.Resampling.BICUBIC,
@@ -84,7 +84,7 @@ def _resize(
     if plane.dtype == np.uint8:
         return np.asarray(Image.fromarray(plane).resize(shape, kind, box))
     if plane.ndim == 3:
-        return np.stack([_resize(plane[..., i], size, kind, box) for i in range(3)], axis=-1)
+        return np.stack([resized(plane[..., i], size, kind, box) for i in range(3)], axis=-1)
     values = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(shape, kind, box))
     return np.round(values.clip(0, 65_535)).astype(np.uint16)
 

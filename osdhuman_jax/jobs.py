@@ -23,6 +23,7 @@ from threading import Lock
 from typing import Any
 
 from osdhuman_jax.disk import file_digest, hold, json_lines, remove_leftovers, staged
+from osdhuman_jax.finishing import RestoreError, finish
 from osdhuman_jax.frames import Floats, Pixels, enlarge, scaled_size
 from osdhuman_jax.images import (
     MAX_PIXELS,
@@ -37,7 +38,7 @@ from osdhuman_jax.images import (
 from osdhuman_jax.listing import list_images, other_pictures
 from osdhuman_jax.memory import EXHAUSTED, is_exhausted
 from osdhuman_jax.names import spelled
-from osdhuman_jax.pipeline import Pipeline, RestoreError, finish
+from osdhuman_jax.pipeline import Pipeline
 
 SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 PROVENANCE = "provenance.jsonl"
@@ -338,6 +339,7 @@ class Runner:
         for item, output in zip(loaded, outputs, strict=False):
             try:
                 settings = self.settings
+                output = self.pipeline.fitted(output, item.enlarged.size)
                 result = finish(output, item.enlarged, settings.color_fix, settings.blend)
                 data = encode(result, settings.format, settings.quality)
                 self._write(item, result, data, made)

@@ -16,7 +16,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -25,8 +24,9 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from osdhuman_jax import colour, frames
+from osdhuman_jax import frames
 from osdhuman_jax.checkpoint import load_run, load_run_prompter
+from osdhuman_jax.finishing import RestoreError, check_options, finish, fitted
 from osdhuman_jax.frames import (
     Floats,
     Pixels,
@@ -35,9 +35,11 @@ from osdhuman_jax.frames import (
     cut,
     enlarge,
     pad_reflect,
+    resized,
+    scaled_size,
     squash,
 )
-from osdhuman_jax.images import Picture, to_float, to_uint8, to_uint16
+from osdhuman_jax.images import Picture, to_float
 from osdhuman_jax.memory import EXHAUSTED, budget, is_exhausted
 from osdhuman_jax.plans import Plan, Planner
 from osdhuman_jax.programs import Programs
@@ -57,15 +59,12 @@ from osdhuman_jax.weights import (
 Prompter = Callable[[Float32[np.ndarray, "b h w 3"]], Tokens]
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
-COLOR_FIXES = ("none", "adain", "wavelet")
 PRECISIONS = ("fp32", "bf16")
 VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
 
+MOST_ENLARGED = 4.0  # times, of a picture smaller than the model works at
+
 log = logging.getLogger(__name__)
-
-
-class RestoreError(RuntimeError):
-    """The model gave no usable picture, or there is not memory enough."""
 
 
 @contextmanager
@@ -166,16 +165,18 @@ class Pipeline:
         self,
         pictures: Sequence[Picture],
         upscale: float = 1.0,
-        color_fix: str = "none",
-        blend: float = 1.0,
+        color_fix: str | None = None,
+        blend: float | None = None,
         progress: Progress | None = None,
     ) -> list[Picture]:
         """Restored pictures in the order given, each `scaled_size(size, upscale)` large.
 
-        See `finish` for `color_fix` and `blend`. Transparency is resized with its picture; profile,
+        See `finish` for `color_fix` and `blend`; None is what the model is best used with.
+        Transparency is resized with its picture; profile,
         EXIF and the size of a print are kept. Raises RestoreError if the model's output is not
         finite or memory does not suffice, ValueError on a bad option.
         """
+        color_fix, blend = self.chosen(color_fix, blend)
         check_options(color_fix, blend)
         restored: dict[int, Picture] = {}
         with want_of_memory_said():
@@ -184,21 +185,40 @@ class Pipeline:
                 batch = [self.seen(pictures[i], inputs[i]) for i in indices]
                 outputs = self.compute(batch, progress)
                 for i, output in zip(indices, outputs, strict=True):
+                    output = self.fitted(output, inputs[i].size)
                     restored[i] = finish(output, inputs[i], color_fix, blend)
         return [restored[i] for i in range(len(inputs))]
 
+    def chosen(self, color_fix: str | None, blend: float | None) -> tuple[str, float]:
+        """Colour fix and blend that are asked for, or (None) with which the model is best used."""
+        use = self.model.use
+        color_fix = use.color_fix if color_fix is None else color_fix
+        return color_fix, use.blend if blend is None else blend
+
+    def working_size(self, size: Size) -> Size:
+        """Size at which an output of `size` is computed: small pictures are enlarged for it."""
+        factor = self.model.use.work_side / min(size)
+        return scaled_size(size, min(factor, MOST_ENLARGED)) if factor > 1 else size
+
     def seen(self, picture: Picture, enlarged: Picture) -> Pixels:
         """What the network is given of a picture, to restore it at the size of `enlarged`."""
-        if self.scale == 1:
+        working = self.working_size(enlarged.size)
+        if self.scale == 1 and working == enlarged.size:
             return enlarged.rgb
         # By way of `enlarge`, which decides what colours are seen of a picture.
-        return frames.seen(enlarge(picture, 1.0).rgb, enlarged.size, self.scale)
+        if self.scale == 1:
+            return resized(enlarge(picture, 1.0).rgb, working)
+        return frames.seen(enlarge(picture, 1.0).rgb, working, self.scale)
+
+    def fitted(self, output: Floats, size: Size) -> Floats:
+        """A model's output at the size that was asked for."""
+        return fitted(output, self.working_size(size), size)
 
     def batches(self, sizes: Sequence[Size]) -> Iterator[list[int]]:
         """Indices of outputs that have one padded size, at most `batch_size` together."""
         groups: dict[Size, list[int]] = {}
         for i, size in enumerate(sizes):
-            padded = self.padded_size(covering(size, self.scale))
+            padded = self.padded_size(covering(self.working_size(size), self.scale))
             groups.setdefault(padded, []).append(i)
         for padded in sorted(groups):
             n = self.batch_size if self.planner.is_whole(padded) else 1
@@ -221,7 +241,7 @@ class Pipeline:
 
     def tiling(self, size: Size) -> str | None:
         """`Plan.tiling` of the plan by which outputs of a size were computed last."""
-        return self._plans[self.padded_size(covering(size, self.scale))].tiling
+        return self._plans[self.padded_size(covering(self.working_size(size), self.scale))].tiling
 
     def _attempt(
         self, plan: Plan, batch: Sequence[Pixels], progress: Progress | None
@@ -364,35 +384,3 @@ class Pipeline:
         views = np.stack([squash(pixels, self._view) for pixels in batch])
         prompter = self._prompter or self.programs.tokens(views.shape)
         return np.asarray(prompter(views), np.float32)
-
-
-def check_options(color_fix: str, blend: float) -> None:
-    """Raise ValueError on an unknown colour fix or a blend outside [0, 1]."""
-    if color_fix not in COLOR_FIXES:
-        raise ValueError(f"color_fix must be one of {', '.join(COLOR_FIXES)}, got {color_fix!r}")
-    if not 0 <= blend <= 1:
-        raise ValueError(f"blend must be between 0 and 1, got {blend}")
-
-
-def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Picture:
-    """Model output in [-1, 1] as a picture like its source: depth, alpha, what the file says.
-
-    A source without colour stays without. `color_fix` takes the source's colours (adain, wavelet)
-    or not (none); `blend` is the part of the restored picture in the result, the rest being the
-    source. What the output has more at the bottom and right, where its sides are multiples, is
-    left out. Raises RestoreError where the output is not finite.
-    """
-    output = output[: source.size[0], : source.size[1]]
-    if not np.isfinite(output).all():
-        raise RestoreError("the model's output is not finite")
-    pixels = np.empty(source.rgb.shape, source.rgb.dtype)
-    quantized = to_uint16 if pixels.dtype == np.uint16 else to_uint8
-    corrected = colour.corrected(color_fix, output, source.rgb)
-    gray = source.gray or colour.is_gray(source.rgb)
-    for rows in colour.bands(source.size):
-        values = corrected(rows)
-        if blend < 1:
-            values = np.float32(blend) * np.clip(values, -1, 1)
-            values = values + np.float32(1 - blend) * to_float(source.rgb[rows])
-        pixels[rows] = quantized(colour.luma(values) if gray else values)
-    return replace(source, rgb=pixels)

@@ -15,8 +15,8 @@ from test_infer import PHOTO, TINY, random_restorer
 import infer
 import osdhuman_jax
 from osdhuman_jax.api import Restorer
+from osdhuman_jax.finishing import RestoreError
 from osdhuman_jax.images import to_float, to_uint8, to_uint16
-from osdhuman_jax.pipeline import RestoreError
 from osdhuman_jax.weights import WeightsError, save_model
 
 

@@ -13,7 +13,7 @@ FLOORS = [
     {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
     | {"compare", "pairs", "frames"},
     {"vae", "unet", "swin", "rrdbnet", "lpips", "clip", "tagger", "degrade", "tables", "tiling"}
-    | {"sources", "plans"},
+    | {"sources", "plans", "finishing"},
     {"prompts", "data", "plots"},
     {"restorer", "losses", "optimizer", "flags"},
     {"weights", "monitor", "objectives", "programs"},

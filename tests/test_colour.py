@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from osdhuman_jax import colour
 from osdhuman_jax.colour import _low_band, moments, wavelet
+from osdhuman_jax.finishing import COLOR_FIXES, finish
 from osdhuman_jax.images import Picture
-from osdhuman_jax.pipeline import COLOR_FIXES, finish
 
 
 def adain(content: np.ndarray, source: np.ndarray) -> np.ndarray:

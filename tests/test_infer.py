@@ -19,7 +19,14 @@ from skimage.data import astronaut
 
 import infer
 from osdhuman_jax import jobs, pipeline
-from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.config import (
+    HFIEConfig,
+    ModelConfig,
+    SwinConfig,
+    UNetConfig,
+    UseConfig,
+    VAEConfig,
+)
 from osdhuman_jax.images import read_image
 from osdhuman_jax.restorer import Restorer, build_restorer
 from osdhuman_jax.weights import save_model
@@ -182,6 +189,19 @@ def test_bad_files_are_named_at_the_end(tmp_path: Path, model: Path, capsys) -> 
     printed = capsys.readouterr()
     assert printed.err.splitlines()[-1].startswith(f"failed: {tmp_path}/in/text.png: not a PNG")
     assert printed.out == f"restored 1 of 2 images to {tmp_path}/out\n"
+
+
+def test_settings_are_the_models_unless_asked_for(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", TINY, random_restorer(), use=UseConfig("wavelet", 0.25))
+    one_photo(tmp_path / "in")
+    for out, flags, want in (
+        ("a", (), ("wavelet", 0.25)),
+        ("b", ("--blend", "1"), ("wavelet", 1.0)),
+    ):
+        assert run(tmp_path / "model", tmp_path / "in", tmp_path / out, *flags) == 0
+        (line,) = (tmp_path / out / "provenance.jsonl").read_text().splitlines()
+        found = json.loads(line)
+        assert (found["color_fix"], found["blend"]) == want
 
 
 def test_what_a_folder_holds_besides_is_told(tmp_path: Path, model: Path, capsys) -> None:

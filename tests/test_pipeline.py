@@ -16,10 +16,18 @@ from PIL import Image
 from skimage.data import astronaut
 from small import Halve, halving
 
-from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.config import (
+    HFIEConfig,
+    ModelConfig,
+    SwinConfig,
+    UNetConfig,
+    UseConfig,
+    VAEConfig,
+)
+from osdhuman_jax.finishing import RestoreError
 from osdhuman_jax.frames import enlarge, pad_reflect, scaled_size, squash
 from osdhuman_jax.images import Picture, to_float, to_uint8
-from osdhuman_jax.pipeline import VIEW, Pipeline, RestoreError
+from osdhuman_jax.pipeline import VIEW, Pipeline
 from osdhuman_jax.plans import WHOLE
 from osdhuman_jax.prompts import FixedPrompter
 from osdhuman_jax.restorer import build_restorer
@@ -130,6 +138,33 @@ def test_colour_fix_brings_the_input_back(method: str) -> None:
     assert (cast(fixed) < 2).all() and (cast(plain) > 5).any()
     if method == "adain":
         assert np.abs(fixed.rgb.astype(int) - picture.rgb).max() <= 1
+
+
+def test_small_pictures_are_restored_enlarged_and_reduced_again() -> None:
+    pipeline = halving()
+    pipeline.model.use = UseConfig(work_side=64)
+    small, large = photo(16, 24), photo(64, 80)
+    assert pipeline.working_size(small.size) == (64, 96)
+    assert pipeline.working_size((4, 100)) == (16, 400)  # four times at most
+    assert pipeline.working_size(large.size) == large.size
+    assert pipeline.seen(small, small).shape == (64, 96, 3)
+    assert pipeline.seen(large, large) is large.rgb
+    restored = pipeline.restore([small, large])
+    for source, result in zip((small, large), restored, strict=True):
+        assert result.size == source.size
+        gap = np.abs(result.rgb - (source.rgb / 2 + 127.5 / 2))
+        assert gap.max() <= (0.51 if source is large else 12)  # bicubic there, the mean back
+
+
+def test_what_is_not_asked_for_is_the_models() -> None:
+    pipeline, picture = halving(), photo(30, 20)
+    pipeline.model.use = UseConfig(color_fix="wavelet", blend=0.5)
+    assert pipeline.chosen(None, None) == ("wavelet", 0.5)
+    assert pipeline.chosen("none", 1.0) == ("none", 1.0)
+    (default,) = pipeline.restore([picture])
+    (same,) = pipeline.restore([picture], color_fix="wavelet", blend=0.5)
+    (other,) = pipeline.restore([picture], color_fix="none", blend=1.0)
+    assert np.array_equal(default.rgb, same.rgb) and not np.array_equal(default.rgb, other.rgb)
 
 
 def test_unknown_values_are_refused() -> None:

@@ -13,9 +13,10 @@ from skimage.data import astronaut
 
 import infer
 from osdhuman_jax import Restorer
+from osdhuman_jax.finishing import RestoreError
 from osdhuman_jax.frames import scaled_size
 from osdhuman_jax.images import Picture, read_image, to_float, to_uint8
-from osdhuman_jax.pipeline import Pipeline, RestoreError
+from osdhuman_jax.pipeline import Pipeline
 from osdhuman_jax.weights import load_cleaner
 from osdhuman_jax.weights.importer import import_cleaner
 

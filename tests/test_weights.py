@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 from small import MODEL, make, restorer
 
-from osdhuman_jax.config import LoRAConfig
+from osdhuman_jax.config import LoRAConfig, UseConfig
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.weights import (
@@ -25,6 +25,7 @@ from osdhuman_jax.weights import (
     random_restorer,
     save_model,
 )
+from osdhuman_jax.weights.info import describe
 
 LORA = LoRAConfig(rank=2, alpha=8.0)
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
@@ -139,6 +140,20 @@ def test_config_says_what_the_model_is(base_folder, folder):
     assert plain["provenance"] == {"from": "dice"} and trained["provenance"] == {}
     assert trained["lora"]["rank"] == 2 and trained["model"]["timestep"] == 399
     assert trained["digests"] == {name: file_digest(folder / name) for name in (BASE, GENERATOR)}
+
+
+def test_use_comes_back_and_is_told(base_only, tmp_path):
+    use = UseConfig(color_fix="wavelet", blend=0.9, work_side=256)
+    save_model(tmp_path, MODEL, base_only, use=use)
+    assert load_model(tmp_path).use == use
+    assert "use: color_fix wavelet, blend 0.9, work_side 256" in describe(tmp_path)
+    path = tmp_path / "config.json"
+    meta = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in meta.items() if k != "use"}))  # before it had any
+    assert load_model(tmp_path).use == UseConfig()
+    path.write_text(json.dumps(meta | {"use": {"color": 1}}))
+    with pytest.raises(WeightsError, match="config.json: UseConfig: unknown field"):
+        load_model(tmp_path)
 
 
 def test_others_may_read_the_files(trained, tmp_path):

@@ -10,12 +10,12 @@ older names of ESRGAN (its own, BSRGAN's BSRNet).
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from osdhuman_jax.config import ConfigError, RRDBNetConfig, from_dict
+from osdhuman_jax.config import ConfigError, RRDBNetConfig, UseConfig, from_dict
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.rrdbnet import ENLARGED, RRDBNet
 from osdhuman_jax.weights import tables
@@ -71,6 +71,7 @@ class Cleaner:
     config: RRDBNetConfig
     digest: str  # sha256 of config.json, which holds the digest of the weights
     name: str
+    use: UseConfig = field(default_factory=UseConfig)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 from osdhuman_jax.weights.cleaners import read_sizes
 from osdhuman_jax.weights.files import Tensor, load
-from osdhuman_jax.weights.store import CLEANER, kind_of, read_configs, read_meta, verify
+from osdhuman_jax.weights.store import CLEANER, kind_of, read_configs, read_meta, read_use, verify
 
 GROUPS = ("vae", "unet", "prompter.image_encoder", "prompter.hfie")
 
@@ -37,6 +37,8 @@ def describe(folder: Path | str) -> str:
 def _restorer(folder: Path, meta: dict[str, Any]) -> list[str]:
     model, adapters = read_configs(folder, meta)
     lines = [f"{folder}: prompt {meta.get('prompt', 'hfie')}, timestep {model.timestep}"]
+    use = read_use(folder, meta)
+    lines += [f"use: color_fix {use.color_fix}, blend {use.blend:g}, work_side {use.work_side}"]
     if adapters:
         lines += [f"generator: LoRA of rank {adapters.rank}, alpha {adapters.alpha:g}"]
     return lines

@@ -12,7 +12,7 @@ their digest, is refused with one error.
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from osdhuman_jax import lora
-from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, from_dict, to_dict
+from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, UseConfig, from_dict, to_dict
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.restorer import Restorer, build_restorer
 from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
@@ -51,6 +51,7 @@ class Model:
     config: ModelConfig
     digest: str  # sha256 of config.json, which holds the digests of the weights
     name: str
+    use: UseConfig = field(default_factory=UseConfig)
 
 
 class _OneKey(nnx.Rngs):
@@ -187,6 +188,7 @@ def save_model(
     *,
     generator: LoRAConfig | None = None,
     provenance: dict[str, Any] | None = None,
+    use: UseConfig | None = None,
 ) -> None:
     """Write a model folder; `generator` is the LoRA that `restorer` carries, unmerged."""
     folder = Path(folder)
@@ -204,6 +206,7 @@ def save_model(
         "model": to_dict(config),
         "lora": to_dict(generator) if generator else None,
         "digests": {name: file_digest(folder / name) for name in files},
+        "use": to_dict(use or UseConfig()),
         "provenance": provenance or {},
     }
     write_json(folder / CONFIG, meta)
@@ -247,6 +250,14 @@ def _described(folder: Path) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in KINDS:
         raise WeightsError(f"{folder / CONFIG}: kind {kind!r:.40} is none of {', '.join(KINDS)}")
     return meta
+
+
+def read_use(folder: Path, meta: dict[str, Any]) -> UseConfig:
+    """How the model is best used; folders of earlier versions do not say."""
+    try:
+        return from_dict(UseConfig, meta["use"]) if "use" in meta else UseConfig()
+    except ConfigError as error:
+        raise WeightsError(f"{folder / CONFIG}: {error}") from error
 
 
 def verify(folder: Path, meta: dict[str, Any], *names: str) -> None:
@@ -304,6 +315,8 @@ def load_model(folder: Path | str, *, precision: str = "fp32") -> Model:
     folder = Path(folder)
     restorer, config, _ = load_base(folder, precision=precision, generator=True)
     lora.merge(restorer)
-    if read_meta(folder).get("prompt", "hfie") != "hfie":
+    meta = read_meta(folder)
+    if meta.get("prompt", "hfie") != "hfie":
         restorer.prompter = None
-    return Model(restorer, config, file_digest(folder / CONFIG), folder.resolve().name)
+    digest, name = file_digest(folder / CONFIG), folder.resolve().name
+    return Model(restorer, config, digest, name, read_use(folder, meta))
