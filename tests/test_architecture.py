@@ -121,3 +121,9 @@ def test_functions_are_short() -> None:
     limits = {"unet.py:__init__": 70}  # the network's own table of contents
     long = [(n, name) for n, name in longest_functions() if n > limits.get(name, 60)]
     assert not long
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Else pytest collects one of them alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
