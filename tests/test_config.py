@@ -25,10 +25,12 @@ def through_json(config):
 
 
 def test_there_are_presets():
-    assert {"base", "debug", "nano"} <= set(PRESETS)
+    assert {"base", "debug", "nano_vae", "nano_diffusion", "nano", "small"} <= set(PRESETS)
 
 
-@pytest.mark.parametrize("config", [Config(), ModelConfig(), models.tiny(), models.nano()])
+@pytest.mark.parametrize(
+    "config", [Config(), ModelConfig(), models.tiny(), models.nano(), models.small()]
+)
 def test_json_round_trip(config):
     assert through_json(config) == config
 

@@ -1,0 +1,13 @@
+"""Second stage of the bundled model: a small diffusion prior, prompted by the picture itself."""
+
+from configs import nano_vae
+from osdhuman_jax.config import Config
+
+
+def get_config() -> Config:
+    config = nano_vae.get_config()
+    config.optim.learning_rate = 1e-3
+    config.run.kind = "diffusion"
+    config.run.init = "runs/nano_vae/model"
+    config.run.steps = 700
+    return config
