@@ -9,6 +9,7 @@ from curate.readers.common import Notes, ReaderError
 from curate.readers.pictures import Pictures, clean
 
 MISSING = None
+CAM2 = ["cam2/1.jpg", "cam2/2.jpg", "cam2/3.jpg"]
 
 
 def touch(root: Path, *names: str) -> None:
@@ -44,7 +45,8 @@ def resolve(root: Path, *names: str, distinct: bool = False) -> list[str | None]
         ("/data/local-files/?d=images/a/1.jpg", "a/1.jpg"),
         ("1.jpg", "a/1.jpg"),
         ("images/v2/a/1.jpg", "a/1.jpg"),
-        ("/elsewhere/1.jpg", "a/1.jpg"),
+        ("/elsewhere/1.jpg", "1.jpg"),
+        ("C:\\data\\images\\a\\1.jpg", "images/a/1.jpg"),
         ("A/1.JPG", "a/1.jpg"),
         ("a/1.jpg", "A/1.JPG"),
         ("a/caf\u00e9.jpg", "a/cafe\u0301.jpg"),
@@ -71,6 +73,12 @@ def test_a_picture_is_found_however_its_name_is_written(tmp_path, name, path):
         (["cam2/1.jpg"], ["cam1/1.jpg"], [MISSING]),
         (["cam2/img/1.jpg"], ["cam1/img/1.jpg"], [MISSING]),
         (["D:\\cam2\\1.jpg"], ["cam1/1.jpg", "cam2/2.jpg"], [MISSING]),
+        # Names of elsewhere, of a folder that is not here: another's picture is not theirs.
+        *(
+            ([f"{start}cam1/2.jpg", f"{start}cam2/1.jpg"], CAM2, [MISSING, "cam2/1.jpg"])
+            for start in ("/data/", "D:\\data\\", "http://host/", "../", "")
+        ),
+        (["/elsewhere/1.jpg"], ["a/1.jpg"], [MISSING]),
         # One file, two names that fit it alike, or one that fits it better.
         (["x/1.jpg", "y/1.jpg"], ["1.jpg"], [MISSING, MISSING]),
         (["C:\\x\\1.jpg", "/y/1.jpg"], ["z/1.jpg"], [MISSING, MISSING]),
