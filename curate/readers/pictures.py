@@ -131,6 +131,7 @@ class Pictures:
         self._ends = _Table((e, i) for i, path in enumerate(self._files) for e in _ends(path))
         self._ranks = array("H", [FREE]) * len(self._files)
         self._owners = array("q", [TIE]) * len(self._files)
+        self._given = bytearray(len(self._files))  # how often it was found: 0, 1, 2 = more often
 
     def claim(self, *names: str, owner: str = "") -> None:
         """Tell of a picture's names, the most telling first.
@@ -158,12 +159,18 @@ class Pictures:
         found = [files for _, files in map(self._best, names) if files]
         won = {files[0] for files in found if len(files) == 1 and self._owners[files[0]] == who}
         if len(won) == 1:
-            return spelled(self._root / self._files[won.pop()])
+            return self._give(won.pop())
         if any(len(files) > 1 for files in found) or len(won) > 1:
             self._notes["names that fit several pictures alike"] += 1
         elif found:
             self._notes["names whose picture another name fits as well or better"] += 1
         return self._nowhere(names[-1])
+
+    def _give(self, file: int) -> str:
+        """A file's path, spelled; counts the file if it is asked for a second time."""
+        self._notes["pictures that several images of the labels name"] += self._given[file] == 1
+        self._given[file] = min(self._given[file] + 1, 2)
+        return spelled(self._root / self._files[file])
 
     def _who(self, names: Sequence[str], owner: str) -> int:
         """A number for the owner of names, which is not TIE."""

@@ -128,6 +128,17 @@ def test_what_is_missing_has_a_path_without_a_file(tmp_path):
     assert notes == {"names whose picture another name fits as well or better": 2}
 
 
+@pytest.mark.parametrize("again", ["a/1.jpg", "a\\1.jpg", "./a/1.jpg"])
+def test_a_picture_of_several_names_is_counted_once(tmp_path, again):
+    touch(tmp_path, "a/1.jpg", "a/2.jpg")
+    pictures = Pictures(tmp_path, notes := Notes())
+    names = ["a/1.jpg", again, again, "a/2.jpg"]
+    for name in names:
+        pictures.claim(name)
+    assert [Path(pictures.find(n)).name for n in names] == ["1.jpg"] * 3 + ["2.jpg"]
+    assert +notes == {"pictures that several images of the labels name": 1}
+
+
 def test_linked_folders_are_searched_once_each(tmp_path):
     images, disk = tmp_path / "images", tmp_path / "disk"
     touch(disk, "patch0/1.jpg")
