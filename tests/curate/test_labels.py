@@ -201,6 +201,60 @@ def test_entities_are_refused_in_every_encoding(tmp_path):
             read("voc", [root])
 
 
+def voc_xml(root: Path, path: str, text: str) -> None:
+    (root / "Annotations" / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / "Annotations" / path).write_text(text)
+
+
+def test_xml_in_folders_are_read_with_their_folders_pictures(tmp_path):
+    touch(images_of("voc", tmp_path), "0.jpg", "cam1/b.jpg", "cam2/b.jpg", "cam1/c.jpg")
+    (root,) = write_labels("voc", tmp_path, ["0.jpg"])
+    text = (root / "Annotations" / "label0.xml").read_text()
+    for key in ("cam1/b", "cam2/b", "cam2/c"):
+        voc_xml(root, f"{key}.xml", text.replace("0.jpg", f"{key[-1]}.jpg"))
+    voc_xml(root, ".hidden/d.xml", "no xml")
+    images = {image.image_id.split("/", 2)[2]: Path(image.path) for image in read("voc", [root])}
+    assert list(images) == ["cam1/b", "cam2/b", "cam2/c", "label0"]
+    found = {key: path for key, path in images.items() if path.exists()}
+    assert {key: str(p.relative_to(root / "JPEGImages")) for key, p in found.items()} == {
+        "cam1/b": "cam1/b.jpg",
+        "cam2/b": "cam2/b.jpg",
+        "label0": "0.jpg",
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<annotation>", '<annotation xmlns="http://x/">'),
+        ("<annotation>", "<!DOCTYPE annotation>\n<annotation>"),
+    ],
+)
+def test_xml_may_have_a_namespace_and_a_plain_doctype(tmp_path, old, new):
+    touch(images_of("voc", tmp_path), "1.jpg")
+    (root,) = write_labels("voc", tmp_path, ["1.jpg"])
+    path = root / "Annotations" / "label0.xml"
+    path.write_text(path.read_text().replace(old, new))
+    assert pictures("voc", tmp_path, read("voc", [root])) == ["1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<html><object/></html>", "its root is <html>"),
+        ("<annotation><objects><object/></objects></annotation>", "1 of its <object> are not"),
+        ('<!DOCTYPE annotation SYSTEM "a.dtd"><annotation/>', "its <!DOCTYPE ..> defines"),
+        ("<annotation>" + " " * 1_000_001 + "</annotation>", "longer than 1,000,000 bytes"),
+    ],
+)
+def test_xml_that_would_lose_people_are_named(tmp_path, text, words):
+    (root,) = write_labels("voc", tmp_path, ["1.jpg"])
+    voc_xml(root, "label0.xml", text)
+    with pytest.raises(ReaderError, match=words) as caught:
+        read("voc", [root])
+    assert "label0.xml" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_flags_of_voc_that_decide_nothing_are_counted(tmp_path):
     (root,) = write_labels("voc", tmp_path, ["1.jpg"])
     path = root / "Annotations" / "label0.xml"
