@@ -107,6 +107,26 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path, kind, data):
     assert path.name in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["coco", "objects365", "crowdhuman"])
+@pytest.mark.parametrize("start", ["[", '{"a":', '{"images": [[', '{"ID": "a", "gtboxes": ['])
+def test_json_that_is_too_deep_is_one_line(tmp_path, kind, start):
+    paths = write_labels(kind, tmp_path, ["1.jpg"])
+    paths[0].write_text('{"images": ' + start * 50_000)
+    with pytest.raises(ReaderError, match="too deep to be labels") as caught:
+        read(kind, paths)
+    assert paths[0].name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [200, 400, 900, 960, 980])
+def test_json_that_is_deep_is_read_or_refused(tmp_path, depth):
+    """However much of the interpreter's stack is left when an entry is shown."""
+    paths = write_labels("coco", tmp_path, ["1.jpg"])
+    text = paths[0].read_text().replace('"image_id"', '"other"')
+    paths[0].write_text(text.replace('"category_id": 1', f'"x": {"[" * depth}{"]" * depth}'))
+    with pytest.raises(ReaderError, match="a.json"):
+        read("coco", paths)
+
+
 def coco(root: Path, **changes: Any) -> list[Path]:
     """The labels of two pictures, of which parts are replaced."""
     paths = write_labels("coco", root, ["0.jpg", "1.jpg"])
@@ -140,6 +160,13 @@ def test_ids_with_leading_zeros_are_their_own(tmp_path):
     assert [len(found.boxes) for found in read("coco", paths)] == [1, 2]
     paths[0].write_text(paths[0].read_text().replace('"1"', '"000002"'))
     with pytest.raises(ReaderError, match='2 annotations .* not in "images", such as image_id 1:'):
+        read("coco", paths)
+
+
+@pytest.mark.parametrize("name", [None, 12, ["0.jpg"]])
+def test_a_file_name_that_is_none_is_shown_with_its_image(tmp_path, name):
+    paths = coco(tmp_path, images=[image(0, "0.jpg"), image("a7", name)])
+    with pytest.raises(ReaderError, match=r"a.json: image a7: its file_name is (null|12|\[)"):
         read("coco", paths)
 
 
