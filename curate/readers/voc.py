@@ -71,8 +71,8 @@ def read(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
             pictures.claim(*_names(key, _parse(path)), owner=key)
         for path in _xmls(folder):
             try:
-                key, root = _key(folder, path), _parse(path)
-                yield _image(f"{name}/{folder.name}", key, root, pictures, notes)
+                key, xml = _key(folder, path), _parse(path)
+                yield _image(f"{name}/{folder.name}", key, xml, pictures, notes)
             except FAULTS as error:
                 if isinstance(error, ReaderError):
                     raise
