@@ -38,7 +38,7 @@ from curate.tables import (
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.names import unspelled_path
 
-READERS = 2  # raised when the readers give other rows for the same files
+READERS = 3  # raised when the readers give other rows for the same files
 TOLD = 3  # missing pictures that are named
 
 

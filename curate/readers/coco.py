@@ -4,6 +4,7 @@ bbox is x, y, width, height from 0. Crowds (and Objects365's fakes and reflectio
 Files have millions of boxes, so they are read as a stream, and of each box numbers are held only.
 """
 
+import json
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ FLAGS = {"iscrowd": "crowd", "isfake": "fake", "isreflected": "reflected"}
 NEEDED = {"images", "annotations", "categories"}
 KEYS = {"image_id", "category_id", "bbox"}
 WIDTH = 6  # numbers a box: image, x, y, width, height, flags (a bit each)
+FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 TOLD = 3  # examples that an error names
 
 Id = int | str
@@ -64,7 +66,7 @@ def _read(name: str, notes: Notes, annotations: Path, pictures: Pictures) -> Ite
                 flickr_id=flickr_id(image.get("flickr_url", "")),
                 license=labels.license(image.get("license")),
             )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except FAULTS as error:
         if isinstance(error, ReaderError):
             raise
         raise ReaderError(f"{annotations}: an entry is not as it should be: {error!r}") from None
@@ -87,8 +89,8 @@ class _Labels:
             seen.add(key)
             if key == "images":
                 for entry in entries:
-                    pictures.claim(entry["file_name"])
                     self._list(entry)
+                    pictures.claim(entry["file_name"])
             elif key == "annotations":
                 for entry in entries:
                     self._add(entry, boxes)
@@ -103,6 +105,11 @@ class _Labels:
         self._starts = np.searchsorted(self._rows[:, 0], np.arange(len(self._images) + 1))
 
     def _list(self, image: dict[str, Any]) -> None:
+        if not isinstance(image["file_name"], str):
+            raise ReaderError(
+                f"{self._path}: image {image['id']}: its file_name is "
+                f"{json.dumps(image['file_name'])[:200]}, not the name of a file"
+            )
         number = self._number(image["id"])
         if self._listed[number]:
             raise ReaderError(

@@ -37,7 +37,7 @@ def read(name: str, notes: Notes, annotations: Path, images: Path) -> Iterator[S
                 boxes=tuple(note_size(_box(box), notes) for box in entry["gtboxes"]),
                 license="research only",
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ReaderError(f"{annotations}, line {number}: {error!r}") from None
 
 
@@ -48,13 +48,21 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    entry = json.loads(line)
+                    entry = _decoded(line)
                     identity(entry["ID"])
                     yield number, entry
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, ReaderError):
             raise
         raise ReaderError(f"{path}, line {max(number, 1)}: {error!r}") from None
+
+
+def _decoded(line: str) -> Any:
+    """A line's value. Raises ValueError if it is no json, or deeper than any labels are."""
+    try:
+        return json.loads(line)
+    except RecursionError:
+        raise ValueError("values in values, too deep to be labels") from None
 
 
 def _box(entry: dict[str, Any]) -> Box:

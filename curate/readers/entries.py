@@ -97,6 +97,8 @@ class _Text:
             except json.JSONDecodeError as error:
                 if not self._more():
                     raise self.fault(error.msg) from None
+            except RecursionError:
+                raise self.fault("values in values, too deep to be labels,") from None
             else:
                 if end < len(self._text) or not self._more():  # a number might go on
                     self._at = end

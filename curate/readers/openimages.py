@@ -6,6 +6,7 @@ labels on one person are one. Groups and depictions are "ignore".
 """
 
 import csv
+import math
 import sys
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
@@ -47,14 +48,14 @@ def read(
     for image in found:
         pictures.claim(image)
     for image, people in found.items():
-        rotation, url, license = facts.get(image, ("", "", ""))
+        rotation, url, license = facts.get(image, (0, "", ""))
         yield SourceImage(
             image_id=f"{name}/{split}/{image}",
             dataset=name,
             split_of_source=split,
             path=pictures.find(image),
             normalized=True,
-            rotation=_rotation(rotation),
+            rotation=rotation,
             boxes=tuple(merge_people(people)),
             flickr_id=flickr_id(url),
             license=license,
@@ -89,7 +90,11 @@ def _classes(path: Path) -> dict[str, str]:
         raise ReaderError(f"{path}: not a csv file: {error}") from None
     if any(len(row) < 2 for row in rows):
         raise ReaderError(f"{path}: lines are to be MID,NAME")
-    names = {row[0].strip(): KNOWN.get(row[1].strip().lower(), row[1]) for row in rows}
+    names: dict[str, str] = {}
+    for mid, name in ((row[0].strip(), row[1].strip()) for row in rows):
+        name = KNOWN.get(name.lower(), name)
+        if names.setdefault(mid, name) != name:
+            raise ReaderError(f"{path}: {mid} is two classes, {names[mid]} and {name}")
     if not set(PEOPLE) & set(names.values()):
         raise ReaderError(f"{path}: none of {', '.join(PEOPLE)} is in it")
     return names
@@ -133,22 +138,31 @@ def merge_people(boxes: list[Box]) -> list[Box]:
     return [boxes[i] for i in sorted(kept)]
 
 
-def _info(path: Path, wanted: Container[str]) -> dict[str, tuple[str, str, str]]:
+def _info(path: Path, wanted: Container[str]) -> dict[str, tuple[int, str, str]]:
     """Rotation, address and licence by image: all that is used of a table of twelve columns."""
-    return {
-        row["ImageID"].strip(): (
-            sys.intern(row["Rotation"] or ""),
-            row.get("OriginalURL") or "",
-            sys.intern(row.get("License") or ""),
-        )
-        for row in _rows(path, ("ImageID", "Rotation"))
-        if (row["ImageID"] or "").strip() in wanted
-    }
+    found: dict[str, tuple[int, str, str]] = {}
+    for number, row in enumerate(_rows(path, ("ImageID", "Rotation")), 2):
+        image = (row["ImageID"] or "").strip()
+        if image not in wanted:
+            continue
+        try:
+            rotation = _rotation(row["Rotation"] or "")
+        except (ValueError, OverflowError):
+            raise ReaderError(
+                f"{path}, line {number}: Rotation {row['Rotation']!r} is no number of degrees"
+            ) from None
+        facts = rotation, row.get("OriginalURL") or "", sys.intern(row.get("License") or "")
+        if found.setdefault(image, facts) != facts:
+            raise ReaderError(
+                f"{path}, line {number}: {image} is there twice, with other values: keep one"
+            )
+    return found
 
 
 def _rotation(text: str) -> int:
-    """Degrees counterclockwise; the table says nan or nothing where the photo is gone."""
-    try:
-        return int(float(text))
-    except ValueError:
-        return 0
+    """Degrees counterclockwise; the table says nan or nothing where the photo is gone.
+
+    Raises ValueError or OverflowError on what is no finite number.
+    """
+    degrees = float(text.strip() or 0)
+    return 0 if math.isnan(degrees) else int(degrees) % 360

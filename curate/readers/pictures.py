@@ -131,6 +131,7 @@ class Pictures:
         self._ends = _Table((e, i) for i, path in enumerate(self._files) for e in _ends(path))
         self._ranks = array("H", [FREE]) * len(self._files)
         self._owners = array("q", [TIE]) * len(self._files)
+        self._given = bytearray(len(self._files))  # how often it was found: 0, 1, 2 = more often
 
     def claim(self, *names: str, owner: str = "") -> None:
         """Tell of a picture's names, the most telling first.
@@ -158,12 +159,18 @@ class Pictures:
         found = [files for _, files in map(self._best, names) if files]
         won = {files[0] for files in found if len(files) == 1 and self._owners[files[0]] == who}
         if len(won) == 1:
-            return spelled(self._root / self._files[won.pop()])
+            return self._give(won.pop())
         if any(len(files) > 1 for files in found) or len(won) > 1:
             self._notes["names that fit several pictures alike"] += 1
         elif found:
             self._notes["names whose picture another name fits as well or better"] += 1
         return self._nowhere(names[-1])
+
+    def _give(self, file: int) -> str:
+        """A file's path, spelled; counts the file if it is asked for a second time."""
+        self._notes["pictures that several images of the labels name"] += self._given[file] == 1
+        self._given[file] = min(self._given[file] + 1, 2)
+        return spelled(self._root / self._files[file])
 
     def _who(self, names: Sequence[str], owner: str) -> int:
         """A number for the owner of names, which is not TIE."""
@@ -187,12 +194,11 @@ class Pictures:
             if self._files[file] == raw:
                 return 0, [file]
         cleaned = clean(name)
-        loose = self._distinct or leads_out(name)
-        matches = self._matches(raw, self._own_path(cleaned), loose)
+        matches = self._matches(raw, self._own_path(cleaned))
         if not matches and not cleaned.lower().endswith(SUFFIXES):
             # Formats that leave the suffix out mean .jpg; any other must be the only one.
             usual, *others = (
-                self._matches("", self._own_path(cleaned + suffix), loose, added=True)
+                self._matches("", self._own_path(cleaned + suffix), added=True)
                 for suffix in SUFFIXES
             )
             matches = usual or [match for found in others for match in found]
@@ -216,42 +222,41 @@ class Pictures:
             path = f"{self._aliases[alias]}/{path[len(alias) + 1 :]}".lstrip("/")
         return path
 
-    def _matches(
-        self, raw: str, cleaned: str, loose: bool, added: bool = False
-    ) -> list[tuple[int, int]]:
+    def _matches(self, raw: str, cleaned: str, added: bool = False) -> list[tuple[int, int]]:
         """(rank, file) of each file that fits a name."""
         found: dict[int, int] = {}
         # Here a backslash or a percent sign may be part of a name: as it stands comes first.
         forms = dict.fromkeys(path for path in (raw, cleaned, _plain(cleaned)) if path)
         for form in forms:
             closest = 0 if form in (raw, cleaned) else len(SPELLINGS) - 1
-            for file in self._candidates(form, loose):
-                rank = self._rank(form, self._files[file], loose, closest)
+            for file in self._candidates(form):
+                rank = self._rank(form, self._files[file], closest)
                 if rank is not None:
                     rank += added * ADDED
                     found[file] = min(rank, found.get(file, FREE))
         return [(rank, file) for file, rank in found.items()]
 
-    def _candidates(self, name: str, loose: bool) -> set[int]:
+    def _candidates(self, name: str) -> set[int]:
         """Files that may fit a name: its end is all of theirs, or theirs is all of it."""
         ends = _ends(name)
         found = set(self._ends.get(ends[-1])).union(*map(self._paths.get, ends))
-        if loose:
+        if self._distinct:
             alike = self._ends.get(ends[0])
             found.update(alike if len(alike) <= CROWD else ())
         return found
 
-    def _rank(self, name: str, path: str, loose: bool, closest: int) -> int | None:
+    def _rank(self, name: str, path: str, closest: int) -> int | None:
         """How well a name fits a path: by spelling, then by how much of both is the same.
 
-        With `loose` the folders that both have may differ, unless there is one of that name here.
+        Folders that both have may differ only if file names alone tell pictures apart, and there is
+        no folder of that name here.
         """
         wanted, given = name.split("/")[::-1], path.split("/")[::-1]
         theirs = [*given, *self._above]
         pairs = list(zip(wanted, theirs, strict=False))
         same = next((i for i, (a, b) in enumerate(pairs) if not _alike(a, b)), len(pairs))
         differ = same < len(wanted) and same < len(given)
-        if not same or (differ and (not loose or _fold(wanted[same]) in self._folders)):
+        if not same or (differ and (not self._distinct or _fold(wanted[same]) in self._folders)):
             return None
         spelling = next(
             i

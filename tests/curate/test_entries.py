@@ -88,5 +88,5 @@ def test_three_columns_of_a_table_are_held(tmp_path):
     facts = openimages._info(path, wanted)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert facts["0" * 16] == ("0", "https://a/0", "CC") and len(facts) == count
+    assert facts["0" * 16] == (0, "https://a/0", "CC") and len(facts) == count
     assert peak < 450 * count

@@ -107,6 +107,26 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path, kind, data):
     assert path.name in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", ["coco", "objects365", "crowdhuman"])
+@pytest.mark.parametrize("start", ["[", '{"a":', '{"images": [[', '{"ID": "a", "gtboxes": ['])
+def test_json_that_is_too_deep_is_one_line(tmp_path, kind, start):
+    paths = write_labels(kind, tmp_path, ["1.jpg"])
+    paths[0].write_text('{"images": ' + start * 50_000)
+    with pytest.raises(ReaderError, match="too deep to be labels") as caught:
+        read(kind, paths)
+    assert paths[0].name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("depth", [200, 400, 900, 960, 980])
+def test_json_that_is_deep_is_read_or_refused(tmp_path, depth):
+    """However much of the interpreter's stack is left when an entry is shown."""
+    paths = write_labels("coco", tmp_path, ["1.jpg"])
+    text = paths[0].read_text().replace('"image_id"', '"other"')
+    paths[0].write_text(text.replace('"category_id": 1', f'"x": {"[" * depth}{"]" * depth}'))
+    with pytest.raises(ReaderError, match="a.json"):
+        read("coco", paths)
+
+
 def coco(root: Path, **changes: Any) -> list[Path]:
     """The labels of two pictures, of which parts are replaced."""
     paths = write_labels("coco", root, ["0.jpg", "1.jpg"])
@@ -140,6 +160,13 @@ def test_ids_with_leading_zeros_are_their_own(tmp_path):
     assert [len(found.boxes) for found in read("coco", paths)] == [1, 2]
     paths[0].write_text(paths[0].read_text().replace('"1"', '"000002"'))
     with pytest.raises(ReaderError, match='2 annotations .* not in "images", such as image_id 1:'):
+        read("coco", paths)
+
+
+@pytest.mark.parametrize("name", [None, 12, ["0.jpg"]])
+def test_a_file_name_that_is_none_is_shown_with_its_image(tmp_path, name):
+    paths = coco(tmp_path, images=[image(0, "0.jpg"), image("a7", name)])
+    with pytest.raises(ReaderError, match=r"a.json: image a7: its file_name is (null|12|\[)"):
         read("coco", paths)
 
 
@@ -199,6 +226,60 @@ def test_entities_are_refused_in_every_encoding(tmp_path):
         path.write_bytes(text.encode(encoding))
         with pytest.raises(ReaderError, match="label0.xml"):
             read("voc", [root])
+
+
+def voc_xml(root: Path, path: str, text: str) -> None:
+    (root / "Annotations" / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / "Annotations" / path).write_text(text)
+
+
+def test_xml_in_folders_are_read_with_their_folders_pictures(tmp_path):
+    touch(images_of("voc", tmp_path), "0.jpg", "cam1/b.jpg", "cam2/b.jpg", "cam1/c.jpg")
+    (root,) = write_labels("voc", tmp_path, ["0.jpg"])
+    text = (root / "Annotations" / "label0.xml").read_text()
+    for key in ("cam1/b", "cam2/b", "cam2/c"):
+        voc_xml(root, f"{key}.xml", text.replace("0.jpg", f"{key[-1]}.jpg"))
+    voc_xml(root, ".hidden/d.xml", "no xml")
+    images = {image.image_id.split("/", 2)[2]: Path(image.path) for image in read("voc", [root])}
+    assert list(images) == ["cam1/b", "cam2/b", "cam2/c", "label0"]
+    found = {key: path for key, path in images.items() if path.exists()}
+    assert {key: str(p.relative_to(root / "JPEGImages")) for key, p in found.items()} == {
+        "cam1/b": "cam1/b.jpg",
+        "cam2/b": "cam2/b.jpg",
+        "label0": "0.jpg",
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<annotation>", '<annotation xmlns="http://x/">'),
+        ("<annotation>", "<!DOCTYPE annotation>\n<annotation>"),
+    ],
+)
+def test_xml_may_have_a_namespace_and_a_plain_doctype(tmp_path, old, new):
+    touch(images_of("voc", tmp_path), "1.jpg")
+    (root,) = write_labels("voc", tmp_path, ["1.jpg"])
+    path = root / "Annotations" / "label0.xml"
+    path.write_text(path.read_text().replace(old, new))
+    assert pictures("voc", tmp_path, read("voc", [root])) == ["1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("<html><object/></html>", "its root is <html>"),
+        ("<annotation><objects><object/></objects></annotation>", "1 of its <object> are not"),
+        ('<!DOCTYPE annotation SYSTEM "a.dtd"><annotation/>', "its <!DOCTYPE ..> defines"),
+        ("<annotation>" + " " * 1_000_001 + "</annotation>", "longer than 1,000,000 bytes"),
+    ],
+)
+def test_xml_that_would_lose_people_are_named(tmp_path, text, words):
+    (root,) = write_labels("voc", tmp_path, ["1.jpg"])
+    voc_xml(root, "label0.xml", text)
+    with pytest.raises(ReaderError, match=words) as caught:
+        read("voc", [root])
+    assert "label0.xml" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_flags_of_voc_that_decide_nothing_are_counted(tmp_path):

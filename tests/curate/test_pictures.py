@@ -9,6 +9,7 @@ from curate.readers.common import Notes, ReaderError
 from curate.readers.pictures import Pictures, clean
 
 MISSING = None
+CAM2 = ["cam2/1.jpg", "cam2/2.jpg", "cam2/3.jpg"]
 
 
 def touch(root: Path, *names: str) -> None:
@@ -44,7 +45,8 @@ def resolve(root: Path, *names: str, distinct: bool = False) -> list[str | None]
         ("/data/local-files/?d=images/a/1.jpg", "a/1.jpg"),
         ("1.jpg", "a/1.jpg"),
         ("images/v2/a/1.jpg", "a/1.jpg"),
-        ("/elsewhere/1.jpg", "a/1.jpg"),
+        ("/elsewhere/1.jpg", "1.jpg"),
+        ("C:\\data\\images\\a\\1.jpg", "images/a/1.jpg"),
         ("A/1.JPG", "a/1.jpg"),
         ("a/1.jpg", "A/1.JPG"),
         ("a/caf\u00e9.jpg", "a/cafe\u0301.jpg"),
@@ -71,6 +73,12 @@ def test_a_picture_is_found_however_its_name_is_written(tmp_path, name, path):
         (["cam2/1.jpg"], ["cam1/1.jpg"], [MISSING]),
         (["cam2/img/1.jpg"], ["cam1/img/1.jpg"], [MISSING]),
         (["D:\\cam2\\1.jpg"], ["cam1/1.jpg", "cam2/2.jpg"], [MISSING]),
+        # Names of elsewhere, of a folder that is not here: another's picture is not theirs.
+        *(
+            ([f"{start}cam1/2.jpg", f"{start}cam2/1.jpg"], CAM2, [MISSING, "cam2/1.jpg"])
+            for start in ("/data/", "D:\\data\\", "http://host/", "../", "")
+        ),
+        (["/elsewhere/1.jpg"], ["a/1.jpg"], [MISSING]),
         # One file, two names that fit it alike, or one that fits it better.
         (["x/1.jpg", "y/1.jpg"], ["1.jpg"], [MISSING, MISSING]),
         (["C:\\x\\1.jpg", "/y/1.jpg"], ["z/1.jpg"], [MISSING, MISSING]),
@@ -118,6 +126,17 @@ def test_what_is_missing_has_a_path_without_a_file(tmp_path):
         pictures.claim(name)
     assert [pictures.find(n) for n in names] == [f"{tmp_path}/x/1.jpg", f"{tmp_path}/y/1.jpg"]
     assert notes == {"names whose picture another name fits as well or better": 2}
+
+
+@pytest.mark.parametrize("again", ["a/1.jpg", "a\\1.jpg", "./a/1.jpg"])
+def test_a_picture_of_several_names_is_counted_once(tmp_path, again):
+    touch(tmp_path, "a/1.jpg", "a/2.jpg")
+    pictures = Pictures(tmp_path, notes := Notes())
+    names = ["a/1.jpg", again, again, "a/2.jpg"]
+    for name in names:
+        pictures.claim(name)
+    assert [Path(pictures.find(n)).name for n in names] == ["1.jpg"] * 3 + ["2.jpg"]
+    assert +notes == {"pictures that several images of the labels name": 1}
 
 
 def test_linked_folders_are_searched_once_each(tmp_path):

@@ -281,6 +281,8 @@ def test_openimages_flags(tmp_path, flags, kind, names):
     [
         ("000a1249af2bc5f0,https://c1.staticflickr.com/5/4129/52_46f_o.jpg,CC,90.0", 90, "52"),
         ("000a1249af2bc5f0,,CC,nan", 0, ""),
+        ("000a1249af2bc5f0,,CC,-90", 270, ""),
+        ("000a1249af2bc5f0,,CC,1e300", int(1e300) % 360, ""),
         ("000a1249af2bc5f0,,CC,", 0, ""),
         ("ffff1249af2bc5f0,,CC,90", 0, ""),
     ],
@@ -302,6 +304,37 @@ def test_openimages_facts_of_the_picture(tmp_path, info, rotation, flickr):
 )
 def test_openimages_lines_that_are_not_understood(tmp_path, row, words):
     assert words in error("openimages", *openimages(tmp_path, [row]))
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ("000a1249af2bc5f0,,CC,inf", "line 2: Rotation 'inf' is no number of degrees"),
+        ("000a1249af2bc5f0,,CC,1e999", "line 2: Rotation '1e999' is no number of degrees"),
+        ("000a1249af2bc5f0,,CC,left", "line 2: Rotation 'left' is no number of degrees"),
+        (
+            "000a1249af2bc5f0,,CC,0\n000a1249af2bc5f0,,CC,90",
+            "line 3: 000a1249af2bc5f0 is there twice",
+        ),
+    ],
+)
+def test_openimages_facts_that_cannot_be_right(tmp_path, info, words):
+    message = error("openimages", *openimages(tmp_path, [shares("/m/04yx4", PERSON)], info))
+    assert f"image_ids_and_rotation.csv, {words}" in message
+
+
+def test_openimages_facts_may_be_told_twice_alike(tmp_path):
+    info = "000a1249af2bc5f0,,CC,90\n000a1249af2bc5f0,,CC,90.0"
+    paths = openimages(tmp_path, [shares("/m/04yx4", PERSON)], info)
+    assert read("openimages", *paths)[0].rotation == 90
+
+
+def test_openimages_classes_have_one_name_each(tmp_path):
+    paths = openimages(tmp_path, [shares("/m/04yx4", PERSON)])
+    paths[1].write_text(CLASSES + "/m/04yx4,man\n")
+    assert len(read("openimages", *paths)[0].boxes) == 1
+    paths[1].write_text(CLASSES + "/m/04yx4,Car\n")
+    assert "classes.csv: /m/04yx4 is two classes, Man and Car" in error("openimages", *paths)
 
 
 def test_openimages_columns_are_found_by_name(tmp_path):
