@@ -21,7 +21,7 @@ from osdhuman_jax.command import Parser, check_folder, check_input, end
 from osdhuman_jax.compare import Row, named_folder, sheet
 from osdhuman_jax.disk import write_bytes, write_text
 from osdhuman_jax.images import read_rgb, write_png
-from osdhuman_jax.listing import named_images
+from osdhuman_jax.listing import named_images, real
 from osdhuman_jax.metrics import METRICS, Metric
 from osdhuman_jax.names import spelled
 from osdhuman_jax.pairs import REFERENCE, Pictures, gather
@@ -158,7 +158,7 @@ def _folders(args: argparse.Namespace) -> dict[str, Path]:
         raise ValueError(f"{odd[0]!r} is no name for a method")
     inputs = [*folders.values(), *filter(None, (args.reference, args.degraded))]
     for path in inputs:
-        if args.output.resolve().is_relative_to(path.resolve()):
+        if real(args.output).is_relative_to(real(path)):
             raise ValueError(f"--output {args.output} lies in {path}")
     return folders
 

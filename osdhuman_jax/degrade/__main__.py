@@ -38,7 +38,7 @@ from osdhuman_jax.degrade import (
 )
 from osdhuman_jax.disk import write_text
 from osdhuman_jax.images import read_image, write_png
-from osdhuman_jax.listing import list_images
+from osdhuman_jax.listing import list_images, real
 from osdhuman_jax.names import spelled
 
 LOG_NAME = "degradations.jsonl"
@@ -103,7 +103,7 @@ def _plan(
     source: Path, output: Path, args: argparse.Namespace
 ) -> list[tuple[Path, str, list[Path]]]:
     """(source, relative name, targets) of each image, sorted. Raises ValueError if it cannot be."""
-    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+    if source.is_dir() and real(output).is_relative_to(real(source)):
         raise ValueError(f"--output {output} lies in --input {source}")
     folders = [output / name for name in PAIR] if args.profile else [output]
     jobs: dict[Path, tuple[Path, str, list[Path]]] = {}
@@ -111,7 +111,7 @@ def _plan(
         targets = [folder / name.with_suffix(".png") for folder in folders]
         if targets[0] in jobs:
             raise ValueError(f"{jobs[targets[0]][1]} and {name} would both become {targets[0]}")
-        if path.resolve() in (target.resolve() for target in targets):
+        if real(path) in (real(target) for target in targets):
             raise ValueError(f"{path} would be replaced by what is made of it")
         jobs[targets[0]] = (path, spelled(name.as_posix()), targets)
     if not jobs:
