@@ -43,6 +43,21 @@ def end(
         sys.exit(130)
 
 
+def some_text(text: str) -> str:
+    """A path or pattern as a flag's type: empty text, as of an unset variable, is no folder here.
+
+    Raises argparse.ArgumentTypeError.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; name one ('.' is this folder)")
+    return text
+
+
+def some_path(text: str) -> Path:
+    """A path as a flag's type. Raises argparse.ArgumentTypeError where it is empty."""
+    return Path(some_text(text))
+
+
 def check_folder(flag: str, path: Path) -> None:
     """Raise CommandError where a folder to write into cannot be made, or not be written."""
     whole = path.absolute()

@@ -136,6 +136,7 @@ def test_resuming_with_another_config_is_refused(
         ("--process=1", "--coordinator"),
         ("--config=configs/nothing.py", "configs/nothing.py: no such file"),
         ("--config=configs", "configs: a folder"),
+        ("--workdir=", "--workdir is empty"),
         ("--workdir=train.py", "train.py is no folder"),
         ("--workdir=train.py/run", "train.py is no folder"),
         ("--config.data.sources=('/nowhere',)", "data.sources: /nowhere"),
