@@ -104,7 +104,7 @@ def call_config(path: Path, *arguments: str) -> Any:
     try:
         spec.loader.exec_module(module)
         return module.get_config(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = f" (line {own[-1]})" if own else ""

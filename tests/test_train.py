@@ -129,7 +129,7 @@ def test_resuming_with_another_config_is_refused(
     ("flag", "said"),
     [
         ("--config.run.kind=painter", "painter"),
-        ("--config.optim.lr=1", "lr not found"),
+        ("--config.optim.lr=1", "--config.optim.lr: no such setting: 'lr'"),
         ("--config.optim.learning_rate=fast", "'fast'"),
         ("--speed=1", "'speed'"),
         ("speed", "'speed' is no flag"),
