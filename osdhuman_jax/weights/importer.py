@@ -93,7 +93,6 @@ def import_model(
     generator = _local_generator(generator)
     tagger = "dape" if dape else "ram"
     _check_promised(output, parts, small, clip, tagger, _kind(prompt, prompt_file, generator))
-    # All that is here is sound: now the hub may be asked for what is not.
     diffusion = read_diffusion(locate(str(sd)))
     if clip and not parts["clip"]:
         parts["clip"] = read_clip(locate(str(clip)))
@@ -102,8 +101,8 @@ def import_model(
     trained = _trained(generator, model)
     kind = _kind(prompt, prompt_file, trained)
     had = {name: part for name, part in parts.items() if part}
+    small |= _prompt_file(prompt_file, model.unet.cross_attention_dim)
     small |= _vocabulary(had["clip"], model) if "clip" in had else {}
-    _prompt_file(prompt_file, model.unet.cross_attention_dim)
     meta: dict[str, Any] = {
         "format": FORMAT,
         "prompt": kind,
