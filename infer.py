@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from osdhuman_jax.command import Parser, check_folder
+from osdhuman_jax.command import Parser, check_folder, some_path, some_text
 from osdhuman_jax.finishing import COLOR_FIXES
 from osdhuman_jax.flags import memory, speak
 from osdhuman_jax.images import LOSSLESS
@@ -39,12 +39,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser("infer.py", "Restore photographs of people in one diffusion step.")
     add = parser.add_argument
-    add("--input", required=True, help="image file, folder (searched recursively) or glob pattern")
-    add("--output", required=True, type=Path, help="folder for pictures and provenance.jsonl")
+    add(
+        "--input",
+        required=True,
+        type=some_text,
+        help="image file, folder (searched recursively) or glob pattern",
+    )
+    add("--output", required=True, type=some_path, help="folder for pictures and provenance.jsonl")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="model folder")
+    model.add_argument("--model", type=some_path, default=DEFAULT_MODEL, help="model folder")
     model.add_argument(
-        "--checkpoint", metavar="WORKDIR[@STEP]", help="training run to load instead"
+        "--checkpoint",
+        type=some_text,
+        metavar="WORKDIR[@STEP]",
+        help="training run to load instead",
     )
     add("--upscale", type=factor, default=1.0, help="enlarge by this factor (>= 1) beforehand")
     add("--color_fix", choices=COLOR_FIXES, help="take the input's colours; default: the model's")

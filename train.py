@@ -41,6 +41,7 @@ from osdhuman_jax.data import Loader, make_loader
 from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.flags import define_config, settings
 from osdhuman_jax.interruption import Stopped, apart, leave
+from osdhuman_jax.listing import real
 from osdhuman_jax.monitor import Monitor
 from osdhuman_jax.sharding import make_mesh, replicated
 from osdhuman_jax.sources import DataError
@@ -85,7 +86,7 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     """Run, or go on with, one experiment. Returns the exit status."""
     experiment.check(config)
     check_folder("workdir", workdir)
-    config.run.init = str(Path(config.run.init).resolve()) if config.run.init else ""
+    config.run.init = str(real(Path(config.run.init))) if config.run.init else ""
     check_config(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     # What may be missing is opened before anything is made.
@@ -370,6 +371,8 @@ def main(_) -> None:
     cv2.setNumThreads(1)
     workdir = Path(WORKDIR.value or "")
     try:
+        if not WORKDIR.value:
+            raise CommandError("--workdir is empty; name a folder ('.' is this one)")
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         status = train(flags.FLAGS.config, workdir, PROFILE.value)
     except BAD_INPUT as error:

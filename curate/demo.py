@@ -19,7 +19,8 @@ from PIL import Image
 
 from curate import run
 from curate.schema import Pixels
-from osdhuman_jax.command import CommandError, Parser, check_folder
+from osdhuman_jax.command import CommandError, Parser, check_folder, some_path
+from osdhuman_jax.listing import real
 
 ROOT = Path(__file__).parent.parent
 PEOPLE = {"astronaut": (60, 0, 400, 512), "hopper": (20, 30, 500, 600)}  # x0, y0, x1, y1
@@ -117,8 +118,10 @@ def write_sources(root: Path) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Curate, then train. Exit status of the command that failed, 2 on a bad output, 0 done."""
     parser = Parser("python -m curate.demo", "Curate shipped photographs, then train.")
-    parser.add_argument("--output", type=Path, required=True, help="folder of all that is made")
-    output = parser.parse_args(arguments).output.resolve()
+    parser.add_argument(
+        "--output", type=some_path, required=True, help="folder of all that is made"
+    )
+    output = real(parser.parse_args(arguments).output)
     try:
         check_folder("output", output)
         sources = [f"--source={source}" for source in write_sources(output / "sources")]

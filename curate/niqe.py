@@ -15,7 +15,7 @@ from curate.config import DecodeConfig
 from curate.decode import Refused, load
 from curate.readers import folders
 from curate.schema import Pixels
-from osdhuman_jax.command import CommandError, Parser, check_file, end
+from osdhuman_jax.command import CommandError, Parser, check_file, end, some_path
 from osdhuman_jax.disk import staged_file
 from osdhuman_jax.names import spelled
 from osdhuman_jax.niqe import LOCAL, NiqeError, fit
@@ -32,8 +32,10 @@ def _pictures(folder: Path) -> Iterable[Pixels]:
 def main(arguments: list[str] | None = None) -> int:
     """Fit parameters to a folder. Exit status 2 on bad input."""
     parser = Parser("python -m curate.niqe", "Fit NIQE.")
-    parser.add_argument("folder", type=Path, help="pictures without blur, noise or compression")
-    parser.add_argument("--output", type=Path, required=True, help="FILE.npz")
+    parser.add_argument(
+        "folder", type=some_path, help="pictures without blur, noise or compression"
+    )
+    parser.add_argument("--output", type=some_path, required=True, help="FILE.npz")
     flags = parser.parse_args(arguments)
     try:
         if flags.output.suffix != ".npz":

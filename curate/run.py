@@ -44,7 +44,15 @@ from curate.progress import Screen
 from curate.schema import InputError
 from curate.selection import Select, read_review, read_statistics
 from curate.tables import opened, read_rows
-from osdhuman_jax.command import CommandError, Parser, call_config, check_folder, check_input
+from osdhuman_jax.command import (
+    CommandError,
+    Parser,
+    call_config,
+    check_folder,
+    check_input,
+    some_path,
+    some_text,
+)
 from osdhuman_jax.names import spelled
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
@@ -243,24 +251,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("python -m curate.run", __doc__ or "", formatter_class=plain)
     parser.add_argument("command", nargs="?", default="run", choices=COMMANDS)
     parser.add_argument("names", nargs="*", metavar="IMAGE_ID", help="of `forget`")
-    parser.add_argument("--output", type=Path, required=True, help="folder of all that is made")
+    parser.add_argument(
+        "--output", type=some_path, required=True, help="folder of all that is made"
+    )
     source = "[NAME:]KIND=PATH[,PATH]"
     kinds = f"once for each; KIND is one of {', '.join(readers.KINDS)}"
     parser.add_argument("--source", action="append", default=[], metavar=source, help=kinds)
-    parser.add_argument("--config", type=Path, help="default: configs/curate.py")
+    parser.add_argument("--config", type=some_path, help="default: configs/curate.py")
     parser.add_argument("--profile", help="default, strict, paper or test")
     setting = "a setting of curate/config.py, as select.musiq_min=65"
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
     for name, target in FLAGS.items():
         parser.add_argument(f"--{name}", help=f"the same as --set {target}=...")
     parser.add_argument("--review", help="csv of a review page's decisions; '' = none")
-    parser.add_argument("--stats", help="stats.json of the run whose pool is the measure")
+    parser.add_argument(
+        "--stats", type=some_text, help="stats.json of the run whose pool is the measure"
+    )
     parser.add_argument(
         "--exclude",
+        type=some_text,
         action="append",
         help="folder of pictures, or output of another run, to have no photograph in common with",
     )
-    parser.add_argument("--tags", help="Parquet with crop_id and tags, for the report")
+    parser.add_argument(
+        "--tags", type=some_text, help="Parquet with crop_id and tags, for the report"
+    )
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="0 = no processes")
     parser.add_argument("--verify", action="store_true", help="compare digests of all that is done")

@@ -12,7 +12,7 @@ from pathlib import Path
 from curate.pack import PackError, picture_name, read_container
 from curate.schema import InputError
 from curate.tables import read_rows
-from osdhuman_jax.command import CommandError, Parser, check_folder, end
+from osdhuman_jax.command import CommandError, Parser, check_folder, end, some_path
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.names import spelled
 
@@ -47,8 +47,8 @@ def unpack(packed: Path, output: Path) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """0 done; 1 stopped by a failure (the same command goes on from there); 2 bad input."""
     parser = Parser("python -m curate.unpack", "Unpack a split.")
-    parser.add_argument("packed", type=Path, help="OUT/packed/SPLIT")
-    parser.add_argument("--output", type=Path, required=True, help="a folder of its own")
+    parser.add_argument("packed", type=some_path, help="OUT/packed/SPLIT")
+    parser.add_argument("--output", type=some_path, required=True, help="a folder of its own")
     flags = parser.parse_args(arguments)
     try:
         count = unpack(flags.packed, flags.output)

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from osdhuman_jax.command import Parser, end
+from osdhuman_jax.command import Parser, end, some_path
 from osdhuman_jax.finishing import COLOR_FIXES, RestoreError
 from osdhuman_jax.flags import memory, speak
 from osdhuman_jax.frames import enlarge, scaled_size
@@ -197,7 +197,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser("app", "Restore in a browser.")
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="model folder")
+    add("--model", type=some_path, required=True, help="model folder")
     add("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0: to every machine")
     add("--port", type=int, default=7860, help="of the address")
     add("--max_pixels", type=int, default=25_000_000, help="of a picture, after upscaling")

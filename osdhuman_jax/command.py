@@ -43,6 +43,21 @@ def end(
         sys.exit(130)
 
 
+def some_text(text: str) -> str:
+    """A path or pattern as a flag's type: empty text, as of an unset variable, is no folder here.
+
+    Raises argparse.ArgumentTypeError.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; name one ('.' is this folder)")
+    return text
+
+
+def some_path(text: str) -> Path:
+    """A path as a flag's type. Raises argparse.ArgumentTypeError where it is empty."""
+    return Path(some_text(text))
+
+
 def check_folder(flag: str, path: Path) -> None:
     """Raise CommandError where a folder to write into cannot be made, or not be written."""
     whole = path.absolute()
@@ -89,7 +104,7 @@ def call_config(path: Path, *arguments: str) -> Any:
     try:
         spec.loader.exec_module(module)
         return module.get_config(*arguments)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = f" (line {own[-1]})" if own else ""

@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from osdhuman_jax.command import Parser, check_file, end
+from osdhuman_jax.command import Parser, check_file, end, some_path, some_text
 from osdhuman_jax.images import ImageError, read_rgb, write_png
-from osdhuman_jax.listing import named_images
+from osdhuman_jax.listing import named_images, real
 from osdhuman_jax.names import spelled
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
@@ -124,18 +124,30 @@ def _pixels(box: Box, image: Pixels) -> Box:
 
 
 def named_folder(text: str) -> tuple[str, Path]:
-    """NAME=DIR, or DIR alone, named as its last part; the name is spelled."""
-    name, equals, folder = text.partition("=")
+    """NAME=DIR, or DIR alone, named as its last part; the name is spelled.
+
+    Raises argparse.ArgumentTypeError where a part is empty.
+    """
+    name, equals, folder = some_text(text).partition("=")
     if equals and not Path(text).is_dir():
-        return spelled(name), Path(folder)
-    return spelled(Path(text).resolve().name), Path(text)
+        if not name:
+            raise argparse.ArgumentTypeError(f"{text}: the name is empty; give NAME=DIR or DIR")
+        return spelled(name), some_path(folder)
+    return spelled(real(Path(text)).name), Path(text)
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("compare", "Methods side by side.")
     add = parser.add_argument
-    add("--columns", required=True, nargs="+", metavar="NAME=DIR", help="folders, left to right")
-    add("--output", required=True, type=Path, help="the sheet, a PNG")
+    add(
+        "--columns",
+        required=True,
+        nargs="+",
+        type=named_folder,
+        metavar="NAME=DIR",
+        help="folders, left to right",
+    )
+    add("--output", required=True, type=some_path, help="the sheet, a PNG")
     add("--names", nargs="+", help="pictures to show, without suffix; default: the first ones")
     add("--rows", type=int, default=6, help="how many without --names (%(default)s)")
     add("--width", type=int, default=320, help="of a column in pixels (%(default)s)")
@@ -174,7 +186,7 @@ def _read(path: Path) -> Pixels:
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the sheet; 0 = written, 2 = not (one line says why)."""
     args = _parse_args(argv)
-    folders = dict(map(named_folder, args.columns))
+    folders = dict(args.columns)
     try:
         check_file("output", args.output)
         if len(folders) < len(args.columns):

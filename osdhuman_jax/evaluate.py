@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from osdhuman_jax import tables
-from osdhuman_jax.command import Parser, check_folder, check_input, end
+from osdhuman_jax.command import Parser, check_folder, check_input, end, some_path
 from osdhuman_jax.compare import Row, named_folder, sheet
 from osdhuman_jax.disk import write_bytes, write_text
 from osdhuman_jax.images import read_rgb, write_png
-from osdhuman_jax.listing import named_images
+from osdhuman_jax.listing import named_images, real
 from osdhuman_jax.metrics import METRICS, Metric
 from osdhuman_jax.names import spelled
 from osdhuman_jax.pairs import REFERENCE, Pictures, gather
@@ -117,13 +117,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("evaluate", "The paper's tables from folders.")
     add = parser.add_argument
     folder = "[NAME=]DIR"
-    add("--restored", required=True, action="append", metavar=folder, help="once for each method")
-    add("--reference", type=Path, help="the pictures as they should be")
-    add("--degraded", type=Path, help="what was restored; shown in worst/, not measured")
+    add(
+        "--restored",
+        required=True,
+        action="append",
+        type=named_folder,
+        metavar=folder,
+        help="once for each method",
+    )
+    add("--reference", type=some_path, help="the pictures as they should be")
+    add("--degraded", type=some_path, help="what was restored; shown in worst/, not measured")
     add("--metrics", default="all", help=f"all, or some of {','.join(METRICS)}")
-    add("--output", required=True, type=Path, help="folder for tables, plots and sheets")
-    add("--weights", type=Path, help="folder below which metrics' weight files lie")
-    add("--model", type=Path, help="model folder with LPIPS, for lpips-vgg")
+    add("--output", required=True, type=some_path, help="folder for tables, plots and sheets")
+    add("--weights", type=some_path, help="folder below which metrics' weight files lie")
+    add("--model", type=some_path, help="model folder with LPIPS, for lpips-vgg")
     add("--allow_missing", action="store_true", help="leave out what has no partner")
     add("--batch_size", type=int, default=8, help="pictures at once (%(default)s)")
     add("--worst", type=int, default=4, help="rows of the sheets in worst/ (%(default)s)")
@@ -151,14 +158,14 @@ def wanted(text: str, reference: bool, model: bool) -> list[Metric]:
 
 def _folders(args: argparse.Namespace) -> dict[str, Path]:
     """Method to folder. Raises ValueError where names clash or the output would be an input."""
-    folders = dict(map(named_folder, args.restored))
+    folders = dict(args.restored)
     if len(folders) < len(args.restored) or REFERENCE in folders:
         raise ValueError("two folders have one name: give them as --restored NAME=DIR")
     if odd := [name for name in folders if not name or name in (".", "..") or "/" in name]:
         raise ValueError(f"{odd[0]!r} is no name for a method")
     inputs = [*folders.values(), *filter(None, (args.reference, args.degraded))]
     for path in inputs:
-        if args.output.resolve().is_relative_to(path.resolve()):
+        if real(args.output).is_relative_to(real(path)):
             raise ValueError(f"--output {args.output} lies in {path}")
     return folders
 

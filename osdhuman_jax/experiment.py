@@ -1,7 +1,10 @@
 """An experiment before its first step: its config checked, its base model loaded."""
 
+import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,16 @@ from osdhuman_jax.weights import (
 from osdhuman_jax.weights.extractors import KINDS
 from osdhuman_jax.weights.store import DTYPES, read_meta
 
+POSITIVE = (  # settings that may not be 0
+    *("lora.rank", "loss.reg_updates", "data.batch_size", "data.crop"),
+    *("optim.learning_rate", "optim.eps", "optim.clip_norm"),
+    *("optim.accumulate", "optim.max_nonfinite"),
+    *("run.steps", "run.log_every", "run.checkpoint_every", "run.keep"),
+    *("run.eval_images", "run.eval_crop"),
+)
+DECAYS = ("optim.b1", "optim.b2", "optim.ema")
+SHARES = ("data.labelled_share", "data.teacher_share", "data.gray", "use.blend")
+
 
 def check(config: Config) -> None:
     """Raise ConfigError where a value contradicts another or asks for what is not there."""
@@ -43,14 +56,6 @@ def check(config: Config) -> None:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ConfigError(f"{name}: {value!r} is none of {', '.join(allowed)}")
-    positive = {
-        "loss.reg_updates": config.loss.reg_updates,
-        "optim.accumulate": config.optim.accumulate,
-        "optim.max_nonfinite": config.optim.max_nonfinite,
-    }
-    for name, value in positive.items():
-        if value < 1:
-            raise ConfigError(f"{name}: {value} must be at least 1")
     _check_numbers(config)
     if not config.data.sources:
         raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
@@ -65,16 +70,39 @@ def check(config: Config) -> None:
 
 
 def _check_numbers(config: Config) -> None:
+    """Every number finite and, but for the mesh's -1, not negative; then what each is bound by."""
+    for name, value in _numbers(to_dict(config)):
+        if not math.isfinite(value):
+            raise ConfigError(f"{name}: {value} is no finite number")
+        if value < 0 and not name.startswith("mesh."):
+            raise ConfigError(f"{name}: {value} is negative")
+        if value == 0 and name in POSITIVE:
+            least = "at least 1" if isinstance(value, int) else "above 0"
+            raise ConfigError(f"{name}: {value} must be {least}")
+        if value >= 1 and name in DECAYS:
+            raise ConfigError(f"{name}: {value} is not in [0, 1)")
+        if value > 1 and (name in SHARES or name.endswith("_prob")):
+            raise ConfigError(f"{name}: {value} is more than 1")
     ways = jax.device_count() * config.optim.accumulate
-    if config.data.batch_size < 1 or config.data.batch_size % ways:
+    if config.data.batch_size % ways:
         text = f"{jax.device_count()} device(s) x {config.optim.accumulate} part(s)"
         raise ConfigError(f"data.batch_size: {config.data.batch_size} does not divide among {text}")
     for name in ("vsd_timesteps", "reg_timesteps"):
         bounds = getattr(config.loss, name)
         if not 0 <= bounds[0] < bounds[1] <= Schedule.num_train_timesteps:
             raise ConfigError(f"loss.{name}: {bounds} is no range within (0, 1000)")
-    if not 0.0 <= config.optim.ema < 1.0:
-        raise ConfigError(f"optim.ema: {config.optim.ema} is not in [0, 1)")
+
+
+def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a config's plain dict with the name of its setting."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _numbers(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(inner, name)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield name, value
 
 
 def check_sources(config: Config) -> None:

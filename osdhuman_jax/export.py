@@ -18,7 +18,6 @@ import logging
 import sys
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from osdhuman_jax.command import Parser, check_file, end
+from osdhuman_jax.command import Parser, check_file, end, some_path
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.pipeline import PRECISIONS
 from osdhuman_jax.prompts import TagPrompter
@@ -96,8 +95,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser("export", "Export a restorer.")
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="model folder")
-    add("--output", type=Path, required=True, help="file to write, .npz or .onnx")
+    add("--model", type=some_path, required=True, help="model folder")
+    add("--output", type=some_path, required=True, help="file to write, .npz or .onnx")
     add("--size", type=int, default=512, help="side of the pictures, in pixels")
     add("--batch_size", type=int, default=1, help="pictures at a time")
     add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")

@@ -59,8 +59,28 @@ def define_config(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -
     if not name:
         raise CommandError("--config is missing: give a config such as configs/base.py")
     config = load_config(name)
+    for word in rest:
+        flag = word.lstrip("-").partition("=")[0]
+        if word.startswith("-") and flag.startswith("config."):
+            _check_setting(config, flag)
     config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=rest)
     return rest
+
+
+def _check_setting(config: Config, flag: str) -> None:
+    """Raise CommandError where a flag names no setting."""
+    found: Any = config
+    for part in flag.split(".")[1:]:
+        name = part.partition("[")[0]  # of a tuple one element may be set
+        names = [field.name for field in dataclasses.fields(found)] if _is_section(found) else []
+        if name not in names:
+            there = f"; there are {', '.join(names)}" if names else ""
+            raise CommandError(f"--{flag}: no such setting: {name!r}{there} (see --help)")
+        found = getattr(found, name)
+
+
+def _is_section(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:

@@ -223,6 +223,8 @@ def _complete(image: Image.Image, parts: png.Parts | None) -> None:
     """Into `info`, what Pillow did not see of a PNG, or sees in another way than its pixels."""
     if parts is None:
         return
+    if parts.colour == 3 and not parts.palette:
+        raise ImageError("damaged image: its palette is missing")
     image.info |= parts.info
     key = image.info.get("transparency")
     if isinstance(key, int) and parts.colour == 0 and parts.depth in (2, 4):

@@ -35,7 +35,7 @@ from osdhuman_jax.images import (
     encode,
     read_size,
 )
-from osdhuman_jax.listing import list_images, other_pictures
+from osdhuman_jax.listing import list_images, other_pictures, real
 from osdhuman_jax.memory import EXHAUSTED, is_exhausted
 from osdhuman_jax.names import spelled
 from osdhuman_jax.pipeline import Pipeline
@@ -97,14 +97,14 @@ def plan(source: str, output: Path, settings: Settings) -> list[Job]:
     named: dict[Path, list[Path]] = {}
     for path, name in pairs:
         named.setdefault(name.with_suffix(SUFFIXES[settings.format]), []).append(path)
-    if _root(*pairs[0]) == output.resolve() and _are_found(source, named):
+    if _root(*pairs[0]) == real(output) and _are_found(source, named):
         why = "the next run would take outputs for inputs"
         raise UsageError(f"--output {output} is the folder of the inputs: {why}")
     _refuse("several inputs would have one output", [p for g in named.values() if g[1:] for p in g])
     folders = {folder for name in named for folder in name.parents}
     _refuse("outputs would also be folders of others", [name for name in named if name in folders])
-    inputs = {path.resolve() for path, _ in pairs}
-    clash = [name for name in named if (output / name).resolve() in inputs]
+    inputs = {real(path) for path, _ in pairs}
+    clash = [name for name in named if real(output / name) in inputs]
     _refuse("outputs would replace inputs", clash)
     outside = {name.parent for name in named if not _stays(output, name.parent)}
     _refuse("links lead out of the output folder", [output / name for name in sorted(outside)])
@@ -113,13 +113,13 @@ def plan(source: str, output: Path, settings: Settings) -> list[Job]:
 
 def _is_own(path: Path, name: Path, output: Path) -> bool:
     """Whether an input lies in an output folder that lies inside the input folder."""
-    root, out = _root(path, name), output.resolve()
-    return out != root and out.is_relative_to(root) and path.resolve().is_relative_to(out)
+    root, out = _root(path, name), real(output)
+    return out != root and out.is_relative_to(root) and real(path).is_relative_to(out)
 
 
 def _root(path: Path, name: Path) -> Path:
     """The folder in which an input was found by its relative name."""
-    return path.parents[len(name.parts) - 1].resolve()
+    return real(path.parents[len(name.parts) - 1])
 
 
 def _are_found(source: str, outputs: Iterable[Path]) -> bool:
@@ -132,7 +132,7 @@ def _are_found(source: str, outputs: Iterable[Path]) -> bool:
 
 def _stays(output: Path, folder: Path) -> bool:
     """Whether a folder below the output folder truly is there, all links followed."""
-    return (output / folder).resolve().is_relative_to(output.resolve())
+    return real(output / folder).is_relative_to(real(output))
 
 
 def _refuse(why: str, names: list[Path]) -> None:

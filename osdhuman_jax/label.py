@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from osdhuman_jax.command import Parser, check_folder, end
+from osdhuman_jax.command import Parser, check_folder, end, some_path
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data import epoch_order, random_crop
 from osdhuman_jax.degrade import Image8, degrade, sample_rng
@@ -89,9 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = Parser("python -m osdhuman_jax.label", "Degraded crops and a teacher's labels.")
-    parser.add_argument("--input", required=True, type=Path, help="photographs, or records")
-    parser.add_argument("--model", required=True, type=Path, help="the teacher's model folder")
-    parser.add_argument("--output", required=True, type=Path, help="folder of lq/ and teacher/")
+    parser.add_argument("--input", required=True, type=some_path, help="photographs, or records")
+    parser.add_argument("--model", required=True, type=some_path, help="the teacher's model folder")
+    parser.add_argument(
+        "--output", required=True, type=some_path, help="folder of lq/ and teacher/"
+    )
     parser.add_argument("--count", type=int, default=1000, help="pairs in all")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the teacher")

@@ -105,6 +105,14 @@ def tree(root: Path, enter: Callable[[str], bool] = lambda name: True) -> Tree:
     return found
 
 
+def real(path: Path) -> Path:
+    """The absolute path, all links followed; unlike `Path.resolve`, as far as a loop of them goes.
+
+    Such a link is then as any other file that cannot be opened.
+    """
+    return Path(os.path.realpath(path))
+
+
 def _kind_of(entry: os.DirEntry[str], above: set[Path]) -> str:
     """Which of `tree`'s lists an entry belongs to; empty = none (pipes, links upwards)."""
     if not entry.is_symlink():
@@ -141,11 +149,16 @@ def _is_entered(folder: str) -> bool:
 
 
 def _expand(pattern: Path) -> tuple[Path, list[Path]]:
-    """Root and files of a glob pattern."""
+    """Root and files of a glob pattern, links to such that are gone too."""
     there = next(parent for parent in pattern.parents if parent.is_dir())
     root, parts = there, pattern.relative_to(there).parts
     matches = (Path(match) for match in _matches(there, parts))
-    return root, [match for match in matches if match.is_file() and not _is_odd(match)]
+    return root, [match for match in matches if _is_meant(match) and not _is_odd(match)]
+
+
+def _is_meant(match: Path) -> bool:
+    """Whether a pattern's match is a file, or a link that leads nowhere and is to fail by name."""
+    return match.is_file() or (match.is_symlink() and not match.exists())
 
 
 def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
@@ -159,7 +172,7 @@ def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
     elif part == "**":
         found = tree(folder, _is_entered) if folder.is_dir() else Tree([], [], [], {})
         if not rest:
-            yield from (folder / path for path in found.files)
+            yield from (folder / path for path in (*found.files, *found.dangling))
         for base in found.folders if rest else ():
             yield from _matches(folder / base, rest)
     elif glob.has_magic(part) and folder.is_dir():

@@ -37,6 +37,7 @@ class Parts:
     bare: bytes  # the same pixels in a file without anything else
     depth: int = 8  # bits of a sample
     colour: int = 2  # 0 gray, 2 RGB, 3 palette, 4 gray with alpha, 6 RGBA
+    palette: bool = False  # whether there is one
     info: dict[str, object] = field(default_factory=dict)  # under Pillow's names
 
 
@@ -60,7 +61,7 @@ def take_apart(file: Source, header_only: bool = False) -> Parts:
     if header_only:
         pieces.insert(-1 if pieces[-1][4:8] == b"IEND" else len(pieces), chunk(b"IDAT", b""))
     bare = b"".join(pieces)
-    parts = Parts(bare)
+    parts = Parts(bare, palette=any(piece[4:8] == b"PLTE" for piece in pieces))
     if len(bare) >= _HEADER:
         parts.depth, parts.colour = bare[24], bare[25]
     parts.info = _info({name: body for name, body in found.items() if body is not None}, texts)

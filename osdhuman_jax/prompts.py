@@ -175,16 +175,17 @@ def save_prompt(path: str | Path, tokens: Float[Array, "n d"]) -> None:
         np.save(file, np.asarray(tokens, np.float32))
 
 
-def load_prompt(path: str | Path, width: int) -> FixedPrompter:
-    """Prompter of a .npy file (N, width). Raises ValueError on any other content."""
+def load_prompt(path: str | Path, width: int | None) -> FixedPrompter:
+    """Prompter of a .npy file (N, width), of any width if None. Raises ValueError on another."""
     try:
         tokens = np.load(path, allow_pickle=False)
     except EOFError as error:
         raise ValueError(f"{path}: an empty file") from error
     if not isinstance(tokens, np.ndarray):
         raise ValueError(f"{path}: an archive, not an array")
-    if tokens.ndim != 2 or tokens.shape[1] != width or not len(tokens):
-        raise ValueError(f"{path}: tokens must be (N, {width}), these are {tokens.shape}")
+    if tokens.ndim != 2 or width not in (None, tokens.shape[1]) or not len(tokens):
+        wanted = "width" if width is None else width
+        raise ValueError(f"{path}: tokens must be (N, {wanted}), these are {tokens.shape}")
     if tokens.dtype.kind != "f" or not np.isfinite(tokens).all():
         raise ValueError(f"{path}: tokens must be finite floating-point numbers")
     return FixedPrompter(jnp.asarray(tokens, jnp.float32))

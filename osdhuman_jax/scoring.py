@@ -23,6 +23,7 @@ from tqdm import tqdm
 from osdhuman_jax.disk import append_line, json_lines
 from osdhuman_jax.images import read_rgb, write_png
 from osdhuman_jax.iqa import MissingMetric, Scorer, open_scorer
+from osdhuman_jax.listing import real
 from osdhuman_jax.metrics import Metric
 from osdhuman_jax.pairs import File, Pictures
 
@@ -140,7 +141,7 @@ def _folder(files: dict[str, File]) -> Iterator[Path]:
         for i, (_, file) in enumerate(sorted(files.items())):
             target = Path(folder) / f"{i:06d}.png"
             if file.path.suffix.lower() == ".png":
-                target.symlink_to(file.path.resolve())
+                target.symlink_to(real(file.path))
             else:
                 write_png(target, read_rgb(file.path))
         yield Path(folder)

@@ -1,5 +1,6 @@
 """Comparison sheets: what stands where, what is enlarged, what is refused."""
 
+import argparse
 import os
 
 import numpy as np
@@ -100,6 +101,9 @@ def test_folder_names(tmp_path):
     assert named_folder(f"Ours={tmp_path}") == ("Ours", tmp_path)
     assert named_folder(str(tmp_path / "c")) == ("c", tmp_path / "c")
     assert named_folder(str(tmp_path / "a=b"))[0] == "a=b"
+    for text, said in ((f"={tmp_path}", "the name is empty"), ("A=", "the path is empty")):
+        with pytest.raises(argparse.ArgumentTypeError, match=said):
+            named_folder(text)
 
 
 def test_names_that_are_no_utf8(tmp_path, capsys):

@@ -61,6 +61,14 @@ def test_command_degrades_a_folder(folder, tmp_path):
         assert entry == expected
 
 
+def test_a_link_to_itself_fails_alone(folder, tmp_path, capsys):
+    (folder / "me.png").symlink_to("me.png")
+    assert run(folder, tmp_path / "lq") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith(f"degrade: {folder / 'me.png'}: ")
+    assert [line["file"] for line in log_lines(tmp_path / "lq")] == ["b/a.jpg", "c.png"]
+
+
 def test_command_crops_resizes_and_keeps_model_scale(folder, tmp_path):
     out = tmp_path / "lq"
     assert run(folder, out, "--resize_short", "64", "--crop", "48", "--model_scale") == 0

@@ -135,7 +135,12 @@ COMMANDS = {
 
 def refused(capsys, line: str, **places: Path) -> str:
     """The one line that a command prints before it ends with status 2."""
-    name, *argv = line.format(**places).split()
+    return refused_words(capsys, line.format(**places).split())
+
+
+def refused_words(capsys, words: list[str]) -> str:
+    """The same of a line in words, which may be empty."""
+    name, *argv = words
     main = importlib.import_module(name).main
     try:
         status = main(argv)
@@ -175,6 +180,35 @@ def test_an_output_that_cannot_be_written_is_refused(
 def test_a_missing_input_is_refused(tmp_path: Path, capsys, name: str) -> None:
     said = refused(capsys, COMMANDS[name], photos=tmp_path / "none", out=tmp_path / "out")
     assert str(tmp_path / "none") in said and not os.listdir(tmp_path)
+
+
+PLACES = {  # commands in whose every path-like flag a path may be missing
+    **COMMANDS,
+    "infer": COMMANDS["infer"] + f" --model {NANO}",
+    "checkpoint": COMMANDS["infer"] + " --checkpoint {photos}",
+    "app": f"osdhuman_jax.app --model {NANO}",
+    "evaluate": COMMANDS["evaluate"] + " --degraded {photos} --weights {photos} --model {photos}",
+    "import": "osdhuman_jax.weights.__main__ import --sd {photos} --ram {photos} --dape {photos} "
+    "--lpips {photos} --clip {photos} --tags {photos} --prompt_file {photos} "
+    "--generator {photos} --output {out}",
+    "cleaner": "osdhuman_jax.weights.__main__ import --cleaner {photos} --output {out}",
+    "info": f"osdhuman_jax.weights.__main__ info {NANO}",
+    "unpack": "curate.unpack {photos} --output {out}",
+    "curate": COMMANDS["curate"] + " --config {photos} --stats {photos} --exclude {photos}",
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_an_empty_path_is_not_this_folder(tmp_path: Path, capsys, monkeypatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"photos": tmp_path / "photos", "out": tmp_path / "out"}
+    words = PLACES[name].format(**places).split()
+    given = [i for i, word in enumerate(words) if "/" in word and "person=" not in word]
+    assert given
+    for index in given:
+        said = refused_words(capsys, [*words[:index], "", *words[index + 1 :]])
+        assert "the path is empty; name one" in said, words[index - 1]
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "compare", "curate", "niqe"])

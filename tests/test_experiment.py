@@ -1,5 +1,6 @@
 """Before the first step: what is trained, what is refused, what a run starts from."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,11 @@ from convert import abstract
 from flax import nnx
 
 from osdhuman_jax import experiment, lora
-from osdhuman_jax.config import Config, ConfigError
+from osdhuman_jax.config import Config, ConfigError, DegradationConfig
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.weights import WeightsError, load_base, random_restorer, save_model
 
+CONFIGS = (Path(__file__).parent.parent / "configs").glob("*.py")
 KINDS = ("vae", "diffusion", "restorer")
 HFIE = {"query"} | {f"{p}_proj.{w}" for p in "q k v out".split() for w in ("kernel", "bias")}
 
@@ -140,7 +142,21 @@ def test_check_lets_good_configs_pass(kind):
         ("run", "precision", "fp8", "run.precision: 'fp8'"),
         ("run", "latent", "median", "run.latent: 'median'"),
         ("optim", "schedule", "linear", "optim.schedule: 'linear'"),
-        ("data", "batch_size", 0, "data.batch_size: 0"),
+        ("data", "batch_size", 0, "data.batch_size: 0 must be at least 1"),
+        ("data", "crop", -64, "data.crop: -64 is negative"),
+        ("data", "workers", -1, "data.workers: -1 is negative"),
+        ("data", "gray", 1.5, "data.gray: 1.5 is more than 1"),
+        ("data", "kinds", (1.0, float("nan")), "data.kinds: nan is no finite number"),
+        ("optim", "learning_rate", 0.0, "optim.learning_rate: 0.0 must be above 0"),
+        ("optim", "learning_rate", -1e-4, "optim.learning_rate: -0.0001 is negative"),
+        ("optim", "learning_rate", float("nan"), "optim.learning_rate: nan is no finite"),
+        ("optim", "learning_rate", float("inf"), "optim.learning_rate: inf is no finite"),
+        ("optim", "eps", -1e-8, "optim.eps: -1e-08 is negative"),
+        ("optim", "clip_norm", 0.0, "optim.clip_norm: 0.0 must be above 0"),
+        ("optim", "weight_decay", -0.1, "optim.weight_decay: -0.1 is negative"),
+        ("optim", "b2", 1.0, "optim.b2: 1.0 is not in [0, 1)"),
+        ("loss", "mse", float("-inf"), "loss.mse: -inf is no finite"),
+        ("run", "log_every", 0, "run.log_every: 0 must be at least 1"),
     ],
 )
 def test_check_refuses(section, name, value, said):
@@ -149,6 +165,18 @@ def test_check_refuses(section, name, value, said):
     with pytest.raises(ConfigError) as caught:
         experiment.check(config)
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
+
+
+def test_check_refuses_a_number_of_an_inner_section():
+    config = small.config("restorer")
+    config.data = replace(config.data, degradation=DegradationConfig(sinc_prob=2.0))
+    with pytest.raises(ConfigError, match=r"^data.degradation.sinc_prob: 2.0 is more than 1$"):
+        experiment.check(config)
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONFIGS} - {"curate", "models"}))
+def test_check_lets_the_given_configs_pass(name):
+    experiment.check(importlib.import_module(f"configs.{name}").get_config())
 
 
 @pytest.mark.parametrize("kind", ["vae", "diffusion"])

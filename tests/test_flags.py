@@ -40,12 +40,22 @@ def test_a_config_file_is_run_once(tmp_path: Path) -> None:
     assert (tmp_path / "runs").read_text() == "x"
 
 
+@pytest.mark.parametrize("flag", ["nope", "optim.nope", "optim.nope.x", "run.steps.nope"])
+def test_an_unknown_setting_is_one_line(tmp_path: Path, flag: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from osdhuman_jax.config import Config\nget_config = Config\n")
+    with pytest.raises(CommandError, match="no such setting: 'nope'.*see --help") as caught:
+        define_config(["t", f"--config={path}", f"--config.{flag}=1"], flags.FlagValues())
+    assert f"--config.{flag}: " in str(caught.value) and "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("def get_config(:", "SyntaxError"),
         ("import nothing_of_this_name", r"ModuleNotFoundError: .*\(line 1\)"),
         ("x = 3", "get_config"),
+        ("import sys\ndef get_config():\n    sys.exit(0)", r"SystemExit: 0 \(line 3\)"),
         ("def get_config():\n    raise ValueError('no\\nway')", r"ValueError: no way \(line 2\)"),
         ("def get_config():\n    return {}", "gives no"),
         ("run:\n  steps: [", "SyntaxError"),

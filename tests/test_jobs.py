@@ -339,6 +339,16 @@ def test_T12_odd_names_and_links_stay_inside_the_output_folder(tmp_path: Path) -
     assert not (tmp_path / "out4" / "a.b.png").is_symlink() and not list(outside.iterdir())
 
 
+@pytest.mark.parametrize("source", ["in", "in/*.png"])
+def test_T12_a_link_to_itself_fails_alone(tmp_path: Path, source: str) -> None:
+    save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "gone.png").symlink_to("none.png")
+    (tmp_path / "in" / "me.png").symlink_to("me.png")
+    reasons = {"gone.png": os.strerror(errno.ENOENT), "me.png": os.strerror(errno.ELOOP)}
+    assert work(tmp_path / source, tmp_path / "out") == (3, reasons)
+    assert set(files(tmp_path / "out")) == {"a.png"}
+
+
 def test_T12_names_that_would_collide_are_refused_before_any_work(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.png", "b.jpg"):
         save(tmp_path / "in" / name)

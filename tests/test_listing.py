@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from curate.readers import Notes, folders
-from osdhuman_jax.listing import list_images, named_images, other_pictures, tree
+from osdhuman_jax.listing import list_images, named_images, other_pictures, real, tree
 from osdhuman_jax.sources import FolderSource
 
 
@@ -127,6 +127,19 @@ def test_a_pattern_finds_a_file_once_and_enters_no_link(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/**/a/**/*.png") == ["a/b/c/x.png", "a/y.png"]
     assert names(f"{tmp_path}/a/*/*.png") == []
     assert names(f"{tmp_path}/a/loop/*.png") == ["y.png"]
+
+
+def test_links_that_lead_nowhere_are_listed_to_fail_by_name(tmp_path: Path) -> None:
+    put(tmp_path, {"a.png": PNG, "sub/b.png": PNG})
+    for name, target in (("gone.png", "none"), ("me.png", "me.png"), ("sub/x.png", "y.png")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "sub" / "y.png").symlink_to("x.png")
+    (tmp_path / "folder.png").symlink_to("sub")
+    every = ["a.png", "gone.png", "me.png", "sub/b.png", "sub/x.png", "sub/y.png"]
+    assert names(tmp_path) == names(f"{tmp_path}/**/*.png") == names(f"{tmp_path}/**") == every
+    assert names(f"{tmp_path}/*.png") == ["a.png", "gone.png", "me.png"]
+    assert names(tmp_path / "me.png") == ["me.png"] and names(tmp_path / "none.png") == []
+    assert real(tmp_path / "me.png") == tmp_path.resolve() / "me.png"
 
 
 def test_names_that_are_no_utf8_are_listed_and_spelled(tmp_path: Path) -> None:

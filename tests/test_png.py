@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from osdhuman_jax import png
-from osdhuman_jax.images import Picture, decode, encode, read_size
+from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size
 from osdhuman_jax.png import chunk
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -131,6 +131,11 @@ def test_palettes_with_transparent_entries(depth: int) -> None:
     picture = decode(data)
     assert picture.alpha is not None and picture.alpha[0].tolist() == [0, 130] * 8
     assert picture.rgb[0, :2].tolist() == [[200, 10, 20], [30, 40, 250]] and not picture.gray
+
+
+def test_a_missing_palette_is_said() -> None:
+    with pytest.raises(ImageError, match="^damaged image: its palette is missing$"):
+        decode(raw(packed([0, 1] * 8, 8), 8, 3))
 
 
 @pytest.mark.parametrize("depth", [8, 16])

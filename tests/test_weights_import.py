@@ -750,6 +750,34 @@ def test_local_places_are_checked_before_the_hub_is_asked(tmp_path, monkeypatch,
     assert [path.name for path in tmp_path.iterdir()] == ["given.pth"]
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"ram": "text.pth"}, "text.pth"),
+        ({"lpips": ["vgg16.pth", "text.pth"]}, "text.pth"),
+        ({"dape": "text.pth"}, "text.pth"),
+        ({"clip": "text.pth"}, "text.pth"),
+        ({"generator": "text.pth"}, "text.pth"),
+        ({"prompt_file": "text.pth"}, "text.pth: no prompt"),
+        ({"tags": "sd"}, "ram_tag_list.txt: No such file"),
+        ({"prompt": "fixed"}, "for prompts of kind fixed it lacks prompt.npy"),
+        ({"prompt": "null"}, "for prompts of kind null it lacks clip"),
+        ({"prompt": "ram", "clip": "someone/text"}, "it lacks tags/ram_tag_list.txt"),
+    ],
+)
+def test_local_files_are_read_before_the_hub_is_asked(copy, monkeypatch, change, said):
+    monkeypatch.chdir(copy)
+    (copy / "text.pth").write_text("no weights")
+
+    def ask(source: str) -> None:
+        raise AssertionError(f"asked the hub for {source}")
+
+    monkeypatch.setattr("osdhuman_jax.weights.importer.locate", ask)
+    with pytest.raises(WeightsError) as caught:
+        import_model(**{"sd": "someone/model", "ram": "ram.pth", "output": "made/out"} | change)
+    assert said in str(caught.value) and not (copy / "made").exists()
+
+
 # The hub
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from osdhuman_jax.alpha import filled
-from osdhuman_jax.command import Parser, check_folder, end
+from osdhuman_jax.command import Parser, check_folder, end, some_path
 from osdhuman_jax.config import DegradationConfig
 from osdhuman_jax.degrade import (
     MIN_SIDE,
@@ -38,7 +38,7 @@ from osdhuman_jax.degrade import (
 )
 from osdhuman_jax.disk import write_text
 from osdhuman_jax.images import read_image, write_png
-from osdhuman_jax.listing import list_images
+from osdhuman_jax.listing import list_images, real
 from osdhuman_jax.names import spelled
 
 LOG_NAME = "degradations.jsonl"
@@ -49,10 +49,10 @@ PAIR = ("hq", "lq", "lq_small")
 def main(argv: Sequence[str] | None = None) -> int:
     """Degrade files; 0 = all done, 1 = some could not be (named on stderr), 2 = none was."""
     args = _parse_args(argv)
-    output = Path(args.output)
+    output = args.output
     try:
         check_folder("output", output)
-        jobs = _plan(Path(args.input), output, args)
+        jobs = _plan(args.input, output, args)
     except (OSError, ValueError) as error:
         print(f"degrade: {error}", file=sys.stderr)
         return 2
@@ -78,8 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("degrade", "Make LQ images of HQ images.")
-    parser.add_argument("--input", required=True, help="an image or a folder of images")
-    parser.add_argument("--output", required=True, help=f"folder for PNG files and {LOG_NAME}")
+    parser.add_argument(
+        "--input", required=True, type=some_path, help="an image or a folder of images"
+    )
+    parser.add_argument(
+        "--output", required=True, type=some_path, help=f"folder for PNG files and {LOG_NAME}"
+    )
     parser.add_argument("--seed", required=True, type=int, help="of all that is drawn")
     parser.add_argument("--resize_short", type=int, help="first bring the shorter side to this")
     parser.add_argument("--crop", type=int, help="then cut this many pixels square, centred")
@@ -103,7 +107,7 @@ def _plan(
     source: Path, output: Path, args: argparse.Namespace
 ) -> list[tuple[Path, str, list[Path]]]:
     """(source, relative name, targets) of each image, sorted. Raises ValueError if it cannot be."""
-    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+    if source.is_dir() and real(output).is_relative_to(real(source)):
         raise ValueError(f"--output {output} lies in --input {source}")
     folders = [output / name for name in PAIR] if args.profile else [output]
     jobs: dict[Path, tuple[Path, str, list[Path]]] = {}
@@ -111,7 +115,7 @@ def _plan(
         targets = [folder / name.with_suffix(".png") for folder in folders]
         if targets[0] in jobs:
             raise ValueError(f"{jobs[targets[0]][1]} and {name} would both become {targets[0]}")
-        if path.resolve() in (target.resolve() for target in targets):
+        if real(path) in (real(target) for target in targets):
             raise ValueError(f"{path} would be replaced by what is made of it")
         jobs[targets[0]] = (path, spelled(name.as_posix()), targets)
     if not jobs:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from osdhuman_jax.checkpoint import CheckpointError, load_generator
-from osdhuman_jax.command import CommandError, Parser, end
+from osdhuman_jax.command import CommandError, Parser, end, some_path, some_text
 from osdhuman_jax.config import ConfigError
 from osdhuman_jax.weights.cleaners import PACKAGE
 from osdhuman_jax.weights.exporter import FORMATS, export_model
@@ -23,30 +23,45 @@ def parser() -> argparse.ArgumentParser:
     make = commands.add_parser(
         "import", help="Stable Diffusion 2.1-base and RAM, or Real-ESRGAN -> model folder"
     )
-    make.add_argument("--sd", help="diffusers folder, single file or hub repository")
-    make.add_argument("--ram", help="ram_swin_large_14m.pth")
+    make.add_argument(
+        "--sd", type=some_text, help="diffusers folder, single file or hub repository"
+    )
+    make.add_argument("--ram", type=some_text, help="ram_swin_large_14m.pth")
     make.add_argument(
         "--cleaner",
+        type=some_text,
         help=f"RealESRGAN_x4plus.pth, .safetensors, ncnn's .param or .bin, or {PACKAGE}; alone",
     )
-    make.add_argument("--dape", help="DAPE.pth: the tagger for degraded pictures")
+    make.add_argument("--dape", type=some_text, help="DAPE.pth: the tagger for degraded pictures")
     make.add_argument(
-        "--lpips", nargs="+", default=[], help="vgg16-397923af.pth and lpips' vgg.pth"
+        "--lpips",
+        type=some_text,
+        nargs="+",
+        default=[],
+        help="vgg16-397923af.pth and lpips' vgg.pth",
     )
-    make.add_argument("--clip", help="text encoder: as --sd, or a text_encoder folder")
-    make.add_argument("--tags", help="folder of ram_tag_list.txt and ram_tag_list_threshold.txt")
+    make.add_argument(
+        "--clip", type=some_text, help="text encoder: as --sd, or a text_encoder folder"
+    )
+    make.add_argument(
+        "--tags", type=some_text, help="folder of ram_tag_list.txt and ram_tag_list_threshold.txt"
+    )
     make.add_argument("--prompt", default="", choices=KINDS, help="default: the generator's, hfie")
-    make.add_argument("--prompt_file", help=".npy of tokens (N, width), instead of an extractor")
-    make.add_argument("--generator", help="osediff.pkl, a model folder or a workdir of train.py")
-    make.add_argument("--output", required=True, type=Path)
+    make.add_argument(
+        "--prompt_file", type=some_text, help=".npy of tokens (N, width), instead of an extractor"
+    )
+    make.add_argument(
+        "--generator", type=some_text, help="osediff.pkl, a model folder or a workdir of train.py"
+    )
+    make.add_argument("--output", required=True, type=some_path)
     make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
     make.add_argument("--overwrite", action="store_true")
     tell = commands.add_parser("info", help="say what a model folder is")
-    tell.add_argument("folder", type=Path)
+    tell.add_argument("folder", type=some_path)
     give = commands.add_parser("export", help="model folder -> what PyTorch's libraries load")
-    give.add_argument("folder", type=Path)
+    give.add_argument("folder", type=some_path)
     give.add_argument("--to", required=True, choices=tuple(FORMATS))
-    give.add_argument("--output", required=True, type=Path)
+    give.add_argument("--output", required=True, type=some_path)
     return top
 
 

@@ -36,8 +36,10 @@ from osdhuman_jax.weights.sources import (
     Generator,
     add_dape,
     check_generator,
-    read_generator,
+    generator_of_folder,
+    osediff_table,
     read_lpips,
+    read_osediff,
     read_ram,
 )
 from osdhuman_jax.weights.store import (
@@ -85,25 +87,29 @@ def import_model(
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
     given |= {"sd": sd, "generator": None if isinstance(generator, Generator) else generator}
     _check_local(given)
-    diffusion, encoder = read_diffusion(locate(str(sd))), read_ram(Path(ram))
+    encoder = read_ram(Path(ram))
+    parts = _parts_here(encoder, dape, clip, lpips)
+    small = _tag_files(tags, parts["tagger"]) | _prompt_file(prompt_file)
+    generator = _local_generator(generator)
+    tagger = "dape" if dape else "ram"
+    _check_promised(output, parts, small, clip, tagger, _kind(prompt, prompt_file, generator))
+    diffusion = read_diffusion(locate(str(sd)))
+    if clip and not parts["clip"]:
+        parts["clip"] = read_clip(locate(str(clip)))
     model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, swin=encoder.swin)
     model.hfie = HFIEConfig(num_heads=max(1, model.unet.cross_attention_dim // HEAD_DIM))
     trained = _trained(generator, model)
     kind = _kind(prompt, prompt_file, trained)
-    parts: dict[str, Part | None] = {
-        "tagger": add_dape(Path(dape), encoder) if dape else encoder.tagger,
-        "clip": read_clip(locate(str(clip))) if clip else None,
-        "lpips": read_lpips([Path(p) for p in lpips]) if lpips else None,
-    }
     had = {name: part for name, part in parts.items() if part}
-    small = _small_files(had.get("clip"), tags, prompt_file, model, had.get("tagger"))
+    small |= _prompt_file(prompt_file, model.unet.cross_attention_dim)
+    small |= _vocabulary(had["clip"], model) if "clip" in had else {}
     meta: dict[str, Any] = {
         "format": FORMAT,
         "prompt": kind,
         "model": to_dict(model),
         "lora": to_dict(trained.lora) if trained else None,
         "parts": {name: part.sizes for name, part in had.items()},
-        "tagger": "dape" if dape else "ram",
+        "tagger": tagger,
         "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
         "licences": [LICENCE, RAM_LICENCE],
     }
@@ -162,12 +168,52 @@ def _check_local(given: dict[str, Location | None]) -> None:
             raise WeightsError(f"{path}: cannot be read ({flag})")
 
 
-def _trained(generator: Location | Generator | None, model: ModelConfig) -> Generator | None:
+def _parts_here(
+    encoder: RAM, dape: Location | None, clip: Location | None, lpips: Sequence[Location]
+) -> dict[str, Part | None]:
+    """What is imported beside the restorer, but for a text encoder that may be on the hub."""
+    return {
+        "tagger": add_dape(Path(dape), encoder) if dape else encoder.tagger,
+        "clip": read_clip(Path(clip)) if clip and not may_be_remote(str(clip)) else None,
+        "lpips": read_lpips([Path(p) for p in lpips]) if lpips else None,
+    }
+
+
+def _local_generator(generator: Location | Generator | None) -> Path | Generator | None:
+    """The generator where it is one for itself; a file, which is of a base model, is looked at."""
+    if generator is None or isinstance(generator, Generator):
+        return generator
+    path = Path(generator)
+    if path.is_dir():
+        return generator_of_folder(path)
+    osediff_table(path)
+    return path
+
+
+def _check_promised(
+    output: Path,
+    parts: dict[str, Part | None],
+    small: dict[str, bytes],
+    clip: Location | None,
+    tagger: str,
+    kind: str,
+) -> None:
+    """Raise WeightsError where prompts of a kind, if it is known, will lack what they need."""
+    here = parts["clip"]
+    if clip and (here is None or _tokenizer(here).is_dir()):
+        small = small | dict.fromkeys(TOKENIZER, b"")
+    names = [name for name, part in parts.items() if part or (name == "clip" and clip)]
+    meta = {"parts": dict.fromkeys(names), "digests": small, "tagger": tagger}
+    if kind:
+        check_kind(output, meta, kind)
+
+
+def _trained(generator: Path | Generator | None, model: ModelConfig) -> Generator | None:
     """The generator, checked; HFIE's sizes and the timestep become its own."""
+    if isinstance(generator, Path):
+        generator = read_osediff(generator, model)
     if generator is None:
         return None
-    if not isinstance(generator, Generator):
-        generator = read_generator(Path(generator), model)
     model.hfie = check_generator(generator, model)
     model.timestep = generator.model.timestep if generator.model else model.timestep
     return generator
@@ -235,39 +281,46 @@ def _provenance(
     return found
 
 
-def _kind(prompt: str, prompt_file: Location | None, generator: Generator | None) -> str:
-    """The kind of prompts: what is asked for, else what the generator was trained with."""
-    learnt = generator.prompt if generator else "hfie"
+def _kind(prompt: str, prompt_file: Location | None, generator: Path | Generator | None) -> str:
+    """The kind of prompts: what is asked for, else what the generator was trained with.
+
+    Empty where a file, which is not read yet, is to tell.
+    """
+    trained = generator if isinstance(generator, Generator) else None
+    learnt = trained.prompt if trained else "" if generator else "hfie"
     kind = prompt or ("fixed" if prompt_file else learnt)
     if prompt_file and kind != "fixed":
         raise WeightsError(f"{prompt_file}: prompts of kind {kind} are not of a file")
-    if generator and kind == "hfie" != learnt:
-        raise WeightsError(f"{generator.where}: has no HFIE, its prompts are of kind {learnt}")
+    if trained and kind == "hfie" != learnt:
+        raise WeightsError(f"{trained.where}: has no HFIE, its prompts are of kind {learnt}")
     return kind
 
 
-def _small_files(
-    clip: Part | None,
-    tags: Location | None,
-    prompt_file: Location | None,
-    model: ModelConfig,
-    tagger: Part | None,
-) -> dict[str, bytes]:
-    """Files beside the tensors by their names in the model folder, each proved to serve."""
-    found = _vocabulary(clip, model) if clip else {}
-    if tags:
-        names, limits = read_tags(Path(tags))
-        if tagger and tagger.sizes["num_tags"] != len(names):
-            raise WeightsError(f"{tags}: {len(names)} tags for {tagger.sizes['num_tags']} labels")
-        for name, lines in zip(TAGS, (names, map(str, limits)), strict=True):
-            found[name] = "\n".join(lines).encode()
-    if prompt_file:
-        try:
-            load_prompt(prompt_file, model.unet.cross_attention_dim)
-        except (ValueError, OSError) as error:
-            raise WeightsError(f"{prompt_file}: no prompt of this model ({error})") from error
-        found[PROMPT] = Path(prompt_file).read_bytes()
-    return found
+def _tag_files(tags: Location | None, tagger: Part | None) -> dict[str, bytes]:
+    """The list of tags and its thresholds by their names in the model folder."""
+    if not tags:
+        return {}
+    names, limits = read_tags(Path(tags))
+    if tagger and tagger.sizes["num_tags"] != len(names):
+        raise WeightsError(f"{tags}: {len(names)} tags for {tagger.sizes['num_tags']} labels")
+    texts = ("\n".join(lines) for lines in (names, map(str, limits)))
+    return {name: text.encode() for name, text in zip(TAGS, texts, strict=True)}
+
+
+def _prompt_file(prompt_file: Location | None, width: int | None = None) -> dict[str, bytes]:
+    """The tokens by their name in the model folder, proved to be of a width."""
+    if not prompt_file:
+        return {}
+    try:
+        load_prompt(prompt_file, width)
+    except (ValueError, OSError) as error:
+        raise WeightsError(f"{prompt_file}: no prompt of this model ({error})") from error
+    return {PROMPT: Path(prompt_file).read_bytes()}
+
+
+def _tokenizer(clip: Part) -> Path:
+    """Where diffusers keeps the tokenizer of a text encoder."""
+    return clip.files[0].parent.parent / "tokenizer"
 
 
 def _vocabulary(clip: Part, model: ModelConfig) -> dict[str, bytes]:
@@ -275,7 +328,7 @@ def _vocabulary(clip: Part, model: ModelConfig) -> dict[str, bytes]:
     have, want = clip.sizes["hidden_size"], model.unet.cross_attention_dim
     if have != want:
         raise WeightsError(f"{clip.files[0]}: its tokens are {have} wide, the U-Net's {want}")
-    folder = clip.files[0].parent.parent / "tokenizer"
+    folder = _tokenizer(clip)
     if not folder.is_dir():
         return {}
     try:

@@ -224,14 +224,8 @@ class Generator:
     files: list[Path] = field(default_factory=list)
 
 
-def read_generator(path: Path, model: ModelConfig) -> Generator:
-    """A model folder with a generator, or osediff.pkl for the networks of `model`."""
-    if path.is_dir():
-        return _generator_of_folder(path)
-    return _osediff(path, model)
-
-
-def _generator_of_folder(folder: Path) -> Generator:
+def generator_of_folder(folder: Path) -> Generator:
+    """That of a model folder."""
     meta = read_meta(folder)
     model, adapters = read_configs(folder, meta)
     if adapters is None:
@@ -243,8 +237,8 @@ def _generator_of_folder(folder: Path) -> Generator:
     return Generator(adapters, tensors, str(folder / GENERATOR), model, prompt, files)
 
 
-def _osediff(path: Path, model: ModelConfig) -> Generator:
-    """Three adapters of the U-Net, one of the VAE, and the U-Net's conv_in, trained in full."""
+def osediff_table(path: Path) -> dict[str, Any]:
+    """What osediff.pkl holds, for the networks of whatever model. Raises WeightsError."""
     tree: Any = load(path)
     lacking = [k for k in OSEDIFF_KEYS if not isinstance(tree, dict) or k not in tree]
     if lacking:
@@ -252,6 +246,16 @@ def _osediff(path: Path, model: ModelConfig) -> Generator:
     rank, other = tree["rank_unet"], tree["rank_vae"]
     if type(rank) is not int or rank != other or not 0 < rank <= 1024:
         raise WeightsError(f"{path}: ranks {rank!r:.20} and {other!r:.20}; served is one for both")
+    return tree
+
+
+def read_osediff(path: Path, model: ModelConfig) -> Generator:
+    """osediff.pkl for the networks of `model`.
+
+    Three adapters of the U-Net, one of the VAE, and the U-Net's conv_in, trained in full.
+    """
+    tree = osediff_table(path)
+    rank = tree["rank_unet"]
     adapters = LoRAConfig(rank=rank, alpha=OSEDIFF_ALPHA, train_conv_in=True)
     restorer, trained = hollow_restorer(model, adapters)
     every = shapes(restorer)
