@@ -49,7 +49,9 @@ def compare(out: Path, models: dict[str, str], natural: niqe.Niqe, count: int) -
     for name, model in models.items():
         places[name] = out / name.replace("/", "-")
         flags = ("--input", out / "degraded", "--output", places[name])
-        run("infer.py", *flags, "--model", model, "--overwrite")
+        # The networks' own output, whatever a model is best used with.
+        plain = ("--color_fix", "none", "--blend", "1", "--overwrite")
+        run("infer.py", *flags, "--model", model, *plain)
     originals = out / "original" if (out / "original").is_dir() else None
     if originals:
         places["original"] = originals
