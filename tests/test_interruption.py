@@ -65,7 +65,7 @@ def test_infer_ends_while_it_compiles(tmp_path):
         [*command, "--output", str(tmp_path / "out")], stderr=subprocess.PIPE, text=True, env=env
     ) as process:
         assert process.stderr is not None
-        assert any("compiling the restorer for 512 x 512 ..." in line for line in process.stderr)
+        assert any("compiling the restorer for 256 x 256 ..." in line for line in process.stderr)
         time.sleep(1)
         process.send_signal(signal.SIGTERM)
         before = time.monotonic()
