@@ -141,7 +141,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
         gr.Markdown("# OSDHuman\nHuman body restoration in one diffusion step.")
         with gr.Row():
             with gr.Column(scale=1):
-                file = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(LISTED))
+                file: Any = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(LISTED))
                 path_of = file.preprocess  # which drops the name that the browser gave
                 file.preprocess = lambda given: given and (path_of(given), given.orig_name)
                 upscale = gr.Slider(1, 4, 1, step=0.5, label="Upscale")
