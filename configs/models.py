@@ -63,15 +63,8 @@ def small() -> ModelConfig:
             cross_attention_dim=64,
             norm_num_groups=8,
         ),
-        swin=SwinConfig(
-            image_size=96,
-            embed_dim=32,
-            depths=(2, 2, 2),
-            num_heads=(1, 2, 4),
-            window_size=6,
-            image_proj_dim=64,
-        ),
-        hfie=HFIEConfig(num_queries=16, num_heads=1),
+        swin=nano().swin,
+        hfie=nano().hfie,
         # Where the schedule's noise is as large as what a degraded picture lacks, 0.14 of [-1, 1]:
         # Eq. 2 then multiplies the U-Net's output by as much, and the picture itself by 1.01.
         timestep=20,

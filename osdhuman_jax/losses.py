@@ -44,7 +44,7 @@ def gradient(prediction: Image, target: Image) -> Scalar:
 
 
 def colour(prediction: Image, source: Image, side: int = 16) -> Scalar:
-    """Squared error of the means of `side` x `side` squares (a quarter cut off at most is ignored).
+    """Squared error of the means of whole squares of `side` pixels; the rest is left out.
 
     Noise and JPEG leave these means as they are, so they are taken from the degraded picture.
     """
