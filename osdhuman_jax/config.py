@@ -178,6 +178,11 @@ class LossConfig:
     l1: float = added(0.0)  # of the mean absolute error, which blurs less than the squared one
     gradient: float = added(0.0)  # of the mean absolute error of the differences of neighbours
     colour: float = added(0.0)  # of the squared error, from the INPUT, of the lowest frequencies
+    adversarial: float = added(0.0)  # of a critic's judgement; with it a critic is trained beside
+    features: float = added(0.0)  # of the mean absolute error of the critic's features
+    critic_width: int = added(64)  # channels of the critic at a quarter of the side
+    critic_noise: float = added(0.02)  # of [-1, 1]: a critic is held to one answer within it
+    critic_penalty: float = added(100.0)  # of the square of how far two such answers differ
 
 
 @dataclass

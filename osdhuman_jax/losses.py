@@ -107,6 +107,25 @@ def vsd(latent: Latent, gradient: Latent) -> Scalar:
     return mse(latent, jax.lax.stop_gradient(latent - gradient))
 
 
+def relativistic(better: Float[Array, "b h w"], worse: Float[Array, "b h w"]) -> Scalar:
+    """softplus(-(D(better) - D(worse))): the relativistic pairing loss (Jolicoeur-Martineau 2019).
+
+    A critic has the real picture as `better`, a generator its own; both are of one source, so that
+    only what differs between them is judged.
+    """
+    return jnp.mean(jax.nn.softplus(worse.astype(jnp.float32) - better.astype(jnp.float32)))
+
+
+def steadiness(logits: Float[Array, "b h w"], beside: Float[Array, "b h w"]) -> Scalar:
+    """Squared difference of a critic's answers to a picture and to the same with faint noise.
+
+    R1's penalty, the squared gradient by the picture, without a second derivative (Lin et al. 2025,
+    APT): of noise of deviation s it is s^2 times R1.
+    """
+    difference = logits.astype(jnp.float32) - beside.astype(jnp.float32)
+    return jnp.mean(jnp.square(difference))
+
+
 def structure(prediction: Image, target: Image) -> Scalar:
     """1 - SSIM of the luma (Wang et al. 2004, 11 x 11 Gaussian window), sides of 11 pixels or more.
 

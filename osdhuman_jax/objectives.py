@@ -20,6 +20,7 @@ from jax import Array
 
 from osdhuman_jax import lora, losses
 from osdhuman_jax.config import Config, LoRAConfig, LossConfig
+from osdhuman_jax.critic import Critic
 from osdhuman_jax.restorer import Restorer
 from osdhuman_jax.schedule import Schedule
 from osdhuman_jax.types import Image, Latent, Scalar, Timestep, Tokens
@@ -43,12 +44,13 @@ class Frozen:
 @jax.tree_util.register_dataclass
 @dataclass
 class Loss:
-    """An objective's value, what to log, and what the regularizer's own update works on."""
+    """An objective's value, what to log, and what regularizer and critic are updated on."""
 
     value: Scalar
     scalars: Scalars
     latent: Any = None
     prompt: Any = None
+    image: Any = None
 
 
 def leaves_by_name(state: nnx.State) -> dict[str, Any]:
@@ -123,7 +125,16 @@ def draw(config: Config, model: Restorer, count: int, side: tuple[int, int], key
         for n in range(config.loss.reg_updates):
             drawn[f"reg_t{n}"] = timesteps(config.loss.reg_timesteps)
             drawn[f"reg_noise{n}"] = normal(next(keys))
+    if has_critic(config):
+        pair = jax.random.split(jax.random.fold_in(key, 0))
+        for name, own in zip(("hq", "image"), pair, strict=True):
+            drawn[f"critic_{name}"] = jax.random.normal(own, (count, *side, 3))
     return drawn
+
+
+def has_critic(config: Config) -> bool:
+    """Whether a run trains a critic beside the generator."""
+    return config.run.kind == "restorer" and bool(config.loss.adversarial or config.loss.features)
 
 
 def posterior_sample(model: Restorer, image: Image, noise: Latent) -> Latent:
@@ -218,9 +229,13 @@ def generator_objective(
     model: Restorer,
     frozen: Frozen,
     reg: Any,
+    critic: Critic | None,
     part: Part,
 ) -> Loss:
-    """Eq. 4: data term, LPIPS and VSD; `reg` are the finetuned regularizer's adapters."""
+    """Eq. 4: data term, LPIPS and VSD; `reg` are the finetuned regularizer's adapters.
+
+    Small models have other terms in LPIPS' and VSD's place, a critic among them.
+    """
     weights, sample = config.loss, config.run.latent == "sample"
     lq, hq = part["lq"], part["hq"]
     z = posterior_sample(model, lq, part["posterior"]) if sample else model.encode(lq)
@@ -242,14 +257,48 @@ def generator_objective(
         if weight := getattr(weights, name):
             scalars[name] = term(decoded, target)
             loss = loss + weight * scalars[name]
+    made: dict[str, Any] = {}
+    if critic is not None:
+        found = critic_terms(critic, decoded, hq, lq)
+        loss += sum(getattr(weights, name) * value for name, value in found.items())
+        scalars |= found
+        made["image"] = jax.lax.stop_gradient(decoded)
     if lpips is not None:
         scalars["lpips"] = jnp.mean(nnx.merge(lpips, frozen.lpips)(image, hq))
         loss = loss + weights.lpips * scalars["lpips"]
     if regularizer is None:
-        return Loss(loss, scalars)
+        return Loss(loss, scalars, **made)
     scalars |= vsd_terms(regularizer, weights, frozen, reg, part, latent, prompt)
-    detached = jax.lax.stop_gradient((latent, prompt))
-    return Loss(loss + weights.vsd * scalars["vsd"], scalars, *detached)
+    made["latent"], made["prompt"] = jax.lax.stop_gradient((latent, prompt))
+    return Loss(loss + weights.vsd * scalars["vsd"], scalars, **made)
+
+
+def critic_terms(critic: Critic, image: Image, hq: Image, lq: Image) -> Scalars:
+    """What a critic finds of the generator's image: how real, and how far from HQ by its features.
+
+    Of the critic's own features none is normed: each layer's mean absolute error counts alike.
+    """
+    (real, wanted), (fake, found) = jax.lax.stop_gradient(critic(hq, lq)), critic(image, lq)
+    errors = [jnp.mean(jnp.abs(a - b)) for a, b in zip(found, wanted, strict=True)]
+    return {
+        "adversarial": losses.relativistic(fake, real),
+        "features": jnp.mean(jnp.stack(errors)),
+    }
+
+
+def critic_objective(config: LossConfig, critic: Critic, image: Image, part: Part) -> Loss:
+    """The critic's own loss on the generator's detached image: tell it from HQ, and be steady."""
+    hq, lq = part["hq"], part["lq"]
+    beside = [config.critic_noise * part[f"critic_{name}"] for name in ("hq", "image")]
+    four = jnp.concatenate([hq, image, hq + beside[0], image + beside[1]])  # [4B, H, W, 3]
+    real, fake, *noisy = jnp.split(critic(four, jnp.tile(lq, (4, 1, 1, 1)))[0], 4)
+    scalars = {
+        "critic_loss": losses.relativistic(real, fake),
+        "critic_penalty": losses.steadiness(real, noisy[0]) + losses.steadiness(fake, noisy[1]),
+        "critic_right": jnp.mean(real > fake),
+    }
+    loss = scalars["critic_loss"] + config.critic_penalty * scalars["critic_penalty"]
+    return Loss(loss, scalars)
 
 
 OBJECTIVES: dict[str, Callable[..., Loss]] = {

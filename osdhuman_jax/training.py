@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 
 from osdhuman_jax import remat
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
+from osdhuman_jax.critic import Critic
 from osdhuman_jax.experiment import prepare, store_as_computed, trainable
 from osdhuman_jax.flops import count
 from osdhuman_jax.images import to_uint8
@@ -32,8 +33,10 @@ from osdhuman_jax.objectives import (
     Part,
     Regularizer,
     Scalars,
+    critic_objective,
     diffusion_loss,
     draw,
+    has_critic,
     inject_regularizer,
     leaves_by_name,
 )
@@ -54,7 +57,8 @@ from osdhuman_jax.target import traced_for
 from osdhuman_jax.types import Image
 from osdhuman_jax.unet import UNet2DConditionModel
 from osdhuman_jax.weights import encode_text, load_part, load_prompter
-from osdhuman_jax.weights.store import DTYPES, hollow, read_meta
+from osdhuman_jax.weights.store import DTYPES, hollow, parameters, read_meta
+from osdhuman_jax.weights.store import draw as initial
 
 Batch = Mapping[str, Array]
 PICTURES = ("hq", "lq")
@@ -72,6 +76,8 @@ class TrainState:
     opt_state: optax.OptState
     reg: Any = None  # adapters of the finetuned regularizer, float32
     reg_opt: Any = None
+    critic: Any = None  # parameters of the critic, float32
+    critic_opt: Any = None
     ema: Any = None  # averaged copy of `params`
     nonfinite: Any = None  # int32: steps in a row, up to now, that were skipped
 
@@ -87,6 +93,7 @@ class Trainer:
         remat.set_policy(restorer, config.run.remat)
         self.graphdef = nnx.graphdef(restorer)
         self.regularizer = _regularizer(config, model)
+        self.critic = _critic(config)
         self.lpips: nnx.GraphDef | None = None
 
     def start(
@@ -107,6 +114,9 @@ class Trainer:
         if self.regularizer:
             state.reg = jax.tree.map(jnp.copy, self.regularizer.params)
             state.reg_opt = self.reg_tx.init(state.reg)
+        if self.critic is not None:
+            state.critic = critic_parameters(self.config)
+            state.critic_opt = self.tx.init(state.critic)
         if self.config.optim.ema:
             state.ema = jax.tree.map(jnp.copy, params)
         return state, frozen
@@ -125,7 +135,10 @@ class Trainer:
         watched = [scalars["loss"], scalars["grad_norm"]]
         new = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
         new.reg, new.reg_opt, reg_scalars = self._regularize(state, frozen, parts, made)
-        watched += [reg_scalars[k] for k in ("reg_loss", "reg_grad_norm") if k in reg_scalars]
+        new.critic, new.critic_opt, critic_scalars = self._criticise(state, parts, made)
+        reg_scalars |= critic_scalars
+        others = ("reg_loss", "reg_grad_norm", "critic_loss", "critic_grad_norm")
+        watched += [reg_scalars[k] for k in others if k in reg_scalars]
         if state.ema is not None:
             new.ema = averaged(state.ema, params, state.step, self.config.optim.ema)
         finite = all_finite(*watched)
@@ -154,10 +167,11 @@ class Trainer:
         if self.config.run.kind != "restorer":
             return objective(self.config.loss, model, part)
         networks = self.config, self.regularizer, self.lpips if self.config.loss.lpips else None
-        return objective(*networks, model, frozen, state.reg, part)
+        critic = self.critic and nnx.merge(self.critic, state.critic)
+        return objective(*networks, model, frozen, state.reg, critic, part)
 
     def _gradients(self, state: TrainState, frozen: Frozen, parts: Part):
-        """Gradients and scalars, means over the parts; latents and prompts of each part."""
+        """Gradients and scalars, means over the parts; what each part made for the others."""
 
         def of(part: Part):
             def loss(params: nnx.State):
@@ -165,13 +179,17 @@ class Trainer:
                 return found.value, found
 
             grads, found = jax.grad(loss, has_aux=True)(state.params)
-            return (grads, {"loss": found.value, **found.scalars}), (found.latent, found.prompt)
+            return (grads, {"loss": found.value, **found.scalars}), {
+                "latent": found.latent,
+                "prompt": found.prompt,
+                "image": found.image,
+            }
 
         (grads, scalars), made = accumulate(of, parts)
         return grads, scalars, made
 
     def _regularize(
-        self, state: TrainState, frozen: Frozen, parts: Part, made: tuple[Any, Any]
+        self, state: TrainState, frozen: Frozen, parts: Part, made: dict[str, Any]
     ) -> tuple[Any, Any, Scalars]:
         """Eq. 7, `reg_updates` times, on the generator's latents and prompts."""
         reg, opt = state.reg, state.reg_opt
@@ -189,16 +207,39 @@ class Trainer:
 
     def _reg_gradients(self, reg: Any, frozen: Frozen, parts: Any) -> tuple[Any, Array]:
         def of(part: Any):
-            (latent, prompt), (t, noise) = part
+            made, (t, noise) = part
 
             def loss(reg: nnx.State):
                 unet = self.regularizer.finetuned(frozen, reg)  # type: ignore[union-attr]
-                return diffusion_loss(unet, latent, t, noise, prompt)
+                return diffusion_loss(unet, made["latent"], t, noise, made["prompt"])
 
             value, grads = jax.value_and_grad(loss)(reg)
             return (grads, value), ()
 
         return accumulate(of, parts)[0]
+
+    def _criticise(
+        self, state: TrainState, parts: Part, made: dict[str, Any]
+    ) -> tuple[Any, Any, Scalars]:
+        """The critic's update, on the generator's images."""
+        graph = self.critic
+        if graph is None:
+            return state.critic, state.critic_opt, {}
+
+        def of(part: Any):
+            images, part = part
+
+            def loss(params: nnx.State):
+                critic = nnx.merge(graph, params)
+                found = critic_objective(self.config.loss, critic, images, part)
+                return found.value, found.scalars
+
+            return jax.grad(loss, has_aux=True)(state.critic), ()
+
+        (grads, scalars), _ = accumulate(of, (made["image"], parts))
+        updates, opt = self.tx.update(grads, state.critic_opt, state.critic)
+        scalars["critic_grad_norm"] = optax.tree.norm(grads)
+        return optax.apply_updates(state.critic, updates), opt, scalars
 
     def images(self, params: nnx.State, frozen: Frozen, batch: Batch) -> Image:
         """Reconstruction (vae), one-step estimate from t = 500 (diffusion), or restored picture."""
@@ -232,6 +273,28 @@ def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
     inject_regularizer(adapted, config.lora, config.loss.reg_lora_scope, rng)
     remat.set_policy(adapted, config.run.remat)
     return Regularizer(plain, adapted)
+
+
+def _critic(config: Config) -> nnx.GraphDef | None:
+    """The critic's graph, where a run has one."""
+    if not has_critic(config):
+        return None
+    return nnx.graphdef(hollow(lambda rngs: _make_critic(config, rngs)))
+
+
+def _make_critic(config: Config, rngs: nnx.Rngs) -> Critic:
+    exact = {"dtype": jnp.float32, "param_dtype": jnp.float32}
+    return Critic(config.loss.critic_width, rngs=rngs, **exact)
+
+
+def critic_parameters(config: Config) -> nnx.State:
+    """A critic's weights before the first step, drawn by the seed; it begins without an opinion."""
+    critic = hollow(lambda rngs: _make_critic(config, rngs))
+    rng = np.random.default_rng([config.run.seed, 2])
+    for name, variable in parameters(critic).items():
+        variable.set_value(jnp.asarray(initial(name, variable.shape, rng), variable.dtype))
+    critic.conv_out.kernel.set_value(jnp.zeros_like(critic.conv_out.kernel[...]))
+    return nnx.state(critic)
 
 
 def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:

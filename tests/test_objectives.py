@@ -174,7 +174,14 @@ def test_a_prompt_in_the_batch_stands_in_for_hfie():
         prompts = {name: {"prompt": model.prompter(images[name])} for name in ("lq", "hq")}
         return {
             name: objectives.generator_objective(
-                config, None, None, model, objectives.Frozen(weights), None, {**part, **prompt}
+                config,
+                None,
+                None,
+                model,
+                objectives.Frozen(weights),
+                None,
+                None,
+                {**part, **prompt},
             ).value
             for name, prompt in {"none": {}, **prompts}.items()
         }

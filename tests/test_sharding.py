@@ -133,6 +133,7 @@ def measure_steps() -> dict:
     config = small.config("restorer")
     config.lora.vae_encoder = False  # a shorter way back, to compile twice
     config.loss.vsd, config.optim.ema = 1.0, 0.9
+    config.loss.adversarial, config.loss.critic_width = 0.1, 8
     config.optim.learning_rate = LEARNING_RATE
     config.optim.eps = 1e-2  # else Adam's first step is the sign of each gradient, noise too
     trainer, state, frozen = small.start(config)
@@ -142,7 +143,8 @@ def measure_steps() -> dict:
         return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
     def farthest(a, b) -> float:
-        pairs = zip(leaves((a.params, a.reg)), leaves((b.params, b.reg)), strict=True)
+        both = (leaves((x.params, x.reg, x.critic)) for x in (a, b))
+        pairs = zip(*both, strict=True)
         return max(float(np.abs(x - y).max()) for x, y in pairs)
 
     def everywhere(tree) -> bool:
