@@ -18,6 +18,7 @@ from osdhuman_jax.flags import memory, speak
 from osdhuman_jax.images import LOSSLESS
 from osdhuman_jax.interruption import leave
 from osdhuman_jax.jobs import (
+    LISTED,
     SUFFIXES,
     Job,
     Runner,
@@ -133,7 +134,17 @@ def main(argv: list[str] | None = None) -> int:
         return 1 if runner and runner.ledger.has_pictures else 2
     if others:
         print(f"not restored: {others}", file=sys.stderr)
+    tell(runner.remarks)
     return report(runner.failures, len(jobs), skipped, args.output)
+
+
+def tell(remarks: list[tuple[Job, str]]) -> None:
+    """Say which pictures the model is not made for, one line each."""
+    shown = sorted(remarks, key=lambda remark: remark[0].output)
+    for job, text in shown[:LISTED]:
+        print(f"note: {spelled(job.source)}: {text}", file=sys.stderr)
+    if len(shown) > LISTED:
+        print(f"note: and {len(shown) - LISTED} more pictures like these", file=sys.stderr)
 
 
 def report(failures: list[tuple[Job, str]], total: int, skipped: int, output: Path) -> int:

@@ -64,7 +64,7 @@ FREE = {
     "data": {"workers"},
     "mesh": {"data", "fsdp"},
     "optim": {"accumulate", "max_nonfinite"},
-    "use": {"color_fix", "blend", "work_side"},
+    "use": {"color_fix", "blend", "work_side", "sides"},
 }
 
 

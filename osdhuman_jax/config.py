@@ -137,6 +137,7 @@ class UseConfig:
     color_fix: str = "none"  # "adain" or "wavelet": the restored picture takes the input's colours
     blend: float = 1.0  # of the restored picture in the result, the rest being the input
     work_side: int = 0  # pixels; a picture whose shorter side has fewer is restored enlarged to it
+    sides: tuple[int, int] = added((0, 0))  # pixels; shorter sides that it is made for, 0 = any
 
 
 @dataclass

@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from osdhuman_jax.convolution import Conv3x3
-from osdhuman_jax.layers import Downsample2D, ResnetBlock2D, Resized, space_to_depth
+from osdhuman_jax.layers import Downsample2D, Resized, ResnetBlock2D, space_to_depth
 from osdhuman_jax.types import Image
 
 STEM = 4  # pixels

@@ -22,6 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from osdhuman_jax.condition import remark
 from osdhuman_jax.disk import file_digest, hold, json_lines, remove_leftovers, staged
 from osdhuman_jax.finishing import RestoreError, finish
 from osdhuman_jax.frames import Floats, Pixels, enlarge, scaled_size
@@ -265,6 +266,7 @@ class Runner:
     ) -> None:
         self.pipeline, self.settings, self.output, self.ledger = pipeline, settings, output, ledger
         self.failures: list[tuple[Job, str]] = []
+        self.remarks: list[tuple[Job, str]] = []  # on pictures that the model is not made for
         self._identity = identity(pipeline, settings) | {"model": pipeline.model.name}
 
     def run(self, jobs: list[Job], done: Callable[[int], object] = lambda count: None) -> None:
@@ -318,6 +320,8 @@ class Runner:
                 check_alpha(picture, self.settings.format)
                 enlarged = enlarge(picture, self.settings.upscale)
                 seen = self.pipeline.seen(picture, enlarged)
+                if text := remark(picture.rgb, self.pipeline.model.use):
+                    self.remarks.append((job, text))
                 loaded.append(Loaded(job, picture.size, enlarged, seen, digest))
             except (ImageError, OSError, MemoryError) as error:
                 self._fail(job, one_line(error), input_sha256=digest)

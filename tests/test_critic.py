@@ -12,6 +12,7 @@ from flax import nnx
 
 from osdhuman_jax import losses, objectives, training
 from osdhuman_jax.config import Config
+from osdhuman_jax.critic import Critic
 
 
 def adversarial(**changes) -> Config:
@@ -27,10 +28,15 @@ def images(side: int = 16) -> dict[str, jax.Array]:
     return training.to_images(small.pictures(2, side))
 
 
-def shaken(config: Config) -> nnx.Module:
-    """A critic that has opinions: its last layer starts at zero."""
+def fresh(config: Config) -> Critic:
     trainer, state, _ = small.start(config)
-    critic = nnx.merge(trainer.critic, state.critic)
+    assert trainer.critic is not None
+    return nnx.merge(trainer.critic, state.critic)
+
+
+def shaken(config: Config) -> Critic:
+    """A critic that has opinions: its last layer starts at zero."""
+    critic = fresh(config)
     kernel = critic.conv_out.kernel
     kernel.set_value(0.3 * jnp.asarray(normal(*kernel.shape)))
     return critic
@@ -44,9 +50,7 @@ def test_losses_in_closed_form():
 
 
 def test_a_critic_begins_without_an_opinion():
-    trainer, state, _ = small.start(adversarial())
-    critic = nnx.merge(trainer.critic, state.critic)
-    pictures = images()
+    critic, pictures = fresh(adversarial()), images()
     logits, features = critic(pictures["hq"], pictures["lq"])
     assert logits.shape == (2, 2, 2) and not np.asarray(logits).any()
     assert [f.shape for f in features] == [(2, 4, 4, 8), (2, 4, 4, 8), (2, 2, 2, 8), (2, 2, 2, 16)]

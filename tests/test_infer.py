@@ -204,6 +204,21 @@ def test_settings_are_the_models_unless_asked_for(tmp_path: Path) -> None:
         assert (found["color_fix"], found["blend"]) == want
 
 
+def test_pictures_that_the_model_is_not_made_for_are_named(tmp_path: Path, capsys) -> None:
+    """One line each; all are restored. The photo has 48 pixels."""
+    for sides, text in (
+        ((64, 0), "its shorter side has 48 pixels, the model is made for 64 and more"),
+        ((0, 16), "its shorter side has 48 pixels, the model is made for 16 at most"),
+        ((0, 0), None),
+    ):
+        folder = tmp_path / f"{sides}"
+        save_model(folder / "model", TINY, random_restorer(), use=UseConfig(sides=sides))
+        one_photo(folder / "in")
+        assert run(folder / "model", folder / "in", folder / "out") == 0
+        told = capsys.readouterr().err
+        assert (f"note: {folder}/in/a.jpg: {text}" in told) if text else ("note" not in told)
+
+
 def test_what_a_folder_holds_besides_is_told(tmp_path: Path, model: Path, capsys) -> None:
     one_photo(tmp_path / "in")
     one_photo(tmp_path / "in", "b.jfif")

@@ -143,10 +143,11 @@ def test_config_says_what_the_model_is(base_folder, folder):
 
 
 def test_use_comes_back_and_is_told(base_only, tmp_path):
-    use = UseConfig(color_fix="wavelet", blend=0.9, work_side=256)
+    use = UseConfig("wavelet", blend=0.9, work_side=256, sides=(128, 0))
     save_model(tmp_path, MODEL, base_only, use=use)
     assert load_model(tmp_path).use == use
-    assert "use: color_fix wavelet, blend 0.9, work_side 256" in describe(tmp_path)
+    told = "use: color_fix wavelet, blend 0.9, work_side 256, shorter sides 128 to any"
+    assert told in describe(tmp_path)
     path = tmp_path / "config.json"
     meta = json.loads(path.read_text())
     path.write_text(json.dumps({k: v for k, v in meta.items() if k != "use"}))  # before it had any

@@ -38,7 +38,9 @@ def _restorer(folder: Path, meta: dict[str, Any]) -> list[str]:
     model, adapters = read_configs(folder, meta)
     lines = [f"{folder}: prompt {meta.get('prompt', 'hfie')}, timestep {model.timestep}"]
     use = read_use(folder, meta)
-    lines += [f"use: color_fix {use.color_fix}, blend {use.blend:g}, work_side {use.work_side}"]
+    sides = "any" if use.sides == (0, 0) else f"{use.sides[0]} to {use.sides[1] or 'any'}"
+    text = f"color_fix {use.color_fix}, blend {use.blend:g}, work_side {use.work_side}"
+    lines += [f"use: {text}, shorter sides {sides}"]
     if adapters:
         lines += [f"generator: LoRA of rank {adapters.rank}, alpha {adapters.alpha:g}"]
     return lines
