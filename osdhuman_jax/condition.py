@@ -24,15 +24,20 @@ BLOCK = 8  # pixels, JPEG's
 FEW, MANY = 64, 1024  # pixels a side: with fewer nothing is measured, of more the middle
 
 
-def remark(picture: Pixels, use: UseConfig) -> str:
-    """What a person should know before trusting the restored one, in one line; "" for nothing."""
+def remark(picture: Pixels, use: UseConfig, enlarged: bool = False) -> str:
+    """What a person should know before trusting the restored one, in one line; "" for nothing.
+
+    `enlarged` says that it shall come out larger: then a clean one has something to gain.
+    """
     short, (least, most) = min(picture.shape[:2]), use.sides
     if short < least:
         return f"its shorter side has {short} pixels, the model is made for {least} and more"
     if most and short > most:
         text = f"its shorter side has {short} pixels, the model is made for {most} at most"
         return f"{text}: damage that is wider than its own pixels stays"
-    return "it looks clean already, there is little to restore" if is_clean(picture) else ""
+    if not enlarged and is_clean(picture):
+        return "it looks clean already, there is little to restore"
+    return ""
 
 
 def is_clean(picture: Pixels) -> bool:

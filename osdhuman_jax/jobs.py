@@ -320,7 +320,8 @@ class Runner:
                 check_alpha(picture, self.settings.format)
                 enlarged = enlarge(picture, self.settings.upscale)
                 seen = self.pipeline.seen(picture, enlarged)
-                if text := remark(picture.rgb, self.pipeline.model.use):
+                larger = enlarged.size != picture.size
+                if text := remark(picture.rgb, self.pipeline.model.use, larger):
                     self.remarks.append((job, text))
                 loaded.append(Loaded(job, picture.size, enlarged, seen, digest))
             except (ImageError, OSError, MemoryError) as error:

@@ -81,5 +81,6 @@ def test_remarks():
     assert "shorter side has 600 pixels, the model is made for 512 at most" in condition.remark(
         scene(600), use
     )
+    assert condition.remark(clean, use, enlarged=True) == ""
     assert condition.remark(cv2.GaussianBlur(clean, (0, 0), 2.0), use) == ""
     assert condition.remark(clean[:40, :40], UseConfig()) == ""  # too few pixels to measure
