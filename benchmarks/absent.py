@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from osdhuman_jax.target import traced_for
+from osdhuman_jax.networks.target import traced_for
 
 OPTIONS = {"xla_gpu_enable_triton_gemm": False}  # its tiles are chosen by trying them on the GPU
 DESCRIPTIONS = {path.stem: path for path in Path(__file__).parent.glob("*.txtpb")}

@@ -13,10 +13,10 @@ from pathlib import Path
 import ncnn  # pyright: ignore[reportMissingImports]
 import numpy as np
 
-from osdhuman_jax.frames import Pixels
-from osdhuman_jax.images import decode
-from osdhuman_jax.listing import list_images
-from osdhuman_jax.pipeline import Pipeline
+from osdhuman_jax.images.codec import decode
+from osdhuman_jax.images.listing import list_images
+from osdhuman_jax.images.sizes import Pixels
+from osdhuman_jax.inference.pipeline import Pipeline
 
 
 def by_ncnn(weights: Path, picture: Pixels) -> np.ndarray:

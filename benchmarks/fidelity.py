@@ -36,8 +36,6 @@ from flax import nnx
 from benchmarks import references
 from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
 from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
-from osdhuman_jax import lora, losses
-from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.config import (
     CLIPConfig,
     HFIEConfig,
@@ -47,14 +45,16 @@ from osdhuman_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from osdhuman_jax.lpips import LPIPS, VGG16
-from osdhuman_jax.prompts import HFIE
-from osdhuman_jax.restorer import Restorer, build_restorer
-from osdhuman_jax.schedule import Schedule
-from osdhuman_jax.swin import RAMEncoder
-from osdhuman_jax.tagger import Tagger
-from osdhuman_jax.unet import UNet2DConditionModel
-from osdhuman_jax.vae import AutoencoderKL
+from osdhuman_jax.methods import lora, losses
+from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
+from osdhuman_jax.methods.prompts import HFIE
+from osdhuman_jax.methods.schedule import Schedule
+from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.lpips import LPIPS, VGG16
+from osdhuman_jax.networks.swin import RAMEncoder
+from osdhuman_jax.networks.tagger import Tagger
+from osdhuman_jax.networks.unet import UNet2DConditionModel
+from osdhuman_jax.networks.vae import AutoencoderKL
 from osdhuman_jax.weights import load_model, random_restorer
 from osdhuman_jax.weights.importer import import_model
 

@@ -20,9 +20,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from osdhuman_jax.metrics import psnr_y, ssim_y
-from osdhuman_jax.niqe import Niqe
-from osdhuman_jax.tables import DASH, MARKDOWN
+from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
+from osdhuman_jax.evaluation.niqe import Niqe
+from osdhuman_jax.evaluation.tables import DASH, MARKDOWN
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Named = Mapping[str, Pixels]

@@ -16,10 +16,10 @@ import numpy as np
 from benchmarks.measures import edges, grain, sharpness
 from benchmarks.quality import as_it_is, degraded, fill, photographs, read, run, square
 from benchmarks.sheets import side_by_side
-from osdhuman_jax import niqe
-from osdhuman_jax.images import write_png
-from osdhuman_jax.listing import named_images
-from osdhuman_jax.metrics import psnr_y, ssim_y
+from osdhuman_jax.evaluation import niqe
+from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
+from osdhuman_jax.images.codec import write_png
+from osdhuman_jax.images.listing import named_images
 
 SIDE = 256  # of a picture in the sheet
 SEED = 7

@@ -43,11 +43,11 @@ from benchmarks.measures import (
     without_originals,
 )
 from benchmarks.sheets import clean_sheet, faces_sheet, side_by_side
-from osdhuman_jax.compare import named_folder
+from osdhuman_jax.commands.compare import named_folder
 from osdhuman_jax.disk import write_text
-from osdhuman_jax.images import read_image, write_png
-from osdhuman_jax.listing import named_images
-from osdhuman_jax.niqe import Niqe, NiqeError, read_parameters
+from osdhuman_jax.evaluation.niqe import Niqe, NiqeError, read_parameters
+from osdhuman_jax.images.codec import read_image, write_png
+from osdhuman_jax.images.listing import named_images
 
 ROOT = Path(__file__).parent.parent
 SIDE = 512
@@ -107,7 +107,7 @@ def save(folder: Path, name: str, image: Pixels) -> None:
 def degraded(originals: Path, folder: Path, seed: int) -> None:
     """Fill a folder with pictures degraded by the seed."""
     places = ("--input", originals, "--output", folder)
-    run("-m", "osdhuman_jax.degrade", *places, "--seed", str(seed), "--overwrite")
+    run("-m", "osdhuman_jax.degrade.second_order", *places, "--seed", str(seed), "--overwrite")
 
 
 def read(folder: Path) -> dict[str, Pixels]:

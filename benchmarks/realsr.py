@@ -15,8 +15,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from osdhuman_jax import evaluate
-from osdhuman_jax.metrics import METRICS
+from osdhuman_jax.commands import evaluate
+from osdhuman_jax.evaluation.metrics import METRICS
 
 TOLERANCE = {"psnr": 5e-5, "ssim": 5e-5, "niqe": 5e-5}  # half of the digit that must agree
 LOOSE = 5e-4  # other metrics: their libraries differ from the log's

@@ -61,7 +61,7 @@ def ours(folder: Path, precision: str, lq: np.ndarray, prompt: np.ndarray, parts
     import jax.numpy as jnp
     from flax import nnx
 
-    from osdhuman_jax.programs import Programs
+    from osdhuman_jax.inference.programs import Programs
     from osdhuman_jax.weights import load_model
 
     restorer = load_model(folder / "ours", precision=precision).restorer

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from benchmarks.measures import Box, Named, Pixels, faces
-from osdhuman_jax.compare import Row, sheet
+from osdhuman_jax.commands.compare import Row, sheet
 
 FACE = 1.6  # side of what is cut out around a face, of the face's own
 LEAST = 160  # pixels that a column of faces is wide at least

@@ -22,10 +22,10 @@ from flax import nnx
 
 from benchmarks import absent
 from configs.models import nano, tiny
-from osdhuman_jax import experiment, flops, training
 from osdhuman_jax.config import Config, ModelConfig
-from osdhuman_jax.lpips import LPIPS, VGG16
-from osdhuman_jax.weights.store import DTYPES, hollow, hollow_restorer
+from osdhuman_jax.networks.lpips import LPIPS, VGG16
+from osdhuman_jax.training import experiment, flops, train_step
+from osdhuman_jax.weights.model_folder import DTYPES, hollow, hollow_restorer
 
 PRESETS = {"tiny": (tiny, 64, 16), "nano": (nano, 128, 4), "sd21": (ModelConfig, 512, 1)}
 
@@ -40,12 +40,12 @@ def experiment_of(args: argparse.Namespace) -> Config:
     return config
 
 
-def shapes_of(config: Config, narrow: int) -> tuple[training.Trainer, Any, Any]:
+def shapes_of(config: Config, narrow: int) -> tuple[train_step.Trainer, Any, Any]:
     """The trainer, and the shapes of its state and frozen weights."""
     restorer, _ = hollow_restorer(config.model, config.lora, config.run.precision)
     plan = tuple(width // narrow for width in VGG16)
     lpips = hollow(lambda rngs: LPIPS(plan=plan, dtype=DTYPES[config.run.precision], rngs=rngs))
-    trainer = training.Trainer(config, config.model, restorer)
+    trainer = train_step.Trainer(config, config.model, restorer)
     graphdefs, states = zip(nnx.split(restorer), nnx.split(lpips), strict=True)
 
     def start(states: Any) -> Any:
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     target = absent.gpu(args.target) if args.target else nullcontext(jax.devices()[0])
     config, narrow = experiment_of(args), PRESETS[args.preset][2]
     trainer, state, frozen = shapes_of(config, narrow)
-    work = training.step_flops(trainer, state, frozen)
+    work = train_step.step_flops(trainer, state, frozen)
     before = time.perf_counter()
     step = jax.jit(trainer.step, donate_argnums=0)
     with target as device:

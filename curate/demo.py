@@ -19,8 +19,8 @@ from PIL import Image
 
 from curate import run
 from curate.schema import Pixels
-from osdhuman_jax.command import CommandError, Parser, check_folder, some_path
-from osdhuman_jax.listing import real
+from osdhuman_jax.cli import CommandError, Parser, check_folder, some_path
+from osdhuman_jax.images.listing import real
 
 ROOT = Path(__file__).parent.parent
 PEOPLE = {"astronaut": (60, 0, 400, 512), "hopper": (20, 30, 500, 600)}  # x0, y0, x1, y1

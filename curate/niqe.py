@@ -15,10 +15,10 @@ from curate.config import DecodeConfig
 from curate.decode import Refused, load
 from curate.readers import folders
 from curate.schema import Pixels
-from osdhuman_jax.command import CommandError, Parser, check_file, end, some_path
+from osdhuman_jax.cli import CommandError, Parser, check_file, end, some_path
 from osdhuman_jax.disk import staged_file
-from osdhuman_jax.names import spelled
-from osdhuman_jax.niqe import LOCAL, NiqeError, fit
+from osdhuman_jax.evaluation.niqe import LOCAL, NiqeError, fit
+from osdhuman_jax.images.filenames import spelled
 
 
 def _pictures(folder: Path) -> Iterable[Pixels]:

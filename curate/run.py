@@ -44,7 +44,7 @@ from curate.progress import Screen
 from curate.schema import InputError
 from curate.selection import Select, read_review, read_statistics
 from curate.tables import opened, read_rows
-from osdhuman_jax.command import (
+from osdhuman_jax.cli import (
     CommandError,
     Parser,
     call_config,
@@ -53,7 +53,7 @@ from osdhuman_jax.command import (
     some_path,
     some_text,
 )
-from osdhuman_jax.names import spelled
+from osdhuman_jax.images.filenames import spelled
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")

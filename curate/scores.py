@@ -18,8 +18,8 @@ from curate import classic, detect, learned
 from curate.config import ConfigError, DetectConfig, ScoreConfig
 from curate.ledger import digest
 from curate.schema import SourceImage
-from osdhuman_jax import niqe
 from osdhuman_jax.disk import known_digest
+from osdhuman_jax.evaluation import niqe
 
 NOWHERE = SourceImage("", "", "")
 Batch = UInt8[np.ndarray, "n h w 3"]

@@ -12,9 +12,9 @@ from pathlib import Path
 from curate.pack import PackError, picture_name, read_container
 from curate.schema import InputError
 from curate.tables import read_rows
-from osdhuman_jax.command import CommandError, Parser, check_folder, end, some_path
+from osdhuman_jax.cli import CommandError, Parser, check_folder, end, some_path
 from osdhuman_jax.disk import write_bytes
-from osdhuman_jax.names import spelled
+from osdhuman_jax.images.filenames import spelled
 
 
 def unpack(packed: Path, output: Path) -> int:

@@ -5,7 +5,7 @@
     several = restorer([np_array, another])
 
 It is infer.py's pipeline and gives infer.py's pixels, but that 16 bits of a Pillow image become 8:
-Pillow holds no more of colour. Arrays keep theirs. (`osdhuman_jax.restorer.Restorer` is another
+Pillow holds no more of colour. Arrays keep theirs. (`osdhuman_jax.methods.osdhuman.Restorer` is another
 thing: the network, an nnx module.)
 """
 
@@ -16,9 +16,9 @@ from typing import Any, TypeVar, overload
 import numpy as np
 from PIL import Image
 
-from osdhuman_jax.images import Picture, from_pillow, to_pillow
-from osdhuman_jax.memory import parse_bytes
-from osdhuman_jax.pipeline import Pipeline, Progress, want_of_memory_said
+from osdhuman_jax.images.codec import Picture, from_pillow, to_pillow
+from osdhuman_jax.inference.memory import parse_bytes
+from osdhuman_jax.inference.pipeline import Pipeline, Progress, want_of_memory_said
 
 Still = TypeVar("Still", Image.Image, np.ndarray)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from osdhuman_jax.names import spelled
+from osdhuman_jax.images.filenames import spelled
 
 
 class CommandError(ValueError):
@@ -29,6 +29,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def called(script: str) -> str:
+    """The name of a command as it was called: `osdhuman NAME`, or that of its script."""
+    return sys.argv[0] if sys.argv[0].startswith("osdhuman ") else script
 
 
 def end(

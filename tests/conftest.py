@@ -28,9 +28,9 @@ def sd21():
     """Shapes of the default model, Stable Diffusion 2.1-base and RAM, with LoRA of rank 4."""
     from convert import abstract
 
-    from osdhuman_jax import lora
     from osdhuman_jax.config import ModelConfig
-    from osdhuman_jax.restorer import build_restorer
+    from osdhuman_jax.methods import lora
+    from osdhuman_jax.methods.osdhuman import build_restorer
 
     def build(rngs):
         model = build_restorer(**asdict(ModelConfig()), rngs=rngs)

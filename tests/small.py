@@ -8,7 +8,6 @@ import numpy as np
 from convert import filled
 from flax import nnx
 
-from osdhuman_jax import training
 from osdhuman_jax.config import (
     Config,
     HFIEConfig,
@@ -18,9 +17,10 @@ from osdhuman_jax.config import (
     UNetConfig,
     VAEConfig,
 )
-from osdhuman_jax.lpips import LPIPS
-from osdhuman_jax.pipeline import Pipeline
-from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
+from osdhuman_jax.networks.lpips import LPIPS
+from osdhuman_jax.training import train_step
 from osdhuman_jax.weights import Model, add_lora
 
 MODEL = ModelConfig(
@@ -95,7 +95,7 @@ def lpips() -> LPIPS:
 def start(config: Config, model: Restorer | None = None):
     """(trainer, state, frozen) of a restorer with random weights, LPIPS where it is asked for."""
     model = model or restorer(config.lora if config.run.kind == "restorer" else None)
-    trainer = training.Trainer(config, config.model, model)
+    trainer = train_step.Trainer(config, config.model, model)
     perceptual = config.run.kind == "restorer" and config.loss.lpips
     return trainer, *trainer.start(model, lpips() if perceptual else None)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from osdhuman_jax.alpha import filled
-from osdhuman_jax.frames import enlarge
-from osdhuman_jax.images import Picture
+from osdhuman_jax.images.alpha import filled
+from osdhuman_jax.images.codec import Picture
+from osdhuman_jax.images.sizes import enlarge
 
 KINDS = [np.uint8, np.uint16]
 

@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import infer
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from small import halving
 from test_infer import PHOTO, TINY, random_restorer
 
-import infer
 import osdhuman_jax
 from osdhuman_jax.api import Restorer
-from osdhuman_jax.finishing import RestoreError
-from osdhuman_jax.images import to_float, to_uint8, to_uint16
+from osdhuman_jax.images.codec import to_float, to_uint8, to_uint16
+from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.weights import WeightsError, save_model
 
 

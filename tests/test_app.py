@@ -21,7 +21,8 @@ from PIL import Image
 from skimage.data import astronaut
 from small import halving
 
-from osdhuman_jax import app, pipeline
+from osdhuman_jax.commands import app
+from osdhuman_jax.inference import pipeline
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -37,7 +38,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "osdhuman_jax.app", "--model", "models/nano"]
+    command = [sys.executable, "-m", "osdhuman_jax.commands.app", "--model", "models/nano"]
     process = subprocess.Popen(
         [*command, "--port", str(port), *LIMITS],
         cwd=ROOT,

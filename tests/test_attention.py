@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from convert import normal
 
-from osdhuman_jax.attention import (
+from osdhuman_jax.networks.attention import (
     BLOCK,
     LARGE,
     by_blocks,
@@ -14,8 +14,8 @@ from osdhuman_jax.attention import (
     kernel,
     split_heads,
 )
-from osdhuman_jax.attention import attend as plain_attend
-from osdhuman_jax.target import platform, traced_for
+from osdhuman_jax.networks.attention import attend as plain_attend
+from osdhuman_jax.networks.target import platform, traced_for
 
 attend = jax.jit(plain_attend)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks import realsr, train_step
-from osdhuman_jax.images import write_png
-from osdhuman_jax.metrics import psnr_y
+from osdhuman_jax.evaluation.metrics import psnr_y
+from osdhuman_jax.images.codec import write_png
 
 
 def flat(value: int) -> np.ndarray:

@@ -14,14 +14,14 @@ import pytest
 from flax import nnx
 from orbax.checkpoint._src.checkpointers import async_checkpointer
 
-from osdhuman_jax.checkpoint import (
+from osdhuman_jax.training.checkpoint import (
     CheckpointError,
     Checkpoints,
     SaveError,
     read_config,
     steps_saved,
 )
-from osdhuman_jax.training import TrainState
+from osdhuman_jax.training.train_step import TrainState
 
 NAN, INF = math.nan, math.inf
 Usage = namedtuple("Usage", "total used free")

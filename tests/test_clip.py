@@ -8,7 +8,7 @@ import torch
 from convert import abstract, call, close, count, filled, from_torch, norm_epsilons, randomise
 
 from benchmarks import references
-from osdhuman_jax.clip import CLIPTextModel, causal_mask
+from osdhuman_jax.networks.clip import CLIPTextModel, causal_mask
 
 PLAN = {
     "vocab_size": 60,

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from osdhuman_jax import colour
-from osdhuman_jax.colour import _low_band, moments, wavelet
-from osdhuman_jax.finishing import COLOR_FIXES, finish
-from osdhuman_jax.images import Picture
+from osdhuman_jax.images.codec import Picture
+from osdhuman_jax.inference import colour
+from osdhuman_jax.inference.colour import _low_band, moments, wavelet
+from osdhuman_jax.inference.finishing import COLOR_FIXES, finish
 
 
 def adain(content: np.ndarray, source: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from osdhuman_jax.compare import GAP, HEAD, Row, fit, focus, main, named_folder, sheet
-from osdhuman_jax.images import read_image, write_png
+from osdhuman_jax.commands.compare import GAP, HEAD, Row, fit, focus, main, named_folder, sheet
+from osdhuman_jax.images.codec import read_image, write_png
 
 
 def flat(value: int, h: int = 100, w: int = 100) -> np.ndarray:

@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from osdhuman_jax import condition
 from osdhuman_jax.config import UseConfig
+from osdhuman_jax.inference import condition
 
 
 def scene(side: int = 256) -> np.ndarray:

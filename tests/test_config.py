@@ -11,8 +11,8 @@ import pytest
 from absl import flags
 
 from configs import base, models
+from osdhuman_jax.commands.flags import define_config
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, UNetConfig, from_dict, to_dict
-from osdhuman_jax.flags import define_config
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(

@@ -7,9 +7,9 @@ import pytest
 from convert import filled, normal
 from flax import nnx
 
-from osdhuman_jax import convolution
-from osdhuman_jax.convolution import ROWS, WIDE, Conv3x3, gathered, way, winograd
-from osdhuman_jax.target import traced_for
+from osdhuman_jax.networks import convolution
+from osdhuman_jax.networks.convolution import ROWS, WIDE, Conv3x3, gathered, way, winograd
+from osdhuman_jax.networks.target import traced_for
 
 SIZES = [(1, 1), (2, 2), (5, 7), (2 * ROWS, 4), (2 * ROWS + 1, 6), (4 * ROWS - 1, 3)]
 

@@ -10,9 +10,10 @@ import small
 from convert import normal
 from flax import nnx
 
-from osdhuman_jax import losses, objectives, training
 from osdhuman_jax.config import Config
-from osdhuman_jax.critic import Critic
+from osdhuman_jax.methods import losses, objectives
+from osdhuman_jax.networks.critic import Critic
+from osdhuman_jax.training import train_step
 
 
 def adversarial(**changes) -> Config:
@@ -25,7 +26,7 @@ def adversarial(**changes) -> Config:
 
 
 def images(side: int = 16) -> dict[str, jax.Array]:
-    return training.to_images(small.pictures(2, side))
+    return train_step.to_images(small.pictures(2, side))
 
 
 def fresh(config: Config) -> Critic:

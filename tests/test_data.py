@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from osdhuman_jax import data, sources
 from osdhuman_jax.config import ConfigError, DataConfig
-from osdhuman_jax.data import make_loader, make_sample, random_crop
-from osdhuman_jax.degrade import from_unit, to_unit, usm_sharpen
-from osdhuman_jax.records import RecordError, encode_record
-from osdhuman_jax.sources import (
+from osdhuman_jax.data import loader, sources
+from osdhuman_jax.data.loader import make_loader, make_sample, random_crop
+from osdhuman_jax.data.records import RecordError, encode_record
+from osdhuman_jax.data.sources import (
     ChainSource,
     DataError,
     FolderSource,
@@ -30,6 +29,7 @@ from osdhuman_jax.sources import (
     open_source,
     open_sources,
 )
+from osdhuman_jax.degrade.second_order import from_unit, to_unit, usm_sharpen
 
 COUNT = 10
 
@@ -68,7 +68,7 @@ def _config(*sources: Path, **changes) -> DataConfig:
     return DataConfig(sources=tuple(map(str, sources)), **values)
 
 
-def _take(loader: data.Loader, count: int) -> list[dict[str, np.ndarray]]:
+def _take(loader: loader.Loader, count: int) -> list[dict[str, np.ndarray]]:
     return [next(loader) for _ in range(count)]
 
 
@@ -251,7 +251,7 @@ def test_after_an_error_no_batch_is_passed_over(folder, monkeypatch):
 
     with make_loader(_config(folder), batch_size=5) as loader:
         expected += _take(loader, 3)
-        monkeypatch.setattr(data, "make_sample", fail_once)  # later epochs may be read already
+        monkeypatch.setattr(loader, "make_sample", fail_once)  # later epochs may be read already
         loader.set_state({**loader.get_state(), "position": 0})
         got = [next(loader)]
         with pytest.raises(MemoryError):
@@ -264,7 +264,7 @@ def test_workers_leave_in_silence(folder, tmp_path, left_open):
     script = tmp_path / "main.py"
     script.write_text(f"""
 from osdhuman_jax.config import DataConfig
-from osdhuman_jax.data import make_loader
+from osdhuman_jax.data.loader import make_loader
 
 if __name__ == "__main__":
     config = DataConfig(sources=({str(folder)!r},), crop=64, degrade=False, workers=2)
@@ -272,7 +272,7 @@ if __name__ == "__main__":
     next(loader)
     {left_open} or loader.close()
 """)
-    root = Path(data.__file__).parents[1]
+    root = Path(loader.__file__).parents[1]
     command = [sys.executable, str(script)]
     run = subprocess.run(
         command, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(root)}

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osdhuman_jax import degrade as d
 from osdhuman_jax.config import DegradationConfig
+from osdhuman_jax.degrade import second_order as d
 
 torch.set_num_threads(1)
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from skimage.data import astronaut
 
-from osdhuman_jax import evaluate, iqa, niqe, scoring
-from osdhuman_jax.images import read_image, read_size, write_png
-from osdhuman_jax.iqa import MissingMetric, Scorer
-from osdhuman_jax.metrics import METRICS, psnr_y, ssim_y
+from osdhuman_jax.commands import evaluate
+from osdhuman_jax.evaluation import niqe, scorers, scoring
+from osdhuman_jax.evaluation.metrics import METRICS, psnr_y, ssim_y
+from osdhuman_jax.evaluation.scorers import MissingMetric, Scorer
+from osdhuman_jax.images.codec import read_image, read_size, write_png
 
 NAMES = ["a", "b/c", "d"]
 
@@ -144,7 +145,7 @@ def counted(monkeypatch, limit: float = math.inf) -> list[int]:
         calls.append(1)
         return psnr_y(a, b)
 
-    monkeypatch.setitem(iqa.NATIVE, "psnr", measure)
+    monkeypatch.setitem(scorers.NATIVE, "psnr", measure)
     return calls
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osdhuman_jax import command
-from osdhuman_jax.command import (
+from osdhuman_jax import cli
+from osdhuman_jax.cli import (
     CommandError,
     Parser,
     call_config,
@@ -120,13 +120,13 @@ def picture(path: Path) -> Path:
 
 COMMANDS = {
     "infer": "infer --input {photos} --output {out}",
-    "degrade": "osdhuman_jax.degrade.__main__ --seed 0 --input {photos} --output {out}",
-    "evaluate": "osdhuman_jax.evaluate --restored A={photos} --metrics psnr "
+    "degrade": "osdhuman_jax.commands.degrade --seed 0 --input {photos} --output {out}",
+    "evaluate": "osdhuman_jax.commands.evaluate --restored A={photos} --metrics psnr "
     "--reference {photos} --output {out}",
-    "compare": "osdhuman_jax.compare --columns A={photos} --output {out}/sheet.png",
-    "export": f"osdhuman_jax.export --model {NANO} --output {{out}}/nano.npz",
-    "weights": f"osdhuman_jax.weights.__main__ export {NANO} --to peft --output {{out}}/peft",
-    "label": f"osdhuman_jax.label --model {NANO} --input {{photos}} --output {{out}}",
+    "compare": "osdhuman_jax.commands.compare --columns A={photos} --output {out}/sheet.png",
+    "export": f"osdhuman_jax.commands.export --model {NANO} --output {{out}}/nano.npz",
+    "weights": f"osdhuman_jax.commands.weights export {NANO} --to peft --output {{out}}/peft",
+    "label": f"osdhuman_jax.commands.label --model {NANO} --input {{photos}} --output {{out}}",
     "curate": "curate.run --source person={photos} --workers 0 --output {out}",
     "niqe": "curate.niqe {photos} --output {out}/niqe.npz",
     "demo": "curate.demo --output {out}",
@@ -169,7 +169,7 @@ def test_an_output_that_cannot_be_written_is_refused(
     photo = picture(tmp_path / "photos" / "a.png")
     real = os.access
     monkeypatch.setattr(
-        command.os, "access", lambda path, mode: not mode & os.W_OK and real(path, mode)
+        cli.os, "access", lambda path, mode: not mode & os.W_OK and real(path, mode)
     )
     said = refused(capsys, COMMANDS[name], photos=photo.parent, out=tmp_path / "out")
     assert f"{tmp_path} cannot be written; name another folder" in said
@@ -186,13 +186,13 @@ PLACES = {  # commands in whose every path-like flag a path may be missing
     **COMMANDS,
     "infer": COMMANDS["infer"] + f" --model {NANO}",
     "checkpoint": COMMANDS["infer"] + " --checkpoint {photos}",
-    "app": f"osdhuman_jax.app --model {NANO}",
+    "app": f"osdhuman_jax.commands.app --model {NANO}",
     "evaluate": COMMANDS["evaluate"] + " --degraded {photos} --weights {photos} --model {photos}",
-    "import": "osdhuman_jax.weights.__main__ import --sd {photos} --ram {photos} --dape {photos} "
+    "import": "osdhuman_jax.commands.weights import --sd {photos} --ram {photos} --dape {photos} "
     "--lpips {photos} --clip {photos} --tags {photos} --prompt_file {photos} "
     "--generator {photos} --output {out}",
-    "cleaner": "osdhuman_jax.weights.__main__ import --cleaner {photos} --output {out}",
-    "info": f"osdhuman_jax.weights.__main__ info {NANO}",
+    "cleaner": "osdhuman_jax.commands.weights import --cleaner {photos} --output {out}",
+    "info": f"osdhuman_jax.commands.weights info {NANO}",
     "unpack": "curate.unpack {photos} --output {out}",
     "curate": COMMANDS["curate"] + " --config {photos} --stats {photos} --exclude {photos}",
 }
@@ -230,15 +230,21 @@ def test_a_file_that_is_no_picture_makes_nothing(tmp_path: Path, capsys, name: s
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("osdhuman_jax.app --model {none}", "none"),
-        ("osdhuman_jax.app --model {none} --port 70000", "--port 70000"),
-        ("osdhuman_jax.app --model {none} --max_pixels 0", "--max_pixels 0"),
-        ("osdhuman_jax.export --model {none} --output {none}.npz", "none"),
-        ("osdhuman_jax.weights.__main__ info {none}", "none"),
-        ("osdhuman_jax.weights.__main__ export {none} --to peft --output {out}", "none"),
-        ("osdhuman_jax.weights.__main__ export x --to paint --output {out}", "--to"),
-        ("osdhuman_jax.evaluate --restored {photos} --output {out} --model {none}", "--model"),
-        ("osdhuman_jax.evaluate --restored {photos} --output {out} --weights {none}", "--weights"),
+        ("osdhuman_jax.commands.app --model {none}", "none"),
+        ("osdhuman_jax.commands.app --model {none} --port 70000", "--port 70000"),
+        ("osdhuman_jax.commands.app --model {none} --max_pixels 0", "--max_pixels 0"),
+        ("osdhuman_jax.commands.export --model {none} --output {none}.npz", "none"),
+        ("osdhuman_jax.commands.weights info {none}", "none"),
+        ("osdhuman_jax.commands.weights export {none} --to peft --output {out}", "none"),
+        ("osdhuman_jax.commands.weights export x --to paint --output {out}", "--to"),
+        (
+            "osdhuman_jax.commands.evaluate --restored {photos} --output {out} --model {none}",
+            "--model",
+        ),
+        (
+            "osdhuman_jax.commands.evaluate --restored {photos} --output {out} --weights {none}",
+            "--weights",
+        ),
         ("curate.unpack {none} --output {out}", "no packed split"),
         ("curate.run gc --output {none}", "no such folder"),
         ("curate.run select --output {none}", "no sources"),

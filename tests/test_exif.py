@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from osdhuman_jax.frames import enlarge
-from osdhuman_jax.images import Picture, decode, encode, from_pillow, to_pillow
+from osdhuman_jax.images.codec import Picture, decode, encode, from_pillow, to_pillow
+from osdhuman_jax.images.sizes import enlarge
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 UNIT = 0x0128

@@ -11,9 +11,10 @@ import small
 from convert import abstract
 from flax import nnx
 
-from osdhuman_jax import experiment, lora
 from osdhuman_jax.config import Config, ConfigError, DegradationConfig
-from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.methods import lora
+from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.training import experiment
 from osdhuman_jax.weights import WeightsError, load_base, random_restorer, save_model
 
 CONFIGS = (Path(__file__).parent.parent / "configs").glob("*.py")

@@ -14,11 +14,11 @@ import pytest
 from skimage.data import astronaut
 from test_infer import TINY, random_restorer
 
-from osdhuman_jax import export
+from osdhuman_jax.commands import export
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.images import Picture
-from osdhuman_jax.pipeline import Pipeline
-from osdhuman_jax.prompts import TagPrompter, load_prompt, save_prompt
+from osdhuman_jax.images.codec import Picture
+from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.methods.prompts import TagPrompter, load_prompt, save_prompt
 from osdhuman_jax.weights import save_model
 
 SIDE = 128

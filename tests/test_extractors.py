@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import infer
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,16 +21,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
 from test_tokenizer import MERGES, VOCAB
 
-import infer
 from benchmarks import references
 from benchmarks.convert import nchw, randomise
 from benchmarks.fidelity import TINY
 from benchmarks.published import adapt_all, publish, reference_restorer
+from osdhuman_jax.commands.weights import main
 from osdhuman_jax.config import Config
-from osdhuman_jax.images import to_float
-from osdhuman_jax.prompts import save_prompt
-from osdhuman_jax.tokenizer import Tokenizer
-from osdhuman_jax.training import Prompts
+from osdhuman_jax.images.codec import to_float
+from osdhuman_jax.methods.prompts import save_prompt
+from osdhuman_jax.networks.tokenizer import Tokenizer
+from osdhuman_jax.training.train_step import Prompts
 from osdhuman_jax.weights import (
     WeightsError,
     copy_prompter,
@@ -38,10 +39,9 @@ from osdhuman_jax.weights import (
     load_prompter,
     save_model,
 )
-from osdhuman_jax.weights.__main__ import main
 from osdhuman_jax.weights.extractors import read_tags
 from osdhuman_jax.weights.importer import import_model
-from osdhuman_jax.weights.store import read_meta
+from osdhuman_jax.weights.model_folder import read_meta
 
 NAMES = ["dog", "cat", "a dog", "#", "do", "go", "ca", "dog cat", "at", "tag", "boat"]
 PHOTO = np.ascontiguousarray(skimage.data.astronaut()[40:168, 158:286])  # her face

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from osdhuman_jax.command import CommandError
+from osdhuman_jax.cli import CommandError
+from osdhuman_jax.commands.flags import define_config, load_config, settings, speak, take_flag
 from osdhuman_jax.config import Config
-from osdhuman_jax.flags import define_config, load_config, settings, speak, take_flag
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_the_package_speaks_once(capfd: pytest.CaptureFixture[str]) -> None:
     try:
         speak()
         speak()
-        logging.getLogger("osdhuman_jax.programs").info("compiling")
+        logging.getLogger("osdhuman_jax.inference.programs").info("compiling")
         logging.getLogger("another").warning("chat")
     finally:
         root.handlers[:], root.level = before[:2]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from osdhuman_jax.frames import covering, scaled_size, seen
+from osdhuman_jax.images.sizes import covering, scaled_size, seen
 
 
 def noise(height: int, width: int, dtype: type = np.uint8) -> np.ndarray:

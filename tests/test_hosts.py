@@ -7,8 +7,8 @@ import jax
 import pytest
 from jax._src import distributed
 
-from osdhuman_jax import hosts
 from osdhuman_jax.config import ConfigError
+from osdhuman_jax.training import hosts
 
 SLURM = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3"}
 

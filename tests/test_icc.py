@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from osdhuman_jax.icc import PRIMARIES, TRANSFERS, rgb_profile
-from osdhuman_jax.images import ImageError, decode, encode, from_pillow
-from osdhuman_jax.png import chunk
+from osdhuman_jax.images.codec import ImageError, decode, encode, from_pillow
+from osdhuman_jax.images.icc import PRIMARIES, TRANSFERS, rgb_profile
+from osdhuman_jax.images.png import chunk
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 COLOURS = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)

@@ -15,9 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, features
 
-from osdhuman_jax import images
-from osdhuman_jax.icc import gray_profile
-from osdhuman_jax.images import (
+from osdhuman_jax.images import codec
+from osdhuman_jax.images.codec import (
     ImageError,
     decode,
     from_pillow,
@@ -29,6 +28,7 @@ from osdhuman_jax.images import (
     to_uint16,
     write_png,
 )
+from osdhuman_jax.images.icc import gray_profile
 
 
 def photo(height: int = 12, width: int = 16) -> np.ndarray:
@@ -239,7 +239,7 @@ def test_a_want_of_memory_is_no_damage(monkeypatch) -> None:
     def exhausted(image: Image.Image) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "_split", exhausted)
+    monkeypatch.setattr(codec, "_split", exhausted)
     with pytest.raises(MemoryError):
         decode(encoded(Image.fromarray(photo())))
 
@@ -351,16 +351,16 @@ def test_what_is_written_is_read(kind, deep, alpha, gray, icc, exif, density, si
     clear = rng.integers(low, largest, size, dtype, endpoint=True) if alpha else None
     icc_data = None if icc is None else profile(icc)
     exif_data = None if exif is None else block(exif)
-    picture = images.Picture(rgb, clear, icc_data, exif_data, density, gray)
-    found = decode(images.encode(picture, kind, quality=100), deep=True)
+    picture = codec.Picture(rgb, clear, icc_data, exif_data, density, gray)
+    found = decode(codec.encode(picture, kind, quality=100), deep=True)
     assert found.size == size and found.icc == icc_data
     if kind != "jpeg":
-        want = rgb if deep and kind == "png" or not deep else images.narrow(rgb)
+        want = rgb if deep and kind == "png" or not deep else codec.narrow(rgb)
         np.testing.assert_array_equal(found.rgb, want)
         opaque = clear is None or clear.min() == largest  # which WebP does not keep
         assert (found.alpha is None) <= opaque
         if found.alpha is not None and clear is not None:
-            narrowed = images.narrow(clear) if deep and kind == "webp" else clear
+            narrowed = codec.narrow(clear) if deep and kind == "webp" else clear
             np.testing.assert_array_equal(found.alpha, narrowed)
     too_long = kind == "jpeg" and exif == 70_000
     assert (b"Maker" in (found.exif or b"")) == (exif is not None and not too_long)
@@ -370,10 +370,10 @@ def test_what_is_written_is_read(kind, deep, alpha, gray, icc, exif, density, si
 
 
 def test_a_profile_beyond_a_jpegs_segments_is_said() -> None:
-    picture = images.Picture(photo(), icc=profile(17_000_000))
+    picture = codec.Picture(photo(), icc=profile(17_000_000))
     with pytest.raises(ImageError, match="profile is too large for JPEG: use --format png"):
-        images.encode(picture, "jpeg")
-    assert decode(images.encode(picture)).icc == picture.icc
+        codec.encode(picture, "jpeg")
+    assert decode(codec.encode(picture)).icc == picture.icc
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16"])
@@ -383,10 +383,10 @@ def test_gray_files_become_gray_files(mode: str) -> None:
     image = image if mode == "I;16" else image.convert(mode)
     picture = decode(encoded(image), deep=True)
     assert picture.gray
-    with Image.open(io.BytesIO(images.encode(picture))) as written:
+    with Image.open(io.BytesIO(codec.encode(picture))) as written:
         assert written.mode == ("L" if mode == "1" else mode)
     if mode != "LA":
-        with Image.open(io.BytesIO(images.encode(picture, "jpeg"))) as written:
+        with Image.open(io.BytesIO(codec.encode(picture, "jpeg"))) as written:
             assert written.mode == "L"
     assert not decode(encoded(Image.fromarray(photo()))).gray
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import cv2
+import infer
 import jax
 import numpy as np
 import pytest
@@ -17,8 +18,6 @@ from flax import nnx
 from PIL import Image
 from skimage.data import astronaut
 
-import infer
-from osdhuman_jax import jobs, pipeline
 from osdhuman_jax.config import (
     HFIEConfig,
     ModelConfig,
@@ -27,8 +26,9 @@ from osdhuman_jax.config import (
     UseConfig,
     VAEConfig,
 )
-from osdhuman_jax.images import read_image
-from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.images.codec import read_image
+from osdhuman_jax.inference import folder_run, pipeline
+from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
 from osdhuman_jax.weights import save_model
 
 TINY = ModelConfig(
@@ -170,7 +170,7 @@ def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
     for name, reason in BAD.items():
         assert by_input[name]["status"] == "failed" and reason in by_input[name]["reason"]
     for line in lines:
-        assert tuple(line)[: len(jobs.RECORD)] == jobs.RECORD
+        assert tuple(line)[: len(folder_run.RECORD)] == folder_run.RECORD
         assert line["model"] == "tiny" and line["model_digest"] == sha256(model / "config.json")
         if line["status"] == "ok":
             assert line["output_sha256"] == sha256(out / line["output"])
@@ -301,7 +301,7 @@ def test_a_full_disk_fails_the_picture(tmp_path: Path, model: Path, capsys, monk
         raise OSError(28, "No space left on device")
         yield
 
-    monkeypatch.setattr(jobs, "staged", full_disk)
+    monkeypatch.setattr(folder_run, "staged", full_disk)
     assert run(model, tmp_path / "in", tmp_path / "out") == 2
     assert "a.png: No space left on device" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -343,7 +343,7 @@ def test_where_no_picture_can_be_restored_no_folder_is_left(
 
 def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
     one_photo(tmp_path / "in")
-    monkeypatch.setattr(jobs, "MAX_PIXELS", 60 * 48)
+    monkeypatch.setattr(folder_run, "MAX_PIXELS", 60 * 48)
     assert run(model, tmp_path / "in", tmp_path / "out", "--upscale", "2") == 2
     assert "more than 2880 pixels after upscaling" in capsys.readouterr().err
 

@@ -15,11 +15,11 @@ from convert import filled
 from huggingface_hub import constants
 from skimage.data import astronaut
 
-from osdhuman_jax import iqa, niqe
-from osdhuman_jax.images import to_float, write_png
-from osdhuman_jax.iqa import MissingMetric, open_scorer
-from osdhuman_jax.lpips import LPIPS
-from osdhuman_jax.metrics import METRICS, psnr_y, ssim_y
+from osdhuman_jax.evaluation import niqe, scorers
+from osdhuman_jax.evaluation.metrics import METRICS, psnr_y, ssim_y
+from osdhuman_jax.evaluation.scorers import MissingMetric, open_scorer
+from osdhuman_jax.images.codec import to_float, write_png
+from osdhuman_jax.networks.lpips import LPIPS
 
 PYIQA = """
 import urllib.request
@@ -111,7 +111,7 @@ def test_lpips_of_a_model_folder(monkeypatch, tmp_path):
     """The network of the part that was imported, on [-1, 1]; its file's digest."""
     network = filled(lambda rngs: LPIPS(plan=(4, 0, 4), taps=(1, 4), rngs=rngs), 0)
     (tmp_path / "lpips.safetensors").write_bytes(b"x")
-    monkeypatch.setattr(iqa, "load_part", lambda folder, name: network)
+    monkeypatch.setattr(scorers, "load_part", lambda folder, name: network)
     scorer = open_scorer(METRICS["lpips-vgg"], None, tmp_path)
     a, b = batch(0), batch(1)
     expected = np.asarray(network(jnp.asarray(to_float(a)), jnp.asarray(to_float(b))))
@@ -128,7 +128,7 @@ def test_lpips_without_its_weights(tmp_path):
 
 def test_pictures_are_scaled_as_on_a_gpu():
     values = np.arange(256, dtype=np.uint8).reshape(1, 1, 256, 1).repeat(3, axis=-1)
-    unit = iqa.to_unit(values)
+    unit = scorers.to_unit(values)
     assert unit.shape == (1, 3, 1, 256) and unit.dtype == np.float32
     exact = np.arange(256) / 255
     np.testing.assert_allclose(unit[0, 0, 0], exact, rtol=1.5e-7)
@@ -210,7 +210,9 @@ def test_brisque_goes_one_by_one(pyiqa, weights):
 def test_every_way_of_fetching_is_served_from_the_folder(pyiqa, weights, capsys):
     before = urllib.request.urlopen, torch.hub.urlopen, torch.hub.get_dir()
     assert list(open_scorer(METRICS["clipiqa"], weights, None).identity["weights"]) == ["RN50.pt"]
-    snapshot = weights / "hub" / ("models--" + iqa.REPOSITORIES["maniqa-pipal"].replace("/", "--"))
+    snapshot = (
+        weights / "hub" / ("models--" + scorers.REPOSITORIES["maniqa-pipal"].replace("/", "--"))
+    )
     (snapshot / "snapshots" / "abc").mkdir(parents=True)
     (snapshot / "refs").mkdir()
     (snapshot / "refs" / "main").write_text("abc")

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image, ImageCms
 from small import halving
 
-from osdhuman_jax import jobs
-from osdhuman_jax.images import decode, read_image, to_float, to_uint8
-from osdhuman_jax.jobs import (
+from osdhuman_jax.images.codec import decode, read_image, to_float, to_uint8
+from osdhuman_jax.inference import folder_run
+from osdhuman_jax.inference.folder_run import (
     PROVENANCE,
     Runner,
     Settings,
@@ -30,7 +30,7 @@ from osdhuman_jax.jobs import (
     plan,
     remaining,
 )
-from osdhuman_jax.pipeline import Pipeline
+from osdhuman_jax.inference.pipeline import Pipeline
 
 
 def pixels(height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
@@ -303,7 +303,7 @@ def test_T9_bombs_and_disguised_formats_are_refused_undecoded(tmp_path: Path, mo
     def never(*_: object, **__: object) -> None:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(jobs, "decode", never)
+    monkeypatch.setattr(folder_run, "decode", never)
     count, failures = work(folder, tmp_path / "out")
     assert count == len(failures) == 4 and not files(tmp_path / "out")
     assert "pixels" in failures["bomb.png"] and "not a PNG" in failures["fits.png"]
@@ -410,16 +410,16 @@ def test_T13_a_full_disk_leaves_no_half_file_and_a_resume_does_the_rest(
 def test_T13_a_record_that_cannot_be_written_stops_the_run(tmp_path: Path, monkeypatch) -> None:
     """Without its line a picture must not appear: the next run would not know it."""
     source = save(tmp_path / "in" / "a.png")
-    real = jobs.Ledger.add
+    real = folder_run.Ledger.add
 
     def full(self, line):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(jobs.Ledger, "add", full)
+    monkeypatch.setattr(folder_run.Ledger, "add", full)
     with pytest.raises(OSError, match="No space"):
         work(source, tmp_path / "out")
     assert not files(tmp_path / "out")
-    monkeypatch.setattr(jobs.Ledger, "add", real)
+    monkeypatch.setattr(folder_run.Ledger, "add", real)
     assert work(source, tmp_path / "out") == (1, {})
 
 
@@ -434,7 +434,7 @@ def test_T13_killed_between_line_and_file_is_done_again(tmp_path: Path, monkeypa
         yield
         raise Killed
 
-    monkeypatch.setattr(jobs, "staged", killed)
+    monkeypatch.setattr(folder_run, "staged", killed)
     with pytest.raises(Killed):
         work(source, tmp_path / "out")
     monkeypatch.undo()
@@ -479,7 +479,7 @@ def test_large_pictures_are_in_memory_one_at_a_time(
 ) -> None:
     for i in range(5):
         save(tmp_path / "in" / f"{i}.png", seed=i)
-    monkeypatch.setattr(jobs, "ALONE", alone)
+    monkeypatch.setattr(folder_run, "ALONE", alone)
     held_now: set[Path] = set()
     seen: list[int] = []
     load, write = Runner._load, Runner._write_all

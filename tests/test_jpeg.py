@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from skimage.data import astronaut
 
-from osdhuman_jax.images import ImageError, decode
-from osdhuman_jax.jpeg import mended
+from osdhuman_jax.images.codec import ImageError, decode
+from osdhuman_jax.images.jpeg import mended
 
 PHOTO = astronaut()[20:116, 150:250]
 

@@ -7,11 +7,11 @@ import pytest
 import skimage.data
 import small
 
-from osdhuman_jax import label
+from osdhuman_jax.commands import label
+from osdhuman_jax.data.sources import LabelledSource, open_source
 from osdhuman_jax.disk import json_lines
-from osdhuman_jax.images import read_image, write_png
-from osdhuman_jax.pipeline import Pipeline
-from osdhuman_jax.sources import LabelledSource, open_source
+from osdhuman_jax.images.codec import read_image, write_png
+from osdhuman_jax.inference.pipeline import Pipeline
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention as ReferenceAttention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel as ReferenceTransformer
 from flax import nnx
 
-from osdhuman_jax import layers
+from osdhuman_jax.networks import layers
 
 ATOL = 1e-5
 

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from curate.readers import Notes, folders
-from osdhuman_jax.listing import list_images, named_images, other_pictures, real, tree
-from osdhuman_jax.sources import FolderSource
+from osdhuman_jax.data.sources import FolderSource
+from osdhuman_jax.images.listing import list_images, named_images, other_pictures, real, tree
 
 
 def test_listing_of_file_folder_and_pattern(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import small
 from flax import nnx
 
 import train
-from osdhuman_jax import hosts
-from osdhuman_jax.checkpoint import Checkpoints
 from osdhuman_jax.interruption import Stopped
-from osdhuman_jax.sharding import make_mesh
-from osdhuman_jax.training import Trainer, TrainState
+from osdhuman_jax.training import hosts
+from osdhuman_jax.training.checkpoint import Checkpoints
+from osdhuman_jax.training.sharding import make_mesh
+from osdhuman_jax.training.train_step import Trainer, TrainState
 
 STEPS = 20
 

@@ -22,11 +22,11 @@ from flax import nnx
 from peft.tuners.lora import LoraLayer
 
 from benchmarks import references
-from osdhuman_jax import lora
-from osdhuman_jax.convolution import Conv3x3
-from osdhuman_jax.layers import Downsample2D, conv1x1
-from osdhuman_jax.unet import UNet2DConditionModel
-from osdhuman_jax.vae import AutoencoderKL
+from osdhuman_jax.methods import lora
+from osdhuman_jax.networks.convolution import Conv3x3
+from osdhuman_jax.networks.layers import Downsample2D, conv1x1
+from osdhuman_jax.networks.unet import UNet2DConditionModel
+from osdhuman_jax.networks.vae import AutoencoderKL
 
 UNET = {
     "in_channels": 4,

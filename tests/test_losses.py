@@ -9,9 +9,9 @@ import torch
 from convert import normal
 from torch.distributions import Normal, kl_divergence
 
-from osdhuman_jax import losses
-from osdhuman_jax.metrics import ssim_y
-from osdhuman_jax.schedule import Schedule
+from osdhuman_jax.evaluation.metrics import ssim_y
+from osdhuman_jax.methods import losses
+from osdhuman_jax.methods.schedule import Schedule
 
 SHAPE = (2, 3, 5, 4)
 

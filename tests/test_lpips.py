@@ -8,7 +8,7 @@ from convert import abstract, call, count, filled, from_torch, nchw, normal, par
 from torch import nn
 
 from benchmarks.references import LPIPS as Reference
-from osdhuman_jax.lpips import LPIPS, TAPS, VGG16, unit
+from osdhuman_jax.networks.lpips import LPIPS, TAPS, VGG16, unit
 
 SMALL = {  # the depth of VGG16, a sixteenth as wide
     "plan": tuple(width // 16 for width in VGG16),

@@ -5,8 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from osdhuman_jax import memory
-from osdhuman_jax.memory import budget, host_memory, is_exhausted, parse_bytes
+from osdhuman_jax.inference import memory
+from osdhuman_jax.inference.memory import budget, host_memory, is_exhausted, parse_bytes
 
 
 @pytest.mark.parametrize(

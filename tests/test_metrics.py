@@ -10,7 +10,7 @@ from jaxtyping import TypeCheckError
 from skimage.data import astronaut
 from skimage.metrics import structural_similarity
 
-from osdhuman_jax.metrics import luma, psnr_y, ssim_y
+from osdhuman_jax.evaluation.metrics import luma, psnr_y, ssim_y
 
 
 def pair(sigma: float = 20) -> tuple[np.ndarray, np.ndarray]:

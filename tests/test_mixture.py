@@ -5,9 +5,9 @@ import pytest
 import skimage.data
 
 from osdhuman_jax.config import DegradationConfig
-from osdhuman_jax.degrade import degrade, sample_rng
 from osdhuman_jax.degrade.mixture import KINDS, LIGHTER, grayed, mixed
-from osdhuman_jax.metrics import psnr_y
+from osdhuman_jax.degrade.second_order import degrade, sample_rng
+from osdhuman_jax.evaluation.metrics import psnr_y
 
 HEAVY = DegradationConfig()
 PICTURE = np.ascontiguousarray(skimage.data.astronaut()[:96, 180:300])

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from osdhuman_jax.monitor import Monitor
+from osdhuman_jax.training.monitor import Monitor
 
 
 def lines(workdir: Path) -> list[dict]:

@@ -5,7 +5,7 @@ import pytest
 from scipy.io import savemat
 from skimage import data
 
-from osdhuman_jax import niqe
+from osdhuman_jax.evaluation import niqe
 
 PHOTO = data.astronaut()
 MODEL = niqe.Niqe(np.linspace(0.5, 2, 36), 0.1 * np.eye(36))

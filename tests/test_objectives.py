@@ -10,9 +10,10 @@ import small
 from convert import normal
 from flax import nnx
 
-from osdhuman_jax import lora, objectives, training
 from osdhuman_jax.config import Config
-from osdhuman_jax.schedule import Schedule
+from osdhuman_jax.methods import lora, objectives
+from osdhuman_jax.methods.schedule import Schedule
+from osdhuman_jax.training import train_step
 
 LATENT = (2, 16, 16, 4)
 
@@ -164,7 +165,7 @@ def test_guidance_of_one_is_none(nets):
 def test_a_prompt_in_the_batch_stands_in_for_hfie():
     config = small.config("restorer")
     model = small.restorer(config.lora)
-    images = training.to_images(small.pictures())
+    images = train_step.to_images(small.pictures())
     part = {**images, "posterior": jnp.zeros(LATENT)}
     graphdef, weights = nnx.split(model)
 
@@ -303,18 +304,18 @@ def test_the_frozen_unet_is_held_once():
     assert three.generated_code_size_in_bytes < 0.5 * unet  # no weights baked in as constants
 
 
-TRAINERS: list[training.Trainer] = []
+TRAINERS: list[train_step.Trainer] = []
 
 
 def wide_start(config: Config):
     """State and frozen weights, the trainer left in TRAINERS: shapes alone pass out of a trace."""
     from dataclasses import asdict
 
-    from osdhuman_jax.restorer import build_restorer
+    from osdhuman_jax.methods.osdhuman import build_restorer
     from osdhuman_jax.weights import add_lora
 
     model = build_restorer(**asdict(config.model), rngs=nnx.Rngs(0))
     add_lora(model, config.lora, np.random.default_rng(0))
-    trainer = training.Trainer(config, config.model, model)
+    trainer = train_step.Trainer(config, config.model, model)
     TRAINERS.append(trainer)
     return trainer.start(model, small.lpips())

@@ -7,8 +7,8 @@ import optax
 import pytest
 import torch
 
-from osdhuman_jax import optimizer
 from osdhuman_jax.config import OptimConfig
+from osdhuman_jax.training import optimizer
 
 
 def rates(steps: int, *at: int, **values) -> list[float]:

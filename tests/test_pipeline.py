@@ -24,13 +24,13 @@ from osdhuman_jax.config import (
     UseConfig,
     VAEConfig,
 )
-from osdhuman_jax.finishing import RestoreError
-from osdhuman_jax.frames import enlarge, pad_reflect, scaled_size, squash
-from osdhuman_jax.images import Picture, to_float, to_uint8
-from osdhuman_jax.pipeline import VIEW, Pipeline
-from osdhuman_jax.plans import WHOLE
-from osdhuman_jax.prompts import FixedPrompter
-from osdhuman_jax.restorer import build_restorer
+from osdhuman_jax.images.codec import Picture, to_float, to_uint8
+from osdhuman_jax.images.sizes import enlarge, pad_reflect, scaled_size, squash
+from osdhuman_jax.inference.finishing import RestoreError
+from osdhuman_jax.inference.pipeline import VIEW, Pipeline
+from osdhuman_jax.inference.plans import WHOLE
+from osdhuman_jax.methods.osdhuman import build_restorer
+from osdhuman_jax.methods.prompts import FixedPrompter
 from osdhuman_jax.weights import Model
 
 TINY = ModelConfig(
@@ -444,7 +444,7 @@ def test_a_host_without_memory_is_a_restore_error(monkeypatch) -> None:
     def exhausted(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("osdhuman_jax.pipeline.finish", exhausted)
+    monkeypatch.setattr("osdhuman_jax.inference.pipeline.finish", exhausted)
     with pytest.raises(RestoreError, match="^out of memory"):
         halving().restore([photo(40, 50)])
 

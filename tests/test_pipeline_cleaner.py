@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import cv2
+import infer
 import make_cleaners as files
 import numpy as np
 import pytest
@@ -11,12 +12,11 @@ import torch
 from convert import call
 from skimage.data import astronaut
 
-import infer
 from osdhuman_jax import Restorer
-from osdhuman_jax.finishing import RestoreError
-from osdhuman_jax.frames import scaled_size
-from osdhuman_jax.images import Picture, read_image, to_float, to_uint8
-from osdhuman_jax.pipeline import Pipeline
+from osdhuman_jax.images.codec import Picture, read_image, to_float, to_uint8
+from osdhuman_jax.images.sizes import scaled_size
+from osdhuman_jax.inference.finishing import RestoreError
+from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.weights import load_cleaner
 from osdhuman_jax.weights.importer import import_cleaner
 
@@ -90,7 +90,7 @@ def large() -> Picture:
 @pytest.mark.parametrize("upscale", [3.0, 4.0])
 def test_tiles_are_the_whole_picture(upscale: float, model: Path, monkeypatch) -> None:
     """With an overlap of half of the side, for the network reaches further than a quarter."""
-    monkeypatch.setattr("osdhuman_jax.plans.TILES", ((128, 4),))
+    monkeypatch.setattr("osdhuman_jax.inference.plans.TILES", ((128, 4),))
     whole, seen = Pipeline.from_folder(model), []
     (expected,) = whole.restore([large()], upscale)
     ((_, taken),) = whole._footprints

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from osdhuman_jax import png
-from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size
-from osdhuman_jax.png import chunk
+from osdhuman_jax.images import png
+from osdhuman_jax.images.codec import ImageError, Picture, decode, encode, read_size
+from osdhuman_jax.images.png import chunk
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()

@@ -8,8 +8,7 @@ from convert import abstract, call, close, count, filled, from_torch, normal, ra
 from flax import nnx
 
 from benchmarks.references import mha_state
-from osdhuman_jax.clip import CLIPTextModel
-from osdhuman_jax.prompts import (
+from osdhuman_jax.methods.prompts import (
     HFIE,
     FixedPrompter,
     HFIEPrompter,
@@ -22,8 +21,9 @@ from osdhuman_jax.prompts import (
     save_prompt,
     tag_text,
 )
-from osdhuman_jax.swin import RAMEncoder
-from osdhuman_jax.tagger import Tagger
+from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.swin import RAMEncoder
+from osdhuman_jax.networks.tagger import Tagger
 
 
 def hfie(rngs, queries=5, dim=32, kv_dim=24, heads=4, **kw) -> HFIE:

@@ -12,8 +12,8 @@ from skimage.data import astronaut
 
 from benchmarks import measures, quality, sheets
 from benchmarks.measures import Column, Outcome
-from osdhuman_jax.images import read_image, write_png
-from osdhuman_jax.niqe import Niqe
+from osdhuman_jax.evaluation.niqe import Niqe
+from osdhuman_jax.images.codec import read_image, write_png
 
 FACE = np.ascontiguousarray(astronaut()[:256, 96:352])
 NATURAL = Niqe(np.linspace(0.5, 2, 36), 0.1 * np.eye(36))

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from osdhuman_jax.records import MAGIC, RecordError, decode_record, encode_record
+from osdhuman_jax.data.records import MAGIC, RecordError, decode_record, encode_record
 
 HEADER = {"crop_id": "coco/42#1", "w": 512, "h": 510, "codec": "webp"}
 PAYLOAD = bytes(range(256)) * 3

@@ -8,9 +8,9 @@ import small
 from convert import normal
 from flax import nnx
 
-from osdhuman_jax import remat
 from osdhuman_jax.config import LoRAConfig
-from osdhuman_jax.layers import ResnetBlock2D, Transformer2DModel
+from osdhuman_jax.networks import remat
+from osdhuman_jax.networks.layers import ResnetBlock2D, Transformer2DModel
 
 POLICIES = ("none", "products", "blocks")
 

@@ -9,10 +9,10 @@ import pytest
 from convert import abstract, call, count, filled, normal
 from flax import nnx
 
-from osdhuman_jax import lora
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
-from osdhuman_jax.prompts import FixedPrompter
-from osdhuman_jax.restorer import Restorer, build_restorer
+from osdhuman_jax.methods import lora
+from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
+from osdhuman_jax.methods.prompts import FixedPrompter
 
 MODEL = ModelConfig(
     vae=VAEConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4),

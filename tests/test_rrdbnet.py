@@ -10,7 +10,7 @@ from convert import abstract, call, count, from_torch, nchw, normal, params, ran
 from make_cleaners import SIZES, Block, network
 
 from osdhuman_jax.config import RRDBNetConfig
-from osdhuman_jax.rrdbnet import RRDB, RRDBNet, unshuffled
+from osdhuman_jax.networks.rrdbnet import RRDB, RRDBNet, unshuffled
 
 
 def test_a_block() -> None:

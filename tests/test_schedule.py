@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from osdhuman_jax.schedule import Schedule
+from osdhuman_jax.methods.schedule import Schedule
 
 
 def ddpm() -> DDPMScheduler:

@@ -109,7 +109,7 @@ def rejections(make_mesh, sizes: Iterable[tuple[int, int]]) -> dict[str, str]:
 
 
 def measure_meshes() -> dict:
-    from osdhuman_jax.sharding import make_mesh, weight_sharding
+    from osdhuman_jax.training.sharding import make_mesh, weight_sharding
 
     meshes = {f"{d},{f}": list(make_mesh(d, f).shape.values()) for d, f in MESHES}
     mesh = make_mesh(2, 4)
@@ -127,7 +127,7 @@ def measure_steps() -> dict:
     import numpy as np
     import small
 
-    from osdhuman_jax import sharding, training
+    from osdhuman_jax.training import sharding, train_step
 
     sharding.SMALLEST_SPLIT = 16  # the test's weights are small
     config = small.config("restorer")
@@ -157,8 +157,8 @@ def measure_steps() -> dict:
     alone, scalars = jax.jit(step)(state, frozen, batch)
     one = {**numbers(scalars), "moved": farthest(alone, state)}
     mesh = sharding.make_mesh(4, 2)
-    placed, weights = training.place(mesh, state, frozen)
-    pictures = training.place_batch(mesh, batch)
+    placed, weights = train_step.place(mesh, state, frozen)
+    pictures = train_step.place_batch(mesh, batch)
     run = jax.jit(step, out_shardings=sharding.replicated(mesh))
     after, scalars = run(placed, weights, pictures)
     eight = {**numbers(scalars), "apart": farthest(after, alone)}

@@ -20,7 +20,7 @@ from flax import nnx
 from transformers import SwinConfig, SwinModel
 
 from benchmarks.references import swin_state
-from osdhuman_jax.swin import (
+from osdhuman_jax.networks.swin import (
     PatchMerging,
     RAMEncoder,
     SwinTransformer,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from osdhuman_jax import tables
-from osdhuman_jax.images import decode
-from osdhuman_jax.metrics import METRICS
-from osdhuman_jax.plots import plot
+from osdhuman_jax.evaluation import tables
+from osdhuman_jax.evaluation.metrics import METRICS
+from osdhuman_jax.evaluation.plots import plot
+from osdhuman_jax.images.codec import decode
 
 COLUMNS = tables.in_order(["psnr", "niqe"])
 MEANS = {

@@ -8,7 +8,7 @@ import torch
 from convert import abstract, call, close, count, from_torch, norm_epsilons, normal, randomise
 
 from benchmarks.references import Tagger as Reference
-from osdhuman_jax.tagger import Tagger, select_tags
+from osdhuman_jax.networks.tagger import Tagger, select_tags
 
 PLAN = {
     "num_tags": 11,

@@ -7,8 +7,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osdhuman_jax.layers import GroupNorm
-from osdhuman_jax.tiling import (
+from osdhuman_jax.inference.tiling import (
     OVERLAP,
     Canvas,
     SharedNorm,
@@ -20,6 +19,7 @@ from osdhuman_jax.tiling import (
     starts,
     window,
 )
+from osdhuman_jax.networks.layers import GroupNorm
 
 
 @given(st.integers(1, 90), st.integers(2, 12), st.sampled_from([1, 8, 64]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from osdhuman_jax.tokenizer import BOS, EOS, Tokenizer
+from osdhuman_jax.networks.tokenizer import BOS, EOS, Tokenizer
 
 MERGES = ["d o", "do g</w>", "# #</w>", "c a", "ca t</w>"]
 LETTERS = [*"!,.#abcdgot", *(f"{c}</w>" for c in "!,.#abcdgot")]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import commands
 import pytest
+import train
 from commands import DEADLINE, ROOT, assert_same_model, saved, wait_for
 
-import train
-from osdhuman_jax.checkpoint import SaveError
+from osdhuman_jax.training.checkpoint import SaveError
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import small
 from convert import call
 from flax import nnx
 
-from osdhuman_jax import training
 from osdhuman_jax.config import Config
-from osdhuman_jax.images import to_float
-from osdhuman_jax.metrics import psnr_y, ssim_y
+from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
+from osdhuman_jax.images.codec import to_float
+from osdhuman_jax.training import train_step
 from osdhuman_jax.weights import load_base, random_restorer, save_model
 
 KINDS = ("vae", "diffusion", "restorer")
@@ -53,7 +53,7 @@ def test_all_weights_of_a_restorer_can_be_trained(folder):
     config = small.config("restorer")
     config.run.train = "all"
     config.loss.l1 = config.loss.gradient = config.loss.colour = 1.0
-    trainer, _, state, frozen = training.build(config, folder)
+    trainer, _, state, frozen = train_step.build(config, folder)
     batch = {k: jnp.asarray(v) for k, v in small.pictures(side=32).items()}
     after, scalars = jax.jit(trainer.step)(state, frozen, batch)
     assert {"l1", "gradient", "colour"} <= set(scalars)
@@ -75,18 +75,18 @@ class Run:
     """Ten compiled steps on one batch; `states[n]` is the state after step n."""
 
     config: Config
-    trainer: training.Trainer
-    frozen: training.Frozen
+    trainer: train_step.Trainer
+    frozen: train_step.Frozen
     step: Callable
     batch: dict
-    states: list[training.TrainState]
+    states: list[train_step.TrainState]
     scalars: list[dict]
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def run(request, folder) -> Run:
     config = small.config(request.param)
-    trainer, _, state, frozen = training.build(config, folder)
+    trainer, _, state, frozen = train_step.build(config, folder)
     step = jax.jit(trainer.step)
     batch = {k: jnp.asarray(v) for k, v in small.pictures().items()}
     states, scalars = [state], []
@@ -97,7 +97,7 @@ def run(request, folder) -> Run:
     return Run(config, trainer, frozen, step, batch, states, scalars)
 
 
-def again(run: Run, state: training.TrainState, step: int, batch: dict | None = None):
+def again(run: Run, state: train_step.TrainState, step: int, batch: dict | None = None):
     """One more step from a state, with the randomness of another step."""
     moved = replace(state, step=jnp.asarray(step, jnp.int32))
     return run.step(moved, run.frozen, batch or run.batch)
@@ -148,7 +148,7 @@ def test_loss_falls_on_one_batch(run):
 
 
 def test_two_runs_are_bit_equal(run, folder):
-    _, _, state, frozen = training.build(run.config, folder)
+    _, _, state, frozen = train_step.build(run.config, folder)
     losses = []
     for _ in range(3):
         state, values = run.step(state, frozen, run.batch)
@@ -183,7 +183,7 @@ def test_step_sees_only_the_pictures_it_needs(run):
     assert same == (run.config.run.kind != "restorer")
 
 
-def lifted(frozen: training.Frozen, colour: list[float]) -> training.Frozen:
+def lifted(frozen: train_step.Frozen, colour: list[float]) -> train_step.Frozen:
     """A copy whose decoder adds `colour` to every pixel."""
     copy = jax.tree.map(lambda x: x, frozen)
     bias = copy.restorer["vae"]["decoder"]["conv_out"]["bias"]
@@ -230,10 +230,10 @@ def test_eval_step_gives_images(run):
 
 def test_latent_std_measures_the_unscaled_mean(folder):
     model, _, _ = load_base(folder)
-    hq = training.to_images(small.pictures())["hq"]
+    hq = train_step.to_images(small.pictures())["hq"]
     model.vae.scaling_factor = 7.0
     mean, _ = call(model.vae, hq, method="encode")
-    np.testing.assert_allclose(training.latent_std(model, hq), np.std(mean), rtol=1e-5)
+    np.testing.assert_allclose(train_step.latent_std(model, hq), np.std(mean), rtol=1e-5)
 
 
 # What surrounds it.
@@ -242,7 +242,7 @@ def test_latent_std_measures_the_unscaled_mean(folder):
 def test_pictures_become_images():
     levels = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
     for hq in (levels, jnp.asarray(levels)):
-        found = training.to_images({"hq": hq, "skipped": jnp.zeros(1)})
+        found = train_step.to_images({"hq": hq, "skipped": jnp.zeros(1)})
         assert set(found) == {"hq"} and found["hq"].dtype == jnp.float32
         np.testing.assert_allclose(np.ravel(found["hq"]), [-1.0, -0.6, 1.0], atol=1e-6)
 
@@ -250,7 +250,7 @@ def test_pictures_become_images():
 def test_evaluate_shows_rows_of_lq_output_hq():
     rng = np.random.default_rng(0)
     lq, out, hq = rng.integers(0, 256, (3, 4, 12, 14, 3), np.uint8)
-    found, grid = training.evaluate(to_float(out), {"lq": lq, "hq": hq}, [0.1, 0.2, 0.3, 0.4])
+    found, grid = train_step.evaluate(to_float(out), {"lq": lq, "hq": hq}, [0.1, 0.2, 0.3, 0.4])
     assert grid.shape == (4 * 12, 3 * 14, 3) and grid.dtype == np.uint8
     for row in range(4):
         expected = np.concatenate([lq[row], out[row], hq[row]], axis=1)
@@ -264,7 +264,7 @@ def test_evaluate_shows_rows_of_lq_output_hq():
 
 def test_evaluate_without_lq_has_two_columns():
     hq = np.random.default_rng(0).integers(0, 256, (2, 12, 14, 3), np.uint8)
-    found, grid = training.evaluate(to_float(hq), {"hq": hq})
+    found, grid = train_step.evaluate(to_float(hq), {"hq": hq})
     assert grid.shape == (24, 28, 3)
     assert found == {"val_psnr_y": pytest.approx([80, 80]), "val_ssim_y": pytest.approx([1, 1])}
 
@@ -274,7 +274,9 @@ def test_an_output_that_is_not_finite_has_no_metrics(value):
     """Black against black would be the best there is."""
     images = np.full((2, 12, 14, 3), -1, np.float32)
     images[1, 3, 4, 0] = value
-    found, grid = training.evaluate(images, {"hq": np.zeros((2, 12, 14, 3), np.uint8)}, [0.0, 0.0])
+    found, grid = train_step.evaluate(
+        images, {"hq": np.zeros((2, 12, 14, 3), np.uint8)}, [0.0, 0.0]
+    )
     assert [len(values) for values in found.values()] == [2, 2, 2]
     assert all(np.isfinite(a) and np.isnan(b) for a, b in found.values())
-    assert (grid[:12, :14] == 0).all() and (grid[12:, :14] == training.NOT_FINITE).all()
+    assert (grid[:12, :14] == 0).all() and (grid[12:, :14] == train_step.NOT_FINITE).all()

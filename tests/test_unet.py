@@ -11,8 +11,8 @@ from convert import abstract, call, close, from_torch, nchw, normal, randomise
 from diffusers import UNet2DConditionModel as Reference
 from dtypes import convolutions
 
-from osdhuman_jax import lora
-from osdhuman_jax.unet import UNet2DConditionModel, up_resnet_inputs
+from osdhuman_jax.methods import lora
+from osdhuman_jax.networks.unet import UNet2DConditionModel, up_resnet_inputs
 
 CONTEXT = 40
 SD = {  # Stable Diffusion's plan, a tenth as wide

@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL as Reference
 from dtypes import convolutions
 from flax import nnx
 
-from osdhuman_jax import lora
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
-from osdhuman_jax.layers import depth_to_space, space_to_depth
-from osdhuman_jax.vae import AutoencoderKL
+from osdhuman_jax.methods import lora
+from osdhuman_jax.networks.layers import depth_to_space, space_to_depth
+from osdhuman_jax.networks.vae import AutoencoderKL
 from osdhuman_jax.weights import random_restorer
 
 PLANS = {

@@ -10,11 +10,11 @@ from flax import nnx
 
 from osdhuman_jax import interruption
 from osdhuman_jax.interruption import Stopped
-from osdhuman_jax.monitor import Monitor
-from osdhuman_jax.objectives import Frozen
-from osdhuman_jax.sharding import make_mesh
-from osdhuman_jax.training import Trainer
-from osdhuman_jax.validation import Validator, validation
+from osdhuman_jax.methods.objectives import Frozen
+from osdhuman_jax.training.monitor import Monitor
+from osdhuman_jax.training.sharding import make_mesh
+from osdhuman_jax.training.train_step import Trainer
+from osdhuman_jax.training.validation import Validator, validation
 
 
 class Doubling(Trainer):

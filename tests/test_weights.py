@@ -17,7 +17,7 @@ from small import MODEL, make, restorer
 
 from osdhuman_jax.config import LoRAConfig, UseConfig
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.restorer import Restorer
+from osdhuman_jax.methods.osdhuman import Restorer
 from osdhuman_jax.weights import (
     WeightsError,
     load_base,

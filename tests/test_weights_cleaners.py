@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from small import MODEL, restorer
 
-from osdhuman_jax import export
+from osdhuman_jax.commands import export
+from osdhuman_jax.commands.weights import main
 from osdhuman_jax.config import RRDBNetConfig
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.weights import (
@@ -26,7 +27,6 @@ from osdhuman_jax.weights import (
     load_prompter,
     save_model,
 )
-from osdhuman_jax.weights.__main__ import main
 from osdhuman_jax.weights.exporter import export_model
 from osdhuman_jax.weights.importer import import_cleaner
 from osdhuman_jax.weights.info import describe

@@ -17,7 +17,7 @@ from osdhuman_jax.config import LoRAConfig
 from osdhuman_jax.weights import WeightsError, add_lora, load_base, save_model
 from osdhuman_jax.weights.exporter import export_model
 from osdhuman_jax.weights.importer import import_model
-from osdhuman_jax.weights.store import parameters
+from osdhuman_jax.weights.model_folder import parameters
 
 LORA = LoRAConfig(rank=2, alpha=6.0)
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from osdhuman_jax.weights.files import Tensor, WeightsError, load, write_safetensors
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool]
 

@@ -23,11 +23,12 @@ from test_tokenizer import MERGES, VOCAB
 from transformers import CLIPTextConfig
 from transformers import CLIPTextModel as CLIPTextModelOfTorch
 
-from osdhuman_jax.checkpoint import Checkpoints, load_generator, record
-from osdhuman_jax.clip import CLIPTextModel
+from osdhuman_jax.commands.weights import main
 from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, to_dict
-from osdhuman_jax.lpips import LPIPS
-from osdhuman_jax.prompts import ImageTagger
+from osdhuman_jax.methods.prompts import ImageTagger
+from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.lpips import LPIPS
+from osdhuman_jax.training.checkpoint import Checkpoints, load_generator, record
 from osdhuman_jax.weights import (
     WeightsError,
     add_lora,
@@ -36,11 +37,10 @@ from osdhuman_jax.weights import (
     load_model,
     save_model,
 )
-from osdhuman_jax.weights.__main__ import main
 from osdhuman_jax.weights.diffusion import MIRRORS, ORIGINAL, locate
-from osdhuman_jax.weights.files import Tensor, write_safetensors
 from osdhuman_jax.weights.importer import import_model
 from osdhuman_jax.weights.parts import load_part
+from osdhuman_jax.weights.torch_files import Tensor, write_safetensors
 
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
 
@@ -399,7 +399,7 @@ GUIDED = """
 from pathlib import Path
 
 from configs import debug
-from osdhuman_jax.weights.store import read_configs, read_meta
+from osdhuman_jax.weights.model_folder import read_configs, read_meta
 
 
 def get_config():
@@ -861,7 +861,7 @@ def test_full_size_in_little_memory(tmp_path):
 MEASURED = """
 import re, sys, threading, time
 from pathlib import Path
-from osdhuman_jax.weights.__main__ import main
+from osdhuman_jax.commands.weights import main
 peak = 0
 def watch():  # resident memory but for the pages of files, which the system may drop
     global peak

@@ -6,8 +6,8 @@ import make_cleaners as files
 import numpy as np
 import pytest
 
-from osdhuman_jax.weights.files import WeightsError
 from osdhuman_jax.weights.ncnn import names_in_order, read_ncnn
+from osdhuman_jax.weights.torch_files import WeightsError
 
 
 @pytest.fixture

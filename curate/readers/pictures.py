@@ -18,8 +18,8 @@ from urllib.parse import unquote
 import numpy as np
 
 from curate.readers.common import Notes, ReaderError
-from osdhuman_jax.listing import SUFFIXES, tree
-from osdhuman_jax.names import spelled
+from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.images.listing import SUFFIXES, tree
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/]*", re.IGNORECASE)
 SERVED = re.compile(r".*/local-files/\?d=", re.DOTALL)  # Label Studio: the path is in the query

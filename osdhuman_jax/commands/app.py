@@ -1,4 +1,4 @@
-"""A page in the browser: python -m osdhuman_jax.app --model models/nano   (extra `app`)
+"""A page in the browser: osdhuman app --model models/nano   (extra `app`)
 
 Drop a picture, move the slider between before and after, download what infer.py would have written.
 The page is served on this machine alone unless --host says otherwise, asks nothing of any other
@@ -13,17 +13,17 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from osdhuman_jax.command import Parser, end, some_path
-from osdhuman_jax.finishing import COLOR_FIXES, RestoreError
-from osdhuman_jax.flags import memory, speak
-from osdhuman_jax.frames import enlarge, scaled_size
-from osdhuman_jax.images import ImageError, Picture, decode, encode, read_size, to_pillow
-from osdhuman_jax.jobs import SUFFIXES, one_line
-from osdhuman_jax.listing import SUFFIXES as LISTED
-from osdhuman_jax.pipeline import PRECISIONS, Pipeline
-from osdhuman_jax.programs import keep_programs
+from osdhuman_jax.cli import Parser, end, some_path
+from osdhuman_jax.commands.flags import memory, speak
+from osdhuman_jax.images.codec import ImageError, Picture, decode, encode, read_size, to_pillow
+from osdhuman_jax.images.listing import SUFFIXES as LISTED
+from osdhuman_jax.images.sizes import enlarge, scaled_size
+from osdhuman_jax.inference.finishing import COLOR_FIXES, RestoreError
+from osdhuman_jax.inference.folder_run import SUFFIXES, one_line
+from osdhuman_jax.inference.pipeline import PRECISIONS, Pipeline
+from osdhuman_jax.inference.programs import keep_programs
 
 WAITING = 8  # pictures in the queue; the next is asked to come back
 LONGEST = 255  # bytes of a name, as file systems have it
@@ -236,6 +236,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command as the whole process."""
     keep_programs()
     end("app", main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,6 +1,6 @@
 """Sheets that show methods side by side with a detail enlarged, as the paper's Figures 8 and 9.
 
-    python -m osdhuman_jax.compare --columns LQ=lq/ OSDHuman=restored/ HQ=hq/ --output sheet.png
+    osdhuman compare --columns LQ=lq/ OSDHuman=restored/ HQ=hq/ --output sheet.png
 
 A row is a picture, a column a folder. The same detail is framed and enlarged in every column: the
 one that is given, or the one where the columns disagree most.
@@ -11,16 +11,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from osdhuman_jax.command import Parser, check_file, end, some_path, some_text
-from osdhuman_jax.images import ImageError, read_rgb, write_png
-from osdhuman_jax.listing import named_images, real
-from osdhuman_jax.names import spelled
+from osdhuman_jax.cli import Parser, check_file, end, some_path, some_text
+from osdhuman_jax.images.codec import ImageError, read_rgb, write_png
+from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.images.listing import named_images, real
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Box = tuple[float, float, float]  # left, top, side as fractions of width, height, shorter side
@@ -202,5 +203,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command as the whole process."""
     end("compare", main)
+
+
+if __name__ == "__main__":
+    command()

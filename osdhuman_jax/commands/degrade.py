@@ -1,7 +1,7 @@
 """The command: LQ pictures of HQ pictures, seeded, with a log of all that was drawn.
 
-    python -m osdhuman_jax.degrade --input photos/ --output lq/ --seed 0
-    python -m osdhuman_jax.degrade --input photos/ --output val/ --seed 0 --profile persona-val
+    osdhuman degrade --input photos/ --output lq/ --seed 0
+    osdhuman degrade --input photos/ --output val/ --seed 0 --profile persona-val
 
 A profile makes the pairs of a benchmark: hq/, lq/ of the same size and lq_small/ at the model's
 scale. There each picture's generator is seeded by its own content, so that neither its name nor
@@ -15,15 +15,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from osdhuman_jax.alpha import filled
-from osdhuman_jax.command import Parser, check_folder, end, some_path
+from osdhuman_jax.cli import Parser, check_folder, end, some_path
 from osdhuman_jax.config import DegradationConfig
-from osdhuman_jax.degrade import (
+from osdhuman_jax.degrade.second_order import (
     MIN_SIDE,
     Image8,
     Params,
@@ -37,9 +37,10 @@ from osdhuman_jax.degrade import (
     to_unit,
 )
 from osdhuman_jax.disk import write_text
-from osdhuman_jax.images import read_image, write_png
-from osdhuman_jax.listing import list_images, real
-from osdhuman_jax.names import spelled
+from osdhuman_jax.images.alpha import filled
+from osdhuman_jax.images.codec import read_image, write_png
+from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.images.listing import list_images, real
 
 LOG_NAME = "degradations.jsonl"
 PROFILES = {"persona-val": 512}  # side of the squares (paper 4.2; RealESRGAN as in training)
@@ -185,5 +186,10 @@ def _prepare(rgb: Image8, short: int | None, crop: int | None) -> UInt8[np.ndarr
     return rgb[top : top + crop, left : left + crop]
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command as the whole process."""
     end("degrade", main, "the same command with --overwrite begins again")
+
+
+if __name__ == "__main__":
+    command()

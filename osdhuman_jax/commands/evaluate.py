@@ -1,6 +1,6 @@
 """Folders of restored pictures in, the paper's tables out.
 
-    python -m osdhuman_jax.evaluate --restored OSDHuman=restored/ --reference hq/ --output scores/
+    osdhuman evaluate --restored OSDHuman=restored/ --reference hq/ --output scores/
 
 The output has metrics.json (everything), metrics.csv, table.md, table.tex, plots/ and worst/, and
 scores.jsonl, the ledger from which an interrupted command goes on.
@@ -14,19 +14,19 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from osdhuman_jax import tables
-from osdhuman_jax.command import Parser, check_folder, check_input, end, some_path
-from osdhuman_jax.compare import Row, named_folder, sheet
+from osdhuman_jax.cli import Parser, check_folder, check_input, end, some_path
+from osdhuman_jax.commands.compare import Row, named_folder, sheet
 from osdhuman_jax.disk import write_bytes, write_text
-from osdhuman_jax.images import read_rgb, write_png
-from osdhuman_jax.listing import named_images, real
-from osdhuman_jax.metrics import METRICS, Metric
-from osdhuman_jax.names import spelled
-from osdhuman_jax.pairs import REFERENCE, Pictures, gather
-from osdhuman_jax.plots import plot
-from osdhuman_jax.scoring import Ledger, Results, examine
+from osdhuman_jax.evaluation import tables
+from osdhuman_jax.evaluation.metrics import METRICS, Metric
+from osdhuman_jax.evaluation.pairs import REFERENCE, Pictures, gather
+from osdhuman_jax.evaluation.plots import plot
+from osdhuman_jax.evaluation.scoring import Ledger, Results, examine
+from osdhuman_jax.images.codec import read_rgb, write_png
+from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.images.listing import named_images, real
 
 
 def differences(found: Results, columns: Sequence[Metric]) -> dict[str, dict[str, Any]]:
@@ -201,5 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if found.missing else 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command as the whole process."""
     end("evaluate", main, "the same command goes on")
+
+
+if __name__ == "__main__":
+    command()

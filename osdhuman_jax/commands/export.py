@@ -1,7 +1,7 @@
 """A restorer as one file that runs without this package.
 
-    python -m osdhuman_jax.export --model models/nano --size 512 --output nano.npz
-    python -m osdhuman_jax.export --model models/nano --size 512 --output nano.onnx
+    osdhuman export --model models/nano --size 512 --output nano.npz
+    osdhuman export --model models/nano --size 512 --output nano.onnx
 
 Both take and give uint8 pictures (batch, size, size, 3). An .npz holds a StableHLO program of
 jax.export beside its weights and needs JAX and NumPy alone:
@@ -18,7 +18,7 @@ import logging
 import sys
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.extend.core
@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from osdhuman_jax.command import Parser, check_file, end, some_path
+from osdhuman_jax.cli import Parser, check_file, end, some_path
 from osdhuman_jax.disk import write_bytes
-from osdhuman_jax.pipeline import PRECISIONS
-from osdhuman_jax.prompts import TagPrompter
-from osdhuman_jax.restorer import Restorer
-from osdhuman_jax.target import traced_for
-from osdhuman_jax.types import Image8
+from osdhuman_jax.inference.pipeline import PRECISIONS
+from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.prompts import TagPrompter
+from osdhuman_jax.networks.target import traced_for
+from osdhuman_jax.networks.types import Image8
 from osdhuman_jax.weights import load_model, load_prompter
 
 SUFFIXES = (".npz", ".onnx")
@@ -140,5 +140,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command as the whole process."""
     end("export", main)
+
+
+if __name__ == "__main__":
+    command()

@@ -14,9 +14,9 @@ from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from osdhuman_jax.command import CommandError, call_config
+from osdhuman_jax.cli import CommandError, call_config
 from osdhuman_jax.config import Config
-from osdhuman_jax.memory import parse_bytes
+from osdhuman_jax.inference.memory import parse_bytes
 
 
 def memory(text: str) -> int:

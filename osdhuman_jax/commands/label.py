@@ -1,6 +1,6 @@
 """A teacher's labels: degraded crops of photographs, and what a restorer makes of each.
 
-    python -m osdhuman_jax.label --input photos/ --model models/realesrgan \\
+    osdhuman label --input photos/ --model models/realesrgan \\
         --output data/labelled --count 1900 --seed 7
 
 Writes OUTPUT/lq and OUTPUT/teacher, 512 x 512 PNG files of one name, and a line of labels.jsonl for
@@ -15,19 +15,19 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
-from osdhuman_jax.command import Parser, check_folder, end, some_path
+from osdhuman_jax.cli import Parser, check_folder, end, some_path
 from osdhuman_jax.config import DataConfig
-from osdhuman_jax.data import epoch_order, random_crop
-from osdhuman_jax.degrade import Image8, degrade, sample_rng
+from osdhuman_jax.data.loader import epoch_order, random_crop
+from osdhuman_jax.data.sources import Source, open_source, read_pixels
+from osdhuman_jax.degrade.second_order import Image8, degrade, sample_rng
 from osdhuman_jax.disk import append_line, file_digest, json_lines
-from osdhuman_jax.images import Picture, write_png
-from osdhuman_jax.pipeline import PRECISIONS, Pipeline
-from osdhuman_jax.sources import Source, open_source, read_pixels
+from osdhuman_jax.images.codec import Picture, write_png
+from osdhuman_jax.inference.pipeline import PRECISIONS, Pipeline
 
 SIDE = 512  # pixels of a crop, for a teacher that restores at a quarter of the side
 ZOOM = (1.0, 2.2)  # how much larger than the photograph: a face then is as large as in a portrait
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = Parser("python -m osdhuman_jax.label", "Degraded crops and a teacher's labels.")
+    parser = Parser("osdhuman label", "Degraded crops and a teacher's labels.")
     parser.add_argument("--input", required=True, type=some_path, help="photographs, or records")
     parser.add_argument("--model", required=True, type=some_path, help="the teacher's model folder")
     parser.add_argument(
@@ -109,5 +109,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command as the whole process."""
     end("label", main, "the same command goes on")
+
+
+if __name__ == "__main__":
+    command()

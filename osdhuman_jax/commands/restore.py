@@ -9,15 +9,17 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
-from osdhuman_jax.command import Parser, check_folder, some_path, some_text
-from osdhuman_jax.finishing import COLOR_FIXES
-from osdhuman_jax.flags import memory, speak
-from osdhuman_jax.images import LOSSLESS
-from osdhuman_jax.interruption import leave
-from osdhuman_jax.jobs import (
+from osdhuman_jax.cli import Parser, called, check_folder, some_path, some_text
+from osdhuman_jax.commands.flags import memory, speak
+from osdhuman_jax.images.codec import LOSSLESS
+from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.images.listing import other_pictures
+from osdhuman_jax.inference.finishing import COLOR_FIXES
+from osdhuman_jax.inference.folder_run import (
     LISTED,
     SUFFIXES,
     Job,
@@ -28,17 +30,17 @@ from osdhuman_jax.jobs import (
     plan,
     remaining,
 )
-from osdhuman_jax.listing import other_pictures
-from osdhuman_jax.names import spelled
-from osdhuman_jax.pipeline import PRECISIONS, Pipeline
-from osdhuman_jax.programs import keep_programs
+from osdhuman_jax.inference.pipeline import PRECISIONS, Pipeline
+from osdhuman_jax.inference.programs import keep_programs
+from osdhuman_jax.interruption import leave
+from osdhuman_jax.models import BUNDLED
 
-DEFAULT_MODEL = Path(__file__).resolve().parent / "models" / "nano"
+NAME = called("infer.py")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
-    parser = Parser("infer.py", "Restore photographs of people in one diffusion step.")
+    parser = Parser(NAME, "Restore photographs of people in one diffusion step.")
     add = parser.add_argument
     add(
         "--input",
@@ -48,7 +50,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--output", required=True, type=some_path, help="folder for pictures and provenance.jsonl")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", type=some_path, default=DEFAULT_MODEL, help="model folder")
+    model.add_argument("--model", type=some_path, default=BUNDLED, help="model folder")
     model.add_argument(
         "--checkpoint",
         type=some_text,
@@ -130,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
             with tqdm(total=len(jobs), initial=skipped, **shown) as bar:
                 runner.run(left, bar.update)
     except (ValueError, OSError) as error:
-        print(f"infer.py: {error}", file=sys.stderr)
+        print(f"{NAME}: {error}", file=sys.stderr)
         return 1 if runner and runner.ledger.has_pictures else 2
     if others:
         print(f"not restored: {others}", file=sys.stderr)
@@ -158,11 +160,16 @@ def report(failures: list[tuple[Job, str]], total: int, skipped: int, output: Pa
     return (1 if there else 2) if failures else 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command as the whole process."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
     keep_programs()
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        print("infer.py: interrupted; the same command goes on where it was", file=sys.stderr)
+        print(f"{NAME}: interrupted; the same command goes on where it was", file=sys.stderr)
         leave(130)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,24 +1,24 @@
-"""python -m osdhuman_jax.weights import|info|export: models in, models out."""
+"""osdhuman weights import|info|export: models in, models out."""
 
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from osdhuman_jax.checkpoint import CheckpointError, load_generator
-from osdhuman_jax.command import CommandError, Parser, end, some_path, some_text
+from osdhuman_jax.cli import CommandError, Parser, end, some_path, some_text
 from osdhuman_jax.config import ConfigError
+from osdhuman_jax.training.checkpoint import CheckpointError, load_generator
 from osdhuman_jax.weights.cleaners import PACKAGE
 from osdhuman_jax.weights.exporter import FORMATS, export_model
 from osdhuman_jax.weights.extractors import KINDS
-from osdhuman_jax.weights.files import WeightsError
 from osdhuman_jax.weights.importer import import_cleaner, import_model
 from osdhuman_jax.weights.info import describe
+from osdhuman_jax.weights.torch_files import WeightsError
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = Parser("python -m osdhuman_jax.weights", __doc__ or "")
+    top = Parser("osdhuman weights", __doc__ or "")
     commands = top.add_subparsers(dest="command", required=True)
     make = commands.add_parser(
         "import", help="Stable Diffusion 2.1-base and RAM, or Real-ESRGAN -> model folder"
@@ -104,5 +104,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """Run the command as the whole process."""
     end("weights", main)
+
+
+if __name__ == "__main__":
+    command()

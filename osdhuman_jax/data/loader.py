@@ -30,9 +30,7 @@ from absl import flags
 from jaxtyping import Int64, UInt8
 
 from osdhuman_jax.config import ConfigError, DataConfig
-from osdhuman_jax.degrade import degrade, from_unit, sample_rng, to_unit, usm_sharpen
-from osdhuman_jax.degrade.mixture import grayed, mixed
-from osdhuman_jax.sources import (
+from osdhuman_jax.data.sources import (
     DataError,
     LabelledSource,
     Pixels,
@@ -40,6 +38,8 @@ from osdhuman_jax.sources import (
     open_sources,
     read_pixels,
 )
+from osdhuman_jax.degrade.mixture import grayed, mixed
+from osdhuman_jax.degrade.second_order import degrade, from_unit, sample_rng, to_unit, usm_sharpen
 
 Square = UInt8[np.ndarray, "crop crop 3"]
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from osdhuman_jax.config import DegradationConfig
-from osdhuman_jax.degrade import (
+from osdhuman_jax.degrade.second_order import (
     LUMA,
     MODES,
     Image8,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from osdhuman_jax.images import ImageError, decode
-from osdhuman_jax.listing import named_images
-from osdhuman_jax.names import spelled
+from osdhuman_jax.images.codec import ImageError, decode
+from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.images.listing import named_images
 
 REFERENCE = "reference"  # its name among the folders
 LISTED = 20  # names in one refusal

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from osdhuman_jax.metrics import Metric
-from osdhuman_jax.tables import difference
+from osdhuman_jax.evaluation.metrics import Metric
+from osdhuman_jax.evaluation.tables import difference
 
 Values = Mapping[str, Sequence[float]]  # of each method, picture by picture
 

@@ -24,10 +24,10 @@ from flax import nnx
 from huggingface_hub import constants as hub
 from jaxtyping import Float32, UInt8
 
-from osdhuman_jax import niqe
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.images import to_float
-from osdhuman_jax.metrics import Metric, psnr_y, ssim_y
+from osdhuman_jax.evaluation import niqe
+from osdhuman_jax.evaluation.metrics import Metric, psnr_y, ssim_y
+from osdhuman_jax.images.codec import to_float
 from osdhuman_jax.weights.parts import load_part
 
 Pixels = UInt8[np.ndarray, "b h w 3"]

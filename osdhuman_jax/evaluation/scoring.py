@@ -21,11 +21,11 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from osdhuman_jax.disk import append_line, json_lines
-from osdhuman_jax.images import read_rgb, write_png
-from osdhuman_jax.iqa import MissingMetric, Scorer, open_scorer
-from osdhuman_jax.listing import real
-from osdhuman_jax.metrics import Metric
-from osdhuman_jax.pairs import File, Pictures
+from osdhuman_jax.evaluation.metrics import Metric
+from osdhuman_jax.evaluation.pairs import File, Pictures
+from osdhuman_jax.evaluation.scorers import MissingMetric, Scorer, open_scorer
+from osdhuman_jax.images.codec import read_rgb, write_png
+from osdhuman_jax.images.listing import real
 
 Values = dict[str, float | None]  # by picture
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import stats
 
-from osdhuman_jax.metrics import METRICS, Metric
+from osdhuman_jax.evaluation.metrics import METRICS, Metric
 
 Means = Mapping[str, Mapping[str, float | None]]
 

@@ -19,12 +19,12 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
 from PIL import Image, ImageFile
 
-from osdhuman_jax import exif, jpeg, png
-from osdhuman_jax.alpha import filled
 from osdhuman_jax.disk import write_bytes
-from osdhuman_jax.exif import Density
-from osdhuman_jax.icc import ColourError, cmyk_to_srgb, described, gray_levels
-from osdhuman_jax.png import Source
+from osdhuman_jax.images import exif, jpeg, png
+from osdhuman_jax.images.alpha import filled
+from osdhuman_jax.images.exif import Density
+from osdhuman_jax.images.icc import ColourError, cmyk_to_srgb, described, gray_levels
+from osdhuman_jax.images.png import Source
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Deep = UInt16[np.ndarray, "h w 3"]

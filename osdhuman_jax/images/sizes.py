@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
 
-from osdhuman_jax.alpha import filled
-from osdhuman_jax.images import Picture, to_float
+from osdhuman_jax.images.alpha import filled
+from osdhuman_jax.images.codec import Picture, to_float
 
 Pixels = UInt8[np.ndarray, "_ _ 3"] | UInt16[np.ndarray, "_ _ 3"]
 Floats = Float32[np.ndarray, "_ _ 3"]

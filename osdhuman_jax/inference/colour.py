@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8, UInt16
 
-from osdhuman_jax.images import to_float
+from osdhuman_jax.images.codec import to_float
 
 Unit = Float32[np.ndarray, "h w 3"]
 Floats = Float32[np.ndarray, "_ _ 3"]

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from osdhuman_jax.config import UseConfig
-from osdhuman_jax.frames import Pixels
+from osdhuman_jax.images.sizes import Pixels
 
 Luma = Float[np.ndarray, "h w"]  # [0, 255]
 

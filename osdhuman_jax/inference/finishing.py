@@ -5,9 +5,9 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from osdhuman_jax import colour
-from osdhuman_jax.frames import Floats, Size
-from osdhuman_jax.images import Picture, to_float, to_uint8, to_uint16
+from osdhuman_jax.images.codec import Picture, to_float, to_uint8, to_uint16
+from osdhuman_jax.images.sizes import Floats, Size
+from osdhuman_jax.inference import colour
 
 COLOR_FIXES = ("none", "adain", "wavelet")
 

@@ -22,11 +22,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from osdhuman_jax.condition import remark
 from osdhuman_jax.disk import file_digest, hold, json_lines, remove_leftovers, staged
-from osdhuman_jax.finishing import RestoreError, finish
-from osdhuman_jax.frames import Floats, Pixels, enlarge, scaled_size
-from osdhuman_jax.images import (
+from osdhuman_jax.images.codec import (
     MAX_PIXELS,
     ImageError,
     Picture,
@@ -36,10 +33,13 @@ from osdhuman_jax.images import (
     encode,
     read_size,
 )
-from osdhuman_jax.listing import list_images, other_pictures, real
-from osdhuman_jax.memory import EXHAUSTED, is_exhausted
-from osdhuman_jax.names import spelled
-from osdhuman_jax.pipeline import Pipeline
+from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.images.listing import list_images, other_pictures, real
+from osdhuman_jax.images.sizes import Floats, Pixels, enlarge, scaled_size
+from osdhuman_jax.inference.condition import remark
+from osdhuman_jax.inference.finishing import RestoreError, finish
+from osdhuman_jax.inference.memory import EXHAUSTED, is_exhausted
+from osdhuman_jax.inference.pipeline import Pipeline
 
 SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 PROVENANCE = "provenance.jsonl"

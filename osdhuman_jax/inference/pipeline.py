@@ -24,10 +24,9 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from osdhuman_jax import frames
-from osdhuman_jax.checkpoint import load_run, load_run_prompter
-from osdhuman_jax.finishing import RestoreError, check_options, finish, fitted
-from osdhuman_jax.frames import (
+from osdhuman_jax.images import sizes
+from osdhuman_jax.images.codec import Picture, to_float
+from osdhuman_jax.images.sizes import (
     Floats,
     Pixels,
     Size,
@@ -39,13 +38,14 @@ from osdhuman_jax.frames import (
     scaled_size,
     squash,
 )
-from osdhuman_jax.images import Picture, to_float
-from osdhuman_jax.memory import EXHAUSTED, budget, is_exhausted
-from osdhuman_jax.plans import Plan, Planner
-from osdhuman_jax.programs import Programs
-from osdhuman_jax.prompts import FixedPrompter, TagPrompter
-from osdhuman_jax.tiling import Canvas, corners, groups_of, spread
-from osdhuman_jax.types import Tokens
+from osdhuman_jax.inference.finishing import RestoreError, check_options, finish, fitted
+from osdhuman_jax.inference.memory import EXHAUSTED, budget, is_exhausted
+from osdhuman_jax.inference.plans import Plan, Planner
+from osdhuman_jax.inference.programs import Programs
+from osdhuman_jax.inference.tiling import Canvas, corners, groups_of, spread
+from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
+from osdhuman_jax.networks.types import Tokens
+from osdhuman_jax.training.checkpoint import load_run, load_run_prompter
 from osdhuman_jax.weights import (
     CLEANER,
     Cleaner,
@@ -208,7 +208,7 @@ class Pipeline:
         # By way of `enlarge`, which decides what colours are seen of a picture.
         if self.scale == 1:
             return resized(enlarge(picture, 1.0).rgb, working)
-        return frames.seen(enlarge(picture, 1.0).rgb, working, self.scale)
+        return sizes.seen(enlarge(picture, 1.0).rgb, working, self.scale)
 
     def fitted(self, output: Floats, size: Size) -> Floats:
         """A model's output at the size that was asked for."""

@@ -7,7 +7,7 @@ enlarges (`scale` times) gets as many programs, and tiles of less at a time.
 import math
 from dataclasses import dataclass
 
-from osdhuman_jax.frames import Size, step
+from osdhuman_jax.images.sizes import Size, step
 
 WHOLE = 1024 * 1024  # pixels; above, tiles cost less than the attention of a whole picture
 LONGEST = 2048  # side of a whole picture

@@ -19,11 +19,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from osdhuman_jax.inference.tiling import Statistics, share_norms
 from osdhuman_jax.interruption import apart
-from osdhuman_jax.restorer import Restorer
-from osdhuman_jax.rrdbnet import RRDBNet
-from osdhuman_jax.tiling import Statistics, share_norms
-from osdhuman_jax.types import Image, Tokens
+from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.networks.rrdbnet import RRDBNet
+from osdhuman_jax.networks.types import Image, Tokens
 
 Shape = tuple[int, ...]
 Program = Callable[..., Any]

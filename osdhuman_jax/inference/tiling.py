@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32
 
-from osdhuman_jax.layers import Feature, GroupNorm, Resized
+from osdhuman_jax.networks.layers import Feature, GroupNorm, Resized
 
 OVERLAP = 0.25  # of a tile's side
 VARIANCE = 0.01  # of the window, in units of the side squared

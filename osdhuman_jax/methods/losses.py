@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from osdhuman_jax.types import Image, Latent, Scalar
+from osdhuman_jax.networks.types import Image, Latent, Scalar
 
 _LUMA = np.array([65.481, 128.553, 24.966], np.float32) / 255  # BT.601, studio swing
 _BLACK = 16 / 255

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from osdhuman_jax import lora, losses
 from osdhuman_jax.config import Config, LoRAConfig, LossConfig
-from osdhuman_jax.critic import Critic
-from osdhuman_jax.restorer import Restorer
-from osdhuman_jax.schedule import Schedule
-from osdhuman_jax.types import Image, Latent, Scalar, Timestep, Tokens
-from osdhuman_jax.unet import UNet2DConditionModel
+from osdhuman_jax.methods import lora, losses
+from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.schedule import Schedule
+from osdhuman_jax.networks.critic import Critic
+from osdhuman_jax.networks.types import Image, Latent, Scalar, Timestep, Tokens
+from osdhuman_jax.networks.unet import UNet2DConditionModel
 
 Part = Mapping[str, Array]  # images in [-1, 1], prompts, draws
 Scalars = dict[str, Scalar]

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from osdhuman_jax.prompts import HFIE, FixedPrompter, HFIEPrompter
-from osdhuman_jax.schedule import Schedule
-from osdhuman_jax.swin import RAMEncoder
-from osdhuman_jax.types import Image, Latent, Tokens
-from osdhuman_jax.unet import UNet2DConditionModel
-from osdhuman_jax.vae import AutoencoderKL
+from osdhuman_jax.methods.prompts import HFIE, FixedPrompter, HFIEPrompter
+from osdhuman_jax.methods.schedule import Schedule
+from osdhuman_jax.networks.swin import RAMEncoder
+from osdhuman_jax.networks.types import Image, Latent, Tokens
+from osdhuman_jax.networks.unet import UNet2DConditionModel
+from osdhuman_jax.networks.vae import AutoencoderKL
 
 
 class Restorer(nnx.Module):

@@ -21,12 +21,12 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Int32
 
-from osdhuman_jax.attention import attend, join_heads, split_heads
-from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.disk import staged_file
-from osdhuman_jax.swin import RAMEncoder
-from osdhuman_jax.tagger import Tagger, select_tags
-from osdhuman_jax.types import Image, Tokens
+from osdhuman_jax.networks.attention import attend, join_heads, split_heads
+from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.swin import RAMEncoder
+from osdhuman_jax.networks.tagger import Tagger, select_tags
+from osdhuman_jax.networks.types import Image, Tokens
 
 Tokenize = Callable[[Sequence[str]], Int32[np.ndarray, "b t"]]
 

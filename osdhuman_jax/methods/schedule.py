@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from osdhuman_jax.types import Latent, Timestep
+from osdhuman_jax.networks.types import Latent, Timestep
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from osdhuman_jax.target import platform
+from osdhuman_jax.networks.target import platform
 
 Tokens = Float[Array, "_ d"]
 

@@ -14,9 +14,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Int
 
-from osdhuman_jax.attention import attend, join_heads, split_heads
-from osdhuman_jax.layers import LayerNorm, Sequence
-from osdhuman_jax.types import Tokens
+from osdhuman_jax.networks.attention import attend, join_heads, split_heads
+from osdhuman_jax.networks.layers import LayerNorm, Sequence
+from osdhuman_jax.networks.types import Tokens
 
 Ids = Int[Array, "b t"]
 

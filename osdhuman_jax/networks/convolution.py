@@ -14,7 +14,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from osdhuman_jax.target import platform
+from osdhuman_jax.networks.target import platform
 
 Feature = Float[Array, "b h w c"]
 Kernel = Float[Array, "3 3 c o"]

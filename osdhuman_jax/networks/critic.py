@@ -13,9 +13,9 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from osdhuman_jax.convolution import Conv3x3
-from osdhuman_jax.layers import Downsample2D, Resized, ResnetBlock2D, space_to_depth
-from osdhuman_jax.types import Image
+from osdhuman_jax.networks.convolution import Conv3x3
+from osdhuman_jax.networks.layers import Downsample2D, Resized, ResnetBlock2D, space_to_depth
+from osdhuman_jax.networks.types import Image
 
 STEM = 4  # pixels
 GROUPS = 8  # of every group norm

@@ -13,10 +13,10 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from osdhuman_jax.attention import attend, join_heads, split_heads
-from osdhuman_jax.convolution import Conv3x3, Feature
-from osdhuman_jax.remat import rematerialised
-from osdhuman_jax.types import Timestep
+from osdhuman_jax.networks.attention import attend, join_heads, split_heads
+from osdhuman_jax.networks.convolution import Conv3x3, Feature
+from osdhuman_jax.networks.remat import rematerialised
+from osdhuman_jax.networks.types import Timestep
 
 # For the few layers whose error reaches Eq. 2 undamped: they are thin, so exactness costs nothing.
 # Accelerators would otherwise round a float32 convolution's inputs (TF32 on GPUs, bf16 on TPUs).

@@ -14,9 +14,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from osdhuman_jax.convolution import Conv3x3
-from osdhuman_jax.layers import Feature, Resized, conv1x1
-from osdhuman_jax.types import Image
+from osdhuman_jax.networks.convolution import Conv3x3
+from osdhuman_jax.networks.layers import Feature, Resized, conv1x1
+from osdhuman_jax.networks.types import Image
 
 VGG16 = tuple([64] * 2 + [0] + [128] * 2 + [0] + [256] * 3 + [0] + [512] * 3 + [0] + [512] * 3)
 TAPS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 in torchvision's `features`

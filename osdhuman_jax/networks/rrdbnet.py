@@ -16,9 +16,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from osdhuman_jax.convolution import Conv3x3, Feature
-from osdhuman_jax.layers import upsampled
-from osdhuman_jax.types import Image
+from osdhuman_jax.networks.convolution import Conv3x3, Feature
+from osdhuman_jax.networks.layers import upsampled
+from osdhuman_jax.networks.types import Image
 
 SLOPE = 0.2  # of every LeakyReLU
 SHARE = 0.2  # of each residual that is added to its input

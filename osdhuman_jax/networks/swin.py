@@ -14,9 +14,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from osdhuman_jax.attention import attend, join_heads
-from osdhuman_jax.layers import Feature, LayerNorm, Resized, Sequence
-from osdhuman_jax.types import Image
+from osdhuman_jax.networks.attention import attend, join_heads
+from osdhuman_jax.networks.layers import Feature, LayerNorm, Resized, Sequence
+from osdhuman_jax.networks.types import Image
 
 
 @lru_cache

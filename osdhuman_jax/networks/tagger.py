@@ -15,8 +15,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from osdhuman_jax.attention import attend, join_heads, split_heads
-from osdhuman_jax.layers import LayerNorm, Sequence
+from osdhuman_jax.networks.attention import attend, join_heads, split_heads
+from osdhuman_jax.networks.layers import LayerNorm, Sequence
 
 Context = Float[Array, "b s d"]
 EPSILON = 1e-12  # of BERT's norms

@@ -12,8 +12,8 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from osdhuman_jax.convolution import Conv3x3
-from osdhuman_jax.layers import (
+from osdhuman_jax.networks.convolution import Conv3x3
+from osdhuman_jax.networks.layers import (
     EXACT,
     Downsample2D,
     Feature,
@@ -25,7 +25,7 @@ from osdhuman_jax.layers import (
     Upsample2D,
     sinusoidal_embedding,
 )
-from osdhuman_jax.types import Latent, Timestep, Tokens
+from osdhuman_jax.networks.types import Latent, Timestep, Tokens
 
 EPSILON = 1e-5
 Embedding = Float[Array, "b e"]

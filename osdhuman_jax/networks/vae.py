@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from osdhuman_jax.convolution import Conv3x3
-from osdhuman_jax.layers import (
+from osdhuman_jax.networks.convolution import Conv3x3
+from osdhuman_jax.networks.layers import (
     EXACT,
     Downsample2D,
     Feature,
@@ -28,7 +28,7 @@ from osdhuman_jax.layers import (
     depth_to_space,
     space_to_depth,
 )
-from osdhuman_jax.types import Image, Latent
+from osdhuman_jax.networks.types import Image, Latent
 
 EPSILON = 1e-6
 

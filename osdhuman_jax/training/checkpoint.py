@@ -26,11 +26,11 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from osdhuman_jax import lora
 from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
 from osdhuman_jax.disk import file_digest, write_json
-from osdhuman_jax.experiment import trainable
-from osdhuman_jax.prompts import FixedPrompter, TagPrompter
+from osdhuman_jax.methods import lora
+from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
+from osdhuman_jax.training.experiment import trainable
 from osdhuman_jax.weights import (
     Model,
     WeightsError,
@@ -39,14 +39,14 @@ from osdhuman_jax.weights import (
     load_base,
     load_prompter,
 )
-from osdhuman_jax.weights.files import Tensor
-from osdhuman_jax.weights.sources import Generator
-from osdhuman_jax.weights.store import (
+from osdhuman_jax.weights.companions import Generator
+from osdhuman_jax.weights.model_folder import (
     hollow_restorer,
     parameters,
     read_configs,
     read_meta,
 )
+from osdhuman_jax.weights.torch_files import Tensor
 
 # What may differ between the run that wrote a checkpoint and the one that goes on from it.
 FREE = {

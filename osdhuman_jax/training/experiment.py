@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from osdhuman_jax import remat
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
+from osdhuman_jax.data.sources import DataError, open_sources
 from osdhuman_jax.disk import staged_folder
-from osdhuman_jax.objectives import OBJECTIVES
-from osdhuman_jax.restorer import Restorer
-from osdhuman_jax.schedule import Schedule
-from osdhuman_jax.sources import DataError, open_sources
+from osdhuman_jax.methods.objectives import OBJECTIVES
+from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.schedule import Schedule
+from osdhuman_jax.networks import remat
 from osdhuman_jax.weights import (
     add_lora,
     is_generator,
@@ -26,7 +26,7 @@ from osdhuman_jax.weights import (
     save_model,
 )
 from osdhuman_jax.weights.extractors import KINDS
-from osdhuman_jax.weights.store import DTYPES, read_meta
+from osdhuman_jax.weights.model_folder import DTYPES, read_meta
 
 POSITIVE = (  # settings that may not be 0
     *("lora.rank", "loss.reg_updates", "data.batch_size", "data.crop"),

@@ -1,67 +1,43 @@
-"""python train.py --config configs/base.py --workdir runs/base [--config.optim.learning_rate=1e-4]
+"""The training loop: an experiment built, its steps done, its result written; resumed if begun.
 
-The same command goes on where an interrupted run stopped. At the end, WORKDIR/model/ is a model
-folder: what `infer.py --model` takes, and what a further stage's `run.init` starts from.
-
-Exit status: 0 done; 2 bad input; 3 losses or gradients were not finite for too long; 4 the disk is
-full or a file cannot be read or written; 75 stopped by SIGTERM or SIGINT: run it again.
+A step is dispatched before the one before it is looked at, so that the device never waits for the
+host. Whatever ends the loop, the last whole step is saved.
 """
 
-import errno
-import logging as standard_logging
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import cv2
 import jax
 import numpy as np
-from absl import app, flags, logging
 from flax import nnx
 from jax.sharding import Mesh
 
-from osdhuman_jax import experiment, flops, hosts, training
-from osdhuman_jax.checkpoint import (
-    CheckpointError,
+from osdhuman_jax.cli import check_folder
+from osdhuman_jax.config import Config
+from osdhuman_jax.data.loader import Loader, make_loader
+from osdhuman_jax.disk import staged_folder
+from osdhuman_jax.images.listing import real
+from osdhuman_jax.interruption import Stopped, apart
+from osdhuman_jax.training import experiment, flops, hosts, train_step
+from osdhuman_jax.training.checkpoint import (
     Checkpoints,
     SaveError,
     check_config,
     record,
     steps_saved,
 )
-from osdhuman_jax.command import CommandError, check_folder
-from osdhuman_jax.config import Config, ConfigError
-from osdhuman_jax.data import Loader, make_loader
-from osdhuman_jax.disk import staged_folder
-from osdhuman_jax.flags import define_config, settings
-from osdhuman_jax.interruption import Stopped, apart, leave
-from osdhuman_jax.listing import real
-from osdhuman_jax.monitor import Monitor
-from osdhuman_jax.sharding import make_mesh, replicated
-from osdhuman_jax.sources import DataError
-from osdhuman_jax.validation import Validator, validation, validation_batch
-from osdhuman_jax.weights import WeightsError, copy_prompter, save_model
+from osdhuman_jax.training.monitor import Monitor
+from osdhuman_jax.training.sharding import make_mesh, replicated
+from osdhuman_jax.training.validation import Validator, validation, validation_batch
+from osdhuman_jax.weights import copy_prompter, save_model
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if need be, else resumed.")
-PROFILE = flags.DEFINE_integer("profile", 0, "Write a trace of this many steps to WORKDIR/profile.")
-COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
-PROCESSES = flags.DEFINE_integer("processes", -1, "How many processes there are.")
-PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
-BAD_INPUT = (CommandError, ConfigError, CheckpointError, DataError, WeightsError)
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Exit statuses of a run: 75 is EX_TEMPFAIL, after which batch systems run a job again.
 DONE, BAD, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75
-REASONS = {
-    NOT_FINITE: "loss or gradient not finite in too many steps in a row (optim.max_nonfinite), "
-    "none of which changed anything: step {0} in {1} holds what was before them. If that is "
-    "ruined itself, remove it: the run then goes on from the checkpoint before ({2})",
-    STOPPED: "stopped; step {0} is saved, the same command goes on from it",
-}
 WARM_UP = 2  # steps before a trace: the first ones compile
 
 
@@ -70,7 +46,7 @@ def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: 
     restorer, model = experiment.prepare(config, base, "fp32")
     nnx.update(restorer, params)
     if config.run.kind == "vae":
-        std = training.latent_std(restorer, training.to_images(batch)["hq"])
+        std = train_step.latent_std(restorer, train_step.to_images(batch)["hq"])
         model.vae.scaling_factor = round(1.0 / std, 5)
     adapted = config.run.kind == "restorer" and config.run.train == "lora"
     generator = config.lora if adapted else None
@@ -95,9 +71,9 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     base = experiment.base_folder(config, workdir)
     hosts.wait("base model")
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        trainer, _, state, frozen = training.build(config, base)
-    state, frozen = training.place(mesh, state, frozen)
-    prompts = training.Prompts(config, base)
+        trainer, _, state, frozen = train_step.build(config, base)
+    state, frozen = train_step.place(mesh, state, frozen)
+    prompts = train_step.Prompts(config, base)
     val |= prompts.in_use(val)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
@@ -213,7 +189,7 @@ class Meter:
         return values
 
 
-def consumed(state: training.TrainState) -> bool:
+def consumed(state: train_step.TrainState) -> bool:
     """Whether a step has taken its arrays, and failed."""
     return any(x.is_deleted() for x in jax.tree.leaves(state))
 
@@ -224,16 +200,16 @@ class Loop:
 
     config: Config
     mesh: Mesh
-    trainer: training.Trainer
-    frozen: training.Frozen
-    prompts: training.Prompts
+    trainer: train_step.Trainer
+    frozen: train_step.Frozen
+    prompts: train_step.Prompts
     loader: Loader
     checkpoints: Checkpoints
     monitor: Monitor | None
     validate: Any
     signals: hosts.Signals
 
-    def __call__(self, state: training.TrainState, first: int, profile: Profile):
+    def __call__(self, state: train_step.TrainState, first: int, profile: Profile):
         """(exit status, last state); whatever ends the loop, the last whole step is saved.
 
         One of several processes that fails alone cannot save: there the newest checkpoint counts.
@@ -280,12 +256,12 @@ class Loop:
             self.monitor.say(f"compiled, and one step done, in {time.monotonic() - start:.1f} s")
         return made
 
-    def _work(self, state: training.TrainState) -> float | None:
+    def _work(self, state: train_step.TrainState) -> float | None:
         """Share of the devices' peak that one step a second would be; None on unknown devices."""
         peak = flops.peak(jax.devices()[0].device_kind)
         if peak is None:
             return None
-        work = training.step_flops(self.trainer, state, self.frozen)
+        work = train_step.step_flops(self.trainer, state, self.frozen)
         return work / (peak * jax.device_count())
 
     def _batch(self, meter: Meter) -> dict[str, jax.Array]:
@@ -293,7 +269,7 @@ class Loop:
         meter.unreadable += int(batch["skipped"].sum())
         stop = np.full(len(batch["hq"]), self.signals.received is not None, np.int32)
         prompt = self.prompts(batch, self.config.prompt.source)
-        return training.place_batch(self.mesh, {**batch, **prompt, "stop": stop})
+        return train_step.place_batch(self.mesh, {**batch, **prompt, "stop": stop})
 
     def _status(self, scalars: Mapping[str, Any], meter: Meter) -> int:
         """What the scalars of a finished step, the same in every process, say about going on."""
@@ -305,7 +281,7 @@ class Loop:
             return NOT_FINITE
         return STOPPED if stop else DONE
 
-    def _report(self, step: int, state: training.TrainState, scalars: Any, meter: Meter) -> None:
+    def _report(self, step: int, state: train_step.TrainState, scalars: Any, meter: Meter) -> None:
         """Log, validate and save where it is time."""
         self.checkpoints.check()
         run, last = self.config.run, step == self.config.run.steps
@@ -323,72 +299,3 @@ class Loop:
             meter.restart()
         if metrics or step % run.checkpoint_every == 0 or last:
             self.checkpoints.save(step, state, self.loader.get_state(), metrics)
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, but a bad flag or config file is one line and status 2."""
-    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
-        print(usage())
-        sys.exit(DONE)
-    try:
-        left = flags.FLAGS(define_config(argv))
-        if left[1:]:
-            raise CommandError(f"{left[1]!r} is no flag (see --help)")
-        return left
-    except (flags.Error, CommandError, KeyError) as error:
-        reason = error.args[0] if isinstance(error, KeyError) else error
-        print(f"train.py: {' '.join(str(reason).split())}", file=sys.stderr)
-        sys.exit(BAD)
-
-
-def usage() -> str:
-    """All flags, and all settings with their defaults."""
-    own = [WORKDIR, PROFILE, COORDINATOR, PROCESSES, PROCESS]
-    said = ["  --config  Experiment, for instance configs/base.py."]
-    said += [f"  --{flag.name}  {flags.FLAGS[flag.name].help}" for flag in own]
-    head = "Settings, by their defaults; a config file changes some, a flag changes one:"
-    return "\n".join([__doc__ or "", "Flags:", *said, "", head, *settings(Config, "config")])
-
-
-def fail(status: int, reason: object) -> NoReturn:
-    """One line, and the process's end."""
-    print(f"train.py: {reason}", file=sys.stderr)
-    leave(status)
-
-
-def quieter_hook(kind: Any, error: Any, trace: Any) -> None:
-    """Without what TensorStore's threads say, an array at a time, after a write has failed."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-        sys.__excepthook__(kind, error, trace)
-
-
-def main(_) -> None:
-    """Parse flags, train, turn what went wrong into one line and a status."""
-    logging.set_verbosity(logging.WARNING)
-    standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)  # Orbax's tracebacks
-    sys.excepthook = quieter_hook
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the loop begins
-    cv2.setNumThreads(1)
-    workdir = Path(WORKDIR.value or "")
-    try:
-        if not WORKDIR.value:
-            raise CommandError("--workdir is empty; name a folder ('.' is this one)")
-        hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
-        status = train(flags.FLAGS.config, workdir, PROFILE.value)
-    except BAD_INPUT as error:
-        fail(BAD, error)
-    except SaveError as error:
-        fail(NOT_SAVED, error)
-    except KeyboardInterrupt:
-        fail(STOPPED, f"stopped at once; the same command goes on from {resume_point(workdir)}")
-    except OSError as error:  # before the first step
-        fail(NOT_SAVED if error.errno in FULL else BAD, error)
-    else:
-        if status != DONE:
-            *before, last = ["none", *steps_saved(workdir)]
-            fail(status, REASONS[status].format(last, workdir / "checkpoints", before[-1]))
-
-
-if __name__ == "__main__":
-    flags.mark_flag_as_required("workdir")
-    app.run(main, flags_parser=parse_flags)

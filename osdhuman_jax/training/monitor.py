@@ -14,7 +14,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from osdhuman_jax.disk import append_line, json_lines, write_text
-from osdhuman_jax.images import encode_png, write_png
+from osdhuman_jax.images.codec import encode_png, write_png
 
 # Protobuf makes these classes at import time, where type checkers cannot see them.
 Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from jax import Array
 from jaxtyping import Bool
 
 from osdhuman_jax.config import OptimConfig
-from osdhuman_jax.types import Scalar
+from osdhuman_jax.networks.types import Scalar
 
 Tree = Any  # a pytree of arrays
 

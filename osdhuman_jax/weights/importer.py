@@ -14,23 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from osdhuman_jax.command import check_folder
+from osdhuman_jax.cli import check_folder
 from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
 from osdhuman_jax.disk import file_digest, staged_folder, write_json
-from osdhuman_jax.prompts import load_prompt
-from osdhuman_jax.tokenizer import read_vocabulary
+from osdhuman_jax.methods.prompts import load_prompt
+from osdhuman_jax.networks.tokenizer import read_vocabulary
 from osdhuman_jax.weights.cleaners import read_cleaner
-from osdhuman_jax.weights.diffusion import (
-    LICENCE,
-    Diffusion,
-    locate,
-    may_be_remote,
-    read_diffusion,
-)
-from osdhuman_jax.weights.extractors import PROMPT, TAGS, TOKENIZER, check_kind, read_tags
-from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
-from osdhuman_jax.weights.parts import Part
-from osdhuman_jax.weights.sources import (
+from osdhuman_jax.weights.companions import (
     RAM,
     RAM_LICENCE,
     Generator,
@@ -42,7 +32,15 @@ from osdhuman_jax.weights.sources import (
     read_osediff,
     read_ram,
 )
-from osdhuman_jax.weights.store import (
+from osdhuman_jax.weights.diffusion import (
+    LICENCE,
+    Diffusion,
+    locate,
+    may_be_remote,
+    read_diffusion,
+)
+from osdhuman_jax.weights.extractors import PROMPT, TAGS, TOKENIZER, check_kind, read_tags
+from osdhuman_jax.weights.model_folder import (
     BASE,
     CLEANER,
     CONFIG,
@@ -52,7 +50,9 @@ from osdhuman_jax.weights.store import (
     hollow_restorer,
     shapes,
 )
+from osdhuman_jax.weights.parts import Part
 from osdhuman_jax.weights.text import read_clip
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
 
 HEAD_DIM = 64  # of HFIE, as in Stable Diffusion's cross-attention
 Location = Path | str

@@ -8,8 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from osdhuman_jax.weights.cleaners import read_sizes
-from osdhuman_jax.weights.files import Tensor, load
-from osdhuman_jax.weights.store import CLEANER, kind_of, read_configs, read_meta, read_use, verify
+from osdhuman_jax.weights.model_folder import (
+    CLEANER,
+    kind_of,
+    read_configs,
+    read_meta,
+    read_use,
+    verify,
+)
+from osdhuman_jax.weights.torch_files import Tensor, load
 
 GROUPS = ("vae", "unet", "prompter.image_encoder", "prompter.hfie")
 

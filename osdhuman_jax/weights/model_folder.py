@@ -24,11 +24,11 @@ import safetensors
 from flax import nnx
 from jax.typing import DTypeLike
 
-from osdhuman_jax import lora
 from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, UseConfig, from_dict, to_dict
 from osdhuman_jax.disk import file_digest, write_json
-from osdhuman_jax.restorer import Restorer, build_restorer
-from osdhuman_jax.weights.files import Tensor, WeightsError, complain, write_safetensors
+from osdhuman_jax.methods import lora
+from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
 
 FORMAT = 1
 # What a folder's network is, by "kind" in config.json; folders without it are restorers.
@@ -239,7 +239,7 @@ def _described(folder: Path) -> dict[str, Any]:
     """config.json of a model folder of any kind."""
     if not (folder / CONFIG).is_file():
         what = f"not a model folder (no {CONFIG})" if folder.is_dir() else "no model folder"
-        raise WeightsError(f"{folder}: {what}; make one by python -m osdhuman_jax.weights import")
+        raise WeightsError(f"{folder}: {what}; make one by osdhuman weights import")
     try:
         meta = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except ValueError as error:

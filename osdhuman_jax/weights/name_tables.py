@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from osdhuman_jax.weights.files import Tensor, complain
+from osdhuman_jax.weights.torch_files import Tensor, complain
 
 Transform = Callable[[np.ndarray], np.ndarray]
 Table = Mapping[str, Sequence[tuple[str, Transform]]]

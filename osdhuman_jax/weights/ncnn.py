@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from osdhuman_jax.weights.files import Tensor, WeightsError
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError
 
 MAGIC = "7767517"
 TAGS = {0x01306B47: np.dtype(np.float16), 0: np.dtype(np.float32)}

@@ -17,14 +17,13 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from osdhuman_jax.clip import CLIPTextModel
 from osdhuman_jax.config import ModelConfig
-from osdhuman_jax.lpips import LPIPS
-from osdhuman_jax.prompts import ImageTagger
-from osdhuman_jax.swin import RAMEncoder
-from osdhuman_jax.tagger import Tagger
-from osdhuman_jax.weights.files import Tensor, WeightsError, load
-from osdhuman_jax.weights.store import (
+from osdhuman_jax.methods.prompts import ImageTagger
+from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.lpips import LPIPS
+from osdhuman_jax.networks.swin import RAMEncoder
+from osdhuman_jax.networks.tagger import Tagger
+from osdhuman_jax.weights.model_folder import (
     BASE,
     DTYPES,
     IMPOSSIBLE,
@@ -35,6 +34,7 @@ from osdhuman_jax.weights.store import (
     shapes,
     verify,
 )
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
 PARTS = ("clip", "tagger", "lpips")
 

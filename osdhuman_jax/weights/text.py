@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from osdhuman_jax.config import CLIPConfig, ModelConfig
-from osdhuman_jax.weights import tables
+from osdhuman_jax.weights import name_tables
 from osdhuman_jax.weights.diffusion import (
     below,
     contradictions,
@@ -34,14 +34,14 @@ def read_clip(path: Path) -> Part:
     contradictions(where, c, {"hidden_act": "gelu", "layer_norm_eps": 1e-5})
     sizes, file = {name: c[name] for name in names}, weights_file(folder, *CLIP_STEMS)
     targets = part_shapes("clip", sizes, ModelConfig())
-    tensors = tables.convert(
-        state(file), tables.CLIP, targets, str(file), ignore=tables.CLIP_IGNORE
+    tensors = name_tables.convert(
+        state(file), name_tables.CLIP, targets, str(file), ignore=name_tables.CLIP_IGNORE
     )
     return Part(sizes, tensors, [file])
 
 
 def _read_openclip(path: Path) -> Part:
-    prefix = f"{tables.LDM_CLIP}model."
+    prefix = f"{name_tables.LDM_CLIP}model."
     source = below(state(path, "state_dict"), prefix)
     layers = count(source, r"transformer\.resblocks\.(\d+)\.") - 1
     width = size_of(path, source, "ln_final.weight")
@@ -54,6 +54,6 @@ def _read_openclip(path: Path) -> Part:
         "intermediate_size": size_of(path, source, "transformer.resblocks.0.mlp.c_fc.bias"),
     }
     targets = part_shapes("clip", sizes, ModelConfig())
-    ignore = tables.openclip_ignore(layers)
-    found = tables.convert(source, tables.OPENCLIP, targets, str(path), ignore=ignore)
+    ignore = name_tables.openclip_ignore(layers)
+    found = name_tables.convert(source, name_tables.OPENCLIP, targets, str(path), ignore=ignore)
     return Part(sizes, found, [path])

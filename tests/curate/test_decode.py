@@ -16,8 +16,8 @@ from skimage import data
 from curate.config import DecodeConfig
 from curate.decode import Picture, Refused, load
 from curate.schema import Box, Pixels, SourceImage
-from osdhuman_jax.names import spelled
-from osdhuman_jax.png import chunk
+from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.images.png import chunk
 
 PHOTO = data.astronaut()[:120, 100:260]  # 160 wide, 120 high
 MARK = (30, 20, 50, 50)  # a red patch in the upright picture, and its box

@@ -5,7 +5,7 @@ from PIL import Image
 from skimage import data
 
 from curate import niqe
-from osdhuman_jax.niqe import read_parameters
+from osdhuman_jax.evaluation.niqe import read_parameters
 
 PHOTO = data.astronaut()
 

@@ -17,13 +17,13 @@ from curate.manifest import selected_rows
 from curate.pack import encode, file_count, place, read_container, to_bytes
 from curate.tables import CropFile, read_rows
 from curate.unpack import main as unpack
+from osdhuman_jax.commands.degrade import main as degrade
 from osdhuman_jax.config import DataConfig
-from osdhuman_jax.data import make_loader
-from osdhuman_jax.degrade.__main__ import main as degrade
+from osdhuman_jax.data.loader import make_loader
+from osdhuman_jax.data.records import decode_record
+from osdhuman_jax.data.sources import open_source
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.images import read_rgb_bytes
-from osdhuman_jax.records import decode_record
-from osdhuman_jax.sources import open_source
+from osdhuman_jax.images.codec import read_rgb_bytes
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,126 @@
+"""python train.py --config configs/base.py --workdir runs/base [--config.optim.learning_rate=1e-4]
+
+The same command goes on where an interrupted run stopped. At the end, WORKDIR/model/ is a model
+folder: what `infer.py --model` takes, and what a further stage's `run.init` starts from.
+
+Exit status: 0 done; 2 bad input; 3 losses or gradients were not finite for too long; 4 the disk is
+full or a file cannot be read or written; 75 stopped by SIGTERM or SIGINT: run it again.
+"""
+
+import errno
+import logging as standard_logging
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import cv2
+from absl import app, flags, logging
+
+from osdhuman_jax.cli import CommandError, called
+from osdhuman_jax.commands.flags import define_config, settings
+from osdhuman_jax.config import Config, ConfigError
+from osdhuman_jax.data.sources import DataError
+from osdhuman_jax.interruption import leave
+from osdhuman_jax.training import hosts
+from osdhuman_jax.training.checkpoint import CheckpointError, SaveError, steps_saved
+from osdhuman_jax.training.loop import (
+    BAD,
+    DONE,
+    NOT_FINITE,
+    NOT_SAVED,
+    STOPPED,
+    resume_point,
+    train,
+)
+from osdhuman_jax.weights import WeightsError
+
+NAME = called("train.py")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if need be, else resumed.")
+PROFILE = flags.DEFINE_integer("profile", 0, "Write a trace of this many steps to WORKDIR/profile.")
+COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
+PROCESSES = flags.DEFINE_integer("processes", -1, "How many processes there are.")
+PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
+BAD_INPUT = (CommandError, ConfigError, CheckpointError, DataError, WeightsError)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+REASONS = {
+    NOT_FINITE: "loss or gradient not finite in too many steps in a row (optim.max_nonfinite), "
+    "none of which changed anything: step {0} in {1} holds what was before them. If that is "
+    "ruined itself, remove it: the run then goes on from the checkpoint before ({2})",
+    STOPPED: "stopped; step {0} is saved, the same command goes on from it",
+}
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, but a bad flag or config file is one line and status 2."""
+    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
+        print(usage())
+        sys.exit(DONE)
+    try:
+        left = flags.FLAGS(define_config(argv))
+        if left[1:]:
+            raise CommandError(f"{left[1]!r} is no flag (see --help)")
+        return left
+    except (flags.Error, CommandError, KeyError) as error:
+        reason = error.args[0] if isinstance(error, KeyError) else error
+        print(f"{NAME}: {' '.join(str(reason).split())}", file=sys.stderr)
+        sys.exit(BAD)
+
+
+def usage() -> str:
+    """All flags, and all settings with their defaults."""
+    own = [WORKDIR, PROFILE, COORDINATOR, PROCESSES, PROCESS]
+    said = ["  --config  Experiment, for instance configs/base.py."]
+    said += [f"  --{flag.name}  {flags.FLAGS[flag.name].help}" for flag in own]
+    head = "Settings, by their defaults; a config file changes some, a flag changes one:"
+    return "\n".join([__doc__ or "", "Flags:", *said, "", head, *settings(Config, "config")])
+
+
+def fail(status: int, reason: object) -> NoReturn:
+    """One line, and the process's end."""
+    print(f"{NAME}: {reason}", file=sys.stderr)
+    leave(status)
+
+
+def quieter_hook(kind: Any, error: Any, trace: Any) -> None:
+    """Without what TensorStore's threads say, an array at a time, after a write has failed."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
+
+
+def run(_) -> None:
+    """Parse flags, train, turn what went wrong into one line and a status."""
+    logging.set_verbosity(logging.WARNING)
+    standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)  # Orbax's tracebacks
+    sys.excepthook = quieter_hook
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the loop begins
+    cv2.setNumThreads(1)
+    workdir = Path(WORKDIR.value or "")
+    try:
+        if not WORKDIR.value:
+            raise CommandError("--workdir is empty; name a folder ('.' is this one)")
+        hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        status = train(flags.FLAGS.config, workdir, PROFILE.value)
+    except BAD_INPUT as error:
+        fail(BAD, error)
+    except SaveError as error:
+        fail(NOT_SAVED, error)
+    except KeyboardInterrupt:
+        fail(STOPPED, f"stopped at once; the same command goes on from {resume_point(workdir)}")
+    except OSError as error:  # before the first step
+        fail(NOT_SAVED if error.errno in FULL else BAD, error)
+    else:
+        if status != DONE:
+            *before, last = ["none", *steps_saved(workdir)]
+            fail(status, REASONS[status].format(last, workdir / "checkpoints", before[-1]))
+
+
+def command() -> NoReturn:
+    """Run the command as the whole process."""
+    flags.mark_flag_as_required("workdir")
+    app.run(run, flags_parser=parse_flags)
+    sys.exit(DONE)
+
+
+if __name__ == "__main__":
+    command()
