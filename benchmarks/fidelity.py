@@ -46,7 +46,7 @@ from osdhuman_jax.config import (
     VAEConfig,
 )
 from osdhuman_jax.methods import lora, losses
-from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
 from osdhuman_jax.methods.prompts import HFIE
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.clip import CLIPTextModel
@@ -287,13 +287,13 @@ def restoration(size: Size) -> Iterator[Row]:
     yield compare(f"restoration, [0, 1] ({clamped})", got / 2, want / 2, 1 / 255)
 
 
-def in_bfloat16(model: ModelConfig, restorer: Restorer) -> Restorer:
+def in_bfloat16(model: ModelConfig, restorer: OneStepRestorer) -> OneStepRestorer:
     """The same weights, networks computing in bfloat16."""
     half = abstract(lambda rngs: build_restorer(**asdict(model), dtype=jnp.bfloat16, rngs=rngs))
     return nnx.merge(nnx.split(half)[0], nnx.split(restorer)[1])
 
 
-def give_contrast(restorer: Restorer, image: np.ndarray) -> None:
+def give_contrast(restorer: OneStepRestorer, image: np.ndarray) -> None:
     """Scale the last layer so that what it makes of `image` has a photograph's contrast."""
     latent = call(restorer, image, method="encode") / restorer.vae.scaling_factor
     std = jnp.std(call(restorer.vae, latent, method="decode"))

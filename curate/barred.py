@@ -17,7 +17,7 @@ from curate.ledger import Ledger, digest
 from curate.manifest import selected_rows
 from curate.schema import SourceImage
 from curate.tables import PRINTS, Row, read_rows, write_rows
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import list_images
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from curate.config import DecodeConfig
 from curate.schema import Box, Pixels, Reason, SourceImage
+from osdhuman_jax.filenames import unspelled_path
 from osdhuman_jax.images import exif
 from osdhuman_jax.images.codec import ImageError, Opened, TooLargeError, opened
-from osdhuman_jax.images.filenames import unspelled_path
 from osdhuman_jax.images.icc import rgb_to_srgb
 
 ASPECT_TOLERANCE = 0.01  # labels drawn on a scaled copy are scaled back

@@ -36,7 +36,7 @@ from curate.tables import (
     write_scores,
 )
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.images.filenames import unspelled_path
+from osdhuman_jax.filenames import unspelled_path
 
 READERS = 3  # raised when the readers give other rows for the same files
 TOLD = 3  # missing pictures that are named

@@ -18,7 +18,7 @@ from curate.schema import Pixels
 from osdhuman_jax.cli import CommandError, Parser, check_file, end, some_path
 from osdhuman_jax.disk import staged_file
 from osdhuman_jax.evaluation.niqe import LOCAL, NiqeError, fit
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 
 
 def _pictures(folder: Path) -> Iterable[Pixels]:

@@ -53,7 +53,7 @@ from osdhuman_jax.cli import (
     some_path,
     some_text,
 )
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 
 STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")

@@ -14,7 +14,7 @@ from curate.schema import InputError
 from curate.tables import read_rows
 from osdhuman_jax.cli import CommandError, Parser, check_folder, end, some_path
 from osdhuman_jax.disk import write_bytes
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 
 
 def unpack(packed: Path, output: Path) -> int:

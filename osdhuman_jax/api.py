@@ -5,8 +5,8 @@
     several = restorer([np_array, another])
 
 It is infer.py's pipeline and gives infer.py's pixels, but that 16 bits of a Pillow image become 8:
-Pillow holds no more of colour. Arrays keep theirs. (`osdhuman_jax.methods.osdhuman.Restorer` is another
-thing: the network, an nnx module.)
+Pillow holds no more of colour. Arrays keep theirs. The network itself, an nnx
+module, is `osdhuman_jax.methods.osdhuman.OneStepRestorer`.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 
 
 class CommandError(ValueError):

@@ -15,6 +15,8 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, SwinConfig, SwinModel
 
+from osdhuman_jax.networks.tokenizer import BOS, EOS
+
 CHANNELS, CONTEXT, LAYERS = (32, 32, 64), 32, 1
 UNET = {
     "in_channels": 4,
@@ -371,3 +373,9 @@ def vgg(width: int = 4) -> State:
 
 def lpips_lin(width: int = 4) -> State:
     return {f"lin{i}.model.1.weight": draw(1, width, 1, 1, seed=70 + i).abs() for i in range(5)}
+
+
+# Words of a small CLIP tokenizer.
+MERGES = ["d o", "do g</w>", "# #</w>", "c a", "ca t</w>"]
+LETTERS = [*"!,.#abcdgot", *(f"{c}</w>" for c in "!,.#abcdgot")]
+VOCAB = [*LETTERS, *(merge.replace(" ", "") for merge in MERGES), BOS, EOS]

@@ -18,7 +18,7 @@ from osdhuman_jax.config import (
     VAEConfig,
 )
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import train_step
 from osdhuman_jax.weights import Model, add_lora
@@ -45,7 +45,7 @@ MODEL = ModelConfig(
 )
 
 
-def make(rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> Restorer:
+def make(rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> OneStepRestorer:
     """The untrained module."""
     model = build_restorer(**asdict(MODEL), rngs=rngs)
     if lora:
@@ -53,7 +53,7 @@ def make(rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> Restorer:
     return model
 
 
-def restorer(lora: LoRAConfig | None = None, seed: int = 0) -> Restorer:
+def restorer(lora: LoRAConfig | None = None, seed: int = 0) -> OneStepRestorer:
     """Every weight random, LoRA's B included."""
     return filled(lambda rngs: make(rngs, lora), seed)
 
@@ -92,7 +92,7 @@ def lpips() -> LPIPS:
     return model
 
 
-def start(config: Config, model: Restorer | None = None):
+def start(config: Config, model: OneStepRestorer | None = None):
     """(trainer, state, frozen) of a restorer with random weights, LPIPS where it is asked for."""
     model = model or restorer(config.lora if config.run.kind == "restorer" else None)
     trainer = train_step.Trainer(config, config.model, model)
@@ -109,7 +109,7 @@ class Nothing:
         return jnp.zeros((view.shape[0], 1, 1))
 
 
-class Halve(Restorer):
+class Halve(OneStepRestorer):
     """Stands for a restorer whose output is known: half of its input's contrast."""
 
     multiple = 8

@@ -6,15 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import infer
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 from small import halving
-from test_infer import PHOTO, TINY, random_restorer
+from tiny_folder import PHOTO, TINY, random_restorer
 
 import osdhuman_jax
 from osdhuman_jax.api import Restorer
+from osdhuman_jax.commands import restore
 from osdhuman_jax.images.codec import to_float, to_uint8, to_uint16
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.weights import WeightsError, save_model
@@ -33,7 +33,7 @@ def halved(rgb: np.ndarray) -> np.ndarray:
 
 def test_the_class_is_imported_at_its_first_use() -> None:
     code = "import sys, osdhuman_jax; sys.exit('jax' in sys.modules or 'PIL' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(infer.__file__).parent, check=True)
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=True)
     assert osdhuman_jax.Restorer is Restorer
     with pytest.raises(AttributeError, match="no attribute 'Denoiser'"):
         osdhuman_jax.Denoiser  # noqa: B018
@@ -125,7 +125,7 @@ def test_it_gives_the_commands_pixels_to_every_thread(model: Path, tmp_path: Pat
     Image.fromarray(PHOTO).save(tmp_path / "a.png")
     flags = {"input": tmp_path / "a.png", "output": tmp_path / "out", "model": model}
     flags |= {"upscale": 1.5, "color_fix": "wavelet", "blend": 0.8, "max_memory": "4GiB"}
-    assert infer.main([f"--{name}={value}" for name, value in flags.items()]) == 0
+    assert restore.main([f"--{name}={value}" for name, value in flags.items()]) == 0
     expected = Image.open(tmp_path / "out" / "a.png").tobytes()
     restorer = Restorer.load(model, max_memory="4GiB")
     assert restorer.pipeline.max_memory == 2**32

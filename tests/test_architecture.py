@@ -1,45 +1,25 @@
-"""The house rules that a reader cannot see at a glance: who may import whom."""
+"""The house rules that a reader cannot see at a glance: who may import whom.
+
+A folder imports from those above it alone, and inside a folder no imports make a circle.
+"""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FLOORS = [
-    {"icc", "target", "disk", "names", "png", "jpeg", "exif", "alpha", "interruption"},
-    {"config", "types", "images", "listing", "attention", "convolution", "tokenizer", "remat"}
-    | {"command", "flops", "memory", "niqe"},
-    {"schedule", "layers", "lora", "sharding", "metrics", "records", "colour", "hosts"}
-    | {"compare", "pairs", "frames"},
-    {"vae", "unet", "swin", "rrdbnet", "lpips", "clip", "tagger", "degrade", "tables", "tiling"}
-    | {"sources", "plans", "finishing"},
-    {"prompts", "data", "plots"},
-    {"restorer", "losses", "optimizer", "flags"},
-    {"weights", "monitor", "objectives", "programs"},
-    {"experiment"},
-    {"checkpoint", "training"},
-    {"pipeline", "iqa", "validation"},
-    {"scoring", "jobs", "api", "export", "label"},
-    {"evaluate", "app"},
-]
-FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
-WITHOUT_JAX = {"data", "degrade", "records", "icc", "images", "metrics", "colour", "frames"}
-WITHOUT_JAX |= {"compare", "tables", "sources", "listing", "niqe", "disk", "command"}
-WITHOUT_JAX |= {"names", "png", "jpeg", "exif", "alpha"}
-# Files and pixels are read, written and judged in one place for both packages, without JAX.
-SHARED_WITH_CURATE = {"disk", "command", "images", "listing", "icc", "niqe", "names", "exif"}
-COMMANDS = {"train.py", "infer.py"}
-NETWORKS = set(
-    "layers attention convolution vae unet swin rrdbnet lpips clip tagger prompts restorer".split()
+ROOMS = (  # the package from the ground up; a name is a folder or a file beside them
+    *("filenames", "disk", "cli", "interruption"),
+    *("networks", "config", "images", "methods", "degrade", "data", "weights"),
+    *("evaluation", "training", "inference", "models", "api", "commands", "__main__"),
 )
-
-
-def files() -> list[Path]:
-    return sorted([*ROOT.glob("osdhuman_jax/**/*.py"), *(ROOT / name for name in COMMANDS)])
-
-
 CURATE = sorted(ROOT.glob("curate/**/*.py"))
+PACKAGE = sorted(ROOT.glob("osdhuman_jax/**/*.py"))
+FREE_OF_JAX = {"filenames", "disk", "cli", "images", "degrade", "config", "models"}
+# Files and pixels are read, written and judged in one place for both packages, without JAX.
+SHARED_WITH_CURATE = {"disk", "cli", "filenames", "images", "data.records", "evaluation.niqe"}
 
 
 def imports(path: Path) -> set[str]:
@@ -54,64 +34,84 @@ def imports(path: Path) -> set[str]:
 
 
 def module(path: Path) -> str:
-    """`unet` for osdhuman_jax/unet.py, `weights` for osdhuman_jax/weights/ but for its command."""
-    if path.name == "__main__.py":
-        return path.stem
+    """`osdhuman_jax.networks.unet`; of an `__init__.py` the folder."""
     parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[1] if len(parts) > 1 else parts[0]
+    return ".".join(parts).removesuffix(".__init__")
 
 
-def house_imports(path: Path) -> set[str]:
-    own = {name.split(".")[1] for name in imports(path) if name.startswith("osdhuman_jax.")}
-    return own - {module(path)}
+MODULES = {module(path) for path in [*PACKAGE, *CURATE]}
 
 
-def test_every_file_has_a_floor() -> None:
-    inside = {module(p) for p in files() if p.name not in COMMANDS} - {"__init__", "__main__"}
-    assert inside == set(FLOOR)
+def modules_imported(path: Path) -> set[str]:
+    """Modules of the two packages that a file imports, each by the longest name that is one."""
+    found = set()
+    for name in imports(path):
+        while name and name not in MODULES:
+            name = name.rpartition(".")[0]
+        found |= {name} - {"", "osdhuman_jax", "curate", module(path)}
+    return found
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_only_lower_floors(path: Path) -> None:
-    own = FLOOR.get(module(path), len(FLOORS))
-    upward = {name for name in house_imports(path) if FLOOR[name] >= own}
-    assert not upward
+def room(name: str) -> str:
+    """`networks` for osdhuman_jax.networks.unet, `disk` for osdhuman_jax.disk."""
+    return name.split(".")[1]
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def names(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_file_has_a_room() -> None:
+    assert {room(module(p)) for p in PACKAGE if module(p) != "osdhuman_jax"} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", [p for p in PACKAGE if module(p) != "osdhuman_jax"], ids=names)
+def test_a_room_imports_from_those_above(path: Path) -> None:
+    own = ROOMS.index(room(module(path)))
+    used = {room(n) for n in modules_imported(path) if n.startswith("osdhuman_jax")}
+    assert not {name for name in used if ROOMS.index(name) > own}
+
+
+@pytest.mark.parametrize("folder", ["osdhuman_jax", "curate"])
+def test_no_imports_make_a_circle(folder: str) -> None:
+    """Raises CycleError, which names them. A package stands for its `__init__.py` alone."""
+    files = [path for path in [*PACKAGE, *CURATE] if module(path).split(".")[0] == folder]
+    graph = {module(path): modules_imported(path) for path in files}
+    tuple(TopologicalSorter(graph).static_order())
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=names)
 def test_bans(path: Path) -> None:
     name, packages = module(path), {i.split(".")[0] for i in imports(path)}
-    if name in NETWORKS:
-        assert not house_imports(path) & {"lora", "config", "sharding"}
-    if name in WITHOUT_JAX:
+    where = room(name) if "." in name else ""
+    if where in FREE_OF_JAX or name == "osdhuman_jax.data.records":
         assert not packages & {"jax", "flax"}
-    assert "safetensors" not in packages or name == "weights"
-    assert "orbax" not in packages or name == "checkpoint"
-    assert "grain" not in packages or name in ("data", "sources")
-    assert not packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"} or name == "iqa"
-    assert not house_imports(path) & {"iqa", "scoring", "evaluate"} or name in {
-        "iqa",
-        "scoring",
-        "evaluate",
-    }
+    if where == "data":
+        assert "flax" not in packages
+    assert "safetensors" not in packages or where == "weights"
+    assert "orbax" not in packages or name == "osdhuman_jax.training.checkpoint"
+    assert "grain" not in packages or where == "data"
+    torch = packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"}
+    assert not torch or name == "osdhuman_jax.evaluation.scorers"
     assert "curate" not in packages
 
 
-@pytest.mark.parametrize("path", CURATE, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", CURATE, ids=names)
 def test_curation_meets_the_trainer_in_files_only(path: Path) -> None:
     packages = {name.split(".")[0] for name in imports(path)}
     assert not packages & {"configs", "jax", "flax", "grain"}
-    assert house_imports(path) <= SHARED_WITH_CURATE
+    used = {n.removeprefix("osdhuman_jax.") for n in modules_imported(path) if n[0] == "o"}
+    assert {n for n in used if not {n, n.split(".")[0]} & SHARED_WITH_CURATE} == set()
     if path.stem != "learned":
         assert not packages & {"torch", "pyiqa"}
-    if path.stem not in {"detect"}:
+    if path.stem != "detect":
         assert not packages & {"onnxruntime", "ultralytics"}
 
 
 def longest_functions() -> list[tuple[int, str]]:
     return [
         (node.end_lineno - node.lineno + 1, f"{path.name}:{node.name}")
-        for path in [*files(), *CURATE]
+        for path in [*PACKAGE, *CURATE]
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
     ]
@@ -123,7 +123,9 @@ def test_functions_are_short() -> None:
     assert not long
 
 
-def test_no_two_test_files_have_one_name() -> None:
-    """Else pytest collects one of them alone."""
-    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
-    assert sorted(names) == sorted(set(names))
+def test_tests_import_no_tests() -> None:
+    """What two of them need is a helper's; and no two have one name, else pytest takes one."""
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    stems = [path.stem for path in tests]
+    assert len(stems) == len(set(stems))
+    assert not {n for path in tests for n in imports(path) if n.split(".")[0] in stems}

@@ -9,9 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
-import commands
 import pytest
-from commands import DEADLINE, losses, saved, wait_for
+import training_runs
+from training_runs import DEADLINE, losses, saved, wait_for
 
 KILLS = 20
 EVERY_STEP = ("--config.run.checkpoint_every=1", "--config.run.keep=2", "--config.run.steps=60")
@@ -32,11 +32,11 @@ def half_saved(workdir: Path) -> list[Path]:
 def test_twenty_kills_change_nothing(tmp_path: Path, cache: Path) -> None:
     """Half of them while a checkpoint is being written, the rest at any moment of two steps."""
     calm, wild = tmp_path / "calm", tmp_path / "wild"
-    result = commands.run(calm, *EVERY_STEP, cache=cache)
+    result = training_runs.run(calm, *EVERY_STEP, cache=cache)
     assert result.returncode == 0, result.stderr
     rng, kills, inside = random.Random(0), 0, 0
     while kills < KILLS:
-        with commands.start(wild, *EVERY_STEP, cache=cache) as process:
+        with training_runs.start(wild, *EVERY_STEP, cache=cache) as process:
             before = saved(wild)
             in_save = kills % 2 == 0
             happened = (lambda: half_saved(wild)) if in_save else (lambda: saved(wild) != before)  # noqa: B023
@@ -45,12 +45,12 @@ def test_twenty_kills_change_nothing(tmp_path: Path, cache: Path) -> None:
             os.kill(process.pid, signal.SIGKILL)
         kills, inside = kills + 1, inside + bool(half_saved(wild))
     assert inside >= KILLS // 4
-    result = commands.run(wild, *EVERY_STEP, cache=cache)
+    result = training_runs.run(wild, *EVERY_STEP, cache=cache)
     assert result.returncode == 0, result.stderr
-    commands.assert_same_model(wild, calm)
+    training_runs.assert_same_model(wild, calm)
     assert not half_saved(wild)
-    assert [x["step"] for x in commands.scalars(wild)] == [
-        x["step"] for x in commands.scalars(calm)
+    assert [x["step"] for x in training_runs.scalars(wild)] == [
+        x["step"] for x in training_runs.scalars(calm)
     ]
 
 
@@ -60,7 +60,7 @@ def two_processes(workdir: Path, cache: Path) -> list[subprocess.Popen]:
         free.bind(("127.0.0.1", 0))
         where = f"127.0.0.1:{free.getsockname()[1]}"
     flags = [f"--coordinator={where}", "--processes=2", *EIGHT]
-    return [commands.start(workdir, *flags, f"--process={i}", cache=cache) for i in range(2)]
+    return [training_runs.start(workdir, *flags, f"--process={i}", cache=cache) for i in range(2)]
 
 
 @pytest.mark.slow
@@ -68,7 +68,7 @@ def test_every_topology_trains_the_same(tmp_path: Path, cache: Path, capsys) -> 
     found: dict[str, float] = {}
     for devices in (1, 2, 4, 8):
         workdir = tmp_path / str(devices)
-        result = commands.run(workdir, *EIGHT, cache=cache, devices=devices)
+        result = training_runs.run(workdir, *EIGHT, cache=cache, devices=devices)
         assert result.returncode == 0, result.stderr
         found[f"{devices} device(s)"] = losses(workdir)[20]
     workdir = tmp_path / "two"
@@ -86,8 +86,8 @@ def test_every_topology_trains_the_same(tmp_path: Path, cache: Path, capsys) -> 
 def test_a_run_goes_on_with_other_devices(tmp_path: Path, cache: Path) -> None:
     """Four devices for 10 steps, then two processes; a signal to one of them stops both."""
     workdir, alone = tmp_path / "w", tmp_path / "alone"
-    assert commands.run(alone, *EIGHT, cache=cache).returncode == 0
-    with commands.start(workdir, *EIGHT, cache=cache, devices=4) as process:
+    assert training_runs.run(alone, *EIGHT, cache=cache).returncode == 0
+    with training_runs.start(workdir, *EIGHT, cache=cache, devices=4) as process:
         assert wait_for(process, lambda: 10 in saved(workdir))
         os.kill(process.pid, signal.SIGKILL)
     pair = two_processes(workdir, cache)
@@ -95,7 +95,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path: Path, cache: Path) -> None:
     pair[1].send_signal(signal.SIGINT)
     said = [process.communicate(timeout=DEADLINE)[1] for process in pair]
     assert [process.returncode for process in pair] == [75, 75], said
-    result = commands.run(workdir, *EIGHT, cache=cache)
+    result = training_runs.run(workdir, *EIGHT, cache=cache)
     assert result.returncode == 0, result.stderr
     assert losses(workdir)[20] == pytest.approx(losses(alone)[20], rel=1e-4)
 
@@ -104,12 +104,12 @@ def test_a_run_goes_on_with_other_devices(tmp_path: Path, cache: Path) -> None:
 def test_numbers_that_are_not_finite_stop_the_run(tmp_path: Path, cache: Path) -> None:
     """A rate of 1e30 ruins the weights in the first step; the second one's loss shows it."""
     flags = [*PLAIN, "--config.optim.learning_rate=1e30", "--config.optim.max_nonfinite=3"]
-    result = commands.run(tmp_path / "w", *flags, cache=cache)
+    result = training_runs.run(tmp_path / "w", *flags, cache=cache)
     assert result.returncode == 3, result.stderr
     (step,) = saved(tmp_path / "w")
     assert f"step {step}" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
     assert not (tmp_path / "w" / "model").exists()
-    again = commands.run(tmp_path / "w", *flags, cache=cache)
+    again = training_runs.run(tmp_path / "w", *flags, cache=cache)
     assert again.returncode == 3 and saved(tmp_path / "w") == [step]
 
 
@@ -117,7 +117,7 @@ def test_numbers_that_are_not_finite_stop_the_run(tmp_path: Path, cache: Path) -
 def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, cache: Path) -> None:
     """No file may grow beyond 100 kB after step 5, as if there were no room."""
     workdir = tmp_path / "w"
-    with commands.start(workdir, *PLAIN, cache=cache) as process:
+    with training_runs.start(workdir, *PLAIN, cache=cache) as process:
         assert wait_for(process, lambda: 5 in saved(workdir))
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
         said = process.communicate(timeout=DEADLINE)[1]
@@ -125,5 +125,5 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, cache: Path
     last = saved(workdir)[-1]
     assert f"step {last}" in said.splitlines()[-1], said
     assert not half_saved(workdir)
-    result = commands.run(workdir, *PLAIN, cache=cache)
+    result = training_runs.run(workdir, *PLAIN, cache=cache)
     assert result.returncode == 0 and saved(workdir)[-1] == 20, result.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from curate.readers.common import Notes, ReaderError
 from curate.schema import SourceImage
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SUFFIXES, list_images, other_pictures
 
 DEGRADED = {"x2", "x3", "x4", "lr", "lq"}  # LSDIR's folders of small copies

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from curate.readers.common import Notes, ReaderError
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SUFFIXES, tree
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/]*", re.IGNORECASE)

@@ -15,7 +15,7 @@ from curate.readers.pictures import Pictures, clean
 from curate.readers.values import flag, length
 from curate.schema import Box, SourceImage
 from curate.text import marked_encoding
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SYSTEM_FOLDERS, tree
 
 MOST_BYTES = 1_000_000

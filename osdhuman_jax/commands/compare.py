@@ -19,8 +19,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from osdhuman_jax.cli import Parser, check_file, end, some_path, some_text
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import ImageError, read_rgb, write_png
-from osdhuman_jax.images.filenames import spelled
 from osdhuman_jax.images.listing import named_images, real
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]

@@ -37,9 +37,9 @@ from osdhuman_jax.degrade.second_order import (
     to_unit,
 )
 from osdhuman_jax.disk import write_text
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.alpha import filled
 from osdhuman_jax.images.codec import read_image, write_png
-from osdhuman_jax.images.filenames import spelled
 from osdhuman_jax.images.listing import list_images, real
 
 LOG_NAME = "degradations.jsonl"

@@ -24,8 +24,8 @@ from osdhuman_jax.evaluation.metrics import METRICS, Metric
 from osdhuman_jax.evaluation.pairs import REFERENCE, Pictures, gather
 from osdhuman_jax.evaluation.plots import plot
 from osdhuman_jax.evaluation.scoring import Ledger, Results, examine
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import read_rgb, write_png
-from osdhuman_jax.images.filenames import spelled
 from osdhuman_jax.images.listing import named_images, real
 
 

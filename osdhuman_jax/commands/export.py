@@ -29,7 +29,7 @@ from flax import nnx
 from osdhuman_jax.cli import Parser, check_file, end, some_path
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.inference.pipeline import PRECISIONS
-from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import TagPrompter
 from osdhuman_jax.networks.target import traced_for
 from osdhuman_jax.networks.types import Image8
@@ -44,7 +44,7 @@ class ExportError(ValueError):
     """A model or a request that cannot be exported, in one line."""
 
 
-def program(restorer: Restorer) -> tuple[Callable[[list[Any], Any], Any], list[jax.Array]]:
+def program(restorer: OneStepRestorer) -> tuple[Callable[[list[Any], Any], Any], list[jax.Array]]:
     """What is exported, (weights, uint8 pictures) -> uint8 pictures, and the weights."""
     graphdef, state = nnx.split(restorer)
     weights, tree = jax.tree.flatten(state)
@@ -57,7 +57,7 @@ def program(restorer: Restorer) -> tuple[Callable[[list[Any], Any], Any], list[j
     return restore, weights
 
 
-def to_npz(restorer: Restorer, shape: tuple[int, ...], platform: str) -> bytes:
+def to_npz(restorer: OneStepRestorer, shape: tuple[int, ...], platform: str) -> bytes:
     """File of a StableHLO program for pictures of `shape`, with its weights."""
     restore, weights = program(restorer)
     abstract = [jax.ShapeDtypeStruct(weight.shape, weight.dtype) for weight in weights]
@@ -73,7 +73,7 @@ def to_npz(restorer: Restorer, shape: tuple[int, ...], platform: str) -> bytes:
     return buffer.getvalue()
 
 
-def to_onnx(restorer: Restorer, shape: tuple[int, ...]) -> bytes:
+def to_onnx(restorer: OneStepRestorer, shape: tuple[int, ...]) -> bytes:
     """ONNX file for pictures of `shape`. Raises ExportError where that cannot be."""
     try:
         from jax2onnx import to_onnx as convert

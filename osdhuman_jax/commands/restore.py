@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from osdhuman_jax.cli import Parser, called, check_folder, some_path, some_text
 from osdhuman_jax.commands.flags import memory, speak
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import LOSSLESS
-from osdhuman_jax.images.filenames import spelled
 from osdhuman_jax.images.listing import other_pictures
 from osdhuman_jax.inference.finishing import COLOR_FIXES
 from osdhuman_jax.inference.folder_run import (

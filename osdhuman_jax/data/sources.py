@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from osdhuman_jax.data.records import RecordError, decode_record
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import ImageError, read_rgb_bytes
-from osdhuman_jax.images.filenames import spelled
 from osdhuman_jax.images.listing import SUFFIXES, list_images
 
 Pixels = UInt8[np.ndarray, "h w 3"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import ImageError, decode
-from osdhuman_jax.images.filenames import spelled
 from osdhuman_jax.images.listing import named_images
 
 REFERENCE = "reference"  # its name among the folders

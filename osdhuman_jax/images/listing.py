@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")  # the usual one first
 OTHERS = (  # pictures that nothing here reads

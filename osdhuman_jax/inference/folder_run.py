@@ -23,6 +23,7 @@ from threading import Lock
 from typing import Any
 
 from osdhuman_jax.disk import file_digest, hold, json_lines, remove_leftovers, staged
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import (
     MAX_PIXELS,
     ImageError,
@@ -33,7 +34,6 @@ from osdhuman_jax.images.codec import (
     encode,
     read_size,
 )
-from osdhuman_jax.images.filenames import spelled
 from osdhuman_jax.images.listing import list_images, other_pictures, real
 from osdhuman_jax.images.sizes import Floats, Pixels, enlarge, scaled_size
 from osdhuman_jax.inference.condition import remark

@@ -20,7 +20,7 @@ from jax import Array
 
 from osdhuman_jax.config import Config, LoRAConfig, LossConfig
 from osdhuman_jax.methods import lora, losses
-from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.critic import Critic
 from osdhuman_jax.networks.types import Image, Latent, Scalar, Timestep, Tokens
@@ -108,7 +108,9 @@ def inject_regularizer(
 # Draws: every random number of a step, for the whole batch.
 
 
-def draw(config: Config, model: Restorer, count: int, side: tuple[int, int], key: Array) -> Part:
+def draw(
+    config: Config, model: OneStepRestorer, count: int, side: tuple[int, int], key: Array
+) -> Part:
     """Noise and timesteps for `count` pictures of (height, width) `side`."""
     f, channels = model.vae.downscale, model.vae.post_quant_conv.in_features
     keys = iter(jax.random.split(key, 3 + 2 * config.loss.reg_updates))
@@ -137,7 +139,7 @@ def has_critic(config: Config) -> bool:
     return config.run.kind == "restorer" and bool(config.loss.adversarial or config.loss.features)
 
 
-def posterior_sample(model: Restorer, image: Image, noise: Latent) -> Latent:
+def posterior_sample(model: OneStepRestorer, image: Image, noise: Latent) -> Latent:
     """Scaled latent: the posterior's mean plus its standard deviation times `noise`."""
     mean, logvar = model.vae.encode(image)
     return model.vae.scaling_factor * (mean + jnp.exp(0.5 * logvar) * noise)
@@ -146,7 +148,7 @@ def posterior_sample(model: Restorer, image: Image, noise: Latent) -> Latent:
 # Objectives.
 
 
-def vae_objective(config: LossConfig, model: Restorer, part: Part) -> Loss:
+def vae_objective(config: LossConfig, model: OneStepRestorer, part: Part) -> Loss:
     """Squared error of the reconstruction from a posterior sample, in RGB and colour, and KL."""
     mean, logvar = model.vae.encode(part["hq"])
     image = model.vae.decode(mean + jnp.exp(0.5 * logvar) * part["posterior"])
@@ -159,7 +161,7 @@ def vae_objective(config: LossConfig, model: Restorer, part: Part) -> Loss:
     return Loss(loss, parts)
 
 
-def diffusion_objective(config: LossConfig, model: Restorer, part: Part) -> Loss:
+def diffusion_objective(config: LossConfig, model: OneStepRestorer, part: Part) -> Loss:
     """Eps-prediction on latents of HQ pictures, all timesteps alike, prompted by the pictures."""
     del config
     z0 = jax.lax.stop_gradient(posterior_sample(model, part["hq"], part["posterior"]))
@@ -226,7 +228,7 @@ def generator_objective(
     config: Config,
     regularizer: Regularizer | None,
     lpips: nnx.GraphDef | None,
-    model: Restorer,
+    model: OneStepRestorer,
     frozen: Frozen,
     reg: Any,
     critic: Critic | None,

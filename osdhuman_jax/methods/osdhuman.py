@@ -15,7 +15,7 @@ from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
 
 
-class Restorer(nnx.Module):
+class OneStepRestorer(nnx.Module):
     """VAE, U-Net and prompt extractor, with the timestep T_L of the one step.
 
     Without a prompter (the extractor is no module, as with tags) every call brings its prompt.
@@ -83,7 +83,7 @@ def build_restorer(
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
-) -> Restorer:
+) -> OneStepRestorer:
     """A restorer with random weights; the dicts are the networks' arguments.
 
     Raises ValueError where VAE and U-Net disagree on the latent's channels.
@@ -97,6 +97,6 @@ def build_restorer(
     prompter = HFIEPrompter(
         RAMEncoder(**swin, **kw), HFIE(**hfie, **tokens, dtype=dtype, rngs=rngs)
     )
-    return Restorer(
+    return OneStepRestorer(
         AutoencoderKL(**vae, **kw), UNet2DConditionModel(**unet, **kw), prompter, timestep
     )

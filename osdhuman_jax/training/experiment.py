@@ -15,7 +15,7 @@ from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
 from osdhuman_jax.data.sources import DataError, open_sources
 from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.methods.objectives import OBJECTIVES
-from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks import remat
 from osdhuman_jax.weights import (
@@ -145,7 +145,7 @@ def base_folder(config: Config, workdir: Path) -> Path:
 
 def prepare(
     config: Config, folder: Path, precision: str | None = None
-) -> tuple[Restorer, ModelConfig]:
+) -> tuple[OneStepRestorer, ModelConfig]:
     """The model of a folder, with LoRA injected where the restorer is trained.
 
     A folder that holds a generator goes on with its LoRA and HFIE. An architecture is a property of

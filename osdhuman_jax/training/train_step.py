@@ -36,7 +36,7 @@ from osdhuman_jax.methods.objectives import (
     inject_regularizer,
     leaves_by_name,
 )
-from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import TagPrompter
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks import remat
@@ -85,7 +85,7 @@ class TrainState:
 class Trainer:
     """The programs of a run: pure functions of state, frozen weights and batch."""
 
-    def __init__(self, config: Config, model: ModelConfig, restorer: Restorer) -> None:
+    def __init__(self, config: Config, model: ModelConfig, restorer: OneStepRestorer) -> None:
         """`restorer` with LoRA where the run trains LoRA; its arrays are not kept."""
         self.config, self.model = config, model
         self.tx = make_optimizer(config.optim, config.run.steps)
@@ -97,7 +97,7 @@ class Trainer:
         self.lpips: nnx.GraphDef | None = None
 
     def start(
-        self, restorer: Restorer, lpips: nnx.Module | None = None
+        self, restorer: OneStepRestorer, lpips: nnx.Module | None = None
     ) -> tuple[TrainState, Frozen]:
         """The state before the first step, and what stays."""
         wanted = trainable(self.config)
@@ -256,7 +256,7 @@ class Trainer:
         return nnx.merge(self.lpips, frozen.lpips)(images, to_images(batch)["hq"])  # type: ignore[arg-type]
 
 
-def _estimate(model: Restorer, hq: Image, seed: int) -> Image:
+def _estimate(model: OneStepRestorer, hq: Image, seed: int) -> Image:
     z0 = model.encode(hq)
     t = jnp.full(z0.shape[:1], Schedule.num_train_timesteps // 2, jnp.int32)
     z = Schedule().add_noise(z0, jax.random.normal(jax.random.key(seed), z0.shape), t)
@@ -398,7 +398,7 @@ def evaluate(
     return {k: np.where(finite, values, math.nan).tolist() for k, values in found.items()}, grid
 
 
-def latent_std(model: Restorer, hq: Image) -> float:
+def latent_std(model: OneStepRestorer, hq: Image) -> float:
     """Standard deviation of the unscaled posterior's mean; its inverse is the scaling factor."""
     return float(jnp.std(model.vae.encode(hq)[0]))
 

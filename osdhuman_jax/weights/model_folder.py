@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, UseConfig, from_dict, to_dict
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
-from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
 
 FORMAT = 1
@@ -47,7 +47,7 @@ DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
 class Model:
     """A loaded restorer (LoRA merged) and what it is."""
 
-    restorer: Restorer
+    restorer: OneStepRestorer
     config: ModelConfig
     digest: str  # sha256 of config.json, which holds the digests of the weights
     name: str
@@ -61,14 +61,16 @@ class _OneKey(nnx.Rngs):
         return jax.random.key(0)
 
 
-def _build(config: ModelConfig, dtype: DTypeLike, adapters: LoRAConfig | None = None) -> Restorer:
+def _build(
+    config: ModelConfig, dtype: DTypeLike, adapters: LoRAConfig | None = None
+) -> OneStepRestorer:
     restorer = build_restorer(**dataclasses.asdict(config), dtype=dtype, rngs=_OneKey())
     if adapters:
         add_lora(restorer, adapters, np.random.default_rng(0))
     return restorer
 
 
-def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") -> Restorer:
+def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") -> OneStepRestorer:
     """A restorer with random weights that computes in `precision`.
 
     Kernels are normal with variance 1 / fan-in. NumPy draws them: to compile an initializer for
@@ -100,7 +102,7 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
     return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(fan_in))
 
 
-def add_lora(restorer: Restorer, config: LoRAConfig, rng: np.random.Generator) -> None:
+def add_lora(restorer: OneStepRestorer, config: LoRAConfig, rng: np.random.Generator) -> None:
     """Inject the generator's adapters, in place."""
     size: dict[str, Any] = {"rank": config.rank, "alpha": config.alpha, "rng": rng}
     if config.vae_encoder:
@@ -138,7 +140,7 @@ def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 def hollow_restorer(
     config: ModelConfig, adapters: LoRAConfig | None = None, precision: str = "fp32"
-) -> tuple[Restorer, set[str]]:
+) -> tuple[OneStepRestorer, set[str]]:
     """A restorer without its arrays, and the names of what training it changes.
 
     Raises WeightsError where sizes contradict each other.
@@ -184,7 +186,7 @@ def _compare(found: Mapping[str, Any], targets: Mapping[str, Any], where: str) -
 def save_model(
     folder: Path | str,
     config: ModelConfig,
-    restorer: Restorer,
+    restorer: OneStepRestorer,
     *,
     generator: LoRAConfig | None = None,
     provenance: dict[str, Any] | None = None,
@@ -212,7 +214,7 @@ def save_model(
     write_json(folder / CONFIG, meta)
 
 
-def _generator_names(restorer: Restorer, generator: LoRAConfig | None) -> set[str]:
+def _generator_names(restorer: OneStepRestorer, generator: LoRAConfig | None) -> set[str]:
     if generator is None:
         return set()
     state = nnx.state(restorer, partial(is_generator, generator))
@@ -288,7 +290,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
 
 def load_base(
     folder: Path | str, *, precision: str = "fp32", generator: bool = False
-) -> tuple[Restorer, ModelConfig, LoRAConfig | None]:
+) -> tuple[OneStepRestorer, ModelConfig, LoRAConfig | None]:
     """The restorer of a folder with LoRA unmerged, or (default) without its generator's part.
 
     A generator that is left out leaves HFIE as the base has it; a base without HFIE is refused.

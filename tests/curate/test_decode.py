@@ -16,7 +16,7 @@ from skimage import data
 from curate.config import DecodeConfig
 from curate.decode import Picture, Refused, load
 from curate.schema import Box, Pixels, SourceImage
-from osdhuman_jax.images.filenames import spelled
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.png import chunk
 
 PHOTO = data.astronaut()[:120, 100:260]  # 160 wide, 120 high

@@ -11,7 +11,7 @@ import pytest
 from curate import readers
 from curate.readers import ReaderError
 from curate.schema import Box, SourceImage
-from osdhuman_jax.images.filenames import unspelled_path
+from osdhuman_jax.filenames import unspelled_path
 
 WIDTH, HEIGHT = 640, 480
 PERSON = (64.0, 48.0, 320.0, 480.0)  # pixels, half open

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from osdhuman_jax.images.filenames import spelled, unspelled, unspelled_path
+from osdhuman_jax.filenames import spelled, unspelled, unspelled_path
 
 
 @given(st.binary().filter(lambda name: b"\0" not in name))

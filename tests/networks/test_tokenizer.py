@@ -5,12 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from make_weights import MERGES, VOCAB
 
 from osdhuman_jax.networks.tokenizer import BOS, EOS, Tokenizer
 
-MERGES = ["d o", "do g</w>", "# #</w>", "c a", "ca t</w>"]
-LETTERS = [*"!,.#abcdgot", *(f"{c}</w>" for c in "!,.#abcdgot")]
-VOCAB = [*LETTERS, *(merge.replace(" ", "") for merge in MERGES), BOS, EOS]
 TEXTS = ["dog, cat", " ", "", "A CAT\n ##  dog.", ", ".join(["dog"] * 20), "dog " * 9, "a" * 9]
 
 

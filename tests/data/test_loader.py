@@ -272,7 +272,7 @@ if __name__ == "__main__":
     next(loader)
     {left_open} or loader.close()
 """)
-    root = Path(loader.__file__).parents[1]
+    root = Path(__file__).parents[2]
     command = [sys.executable, str(script)]
     run = subprocess.run(
         command, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(root)}

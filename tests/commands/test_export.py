@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from skimage.data import astronaut
-from test_infer import TINY, random_restorer
+from tiny_folder import TINY, random_restorer
 
 from osdhuman_jax.commands import export
 from osdhuman_jax.disk import file_digest

@@ -11,7 +11,7 @@ from flax import nnx
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.methods import lora
-from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
 from osdhuman_jax.methods.prompts import FixedPrompter
 
 MODEL = ModelConfig(
@@ -29,12 +29,12 @@ MODEL = ModelConfig(
 )
 
 
-def build(rngs, **kw) -> Restorer:
+def build(rngs, **kw) -> OneStepRestorer:
     return build_restorer(**asdict(MODEL), rngs=rngs, **kw)
 
 
 @pytest.fixture(scope="module")
-def restorer() -> Restorer:
+def restorer() -> OneStepRestorer:
     return filled(build)
 
 
@@ -117,7 +117,7 @@ def test_bfloat16_latent_is_near_the_float32_one(restorer):
     assert float((got - want).std() / want.std()) < 0.03
 
 
-class Echo(Restorer):
+class Echo(OneStepRestorer):
     """Paints every picture with the first number of its prompt."""
 
     def encode(self, image, key=None):

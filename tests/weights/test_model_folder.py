@@ -17,7 +17,7 @@ from small import MODEL, make, restorer
 
 from osdhuman_jax.config import LoRAConfig, UseConfig
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.weights import (
     WeightsError,
     load_base,
@@ -32,7 +32,7 @@ BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.j
 CONV_IN = "unet.conv_in.kernel"  # (3, 3, 4, 8)
 
 
-def values(model: Restorer) -> dict[str, np.ndarray]:
+def values(model: OneStepRestorer) -> dict[str, np.ndarray]:
     """Every parameter by its dotted path; a layer inside LoRA has the name that it has outside."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return {
@@ -53,12 +53,12 @@ def psnr(a: jax.Array, b: jax.Array) -> float:
 
 
 @pytest.fixture(scope="module")
-def base_only() -> Restorer:
+def base_only() -> OneStepRestorer:
     return restorer()
 
 
 @pytest.fixture(scope="module")
-def trained() -> Restorer:
+def trained() -> OneStepRestorer:
     """With LoRA, B not zero."""
     return restorer(LORA)
 

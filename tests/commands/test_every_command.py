@@ -22,7 +22,7 @@ from osdhuman_jax.cli import (
     end,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NANO = ROOT / "models" / "nano"
 
 

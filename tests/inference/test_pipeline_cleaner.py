@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import cv2
-import infer
 import make_cleaners as files
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from convert import call
 from skimage.data import astronaut
 
 from osdhuman_jax import Restorer
+from osdhuman_jax.commands import restore
 from osdhuman_jax.images.codec import Picture, read_image, to_float, to_uint8
 from osdhuman_jax.images.sizes import scaled_size
 from osdhuman_jax.inference.finishing import RestoreError
@@ -121,7 +121,7 @@ def test_a_folder_with_provenance_and_resumption(model: Path, tmp_path: Path, ca
     cv2.imwrite(str(source / "a.png"), PHOTO[..., ::-1])
     cv2.imwrite(str(source / "deep.png"), PHOTO[..., ::-1].astype(np.uint16) * 257)
     flags = ["--model", str(model), "--input", str(source), "--output", str(out), "--upscale", "4"]
-    assert infer.main(flags) == 0
+    assert restore.main(flags) == 0
     lines = [json.loads(line) for line in (out / "provenance.jsonl").read_text().splitlines()]
     digest = load_cleaner(model).digest
     assert [(x["model"], x["model_digest"], x["tile"]) for x in lines] == [
@@ -130,7 +130,7 @@ def test_a_folder_with_provenance_and_resumption(model: Path, tmp_path: Path, ca
     assert {(x["output_height"], x["output_width"]) for x in lines} == {(244, 180)}
     (restored,) = Pipeline.from_folder(model).restore([Picture(PHOTO)], upscale=4.0)
     np.testing.assert_array_equal(read_image(out / "a.png").rgb, restored.rgb)
-    assert infer.main(flags) == 0
+    assert restore.main(flags) == 0
     assert "2 were there already" in capsys.readouterr().out
 
 

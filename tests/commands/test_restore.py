@@ -6,67 +6,21 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import cv2
-import infer
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
-from skimage.data import astronaut
+from tiny_folder import PHOTO, TINY, random_restorer
 
+from osdhuman_jax.commands import restore
 from osdhuman_jax.config import (
-    HFIEConfig,
-    ModelConfig,
-    SwinConfig,
-    UNetConfig,
     UseConfig,
-    VAEConfig,
 )
 from osdhuman_jax.images.codec import read_image
 from osdhuman_jax.inference import folder_run, pipeline
-from osdhuman_jax.methods.osdhuman import Restorer, build_restorer
 from osdhuman_jax.weights import save_model
-
-TINY = ModelConfig(
-    vae=VAEConfig(
-        block_out_channels=(2, 2, 2, 2),
-        layers_per_block=1,
-        norm_num_groups=2,
-        mid_block_add_attention=False,
-    ),
-    unet=UNetConfig(
-        block_out_channels=(4, 4),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        layers_per_block=1,
-        num_attention_heads=(1, 1),
-        cross_attention_dim=4,
-        norm_num_groups=2,
-    ),
-    swin=SwinConfig(
-        image_size=32,
-        embed_dim=4,
-        depths=(1,),
-        num_heads=(1,),
-        window_size=4,
-        mlp_ratio=1.0,
-        image_proj_dim=4,
-    ),
-    hfie=HFIEConfig(num_queries=2, num_heads=1),
-)
-PHOTO = cv2.resize(astronaut(), (48, 60), interpolation=cv2.INTER_AREA)  # 60 high, 48 wide
-
-
-def random_restorer() -> Restorer:
-    """Random weights without compiling their initializers."""
-    abstract = nnx.eval_shape(lambda: build_restorer(**asdict(TINY), rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract)
-    rng = np.random.default_rng(0)
-    draw = jax.tree.map(lambda x: rng.normal(0, 0.2, x.shape).astype(x.dtype), state)
-    return nnx.merge(graphdef, draw)
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +72,13 @@ BAD = {
 
 def run(model: Path, source: Path | str, output: Path, *flags: str) -> int:
     always = ["--input", str(source), "--output", str(output), "--model", str(model)]
-    return infer.main([*always, "--batch_size", "2", *flags])  # one size: few programs to compile
+    return restore.main([*always, "--batch_size", "2", *flags])  # one size: few programs to compile
 
 
 def refused(capsys, *flags: str) -> str:
     """What a run with these flags says before it exits with status 2."""
     try:
-        status = infer.main([str(flag) for flag in flags])
+        status = restore.main([str(flag) for flag in flags])
     except SystemExit as exit:
         status = exit.code
     assert status == 2
@@ -312,14 +266,14 @@ def test_a_failed_computation_fails_its_batch_only(
 ) -> None:
     one_photo(tmp_path / "in")
     Image.fromarray(PHOTO[:, :20]).resize((180, 60)).save(tmp_path / "in" / "wide.png")
-    whole = infer.Pipeline.compute
+    whole = restore.Pipeline.compute
 
     def tight(self, pictures, *options):
         if pictures[0].shape[1] == 180:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nlong trace")
         return whole(self, pictures, *options)
 
-    monkeypatch.setattr(infer.Pipeline, "compute", tight)
+    monkeypatch.setattr(restore.Pipeline, "compute", tight)
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
     assert pngs(tmp_path / "out") == ["a.png", "provenance.jsonl"]
     assert capsys.readouterr().err.endswith("smaller --max_memory, --batch_size or --upscale\n")
@@ -395,8 +349,10 @@ def test_a_bad_model_is_refused_in_one_line(tmp_path: Path, capsys, flag: str) -
 )
 def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tuple) -> None:
     asked = []
-    monkeypatch.setattr(infer.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
-    infer.load_pipeline(infer.parse_args(["--input", "i", "--output", "o", "--checkpoint", text]))
+    monkeypatch.setattr(restore.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
+    restore.load_pipeline(
+        restore.parse_args(["--input", "i", "--output", "o", "--checkpoint", text])
+    )
     assert asked == [expected]
 
 
@@ -406,7 +362,7 @@ def test_memory_and_batch_size_reach_the_pipeline(
 ) -> None:
     monkeypatch.setattr(pipeline, "budget", lambda: 12_345)
     always = ["--input", "i", "--output", "o", "--model", str(model), "--batch_size", "3"]
-    made = infer.load_pipeline(infer.parse_args([*always, *flags]))
+    made = restore.load_pipeline(restore.parse_args([*always, *flags]))
     assert made.max_memory == (limit or 12_345) and made.batch_size == 3
 
 
@@ -416,7 +372,7 @@ def test_script_runs_from_another_folder_without_torch(tmp_path: Path, model: Pa
         "import sys, runpy; sys.modules['torch'] = None; del sys.argv[0];"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    script = Path(infer.__file__).resolve()
+    script = Path(__file__).parents[2] / "infer.py"
     flags = ["--input", "in", "--output", "out", "--model", str(model)]
     command = [sys.executable, "-c", code, str(script), *flags]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -109,7 +109,7 @@ def test_two_devices_share_a_batch() -> None:
     """In a process of its own: the number of devices is fixed before JAX starts."""
     code = (
         "import jax, numpy as np, small, test_programs as t;"
-        "from osdhuman_jax.programs import Programs;"
+        "from osdhuman_jax.inference.programs import Programs;"
         "p = Programs(small.restorer()); run = p.whole(t.SHAPE, t.TOKENS);"
         "out = run(t.lq(), t.prompt());"
         "assert p.devices == 2 and len(out.sharding.device_set) == 2, out.sharding;"
@@ -118,7 +118,7 @@ def test_two_devices_share_a_batch() -> None:
         "np.testing.assert_allclose(np.asarray(out), np.asarray(one), atol=1e-5)"
     )
     here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent)])
+    path = os.pathsep.join([str(here), str(here.parent), str(here.parents[1])])
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **flags}, check=False)
     assert done.returncode == 0

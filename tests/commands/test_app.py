@@ -24,7 +24,7 @@ from small import halving
 from osdhuman_jax.commands import app
 from osdhuman_jax.inference import pipeline
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 PATIENCE = 300_000  # milliseconds; the first picture is compiled
 LIMITS = ["--max_pixels", "60000", "--max_file_size", "200000"]

@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import commands
 import pytest
-import train
-from commands import DEADLINE, ROOT, assert_same_model, saved, wait_for
+import training_runs
+from training_runs import DEADLINE, ROOT, assert_same_model, saved, wait_for
 
+from osdhuman_jax.training import loop as training_loop
 from osdhuman_jax.training.checkpoint import SaveError
 
 
@@ -24,7 +24,7 @@ def cache(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(cache: Path, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("run") / "w"
-    result = commands.run(workdir, "--profile=2", cache=cache)
+    result = training_runs.run(workdir, "--profile=2", cache=cache)
     assert result.returncode == 0, result.stderr
     return workdir
 
@@ -51,12 +51,12 @@ def test_killed_run_ends_as_the_undisturbed_one(
     undisturbed: Path, tmp_path: Path, cache: Path
 ) -> None:
     workdir = tmp_path / "w"
-    with commands.start(workdir, cache=cache) as process:
+    with training_runs.start(workdir, cache=cache) as process:
         assert wait_for(process, lambda: 10 in saved(workdir))
         os.kill(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (workdir / "model").exists()
-    result = commands.run(workdir, cache=cache)
+    result = training_runs.run(workdir, cache=cache)
     assert result.returncode == 0, result.stderr
     assert_same_model(workdir, undisturbed)
     last = [(w / "metrics.jsonl").read_text().splitlines()[-1] for w in (workdir, undisturbed)]
@@ -69,14 +69,14 @@ def test_stopped_run_saves_its_step_and_goes_on(
     """The signal goes to the loader's worker too, as from a batch system."""
     workdir = tmp_path / "w"
     flags = ["--config.run.checkpoint_every=1000", "--config.data.workers=1"]
-    with commands.start(workdir, *flags, cache=cache) as process:
-        assert wait_for(process, lambda: commands.losses(workdir))
+    with training_runs.start(workdir, *flags, cache=cache) as process:
+        assert wait_for(process, lambda: training_runs.losses(workdir))
         os.killpg(process.pid, signal.SIGTERM)
         said = process.communicate(timeout=DEADLINE)[1]
     assert process.returncode == 75
     (step,) = saved(workdir)
     assert 5 < step < 20 and f"step {step} is saved" in said and "Traceback" not in said
-    result = commands.run(workdir, cache=cache)
+    result = training_runs.run(workdir, cache=cache)
     assert result.returncode == 0, result.stderr
     assert_same_model(workdir, undisturbed)
 
@@ -84,7 +84,7 @@ def test_stopped_run_saves_its_step_and_goes_on(
 def test_a_signal_ends_the_first_compilation(tmp_path: Path) -> None:
     """Nothing is in the cache; nothing was saved yet."""
     workdir = tmp_path / "w"
-    with commands.start(workdir, cache=tmp_path / "empty") as process:
+    with training_runs.start(workdir, cache=tmp_path / "empty") as process:
         assert process.stderr is not None
         assert any("compiling the training step for 64 x 64 ..." in x for x in process.stderr)
         process.send_signal(signal.SIGTERM)
@@ -120,7 +120,7 @@ def test_checkpoint_restores_like_the_exported_model(undisturbed: Path, tmp_path
 def test_resuming_with_another_config_is_refused(
     undisturbed: Path, cache: Path, override: str, said: str
 ) -> None:
-    result = commands.run(undisturbed, override, cache=cache)
+    result = training_runs.run(undisturbed, override, cache=cache)
     assert result.returncode == 2
     assert said in result.stderr and "Traceback" not in result.stderr
 
@@ -146,7 +146,7 @@ def test_resuming_with_another_config_is_refused(
 def test_bad_config_is_one_line_and_leaves_nothing(
     tmp_path: Path, cache: Path, flag: str, said: str
 ) -> None:
-    result = commands.run(tmp_path / "w", flag, cache=cache)
+    result = training_runs.run(tmp_path / "w", flag, cache=cache)
     assert result.returncode == 2 and said in result.stderr, result.stderr
     assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
 
@@ -156,7 +156,7 @@ def test_files_that_fail_while_training_are_one_line(tmp_path: Path) -> None:
     for made, said in ((None, "the beginning"), (5, f"step 5 in {where}")):
         if made:
             (tmp_path / "w" / "checkpoints" / str(made)).mkdir(parents=True)
-        with pytest.raises(SaveError) as caught, train.files_needed(tmp_path / "w"):
+        with pytest.raises(SaveError) as caught, training_loop.files_needed(tmp_path / "w"):
             raise PermissionError(13, "Permission denied", "/photos/a.png")
         assert str(caught.value) == (
             "[Errno 13] Permission denied: '/photos/a.png'; the same command goes on from " + said
@@ -165,7 +165,9 @@ def test_files_that_fail_while_training_are_one_line(tmp_path: Path) -> None:
 
 def test_a_mistyped_path_does_not_begin_a_run(tmp_path: Path, cache: Path) -> None:
     """The workdir is free for the corrected command."""
-    result = commands.run(tmp_path / "w", "--config.run.eval_sources=('/nowhere',)", cache=cache)
+    result = training_runs.run(
+        tmp_path / "w", "--config.run.eval_sources=('/nowhere',)", cache=cache
+    )
     assert result.returncode == 2 and "/nowhere" in result.stderr
     assert "run.eval_sources" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "w").exists()

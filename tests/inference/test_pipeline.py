@@ -56,7 +56,7 @@ TINY = ModelConfig(
 )
 
 
-NANO = Path(__file__).parent.parent / "models" / "nano"
+NANO = Path(__file__).parents[2] / "models" / "nano"
 
 
 class Mean(Halve):

@@ -10,9 +10,9 @@ import pytest
 import small
 from flax import nnx
 
-import train
 from osdhuman_jax.interruption import Stopped
 from osdhuman_jax.training import hosts
+from osdhuman_jax.training import loop as training_loop
 from osdhuman_jax.training.checkpoint import Checkpoints
 from osdhuman_jax.training.sharding import make_mesh
 from osdhuman_jax.training.train_step import Trainer, TrainState
@@ -52,7 +52,9 @@ class Ruin(Trainer):
         return new, {"loss": new.step, "nonfinite": new.nonfinite, "stop": jnp.max(batch["stop"])}
 
 
-def loop(folder: Any, loader: Any, validate: Any = None, last_good: int = STEPS) -> train.Loop:
+def loop(
+    folder: Any, loader: Any, validate: Any = None, last_good: int = STEPS
+) -> training_loop.Loop:
     config = small.config("restorer")
     config.run.steps, config.run.log_every, config.run.checkpoint_every = STEPS, 2, 1000
     config.run.sample_every = 4 if validate else 0
@@ -63,7 +65,7 @@ def loop(folder: Any, loader: Any, validate: Any = None, last_good: int = STEPS)
         "signals": hosts.Signals(),
     }
     rest = {"loader": loader, "monitor": None, "validate": validate, "frozen": None}
-    return train.Loop(config, make_mesh(1, 1), Ruin(last_good), **parts, **rest)
+    return training_loop.Loop(config, make_mesh(1, 1), Ruin(last_good), **parts, **rest)
 
 
 def start() -> TrainState:
@@ -75,8 +77,10 @@ def saved(folder: Any) -> list[int]:
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 
 
-def run(made: train.Loop, folder: Any, state: TrainState, first: int = 0) -> tuple[int, TrainState]:
-    found = made(state, first, train.Profile(folder, first, 0))
+def run(
+    made: training_loop.Loop, folder: Any, state: TrainState, first: int = 0
+) -> tuple[int, TrainState]:
+    found = made(state, first, training_loop.Profile(folder, first, 0))
     made.checkpoints.close()
     return found
 
@@ -105,7 +109,7 @@ def test_a_signal_while_validation_is_compiled_ends_the_run_in_order(tmp_path):
         raise Stopped
 
     status, state = run(made, tmp_path, start())
-    assert status == train.STOPPED
+    assert status == training_loop.STOPPED
     assert saved(tmp_path) == [int(state.step)] and 4 <= int(state.step) <= 6
 
 
@@ -124,13 +128,13 @@ def test_what_a_failed_step_has_consumed_is_not_saved(tmp_path):
 def test_trying_again_pushes_no_good_checkpoint_out(tmp_path):
     """Steps 5, 6, 7 are not finite: what was before them is saved once, however often tried."""
     status, state = run(loop(tmp_path, Pictures(0), last_good=4), tmp_path, start())
-    assert status == train.NOT_FINITE and float(state.params["w"][...]) == 4
+    assert status == training_loop.NOT_FINITE and float(state.params["w"][...]) == 4
     (step,) = saved(tmp_path)
     for _ in range(4):
         again = loop(tmp_path, Pictures(0), last_good=4)
         state, _ = again.checkpoints.restore(step, start())
         status, state = run(again, tmp_path, state, step)
-        assert status == train.NOT_FINITE and int(state.step) > step
+        assert status == training_loop.NOT_FINITE and int(state.step) > step
         assert saved(tmp_path) == [step]
 
 
@@ -149,5 +153,5 @@ def test_pictures_that_were_passed_over_are_counted_from_the_start(tmp_path):
 
     made = loop(tmp_path, Pictures(0))
     made.monitor = Log()  # type: ignore[assignment]
-    assert run(made, tmp_path, start())[0] == train.DONE
+    assert run(made, tmp_path, start())[0] == training_loop.DONE
     assert [line["skipped"] for line in lines] == list(range(4, 41, 4))

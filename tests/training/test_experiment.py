@@ -13,11 +13,11 @@ from flax import nnx
 
 from osdhuman_jax.config import Config, ConfigError, DegradationConfig
 from osdhuman_jax.methods import lora
-from osdhuman_jax.methods.osdhuman import Restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.training import experiment
 from osdhuman_jax.weights import WeightsError, load_base, random_restorer, save_model
 
-CONFIGS = (Path(__file__).parent.parent / "configs").glob("*.py")
+CONFIGS = (Path(__file__).parents[2] / "configs").glob("*.py")
 KINDS = ("vae", "diffusion", "restorer")
 HFIE = {"query"} | {f"{p}_proj.{w}" for p in "q k v out".split() for w in ("kernel", "bias")}
 
@@ -44,7 +44,9 @@ def folder(tmp_path_factory) -> Path:
 # What is trained.
 
 
-def trained(change: Callable[[Config], object], kind: str) -> tuple[set[str], set[str], Restorer]:
+def trained(
+    change: Callable[[Config], object], kind: str
+) -> tuple[set[str], set[str], OneStepRestorer]:
     """Names of the trained parameters and of all, of a model of shapes."""
     config = small.config(kind)
     change(config)

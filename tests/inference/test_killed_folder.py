@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_infer import TINY, random_restorer
+from tiny_folder import TINY, random_restorer
 
 from osdhuman_jax.weights import save_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KILLS = 3
 SUFFIXES = (".png", ".jpg", ".webp")
 

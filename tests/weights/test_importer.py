@@ -15,11 +15,10 @@ import pytest
 import torch
 from convert import call, convert, nchw, normal
 from flax import nnx
-from make_weights import Networks
+from make_weights import MERGES, VOCAB, Networks
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
-from test_tokenizer import MERGES, VOCAB
 from transformers import CLIPTextConfig
 from transformers import CLIPTextModel as CLIPTextModelOfTorch
 
@@ -420,7 +419,7 @@ def test_a_run_with_every_imported_part(sources, nets, tmp_path):
     import_model(sources / "sd", sources / "ram.pth", tmp_path / "base", **parts)
     (tmp_path / "guided.py").write_text(GUIDED.format(folder=str(tmp_path / "base")))
     argv = [sys.executable, "train.py", "--config", tmp_path / "guided.py", "--workdir"]
-    root = Path(files.__file__).parents[1]
+    root = Path(__file__).parents[2]
     result = subprocess.run([*argv, tmp_path / "w"], cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     lines = [json.loads(x) for x in (tmp_path / "w/metrics.jsonl").read_text().splitlines()]

@@ -33,7 +33,7 @@ LEARNING_RATE = 1e-2
 @pytest.fixture(scope="module")
 def measured() -> dict:
     count = "--xla_force_host_platform_device_count=8"
-    paths = os.pathsep.join(map(str, (HERE.parent.parent, HERE.parent)))
+    paths = os.pathsep.join(map(str, (HERE.parents[2], HERE.parents[1])))
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": count, "PYTHONPATH": paths}
     argv = [sys.executable, str(HERE)]
     result = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=1800)

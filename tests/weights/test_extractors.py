@@ -10,21 +10,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import infer
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.data
 import torch
-from make_weights import dape_state
+from make_weights import MERGES, VOCAB, dape_state
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
-from test_tokenizer import MERGES, VOCAB
 
 from benchmarks import references
 from benchmarks.convert import nchw, randomise
 from benchmarks.fidelity import TINY
 from benchmarks.published import adapt_all, publish, reference_restorer
+from osdhuman_jax.commands import restore
 from osdhuman_jax.commands.weights import main
 from osdhuman_jax.config import Config
 from osdhuman_jax.images.codec import to_float
@@ -142,7 +141,7 @@ def ours(folder: Path) -> np.ndarray:
     Image.fromarray(PHOTO).save(folder.parent / "photo.png")
     files = {"--input": folder.parent / "photo.png", "--output": folder.parent / "out"}
     words = [str(word) for pair in {**files, "--model": folder}.items() for word in pair]
-    assert infer.main(words) == 0
+    assert restore.main(words) == 0
     return np.asarray(Image.open(folder.parent / "out" / "photo.png"))
 
 
@@ -221,7 +220,7 @@ def test_flipped_byte_stops_the_command(trained, tmp_path, capsys, name):
     (folder / name).write_bytes(data)
     Image.fromarray(PHOTO).save(tmp_path / "photo.png")
     flags = {"--input": tmp_path / "photo.png", "--output": tmp_path / "out", "--model": folder}
-    assert infer.main([str(word) for pair in flags.items() for word in pair]) == 2
+    assert restore.main([str(word) for pair in flags.items() for word in pair]) == 2
     said = f"infer.py: {folder / name}: its bytes do not match the digest in config.json\n"
     assert capsys.readouterr().err == said
     assert not (tmp_path / "out").exists()
