@@ -1,4 +1,7 @@
-"""Sizes of the small models; `ModelConfig()` itself is Stable Diffusion 2.1-base with RAM."""
+"""Sizes of the small models; `ModelConfig()` itself is Stable Diffusion 2.1-base with RAM.
+
+No experiment: the other files of this folder take their `model` from here.
+"""
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 
