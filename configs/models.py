@@ -1,7 +1,4 @@
-"""Sizes of the small models; `ModelConfig()` itself is Stable Diffusion 2.1-base with RAM.
-
-No experiment: the other files of this folder take their `model` from here.
-"""
+"""Sizes of the small models; `ModelConfig()` itself is Stable Diffusion 2.1-base with RAM."""
 
 from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
 
