@@ -1,4 +1,4 @@
-"""The whole loop in a minute or two: tiny random model, 20 steps, scikit-image's own pictures.
+"""The whole loop in minutes: tiny random model, 20 steps, scikit-image's own pictures.
 
     python train.py --config configs/debug.py --workdir runs/debug
 
