@@ -1,7 +1,10 @@
 """HQ-ACF's profiles as values. The paper gives no thresholds: these are this project's.
 
+    python -m curate.run --source coco=INSTANCES.json,IMAGES --output data/persona --profile default
+
 `default` for a training set; `strict` never enlarges; `paper` follows the paper's text where it
 says how; `test` takes people of lower quality for a test set (to be run with --exclude TRAIN).
+What to expect of a run, and how long it takes, is in docs/curation.md.
 """
 
 from curate.config import ConfigError, CurateConfig

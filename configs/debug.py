@@ -1,4 +1,10 @@
-"""The whole loop in a minute: tiny random model, 20 steps, scikit-image's own pictures."""
+"""The whole loop in minutes: tiny random model, 20 steps, scikit-image's own pictures.
+
+    python train.py --config configs/debug.py --workdir runs/debug
+
+Nothing is learned in 20 steps; what can be seen is that data, step, validation, checkpoints and
+export work here. Most of the time is compilation.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,10 @@
-"""Second stage of the bundled model: a small diffusion prior, prompted by the picture itself."""
+"""Second stage of the bundled model: a small diffusion prior, prompted by the picture itself.
+
+    python train.py --config configs/nano_diffusion.py --workdir runs/nano_diffusion
+
+After configs/nano_vae.py, from whose result it starts. 4 minutes on two CPU cores; the loss is that
+of eps-prediction and falls.
+"""
 
 from configs import nano_vae
 from osdhuman_jax.config import Config

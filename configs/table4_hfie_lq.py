@@ -1,4 +1,9 @@
-"""Table 4: HFIE looks at the LQ picture, as in the paper."""
+"""Table 4: HFIE looks at the LQ picture, as in the paper; the run of configs/base.py by its name.
+
+    python train.py --config configs/table4_hfie_lq.py --workdir runs/hfie_lq
+
+What it takes and what the paper reports of it stand there.
+"""
 
 from configs import base
 from osdhuman_jax.config import Config
