@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from curate.config import ConfigError
-from curate.crop import Crop, index_file, source_and_number
-from curate.engine import Engine, Job
-from curate.jobs import Index, Score, deal
-from curate.ledger import Ledger, LedgerError
-from curate.plan import Plan
-from curate.tables import (
+from curate.cropping.index import Index, deal
+from curate.cropping.job import Crop, index_file, source_and_number
+from curate.engine.engine import Engine
+from curate.engine.ledger import Ledger, LedgerError
+from curate.engine.parquet import (
     PRINTS,
     ROWS,
     CropFile,
@@ -29,6 +28,9 @@ from curate.tables import (
     write_rows,
     write_scores,
 )
+from curate.engine.worker import Job
+from curate.plan import Plan
+from curate.quality.score_job import Score
 
 Facts = dict[str, Any]
 PUBLISHED = ("packed", "report")
@@ -63,7 +65,7 @@ def indexed(ledger: Ledger, shard: str) -> list[Row]:
         return []
 
 
-def forget(engine: Engine, plan: "Plan", image_ids: Iterable[str]) -> None:
+def forget(engine: Engine, plan: Plan, image_ids: Iterable[str]) -> None:
     """Drop images, forgotten by the plan already, from all that is published and every shard."""
     ledger, gone = Ledger(engine.root), set(image_ids)
     withdraw(ledger, gone)
@@ -125,7 +127,7 @@ def score_groups(ledger: Ledger) -> list[str]:
     return [name.removeprefix("score-") for name in names]
 
 
-def reindex(engine: Engine, plan: "Plan", sources: set[str]) -> None:
+def reindex(engine: Engine, plan: Plan, sources: set[str]) -> None:
     """Index the images' sources without them; of a source that is named no more, drop the index."""
     job = Index(tuple(plan.sources), plan.config.shard_images, tuple(plan.forgotten))
     named = {source.name for source in plan.sources}

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from curate.config import DecodeConfig
-from curate.decode import Refused, load
+from curate.cropping.decode import Refused, load
 from curate.readers import folders
 from curate.schema import Pixels
 from osdhuman_jax.cli import CommandError, Parser, check_file, end, some_path

@@ -10,7 +10,7 @@ from pathlib import Path
 from curate import config as settings
 from curate import readers
 from curate.config import ConfigError, CurateConfig
-from curate.jobs import Source
+from curate.cropping.index import Source
 from osdhuman_jax.disk import write_json
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # of a source: part of file names

@@ -25,25 +25,29 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from curate import config as settings
-from curate import detect, readers, scores
-from curate.barred import barred_files
-from curate.cluster import session
+from curate import readers
 from curate.config import ConfigError, CurateConfig
-from curate.crop import Crop, index_file
-from curate.engine import Engine, EngineError
+from curate.cropping import detect
+from curate.cropping.index import Index, crop_shards, survey_line
+from curate.cropping.job import Crop, index_file
+from curate.engine.cluster import session
+from curate.engine.engine import Engine
+from curate.engine.ledger import Ledger
+from curate.engine.parquet import opened, read_rows
+from curate.engine.progress import Screen
+from curate.engine.worker import EngineError
 from curate.forget import check as check_known
 from curate.forget import forget
-from curate.jobs import Index, Score, crop_shards, survey_line
-from curate.ledger import Ledger
-from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
-from curate.pack import check as check_container
-from curate.pack import pack
 from curate.plan import Plan, parse_sources, read_plan
-from curate.pool import SelectError
-from curate.progress import Screen
+from curate.publish.pack import check as check_container
+from curate.publish.pack import pack
+from curate.quality import scores
+from curate.quality.score_job import Score
 from curate.schema import InputError
-from curate.selection import Select, read_review, read_statistics
-from curate.tables import opened, read_rows
+from curate.selection.barred import barred_files
+from curate.selection.manifest import ManifestError, check, funnel_text, funnels, read_manifest
+from curate.selection.pool import SelectError
+from curate.selection.select import Select, read_review, read_statistics
 from osdhuman_jax.cli import (
     CommandError,
     Parser,
@@ -201,7 +205,7 @@ class Pipeline:
 
     def report(self) -> None:
         """Tables and figures."""
-        from curate.report import write_report  # matplotlib: not for every worker process
+        from curate.publish.report import write_report  # matplotlib: not for every worker process
 
         write_report(self.ledger, self.plan.tags)
         print(f"report: {spelled(self.engine.root / 'report' / 'report.md')}")

@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from curate.pack import PackError, picture_name, read_container
+from curate.engine.parquet import read_rows
+from curate.publish.pack import PackError, picture_name, read_container
 from curate.schema import InputError
-from curate.tables import read_rows
 from osdhuman_jax.cli import CommandError, Parser, check_folder, end, some_path
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.filenames import spelled

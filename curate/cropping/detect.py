@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from curate import stages
 from curate.config import ConfigError, DetectConfig
+from curate.cropping import stages
+from curate.readers.text_files import open_text
 from curate.schema import WHOLE, Box, Pixels, SourceImage
-from curate.text import open_text
 from osdhuman_jax.disk import known_digest
 
 Boxes = Float64[np.ndarray, "n 4"]

@@ -1,40 +1,31 @@
-"""The jobs before and after cropping: index (labels to rows) and score (crops to numbers).
+"""The index job: labels in, a row for every picture of a source out.
 
-Like every job they are pure maps: what is written depends on parameters and inputs alone, and the
-key names them all. A source's images are dealt to shards by the digest of their names, so that
-another source added later leaves the shards that are done alone.
+What is written depends on parameters and inputs alone, and the key names them all. A source's
+images are dealt to shards by the digest of their names, so that another source added later leaves
+the shards that are done alone.
 """
 
 import hashlib
-import itertools
-import math
 import pickle
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from curate import readers, scores
-from curate.config import ScoreConfig
-from curate.crop import CODE, LIBRARIES, decode_png, file_name_digest
-from curate.engine import Failure, Runner
-from curate.ledger import Ledger, digest
-from curate.readers import Notes, ReaderError
-from curate.schema import Pixels, SourceImage, counts
-from curate.scores import Batch
-from curate.tables import (
-    ERROR,
+from curate import readers
+from curate.cropping.job import CODE
+from curate.engine.ledger import Ledger, digest
+from curate.engine.parquet import (
     INDEX,
-    CropFile,
     Row,
     image_row,
     write_rows,
-    write_scores,
 )
+from curate.engine.worker import Runner
+from curate.readers import Notes, ReaderError
+from curate.schema import SourceImage
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.filenames import unspelled_path
 
@@ -193,84 +184,3 @@ def crop_shards(ledger: Ledger, sources: Iterable[Source]) -> list[str]:
         count = len(ledger.outputs_key("index", source.name))
         names += [f"{source.name}-{k:05d}" for k in range(count)]
     return names
-
-
-@dataclass(frozen=True)
-class Score:
-    """Shard = the crop job's; output scores.parquet: crop_id and one column a metric.
-
-    `group` names the metrics that are computed together; a group more does not touch the others.
-    A crop that cannot be scored has NaN and, in the column `tables.ERROR`, the reason.
-    """
-
-    group: str
-    config: ScoreConfig
-
-    @property
-    def name(self) -> str:
-        return f"score-{self.group}"
-
-    @property
-    def gpus(self) -> float:
-        return 1.0 if self.config.device.startswith("cuda") else 0.0
-
-    def key(self, ledger: Ledger, shard: str) -> str:
-        crops = file_name_digest(ledger.output("crop", shard, "crops.parquet"))
-        return digest(CODE, LIBRARIES, scores.describe(self.group, self.config), crops)
-
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
-        crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
-        metrics = scores.names(self.group, self.config)
-        failed = dict.fromkeys(metrics, math.nan)
-        rows: list[Row] = []
-        for name, values in self.results(crops, run):
-            if isinstance(values, Failure):
-                values = {**failed, ERROR: values.reason}
-            rows.append({"crop_id": name, **values})
-        write_scores(folder / "scores.parquet", metrics, rows)
-        errors = counts(row[ERROR] for row in rows if ERROR in row)
-        return {"crops": len(rows), "reasons": errors}
-
-    def results(self, crops: CropFile, run: Runner) -> Iterator[tuple[str, Row | Failure]]:
-        """Values by metric of each crop, or a Failure: a batch that fails is taken one by one.
-
-        Raises RuntimeError if all of such a batch fail: then the metric, or what it runs on, is at
-        fault and not the crops.
-        """
-        setup = partial(make_batch_scorer, self.group, self.config)
-        patient = replace(run, limit=run.limit * self.config.batch)
-        ours, theirs = itertools.tee(batches(crops, self.config.batch))
-        answers = patient.each(setup, (pixels for _, pixels in theirs))
-        for (ids, pixels), values in zip(ours, answers, strict=True):
-            if isinstance(values, Failure) and len(ids) > 1:
-                single = list(run.each(setup, pixels[:, None]))
-                if all(isinstance(value, Failure) for value in single):
-                    raise RuntimeError(f"{self.group}: no crop can be scored: {values.detail}")
-                values = [v if isinstance(v, Failure) else v[0] for v in single]
-            yield from zip(ids, [values] if isinstance(values, Failure) else values, strict=True)
-
-
-def make_batch_scorer(group: str, config: ScoreConfig) -> Callable[[Batch], list[Row]]:
-    """The function of batches that a worker process runs: values by metric of each crop."""
-    cv2.setNumThreads(1)
-    return partial(score_batch, scores.make_scorer(group, config))
-
-
-def score_batch(scorer: scores.Scorer, batch: Batch) -> list[Row]:
-    """A row of numbers for each crop."""
-    columns = scorer(batch)
-    return [{name: float(columns[name][at]) for name in scorer.names} for at in range(len(batch))]
-
-
-def batches(crops: CropFile, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Crops as (names, uint8 (n, 512, 512, 3)), n = `size` but for the last."""
-    ids: list[str] = []
-    pixels: list[Pixels] = []
-    for name, png in crops.items():
-        ids.append(name)
-        pixels.append(decode_png(png))
-        if len(ids) == size:
-            yield ids, np.stack(pixels)
-            ids, pixels = [], []
-    if ids:
-        yield ids, np.stack(pixels)

@@ -13,13 +13,12 @@ import cv2
 import numpy as np
 import PIL
 
-from curate import decode, detect, readers, stages
+from curate import readers
 from curate.config import CurateConfig
-from curate.engine import Failure, Runner
-from curate.ledger import Ledger, digest
-from curate.schema import SIDE, WHOLE, Box, Candidate, Pixels, SourceImage, counts, crop_id
-from curate.split import fingerprint
-from curate.tables import (
+from curate.cropping import decode, detect, stages
+from curate.cropping.fingerprints import RESIZE_RULE, pixels_digest, print_rows
+from curate.engine.ledger import Ledger, digest
+from curate.engine.parquet import (
     PRINTS,
     ROWS,
     Row,
@@ -29,9 +28,10 @@ from curate.tables import (
     source_image,
     write_rows,
 )
+from curate.engine.worker import Failure, Runner
+from curate.schema import SIDE, WHOLE, Box, Candidate, Pixels, SourceImage, counts, crop_id
 
 CODE = 3  # raised whenever a job's output for the same input changes
-RESIZE_RULE = "area-lanczos4-512"  # part of a crop's name
 LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
 PNG = (cv2.IMWRITE_PNG_COMPRESSION, 3)
 
@@ -237,41 +237,6 @@ def _shows(box: Box, x0: int, y0: int, s: int) -> bool:
     height = max(0.0, min(bottom, y0 + s) - max(top, y0))
     area = (right - left) * (bottom - top)
     return width * height >= 0.5 * area > 0 and max(right - left, bottom - top) * SIDE / s >= 24
-
-
-def print_rows(
-    image: SourceImage, rgb: Pixels, facts: Row, living: Iterable[Candidate]
-) -> list[Row]:
-    """How copies are found: of the whole image first, then of its crops."""
-    whole = print_row(image.image_id, image.flickr_id, rgb, facts)
-    crops = []
-    for candidate in living:
-        assert candidate.crop is not None
-        pixels = {"pixel_sha256": pixels_digest(candidate.crop)}
-        row = print_row(image.image_id, image.flickr_id, candidate.crop, facts | pixels)
-        square = (candidate.x0 or 0, candidate.y0 or 0, candidate.s or 0)
-        crops.append(row | {"crop_id": crop_id(image.image_id, *square, RESIZE_RULE)})
-    return [whole, *crops]
-
-
-def print_row(name: str, flickr_id: str, rgb: Pixels, facts: Row) -> Row:
-    """A fingerprint; `facts` gives file_sha256 and pixel_sha256."""
-    marks = fingerprint(rgb)
-    return {
-        "image_id": name,
-        "file_sha256": facts["file_sha256"],
-        "pixel_sha256": facts["pixel_sha256"],
-        "flickr_id": flickr_id,
-        "pixels": rgb.shape[0] * rgb.shape[1],
-        "phash": marks.phash,
-        "mirrored": marks.mirrored,
-        "thumb": marks.thumb,
-    }
-
-
-def pixels_digest(rgb: Pixels) -> str:
-    """sha256 of the pixels' bytes."""
-    return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()
 
 
 def encode_png(rgb: Pixels) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 
-from curate.engine import BREAKS, EngineError, Job, Outcome, Task, run_shard
+from curate.engine.worker import BREAKS, EngineError, Job, Outcome, Task, run_shard
 
 
 @contextmanager

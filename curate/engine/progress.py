@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from curate.engine import Outcome
+from curate.engine.worker import Outcome
 
 EVERY = 30.0  # seconds between lines where there is no terminal
 

@@ -24,13 +24,14 @@ import pyarrow as pa
 from PIL import Image
 
 from curate.config import PackConfig
-from curate.crop import CODE, LIBRARIES, decode_png
-from curate.engine import Engine, Runner
-from curate.ledger import Ledger, digest
-from curate.manifest import Crops, selected_rows
+from curate.cropping.job import CODE, LIBRARIES, decode_png
+from curate.engine.engine import Engine
+from curate.engine.ledger import Ledger, digest
+from curate.engine.parquet import Row, read_rows, write_rows
+from curate.engine.worker import Runner
 from curate.schema import InputError, Pixels, counts
-from curate.split import lot
-from curate.tables import Row, read_rows, write_rows
+from curate.selection.manifest import Crops, selected_rows
+from curate.selection.split import lot
 from osdhuman_jax.disk import file_digest, staged_folder, write_text
 
 PREFIX = struct.Struct("<3sBI")

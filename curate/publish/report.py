@@ -2,7 +2,7 @@
 
     OUT/report/report.md, report.json     Table 1, funnel, persons, tags
     OUT/report/*.png                      Figures 1, 6 and 7, histograms
-    OUT/report/review.html                for a look by hand (see `curate.review`)
+    OUT/report/review.html                for a look by hand (see `curate.publish.review`)
 
 Values with which the paper describes PERSONA stand beside ours only where the same metrics were
 used. Scores of metrics without weights are marked as such wherever they are shown.
@@ -17,15 +17,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate import figures, review
-from curate.categories import by_category
-from curate.crop import decode_png
-from curate.ledger import Ledger
-from curate.manifest import Crops, Funnel, check, funnel_text, funnels, merge, read_manifest
+from curate.cropping.job import decode_png
+from curate.engine.ledger import Ledger
+from curate.engine.parquet import read_rows
+from curate.publish import figures, review
+from curate.publish.categories import by_category
+from curate.quality.scores import PERSONS
 from curate.schema import InputError
-from curate.scores import PERSONS
-from curate.split import lot
-from curate.tables import read_rows
+from curate.selection.manifest import (
+    Crops,
+    Funnel,
+    check,
+    funnel_text,
+    funnels,
+    merge,
+    read_manifest,
+)
+from curate.selection.split import lot
 from osdhuman_jax.disk import staged_folder
 
 PAPER = {  # Table 1 of the paper, row PERSONA

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from curate.crop import decode_png
-from curate.manifest import Crops
+from curate.cropping.job import decode_png
+from curate.engine.parquet import Row
 from curate.schema import RANKED
-from curate.split import lot
-from curate.tables import Row
+from curate.selection.manifest import Crops
+from curate.selection.split import lot
 
 MOST = 200  # crops of each kind
 SIDE = 256  # pixels shown

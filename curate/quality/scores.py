@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-from curate import classic, detect, learned
 from curate.config import ConfigError, DetectConfig, ScoreConfig
-from curate.ledger import digest
+from curate.cropping import detect
+from curate.engine.ledger import digest
+from curate.quality import classic, learned
 from curate.schema import SourceImage
 from osdhuman_jax.disk import known_digest
 from osdhuman_jax.evaluation import niqe

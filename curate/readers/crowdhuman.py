@@ -11,9 +11,9 @@ from typing import Any
 
 from curate.readers.common import Notes, ReaderError, note_size
 from curate.readers.pictures import Pictures
+from curate.readers.text_files import open_text
 from curate.readers.values import flag, identity
 from curate.schema import Box, SourceImage
-from curate.text import open_text
 
 
 def labels(annotations: Path, images: Path) -> list[Path]:

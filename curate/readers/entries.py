@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from curate.readers.common import ReaderError
-from curate.text import open_text
+from curate.readers.text_files import open_text
 
 CHUNK = 1 << 20  # characters read at a time
 MOST = 1 << 26  # characters an entry may have

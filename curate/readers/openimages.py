@@ -14,9 +14,9 @@ from typing import Any
 
 from curate.readers.common import Notes, ReaderError, flickr_id, iou, note_size
 from curate.readers.pictures import Pictures
+from curate.readers.text_files import open_text
 from curate.readers.values import flag
 from curate.schema import Box, SourceImage
-from curate.text import open_text
 
 PEOPLE = ("Man", "Woman", "Boy", "Girl", "Person", "Human body")  # the more telling first
 KNOWN = {name.lower(): name for name in PEOPLE}

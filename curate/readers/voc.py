@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 
 from curate.readers.common import Notes, ReaderError, note_size
 from curate.readers.pictures import Pictures, clean
+from curate.readers.text_files import marked_encoding
 from curate.readers.values import flag, length
 from curate.schema import Box, SourceImage
-from curate.text import marked_encoding
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SYSTEM_FOLDERS, tree
 

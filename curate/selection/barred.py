@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from curate import decode
 from curate.config import ConfigError, CurateConfig, DecodeConfig
-from curate.crop import CODE, LIBRARIES, pixels_digest, print_row
-from curate.engine import Engine, Failure, Runner
-from curate.ledger import Ledger, digest
-from curate.manifest import selected_rows
+from curate.cropping import decode
+from curate.cropping.fingerprints import pixels_digest, print_row
+from curate.cropping.job import CODE, LIBRARIES
+from curate.engine.engine import Engine
+from curate.engine.ledger import Ledger, digest
+from curate.engine.parquet import PRINTS, Row, read_rows, write_rows
+from curate.engine.worker import Failure, Runner
 from curate.schema import SourceImage
-from curate.tables import PRINTS, Row, read_rows, write_rows
+from curate.selection.manifest import selected_rows
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import list_images
 

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.ledger import Ledger
+from curate.engine.ledger import Ledger
+from curate.engine.parquet import ROWS, CropFile, Row, read_rows, read_table
 from curate.schema import counts, is_reason
-from curate.tables import ROWS, CropFile, Row, read_rows, read_table
 
 DECISIONS = {
     "z": pa.float64(),

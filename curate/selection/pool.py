@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 from jaxtyping import Float64
 
 from curate.config import BLUR_FLOOR
-from curate.ledger import Ledger
+from curate.engine.ledger import Ledger
+from curate.engine.parquet import ERROR, Row, read_table, score_columns
 from curate.schema import InputError
-from curate.tables import ERROR, Row, read_table, score_columns
 
 Column = Float64[np.ndarray, " n"]
 COLUMNS = ("crop_id", "image_id", "license", "reason", "lap_src")

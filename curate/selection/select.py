@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from curate import scores, statistics
 from curate.config import CurateConfig
-from curate.crop import CODE, LIBRARIES
-from curate.engine import Runner
-from curate.ledger import Ledger, digest
-from curate.manifest import join_decisions, manifest_schema
-from curate.pool import Column, Pool, SelectError, read_pool
+from curate.cropping.fingerprints import Fingerprint
+from curate.cropping.job import CODE, LIBRARIES
+from curate.engine.ledger import Ledger, digest
+from curate.engine.parquet import Row, read_rows, read_table, write_rows, write_table
+from curate.engine.worker import Runner
+from curate.quality import scores, statistics
+from curate.readers.text_files import open_text
 from curate.schema import RANKED, VERSION, counts
-from curate.split import Crop, Fingerprint, Member, assign, group_images, lot, sample_strata
-from curate.tables import Row, read_rows, read_table, write_rows, write_table
-from curate.text import open_text
+from curate.selection.manifest import join_decisions, manifest_schema
+from curate.selection.pool import Column, Pool, SelectError, read_pool
+from curate.selection.split import Crop, Member, assign, group_images, lot, sample_strata
 from osdhuman_jax.disk import file_digest
 
 
@@ -286,7 +287,7 @@ class Select:
         shards: the crop job's.
         review: csv of decisions, "" = none.
         statistics: stats.json of another run whose pool measures this one, "" = own.
-        barred: fingerprint files of sets to be kept apart (see `curate.barred`).
+        barred: fingerprint files of sets to be kept apart (see `curate.selection.barred`).
         forgotten: whether images were, whose crops a review may still name.
     """
 

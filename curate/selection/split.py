@@ -12,9 +12,10 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
-from jaxtyping import Int64, UInt8, UInt64
+from jaxtyping import Int64, UInt64
+
+from curate.cropping.fingerprints import SIDE, Fingerprint
 
 Hashes = UInt64[np.ndarray, " n"]
 Pairs = Int64[np.ndarray, "m 2"]
@@ -23,20 +24,10 @@ Pairs = Int64[np.ndarray, "m 2"]
 # within 8. Among 1,900 street photographs these two numbers find 4 pairs, all of one scene.
 MAX_DISTANCE = 8  # bits
 MIN_CORRELATION = 0.8
-SIDE = 64  # pixels of a thumbnail
 CHUNK = 256  # hashes compared with many others at once
 BANDS = tuple((7 * band, 7) for band in range(8)) + ((56, 8),)
 # (first bit, bits) of one band more than MAX_DISTANCE, so that two hashes within that distance
 # agree in one of them at least
-
-
-@dataclass(frozen=True)
-class Fingerprint:
-    """How an image is recognised."""
-
-    phash: int
-    mirrored: int  # hash of the mirror image
-    thumb: bytes  # SIDE * SIDE gray values
 
 
 @dataclass(frozen=True)
@@ -49,20 +40,6 @@ class Member:
     flickr_id: str  # empty = unknown
     pixels: int  # width times height
     print: Fingerprint
-
-
-def fingerprint(rgb: UInt8[np.ndarray, "h w 3"]) -> Fingerprint:
-    """Hashes and thumbnail of an upright image."""
-    gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
-    thumb = cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    return Fingerprint(_phash(thumb), _phash(thumb[:, ::-1]), thumb.tobytes())
-
-
-def _phash(thumb: UInt8[np.ndarray, "64 64"]) -> int:
-    """Signs of the 64 lowest DCT coefficients of 32 x 32 pixels against their median."""
-    small = cv2.resize(thumb.astype(np.float32), (32, 32), interpolation=cv2.INTER_AREA)
-    low = cv2.dct(small)[:8, :8].ravel()
-    return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
 def distance(a: int, b: int) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from curate.engine import Failure, Runner
-from curate.ledger import Ledger, digest
+from curate.engine.ledger import Ledger, digest
+from curate.engine.worker import Failure, Runner
 
 
 def double(delay: float, item: int) -> int:

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import SETTINGS
+from curation_runs import SETTINGS
 
 from benchmarks.curate import write_set
 from curate import demo, run
 from curate.config import CurateConfig
-from curate.ledger import Ledger
-from curate.manifest import manifest_parts
+from curate.engine.ledger import Ledger
+from curate.selection.manifest import manifest_parts
 
 ROOT = Path(__file__).parent.parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "x"}

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, crop_of, curate, kept, manifest
+from curation_runs import SETTINGS, crop_of, curate, kept, manifest
 from onnx_files import write_onnx
 
 from curate import demo
-from curate.jobs import shard_count
-from curate.ledger import BOOKKEEPING, Ledger, tree_digest
-from curate.manifest import ManifestError, check, read_manifest
-from curate.tables import read_rows
+from curate.cropping.index import shard_count
+from curate.engine.ledger import BOOKKEEPING, Ledger, tree_digest
+from curate.engine.parquet import read_rows
+from curate.selection.manifest import ManifestError, check, read_manifest
 
 ROOT = Path(__file__).parent.parent.parent
 

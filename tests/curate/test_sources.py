@@ -6,14 +6,14 @@ from pathlib import Path
 import cv2
 import label_files
 import pytest
-from conftest import curate
+from curation_runs import curate
 
 from curate import demo
-from curate.barred import pictures
-from curate.detect import read_boxes
-from curate.ledger import Ledger
-from curate.selection import read_review
-from curate.tables import read_rows
+from curate.cropping.detect import read_boxes
+from curate.engine.ledger import Ledger
+from curate.engine.parquet import read_rows
+from curate.selection.barred import pictures
+from curate.selection.select import read_review
 
 
 def test_pictures_that_were_added_are_found_after_two_markers_are_gone(tmp_path):

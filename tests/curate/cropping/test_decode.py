@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from skimage import data
 
 from curate.config import DecodeConfig
-from curate.decode import Picture, Refused, load
+from curate.cropping.decode import Picture, Refused, load
 from curate.schema import Box, Pixels, SourceImage
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.png import chunk

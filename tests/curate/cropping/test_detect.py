@@ -10,8 +10,8 @@ import pytest
 from onnx_files import output, write_onnx
 from skimage import data
 
-from curate import detect, stages
 from curate.config import ConfigError, DetectConfig
+from curate.cropping import detect, stages
 from curate.schema import SourceImage
 
 PHOTO = data.astronaut()[:300, :400]  # 400 wide: letterboxed to 64 x 48 of 64 x 64

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage import data
 
-from curate import stages
 from curate.config import BlurConfig, BoxConfig, CurateConfig, DenseConfig, NmsConfig, SquareConfig
+from curate.cropping import stages
 from curate.schema import Box, Candidate
 
 PHOTO = data.astronaut()

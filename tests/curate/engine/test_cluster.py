@@ -5,12 +5,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import curate
+from curation_runs import curate
 
-from curate import cluster, demo, run
+from curate import demo, run
 from curate.config import CurateConfig, make_absolute
-from curate.crop import require
-from curate.jobs import Source
+from curate.cropping.index import Source
+from curate.cropping.job import require
+from curate.engine import cluster
 from curate.readers import ReaderError
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from engine_jobs import DiskFull, Doubling, Dying, factory
 
-from curate import engine
-from curate.engine import Engine, EngineError, Job, Runner, Task, run_local
-from curate.ledger import Ledger, LedgerError, tree_digest
+from curate.engine import engine
+from curate.engine.engine import Engine, run_local
+from curate.engine.ledger import Ledger, LedgerError, tree_digest
+from curate.engine.worker import EngineError, Job, Runner, Task
 from osdhuman_jax.disk import json_lines, staged_file
 
 SHARDS = ["0-4", "4-8", "8-12"]

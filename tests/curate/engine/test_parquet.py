@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate import manifest
-from curate.ledger import Ledger
-from curate.tables import CropFile, RowWriter, crop_writer, read_rows, write_rows
+from curate.engine.ledger import Ledger
+from curate.engine.parquet import CropFile, RowWriter, crop_writer, read_rows, write_rows
+from curate.selection import manifest
 
 SCHEMA = pa.schema([("n", pa.int32())])
 

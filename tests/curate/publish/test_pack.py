@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import curate
+from curation_runs import curate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.crop import decode_png
-from curate.ledger import Ledger, tree_digest
-from curate.manifest import selected_rows
-from curate.pack import encode, file_count, place, read_container, to_bytes
-from curate.tables import CropFile, read_rows
+from curate.cropping.job import decode_png
+from curate.engine.ledger import Ledger, tree_digest
+from curate.engine.parquet import CropFile, read_rows
+from curate.publish.pack import encode, file_count, place, read_container, to_bytes
+from curate.selection.manifest import selected_rows
 from curate.unpack import main as unpack
 from osdhuman_jax.commands.degrade import main as degrade
 from osdhuman_jax.config import DataConfig

@@ -9,18 +9,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import curate
+from curation_runs import curate
 from PIL import Image
 
-from curate import figures
-from curate.categories import by_category, categories
-from curate.crop import count_persons
-from curate.figures import sheet
-from curate.ledger import Ledger
-from curate.manifest import Crops, manifest_parts, read_manifest
-from curate.report import living, persons, spread
-from curate.review import write_page
+from curate.cropping.job import count_persons
+from curate.engine.ledger import Ledger
+from curate.publish import figures
+from curate.publish.categories import by_category, categories
+from curate.publish.figures import sheet
+from curate.publish.report import living, persons, spread
+from curate.publish.review import write_page
 from curate.schema import Box
+from curate.selection.manifest import Crops, manifest_parts, read_manifest
 
 METRICS = ("sharpness", "noise", "blockiness", "clipped", "entropy")
 

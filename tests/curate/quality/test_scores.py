@@ -9,18 +9,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import curate
+from curation_runs import curate
 from onnx_files import output, write_onnx
 from skimage import data
 
-from curate import classic, learned, scores
 from curate.config import ConfigError, ScoreConfig
-from curate.crop import decode_png
-from curate.engine import Runner
-from curate.jobs import Score
-from curate.ledger import Ledger, tree_digest
-from curate.manifest import read_manifest
-from curate.tables import CropFile
+from curate.cropping.job import decode_png
+from curate.engine.ledger import Ledger, tree_digest
+from curate.engine.parquet import CropFile
+from curate.engine.worker import Runner
+from curate.quality import classic, learned, scores
+from curate.quality.score_job import Score
+from curate.selection.manifest import read_manifest
 
 PHOTO = data.astronaut()
 NIQE = {"mu_prisparam": np.linspace(0.5, 2, 36), "cov_prisparam": 0.1 * np.eye(36)}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.statistics import (
+from curate.quality.statistics import (
     Moments,
     StatisticsError,
     Stats,

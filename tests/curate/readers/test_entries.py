@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.curate import write_labels
 from curate import readers
-from curate.jobs import Source
+from curate.cropping.index import Source
 from curate.readers import ReaderError, entries, openimages
 
 DATA = {

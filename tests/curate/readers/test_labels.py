@@ -9,7 +9,7 @@ import pytest
 from label_files import IGNORE, LABELLED, box_of, images_of, touch, write_labels
 
 from curate import readers
-from curate.jobs import Source
+from curate.cropping.index import Source
 from curate.readers import Notes, ReaderError
 from curate.schema import SourceImage
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from curate import readers
-from curate.jobs import Source
+from curate.cropping.index import Source
 from curate.schema import SourceImage
 
 FOLDER = Path(os.environ["ANNOTATIONS"])  # else conftest.py does not collect this file

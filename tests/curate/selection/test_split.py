@@ -11,16 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from curate.split import (
+from curate.cropping.fingerprints import Fingerprint, fingerprint
+from curate.selection.split import (
     MAX_DISTANCE,
     Crop,
-    Fingerprint,
     Member,
     assign,
     close_pairs,
     correlation,
     distance,
-    fingerprint,
     group_images,
     sample_strata,
 )
