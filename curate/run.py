@@ -28,26 +28,30 @@ from curate import config as settings
 from curate import readers
 from curate.config import ConfigError, CurateConfig
 from curate.cropping import detect
-from curate.cropping.index import Index, crop_shards, survey_line
-from curate.cropping.job import Crop, index_file
+from curate.cropping.index import IndexJob, crop_shards, survey_line
+from curate.cropping.job import CropJob, index_file
 from curate.engine.cluster import session
 from curate.engine.engine import Engine
-from curate.engine.ledger import Ledger
-from curate.engine.parquet import opened, read_rows
+from curate.engine.ledger import ShardLedger
+from curate.engine.parquet import open_parquet, read_rows
 from curate.engine.progress import Screen
 from curate.engine.worker import EngineError
-from curate.forget import check as check_known
-from curate.forget import forget
-from curate.plan import Plan, parse_sources, read_plan
-from curate.publish.pack import check as check_container
-from curate.publish.pack import pack
+from curate.forget import check_known, forget
+from curate.plan import CurationPlan, parse_sources, read_plan
+from curate.publish.pack import check_container, pack
 from curate.quality import scores
-from curate.quality.score_job import Score
+from curate.quality.score_job import ScoreJob
 from curate.schema import InputError
 from curate.selection.barred import barred_files
-from curate.selection.manifest import ManifestError, check, funnel_text, funnels, read_manifest
+from curate.selection.manifest import (
+    ManifestError,
+    check_counts,
+    funnel_text,
+    funnels,
+    read_manifest,
+)
 from curate.selection.pool import SelectError
-from curate.selection.select import Select, read_review, read_statistics
+from curate.selection.select import SelectJob, read_review, read_statistics
 from osdhuman_jax.cli import (
     CommandError,
     Parser,
@@ -62,7 +66,7 @@ from osdhuman_jax.filenames import spelled
 STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")
 PAPER_METRICS = ("brisque", "niqe", "clipiqa", "maniqa", "musiq")  # Table 1
-FLAGS = {  # shorthands of settings
+SHORTHANDS = {  # shorthands of settings
     "detector": "detect.kind",
     "detector_weights": "detect.weights",
     "iqa": "score.iqa",
@@ -76,7 +80,7 @@ FLAGS = {  # shorthands of settings
 }
 
 
-def load_config(path: Path, profile: str | None) -> CurateConfig:
+def load_profile(path: Path, profile: str | None) -> CurateConfig:
     """`get_config` of a Python file, given the profile. Raises CommandError or ConfigError."""
     config = call_config(path, *([profile] if profile else []))
     if not isinstance(config, CurateConfig):
@@ -84,15 +88,15 @@ def load_config(path: Path, profile: str | None) -> CurateConfig:
     return config
 
 
-def make_plan(flags: argparse.Namespace) -> Plan:
+def make_plan(flags: argparse.Namespace) -> CurationPlan:
     """Flags over the last command's plan over the defaults. Raises InputError."""
     plan = read_plan(flags.output)
     if plan is None or flags.config or flags.profile:
         path = flags.config or Path(__file__).parent.parent / "configs" / "curate.py"
-        config = load_config(path, flags.profile)
-        plan = Plan(config, []) if plan is None else plan
+        config = load_profile(path, flags.profile)
+        plan = CurationPlan(config, []) if plan is None else plan
         plan.config = config
-    for name, target in FLAGS.items():
+    for name, target in SHORTHANDS.items():
         if (value := getattr(flags, name)) is not None:
             settings.put(plan.config, target, value)
     for assignment in flags.set:
@@ -112,7 +116,7 @@ def make_plan(flags: argparse.Namespace) -> Plan:
     return plan
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: CurationPlan) -> None:
     """Whatever can be known to be wrong before anything runs. Raises InputError."""
     if not plan.sources:
         raise ConfigError("no sources: give --source KIND=PATH,... once for each")
@@ -133,18 +137,18 @@ def check_plan(plan: Plan) -> None:
         read_statistics(Path(plan.stats))
 
 
-class Pipeline:
+class CurationPipeline:
     """The stages over one output folder."""
 
-    def __init__(self, plan: Plan, engine: Engine) -> None:
+    def __init__(self, plan: CurationPlan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
-        self.ledger = Ledger(engine.root)
+        self.ledger = ShardLedger(engine.root)
         self.unranked = ""  # why the selection ranked nothing
 
     def index(self) -> None:
         """Labels to rows; prints what each source has."""
         per_shard = self.plan.config.shard_images
-        job = Index(tuple(self.plan.sources), per_shard, tuple(self.plan.forgotten))
+        job = IndexJob(tuple(self.plan.sources), per_shard, tuple(self.plan.forgotten))
         with Screen("index", None) as screen:
             self.engine.run(job, [source.name for source in self.plan.sources], screen)
         for source in self.plan.sources:
@@ -156,7 +160,7 @@ class Pipeline:
         """Pictures to crops."""
         if self.plan.config.detect.kind == "boxes" and (unlabelled := self.unlabelled()):
             detect.check_listed(self.plan.config.detect, unlabelled)
-        job = Crop(self.plan.config, tuple(self.plan.sources))
+        job = CropJob(self.plan.config, tuple(self.plan.sources))
         self._sharded(job, lambda name: rows_of(index_file(self.ledger, name)))
 
     def unlabelled(self) -> set[str]:
@@ -171,7 +175,7 @@ class Pipeline:
         """Crops to numbers."""
         for group in scores.groups(self.plan.config.score):
             crops = lambda name: rows_of(self.ledger.output("crop", name, "crops.parquet"))  # noqa: E731
-            self._sharded(Score(group, self.plan.config.score), crops, "crops")
+            self._sharded(ScoreJob(group, self.plan.config.score), crops, "crops")
 
     def _sharded(self, job: Any, size: Callable[[str], int], unit: str = "images") -> None:
         shards = crop_shards(self.ledger, self.plan.sources)
@@ -184,10 +188,10 @@ class Pipeline:
         plan = self.plan
         shards = tuple(crop_shards(self.ledger, plan.sources))
         barred = tuple(map(str, barred_files(self.engine, plan.exclude)))
-        job = Select(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
+        job = SelectJob(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
         self.engine.here().run(job, ["all"])
         table = read_manifest(self.ledger, ["dataset", "image_id", "box_index", "reason"])
-        check(table)
+        check_counts(table)
         print(funnel_text(funnels(table)))
         facts = json.loads(self.ledger.output("select", "all", "stats.json").read_text())
         print("\n".join(notes(facts, [s.name for s in plan.sources if readers.needs_detector(s)])))
@@ -246,7 +250,7 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
 
 def rows_of(path: Path) -> int:
     """Rows of a Parquet file, from its footer."""
-    return pq.ParquetFile(opened(path)).metadata.num_rows
+    return pq.ParquetFile(open_parquet(path)).metadata.num_rows
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -259,13 +263,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=some_path, required=True, help="folder of all that is made"
     )
     source = "[NAME:]KIND=PATH[,PATH]"
-    kinds = f"once for each; KIND is one of {', '.join(readers.KINDS)}"
+    kinds = f"once for each; KIND is one of {', '.join(readers.FORMATS)}"
     parser.add_argument("--source", action="append", default=[], metavar=source, help=kinds)
     parser.add_argument("--config", type=some_path, help="default: configs/curate.py")
     parser.add_argument("--profile", help="default, strict, paper or test")
     setting = "a setting of curate/config.py, as select.musiq_min=65"
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
-    for name, target in FLAGS.items():
+    for name, target in SHORTHANDS.items():
         parser.add_argument(f"--{name}", help=f"the same as --set {target}=...")
     parser.add_argument("--review", help="csv of a review page's decisions; '' = none")
     parser.add_argument(
@@ -293,7 +297,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 @contextmanager
-def folder_for(flags: argparse.Namespace) -> Iterator[Plan]:
+def folder_for(flags: argparse.Namespace) -> Iterator[CurationPlan]:
     """The plan, and OUT made; one that was made goes again where the first input is at fault."""
     check_folder("output", flags.output)
     try:
@@ -316,21 +320,21 @@ def execute(flags: argparse.Namespace) -> None:
     """Do what the command line says."""
     if flags.command == "gc":
         check_input("output", flags.output)
-        freed = Ledger(flags.output).collect_garbage()
+        freed = ShardLedger(flags.output).collect_garbage()
         print(f"removed {freed / 1e6:,.1f} MB")
         return
     with folder_for(flags) as plan:
         carry_out(plan, flags)
 
 
-def carry_out(plan: Plan, flags: argparse.Namespace) -> None:
+def carry_out(plan: CurationPlan, flags: argparse.Namespace) -> None:
     """Run the stages that the command line names."""
-    Ledger(flags.output).clean()
+    ShardLedger(flags.output).clean()
     engine = Engine(flags.output, flags.engine, flags.workers, plan.config.limit, flags.verify)
     if flags.command == "forget":
         if not flags.names:
             raise ConfigError("forget: name the images (see image_id in the manifest)")
-        check_known(Ledger(flags.output), plan.forgotten, flags.names)
+        check_known(ShardLedger(flags.output), plan.forgotten, flags.names)
         plan.forgotten = sorted({*plan.forgotten, *flags.names})
         plan.write(flags.output)
         forget(engine, plan, flags.names)
@@ -339,7 +343,7 @@ def carry_out(plan: Plan, flags: argparse.Namespace) -> None:
     else:
         stages = list(STAGES) if flags.command == "run" else [flags.command]
         plan.write(flags.output)
-    pipeline = Pipeline(plan, engine)
+    pipeline = CurationPipeline(plan, engine)
     with session(flags.workers) if flags.engine == "ray" else nullcontext():
         for stage in stages:
             getattr(pipeline, stage)()

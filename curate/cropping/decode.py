@@ -36,7 +36,7 @@ class Refused(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedPicture:
     """A decoded photograph and its boxes in its own pixels."""
 
     rgb: Pixels
@@ -46,7 +46,7 @@ class Picture:
     file_sha256: str
 
 
-def load(image: SourceImage, config: DecodeConfig) -> Picture:
+def decode_source(image: SourceImage, config: DecodeConfig) -> DecodedPicture:
     """Decode a source image. Raises Refused."""
     data = read_file(unspelled_path(image.path))
     digest = hashlib.sha256(data).hexdigest()
@@ -134,7 +134,7 @@ def turn_box(box: Box, orientation: int, width: int, height: int) -> Box:
 
 def orient(
     rgb: Pixels, image: SourceImage, orientation: int, flags: list[str], digest: str
-) -> Picture:
+) -> DecodedPicture:
     """Turn pixels as the labels (or, without labels, EXIF) want it; then as Open Images says."""
     height, width = rgb.shape[:2]
     boxes, applied = image.boxes, 1
@@ -152,7 +152,7 @@ def orient(
         boxes, rgb = _rotate(boxes, rgb, image.rotation % 360)
         flags = [*flags, "rotated"]
     flags = [*flags, "exif"] if applied != 1 else flags
-    return Picture(np.ascontiguousarray(rgb), boxes, applied, tuple(flags), digest)
+    return DecodedPicture(np.ascontiguousarray(rgb), boxes, applied, tuple(flags), digest)
 
 
 def _match(

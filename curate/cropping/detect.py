@@ -15,17 +15,17 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32
 
 from curate.config import ConfigError, DetectConfig
 from curate.cropping import stages
+from curate.cropping.stages import BoxCorners
 from curate.readers.text_files import open_text
-from curate.schema import WHOLE, Box, Pixels, SourceImage
+from curate.schema import WHOLE_PICTURE, Box, Pixels, SourceImage
 from osdhuman_jax.disk import known_digest
 
-Boxes = Float64[np.ndarray, "n 4"]
 Listed = dict[tuple[str, str], list[Box]]  # by source ("" = any) and path below its folder
-KINDS = ("yolo", "hog", "whole-image", "boxes")
+DETECTORS = ("yolo", "hog", "whole-image", "boxes")
 PERSON = 0  # COCO's first class in YOLO's order
 PAD = 114  # gray level around a letterboxed picture
 HOG_WEIGHT = 1.0  # least score of a HOG detection
@@ -49,7 +49,7 @@ class Detector:
 
 def check(config: DetectConfig, needed: bool) -> None:
     """Raises ConfigError if a detector is needed and none can be made."""
-    if config.kind not in (*KINDS, "none"):
+    if config.kind not in (*DETECTORS, "none"):
         raise ConfigError(f"no detector {config.kind!r}: {HELP}")
     if config.kind == "none" and needed:
         raise ConfigError(HELP)
@@ -90,7 +90,7 @@ def _refuse(rgb: Pixels, image: SourceImage) -> list[Box]:
 def whole(rgb: Pixels) -> Box:
     """One box: all of the picture."""
     height, width = rgb.shape[:2]
-    return Box((0.0, 0.0, float(width), float(height)), flags=(WHOLE,))
+    return Box((0.0, 0.0, float(width), float(height)), flags=(WHOLE_PICTURE,))
 
 
 def read_boxes(path: Path) -> Listed:
@@ -181,18 +181,18 @@ def in_tiles(run: Callable[[Pixels], list[Box]], rgb: Pixels, config: DetectConf
     found = run(rgb)
     if not 0 < config.tile < max(height, width):
         return found
-    for top in starts(height, config.tile):
-        for left in starts(width, config.tile):
+    for top in tile_starts(height, config.tile):
+        for left in tile_starts(width, config.tile):
             part = np.ascontiguousarray(rgb[top : top + config.tile, left : left + config.tile])
             moved = (shift(box, left, top) for box in run(part))
             edges = (left, top, left + part.shape[1], top + part.shape[0])
             found += [box for box in moved if not is_cut(box, edges, width, height)]
     corners = np.array([box.xyxy for box in found], np.float64).reshape(-1, 4)
     scores = np.array([box.score for box in found])
-    return [found[i] for i in best(corners, scores, config.iou)[: config.most]]
+    return [found[i] for i in greedy_nms(corners, scores, config.iou)[: config.most]]
 
 
-def starts(length: int, tile: int) -> list[int]:
+def tile_starts(length: int, tile: int) -> list[int]:
     """Where tiles begin that cover a length, each overlapping the next by a quarter at least."""
     if length <= tile:
         return [0]
@@ -275,11 +275,11 @@ def decode_yolo(
     cx, cy, w, h = output[:4, people].astype(np.float64)
     corners = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
     corners = (corners - np.array([*offset, *offset])) / scale
-    kept = best(corners, scores[people], config.iou)[: config.most]
+    kept = greedy_nms(corners, scores[people], config.iou)[: config.most]
     return [Box(tuple(corners[i].tolist()), score=float(scores[people][i])) for i in kept]
 
 
-def best(boxes: Boxes, scores: np.ndarray, iou: float) -> list[int]:
+def greedy_nms(boxes: BoxCorners, scores: np.ndarray, iou: float) -> list[int]:
     """Greedy suppression: places of the boxes that stay, best first."""
     overlap, kept = stages.ious(boxes, boxes), []
     for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):

@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from curate.engine.parquet import Row
 from curate.schema import Candidate, Pixels, SourceImage, crop_id
 
-SIDE = 64  # pixels of a thumbnail
+THUMB_SIDE = 64  # pixels of a thumbnail
 RESIZE_RULE = "area-lanczos4-512"  # part of a crop's name
 
 
@@ -32,7 +32,7 @@ class Fingerprint:
 def fingerprint(rgb: UInt8[np.ndarray, "h w 3"]) -> Fingerprint:
     """Hashes and thumbnail of an upright image."""
     gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
-    thumb = cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    thumb = cv2.resize(gray, (THUMB_SIDE, THUMB_SIDE), interpolation=cv2.INTER_AREA)
     return Fingerprint(_phash(thumb), _phash(thumb[:, ::-1]), thumb.tobytes())
 
 
@@ -43,22 +43,22 @@ def _phash(thumb: UInt8[np.ndarray, "64 64"]) -> int:
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
 
 
-def print_rows(
+def fingerprint_rows(
     image: SourceImage, rgb: Pixels, facts: Row, living: Iterable[Candidate]
 ) -> list[Row]:
     """How copies are found: of the whole image first, then of its crops."""
-    whole = print_row(image.image_id, image.flickr_id, rgb, facts)
+    whole = fingerprint_row(image.image_id, image.flickr_id, rgb, facts)
     crops = []
     for candidate in living:
         assert candidate.crop is not None
         pixels = {"pixel_sha256": pixels_digest(candidate.crop)}
-        row = print_row(image.image_id, image.flickr_id, candidate.crop, facts | pixels)
+        row = fingerprint_row(image.image_id, image.flickr_id, candidate.crop, facts | pixels)
         square = (candidate.x0 or 0, candidate.y0 or 0, candidate.s or 0)
         crops.append(row | {"crop_id": crop_id(image.image_id, *square, RESIZE_RULE)})
     return [whole, *crops]
 
 
-def print_row(name: str, flickr_id: str, rgb: Pixels, facts: Row) -> Row:
+def fingerprint_row(name: str, flickr_id: str, rgb: Pixels, facts: Row) -> Row:
     """A fingerprint; `facts` gives file_sha256 and pixel_sha256."""
     marks = fingerprint(rgb)
     return {

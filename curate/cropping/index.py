@@ -16,30 +16,21 @@ import numpy as np
 
 from curate import readers
 from curate.cropping.job import CODE
-from curate.engine.ledger import Ledger, digest
+from curate.engine.ledger import ShardLedger, digest
 from curate.engine.parquet import (
-    INDEX,
+    INDEX_SCHEMA,
     Row,
     image_row,
     write_rows,
 )
-from curate.engine.worker import Runner
-from curate.readers import Notes, ReaderError
+from curate.engine.worker import ItemRunner
+from curate.readers import Notes, ReaderError, SourceSpec
 from curate.schema import SourceImage
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.filenames import unspelled_path
 
 READERS = 3  # raised when the readers give other rows for the same files
-TOLD = 3  # missing pictures that are named
-
-
-@dataclass(frozen=True)
-class Source:
-    """One `--source KIND=PATH,...`; `name` tells two of a kind apart."""
-
-    kind: str
-    paths: tuple[str, ...]
-    name: str
+MISSING_NAMED = 3  # missing pictures that are named
 
 
 def shard_count(images: int, per_shard: int) -> int:
@@ -53,22 +44,24 @@ def deal(image_id: str) -> int:
 
 
 @dataclass(frozen=True)
-class Index:
+class IndexJob:
     """Shard = a source's name; outputs 00000.parquet ...: its images, dealt and sorted by name."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[SourceSpec, ...]
     per_shard: int
     forgotten: tuple[str, ...] = ()
     name: str = "index"
     gpus: float = 0.0
 
-    def key(self, ledger: Ledger, shard: str) -> str:
+    def key(self, ledger: ShardLedger, shard: str) -> str:
         source = self._source(shard)
         forgotten = [i for i in self.forgotten if i.startswith(f"{source.name}/")]
         parameters = (source.kind, source.paths, source.name, self.per_shard, forgotten)
         return digest(CODE, READERS, parameters, inputs_digest(source))
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
+    ) -> dict[str, Any]:
         forgotten, source = set(self.forgotten), self._source(shard)
         survey, notes = Survey(), Notes()
         with open(folder / "spool", "w+b") as file:
@@ -87,14 +80,14 @@ class Index:
                     rows.append(pickle.load(file))  # written a moment ago, by this process
                 rows = [row for row in rows if row["image_id"] not in forgotten]
                 rows.sort(key=lambda row: row["image_id"])
-                refuse_twins(rows)
-                write_rows(folder / f"{k:05d}.parquet", INDEX, rows)
+                refuse_image_twins(rows)
+                write_rows(folder / f"{k:05d}.parquet", INDEX_SCHEMA, rows)
         (folder / "spool").unlink()
         survey.check(source)
         notes += Notes()  # without what was met no times
         return {"images": len(hashes), "shards": count, **asdict(survey), "notes": dict(notes)}
 
-    def _source(self, name: str) -> Source:
+    def _source(self, name: str) -> SourceSpec:
         return next(source for source in self.sources if source.name == name)
 
 
@@ -118,11 +111,11 @@ class Survey:
             self.found += 1
             return image
         self.missing += 1
-        if len(self.first_missing) < TOLD:
+        if len(self.first_missing) < MISSING_NAMED:
             self.first_missing.append(image.path)
         return image
 
-    def check(self, source: Source) -> None:
+    def check(self, source: SourceSpec) -> None:
         """Raises ReaderError where labels and pictures are of different sets."""
         if self.missing and not self.found:
             raise ReaderError(
@@ -153,7 +146,7 @@ def spool(images: Iterable[SourceImage], file: Any) -> tuple[np.ndarray, np.ndar
     return np.array(hashes, np.uint64), np.array(offsets, np.int64)
 
 
-def refuse_twins(rows: list[Row]) -> None:
+def refuse_image_twins(rows: list[Row]) -> None:
     """Two images of one name would be one image further on. Raises ReaderError."""
     for a, b in zip(rows, rows[1:], strict=False):
         if a["image_id"] == b["image_id"]:
@@ -163,21 +156,21 @@ def refuse_twins(rows: list[Row]) -> None:
             )
 
 
-def inputs_digest(source: Source) -> str:
+def inputs_digest(source: SourceSpec) -> str:
     """Digest of the label files' bytes; without labels, of the pictures' names and sizes."""
     if labels := readers.label_files(source):
         return digest([(path.name, file_digest(path)) for path in labels])
     images = readers.read(source)
-    return digest([(i.image_id, size_of(i.path)) for i in images])
+    return digest([(i.image_id, file_size(i.path)) for i in images])
 
 
-def size_of(path: str) -> int:
+def file_size(path: str) -> int:
     """Bytes of a file; -1 if it is missing, as behind a link to a disk that is not there."""
     file = unspelled_path(path)
     return file.stat().st_size if file.exists() else -1
 
 
-def crop_shards(ledger: Ledger, sources: Iterable[Source]) -> list[str]:
+def crop_shards(ledger: ShardLedger, sources: Iterable[SourceSpec]) -> list[str]:
     """Names of all shards of indexed sources. Raises LedgerError."""
     names = []
     for source in sources:

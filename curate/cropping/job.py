@@ -16,11 +16,11 @@ import PIL
 from curate import readers
 from curate.config import CurateConfig
 from curate.cropping import decode, detect, stages
-from curate.cropping.fingerprints import RESIZE_RULE, pixels_digest, print_rows
-from curate.engine.ledger import Ledger, digest
+from curate.cropping.fingerprints import RESIZE_RULE, fingerprint_rows, pixels_digest
+from curate.engine.ledger import ShardLedger, digest
 from curate.engine.parquet import (
-    PRINTS,
-    ROWS,
+    CANDIDATE_SCHEMA,
+    FINGERPRINT_SCHEMA,
     Row,
     RowWriter,
     crop_writer,
@@ -28,8 +28,18 @@ from curate.engine.parquet import (
     source_image,
     write_rows,
 )
-from curate.engine.worker import Failure, Runner
-from curate.schema import SIDE, WHOLE, Box, Candidate, Pixels, SourceImage, counts, crop_id
+from curate.engine.worker import Failure, ItemRunner
+from curate.schema import (
+    CROP_SIDE,
+    WHOLE_PICTURE,
+    Box,
+    Candidate,
+    Pixels,
+    Reason,
+    SourceImage,
+    crop_id,
+    sorted_counts,
+)
 
 CODE = 3  # raised whenever a job's output for the same input changes
 LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
@@ -37,22 +47,24 @@ PNG = (cv2.IMWRITE_PNG_COMPRESSION, 3)
 
 
 @dataclass(frozen=True)
-class Crop:
+class CropJob:
     """Shard = part of a source; outputs rows.parquet, crops.parquet, prints.parquet."""
 
     config: CurateConfig
-    sources: tuple[readers.Source, ...] = ()
+    sources: tuple[readers.SourceSpec, ...] = ()
     name: str = "crop"
     gpus: float = 0.0
 
-    def key(self, ledger: Ledger, shard: str) -> str:
+    def key(self, ledger: ShardLedger, shard: str) -> str:
         c = self.config
         settings = [asdict(s) for s in (c.decode, c.blur, c.box, c.square, c.dense, c.nms)]
         detector = detect.describe(c.detect)
         index = file_name_digest(index_file(ledger, shard))
         return digest(CODE, LIBRARIES, settings, detector, index)
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
+    ) -> dict[str, Any]:
         require(source for source in self.sources if source.name == source_and_number(shard)[0])
         images = [source_image(row) for row in read_rows(index_file(ledger, shard))]
         results = run.each(partial(make_cropper, self.config), images)
@@ -60,17 +72,17 @@ class Crop:
             tally = Tally(shard, crops)
             for image, result in zip(images, results, strict=True):
                 tally.add(image, result)
-        write_rows(folder / "rows.parquet", ROWS, tally.rows)
-        write_rows(folder / "prints.parquet", PRINTS, tally.prints)
+        write_rows(folder / "rows.parquet", CANDIDATE_SCHEMA, tally.rows)
+        write_rows(folder / "prints.parquet", FINGERPRINT_SCHEMA, tally.fingerprints)
         return {
             "images": len(images),
             "crops": crops.count,
-            "reasons": counts(row["reason"] for row in tally.rows),
+            "reasons": sorted_counts(row["reason"] for row in tally.rows),
             "stages": {name: round(seconds, 3) for name, seconds in tally.seconds.items()},
         }
 
 
-def require(sources: Iterable[readers.Source]) -> None:
+def require(sources: Iterable[readers.SourceSpec]) -> None:
     """Raises ReaderError where this machine lacks a source: all its pictures would seem missing.
 
     An empty folder is where a file system should have been mounted.
@@ -88,7 +100,7 @@ class Cropped:
     facts: Row
     candidates: list[Row] = field(default_factory=list)
     pngs: list[bytes] = field(default_factory=list)
-    prints: list[Row] = field(default_factory=list)
+    fingerprints: list[Row] = field(default_factory=list)
     reason: str = ""  # of an image without candidates
     detail: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -101,7 +113,7 @@ class Tally:
     shard: str
     crops: RowWriter
     rows: list[Row] = field(default_factory=list)
-    prints: list[Row] = field(default_factory=list)
+    fingerprints: list[Row] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, image: SourceImage, result: Cropped | Failure) -> None:
@@ -120,7 +132,7 @@ class Tally:
                 row["crop_sha256"] = hashlib.sha256(png).hexdigest()
                 self.crops.add({"crop_id": row["crop_id"], "png": png})
             self.rows.append(row)
-        self.prints += result.prints
+        self.fingerprints += result.fingerprints
         for stage, seconds in result.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
@@ -155,9 +167,9 @@ def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropp
     """Decode one picture and cut its crops out."""
     clock = Clock()
     if image.policy == "labels" and not any(box.kind == "person" for box in image.boxes):
-        return Cropped({}, reason="no_person", seconds=clock.seconds)  # not worth decoding
+        return Cropped({}, reason=Reason.NO_PERSON, seconds=clock.seconds)  # not worth decoding
     try:
-        picture = decode.load(image, config.decode)
+        picture = decode.decode_source(image, config.decode)
     except decode.Refused as refused:
         clock.lap("decode")
         return Cropped({}, reason=refused.reason, detail=refused.detail, seconds=clock.seconds)
@@ -166,20 +178,20 @@ def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropp
     result.facts["lap_src"] = stages.source_blur(picture.rgb, config.blur)
     clock.lap("blur")
     if result.facts["lap_src"] < max(config.blur.floor, np.nextafter(0.0, 1.0)):  # 0: one colour
-        return replace(result, reason="blur")
+        return replace(result, reason=Reason.BLUR)
     boxes = find_boxes(image, picture, detector)
     clock.lap("boxes")
-    candidates = stages.candidates(picture.rgb, boxes, config)
+    candidates = stages.make_candidates(picture.rgb, boxes, config)
     clock.lap("crop")
     if not candidates:
-        return replace(result, reason="no_person")
+        return replace(result, reason=Reason.NO_PERSON)
     result.candidates = [candidate_row(image, c, boxes) for c in candidates]
     living = [c for c in candidates if not c.reason and c.crop is not None]
-    result.pngs = [encode_png(c.crop) for c in living if c.crop is not None]
+    result.pngs = [encode_crop(c.crop) for c in living if c.crop is not None]
     clock.lap("encode")
     if living:
-        result.prints = print_rows(image, picture.rgb, result.facts, living)
-        result.facts["phash"] = f"{result.prints[0]['phash']:016x}"
+        result.fingerprints = fingerprint_rows(image, picture.rgb, result.facts, living)
+        result.facts["phash"] = f"{result.fingerprints[0]['phash']:016x}"
     clock.lap("fingerprint")
     return result
 
@@ -219,9 +231,9 @@ def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ..
         "detail": c.detail,
     }
     if c.x0 is not None and c.y0 is not None and c.s is not None:
-        row |= {"x0": c.x0, "y0": c.y0, "s": c.s, "scale_factor": SIDE / c.s}
+        row |= {"x0": c.x0, "y0": c.y0, "s": c.s, "scale_factor": CROP_SIDE / c.s}
         row["crop_id"] = crop_id(image.image_id, c.x0, c.y0, c.s, RESIZE_RULE)
-        if WHOLE not in c.box.flags:  # that one says nothing about how many there are
+        if WHOLE_PICTURE not in c.box.flags:  # that one says nothing about how many there are
             row["persons"] = count_persons(boxes, c.x0, c.y0, c.s)
     return row
 
@@ -236,15 +248,17 @@ def _shows(box: Box, x0: int, y0: int, s: int) -> bool:
     width = max(0.0, min(right, x0 + s) - max(left, x0))
     height = max(0.0, min(bottom, y0 + s) - max(top, y0))
     area = (right - left) * (bottom - top)
-    return width * height >= 0.5 * area > 0 and max(right - left, bottom - top) * SIDE / s >= 24
+    return (
+        width * height >= 0.5 * area > 0 and max(right - left, bottom - top) * CROP_SIDE / s >= 24
+    )
 
 
-def encode_png(rgb: Pixels) -> bytes:
+def encode_crop(rgb: Pixels) -> bytes:
     """Lossless and fast; crops that are kept are packed smaller later."""
     return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), PNG)[1].tobytes()
 
 
-def decode_png(data: bytes) -> Pixels:
+def decode_crop(data: bytes) -> Pixels:
     """The pixels of a stored crop."""
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:
@@ -252,7 +266,7 @@ def decode_png(data: bytes) -> Pixels:
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 
-def index_file(ledger: Ledger, shard: str) -> Path:
+def index_file(ledger: ShardLedger, shard: str) -> Path:
     """The index of a crop shard."""
     source, number = source_and_number(shard)
     return ledger.output("index", source, f"{number}.parquet")

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Float64
 
 from curate.config import BlurConfig, BoxConfig, CurateConfig, DenseConfig, NmsConfig, SquareConfig
-from curate.schema import SIDE, WHOLE, Box, Candidate, Pixels
+from curate.schema import CROP_SIDE, WHOLE_PICTURE, Box, Candidate, Pixels, Reason
 
-Boxes = Float64[np.ndarray, "n 4"]
+BoxCorners = Float64[np.ndarray, "n 4"]
 SHORT = 512  # pixels of the shorter side at which a source's sharpness is measured
 
 
-def sharpness(rgb: Pixels) -> float:
+def laplacian_variance(rgb: Pixels) -> float:
     """Variance of the Laplacian of the luma (3 x 3 kernel 0 1 0, 1 -4 1, 0 1 0)."""
     return float(cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
@@ -29,7 +29,7 @@ def source_blur(rgb: Pixels, config: BlurConfig) -> float:
     if config.at == "short512" and scale < 1:
         size = [max(1, round(n * scale)) for n in rgb.shape[1::-1]]
         rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-    return sharpness(rgb)
+    return laplacian_variance(rgb)
 
 
 def clip(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
@@ -43,11 +43,11 @@ def judge_box(box: Box, width: int, height: int, config: BoxConfig) -> str:
     x0, y0, x1, y1 = clip(box, width, height)
     w, h = x1 - x0, y1 - y0
     if not all(map(np.isfinite, box.xyxy)) or min(w, h) <= 1:
-        return "box_invalid"
+        return Reason.BOX_INVALID
     if max(w, h) > config.aspect_max * min(w, h):
-        return "box_invalid"
+        return Reason.BOX_INVALID
     small = max(w, h) < config.long_min or min(w, h) < config.short_min
-    return "box_small" if small or w * h < config.area_min * width * height else ""
+    return Reason.BOX_SMALL if small or w * h < config.area_min * width * height else ""
 
 
 def square(
@@ -70,8 +70,8 @@ def square(
     overlap_h = min(y1, sy + s) - max(y0, sy)
     lost = 1 - overlap_w * overlap_h / ((x1 - x0) * (y1 - y0))
     if lost > config.border_loss:
-        return sx, sy, s, "border"
-    return sx, sy, s, "crop_small" if s < config.side_min else ""
+        return sx, sy, s, Reason.BORDER
+    return sx, sy, s, Reason.CROP_SMALL if s < config.side_min else ""
 
 
 def _place(start: float, low: float, high: float, s: int, size: int) -> int:
@@ -83,26 +83,28 @@ def _place(start: float, low: float, high: float, s: int, size: int) -> int:
     return min(max(place, 0), size - s)
 
 
-def overlaps(a: Boxes, b: Boxes) -> Float64[np.ndarray, "n m"]:
+def overlaps(a: BoxCorners, b: BoxCorners) -> Float64[np.ndarray, "n m"]:
     """Areas that boxes have in common."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     return np.prod(np.maximum(high - low, 0.0), axis=-1)
 
 
-def areas(boxes: Boxes) -> Float64[np.ndarray, " n"]:
+def areas(boxes: BoxCorners) -> Float64[np.ndarray, " n"]:
     """Areas of boxes."""
     return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0), axis=-1)
 
 
-def ious(a: Boxes, b: Boxes) -> Float64[np.ndarray, "n m"]:
+def ious(a: BoxCorners, b: BoxCorners) -> Float64[np.ndarray, "n m"]:
     """Intersection over union; 0 for empty boxes."""
     common = overlaps(a, b)
     union = areas(a)[:, None] + areas(b)[None] - common
     return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 
-def is_dense(at: int, xyxy: Boxes, persons: np.ndarray, region: Boxes, config: DenseConfig) -> str:
+def is_dense(
+    at: int, xyxy: BoxCorners, persons: np.ndarray, region: BoxCorners, config: DenseConfig
+) -> str:
     """Why the candidate at place `at` stands in a crowd, or "".
 
     Args:
@@ -126,7 +128,7 @@ def is_dense(at: int, xyxy: Boxes, persons: np.ndarray, region: Boxes, config: D
     return ""
 
 
-def suppress(
+def centre_first_nms(
     candidates: Sequence[Candidate], width: int, height: int, config: NmsConfig
 ) -> list[Candidate]:
     """Those to keep: nearest to the image's centre first [P], none overlapping one before it.
@@ -149,22 +151,22 @@ def suppress(
     return kept
 
 
-def squares(candidates: Sequence[Candidate]) -> Boxes:
+def squares(candidates: Sequence[Candidate]) -> BoxCorners:
     """Their squares as boxes."""
     found = [(c.x0 or 0, c.y0 or 0, c.s or 0) for c in candidates]
     return np.array([(x, y, x + s, y + s) for x, y, s in found], np.float64).reshape(-1, 4)
 
 
-def cut(rgb: Pixels, x0: int, y0: int, s: int) -> Pixels:
+def cut_square(rgb: Pixels, x0: int, y0: int, s: int) -> Pixels:
     """The square at SIDE x SIDE pixels: area filter down, Lanczos up, a copy at equal size."""
     region = np.ascontiguousarray(rgb[y0 : y0 + s, x0 : x0 + s])
-    if s == SIDE:
+    if s == CROP_SIDE:
         return region
-    how = cv2.INTER_AREA if s > SIDE else cv2.INTER_LANCZOS4
-    return cv2.resize(region, (SIDE, SIDE), interpolation=how)
+    how = cv2.INTER_AREA if s > CROP_SIDE else cv2.INTER_LANCZOS4
+    return cv2.resize(region, (CROP_SIDE, CROP_SIDE), interpolation=how)
 
 
-def candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> list[Candidate]:
+def make_candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> list[Candidate]:
     """A candidate for each person box, with its crop or the reason why it has none."""
     height, width = rgb.shape[:2]
     xyxy = np.array([clip(box, width, height) for box in boxes], np.float64).reshape(-1, 4)
@@ -175,19 +177,21 @@ def candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> list[
         if not c.reason:
             region = tuple(xyxy[c.box_index].tolist())
             rules = (
-                replace(config.square, border_loss=1.0) if WHOLE in c.box.flags else config.square
+                replace(config.square, border_loss=1.0)
+                if WHOLE_PICTURE in c.box.flags
+                else config.square
             )
             c.x0, c.y0, c.s, c.reason = square(region, width, height, rules)
         if not c.reason:
             place = c.box_index
             c.detail = is_dense(place, xyxy, persons, squares([c]), config.dense)
-            c.reason = "dense" if c.detail else ""
-    kept = suppress([c for c in found if not c.reason], width, height, config.nms)
+            c.reason = Reason.DENSE if c.detail else ""
+    kept = centre_first_nms([c for c in found if not c.reason], width, height, config.nms)
     for c in found:
         if not c.reason and not any(c is other for other in kept):
-            c.reason = "nms"
+            c.reason = Reason.NMS
     for c in kept:
-        c.crop = cut(rgb, c.x0 or 0, c.y0 or 0, c.s or SIDE)
-        c.lap_crop = sharpness(c.crop)
-        c.reason = "crop_blur" if c.lap_crop < config.blur.crop_min else ""
+        c.crop = cut_square(rgb, c.x0 or 0, c.y0 or 0, c.s or CROP_SIDE)
+        c.lap_crop = laplacian_variance(c.crop)
+        c.reason = Reason.CROP_BLUR if c.lap_crop < config.blur.crop_min else ""
     return found

@@ -11,7 +11,7 @@ from typing import Any
 
 import cv2
 
-from curate.engine.worker import BREAKS, EngineError, Job, Outcome, Task, run_shard
+from curate.engine.worker import BREAKS, EngineError, Outcome, ShardJob, Task, run_shard
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def run_ray(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
                     yield Outcome(shard, error=f"Ray: {str(error).splitlines()[0]}")
 
 
-def _run_on_ray(root: str, job: Job, shard: str, key: str, limit: float) -> Outcome:
+def _run_on_ray(root: str, job: ShardJob, shard: str, key: str, limit: float) -> Outcome:
     cv2.setNumThreads(1)
     return run_shard(root, job, shard, key, limit, watched=True)
 

@@ -17,8 +17,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from curate.engine.cluster import run_ray
-from curate.engine.ledger import Ledger
-from curate.engine.worker import BREAKS, EngineError, Job, Outcome, Task, prepare_process, run_shard
+from curate.engine.ledger import ShardLedger
+from curate.engine.worker import (
+    BREAKS,
+    EngineError,
+    Outcome,
+    ShardJob,
+    Task,
+    prepare_process,
+    run_shard,
+)
 from curate.schema import InputError
 from osdhuman_jax.disk import append_line
 
@@ -100,14 +108,14 @@ class Engine:
         """The same in this process, for the steps that are one shard."""
         return replace(self, kind="local", workers=0)
 
-    def todo(self, job: Job, shards: Sequence[str]) -> dict[str, str]:
+    def todo(self, job: ShardJob, shards: Sequence[str]) -> dict[str, str]:
         """Those shards, with their keys, that are not done with their present inputs."""
-        ledger = Ledger(self.root)
+        ledger = ShardLedger(self.root)
         keys = {shard: job.key(ledger, shard) for shard in shards}
         return {s: k for s, k in keys.items() if not ledger.is_done(job.name, s, k, self.verify)}
 
     def run(
-        self, job: Job, shards: Sequence[str], report: Callable[[Outcome], None] | None = None
+        self, job: ShardJob, shards: Sequence[str], report: Callable[[Outcome], None] | None = None
     ) -> int:
         """Do what is not done yet of `shards`; a shard that fails is tried once more.
 
@@ -123,7 +131,7 @@ class Engine:
         return len(todo)
 
     def _pass(
-        self, job: Job, keys: dict[str, str], report: Callable[[Outcome], None] | None
+        self, job: ShardJob, keys: dict[str, str], report: Callable[[Outcome], None] | None
     ) -> list[Outcome]:
         tasks = [(str(self.root), job, shard, key, self.limit) for shard, key in keys.items()]
         failed = []
@@ -145,7 +153,7 @@ class Engine:
         workers = min(self.workers, 1) if tasks[0][1].gpus else self.workers
         return run_local(tasks, workers) if workers else run_here(tasks)
 
-    def _log(self, job: Job, outcome: Outcome) -> None:
+    def _log(self, job: ShardJob, outcome: Outcome) -> None:
         line = {"job": job.name, "shard": outcome.shard, "seconds": round(outcome.seconds, 3)}
         line |= {"error": outcome.error, "trace": outcome.trace} if outcome.error else {}
         append_line(self.root / "log.jsonl", json.dumps({**line, **outcome.facts}))

@@ -38,7 +38,7 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-class Ledger:
+class ShardLedger:
     """The markers of one output folder."""
 
     def __init__(self, root: str | Path) -> None:

@@ -24,7 +24,7 @@ _BOX = pa.struct(
         ("score", pa.float64()),
     ]
 )
-INDEX = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("dataset", pa.string()),
@@ -40,7 +40,7 @@ INDEX = pa.schema(
         ("license", pa.string()),
     ]
 )
-ROWS = pa.schema(
+CANDIDATE_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("dataset", pa.string()),
@@ -79,8 +79,8 @@ ROWS = pa.schema(
         ("detail", pa.string()),
     ]
 )
-CROPS = pa.schema([("crop_id", pa.string()), ("png", pa.binary())])
-PRINTS = pa.schema(
+CROP_SCHEMA = pa.schema([("crop_id", pa.string()), ("png", pa.binary())])
+FINGERPRINT_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
         ("crop_id", pa.string()),  # null: the whole image
@@ -153,7 +153,7 @@ class RowWriter:
 
 def crop_writer(path: Path) -> RowWriter:
     """A file for rows of CROPS, read a crop at a time (see `CropFile`)."""
-    return RowWriter(path, CROPS, group=1, zip_=False)
+    return RowWriter(path, CROP_SCHEMA, group=1, zip_=False)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -165,11 +165,11 @@ def write_table(path: Path, table: pa.Table) -> None:
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A whole file or some columns of it."""
     wanted = list(columns) if columns else None
-    with opened(path) as file:
+    with open_parquet(path) as file:
         return pq.read_table(file, columns=wanted, page_checksum_verification=True)
 
 
-def opened(path: Path) -> pa.NativeFile:
+def open_parquet(path: Path) -> pa.NativeFile:
     """A file of any name; Arrow's own opening wants names of UTF-8."""
     return pa.OSFile(os.fsencode(path))
 
@@ -183,7 +183,7 @@ class CropFile:
     """A crops file, read a crop at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(opened(path), page_checksum_verification=True)
+        self._file = pq.ParquetFile(open_parquet(path), page_checksum_verification=True)
 
     def __len__(self) -> int:
         return self._file.metadata.num_rows

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, Protocol
 
 import cv2
 
-from curate.engine.ledger import Ledger
-from curate.schema import InputError
+from curate.engine.ledger import ShardLedger
+from curate.schema import InputError, Reason
 
 BREAKS = 3  # times in a row that workers may die with no shard finished in between
 ATTEMPTS = 2  # times an item may take its process down before it is given up
@@ -34,7 +34,7 @@ class EngineError(RuntimeError):
     """Shards that could not be done; one line a shard."""
 
 
-class Job(Protocol):
+class ShardJob(Protocol):
     """A pure map from shards to files; picklable."""
 
     @property
@@ -47,11 +47,13 @@ class Job(Protocol):
         """GPUs a worker needs (Ray places by it)."""
         ...
 
-    def key(self, ledger: Ledger, shard: str) -> str:
+    def key(self, ledger: ShardLedger, shard: str) -> str:
         """Digest of all that the outputs depend on: own parameters, inputs, versions."""
         ...
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: "Runner") -> dict[str, Any]:
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: "ItemRunner"
+    ) -> dict[str, Any]:
         """Write the shard's files into `folder`; returns JSON facts (counts, seconds)."""
         ...
 
@@ -76,7 +78,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Runner:
+class ItemRunner:
     """Calls a function on items so that no single one can take the shard down.
 
     Attributes:
@@ -144,7 +146,7 @@ def attempt(function: Callable[[Any], Any], item: Any) -> Any:
         raise
     except Exception as error:  # whatever a picture sets off costs that picture alone
         line = " ".join(str(error).split())[:300]
-        return Failure(f"stage_error:{type(error).__name__}", line)
+        return Failure(f"{Reason.STAGE_ERROR}:{type(error).__name__}", line)
 
 
 class ChildDied(Exception):
@@ -174,13 +176,15 @@ class Child:
                 self._ready = True
             self._pipe.send(item)
             if not self._pipe.poll(limit):
-                raise ChildDied(Failure("stage_error:timeout", f"more than {limit:.0f} s"))
+                raise ChildDied(
+                    Failure(f"{Reason.STAGE_ERROR}:timeout", f"more than {limit:.0f} s")
+                )
             return self._receive()
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode or 0
             death = f"signal {-code}" if code < 0 else f"exit status {code}"
-            raise ChildDied(Failure("decoder_crash", f"process ended by {death}")) from None
+            raise ChildDied(Failure(Reason.DECODER_CRASH, f"process ended by {death}")) from None
         except ChildDied:
             self.close()
             raise
@@ -226,11 +230,11 @@ def _exit_with_parent() -> None:
 
 
 def run_shard(
-    root: str, job: Job, shard: str, key: str, limit: float, watched: bool = False
+    root: str, job: ShardJob, shard: str, key: str, limit: float, watched: bool = False
 ) -> Outcome:
     """Work one shard and commit it. Errors come back as text; the shard is then not done."""
-    ledger, start = Ledger(root), time.monotonic()
-    runner = Runner(ledger.begin(job.name, shard), watched, limit)
+    ledger, start = ShardLedger(root), time.monotonic()
+    runner = ItemRunner(ledger.begin(job.name, shard), watched, limit)
     try:
         with ledger.workspace() as folder:
             facts = job.work(ledger, shard, folder, runner)
@@ -245,4 +249,4 @@ def run_shard(
     return Outcome(shard, facts, seconds)
 
 
-Task = tuple[str, Job, str, str, float]  # run_shard's arguments
+Task = tuple[str, ShardJob, str, str, float]  # run_shard's arguments

@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 from curate.schema import Pixels
 
 BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#999999"  # told apart by colour-blind people too
-TILE, COLUMNS, CAPTION = 256, 8, 18  # pixels of a contact sheet
-TAGS = 40  # most frequent ones shown
+TILE, SHEET_COLUMNS, CAPTION = 256, 8, 18  # pixels of a contact sheet
+TAGS_SHOWN = 40  # most frequent ones shown
 
 
 def save(path: Path, rgb: Pixels) -> None:
@@ -78,7 +78,7 @@ def tags(
     path: Path, counts: Mapping[str, int], categories: Mapping[str, Mapping[str, int]]
 ) -> None:
     """Figure 7: occurrences by category, with its number of tags, and the most frequent tags."""
-    top = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:TAGS]
+    top = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:TAGS_SHOWN]
     figure, (pie, axis) = _figure(2, 1, "")
     figure.set_size_inches(10, 9)
     counts_by = [category["occurrences"] for category in categories.values()]
@@ -95,9 +95,9 @@ def tags(
     _write(figure, path)
 
 
-def sheet(tiles: Sequence[tuple[Pixels, str]]) -> Pixels:
+def tile_pictures(tiles: Sequence[tuple[Pixels, str]]) -> Pixels:
     """Pictures of one size with captions, eight a line."""
-    columns = min(COLUMNS, len(tiles))
+    columns = min(SHEET_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     canvas = Image.new("RGB", (columns * TILE, rows * (TILE + CAPTION)), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)

@@ -24,19 +24,19 @@ import pyarrow as pa
 from PIL import Image
 
 from curate.config import PackConfig
-from curate.cropping.job import CODE, LIBRARIES, decode_png
+from curate.cropping.job import CODE, LIBRARIES, decode_crop
 from curate.engine.engine import Engine
-from curate.engine.ledger import Ledger, digest
+from curate.engine.ledger import ShardLedger, digest
 from curate.engine.parquet import Row, read_rows, write_rows
-from curate.engine.worker import Runner
-from curate.schema import InputError, Pixels, counts
+from curate.engine.worker import ItemRunner
+from curate.schema import InputError, Pixels, sorted_counts
 from curate.selection.manifest import Crops, selected_rows
-from curate.selection.split import lot
+from curate.selection.split import seeded_key
 from osdhuman_jax.disk import file_digest, staged_folder, write_text
 
 PREFIX = struct.Struct("<3sBI")
 MAGIC, RECORD_VERSION = b"OHR", 1
-SUFFIXES = {
+CONTAINER_SUFFIXES = {
     "arrayrecord": "arrayrecord",
     "parquet": "parquet",
     "webdataset": "tar",
@@ -44,8 +44,8 @@ SUFFIXES = {
 }
 EXTENSIONS = {"webp": "webp", "png": "png", "jpeg": "jpg"}
 CARRIED = ("image_id", "dataset", "license", "x0", "y0", "s", "split")  # into the header
-RECORDS = pa.schema([("header", pa.string()), ("image", pa.binary())])
-INDEX = pa.schema(
+RECORD_SCHEMA = pa.schema([("header", pa.string()), ("image", pa.binary())])
+PACK_INDEX_SCHEMA = pa.schema(
     [
         ("crop_id", pa.string()),
         ("file", pa.string()),
@@ -60,7 +60,7 @@ class PackError(InputError):
     """Nothing to pack, an unknown container, or a crop that is not the one in the manifest."""
 
 
-def encode(rgb: Pixels, codec: str) -> bytes:
+def encode_picture(rgb: Pixels, codec: str) -> bytes:
     """Pixels as webp (lossless), png, or jpeg (quality 95, colour at full resolution)."""
     options: dict[str, dict[str, Any]] = {
         "webp": {"format": "WEBP", "lossless": True, "quality": 75, "method": 4, "exact": True},
@@ -76,8 +76,8 @@ def make_record(row: Row, png: bytes, codec: str) -> Record:
     """Header and picture of a kept crop. Raises PackError if the stored PNG is another one."""
     if hashlib.sha256(png).hexdigest() != row["crop_sha256"]:
         raise PackError(f"crop {row['crop_id']}: stored picture is damaged; run with --verify")
-    rgb = decode_png(png)
-    data = png if codec == "png" else encode(rgb, codec)
+    rgb = decode_crop(png)
+    data = png if codec == "png" else encode_picture(rgb, codec)
     header = {"crop_id": row["crop_id"], "w": rgb.shape[1], "h": rgb.shape[0], "codec": codec}
     header |= {name: row[name] for name in CARRIED}
     return {**header, "sha256": hashlib.sha256(data).hexdigest()}, data
@@ -108,7 +108,7 @@ def write_container(path: Path, kind: str, records: Iterable[Record]) -> list[di
         _write_arrayrecord(path, noted())
     elif kind == "parquet":
         rows = ({"header": json.dumps(h), "image": data} for h, data in noted())
-        write_rows(path, RECORDS, rows, group=32, zip_=False)
+        write_rows(path, RECORD_SCHEMA, rows, group=32, zip_=False)
     else:
         _write_tar(path, noted())
     return headers
@@ -177,7 +177,7 @@ def _read_tar(path: Path) -> Iterator[Record]:
 
 
 @dataclass(frozen=True)
-class Pack:
+class PackJob:
     """Shard = `SPLIT-00000-of-00001`: some of a split's crops; outputs the file and its headers."""
 
     config: PackConfig
@@ -185,21 +185,23 @@ class Pack:
     name: str = "pack"
     gpus: float = 0.0
 
-    def key(self, ledger: Ledger, shard: str) -> str:
+    def key(self, ledger: ShardLedger, shard: str) -> str:
         rows = [(r["crop_id"], r["crop_sha256"], r["license"]) for r in self.rows(ledger, shard)]
         return digest(CODE, LIBRARIES, asdict(self.config), rows)
 
-    def rows(self, ledger: Ledger, shard: str) -> list[Row]:
+    def rows(self, ledger: ShardLedger, shard: str) -> list[Row]:
         """The manifest's rows of the shard's crops, in order."""
         split, number, _, count = shard.rsplit("-", 3)
         rows = selected_rows(ledger).get(split, [])
-        return [r for r in rows if place(self.seed, r["crop_id"], int(count)) == int(number)]
+        return [r for r in rows if file_number(self.seed, r["crop_id"], int(count)) == int(number)]
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
+    ) -> dict[str, Any]:
         cv2.setNumThreads(1)
         rows, crops = self.rows(ledger, shard), Crops(ledger)
         records = (make_record(row, crops.png(row), self.config.codec) for row in rows)
-        name = f"records.{SUFFIXES[self.config.to]}"
+        name = f"records.{CONTAINER_SUFFIXES[self.config.to]}"
         headers = write_container(folder / name, self.config.to, records)
         (folder / "headers.json").write_text(json.dumps(headers))
         return {"crops": len(headers)}
@@ -210,15 +212,15 @@ def file_count(crops: int, per_file: int) -> int:
     return 1 << max(0, -(-crops // per_file) - 1).bit_length()
 
 
-def place(seed: int, crop: str, files: int) -> int:
+def file_number(seed: int, crop: str, files: int) -> int:
     """The file of a crop. Files are stretches of one order, that of the lots."""
-    return int(lot(seed, crop)[:8], 16) * files >> 32
+    return int(seeded_key(seed, crop)[:8], 16) * files >> 32
 
 
-def check(config: PackConfig) -> None:
+def check_container(config: PackConfig) -> None:
     """Raises PackError on an unknown container or codec."""
-    if config.to not in SUFFIXES or config.codec not in EXTENSIONS:
-        known = f"{', '.join(SUFFIXES)}; {', '.join(EXTENSIONS)}"
+    if config.to not in CONTAINER_SUFFIXES or config.codec not in EXTENSIONS:
+        known = f"{', '.join(CONTAINER_SUFFIXES)}; {', '.join(EXTENSIONS)}"
         raise PackError(f"pack: no container {config.to!r} with codec {config.codec!r}: {known}")
 
 
@@ -227,8 +229,8 @@ def pack(engine: Engine, config: PackConfig, seed: int, report: Any = None) -> d
 
     Raises PackError if nothing is selected or a setting is unknown.
     """
-    check(config)
-    ledger = Ledger(engine.root)
+    check_container(config)
+    ledger = ShardLedger(engine.root)
     sizes = {split: len(rows) for split, rows in sorted(selected_rows(ledger).items())}
     if not sizes:
         raise PackError("nothing is selected, so there is nothing to pack: see the funnel")
@@ -236,7 +238,9 @@ def pack(engine: Engine, config: PackConfig, seed: int, report: Any = None) -> d
         split: shard_names(split, file_count(size, config.per_file))
         for split, size in sizes.items()
     }
-    engine.run(Pack(config, seed), [shard for names in shards.values() for shard in names], report)
+    engine.run(
+        PackJob(config, seed), [shard for names in shards.values() for shard in names], report
+    )
     for stale in set(ledger.shards("pack")) - {s for names in shards.values() for s in names}:
         ledger.forget_shard("pack", stale)
     with staged_folder(ledger.root / "packed", replace=True) as folder:
@@ -251,11 +255,11 @@ def shard_names(split: str, files: int) -> list[str]:
 
 
 def publish(
-    ledger: Ledger, config: PackConfig, split: str, shards: list[str], folder: Path
+    ledger: ShardLedger, config: PackConfig, split: str, shards: list[str], folder: Path
 ) -> None:
     """A split's folder: its files under plain names, index.parquet, dataset.json."""
     folder.mkdir()
-    suffix, index = SUFFIXES[config.to], []
+    suffix, index = CONTAINER_SUFFIXES[config.to], []
     for shard in shards:
         source = ledger.output("pack", shard, f"records.{suffix}")
         headers = json.loads(ledger.output("pack", shard, "headers.json").read_text())
@@ -270,7 +274,7 @@ def publish(
             {"crop_id": h["crop_id"], "file": name, "row": row, "header": json.dumps(h)}
             for row, (h, name) in enumerate(zip(headers, names, strict=True))
         ]
-    write_rows(folder / "index.parquet", INDEX, index)
+    write_rows(folder / "index.parquet", PACK_INDEX_SCHEMA, index)
     write_text(folder / "dataset.json", _dataset(ledger, config, split, folder, index))
 
 
@@ -290,7 +294,9 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _dataset(ledger: Ledger, config: PackConfig, split: str, folder: Path, index: list[Row]) -> str:
+def _dataset(
+    ledger: ShardLedger, config: PackConfig, split: str, folder: Path, index: list[Row]
+) -> str:
     """dataset.json: what the files are, how many crops of which licence, digests."""
     stats = json.loads(ledger.output("select", "all", "stats.json").read_text())
     headers = [json.loads(row["header"]) for row in index]
@@ -300,8 +306,8 @@ def _dataset(ledger: Ledger, config: PackConfig, split: str, folder: Path, index
         "crops": len(index),
         "to": config.to,
         "codec": config.codec,
-        "datasets": counts(h["dataset"] for h in headers),
-        "licenses": counts(h["license"] or "unknown" for h in headers),
+        "datasets": sorted_counts(h["dataset"] for h in headers),
+        "licenses": sorted_counts(h["license"] or "unknown" for h in headers),
         "sha256": {name: file_digest(folder / name) for name in files},
         "profile": stats["profile"],
         "metrics": stats["iqa"],

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.cropping.job import decode_png
-from curate.engine.ledger import Ledger
+from curate.cropping.job import decode_crop
+from curate.engine.ledger import ShardLedger
 from curate.engine.parquet import read_rows
 from curate.publish import figures, review
 from curate.publish.categories import by_category
@@ -27,16 +27,16 @@ from curate.schema import InputError
 from curate.selection.manifest import (
     Crops,
     Funnel,
-    check,
+    check_counts,
     funnel_text,
     funnels,
-    merge,
+    merge_funnels,
     read_manifest,
 )
-from curate.selection.split import lot
+from curate.selection.split import seeded_key
 from osdhuman_jax.disk import staged_folder
 
-PAPER = {  # Table 1 of the paper, row PERSONA
+PERSONA_MEANS = {  # Table 1 of the paper, row PERSONA
     "brisque": 10.3758,
     "niqe": 2.8659,
     "clipiqa": 0.7632,
@@ -46,24 +46,24 @@ PAPER = {  # Table 1 of the paper, row PERSONA
 PAPER_PERSONS, PAPER_TAGS = 3.4154, 13.32  # means an image
 WATERMARK = "classic metrics"
 KEPT = "kept"  # the made set's row beside its sources
-MOST = 5000  # crops of a dataset that Table 1 averages over
+TABLE_1_CROPS = 5000  # crops of a dataset that Table 1 averages over
 NOTICE = (
     "Scores are of sharpness, noise and compression only; they see neither "
     "content nor beauty and say nothing about quality in the paper's sense."
 )
-Table = dict[str, dict[str, dict[str, float]]]
+MetricTable = dict[str, dict[str, dict[str, float]]]
 
 
 class ReportError(InputError):
     """Tags that do not fit the set."""
 
 
-def living(table: pa.Table) -> pa.Table:
+def scored_rows(table: pa.Table) -> pa.Table:
     """Rows with scores: the pool before selection."""
     return table.filter(table["z"].is_valid())
 
 
-def describe(values: np.ndarray) -> dict[str, float]:
+def summary(values: np.ndarray) -> dict[str, float]:
     """Mean of the finite values with n, standard deviation, half a 95 % interval; missing ones."""
     finite = values[np.isfinite(values)]
     n = len(finite)
@@ -77,28 +77,28 @@ def describe(values: np.ndarray) -> dict[str, float]:
     }
 
 
-def table_one(pool: pa.Table, metrics: list[str], seed: int) -> Table:
+def table_one(pool: pa.Table, metrics: list[str], seed: int) -> MetricTable:
     """Mean of each metric by dataset over crops before selection, and over what is kept."""
     parts = {}
     for name in sorted(pool["dataset"].unique().to_pylist()):
         part = pool.filter(pc.field("dataset") == name)
-        order = sorted(range(len(part)), key=lambda i: lot(seed, part["crop_id"][i].as_py()))
-        parts[name] = part.take(order[:MOST]) if len(part) > MOST else part
+        order = sorted(range(len(part)), key=lambda i: seeded_key(seed, part["crop_id"][i].as_py()))
+        parts[name] = part.take(order[:TABLE_1_CROPS]) if len(part) > TABLE_1_CROPS else part
     parts[KEPT] = pool.filter(pool["kept"])
     return {
-        name: {metric: describe(column(part, metric)) for metric in metrics}
+        name: {metric: summary(float_column(part, metric)) for metric in metrics}
         for name, part in parts.items()
     }
 
 
-def column(table: pa.Table, name: str) -> np.ndarray:
+def float_column(table: pa.Table, name: str) -> np.ndarray:
     """A column as float64; null = NaN."""
     return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def persons(table: pa.Table, name: str) -> dict[str, float]:
     """Persons on the kept crops by a column: mean, median, shares."""
-    counts = column(table, name)
+    counts = float_column(table, name)
     counts = counts[np.isfinite(counts)]
     if not len(counts):
         return {"n": 0}
@@ -128,7 +128,7 @@ def tag_counts(path: Path, kept: set[str]) -> dict[str, Any]:
     return {"images": len(rows), "occurrences": total, "tags": tags, "categories": groups}
 
 
-def spread(hashes: list[int], count: int) -> list[int]:
+def most_unlike(hashes: list[int], count: int) -> list[int]:
     """Up to `count` places, each as far (in bits) from those before it as can be."""
     if not hashes:
         return []
@@ -146,19 +146,19 @@ def contact_sheet(kept: pa.Table, crops: Crops, seed: int) -> np.ndarray | None:
     """32 crops as unlike each other as can be; None if nothing is kept."""
     columns = ["crop_id", "phash", "crop_shard", "crop_row"]
     rows = kept.select(columns).to_pylist()
-    rows.sort(key=lambda row: lot(seed, row["crop_id"]))
+    rows.sort(key=lambda row: seeded_key(seed, row["crop_id"]))
     rows = rows[:20_000]  # the search is quadratic
-    chosen = [rows[at] for at in spread([int(row["phash"], 16) for row in rows], 32)]
-    tiles = [(decode_png(crops.png(row)), row["crop_id"][:12]) for row in chosen]
-    return figures.sheet(tiles) if tiles else None
+    chosen = [rows[at] for at in most_unlike([int(row["phash"], 16) for row in rows], 32)]
+    tiles = [(decode_crop(crops.png(row)), row["crop_id"][:12]) for row in chosen]
+    return figures.tile_pictures(tiles) if tiles else None
 
 
-def write_report(ledger: Ledger, tags: str = "") -> None:
+def write_report(ledger: ShardLedger, tags: str = "") -> None:
     """Write OUT/report anew. Raises LedgerError before a selection, ReportError on odd tags."""
     stats = json.loads(ledger.output("select", "all", "stats.json").read_text())
     manifest = read_manifest(ledger)
-    check(manifest)
-    pool = living(manifest)
+    check_counts(manifest)
+    pool = scored_rows(manifest)
     kept = pool.filter(pool["kept"])
     parts, seed = funnels(manifest), stats["settings"]["split"]["seed"]
     facts: dict[str, Any] = {
@@ -176,14 +176,14 @@ def write_report(ledger: Ledger, tags: str = "") -> None:
         facts["tags"] = tag_counts(Path(tags), set(kept["crop_id"].to_pylist()))
     with staged_folder(ledger.root / "report", replace=True) as folder:
         crops = Crops(ledger)
-        draw(folder, stats, facts, pool, kept, crops, seed)
+        draw_figures(folder, stats, facts, pool, kept, crops, seed)
         review.write_page(folder, pool, crops, seed, NOTICE if stats["iqa"] == "classic" else "")
         text = json.dumps(facts, indent=1, sort_keys=True)
         (folder / "report.json").write_text(text + "\n")
-        (folder / "report.md").write_text(markdown(facts, stats, parts))
+        (folder / "report.md").write_text(report_markdown(facts, stats, parts))
 
 
-def draw(
+def draw_figures(
     folder: Path,
     stats: dict[str, Any],
     facts: dict[str, Any],
@@ -196,7 +196,7 @@ def draw(
     mark = WATERMARK if stats["iqa"] == "classic" else ""
     figures.bars(folder / "figure_1.png", facts["table_1"], stats["directions"], mark)
     names = [*stats["metrics"], "z", "scale_factor", "s", "persons"]
-    data = {name: (column(pool, name), column(kept, name)) for name in names}
+    data = {name: (float_column(pool, name), float_column(kept, name)) for name in names}
     figures.histograms(folder / "histograms.png", data, mark)
     sheet = contact_sheet(kept, crops, seed)
     if sheet is not None:
@@ -205,10 +205,10 @@ def draw(
         figures.tags(folder / "figure_7.png", facts["tags"]["tags"], facts["tags"]["categories"])
 
 
-def markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funnel]) -> str:
+def report_markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funnel]) -> str:
     """report.md."""
     classic = stats["iqa"] == "classic"
-    total = merge(list(parts.values()))
+    total = merge_funnels(list(parts.values()))
     names = [f"{d}, a fallback" if d == "hog" else d for d in facts["detectors"]]
     sections = [
         f"# Report (profile {facts['profile']})",
@@ -219,7 +219,8 @@ def markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funn
         f"```\n{funnel_text(parts)}\n```",
         "## Scores: mean ± 95 % interval (n)",
         score_table(facts["table_1"], classic),
-        f"512 x 512 crops before selection, {MOST:,} a dataset at most; `{KEPT}` is the made set.",
+        f"512 x 512 crops before selection, {TABLE_1_CROPS:,} a dataset at most; "
+        f"`{KEPT}` is the made set.",
         "![Figure 1](figure_1.png)\n\n![Histograms](histograms.png)",
         "## Persons on a crop",
         persons_text(facts),
@@ -236,7 +237,7 @@ def markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funn
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def score_table(table: Table, classic: bool) -> str:
+def score_table(table: MetricTable, classic: bool) -> str:
     """Table 1 as Markdown, with the paper's PERSONA below where metrics are the same."""
     metrics = list(next(iter(table.values())))
     lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
@@ -244,9 +245,12 @@ def score_table(table: Table, classic: bool) -> str:
         cells = (f"{d['mean']:.4g} ± {d['ci95']:.2g} ({d['n']:,})" for d in row.values())
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     if not classic:
-        cells = (f"{PAPER[m]:.4g}" if m in PAPER else "" for m in metrics)
+        cells = (f"{PERSONA_MEANS[m]:.4g}" if m in PERSONA_MEANS else "" for m in metrics)
         lines.append("| PERSONA (paper) | " + " | ".join(cells) + " |")
-        away = (f"{table[KEPT][m]['mean'] - PAPER[m]:+.3g}" if m in PAPER else "" for m in metrics)
+        away = (
+            f"{table[KEPT][m]['mean'] - PERSONA_MEANS[m]:+.3g}" if m in PERSONA_MEANS else ""
+            for m in metrics
+        )
         lines.append(f"| {KEPT} minus paper | " + " | ".join(away) + " |")
     return "\n".join(lines)
 

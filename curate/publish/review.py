@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
-from curate.cropping.job import decode_png
+from curate.cropping.job import decode_crop
 from curate.engine.parquet import Row
 from curate.schema import RANKED
 from curate.selection.manifest import Crops
-from curate.selection.split import lot
+from curate.selection.split import seeded_key
 
-MOST = 200  # crops of each kind
-SIDE = 256  # pixels shown
-COLUMNS = ["crop_id", "z", "kept", "reason", "crop_shard", "crop_row"]
+SECTION_CROPS = 200  # crops of each kind
+SHOWN_SIDE = 256  # pixels shown
+REVIEW_COLUMNS = ["crop_id", "z", "kept", "reason", "crop_shard", "crop_row"]
 PAGE = """<!doctype html><meta charset="utf-8"><title>Review</title>
 <style>
 body{{font:14px sans-serif;margin:1em}} figure{{display:inline-block;margin:4px;width:{side}px}}
@@ -47,37 +47,37 @@ document.getElementById("save").onclick = () => {{
 """
 
 
-def candidates(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
+def review_rows(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
     """Rows to look at under a title each; no crop twice."""
-    rows = pool.select(COLUMNS).to_pylist()
+    rows = pool.select(REVIEW_COLUMNS).to_pylist()
     kept = [row for row in rows if row["kept"]]
     dropped = [row for row in rows if row["reason"].startswith(RANKED)]
     sections = {
-        "Kept, lowest first": sorted(kept, key=lambda r: (r["z"], r["crop_id"]))[:MOST],
+        "Kept, lowest first": sorted(kept, key=lambda r: (r["z"], r["crop_id"]))[:SECTION_CROPS],
         "Dropped by rank or threshold, best first": sorted(
             dropped, key=lambda r: (-r["z"], r["crop_id"])
-        )[:MOST],
+        )[:SECTION_CROPS],
     }
     seen = {row["crop_id"] for rows in sections.values() for row in rows}
     rest = [row for row in [*kept, *dropped] if row["crop_id"] not in seen]
-    rest.sort(key=lambda row: lot(seed, row["crop_id"]))
-    return {**sections, "Others": rest[:MOST]}
+    rest.sort(key=lambda row: seeded_key(seed, row["crop_id"]))
+    return {**sections, "Others": rest[:SECTION_CROPS]}
 
 
 def write_page(folder: Path, pool: pa.Table, crops: Crops, seed: int, notice: str = "") -> None:
     """review.html and review/CROP.jpg; `notice` says what the scores are not."""
     (folder / "review").mkdir()
     sections = []
-    for title, rows in candidates(pool, seed).items():
+    for title, rows in review_rows(pool, seed).items():
         for row in rows:
-            rgb = decode_png(crops.png(row))
-            small = cv2.resize(rgb, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+            rgb = decode_crop(crops.png(row))
+            small = cv2.resize(rgb, (SHOWN_SIDE, SHOWN_SIDE), interpolation=cv2.INTER_AREA)
             data = cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]))[1]
             (folder / "review" / f"{row['crop_id']}.jpg").write_bytes(data.tobytes())
         if rows:
             sections.append(f"<h2>{title}</h2>\n" + "\n".join(map(figure, rows)))
     mark = f"<p><b>Classic metrics.</b> {html.escape(notice)}</p>\n" if notice else ""
-    page = PAGE.format(side=SIDE, notice=mark, sections="\n".join(sections))
+    page = PAGE.format(side=SHOWN_SIDE, notice=mark, sections="\n".join(sections))
     (folder / "review.html").write_text(page)
 
 

@@ -14,19 +14,19 @@ from curate.schema import Pixels
 
 Gray = UInt8[np.ndarray, "h w"]
 
-VERSION = 1  # raised when the numbers change
+CLASSIC_VERSION = 1  # raised when the numbers change
 CALM = 10  # percentile of the blocks' responses that is taken for noise: the rest has texture too
 _NOISE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float64)
 _BLOCK = 16  # pixels
 _DARK, _LIGHT = 2, 253  # luma from which on details are lost
 
 
-def sharpness(gray: Gray) -> float:
+def log_sharpness(gray: Gray) -> float:
     """Logarithm of the Laplacian's variance."""
     return math.log1p(cv2.Laplacian(gray, cv2.CV_64F).var())
 
 
-def noise(gray: Gray) -> float:
+def noise_level(gray: Gray) -> float:
     """Standard deviation of the noise in levels (Immerkaer 1996), in the calmest blocks."""
     response = np.abs(cv2.filter2D(gray.astype(np.float64), -1, _NOISE))
     height, width = (n - n % _BLOCK for n in gray.shape)
@@ -63,9 +63,9 @@ def entropy(gray: Gray) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-METRICS = {
-    "sharpness": (sharpness, 1),
-    "noise": (noise, -1),
+CLASSIC_METRICS = {
+    "sharpness": (log_sharpness, 1),
+    "noise": (noise_level, -1),
     "blockiness": (blockiness, -1),
     "clipped": (clipped, -1),
     "entropy": (entropy, 1),
@@ -75,4 +75,4 @@ METRICS = {
 def score(rgb: Pixels) -> dict[str, float]:
     """All of them for one crop."""
     gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
-    return {name: function(gray) for name, (function, _) in METRICS.items()}
+    return {name: function(gray) for name, (function, _) in CLASSIC_METRICS.items()}

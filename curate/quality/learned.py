@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, UInt8
 
 from curate.config import ConfigError
+from curate.schema import Column, CropBatch
 from osdhuman_jax.disk import known_digest
 
-Batch = UInt8[np.ndarray, "n h w 3"]
-Column = Float64[np.ndarray, " n"]
 
-
-class Metric(NamedTuple):
+class PyiqaMetric(NamedTuple):
     """A metric of pyiqa: its name there, its file, how that file's sha256 begins (if known)."""
 
     name: str
@@ -34,11 +31,11 @@ class Metric(NamedTuple):
 
 
 CLIP = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
-METRICS = {
-    "clipiqa": Metric("clipiqa", "RN50.pt", CLIP),
-    "maniqa": Metric("maniqa-pipal", "MANIQA_PIPAL-ae6d356b.pth", "ae6d356b"),
-    "musiq": Metric("musiq", "musiq_koniq_ckpt-e95806b9.pth", "e95806b9"),
-    "brisque": Metric("brisque", "brisque_svm_weights.pth", ""),
+PYIQA_METRICS = {
+    "clipiqa": PyiqaMetric("clipiqa", "RN50.pt", CLIP),
+    "maniqa": PyiqaMetric("maniqa-pipal", "MANIQA_PIPAL-ae6d356b.pth", "ae6d356b"),
+    "musiq": PyiqaMetric("musiq", "musiq_koniq_ckpt-e95806b9.pth", "e95806b9"),
+    "brisque": PyiqaMetric("brisque", "brisque_svm_weights.pth", ""),
 }
 WHERE = "huggingface.co/chaofengc/IQA-PyTorch-Weights (CC BY-NC-SA: not for commercial use)"
 
@@ -57,7 +54,7 @@ def weight_file(folder: str, name: str, sha256: str = "") -> tuple[Path, str]:
 
 def describe(metric: str, weights: str, device: str) -> dict[str, Any]:
     """All that a score depends on, but for the crop. Raises ConfigError if anything is missing."""
-    known = METRICS[metric]
+    known = PYIQA_METRICS[metric]
     try:
         versions = {name: importlib.metadata.version(name) for name in ("pyiqa", "torch")}
     except importlib.metadata.PackageNotFoundError as error:
@@ -68,10 +65,10 @@ def describe(metric: str, weights: str, device: str) -> dict[str, Any]:
     return {"metric": known.name, "weights": {known.file: digest}, "device": device, **versions}
 
 
-def make_metric(metric: str, weights: str, device: str) -> Callable[[Batch], Column]:
+def make_metric(metric: str, weights: str, device: str) -> Callable[[CropBatch], Column]:
     """The function of batches that scores. Raises ConfigError if pyiqa cannot make it."""
     describe(metric, weights, device)
-    known = METRICS[metric]
+    known = PYIQA_METRICS[metric]
     try:
         with _offline(weight_file(weights, known.file)[0]):
             import pyiqa  # pyright: ignore[reportMissingImports]
@@ -85,7 +82,7 @@ def make_metric(metric: str, weights: str, device: str) -> Callable[[Batch], Col
     return functools.partial(_score, network, device)
 
 
-def _score(network: Any, device: str, batch: Batch) -> Column:
+def _score(network: Any, device: str, batch: CropBatch) -> Column:
     import torch
 
     unit = batch.astype(np.float32) * np.float32(1 / 255)

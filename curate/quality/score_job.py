@@ -16,17 +16,16 @@ import cv2
 import numpy as np
 
 from curate.config import ScoreConfig
-from curate.cropping.job import CODE, LIBRARIES, decode_png, file_name_digest
-from curate.engine.ledger import Ledger, digest
+from curate.cropping.job import CODE, LIBRARIES, decode_crop, file_name_digest
+from curate.engine.ledger import ShardLedger, digest
 from curate.engine.parquet import ERROR, CropFile, Row, write_scores
-from curate.engine.worker import Failure, Runner
+from curate.engine.worker import Failure, ItemRunner
 from curate.quality import scores
-from curate.quality.scores import Batch
-from curate.schema import Pixels, counts
+from curate.schema import CropBatch, Pixels, sorted_counts
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreJob:
     """Shard = the crop job's; output scores.parquet: crop_id and one column a metric.
 
     `group` names the metrics that are computed together; a group more does not touch the others.
@@ -44,11 +43,13 @@ class Score:
     def gpus(self) -> float:
         return 1.0 if self.config.device.startswith("cuda") else 0.0
 
-    def key(self, ledger: Ledger, shard: str) -> str:
+    def key(self, ledger: ShardLedger, shard: str) -> str:
         crops = file_name_digest(ledger.output("crop", shard, "crops.parquet"))
         return digest(CODE, LIBRARIES, scores.describe(self.group, self.config), crops)
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
+    ) -> dict[str, Any]:
         crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
         metrics = scores.names(self.group, self.config)
         failed = dict.fromkeys(metrics, math.nan)
@@ -58,10 +59,10 @@ class Score:
                 values = {**failed, ERROR: values.reason}
             rows.append({"crop_id": name, **values})
         write_scores(folder / "scores.parquet", metrics, rows)
-        errors = counts(row[ERROR] for row in rows if ERROR in row)
+        errors = sorted_counts(row[ERROR] for row in rows if ERROR in row)
         return {"crops": len(rows), "reasons": errors}
 
-    def results(self, crops: CropFile, run: Runner) -> Iterator[tuple[str, Row | Failure]]:
+    def results(self, crops: CropFile, run: ItemRunner) -> Iterator[tuple[str, Row | Failure]]:
         """Values by metric of each crop, or a Failure: a batch that fails is taken one by one.
 
         Raises RuntimeError if all of such a batch fail: then the metric, or what it runs on, is at
@@ -69,7 +70,7 @@ class Score:
         """
         setup = partial(make_batch_scorer, self.group, self.config)
         patient = replace(run, limit=run.limit * self.config.batch)
-        ours, theirs = itertools.tee(batches(crops, self.config.batch))
+        ours, theirs = itertools.tee(crop_batches(crops, self.config.batch))
         answers = patient.each(setup, (pixels for _, pixels in theirs))
         for (ids, pixels), values in zip(ours, answers, strict=True):
             if isinstance(values, Failure) and len(ids) > 1:
@@ -80,25 +81,25 @@ class Score:
             yield from zip(ids, [values] if isinstance(values, Failure) else values, strict=True)
 
 
-def make_batch_scorer(group: str, config: ScoreConfig) -> Callable[[Batch], list[Row]]:
+def make_batch_scorer(group: str, config: ScoreConfig) -> Callable[[CropBatch], list[Row]]:
     """The function of batches that a worker process runs: values by metric of each crop."""
     cv2.setNumThreads(1)
     return partial(score_batch, scores.make_scorer(group, config))
 
 
-def score_batch(scorer: scores.Scorer, batch: Batch) -> list[Row]:
+def score_batch(scorer: scores.MetricGroup, batch: CropBatch) -> list[Row]:
     """A row of numbers for each crop."""
     columns = scorer(batch)
     return [{name: float(columns[name][at]) for name in scorer.names} for at in range(len(batch))]
 
 
-def batches(crops: CropFile, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+def crop_batches(crops: CropFile, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
     """Crops as (names, uint8 (n, 512, 512, 3)), n = `size` but for the last."""
     ids: list[str] = []
     pixels: list[Pixels] = []
     for name, png in crops.items():
         ids.append(name)
-        pixels.append(decode_png(png))
+        pixels.append(decode_crop(png))
         if len(ids) == size:
             yield ids, np.stack(pixels)
             ids, pixels = [], []

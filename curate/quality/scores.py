@@ -12,32 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, UInt8
 
 from curate.config import ConfigError, DetectConfig, ScoreConfig
 from curate.cropping import detect
 from curate.engine.ledger import digest
 from curate.quality import classic, learned
-from curate.schema import SourceImage
+from curate.schema import Column, CropBatch, SourceImage
 from osdhuman_jax.disk import known_digest
 from osdhuman_jax.evaluation import niqe
 
 NOWHERE = SourceImage("", "", "")
-Batch = UInt8[np.ndarray, "n h w 3"]
-Column = Float64[np.ndarray, " n"]
 
-PAPER = {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}  # Eq. 1 and its signs
+PAPER_DIRECTIONS = {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}  # Eq. 1 and its signs
 PERSONS = "detected_persons"  # a count, not a metric of quality
 
 
 @dataclass(frozen=True)
-class Scorer:
+class MetricGroup:
     """A group of metrics, ready: crops of equal size in, a column for each name out."""
 
     names: tuple[str, ...]
-    score: Callable[[Batch], dict[str, Column]]
+    score: Callable[[CropBatch], dict[str, Column]]
 
-    def __call__(self, batch: Batch) -> dict[str, Column]:
+    def __call__(self, batch: CropBatch) -> dict[str, Column]:
         """Values are NaN where a metric has none."""
         return self.score(batch)
 
@@ -47,23 +44,27 @@ def groups(config: ScoreConfig) -> tuple[str, ...]:
     persons = ("persons",) if config.persons else ()
     if config.iqa == "classic":
         return ("classic", *(("niqe",) if config.niqe_params else ()), *persons)
-    if unknown := set(config.report_only) - {*PAPER, *learned.METRICS, "classic"}:
+    if unknown := set(config.report_only) - {*PAPER_DIRECTIONS, *learned.PYIQA_METRICS, "classic"}:
         raise ConfigError(f"score.report_only: no metric {', '.join(sorted(unknown))}")
-    return (*PAPER, *(name for name in config.report_only if name not in PAPER), *persons)
+    return (
+        *PAPER_DIRECTIONS,
+        *(name for name in config.report_only if name not in PAPER_DIRECTIONS),
+        *persons,
+    )
 
 
 def directions(config: ScoreConfig) -> dict[str, int]:
     """The metrics of Eq. 1: 1 where higher is better, -1 where lower is."""
-    signs = {name: sign for name, (_, sign) in classic.METRICS.items()}
+    signs = {name: sign for name, (_, sign) in classic.CLASSIC_METRICS.items()}
     if config.iqa != "classic":
-        signs = {name: sign for name, sign in PAPER.items() if name != "niqe"}
+        signs = {name: sign for name, sign in PAPER_DIRECTIONS.items() if name != "niqe"}
     return signs | ({_niqe(config).name: -1} if "niqe" in groups(config) else {})
 
 
 def describe(group: str, config: ScoreConfig) -> dict[str, Any]:
     """All that a group's scores depend on, but for the crops. Raises ConfigError."""
     if group == "classic":
-        return {"metrics": list(classic.METRICS), "version": classic.VERSION}
+        return {"metrics": list(classic.CLASSIC_METRICS), "version": classic.CLASSIC_VERSION}
     if group == "niqe":
         path = _niqe_file(config)
         return {"version": niqe.VERSION, "weights": {path.name: known_digest(path)}}
@@ -88,24 +89,24 @@ def check(config: ScoreConfig) -> None:
 def names(group: str, config: ScoreConfig) -> tuple[str, ...]:
     """The metrics of a group. Raises ConfigError."""
     if group == "classic":
-        return tuple(classic.METRICS)
+        return tuple(classic.CLASSIC_METRICS)
     if group == "niqe":
         return (_niqe(config).name,)
     return (PERSONS,) if group == "persons" else (group,)
 
 
-def make_scorer(group: str, config: ScoreConfig) -> Scorer:
+def make_scorer(group: str, config: ScoreConfig) -> MetricGroup:
     """A group with its weights, which stay loaded for the next shard. Raises ConfigError."""
     return _make_scorer(group, astuple(config), digest(describe(group, config)))
 
 
 @functools.lru_cache(maxsize=1)
-def _make_scorer(group: str, values: tuple, identity: str) -> Scorer:
+def _make_scorer(group: str, values: tuple, identity: str) -> MetricGroup:
     config = ScoreConfig(*values)
-    return Scorer(names(group, config), _score_of(group, config))
+    return MetricGroup(names(group, config), _score_of(group, config))
 
 
-def _score_of(group: str, config: ScoreConfig) -> Callable[[Batch], dict[str, Column]]:
+def _score_of(group: str, config: ScoreConfig) -> Callable[[CropBatch], dict[str, Column]]:
     if group == "classic":
         return _each(lambda rgb: classic.score(rgb))
     if group == "niqe":
@@ -118,10 +119,12 @@ def _score_of(group: str, config: ScoreConfig) -> Callable[[Batch], dict[str, Co
     return lambda batch: {group: metric(batch)}
 
 
-def _each(score: Callable[[np.ndarray], dict[str, float]]) -> Callable[[Batch], dict[str, Column]]:
+def _each(
+    score: Callable[[np.ndarray], dict[str, float]],
+) -> Callable[[CropBatch], dict[str, Column]]:
     """A function of single crops as one of batches."""
 
-    def columns(batch: Batch) -> dict[str, Column]:
+    def columns(batch: CropBatch) -> dict[str, Column]:
         rows = [score(rgb) for rgb in batch]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 

@@ -10,11 +10,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
-from curate.schema import InputError
+from curate.schema import Column, InputError
 
-Column = Float64[np.ndarray, " n"]
 Columns = Mapping[str, Column]
 Directions = Mapping[str, int]  # 1: higher is better, -1: lower is
 
@@ -24,41 +23,7 @@ class StatisticsError(InputError):
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Count, mean and sum of squared deviations of some numbers; parts of a pool can be merged."""
-
-    count: int
-    mean: float
-    m2: float
-
-    def merge(self, other: "Moments") -> "Moments":
-        """Of both together (Chan et al.)."""
-        count = self.count + other.count
-        if not count:
-            return self
-        delta = other.mean - self.mean
-        mean = self.mean + delta * other.count / count
-        return Moments(
-            count, mean, self.m2 + other.m2 + delta**2 * self.count * other.count / count
-        )
-
-    @property
-    def std(self) -> float:
-        """Of the population."""
-        return math.sqrt(self.m2 / self.count)
-
-
-def moments(values: Column) -> Moments:
-    """Exactly rounded sums, so that the order of the values does not matter."""
-    if not len(values):
-        return Moments(0, 0.0, 0.0)
-    mean = math.fsum(values) / len(values)
-    with np.errstate(invalid="ignore"):  # of infinite values; `fit` refuses them
-        return Moments(len(values), mean, math.fsum((values - mean) ** 2))
-
-
-@dataclass(frozen=True)
-class Stats:
+class PoolStatistics:
     """mu and sigma of each metric over a pool."""
 
     count: int
@@ -70,30 +35,41 @@ class Stats:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Stats":
+    def from_dict(cls, values: Mapping[str, Any]) -> "PoolStatistics":
         """The inverse."""
         return cls(values["count"], dict(values["mean"]), dict(values["std"]))
 
 
-def fit(values: Columns) -> Stats:
+def fit_statistics(values: Columns) -> PoolStatistics:
     """mu and sigma. Raises StatisticsError where a metric says nothing or is not finite."""
-    parts = {name: moments(column) for name, column in values.items()}
-    sizes = {part.count for part in parts.values()}
+    sizes = {len(column) for column in values.values()}
     if len(sizes) != 1 or min(sizes) < 2:
         raise StatisticsError(
             f"Eq. 1 needs two scored crops at least; there are {min(sizes, default=0)}"
         )
-    for name, part in parts.items():
-        if not math.isfinite(part.m2) or part.m2 <= 0:
+    moments = {name: mean_and_std(column) for name, column in values.items()}
+    for name, (_, std) in moments.items():
+        if not math.isfinite(std) or std <= 0:
             raise StatisticsError(f"metric {name}: standard deviation is zero or not finite")
-    return Stats(
+    return PoolStatistics(
         sizes.pop(),
-        {name: part.mean for name, part in parts.items()},
-        {name: part.std for name, part in parts.items()},
+        {name: mean for name, (mean, _) in moments.items()},
+        {name: std for name, (_, std) in moments.items()},
     )
 
 
-def z_scores(values: Columns, stats: Stats, directions: Directions) -> Column:
+def mean_and_std(values: Column) -> tuple[float, float]:
+    """Mean and population standard deviation of at least one number.
+
+    The sums are exactly rounded, so that the order of the values does not matter.
+    """
+    mean = math.fsum(values) / len(values)
+    # Infinite values give NaN here, which `fit_statistics` refuses.
+    with np.errstate(invalid="ignore"):
+        return mean, math.sqrt(math.fsum((values - mean) ** 2) / len(values))
+
+
+def z_scores(values: Columns, stats: PoolStatistics, directions: Directions) -> Column:
     """Eq. 1 of each crop."""
     terms = [
         sign * (values[name] - stats.mean[name]) / stats.std[name]
@@ -110,7 +86,9 @@ def ranks(z: Column, names: Sequence[str]) -> Int64[np.ndarray, " n"]:
     return places
 
 
-def passes(values: Columns, thresholds: Mapping[str, float], directions: Directions) -> list[str]:
+def first_failing(
+    values: Columns, thresholds: Mapping[str, float], directions: Directions
+) -> list[str]:
     """For each crop the first metric whose threshold it misses, or "". Thresholds are inclusive."""
     count = len(next(iter(values.values()), ()))
     failing = [""] * count
@@ -143,6 +121,6 @@ def calibrate(values: Columns, directions: Directions, share: float) -> dict[str
     low, high = 0, (count - 1) * len(signed)  # at `low` enough crops pass
     while low < high:
         middle = (low + high + 1) // 2
-        kept = passes(values, thresholds(middle), directions).count("")
+        kept = first_failing(values, thresholds(middle), directions).count("")
         low, high = (middle, high) if kept >= share * count else (low, middle - 1)
     return thresholds(low)

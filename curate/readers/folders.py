@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from curate.readers.common import Notes, ReaderError
-from curate.schema import SourceImage
+from curate.schema import BoxPolicy, SourceImage
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SUFFIXES, list_images, other_pictures
 
@@ -50,7 +50,7 @@ def _pictures(root: Path) -> list[str]:
     return sorted(found, key=os.fsencode)
 
 
-def _read(name: str, root: Path, files: Iterable[str], policy: str) -> Iterator[SourceImage]:
+def _read(name: str, root: Path, files: Iterable[str], policy: BoxPolicy) -> Iterator[SourceImage]:
     for file in files:
         image_id, path = f"{name}/all/{spelled(file)}", spelled(root / file)
         yield SourceImage(image_id, name, path, policy=policy)

@@ -106,7 +106,7 @@ class _Table:
         return self._numbers[low:high].tolist()
 
 
-class Pictures:
+class PictureFinder:
     """The files below a folder by the names that labels give them.
 
     First every name is told (`claim`), then each is asked for (`find`): which picture a name means

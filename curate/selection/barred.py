@@ -11,12 +11,12 @@ from typing import Any
 
 from curate.config import ConfigError, CurateConfig, DecodeConfig
 from curate.cropping import decode
-from curate.cropping.fingerprints import pixels_digest, print_row
+from curate.cropping.fingerprints import fingerprint_row, pixels_digest
 from curate.cropping.job import CODE, LIBRARIES
 from curate.engine.engine import Engine
-from curate.engine.ledger import Ledger, digest
-from curate.engine.parquet import PRINTS, Row, read_rows, write_rows
-from curate.engine.worker import Failure, Runner
+from curate.engine.ledger import ShardLedger, digest
+from curate.engine.parquet import FINGERPRINT_SCHEMA, Row, read_rows, write_rows
+from curate.engine.worker import Failure, ItemRunner
 from curate.schema import SourceImage
 from curate.selection.manifest import selected_rows
 from osdhuman_jax.filenames import spelled
@@ -29,25 +29,29 @@ def pictures(folder: str) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class Barred:
+class BarredJob:
     """One shard; output prints.parquet."""
 
     path: str
     name: str = "barred"
     gpus: float = 0.0
 
-    def key(self, ledger: Ledger, shard: str) -> str:
+    def key(self, ledger: ShardLedger, shard: str) -> str:
         if is_output(self.path):
-            return digest(CODE, Ledger(self.path).outputs_key("select", "all"))
+            return digest(CODE, ShardLedger(self.path).outputs_key("select", "all"))
         stats = ((path, path.stat()) for path in pictures(self.path))
         listing = [(spelled(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
         return digest(CODE, LIBRARIES, listing)
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
+    ) -> dict[str, Any]:
         rows = (
-            prints_of_run(self.path) if is_output(self.path) else prints_of_folder(self.path, run)
+            fingerprints_of_run(self.path)
+            if is_output(self.path)
+            else fingerprints_of_folder(self.path, run)
         )
-        write_rows(folder / "prints.parquet", PRINTS, rows)
+        write_rows(folder / "prints.parquet", FINGERPRINT_SCHEMA, rows)
         return {"images": len(rows)}
 
 
@@ -56,39 +60,39 @@ def is_output(path: str) -> bool:
     return (Path(path) / "done" / "select").is_dir()
 
 
-def prints_of_run(path: str) -> list[Row]:
+def fingerprints_of_run(path: str) -> list[Row]:
     """Of the images with kept crops."""
-    other = Ledger(path)
+    other = ShardLedger(path)
     kept = {row["image_id"] for rows in selected_rows(other).values() for row in rows}
     shards = other.shards("crop")
     files = (other.output("crop", shard, "prints.parquet") for shard in shards)
     return [row for file in files for row in read_rows(file) if row["image_id"] in kept]
 
 
-def prints_of_folder(path: str, run: Runner) -> list[Row]:
+def fingerprints_of_folder(path: str, run: ItemRunner) -> list[Row]:
     """Of every picture that can be decoded; what training cannot read, it cannot leak."""
     files = pictures(path)
     if not files:
         raise ConfigError(f"--exclude {path}: neither a run's output nor a folder of pictures")
-    results = run.each(partial(partial, print_file, CurateConfig().decode), files)
+    results = run.each(partial(partial, fingerprint_file, CurateConfig().decode), files)
     return [row for row in results if not isinstance(row, Failure)]
 
 
-def print_file(config: DecodeConfig, path: Path) -> Row:
+def fingerprint_file(config: DecodeConfig, path: Path) -> Row:
     """Fingerprint of a picture."""
     image = SourceImage(
         image_id=f"barred/{spelled(path)}", dataset="barred", path=spelled(path), policy="detect"
     )
-    picture = decode.load(image, config)
+    picture = decode.decode_source(image, config)
     facts = {"file_sha256": picture.file_sha256, "pixel_sha256": pixels_digest(picture.rgb)}
-    return print_row(image.image_id, "", picture.rgb, facts)
+    return fingerprint_row(image.image_id, "", picture.rgb, facts)
 
 
 def barred_files(engine: Engine, paths: list[str]) -> list[Path]:
     """Fingerprint files of all of them, made where they are not up to date."""
-    ledger, files = Ledger(engine.root), []
+    ledger, files = ShardLedger(engine.root), []
     for path in paths:
         shard = digest(path)[:16]
-        engine.here().run(Barred(path), [shard])
+        engine.here().run(BarredJob(path), [shard])
         files.append(ledger.output("barred", shard, "prints.parquet"))
     return files

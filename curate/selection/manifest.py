@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.engine.ledger import Ledger
-from curate.engine.parquet import ROWS, CropFile, Row, read_rows, read_table
-from curate.schema import counts, is_reason
+from curate.engine.ledger import ShardLedger
+from curate.engine.parquet import CANDIDATE_SCHEMA, CropFile, Row, read_rows, read_table
+from curate.schema import is_reason, sorted_counts
 
 DECISIONS = {
     "z": pa.float64(),
@@ -37,7 +37,7 @@ def manifest_schema(metrics: Sequence[str], facts: Mapping[str, str]) -> pa.Sche
     scores = [pa.field(name, pa.float64()) for name in metrics]
     decisions = [pa.field(name, kind) for name, kind in DECISIONS.items()]
     kept = [pa.field("kept", pa.bool_())]
-    return pa.schema([*ROWS, *scores, *decisions, *kept], metadata=dict(facts))
+    return pa.schema([*CANDIDATE_SCHEMA, *scores, *decisions, *kept], metadata=dict(facts))
 
 
 def join_decisions(rows: pa.Table, schema: pa.Schema, columns: Mapping[str, list]) -> pa.Table:
@@ -53,14 +53,14 @@ def join_decisions(rows: pa.Table, schema: pa.Schema, columns: Mapping[str, list
     take = pa.array(place, mask=place < 0)
     for at, reason in zip(living, columns["reason"], strict=True):
         reasons[at] = reason
-    joined = {name: rows[name] for name in ROWS.names}
+    joined = {name: rows[name] for name in CANDIDATE_SCHEMA.names}
     for name, values in columns.items():
         joined[name] = pa.array(values, schema.field(name).type).take(take)
     joined |= {"reason": pa.array(reasons), "kept": pa.array([not r for r in reasons])}
     return pa.table(joined, schema=schema)
 
 
-def manifest_parts(ledger: Ledger) -> list[Path]:
+def manifest_parts(ledger: ShardLedger) -> list[Path]:
     """The manifest's files. Raises LedgerError."""
     ledger.output("select", "all", "selected.parquet")  # raises where there is none
     marker = ledger.marker("select", "all") or {"outputs": {}}
@@ -68,12 +68,12 @@ def manifest_parts(ledger: Ledger) -> list[Path]:
     return [ledger.output("select", "all", name) for name in names]
 
 
-def read_manifest(ledger: Ledger, columns: Sequence[str] | None = None) -> pa.Table:
+def read_manifest(ledger: ShardLedger, columns: Sequence[str] | None = None) -> pa.Table:
     """Some columns of the whole manifest. Raises LedgerError."""
     return pa.concat_tables([read_table(path, columns) for path in manifest_parts(ledger)])
 
 
-def selected_rows(ledger: Ledger) -> dict[str, list[Row]]:
+def selected_rows(ledger: ShardLedger) -> dict[str, list[Row]]:
     """What is kept, by split, in the order in which it is packed. Raises LedgerError."""
     return _selected(ledger.output("select", "all", "selected.parquet"))
 
@@ -106,11 +106,11 @@ def funnels(table: pa.Table) -> dict[str, Funnel]:
         part = table.filter(pc.field("dataset") == dataset)
         bare = pc.field("box_index").is_null()
         images, candidates = part.filter(bare), part.filter(~bare)
-        reasons = counts(candidates["reason"].to_pylist())
+        reasons = sorted_counts(candidates["reason"].to_pylist())
         found[dataset] = Funnel(
             images=len(part["image_id"].unique()),
             with_candidates=len(candidates["image_id"].unique()),
-            image_reasons=counts(images["reason"].to_pylist()),
+            image_reasons=sorted_counts(images["reason"].to_pylist()),
             candidates=len(candidates),
             kept=reasons.pop("", 0),
             reasons=reasons,
@@ -118,7 +118,7 @@ def funnels(table: pa.Table) -> dict[str, Funnel]:
     return found
 
 
-def check(table: pa.Table) -> None:
+def check_counts(table: pa.Table) -> None:
     """The counting law. Raises ManifestError that names the dataset and the sums."""
     for name, funnel in funnels(table).items():
         bare = sum(funnel.image_reasons.values())
@@ -137,7 +137,7 @@ def check(table: pa.Table) -> None:
             raise ManifestError(f"{name}: unknown reasons {', '.join(sorted(strange))}")
 
 
-def merge(parts: Sequence[Funnel]) -> Funnel:
+def merge_funnels(parts: Sequence[Funnel]) -> Funnel:
     """All datasets as one."""
     total = Funnel()
     for part in parts:
@@ -152,7 +152,9 @@ def merge(parts: Sequence[Funnel]) -> Funnel:
 
 def funnel_text(parts: Mapping[str, Funnel]) -> str:
     """A table: a line for each count, a column for each dataset and, at the end, their sum."""
-    columns = {**parts, "all": merge(list(parts.values()))} if len(parts) > 1 else dict(parts)
+    columns = (
+        {**parts, "all": merge_funnels(list(parts.values()))} if len(parts) > 1 else dict(parts)
+    )
     lines: list[tuple[str, list[int]]] = [("images", [f.images for f in columns.values()])]
     for kind, title in (("image_reasons", ""), ("reasons", "candidates")):
         if title:
@@ -172,7 +174,7 @@ def funnel_text(parts: Mapping[str, Funnel]) -> str:
 class Crops:
     """Stored crops by manifest row."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: ShardLedger) -> None:
         @functools.lru_cache(OPEN)
         def opened(shard: str) -> CropFile:
             return CropFile(ledger.output("crop", shard, "crops.parquet"))

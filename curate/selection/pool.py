@@ -6,15 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Float64
 
 from curate.config import BLUR_FLOOR
-from curate.engine.ledger import Ledger
+from curate.engine.ledger import ShardLedger
 from curate.engine.parquet import ERROR, Row, read_table, score_columns
-from curate.schema import InputError
+from curate.schema import Column, InputError
 
-Column = Float64[np.ndarray, " n"]
-COLUMNS = ("crop_id", "image_id", "license", "reason", "lap_src")
+POOL_COLUMNS = ("crop_id", "image_id", "license", "reason", "lap_src")
 BLURRED = 20  # percentile of the sources' sharpness below which `blur.auto` drops
 
 
@@ -41,13 +39,13 @@ class Pool:
         return max(BLUR_FLOOR, float(np.percentile(self.measured, BLURRED)))
 
 
-def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> Pool:
+def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str]) -> Pool:
     """Living candidates with their scores. Raises LedgerError, or SelectError on twins."""
     rows: list[Row] = []
     sources: dict[str, float] = {}
     metrics: dict[str, None] = {}  # by the files' columns: there may be no crop at all
     for shard in shards:
-        table = read_table(ledger.output("crop", shard, "rows.parquet"), COLUMNS)
+        table = read_table(ledger.output("crop", shard, "rows.parquet"), POOL_COLUMNS)
         sources |= measured(table)
         alive = table.filter(pc.field("reason") == "").to_pylist()
         by_name: dict[str, Row] = {row["crop_id"]: row for row in alive}
@@ -60,13 +58,13 @@ def read_pool(ledger: Ledger, shards: Iterable[str], groups: Sequence[str]) -> P
                 crop |= {**row, ERROR: error}
         rows += alive
     rows.sort(key=lambda row: row["crop_id"])
-    refuse_twins(rows)
+    refuse_crop_twins(rows)
     return Pool(
         crop_ids=[row["crop_id"] for row in rows],
         image_ids=[row["image_id"] for row in rows],
         licenses=[row["license"] for row in rows],
-        source_blur=column(rows, "lap_src"),
-        values={name: column(rows, name) for name in metrics},
+        source_blur=float_column(rows, "lap_src"),
+        values={name: float_column(rows, name) for name in metrics},
         measured=np.array(list(sources.values()), np.float64),
         errors=[row[ERROR] for row in rows],
     )
@@ -78,13 +76,13 @@ def measured(table: pa.Table) -> dict[str, float]:
     return {name: value for name, value in pairs if value is not None}
 
 
-def refuse_twins(rows: Sequence[Row]) -> None:
+def refuse_crop_twins(rows: Sequence[Row]) -> None:
     """Sorted rows of one crop twice. Raises SelectError."""
     for a, b in zip(rows, rows[1:], strict=False):
         if a["crop_id"] == b["crop_id"]:
             raise SelectError(f"image {a['image_id']} came from two sources: name them apart")
 
 
-def column(rows: Sequence[Row], name: str) -> Column:
+def float_column(rows: Sequence[Row], name: str) -> Column:
     """A column as float64."""
     return np.array([row[name] for row in rows], np.float64)

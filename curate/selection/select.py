@@ -18,15 +18,22 @@ import pyarrow.compute as pc
 from curate.config import CurateConfig
 from curate.cropping.fingerprints import Fingerprint
 from curate.cropping.job import CODE, LIBRARIES
-from curate.engine.ledger import Ledger, digest
+from curate.engine.ledger import ShardLedger, digest
 from curate.engine.parquet import Row, read_rows, read_table, write_rows, write_table
-from curate.engine.worker import Runner
+from curate.engine.worker import ItemRunner
 from curate.quality import scores, statistics
 from curate.readers.text_files import open_text
-from curate.schema import RANKED, VERSION, counts
+from curate.schema import MANIFEST_VERSION, RANKED, Column, Reason, sorted_counts
 from curate.selection.manifest import join_decisions, manifest_schema
-from curate.selection.pool import Column, Pool, SelectError, read_pool
-from curate.selection.split import Crop, Member, assign, group_images, lot, sample_strata
+from curate.selection.pool import Pool, SelectError, read_pool
+from curate.selection.split import (
+    Member,
+    RankedCrop,
+    assign,
+    group_images,
+    sample_strata,
+    seeded_key,
+)
 from osdhuman_jax.disk import file_digest
 
 
@@ -69,7 +76,7 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
     reasons = unfit(pool, config, blur_min)
     used = np.array([pool.values[name] for name in directions]).T
     for at in np.flatnonzero(~np.isfinite(used).all(axis=1)):
-        reasons[at] = reasons[at] or pool.errors[at] or "nan_score"
+        reasons[at] = reasons[at] or pool.errors[at] or Reason.NAN_SCORE
     alive = np.array([at for at, reason in enumerate(reasons) if not reason], np.int64)
     values = {name: pool.values[name][alive] for name in directions}
     z = np.full(len(reasons), np.nan)
@@ -77,10 +84,14 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
     result = Decisions(reasons, z, rank, [None] * len(reasons), [""] * len(reasons))
     result.statistics = {"blur_min": blur_min} if config.blur.auto else {}
     try:
-        stats = statistics.Stats.from_dict(frozen) if frozen else statistics.fit(values)
+        stats = (
+            statistics.PoolStatistics.from_dict(frozen)
+            if frozen
+            else statistics.fit_statistics(values)
+        )
     except statistics.StatisticsError as error:
         for at in alive:
-            reasons[at] = "unranked"
+            reasons[at] = Reason.UNRANKED
         result.statistics |= {"pool": None, "thresholds": {}, "unranked": str(error)}
         return result
     z[alive] = statistics.z_scores(values, stats, directions)
@@ -100,7 +111,7 @@ def unfit(pool: Pool, config: CurateConfig, blur_min: float) -> list[str]:
     barred = [bool(allowed) and (name or "unknown") not in allowed for name in pool.licenses]
     blurred = pool.source_blur < blur_min
     pairs = zip(barred, blurred, strict=True)
-    return ["license" if bad else "blur" if soft else "" for bad, soft in pairs]
+    return [Reason.LICENSE if bad else Reason.BLUR if soft else "" for bad, soft in pairs]
 
 
 def apply_thresholds(
@@ -110,13 +121,15 @@ def apply_thresholds(
     most = int(np.floor(len(alive) * config.select.top + 1e-9))
     top = [int(at) for at in alive if (result.rank[at] or 0) <= most]
     for at in set(map(int, alive)) - set(top):
-        result.reasons[at] = "not_top_third"
+        result.reasons[at] = Reason.NOT_TOP_THIRD
     values = {name: pool.values[name][top] for name in directions}
     thresholds = thresholds_of(config, directions)
     if config.select.calibrate and top:
         thresholds = statistics.calibrate(values, directions, config.select.calibrate)
-    for at, failing in zip(top, statistics.passes(values, thresholds, directions), strict=True):
-        result.reasons[at] = f"below_threshold:{failing}" if failing else ""
+    for at, failing in zip(
+        top, statistics.first_failing(values, thresholds, directions), strict=True
+    ):
+        result.reasons[at] = f"{Reason.BELOW_THRESHOLD}:{failing}" if failing else ""
     return thresholds
 
 
@@ -127,7 +140,7 @@ def cap_sources(pool: Pool, most: int, result: Decisions) -> None:
     for at in sorted(kept, key=lambda at: result.rank[at] or 0):
         source = pool.image_ids[at].split("/", 1)[0]
         if left[source] == 0:
-            result.reasons[at] = "source_cap"
+            result.reasons[at] = Reason.SOURCE_CAP
         else:
             left[source] -= 1
 
@@ -179,7 +192,7 @@ def apply_review(
         if (at := places.get(name)) is None:
             continue
         if not keep:
-            result.reasons[at] = result.reasons[at] or "review"
+            result.reasons[at] = result.reasons[at] or Reason.REVIEW
         elif result.reasons[at].startswith(RANKED):
             result.reasons[at] = ""
 
@@ -190,7 +203,7 @@ def fails(pool: Pool, config: CurateConfig, at: int) -> int:
     values = {name: pool.values[name][[at]] for name in directions}
     limits = thresholds_of(config, directions)
     tests = ({name: limit} for name, limit in limits.items())
-    return sum(statistics.passes(values, test, directions)[0] != "" for test in tests)
+    return sum(statistics.first_failing(values, test, directions)[0] != "" for test in tests)
 
 
 def choose_test(pool: Pool, config: CurateConfig, result: Decisions) -> list[int]:
@@ -214,7 +227,7 @@ def _scored(reason: str) -> bool:
     return not reason or reason.startswith(RANKED)
 
 
-def read_members(ledger: Ledger, shards: Iterable[str], wanted: set[str]) -> list[Member]:
+def read_members(ledger: ShardLedger, shards: Iterable[str], wanted: set[str]) -> list[Member]:
     """Fingerprints of the wanted images, each followed by those of its crops."""
     return [
         _member(row)
@@ -227,7 +240,7 @@ def read_members(ledger: Ledger, shards: Iterable[str], wanted: set[str]) -> lis
 def _member(row: Row) -> Member:
     marks = Fingerprint(row["phash"], row["mirrored"], row["thumb"])
     names = ("image_id", "file_sha256", "pixel_sha256", "flickr_id", "pixels")
-    return Member(**{name: row[name] for name in names}, print=marks)
+    return Member(**{name: row[name] for name in names}, fingerprint=marks)
 
 
 def decide_splits(
@@ -244,7 +257,7 @@ def decide_splits(
         barred: images of sets that must have no photograph in common with this one.
     """
     kept = [at for at, reason in enumerate(result.reasons) if not reason]
-    crops = [Crop(pool.crop_ids[at], pool.image_ids[at], float(result.z[at])) for at in kept]
+    crops = [RankedCrop(pool.crop_ids[at], pool.image_ids[at], float(result.z[at])) for at in kept]
     labels = group_images([*members, *barred])
     groups = dict(zip((m.image_id for m in members), labels, strict=False))
     images = {m.image_id: m for m in reversed(members)}  # of the whole image: the first stays
@@ -276,11 +289,11 @@ def sample_test(pool: Pool, config: CurateConfig, result: Decisions) -> None:
         if pool.crop_ids[at] in drawn:
             result.splits[at] = "test"
         else:
-            result.splits[at], result.reasons[at] = "", "not_sampled"
+            result.splits[at], result.reasons[at] = "", Reason.NOT_SAMPLED
 
 
 @dataclass(frozen=True)
-class Select:
+class SelectJob:
     """One shard, "all"; outputs: a manifest part for each crop shard, selected.parquet, stats.json.
 
     Attributes:
@@ -300,7 +313,7 @@ class Select:
     name: str = "select"
     gpus: float = 0.0
 
-    def key(self, ledger: Ledger, shard: str) -> str:
+    def key(self, ledger: ShardLedger, shard: str) -> str:
         jobs = ["crop", *(f"score-{group}" for group in scores.groups(self.config.score))]
         inputs = [ledger.outputs_key(job, shard) for job in jobs for shard in self.shards]
         files = [file_digest(Path(p)) for p in (self.review, self.statistics, *self.barred) if p]
@@ -309,7 +322,9 @@ class Select:
         settings = [asdict(s) for s in (config.score, config.select, config.split)]
         return digest(CODE, settings, config.blur.auto, inputs, files, which)
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict[str, Any]:
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
+    ) -> dict[str, Any]:
         pool = read_pool(ledger, self.shards, scores.groups(self.config.score))
         result = self.decide(ledger, pool)
         facts = self.facts(pool, result)
@@ -317,7 +332,7 @@ class Select:
         (folder / "stats.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
         return tally
 
-    def decide(self, ledger: Ledger, pool: Pool) -> Decisions:
+    def decide(self, ledger: ShardLedger, pool: Pool) -> Decisions:
         """All decisions, in the order of the pool."""
         frozen = read_statistics(Path(self.statistics)) if self.statistics else None
         result = rank_pool(pool, self.config, frozen)
@@ -325,7 +340,7 @@ class Select:
             fit = set(choose_test(pool, self.config, result))
             for at, reason in enumerate(result.reasons):
                 if _scored(reason):
-                    result.reasons[at] = "" if at in fit else reason or "not_sampled"
+                    result.reasons[at] = "" if at in fit else reason or Reason.NOT_SAMPLED
         if self.review:
             apply_review(pool, result, read_review(Path(self.review)), self.forgotten)
         kept = {i for i, r in zip(pool.image_ids, result.reasons, strict=True) if not r}
@@ -339,7 +354,7 @@ class Select:
         config = self.config
         return {
             **result.statistics,
-            "manifest_version": VERSION,
+            "manifest_version": MANIFEST_VERSION,
             "code": CODE,
             "profile": config.profile,
             "iqa": config.score.iqa,
@@ -351,7 +366,7 @@ class Select:
         }
 
     def write_manifest(
-        self, ledger: Ledger, folder: Path, pool: Pool, result: Decisions, facts: dict
+        self, ledger: ShardLedger, folder: Path, pool: Pool, result: Decisions, facts: dict
     ) -> dict[str, Any]:
         """A part for each shard and the list of what is kept; returns counts."""
         metrics, places = list(pool.values), {n: at for at, n in enumerate(pool.crop_ids)}
@@ -366,9 +381,11 @@ class Select:
             selected += table.filter(table["kept"]).to_pylist()
             write_table(folder / f"part-{name}.parquet", table)
         seed = self.config.split.seed
-        selected.sort(key=lambda row: (row["split"], lot(seed, row["crop_id"]), row["crop_id"]))
+        selected.sort(
+            key=lambda row: (row["split"], seeded_key(seed, row["crop_id"]), row["crop_id"])
+        )
         write_rows(folder / "selected.parquet", schema, selected)
-        return {"kept": counts(row["split"] for row in selected)}
+        return {"kept": sorted_counts(row["split"] for row in selected)}
 
 
 def decision_columns(pool: Pool, result: Decisions, places: list[int]) -> dict[str, list]:

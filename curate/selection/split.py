@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt64
 
-from curate.cropping.fingerprints import SIDE, Fingerprint
+from curate.cropping.fingerprints import THUMB_SIDE, Fingerprint
+from curate.schema import Reason
 
 Hashes = UInt64[np.ndarray, " n"]
 Pairs = Int64[np.ndarray, "m 2"]
@@ -24,7 +25,7 @@ Pairs = Int64[np.ndarray, "m 2"]
 # within 8. Among 1,900 street photographs these two numbers find 4 pairs, all of one scene.
 MAX_DISTANCE = 8  # bits
 MIN_CORRELATION = 0.8
-CHUNK = 256  # hashes compared with many others at once
+HASHES_AT_ONCE = 256  # hashes compared with many others at once
 BANDS = tuple((7 * band, 7) for band in range(8)) + ((56, 8),)
 # (first bit, bits) of one band more than MAX_DISTANCE, so that two hashes within that distance
 # agree in one of them at least
@@ -39,7 +40,7 @@ class Member:
     pixel_sha256: str
     flickr_id: str  # empty = unknown
     pixels: int  # width times height
-    print: Fingerprint
+    fingerprint: Fingerprint
 
 
 def distance(a: int, b: int) -> int:
@@ -49,7 +50,10 @@ def distance(a: int, b: int) -> int:
 
 def correlation(a: bytes, b: bytes, mirror: bool = False) -> float:
     """Normalised cross-correlation of two thumbnails in [-1, 1]; flat ones: 1 if equal, else 0."""
-    x, y = (np.frombuffer(t, np.uint8).reshape(SIDE, SIDE).astype(np.float64) for t in (a, b))
+    x, y = (
+        np.frombuffer(t, np.uint8).reshape(THUMB_SIDE, THUMB_SIDE).astype(np.float64)
+        for t in (a, b)
+    )
     x, y = x - x.mean(), (y[:, ::-1] if mirror else y) - y.mean()
     norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
     return float((x * y).sum()) / norm if norm else float(a == b)
@@ -62,25 +66,25 @@ def close_pairs(hashes: Hashes) -> Iterator[Pairs]:
         order = np.argsort(band, kind="stable")
         ends = np.flatnonzero(np.diff(band[order])) + 1
         for group in np.split(order, ends):
-            for start in range(0, len(group), CHUNK):
-                rows, others = group[start : start + CHUNK], group[start:]
+            for start in range(0, len(group), HASHES_AT_ONCE):
+                rows, others = group[start : start + HASHES_AT_ONCE], group[start:]
                 near = np.bitwise_count(hashes[rows][:, None] ^ hashes[others]) <= MAX_DISTANCE
                 i, j = np.nonzero(near)
                 yield np.stack([rows[i], others[j]], axis=1)[i < j].astype(np.int64)
 
 
 def lookalikes(
-    prints: Sequence[Fingerprint], known: Callable[[int, int], bool]
+    fingerprints: Sequence[Fingerprint], known: Callable[[int, int], bool]
 ) -> Iterator[tuple[int, int]]:
     """Pairs of images that look the same, as they are or one mirrored, but for `known` pairs."""
-    count = len(prints)
-    hashes = [p.phash for p in prints] + [p.mirrored for p in prints]
+    count = len(fingerprints)
+    hashes = [p.phash for p in fingerprints] + [p.mirrored for p in fingerprints]
     for pairs in close_pairs(np.array(hashes, np.uint64)):
         for a, b in pairs[pairs[:, 0] < count]:  # two mirrored ones: found as they are
             i, j, mirror = int(a), int(b) % count, bool(b >= count)
             if known(i, j):
                 continue
-            if correlation(prints[i].thumb, prints[j].thumb, mirror) >= MIN_CORRELATION:
+            if correlation(fingerprints[i].thumb, fingerprints[j].thumb, mirror) >= MIN_CORRELATION:
                 yield i, j
 
 
@@ -116,7 +120,7 @@ def group_images(images: Sequence[Member]) -> list[str]:
         keys += [("flickr", image.flickr_id)] if image.flickr_id else []
         for key in keys:
             components.join(i, first.setdefault(key, i))
-    for i, j in lookalikes([image.print for image in images], components.joined):
+    for i, j in lookalikes([image.fingerprint for image in images], components.joined):
         components.join(i, j)
     roots = [components.root(i) for i in range(len(images))]
     least: dict[int, str] = {}
@@ -125,13 +129,13 @@ def group_images(images: Sequence[Member]) -> list[str]:
     return [least[root] for root in roots]
 
 
-def lot(seed: int, name: str) -> str:
+def seeded_key(seed: int, name: str) -> str:
     """The place of `name` in a seeded order that nothing else has an influence on."""
     return hashlib.blake2b(f"{seed}|{name}".encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
-class Crop:
+class RankedCrop:
     """A selected crop as the split sees it."""
 
     crop_id: str
@@ -143,7 +147,7 @@ Verdict = tuple[str, str]  # (split, drop reason): one of them is empty
 
 
 def drop_copies(
-    crops: Sequence[Crop], images: dict[str, Member], groups: dict[str, str], most: int
+    crops: Sequence[RankedCrop], images: dict[str, Member], groups: dict[str, str], most: int
 ) -> dict[str, str]:
     """Reasons of the crops that repeat a photograph.
 
@@ -159,9 +163,9 @@ def drop_copies(
     for crop in sorted(crops, key=lambda c: (-c.z, c.crop_id)):
         group = groups[crop.image_id]
         if crop.image_id != ranked[group][0]:
-            reasons[crop.crop_id] = "dup_exact" if crop.image_id in twins else "dup_near"
+            reasons[crop.crop_id] = Reason.DUP_EXACT if crop.image_id in twins else Reason.DUP_NEAR
         elif left[group] == 0:
-            reasons[crop.crop_id] = "dup_near"
+            reasons[crop.crop_id] = Reason.DUP_NEAR
         else:
             left[group] -= 1
     return reasons
@@ -180,7 +184,7 @@ def repeated(images: Sequence[Member]) -> list[str]:
 
 
 def assign(
-    crops: Sequence[Crop],
+    crops: Sequence[RankedCrop],
     images: dict[str, Member],
     groups: dict[str, str],
     *,
@@ -205,14 +209,14 @@ def assign(
         if crop.crop_id not in copies:
             by_group[groups[crop.image_id]].append(crop.crop_id)
     room = val
-    for group in sorted(by_group, key=lambda g: lot(seed, g)):
+    for group in sorted(by_group, key=lambda g: seeded_key(seed, g)):
         ids = by_group[group]
         if group in barred:
-            verdicts |= {crop_id: ("", "split_conflict") for crop_id in ids}
+            verdicts |= {crop_id: ("", Reason.SPLIT_CONFLICT) for crop_id in ids}
             continue
         taken = min(room, len(ids))
         room -= taken
-        rest = ("", "split_conflict") if taken else ("train", "")
+        rest = ("", Reason.SPLIT_CONFLICT) if taken else ("train", "")
         verdicts |= {crop_id: ("val", "") for crop_id in ids[:taken]}
         verdicts |= {crop_id: rest for crop_id in ids[taken:]}
     return verdicts
@@ -232,8 +236,8 @@ def sample_strata(
     spare: list[int] = []
     for number, members in enumerate(bins):
         share = count * (number + 1) // strata - count * number // strata
-        ranked = sorted((int(i) for i in members), key=lambda i: lot(seed, names[i]))
+        ranked = sorted((int(i) for i in members), key=lambda i: seeded_key(seed, names[i]))
         chosen += ranked[:share]
         spare += ranked[share:]
-    spare.sort(key=lambda i: lot(seed, names[i]))
+    spare.sort(key=lambda i: seeded_key(seed, names[i]))
     return {names[i] for i in (chosen + spare)[: min(count, len(names))]}

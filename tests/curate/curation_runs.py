@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from curate import demo, run
-from curate.engine.ledger import Ledger
+from curate.engine.ledger import ShardLedger
 from curate.selection.manifest import manifest_parts, selected_rows
 
 SETTINGS = [f"--set={setting}" for setting in demo.SETTINGS]
@@ -19,13 +19,15 @@ def curate(output: Path, *flags: str, sources: list[str] | None = None) -> int:
 
 def manifest(output: Path) -> list[dict]:
     return [
-        row for path in manifest_parts(Ledger(output)) for row in pq.read_table(path).to_pylist()
+        row
+        for path in manifest_parts(ShardLedger(output))
+        for row in pq.read_table(path).to_pylist()
     ]
 
 
 def kept(output: Path) -> dict[str, str]:
     """Split by crop."""
-    rows = selected_rows(Ledger(output))
+    rows = selected_rows(ShardLedger(output))
     return {row["crop_id"]: split for split, found in rows.items() for row in found}
 
 

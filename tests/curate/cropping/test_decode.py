@@ -14,7 +14,7 @@ from PIL import Image, ImageCms
 from skimage import data
 
 from curate.config import DecodeConfig
-from curate.cropping.decode import Picture, Refused, load
+from curate.cropping.decode import DecodedPicture, Refused, decode_source
 from curate.schema import Box, Pixels, SourceImage
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.png import chunk
@@ -46,10 +46,10 @@ def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options) -> 
     return path
 
 
-def decode(path: Path, boxes=(), **fields) -> Picture:
+def decode(path: Path, boxes=(), **fields) -> DecodedPicture:
     fields = {"policy": "labels", **fields}
     image = SourceImage("s/all/1", "s", str(path), boxes=tuple(map(Box, boxes)), **fields)
-    return load(image, DecodeConfig())
+    return decode_source(image, DecodeConfig())
 
 
 def refusal(path: Path, **fields) -> str:
@@ -253,9 +253,9 @@ def test_placeholders_named_by_digest_are_corrupt(tmp_path):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     image = SourceImage("s/all/1", "s", str(path))
     with pytest.raises(Refused) as caught:
-        load(image, DecodeConfig(blocked=("00", digest)))
+        decode_source(image, DecodeConfig(blocked=("00", digest)))
     assert caught.value.reason == "corrupt"
-    assert load(image, DecodeConfig(blocked=("00",))).file_sha256 == digest
+    assert decode_source(image, DecodeConfig(blocked=("00",))).file_sha256 == digest
 
 
 def test_missing_files_and_folders(tmp_path):

@@ -73,7 +73,7 @@ def test_long_pictures_are_looked_at_in_tiles_too(tmp_path):
 
 @pytest.mark.parametrize(("length", "tile"), [(10, 100), (100, 100), (101, 100), (1000, 300)])
 def test_tiles_cover_a_length_and_overlap(length, tile):
-    begins = detect.starts(length, tile)
+    begins = detect.tile_starts(length, tile)
     assert begins[0] == 0 and begins[-1] == max(0, length - tile)
     steps = np.diff(begins)
     assert all(0 < step <= 0.75 * tile for step in steps)

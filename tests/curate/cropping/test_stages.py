@@ -20,24 +20,30 @@ Region = tuple[float, float, float, float]
 
 def test_sharpness_is_the_variance_of_the_laplacian():
     gray = cv2.cvtColor(PHOTO, cv2.COLOR_RGB2GRAY).astype(np.float64)
-    assert stages.sharpness(PHOTO) == pytest.approx(ndimage.laplace(gray, mode="mirror").var())
-    assert stages.sharpness(PHOTO) == pytest.approx(861, abs=1)
+    assert stages.laplacian_variance(PHOTO) == pytest.approx(
+        ndimage.laplace(gray, mode="mirror").var()
+    )
+    assert stages.laplacian_variance(PHOTO) == pytest.approx(861, abs=1)
 
 
 def test_sharpness_falls_with_blur_and_rises_with_noise():
-    values = [stages.sharpness(cv2.GaussianBlur(PHOTO, (0, 0), sigma)) for sigma in (1, 2, 3)]
-    assert stages.sharpness(PHOTO) > values[0] > values[1] > values[2]
+    values = [
+        stages.laplacian_variance(cv2.GaussianBlur(PHOTO, (0, 0), sigma)) for sigma in (1, 2, 3)
+    ]
+    assert stages.laplacian_variance(PHOTO) > values[0] > values[1] > values[2]
     noisy = PHOTO + np.random.default_rng(0).normal(0, 15, PHOTO.shape)
     noisy = np.clip(noisy, 0, 255).astype(np.uint8)
-    assert stages.sharpness(noisy) > 2000  # the measure's known weakness: noise looks sharp
+    assert (
+        stages.laplacian_variance(noisy) > 2000
+    )  # the measure's known weakness: noise looks sharp
 
 
 def test_a_source_is_measured_scaled_down_but_never_up():
     small, large = PHOTO[:300], cv2.resize(PHOTO, (2048, 1024))
-    assert stages.source_blur(small, BlurConfig()) == stages.sharpness(small)
+    assert stages.source_blur(small, BlurConfig()) == stages.laplacian_variance(small)
     scaled = cv2.resize(large, (1024, 512), interpolation=cv2.INTER_AREA)
-    assert stages.source_blur(large, BlurConfig()) == stages.sharpness(scaled)
-    assert stages.source_blur(large, BlurConfig(at="native")) == stages.sharpness(large)
+    assert stages.source_blur(large, BlurConfig()) == stages.laplacian_variance(scaled)
+    assert stages.source_blur(large, BlurConfig(at="native")) == stages.laplacian_variance(large)
 
 
 @pytest.mark.parametrize(
@@ -211,23 +217,23 @@ def naive_suppress(found: list[Candidate], size: int, config: NmsConfig) -> list
 def test_suppression_is_greedy_from_the_centre_whatever_the_order(squares, random):
     found, config = make_candidates(squares), NmsConfig()
     expected = naive_suppress(found, 32, config)
-    assert [c.box_index for c in stages.suppress(found, 32, 32, config)] == expected
+    assert [c.box_index for c in stages.centre_first_nms(found, 32, 32, config)] == expected
     random.shuffle(found)
-    assert [c.box_index for c in stages.suppress(found, 32, 32, config)] == expected
+    assert [c.box_index for c in stages.centre_first_nms(found, 32, 32, config)] == expected
 
 
 def test_the_central_box_wins_over_a_larger_one():
     found = make_candidates([(150, 200, 500), (300, 300, 400)])
-    assert [c.box_index for c in stages.suppress(found, 1000, 1000, NmsConfig())] == [1]
+    assert [c.box_index for c in stages.centre_first_nms(found, 1000, 1000, NmsConfig())] == [1]
 
 
 def test_crops_are_copied_shrunk_or_enlarged_once():
     photo = np.random.default_rng(0).integers(0, 256, (1100, 1100, 3), np.uint8)
-    np.testing.assert_array_equal(stages.cut(photo, 20, 30, 512), photo[30:542, 20:532])
+    np.testing.assert_array_equal(stages.cut_square(photo, 20, 30, 512), photo[30:542, 20:532])
     halves = photo[:1024, :1024].reshape(512, 2, 512, 2, 3).mean(axis=(1, 3))
-    assert np.abs(stages.cut(photo, 0, 0, 1024) - halves).max() <= 0.51
+    assert np.abs(stages.cut_square(photo, 0, 0, 1024) - halves).max() <= 0.51
     flat = np.full((400, 400, 3), 77, np.uint8)
-    np.testing.assert_array_equal(stages.cut(flat, 0, 0, 400), np.full((512, 512, 3), 77))
+    np.testing.assert_array_equal(stages.cut_square(flat, 0, 0, 400), np.full((512, 512, 3), 77))
 
 
 def wide_photo() -> np.ndarray:
@@ -243,19 +249,19 @@ def test_each_person_box_gets_a_crop_or_the_first_reason():
         Box((1030, 0, 1100, 60)),
         Box((1030, 0, 1530, 500), kind="ignore"),
     ]
-    found = stages.candidates(wide_photo(), boxes, CurateConfig())
+    found = stages.make_candidates(wide_photo(), boxes, CurateConfig())
     assert [c.box_index for c in found] == [0, 1, 2, 3]
     assert [c.reason for c in found] == ["", "nms", "", "box_small"]
     for c in found:
         assert (c.crop is not None) == (c.reason == "")
     assert found[0].crop.shape == (512, 512, 3)
-    assert found[0].lap_crop == stages.sharpness(found[0].crop)
+    assert found[0].lap_crop == stages.laplacian_variance(found[0].crop)
 
 
 def test_the_order_of_boxes_changes_no_crop():
     boxes = [Box((20, 10, 500, 500)), Box((520, 10, 1010, 500)), Box((1030, 0, 1530, 500))]
-    forward = stages.candidates(wide_photo(), boxes, CurateConfig())
-    backward = stages.candidates(wide_photo(), boxes[::-1], CurateConfig())[::-1]
+    forward = stages.make_candidates(wide_photo(), boxes, CurateConfig())
+    backward = stages.make_candidates(wide_photo(), boxes[::-1], CurateConfig())[::-1]
     for a, b in zip(forward, backward, strict=True):
         assert (a.x0, a.y0, a.s, a.reason) == (b.x0, b.y0, b.s, b.reason)
 
@@ -264,6 +270,6 @@ def test_a_blurred_crop_is_dropped_but_its_measure_kept():
     photo = wide_photo()
     photo[:, :512] = cv2.GaussianBlur(PHOTO, (0, 0), 3)
     boxes = [Box((10, 10, 500, 500)), Box((1030, 0, 1530, 500))]
-    found = stages.candidates(photo, boxes, CurateConfig())
+    found = stages.make_candidates(photo, boxes, CurateConfig())
     assert [c.reason for c in found] == ["crop_blur", ""]
     assert found[0].lap_crop < 100 < found[1].lap_crop

@@ -9,10 +9,9 @@ from curation_runs import curate
 
 from curate import demo, run
 from curate.config import CurateConfig, make_absolute
-from curate.cropping.index import Source
 from curate.cropping.job import require
 from curate.engine import cluster
-from curate.readers import ReaderError
+from curate.readers import ReaderError, SourceSpec
 
 
 def test_paths_of_a_plan_are_absolute(tmp_path, monkeypatch):
@@ -40,7 +39,7 @@ def test_all_weights_are_made_absolute(tmp_path, monkeypatch):
 @pytest.mark.parametrize("left", ["nothing", "an empty folder"])
 def test_a_machine_without_the_sources_makes_nothing(tmp_path, capsys, left):
     """As where a node has not mounted them, or they went after the command began."""
-    source = Source("person", (str(tmp_path / "person"),), "person")
+    source = SourceSpec("person", (str(tmp_path / "person"),), "person")
     demo.write_person(tmp_path / "person")
     require([source])
     (tmp_path / "person").rename(tmp_path / "elsewhere")

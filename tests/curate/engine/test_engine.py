@@ -13,15 +13,15 @@ from engine_jobs import DiskFull, Doubling, Dying, factory
 
 from curate.engine import engine
 from curate.engine.engine import Engine, run_local
-from curate.engine.ledger import Ledger, LedgerError, tree_digest
-from curate.engine.worker import EngineError, Job, Runner, Task
+from curate.engine.ledger import LedgerError, ShardLedger, tree_digest
+from curate.engine.worker import EngineError, ItemRunner, ShardJob, Task
 from osdhuman_jax.disk import json_lines, staged_file
 
 SHARDS = ["0-4", "4-8", "8-12"]
 
 
 def read(root: Path, shard: str) -> list[str]:
-    return Ledger(root).output("double", shard, "lines.txt").read_text().split()
+    return ShardLedger(root).output("double", shard, "lines.txt").read_text().split()
 
 
 def test_second_run_does_nothing_and_changes_nothing(tmp_path):
@@ -38,12 +38,12 @@ def test_digest_sees_names_and_bytes_but_no_bookkeeping(tmp_path):
     before = tree_digest(tmp_path)
     (tmp_path / "log.jsonl").write_text("other")
     assert tree_digest(tmp_path) == before
-    path = Ledger(tmp_path).output("double", "0-4", "lines.txt")
+    path = ShardLedger(tmp_path).output("double", "0-4", "lines.txt")
     path.write_text("0\n2\n4\n7\n")
     assert tree_digest(tmp_path) != before
 
 
-def damage(ledger: Ledger, shard: str, how: str) -> None:
+def damage(ledger: ShardLedger, shard: str, how: str) -> None:
     path = ledger.output("double", shard, "lines.txt")
     marker = ledger.root / "done" / "double" / f"{shard}.json"
     if how == "no marker":
@@ -65,7 +65,7 @@ def test_only_the_damaged_shard_is_redone(tmp_path, how):
     engine = Engine(tmp_path, verify=how == "flipped bit")
     engine.run(Doubling(), SHARDS)
     before, worked = tree_digest(tmp_path), []
-    damage(Ledger(tmp_path), "4-8", how)
+    damage(ShardLedger(tmp_path), "4-8", how)
     assert engine.run(Doubling(), SHARDS, lambda outcome: worked.append(outcome.shard)) == 1
     assert worked == ["4-8"] and tree_digest(tmp_path) == before
 
@@ -80,7 +80,7 @@ def test_full_disk_leaves_no_marker_and_names_the_shard(tmp_path):
     (tmp_path / "full").touch()
     with pytest.raises(EngineError, match="3 of 3 shards failed: double 0-4: OSError.*No space"):
         Engine(tmp_path).run(DiskFull(), SHARDS)
-    assert Ledger(tmp_path).shards("double") == []
+    assert ShardLedger(tmp_path).shards("double") == []
     assert not list((tmp_path / "tmp").iterdir())
     (tmp_path / "full").unlink()
     assert Engine(tmp_path).run(DiskFull(), SHARDS) == 3
@@ -88,7 +88,7 @@ def test_full_disk_leaves_no_marker_and_names_the_shard(tmp_path):
 
 def test_missing_output_says_which_job_to_run(tmp_path):
     with pytest.raises(LedgerError, match="run `double` first"):
-        Ledger(tmp_path).output("double", "0-4", "lines.txt")
+        ShardLedger(tmp_path).output("double", "0-4", "lines.txt")
 
 
 def test_exception_costs_its_item_alone(tmp_path):
@@ -108,7 +108,7 @@ def test_crash_and_hang_cost_their_items_alone(tmp_path):
 
 def test_an_interrupted_shard_is_redone_with_the_same_bytes(tmp_path):
     Engine(tmp_path / "a").run(Doubling(), SHARDS)
-    Ledger(tmp_path / "b").begin("double", "4-8")  # as a killed worker leaves it
+    ShardLedger(tmp_path / "b").begin("double", "4-8")  # as a killed worker leaves it
     outcomes = []
     Engine(tmp_path / "b").run(Doubling(), SHARDS, outcomes.append)
     assert [o.facts["isolated"] for o in outcomes] == [False, True, False]
@@ -119,10 +119,10 @@ def test_an_interrupted_shard_is_redone_with_the_same_bytes(tmp_path):
 def test_workers_that_go_on_dying_end_the_run(tmp_path):
     with pytest.raises(EngineError, match="die again and again"):
         Engine(tmp_path, workers=1).run(Dying(), ["0-4"])
-    assert Ledger(tmp_path).shards("double") == []
+    assert ShardLedger(tmp_path).shards("double") == []
 
 
-def tasks(root: Path, job: Job, count: int) -> list[Task]:
+def tasks(root: Path, job: ShardJob, count: int) -> list[Task]:
     """Shards of one item each."""
     return [(str(root), job, f"{k}-{k + 1}", "key", 60.0) for k in range(20, 20 + count)]
 
@@ -134,7 +134,7 @@ def test_workers_are_replaced_and_every_shard_gets_done(tmp_path):
     assert [o.error for o in outcomes] == [""] * 7
     # Four pools, of two shards and at least one worker that takes some.
     assert len({o.facts["process"] for o in outcomes}) >= 4
-    assert len(Ledger(tmp_path).shards("double")) == 7
+    assert len(ShardLedger(tmp_path).shards("double")) == 7
 
 
 def test_killed_workers_cost_no_shard(tmp_path):
@@ -178,7 +178,7 @@ def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(EngineError, match=r"pip install 'osdhuman-jax\[ray\]'"):
         Engine(tmp_path, kind="ray").run(Doubling(), SHARDS)
-    assert Ledger(tmp_path).shards("double") == []
+    assert ShardLedger(tmp_path).shards("double") == []
 
 
 def test_garbage_is_what_no_marker_names(tmp_path):
@@ -188,7 +188,7 @@ def test_garbage_is_what_no_marker_names(tmp_path):
     unfinished.parent.mkdir()
     for path in (orphan, unfinished):
         path.write_text("12345")
-    ledger = Ledger(tmp_path)
+    ledger = ShardLedger(tmp_path)
     assert ledger.collect_garbage() == 0 and orphan.exists()  # it may be a living worker's
     os.utime(orphan, (0, 0))
     os.utime(unfinished, (0, 0))
@@ -196,7 +196,7 @@ def test_garbage_is_what_no_marker_names(tmp_path):
     assert tree_digest(tmp_path) == before
 
 
-def leave_half_done(ledger: Ledger) -> list[Path]:
+def leave_half_done(ledger: ShardLedger) -> list[Path]:
     """What a kill leaves between placing a shard's outputs and its marker."""
     ledger.begin("double", "4-8")
     left = [
@@ -214,7 +214,7 @@ def leave_half_done(ledger: Ledger) -> list[Path]:
 
 def test_what_killed_runs_left_is_removed(tmp_path):
     Engine(tmp_path).run(Doubling(), SHARDS)
-    before, ledger = tree_digest(tmp_path), Ledger(tmp_path)
+    before, ledger = tree_digest(tmp_path), ShardLedger(tmp_path)
     left = leave_half_done(ledger)
     assert ledger.clean() == 4 * len(left)
     assert not any(path.exists() for path in left) and not list((tmp_path / "tmp").iterdir())
@@ -223,7 +223,7 @@ def test_what_killed_runs_left_is_removed(tmp_path):
 
 def test_what_a_living_run_is_writing_stays(tmp_path):
     Engine(tmp_path).run(Doubling(), SHARDS)
-    ledger = Ledger(tmp_path)
+    ledger = ShardLedger(tmp_path)
     with ledger.workspace() as folder, staged_file(tmp_path / "plan.json") as file:
         (folder / "lines.txt").write_text("first")
         left = leave_half_done(ledger)
@@ -251,5 +251,7 @@ def test_log_has_a_line_a_shard(tmp_path):
 
 def test_isolated_items_match_plain_ones():
     make = partial(factory, 0.0)
-    plain, isolated = (list(Runner(isolated=flag).each(make, range(4))) for flag in (False, True))
+    plain, isolated = (
+        list(ItemRunner(isolated=flag).each(make, range(4))) for flag in (False, True)
+    )
     assert plain == isolated == [0, 2, 4, 6]

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.engine.ledger import Ledger
+from curate.engine.ledger import ShardLedger
 from curate.engine.parquet import CropFile, RowWriter, crop_writer, read_rows, write_rows
 from curate.selection import manifest
 
@@ -49,13 +49,13 @@ def test_few_crop_files_are_open_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(manifest, "CropFile", Counted)
     monkeypatch.setattr(
-        Ledger, "output", lambda self, job, shard, name: tmp_path / f"{shard}.{name}"
+        ShardLedger, "output", lambda self, job, shard, name: tmp_path / f"{shard}.{name}"
     )
     for shard in range(2 * manifest.OPEN):
         with crop_writer(tmp_path / f"{shard}.crops.parquet") as file:
             for row in range(2):
                 file.add({"crop_id": f"{shard}-{row}", "png": bytes([shard, row])})
-    crops, most = manifest.Crops(Ledger(tmp_path)), 0
+    crops, most = manifest.Crops(ShardLedger(tmp_path)), 0
     for shard in range(2 * manifest.OPEN):
         for row in (1, 0):
             assert crops.png({"crop_shard": str(shard), "crop_row": row}) == bytes([shard, row])

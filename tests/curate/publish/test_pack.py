@@ -11,10 +11,10 @@ from curation_runs import curate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.cropping.job import decode_png
-from curate.engine.ledger import Ledger, tree_digest
+from curate.cropping.job import decode_crop
+from curate.engine.ledger import ShardLedger, tree_digest
 from curate.engine.parquet import CropFile, read_rows
-from curate.publish.pack import encode, file_count, place, read_container, to_bytes
+from curate.publish.pack import encode_picture, file_count, file_number, read_container, to_bytes
 from curate.selection.manifest import selected_rows
 from curate.unpack import main as unpack
 from osdhuman_jax.commands.degrade import main as degrade
@@ -54,12 +54,12 @@ def test_digests_are_the_files(containers, kind):
 
 
 def test_packed_pixels_are_the_crops(containers, made):
-    ledger = Ledger(made)
+    ledger = ShardLedger(made)
     rows = {row["crop_id"]: row for row in selected_rows(ledger)["train"]}
     for header, data in read_container(containers["arrayrecord"]):
         row = rows.pop(header["crop_id"])
         crops = CropFile(ledger.output("crop", row["crop_shard"], "crops.parquet"))
-        expected = decode_png(crops.png(row["crop_row"]))
+        expected = decode_crop(crops.png(row["crop_row"]))
         np.testing.assert_array_equal(read_rgb_bytes(data), expected)
         assert (header["image_id"], header["s"]) == (row["image_id"], row["s"])
     assert not rows
@@ -109,7 +109,7 @@ def test_bytes_repeat(containers, made, tmp_path):
 
 def test_damaged_crop_is_named_not_packed(made, tmp_path, capsys):
     output = Path(shutil.copytree(made, tmp_path / "set"))
-    ledger = Ledger(output)
+    ledger = ShardLedger(output)
     row = selected_rows(ledger)["train"][0]
     path = ledger.output("crop", row["crop_shard"], "crops.parquet")
     png = CropFile(path).png(row["crop_row"])
@@ -173,8 +173,8 @@ SAID = ("no packed split", "other.png is none of its pictures", "is damaged; pac
 def test_codecs(codec):
     rgb = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
     rgb = np.ascontiguousarray(np.repeat(np.repeat(rgb[:64, :64], 8, 0), 8, 1))
-    back = read_rgb_bytes(encode(rgb, codec))
-    assert encode(rgb, codec) == encode(rgb, codec)
+    back = read_rgb_bytes(encode_picture(rgb, codec))
+    assert encode_picture(rgb, codec) == encode_picture(rgb, codec)
     if codec == "jpeg":
         assert np.abs(back.astype(int) - rgb).mean() < 4
     else:
@@ -191,5 +191,5 @@ def test_files_are_half_full_at_least_and_a_crop_less_moves_few(crops, per_file)
 
 @given(st.text(), st.integers(0, 9), st.integers(0, 12))
 def test_files_are_stretches_of_one_order(crop, seed, power):
-    whole, half = place(seed, crop, 2 << power), place(seed, crop, 1 << power)
+    whole, half = file_number(seed, crop, 2 << power), file_number(seed, crop, 1 << power)
     assert whole // 2 == half and 0 <= whole < 2 << power

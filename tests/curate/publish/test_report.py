@@ -13,11 +13,11 @@ from curation_runs import curate
 from PIL import Image
 
 from curate.cropping.job import count_persons
-from curate.engine.ledger import Ledger
+from curate.engine.ledger import ShardLedger
 from curate.publish import figures
 from curate.publish.categories import by_category, categories
-from curate.publish.figures import sheet
-from curate.publish.report import living, persons, spread
+from curate.publish.figures import tile_pictures
+from curate.publish.report import most_unlike, persons, scored_rows
 from curate.publish.review import write_page
 from curate.schema import Box
 from curate.selection.manifest import Crops, manifest_parts, read_manifest
@@ -26,7 +26,7 @@ METRICS = ("sharpness", "noise", "blockiness", "clipped", "entropy")
 
 
 def rows(output: Path) -> list[dict]:
-    parts = map(pq.read_table, manifest_parts(Ledger(output)))
+    parts = map(pq.read_table, manifest_parts(ShardLedger(output)))
     return [row for part in parts for row in part.to_pylist()]
 
 
@@ -65,8 +65,8 @@ def test_every_page_with_classic_scores_says_what_they_are(made, tmp_path):
     for page in ("report.md", "review.html"):
         text = (made / "report" / page).read_text()
         assert notice in text and "Classic metrics." in text
-    pool = living(read_manifest(Ledger(made)))
-    write_page(tmp_path, pool, Crops(Ledger(made)), 0)  # as with the paper's metrics
+    pool = scored_rows(read_manifest(ShardLedger(made)))
+    write_page(tmp_path, pool, Crops(ShardLedger(made)), 0)  # as with the paper's metrics
     assert "Classic" not in (tmp_path / "review.html").read_text()
 
 
@@ -135,13 +135,13 @@ def test_persons_are_counted_by_hand():
 
 def test_spread_takes_the_most_different():
     hashes = [0, 1, 2**64 - 1, 3, 2**32 - 1]
-    assert spread(hashes, 3) == [0, 2, 4]
-    assert sorted(spread(hashes, 99)) == [0, 1, 2, 3, 4]
-    assert spread([], 3) == []
+    assert most_unlike(hashes, 3) == [0, 2, 4]
+    assert sorted(most_unlike(hashes, 99)) == [0, 1, 2, 3, 4]
+    assert most_unlike([], 3) == []
 
 
 def test_sheet_places_tiles_in_reading_order():
     tiles = [(np.full((512, 512, 3), 10 * i, np.uint8), str(i)) for i in range(9)]
-    page = sheet(tiles)
+    page = tile_pictures(tiles)
     assert page.shape == (2 * 274, 8 * 256, 3)
     assert page[10, 300, 0] == 10 and page[284, 10, 0] == 80

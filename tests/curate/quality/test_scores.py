@@ -14,12 +14,12 @@ from onnx_files import output, write_onnx
 from skimage import data
 
 from curate.config import ConfigError, ScoreConfig
-from curate.cropping.job import decode_png
-from curate.engine.ledger import Ledger, tree_digest
+from curate.cropping.job import decode_crop
+from curate.engine.ledger import ShardLedger, tree_digest
 from curate.engine.parquet import CropFile
-from curate.engine.worker import Runner
+from curate.engine.worker import ItemRunner
 from curate.quality import classic, learned, scores
-from curate.quality.score_job import Score
+from curate.quality.score_job import ScoreJob
 from curate.selection.manifest import read_manifest
 
 PHOTO = data.astronaut()
@@ -102,20 +102,20 @@ def test_a_crop_without_a_score_does_not_spoil_the_others(with_niqe):
 
 def test_stored_scores_are_those_of_the_stored_crops(made):
     """From the manifest of a finished run back to the pixels in its files."""
-    ledger, scorer = Ledger(made), scores.make_scorer("classic", ScoreConfig())
+    ledger, scorer = ShardLedger(made), scores.make_scorer("classic", ScoreConfig())
     scored = [row for row in read_manifest(ledger).to_pylist() if row["z"] is not None]
     assert len(scored) >= 3
     for row in scored[:3]:
         file = CropFile(ledger.output("crop", row["crop_shard"], "crops.parquet"))
-        values = scorer(decode_png(file.png(row["crop_row"]))[None])
+        values = scorer(decode_crop(file.png(row["crop_row"]))[None])
         assert {name: row[name] for name in scorer.names} == {n: v[0] for n, v in values.items()}
 
 
 def test_a_crop_that_cannot_be_scored_costs_itself_alone(copy, monkeypatch):
-    before = read_manifest(Ledger(copy)).to_pylist()
+    before = read_manifest(ShardLedger(copy)).to_pylist()
     bad = next(row for row in before if row["kept"])
-    png = CropFile(Ledger(copy).output("crop", bad["crop_shard"], "crops.parquet"))
-    pixels, real = decode_png(png.png(bad["crop_row"])), classic.score
+    png = CropFile(ShardLedger(copy).output("crop", bad["crop_shard"], "crops.parquet"))
+    pixels, real = decode_crop(png.png(bad["crop_row"])), classic.score
 
     def score(rgb):
         if np.array_equal(rgb, pixels):
@@ -125,26 +125,26 @@ def test_a_crop_that_cannot_be_scored_costs_itself_alone(copy, monkeypatch):
     monkeypatch.setattr(classic, "score", score)
     shutil.rmtree(copy / "done" / "score-classic")
     assert curate(copy, "score") == curate(copy, "select") == 0
-    after = {row["crop_id"]: row for row in read_manifest(Ledger(copy)).to_pylist()}
+    after = {row["crop_id"]: row for row in read_manifest(ShardLedger(copy)).to_pylist()}
     row = after.pop(bad["crop_id"])
     assert (row["reason"], row["z"]) == ("stage_error:RuntimeError", None)
-    assert all(np.isnan(row[name]) for name in classic.METRICS)
+    assert all(np.isnan(row[name]) for name in classic.CLASSIC_METRICS)
     others = [old for old in before if old["z"] is not None and old["crop_id"] in after]
     assert others and all(after[o["crop_id"]]["noise"] == o["noise"] for o in others)
 
 
 def test_a_metric_that_fails_on_all_crops_is_no_fault_of_theirs(made, monkeypatch):
     monkeypatch.setattr(classic, "score", lambda rgb: 1 / 0)
-    crops = CropFile(Ledger(made).output("crop", "person-00000", "crops.parquet"))
+    crops = CropFile(ShardLedger(made).output("crop", "person-00000", "crops.parquet"))
     assert len(crops) > 1
     with pytest.raises(RuntimeError, match="no crop can be scored: division by zero"):
-        list(Score("classic", ScoreConfig()).results(crops, Runner()))
+        list(ScoreJob("classic", ScoreConfig()).results(crops, ItemRunner()))
 
 
 def test_crops_after_a_crash_are_scored_the_same_in_a_child_process(copy):
     before = tree_digest(copy)
     (copy / "done" / "score-classic" / "person-00000.json").unlink()
-    Ledger(copy).begin("score-classic", "person-00000")
+    ShardLedger(copy).begin("score-classic", "person-00000")
     assert curate(copy, "score") == 0
     assert tree_digest(copy) == before
 
@@ -229,9 +229,9 @@ def stub(tmp_path, monkeypatch) -> ScoreConfig:
     )
     weights.mkdir(parents=True)
     for name in ("musiq", "clipiqa", "brisque"):
-        (weights / learned.METRICS[name].file).write_text(name)
-        known = learned.METRICS[name]._replace(sha256="")
-        monkeypatch.setitem(learned.METRICS, name, known)
+        (weights / learned.PYIQA_METRICS[name].file).write_text(name)
+        known = learned.PYIQA_METRICS[name]._replace(sha256="")
+        monkeypatch.setitem(learned.PYIQA_METRICS, name, known)
     monkeypatch.syspath_prepend(packages)
     importlib.invalidate_caches()
     for name in ("pyiqa", "timm"):

@@ -7,8 +7,7 @@ import pytest
 
 from benchmarks.curate import write_labels
 from curate import readers
-from curate.cropping.index import Source
-from curate.readers import ReaderError, entries, openimages
+from curate.readers import ReaderError, SourceSpec, entries, openimages
 
 DATA = {
     "info": {"by": r"x, ] } \" [", "n": -12.5e3},
@@ -69,7 +68,7 @@ def test_a_label_file_is_not_held(tmp_path, monkeypatch):
     kind, paths = write_labels(tmp_path, count).split("=")
     monkeypatch.setattr(entries, "CHUNK", 10_000)
     tracemalloc.start()
-    found = readers.read(Source(kind, tuple(paths.split(",")), kind))
+    found = readers.read(SourceSpec(kind, tuple(paths.split(",")), kind))
     people = sum(len(image.boxes) for image in found)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -9,13 +9,12 @@ import pytest
 from label_files import IGNORE, LABELLED, box_of, images_of, touch, write_labels
 
 from curate import readers
-from curate.cropping.index import Source
-from curate.readers import Notes, ReaderError
+from curate.readers import Notes, ReaderError, SourceSpec
 from curate.schema import SourceImage
 
 
 def read(kind: str, paths: list[Path], notes: Notes | None = None) -> list[SourceImage]:
-    return list(readers.read(Source(kind, tuple(map(str, paths)), kind), notes))
+    return list(readers.read(SourceSpec(kind, tuple(map(str, paths)), kind), notes))
 
 
 def pictures(kind: str, root: Path, images: list[SourceImage]) -> list[str | None]:
@@ -89,7 +88,7 @@ def test_flags_that_say_neither_are_an_error(tmp_path, kind):
 def test_byte_order_marks_and_returns(tmp_path, kind, mark, encoding):
     touch(images_of(kind, tmp_path), "\u00fc.jpg")
     paths = write_labels(kind, tmp_path, ["\u00fc.jpg"])
-    source = Source(kind, tuple(map(str, paths)), kind)
+    source = SourceSpec(kind, tuple(map(str, paths)), kind)
     for path in readers.label_files(source):
         text = path.read_text().replace("\n", "\r\n")
         path.write_bytes(mark + text.encode(encoding))
@@ -100,7 +99,7 @@ def test_byte_order_marks_and_returns(tmp_path, kind, mark, encoding):
 @pytest.mark.parametrize("data", ["{}".encode("utf-16-le"), b"\xff\xfea", b"a,\x00b\n", b"\x80"])
 def test_bytes_that_are_no_text_are_one_line(tmp_path, kind, data):
     paths = write_labels(kind, tmp_path, ["1.jpg"])
-    path = readers.label_files(Source(kind, tuple(map(str, paths)), kind))[0]
+    path = readers.label_files(SourceSpec(kind, tuple(map(str, paths)), kind))[0]
     path.write_bytes(data)
     with pytest.raises(ReaderError) as caught:
         read(kind, paths)
@@ -303,6 +302,6 @@ def test_folders_follow_links_and_keep_dangling_ones_as_missing(tmp_path, kind):
     for name, target in {"linked": "disk", "loop": "images", "twice": "disk/a"}.items():
         (tmp_path / "images" / name).symlink_to(tmp_path / target)
     (tmp_path / "images" / "3.jpg").symlink_to(tmp_path / "none.jpg")
-    source = Source(kind, (str(tmp_path / "images"),), kind)
+    source = SourceSpec(kind, (str(tmp_path / "images"),), kind)
     names = [found.image_id.removeprefix(f"{kind}/all/") for found in readers.read(source)]
     assert names == ["2.jpg", "3.jpg", "linked/a/1.jpg"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from curate.readers.common import Notes, ReaderError
-from curate.readers.pictures import Pictures, clean
+from curate.readers.pictures import PictureFinder, clean
 
 MISSING = None
 CAM2 = ["cam2/1.jpg", "cam2/2.jpg", "cam2/3.jpg"]
@@ -20,7 +20,7 @@ def touch(root: Path, *names: str) -> None:
 
 def resolve(root: Path, *names: str, distinct: bool = False) -> list[str | None]:
     """The pictures that names mean, relative to the folder; None = missing."""
-    pictures = Pictures(root, Notes(), distinct)
+    pictures = PictureFinder(root, Notes(), distinct)
     for name in names:
         pictures.claim(name)
     found = [Path(pictures.find(name)) for name in names]
@@ -121,7 +121,7 @@ def test_names_that_tell_pictures_apart_need_no_folder(tmp_path):
 def test_what_is_missing_has_a_path_without_a_file(tmp_path):
     """Else the picture that happens to lie there would be read."""
     touch(tmp_path, "1.jpg")
-    names, pictures = ["/x/1.jpg", "/y/1.jpg"], Pictures(tmp_path, notes := Notes())
+    names, pictures = ["/x/1.jpg", "/y/1.jpg"], PictureFinder(tmp_path, notes := Notes())
     for name in names:
         pictures.claim(name)
     assert [pictures.find(n) for n in names] == [f"{tmp_path}/x/1.jpg", f"{tmp_path}/y/1.jpg"]
@@ -131,7 +131,7 @@ def test_what_is_missing_has_a_path_without_a_file(tmp_path):
 @pytest.mark.parametrize("again", ["a/1.jpg", "a\\1.jpg", "./a/1.jpg"])
 def test_a_picture_of_several_names_is_counted_once(tmp_path, again):
     touch(tmp_path, "a/1.jpg", "a/2.jpg")
-    pictures = Pictures(tmp_path, notes := Notes())
+    pictures = PictureFinder(tmp_path, notes := Notes())
     names = ["a/1.jpg", again, again, "a/2.jpg"]
     for name in names:
         pictures.claim(name)
@@ -163,7 +163,7 @@ def test_two_links_to_one_file_are_no_doubt(tmp_path):
 def test_names_that_are_no_utf8_are_spelled(tmp_path):
     (tmp_path / os.fsdecode(b"\xff")).mkdir()
     (tmp_path / os.fsdecode(b"\xff") / "1.jpg").touch()
-    pictures = Pictures(tmp_path, Notes())
+    pictures = PictureFinder(tmp_path, Notes())
     pictures.claim("1.jpg")
     assert pictures.find("1.jpg") == rf"{tmp_path}/\xff/1.jpg"
 
@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(ReaderError, match=f"{tmp_path}: cannot be listed: Permission denied"):
-        Pictures(tmp_path, Notes())
+        PictureFinder(tmp_path, Notes())
 
 
 def test_cleaning_keeps_what_is_no_drive():
@@ -187,8 +187,8 @@ def test_many_folders_with_files_of_one_name_are_no_quadratic_work(tmp_path, mon
     """As video frames are kept: each name is compared with few of the files that end like it."""
     count, compared = 300, []
     touch(tmp_path, *(f"cam{i}/img/1.jpg" for i in range(count)))
-    rank = Pictures._rank
-    monkeypatch.setattr(Pictures, "_rank", lambda *args: compared.append(1) or rank(*args))
+    rank = PictureFinder._rank
+    monkeypatch.setattr(PictureFinder, "_rank", lambda *args: compared.append(1) or rank(*args))
     names = [f"{start}cam{i}/img/1.jpg" for i in range(count)]
     assert resolve(tmp_path, *names) == [f"cam{i}/img/1.jpg" for i in range(count)]
     assert len(compared) <= 4 * count

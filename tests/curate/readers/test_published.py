@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pytest
 
 from curate import readers
-from curate.cropping.index import Source
+from curate.readers import SourceSpec
 from curate.schema import SourceImage
 
 FOLDER = Path(os.environ["ANNOTATIONS"])  # else conftest.py does not collect this file
@@ -100,7 +100,7 @@ PUBLISHED = [
 
 def read(source: Published) -> list[SourceImage]:
     paths = tuple(str(FOLDER / path) for path in source.paths)
-    return list(readers.read(Source(source.kind, paths, source.kind)))
+    return list(readers.read(SourceSpec(source.kind, paths, source.kind)))
 
 
 @pytest.mark.parametrize("source", PUBLISHED, ids=lambda source: source.paths[0])

@@ -18,14 +18,14 @@ PERSON = (64.0, 48.0, 320.0, 480.0)  # pixels, half open
 CROWD = (320.0, 0.0, 640.0, 240.0)
 
 
-class Source(NamedTuple):
+class SourceSpec(NamedTuple):
     kind: str
     paths: tuple[str, ...]
     name: str
 
 
 def read(kind: str, *paths: Path) -> list[SourceImage]:
-    return list(readers.read(Source(kind, tuple(map(str, paths)), kind)))
+    return list(readers.read(SourceSpec(kind, tuple(map(str, paths)), kind)))
 
 
 def error(kind: str, *paths: Path) -> str:
@@ -386,7 +386,7 @@ def test_voc_devkit_with_several_years(tmp_path):
         voc(tmp_path / year, voc_object(PERSON))
     names = [image.image_id for image in read("voc", tmp_path)]
     assert names == ["voc/VOC2007/000001", "voc/VOC2012/000001"]
-    assert len(readers.label_files(Source("voc", (str(tmp_path),), "voc"))) == 2
+    assert len(readers.label_files(SourceSpec("voc", (str(tmp_path),), "voc"))) == 2
 
 
 @pytest.mark.parametrize(
@@ -421,12 +421,12 @@ def test_lsdir_without_its_small_copies(tmp_path):
     assert [image.image_id for image in images] == ["lsdir/all/HR/0001000/0000001.png"]
 
 
-@pytest.mark.parametrize("kind", sorted(readers.KINDS))
+@pytest.mark.parametrize("kind", sorted(readers.FORMATS))
 def test_sources_that_are_not_there(tmp_path, kind):
-    usage = readers.KINDS[kind].usage.split("[")[0]
+    usage = readers.FORMATS[kind].usage.split("[")[0]
     paths = [tmp_path / f"none{i}" for i in range(usage.count(",") + 1)]
     assert "is not there" in error(kind, *paths)
-    assert f"needs {readers.KINDS[kind].usage}" in error(kind, *paths, *paths, *paths)
+    assert f"needs {readers.FORMATS[kind].usage}" in error(kind, *paths, *paths, *paths)
 
 
 @pytest.mark.parametrize(("kind", "words"), [("folder", "no pictures"), ("voc", "no folder")])

@@ -4,23 +4,23 @@ import math
 
 import pytest
 
-from curate.readers.values import flag, identity, length
+from curate.readers.values import canonical_id, flag, length
 
 
 def test_an_id_has_one_form():
-    assert {identity(value) for value in (1, 1.0, "1", " 1 ")} == {1}
-    assert identity("-7") == -7 and identity("0") == 0
+    assert {canonical_id(value) for value in (1, 1.0, "1", " 1 ")} == {1}
+    assert canonical_id("-7") == -7 and canonical_id("0") == 0
 
 
 def test_ids_that_only_look_alike_are_two():
     ids = ["000001", "1", "1.0", "+1", "1e0", "0x1", "\u0661", "01", "-0", 1.5]
-    assert len({identity(value) for value in ids}) == len(ids)
+    assert len({canonical_id(value) for value in ids}) == len(ids)
 
 
 @pytest.mark.parametrize("value", [None, True, [1], {"$oid": "1"}, math.nan, math.inf])
 def test_what_is_no_id(value):
     with pytest.raises(ValueError, match="is not an id"):
-        identity(value)
+        canonical_id(value)
 
 
 @pytest.mark.parametrize("value", [1, 1.0, True, "1", " 1 ", "1.0", "true", "True", "YES", "0.35"])

@@ -14,8 +14,8 @@ from PIL import Image
 from curate.cropping.fingerprints import Fingerprint, fingerprint
 from curate.selection.split import (
     MAX_DISTANCE,
-    Crop,
     Member,
+    RankedCrop,
     assign,
     close_pairs,
     correlation,
@@ -126,7 +126,7 @@ NO_PRINT = Fingerprint(0, 0, b"")
 def pool(groups: dict[str, int]):
     """Crops of groups of one image each: name -> number of crops."""
     images = {g: Member(g, g, g, "", 1, NO_PRINT) for g in groups}
-    crops = [Crop(f"{g}-{i}", g, z=-float(i)) for g, n in groups.items() for i in range(n)]
+    crops = [RankedCrop(f"{g}-{i}", g, z=-float(i)) for g, n in groups.items() for i in range(n)]
     return crops, images, {g: g for g in groups}
 
 
@@ -179,8 +179,8 @@ def test_of_copies_the_largest_image_keeps_its_best_crops():
         "large": Member("large", "l", "l", "", 20, NO_PRINT),
         "twin": Member("twin", "t", "l", "", 20, NO_PRINT),  # the same pixels
     }
-    crops = [Crop("s0", "small", 9.0), Crop("t0", "twin", 8.0)]
-    crops += [Crop(f"l{i}", "large", float(i)) for i in range(3)]
+    crops = [RankedCrop("s0", "small", 9.0), RankedCrop("t0", "twin", 8.0)]
+    crops += [RankedCrop(f"l{i}", "large", float(i)) for i in range(3)]
     groups = dict.fromkeys(images, "g")
     verdicts = assign(crops, images, groups, seed=0, val=0, max_per_group=2)
     assert {crop: reason for crop, (_, reason) in verdicts.items()} == {
