@@ -12,7 +12,6 @@ import io
 import json
 import os
 import shutil
-import struct
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -32,10 +31,9 @@ from curate.engine.worker import ItemRunner
 from curate.schema import InputError, Pixels, sorted_counts
 from curate.selection.manifest import Crops, selected_rows
 from curate.selection.split import seeded_key
+from osdhuman_jax.data.records import RecordError, decode_record, encode_record
 from osdhuman_jax.disk import file_digest, staged_folder, write_text
 
-PREFIX = struct.Struct("<3sBI")
-MAGIC, RECORD_VERSION = b"OHR", 1
 CONTAINER_SUFFIXES = {
     "arrayrecord": "arrayrecord",
     "parquet": "parquet",
@@ -88,13 +86,6 @@ def picture_name(header: dict[str, Any]) -> str:
     return f"{header['crop_id']}.{EXTENSIONS[header['codec']]}"
 
 
-def to_bytes(record: Record) -> bytes:
-    """The record as it lies in an ArrayRecord file."""
-    header, data = record
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return PREFIX.pack(MAGIC, RECORD_VERSION, len(text)) + text + data
-
-
 def write_container(path: Path, kind: str, records: Iterable[Record]) -> list[dict[str, Any]]:
     """Write one file; returns the headers."""
     headers: list[dict[str, Any]] = []
@@ -119,7 +110,7 @@ def _write_arrayrecord(path: Path, records: Iterable[Record]) -> None:
 
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for record in records:
-        writer.write(to_bytes(record))
+        writer.write(encode_record(*record))
     writer.close()
 
 
@@ -161,9 +152,10 @@ def _read_arrayrecord(path: Path) -> Iterator[Record]:
 
     reader = ArrayRecordReader(str(path))
     for _ in range(reader.num_records()):
-        data = reader.read()
-        start = PREFIX.size + PREFIX.unpack_from(data)[2]
-        yield json.loads(data[PREFIX.size : start]), data[start:]
+        try:
+            yield decode_record(reader.read())
+        except RecordError as error:
+            raise PackError(f"{path}: {error}; pack again") from None
     reader.close()
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64, UInt64
+from scipy.cluster.hierarchy import DisjointSet
 
 from curate.cropping.fingerprints import THUMB_SIDE, Fingerprint
 from curate.schema import Reason
@@ -88,41 +89,20 @@ def lookalikes(
                 yield i, j
 
 
-class Components:
-    """Connected components of 0 .. count - 1."""
-
-    def __init__(self, count: int) -> None:
-        self._parent = list(range(count))
-
-    def root(self, i: int) -> int:
-        """The component's name."""
-        while self._parent[i] != i:
-            self._parent[i] = self._parent[self._parent[i]]
-            i = self._parent[i]
-        return i
-
-    def joined(self, i: int, j: int) -> bool:
-        """Whether the two are connected."""
-        return self.root(i) == self.root(j)
-
-    def join(self, i: int, j: int) -> None:
-        """Connect two."""
-        i, j = self.root(i), self.root(j)
-        self._parent[max(i, j)] = min(i, j)
-
-
 def group_images(images: Sequence[Member]) -> list[str]:
     """The group of each image: the least file digest among those connected with it."""
-    components = Components(len(images))
+    connected = DisjointSet(range(len(images)))
+    # Equal digests or Flickr numbers: each image is joined with the first that has the same.
     first: dict[Hashable, int] = {}
     for i, image in enumerate(images):
         keys = [("file", image.file_sha256), ("pixels", image.pixel_sha256)]
         keys += [("flickr", image.flickr_id)] if image.flickr_id else []
         for key in keys:
-            components.join(i, first.setdefault(key, i))
-    for i, j in lookalikes([image.fingerprint for image in images], components.joined):
-        components.join(i, j)
-    roots = [components.root(i) for i in range(len(images))]
+            connected.merge(i, first.setdefault(key, i))
+    for i, j in lookalikes([image.fingerprint for image in images], connected.connected):
+        connected.merge(i, j)
+    # A group's name depends on its content alone, not on the order of rows.
+    roots = [connected[i] for i in range(len(images))]
     least: dict[int, str] = {}
     for root, image in zip(roots, images, strict=True):
         least[root] = min(least.get(root, image.file_sha256), image.file_sha256)

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from curate.cropping.job import decode_crop
 from curate.engine.ledger import ShardLedger, tree_digest
 from curate.engine.parquet import CropFile, read_rows
-from curate.publish.pack import encode_picture, file_count, file_number, read_container, to_bytes
+from curate.publish.pack import encode_picture, file_count, file_number, read_container
 from curate.selection.manifest import selected_rows
 from curate.unpack import main as unpack
 from osdhuman_jax.commands.degrade import main as degrade
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data.loader import make_loader
-from osdhuman_jax.data.records import decode_record
+from osdhuman_jax.data.records import decode_record, encode_record
 from osdhuman_jax.data.sources import open_source
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import read_rgb_bytes
@@ -73,7 +73,7 @@ def test_the_trainer_reads_records_and_folders_alike(containers):
 
 def test_records_are_the_trainers_own_format(containers):
     for header, data in read_container(containers["arrayrecord"]):
-        assert decode_record(to_bytes((header, data))) == (header, data)
+        assert decode_record(encode_record(header, data)) == (header, data)
 
 
 def test_index_finds_each_record(containers):
