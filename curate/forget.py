@@ -34,7 +34,8 @@ from curate.quality.score_job import ScoreJob
 
 Facts = dict[str, Any]
 PUBLISHED = ("packed", "report")
-STALE_KEY = "stale"  # no job's key: a shard under it is redone when its job runs next
+# No job has this key, so a shard under it is redone when its job runs next.
+STALE_KEY = "stale"
 
 
 def find(ledger: ShardLedger, image_id: str) -> str | None:
@@ -82,12 +83,14 @@ def forget(engine: Engine, plan: CurationPlan, image_ids: Iterable[str]) -> None
         for job, fresh in scored:
             if ledger.marker(job.name, shard):
                 drop_scores(ledger, job, shard, fresh)
-    ledger.collect_garbage(older_than=0)  # killed runs' files hold crops too
+    # Files of killed runs may hold crops of the images too.
+    ledger.collect_garbage(older_than=0)
 
 
 def withdraw(ledger: ShardLedger, gone: set[str]) -> None:
     """Empty what is published, which the last steps make anew; drop packs that hold the images."""
-    for name in PUBLISHED:  # the folders stay and say that there was one
+    # The empty folders stay, and tell the next steps that there was something.
+    for name in PUBLISHED:
         for path in (ledger.root / name).glob("*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for shard in ledger.shards("pack"):
@@ -117,7 +120,8 @@ def is_current(ledger: ShardLedger, job: ShardJob, shard: str) -> bool:
     """Whether a shard is what the job would make of its present inputs."""
     try:
         return ledger.is_done(job.name, shard, job.key(ledger, shard))
-    except (LedgerError, ConfigError):  # no such shard any more; weights that are gone
+    except (LedgerError, ConfigError):
+        # The shard is no more, or the weights that its key depends on are gone.
         return False
 
 

@@ -14,7 +14,8 @@ from curate.readers import SourceSpec
 from osdhuman_jax.disk import write_json
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # of a source: part of file names
-RESERVED = ("all", "kept")  # columns and rows of the report beside the sources'
+# The report uses these names beside those of the sources.
+RESERVED = ("all", "kept")
 
 
 @dataclass

@@ -143,7 +143,8 @@ class CurationPipeline:
     def __init__(self, plan: CurationPlan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
         self.ledger = ShardLedger(engine.root)
-        self.unranked = ""  # why the selection ranked nothing
+        # Becomes the reason, if the selection can rank nothing.
+        self.unranked = ""
 
     def index(self) -> None:
         """Labels to rows; prints what each source has."""
@@ -209,7 +210,8 @@ class CurationPipeline:
 
     def report(self) -> None:
         """Tables and figures."""
-        from curate.publish.report import write_report  # matplotlib: not for every worker process
+        # Matplotlib is slow to import, and worker processes do not need it.
+        from curate.publish.report import write_report
 
         write_report(self.ledger, self.plan.tags)
         print(f"report: {spelled(self.engine.root / 'report' / 'report.md')}")
@@ -288,7 +290,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="0 = no processes")
     parser.add_argument("--verify", action="store_true", help="compare digests of all that is done")
     flags = parser.parse_args(argv)
-    flags.output = flags.output.absolute()  # Ray's workers have a folder of their own
+    # Ray's workers run in another folder, so the path must be absolute.
+    flags.output = flags.output.absolute()
     if flags.names and flags.command != "forget":
         parser.error(f"{flags.command} takes no names")
     if flags.workers < 0:

@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     try:
         count = unpack(flags.packed, flags.output)
-    except (InputError, OSError, ValueError, RuntimeError) as error:  # the last: a damaged file
+    except (InputError, OSError, ValueError, RuntimeError) as error:
+        # Arrow raises RuntimeError where a file is damaged.
         print(f"unpack: {error}", file=sys.stderr)
         return 2 if isinstance(error, (InputError, CommandError)) else 1
     print(f"{count:,} pictures in {spelled(flags.output)}")

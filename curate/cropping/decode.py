@@ -22,8 +22,10 @@ from osdhuman_jax.images import exif
 from osdhuman_jax.images.codec import ImageError, Opened, TooLargeError, opened
 from osdhuman_jax.images.icc import rgb_to_srgb
 
-ASPECT_TOLERANCE = 0.01  # labels drawn on a scaled copy are scaled back
-GRAY_SPREAD = 4  # levels between channels that a gray photograph stays below
+# Labels drawn on a scaled copy are scaled back.
+ASPECT_TOLERANCE = 0.01
+# Levels between channels that a gray photograph stays below.
+GRAY_SPREAD = 4
 Point = tuple[float, float]
 
 
@@ -112,7 +114,8 @@ def refuse_gray(rgb: Pixels) -> Pixels:
     return rgb
 
 
-QUARTERS = {90: 8, 180: 3, 270: 6}  # degrees counterclockwise, as the EXIF turn of that effect
+# Degrees counterclockwise, each with the EXIF orientation that turns a picture likewise.
+QUARTERS = {90: 8, 180: 3, 270: 6}
 
 
 def turn_point(point: Point, orientation: int, width: int, height: int) -> Point:

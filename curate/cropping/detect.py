@@ -24,10 +24,12 @@ from curate.readers.text_files import open_text
 from curate.schema import WHOLE_PICTURE, Box, Pixels, SourceImage
 from osdhuman_jax.disk import known_digest
 
-Listed = dict[tuple[str, str], list[Box]]  # by source ("" = any) and path below its folder
+# Boxes by source ("" = any source) and by the picture's path below the source's folder.
+Listed = dict[tuple[str, str], list[Box]]
 DETECTORS = ("yolo", "hog", "whole-image", "boxes")
 PERSON = 0  # COCO's first class in YOLO's order
-PAD = 114  # gray level around a letterboxed picture
+# The gray level that YOLO's own letterbox puts around a picture.
+PAD = 114
 HOG_WEIGHT = 1.0  # least score of a HOG detection
 HELP = (
     "pictures without labels need --detector: yolo (--detector_weights FILE.onnx or .pt), "
@@ -152,7 +154,8 @@ def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:
     hog.setSVMDetector(people)
 
     def find(rgb: Pixels, image: SourceImage) -> list[Box]:
-        scale = min(1.0, 800 / max(rgb.shape[:2]))  # pedestrians of 128 pixels and more
+        # HOG's window is 128 pixels high, so smaller pedestrians are not seen at this scale.
+        scale = min(1.0, 800 / max(rgb.shape[:2]))
         small = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         if min(small.shape[:2]) < 128:
             return []
@@ -222,7 +225,8 @@ def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
     options.intra_op_num_threads = 1
     try:
         session = onnxruntime.InferenceSession(config.weights, options, ["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a class of its own for each fault of a file
+    except Exception as error:
+        # onnxruntime has an exception class of its own for each fault of a file.
         line = str(error).splitlines()[0]
         raise ConfigError(
             f"{config.weights}: not a network that onnxruntime runs: {line}"

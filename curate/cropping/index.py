@@ -29,7 +29,8 @@ from curate.schema import SourceImage
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.filenames import unspelled_path
 
-READERS = 3  # raised when the readers give other rows for the same files
+# Raised when the readers give other rows for the same files.
+READERS = 3
 MISSING_NAMED = 3  # missing pictures that are named
 
 
@@ -72,19 +73,22 @@ class IndexJob:
             hashes, offsets = spool(images, file)
             if not len(hashes):
                 raise ReaderError(f"--source {source.name}: its labels list no pictures")
-            count = shard_count(len(hashes), self.per_shard)  # of all: forgetting deals none anew
+            # Forgotten images count here, so that forgetting one moves no other to another shard.
+            count = shard_count(len(hashes), self.per_shard)
             for k in range(count):
                 rows = []
                 for offset in offsets[hashes % np.uint64(count) == k]:
                     file.seek(int(offset))
-                    rows.append(pickle.load(file))  # written a moment ago, by this process
+                    # Unpickling is safe: this process wrote the file a moment ago.
+                    rows.append(pickle.load(file))
                 rows = [row for row in rows if row["image_id"] not in forgotten]
                 rows.sort(key=lambda row: row["image_id"])
                 refuse_image_twins(rows)
                 write_rows(folder / f"{k:05d}.parquet", INDEX_SCHEMA, rows)
         (folder / "spool").unlink()
         survey.check(source)
-        notes += Notes()  # without what was met no times
+        # Adding an empty counter drops the notes that were never met.
+        notes += Notes()
         return {"images": len(hashes), "shards": count, **asdict(survey), "notes": dict(notes)}
 
     def _source(self, name: str) -> SourceSpec:

@@ -41,7 +41,8 @@ from curate.schema import (
     sorted_counts,
 )
 
-CODE = 3  # raised whenever a job's output for the same input changes
+# Raised whenever a job's output for the same input changes.
+CODE = 3
 LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
 PNG = (cv2.IMWRITE_PNG_COMPRESSION, 3)
 
@@ -167,7 +168,8 @@ def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropp
     """Decode one picture and cut its crops out."""
     clock = Clock()
     if image.policy == "labels" and not any(box.kind == "person" for box in image.boxes):
-        return Cropped({}, reason=Reason.NO_PERSON, seconds=clock.seconds)  # not worth decoding
+        # Without people a picture is not worth decoding.
+        return Cropped({}, reason=Reason.NO_PERSON, seconds=clock.seconds)
     try:
         picture = decode.decode_source(image, config.decode)
     except decode.Refused as refused:
@@ -177,7 +179,8 @@ def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropp
     result = Cropped(picture_facts(picture, image, detector), seconds=clock.seconds)
     result.facts["lap_src"] = stages.source_blur(picture.rgb, config.blur)
     clock.lap("blur")
-    if result.facts["lap_src"] < max(config.blur.floor, np.nextafter(0.0, 1.0)):  # 0: one colour
+    # A picture of one colour has no variance and goes even where the threshold is off.
+    if result.facts["lap_src"] < max(config.blur.floor, np.nextafter(0.0, 1.0)):
         return replace(result, reason=Reason.BLUR)
     boxes = find_boxes(image, picture, detector)
     clock.lap("boxes")
@@ -233,7 +236,8 @@ def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ..
     if c.x0 is not None and c.y0 is not None and c.s is not None:
         row |= {"x0": c.x0, "y0": c.y0, "s": c.s, "scale_factor": CROP_SIDE / c.s}
         row["crop_id"] = crop_id(image.image_id, c.x0, c.y0, c.s, RESIZE_RULE)
-        if WHOLE_PICTURE not in c.box.flags:  # that one says nothing about how many there are
+        # A box around the whole picture says nothing about how many people are in it.
+        if WHOLE_PICTURE not in c.box.flags:
             row["persons"] = count_persons(boxes, c.x0, c.y0, c.s)
     return row
 

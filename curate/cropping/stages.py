@@ -15,7 +15,8 @@ from curate.config import BlurConfig, BoxConfig, CurateConfig, DenseConfig, NmsC
 from curate.schema import CROP_SIDE, WHOLE_PICTURE, Box, Candidate, Pixels, Reason
 
 BoxCorners = Float64[np.ndarray, "n 4"]
-SHORT = 512  # pixels of the shorter side at which a source's sharpness is measured
+# Pixels of the shorter side at which a source's sharpness is measured.
+SHORT = 512
 
 
 def laplacian_variance(rgb: Pixels) -> float:
@@ -77,7 +78,8 @@ def square(
 def _place(start: float, low: float, high: float, s: int, size: int) -> int:
     """The whole pixel nearest to `start` from which s pixels lie inside and hold [low, high)."""
     place = int(np.floor(start + 0.5))
-    first, last = int(np.ceil(high)) - s, int(np.floor(low))  # bounds that hold the interval
+    # Between these bounds the square holds the whole interval.
+    first, last = int(np.ceil(high)) - s, int(np.floor(low))
     if first <= last:
         place = min(max(place, first), last)
     return min(max(place, 0), size - s)

@@ -23,7 +23,8 @@ def session(workers: int) -> Iterator[Any]:
     """
     ray = import_ray()
     where: dict[str, Any] = {}
-    if not os.environ.get("RAY_ADDRESS"):  # Ray would take any cluster that runs on this machine
+    # Left to itself, Ray would take any cluster that runs on this machine.
+    if not os.environ.get("RAY_ADDRESS"):
         where = {"address": "local", "num_cpus": max(1, workers)}
     started = not ray.is_initialized()
     if started:

@@ -30,8 +30,10 @@ from curate.engine.worker import (
 from curate.schema import InputError
 from osdhuman_jax.disk import append_line
 
-SHARDS_A_WORKER = 50  # then a worker is replaced: decoders leak
-WATCH = 5.0  # seconds without an outcome after which the workers are looked for
+# Shards after which a worker is replaced, since decoders leak memory.
+SHARDS_A_WORKER = 50
+# Seconds without an outcome after which the workers are looked for.
+WATCH = 5.0
 
 
 def run_here(tasks: Sequence[Task]) -> Iterator[Outcome]:
@@ -73,7 +75,8 @@ def _one_pool(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
     pending: set[Future] = set()
     lost = False
     try:
-        with suppress(BrokenProcessPool):  # a worker may die before all work is handed out
+        # A worker may die before all work is handed out.
+        with suppress(BrokenProcessPool):
             for task in tasks:
                 pending.add(pool.submit(run_shard, *task, True))
         while pending and not lost:
@@ -81,10 +84,12 @@ def _one_pool(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
             # No worker is alive to finish anything, and the pool waits for one all the same.
             lost = not done and not _ours(others)
             for future in done:
-                with suppress(BrokenProcessPool):  # a worker died: what was under way is redone
+                # A worker died: what was under way is redone.
+                with suppress(BrokenProcessPool):
                     yield future.result()
     finally:
-        for process in _ours(others) if pending else ():  # Ctrl-C
+        # Something is pending only after Ctrl-C or an error: the workers end at once.
+        for process in _ours(others) if pending else ():
             process.kill()
         pool.shutdown(wait=not lost, cancel_futures=True)
 

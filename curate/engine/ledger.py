@@ -25,7 +25,8 @@ from curate.schema import InputError
 from osdhuman_jax import disk
 from osdhuman_jax.disk import STALE, file_digest, remove_leftovers, sync
 
-BOOKKEEPING = ("done", "running", "tmp", "log.jsonl")  # times and hosts: not part of the result
+# These hold times and hosts and are no part of the result.
+BOOKKEEPING = ("done", "running", "tmp", "log.jsonl")
 
 
 class LedgerError(InputError):
@@ -125,7 +126,8 @@ class ShardLedger:
 
     def _place(self, job: str, shard: str, file: Path) -> dict[str, Any]:
         sync(file)
-        sha256 = file_digest(file)  # read back: what the marker promises is what the disk gave
+        # The file is read back, so that the marker promises what the disk really holds.
+        sha256 = file_digest(file)
         path = f"{job}/{shard}-{sha256[:16]}-{file.name}"
         (self.root / job).mkdir(parents=True, exist_ok=True)
         size = file.stat().st_size

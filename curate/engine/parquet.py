@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from curate.schema import Box, SourceImage
 
 Row = dict[str, Any]
-ERROR = "error"  # column of the reason why a crop has no scores
+# The column that says why a crop has no scores.
+ERROR = "error"
 
 _TEXTS = pa.list_(pa.string())
 _BOX = pa.struct(

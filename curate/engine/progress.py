@@ -22,7 +22,8 @@ from rich.text import Text
 
 from curate.engine.worker import Outcome
 
-EVERY = 30.0  # seconds between lines where there is no terminal
+# Seconds between lines where there is no terminal.
+EVERY = 30.0
 
 
 class RateColumn(ProgressColumn):

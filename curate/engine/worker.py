@@ -26,8 +26,10 @@ import cv2
 from curate.engine.ledger import ShardLedger
 from curate.schema import InputError, Reason
 
-BREAKS = 3  # times in a row that workers may die with no shard finished in between
-ATTEMPTS = 2  # times an item may take its process down before it is given up
+# Times in a row that workers may die with no shard finished in between.
+BREAKS = 3
+# Times an item may take its process down before it is given up.
+ATTEMPTS = 2
 
 
 class EngineError(RuntimeError):
@@ -144,7 +146,8 @@ def attempt(function: Callable[[Any], Any], item: Any) -> Any:
         return function(item)
     except InputError:
         raise
-    except Exception as error:  # whatever a picture sets off costs that picture alone
+    except Exception as error:
+        # Whatever a picture sets off is to cost that picture alone.
         line = " ".join(str(error).split())[:300]
         return Failure(f"{Reason.STAGE_ERROR}:{type(error).__name__}", line)
 
@@ -171,7 +174,8 @@ class Child:
     def __call__(self, item: Any, limit: float) -> Any:
         """Result or Failure. Raises ChildDied; the child is of no use then. Raises InputError."""
         try:
-            if not self._ready:  # starting is none of the item's time
+            # Starting the process does not count as the item's time.
+            if not self._ready:
                 self._receive()
                 self._ready = True
             self._pipe.send(item)
@@ -212,7 +216,8 @@ def _serve(pipe: Any, setup: Callable[[], Callable[[Any], Any]]) -> None:
     except InputError as error:
         pipe.send(error)
     except EOFError:
-        return  # the driver has no more
+        # The driver has no more items.
+        return
 
 
 def prepare_process() -> None:

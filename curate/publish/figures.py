@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from curate.schema import Pixels
 
-BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#999999"  # told apart by colour-blind people too
+# Colours that colour-blind people can tell apart (Okabe and Ito).
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "#999999"
 TILE, SHEET_COLUMNS, CAPTION = 256, 8, 18  # pixels of a contact sheet
 TAGS_SHOWN = 40  # most frequent ones shown
 

@@ -120,7 +120,8 @@ def _write_tar(path: Path, records: Iterable[Record]) -> None:
             text = json.dumps(header).encode()
             names = f"{header['crop_id']}.json", picture_name(header)
             for name, content in zip(names, (text, data), strict=True):
-                member = tarfile.TarInfo(name)  # no owner, time 0
+                # A new TarInfo has no owner and time 0, so that bytes repeat.
+                member = tarfile.TarInfo(name)
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
 
@@ -164,7 +165,8 @@ def _read_tar(path: Path) -> Iterator[Record]:
         members = iter(tar)
         for header, picture in zip(members, members, strict=True):
             head, data = tar.extractfile(header), tar.extractfile(picture)
-            assert head is not None and data is not None  # plain files, as written above
+            # `_write_tar` writes plain files only.
+            assert head is not None and data is not None
             yield json.loads(head.read()), data.read()
 
 
@@ -256,7 +258,8 @@ def publish(
         source = ledger.output("pack", shard, f"records.{suffix}")
         headers = json.loads(ledger.output("pack", shard, "headers.json").read_text())
         if not headers:
-            continue  # a loader takes an empty file for a damaged one
+            # An empty file is not published: a loader would take it for a damaged one.
+            continue
         if config.to == "folder":
             names = list(_extract(source, folder))
         else:

@@ -45,8 +45,10 @@ PERSONA_MEANS = {  # Table 1 of the paper, row PERSONA
 }
 PAPER_PERSONS, PAPER_TAGS = 3.4154, 13.32  # means an image
 WATERMARK = "classic metrics"
-KEPT = "kept"  # the made set's row beside its sources
-TABLE_1_CROPS = 5000  # crops of a dataset that Table 1 averages over
+# The row of the made set beside those of its sources.
+KEPT = "kept"
+# Crops of a dataset that Table 1 averages over.
+TABLE_1_CROPS = 5000
 NOTICE = (
     "Scores are of sharpness, noise and compression only; they see neither "
     "content nor beauty and say nothing about quality in the paper's sense."
@@ -147,7 +149,8 @@ def contact_sheet(kept: pa.Table, crops: Crops, seed: int) -> np.ndarray | None:
     columns = ["crop_id", "phash", "crop_shard", "crop_row"]
     rows = kept.select(columns).to_pylist()
     rows.sort(key=lambda row: seeded_key(seed, row["crop_id"]))
-    rows = rows[:20_000]  # the search is quadratic
+    # The search for unlike crops is quadratic.
+    rows = rows[:20_000]
     chosen = [rows[at] for at in most_unlike([int(row["phash"], 16) for row in rows], 32)]
     tiles = [(decode_crop(crops.png(row)), row["crop_id"][:12]) for row in chosen]
     return figures.tile_pictures(tiles) if tiles else None

@@ -15,7 +15,8 @@ from curate.schema import Pixels
 Gray = UInt8[np.ndarray, "h w"]
 
 CLASSIC_VERSION = 1  # raised when the numbers change
-CALM = 10  # percentile of the blocks' responses that is taken for noise: the rest has texture too
+# Percentile of the blocks' responses that is taken for noise; louder blocks have texture too.
+CALM = 10
 _NOISE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float64)
 _BLOCK = 16  # pixels
 _DARK, _LIGHT = 2, 253  # luma from which on details are lost
@@ -47,7 +48,8 @@ def blockiness(gray: Gray) -> float:
 
 
 def _strongest_phase(steps: Float64[np.ndarray, "lines k"]) -> float:
-    means = np.array([steps[phase::8].mean() for phase in range(8)]) + 1  # + 1: flat pictures
+    # Adding 1 keeps flat pictures from dividing zero by zero.
+    means = np.array([steps[phase::8].mean() for phase in range(8)]) + 1
     return float(means.max() / np.median(means))
 
 

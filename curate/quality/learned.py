@@ -76,7 +76,8 @@ def make_metric(metric: str, weights: str, device: str) -> Callable[[CropBatch],
             network = pyiqa.create_metric(known.name, device=_prepare_torch(device))
     except ConfigError:
         raise
-    except Exception as error:  # torchvision of another build, a damaged file: nearly anything
+    except Exception as error:
+        # A torchvision of another build or a damaged file may raise nearly anything.
         line = (str(error).strip().splitlines() or [""])[0]
         raise ConfigError(f"pyiqa cannot make {metric}: {type(error).__name__}: {line}") from error
     return functools.partial(_score, network, device)

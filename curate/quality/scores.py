@@ -83,7 +83,8 @@ def check(config: ScoreConfig) -> None:
             lines.append(str(error))
     if lines:
         raise ConfigError("; ".join(dict.fromkeys(lines)))
-    directions(config)  # reads NIQE's parameters
+    # This reads NIQE's parameters, so a damaged file is found now.
+    directions(config)
 
 
 def names(group: str, config: ScoreConfig) -> tuple[str, ...]:

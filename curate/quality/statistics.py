@@ -118,7 +118,8 @@ def calibrate(values: Columns, directions: Directions, share: float) -> dict[str
             for place, (name, column) in zip(places, signed.items(), strict=True)
         }
 
-    low, high = 0, (count - 1) * len(signed)  # at `low` enough crops pass
+    # Bisection: at `low` enough crops pass, above `high` too few.
+    low, high = 0, (count - 1) * len(signed)
     while low < high:
         middle = (low + high + 1) // 2
         kept = first_failing(values, thresholds(middle), directions).count("")

@@ -23,7 +23,8 @@ from curate.schema import Box, SourceImage
 FLAGS = {"iscrowd": "crowd", "isfake": "fake", "isreflected": "reflected"}
 NEEDED = {"images", "annotations", "categories"}
 KEYS = {"image_id", "category_id", "bbox"}
-WIDTH = 6  # numbers a box: image, x, y, width, height, flags (a bit each)
+# Numbers that are held of a box: image, x, y, width, height, flags (a bit each).
+WIDTH = 6
 FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 TOLD = 3  # examples that an error names
 
@@ -81,12 +82,16 @@ class _Labels:
         """Claims the pictures of all images that are listed."""
         self._path, self._notes = path, notes
         self._licenses: dict[Id, str] = {}
-        self._images: dict[Id, int] = {}  # id to number, in the order they are met
-        self._listed = bytearray()  # by number: 1 = among the file's images
-        self._bad: dict[Id, dict] = {}  # by category
+        # Images are numbered in the order in which they are met.
+        self._images: dict[Id, int] = {}
+        # By number: 1 where the image is among the file's "images".
+        self._listed = bytearray()
+        # The first annotation of each category whose bbox is not four numbers.
+        self._bad: dict[Id, dict] = {}
         names: dict[Id, str] = {}
         seen: set[str] = set()
-        boxes: dict[Id, array] = defaultdict(lambda: array("d"))  # by category: names come last
+        # Boxes are kept by category, since the categories' names come last in the file.
+        boxes: dict[Id, array] = defaultdict(lambda: array("d"))
         for key, entries in members(path):
             seen.add(key)
             if key == "images":
@@ -145,7 +150,8 @@ class _Labels:
         bits = sum(1 << bit for bit, name in enumerate(FLAGS) if flag(entry.get(name)))
         try:
             x, y, w, h = map(float, entry["bbox"])
-        except (TypeError, ValueError):  # an error if it turns out to be a person
+        except (TypeError, ValueError):
+            # It becomes an error if the category turns out to be a person.
             self._bad.setdefault(category, entry)
         else:
             boxes[category].extend((image, x, y, w, h, bits))

@@ -100,7 +100,8 @@ class _Text:
             except RecursionError:
                 raise self.fault("values in values, too deep to be labels,") from None
             else:
-                if end < len(self._text) or not self._more():  # a number might go on
+                # At the end of what was read a number might go on.
+                if end < len(self._text) or not self._more():
                     self._at = end
                     return value
 

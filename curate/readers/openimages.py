@@ -118,7 +118,8 @@ def _boxes(path: Path, names: dict[str, str], notes: Notes) -> dict[str, list[Bo
 
 def _box(row: dict[str, Any], label: str) -> Box:
     x0, y0, x1, y1 = (float(row[side]) for side in SIDES)
-    flags = [name for column, name in FLAGS.items() if flag(row.get(column))]  # -1: unknown
+    # In this table -1 means unknown, which is not set.
+    flags = [name for column, name in FLAGS.items() if flag(row.get(column))]
     flags += [f"source {row['Source']}"] if row.get("Source") else []
     kind = "ignore" if IGNORED & set(flags) else "person"
     return Box((x0, y0, x1, y1), kind, label, tuple(flags))

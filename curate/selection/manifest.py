@@ -25,7 +25,8 @@ DECISIONS = {
     "group_id": pa.string(),
     "split": pa.string(),
 }
-OPEN = 32  # crop files held open at once; each has a footer that grows with its crops
+# Crop files that are open at once; each holds a footer that grows with its crops.
+OPEN = 32
 
 
 class ManifestError(ValueError):
@@ -62,7 +63,8 @@ def join_decisions(rows: pa.Table, schema: pa.Schema, columns: Mapping[str, list
 
 def manifest_parts(ledger: ShardLedger) -> list[Path]:
     """The manifest's files. Raises LedgerError."""
-    ledger.output("select", "all", "selected.parquet")  # raises where there is none
+    # This raises LedgerError where nothing has been selected.
+    ledger.output("select", "all", "selected.parquet")
     marker = ledger.marker("select", "all") or {"outputs": {}}
     names = sorted(name for name in marker["outputs"] if name.startswith("part-"))
     return [ledger.output("select", "all", name) for name in names]

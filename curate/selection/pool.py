@@ -13,7 +13,8 @@ from curate.engine.parquet import ERROR, Row, read_table, score_columns
 from curate.schema import Column, InputError
 
 POOL_COLUMNS = ("crop_id", "image_id", "license", "reason", "lap_src")
-BLURRED = 20  # percentile of the sources' sharpness below which `blur.auto` drops
+# Percentile of the sources' sharpness below which `blur.auto` drops.
+BLURRED = 20
 
 
 class SelectError(InputError):
@@ -43,7 +44,8 @@ def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str])
     """Living candidates with their scores. Raises LedgerError, or SelectError on twins."""
     rows: list[Row] = []
     sources: dict[str, float] = {}
-    metrics: dict[str, None] = {}  # by the files' columns: there may be no crop at all
+    # The files' columns name the metrics, since there may be no crop at all.
+    metrics: dict[str, None] = {}
     for shard in shards:
         table = read_table(ledger.output("crop", shard, "rows.parquet"), POOL_COLUMNS)
         sources |= measured(table)
@@ -54,7 +56,8 @@ def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str])
             metrics |= dict.fromkeys(score_columns(scored))
             for row in scored.to_pylist():
                 crop = by_name[row["crop_id"]]
-                error = crop.get(ERROR) or row.get(ERROR) or ""  # the first group's to fail
+                # The first group that failed gives the reason.
+                error = crop.get(ERROR) or row.get(ERROR) or ""
                 crop |= {**row, ERROR: error}
         rows += alive
     rows.sort(key=lambda row: row["crop_id"])

@@ -168,7 +168,8 @@ def read_review(path: Path) -> dict[str, bool]:
             raise SelectError(f"{path}: needs columns crop_id and keep")
         decisions = {}
         for number, row in enumerate(reader, 2):
-            if row["keep"] == "keep":  # a header again: files that were put together
+            # A second header comes from files that were put together.
+            if row["keep"] == "keep":
                 continue
             if row["keep"] not in ("0", "1"):
                 raise SelectError(f"{path}, line {number}: keep is {row['keep']!r}, not 0 or 1")
@@ -260,7 +261,8 @@ def decide_splits(
     crops = [RankedCrop(pool.crop_ids[at], pool.image_ids[at], float(result.z[at])) for at in kept]
     labels = group_images([*members, *barred])
     groups = dict(zip((m.image_id for m in members), labels, strict=False))
-    images = {m.image_id: m for m in reversed(members)}  # of the whole image: the first stays
+    # The first member of an image is the whole of it; those after it are its crops.
+    images = {m.image_id: m for m in reversed(members)}
     test = config.split.test
     verdicts = assign(
         crops,

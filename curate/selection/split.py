@@ -26,7 +26,8 @@ Pairs = Int64[np.ndarray, "m 2"]
 # within 8. Among 1,900 street photographs these two numbers find 4 pairs, all of one scene.
 MAX_DISTANCE = 8  # bits
 MIN_CORRELATION = 0.8
-HASHES_AT_ONCE = 256  # hashes compared with many others at once
+# Hashes that are compared with many others at once.
+HASHES_AT_ONCE = 256
 BANDS = tuple((7 * band, 7) for band in range(8)) + ((56, 8),)
 # (first bit, bits) of one band more than MAX_DISTANCE, so that two hashes within that distance
 # agree in one of them at least
@@ -81,7 +82,8 @@ def lookalikes(
     count = len(fingerprints)
     hashes = [p.phash for p in fingerprints] + [p.mirrored for p in fingerprints]
     for pairs in close_pairs(np.array(hashes, np.uint64)):
-        for a, b in pairs[pairs[:, 0] < count]:  # two mirrored ones: found as they are
+        # Two mirrored hashes are as far apart as the two that are not.
+        for a, b in pairs[pairs[:, 0] < count]:
             i, j, mirror = int(a), int(b) % count, bool(b >= count)
             if known(i, j):
                 continue
@@ -123,7 +125,8 @@ class RankedCrop:
     z: float
 
 
-Verdict = tuple[str, str]  # (split, drop reason): one of them is empty
+# The split and the reason of a crop, of which one is empty.
+Verdict = tuple[str, str]
 
 
 def drop_copies(
