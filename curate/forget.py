@@ -1,9 +1,9 @@
 """Take source images out of everything that was made of them, without doing the rest again.
 
-The result is, byte for byte, that of a run which never saw them: what was published is taken back,
-rows are filtered out of the shards that hold them, and the global steps run anew. The plan has
-their names before anything is touched, so that the same command goes on wherever it was stopped.
-The source's own file is not touched.
+This is for images whose people or authors ask to be left out. The result is, byte for byte, that of
+a run which never saw them: what was published is taken back, rows are filtered out of the shards
+that hold them, and the global steps run anew. The plan has their names before anything is touched,
+so that the same command goes on wherever it was stopped. The source's own file is not touched.
 """
 
 import json
@@ -69,11 +69,14 @@ def indexed(ledger: ShardLedger, shard: str) -> list[Row]:
 def forget(engine: Engine, plan: CurationPlan, image_ids: Iterable[str]) -> None:
     """Drop images, forgotten by the plan already, from all that is published and every shard."""
     ledger, gone = ShardLedger(engine.root), set(image_ids)
+    # What others can see goes first.
     withdraw(ledger, gone)
+    # What each shard holds and whether it is up to date must be known before the index changes.
     shards = holders(ledger, gone)
     before = {shard: indexed(ledger, shard) for shard in shards}
     current = {shard: is_current(ledger, CropJob(plan.config), shard) for shard in shards}
     reindex(engine, plan, {source_of(name) for name in gone})
+    # Every shard without the images: a current one stays current, under its new key.
     for shard in shards:
         left = [row for row in before[shard] if row["image_id"] not in gone]
         same = current[shard] and indexed(ledger, shard) == left

@@ -1,4 +1,8 @@
-"""What one output folder is made of, kept as OUT/plan.json: settings, sources, decisions."""
+"""What one output folder is made of, kept as OUT/plan.json: settings, sources, decisions.
+
+A command takes from here what its flags leave out. `parse_sources` turns the values of --source
+into `SourceSpec`s.
+"""
 
 import json
 import os

@@ -90,12 +90,14 @@ def load_profile(path: Path, profile: str | None) -> CurateConfig:
 
 def make_plan(flags: argparse.Namespace) -> CurationPlan:
     """Flags over the last command's plan over the defaults. Raises InputError."""
+    # The last command's plan is the default, and a profile goes over its settings.
     plan = read_plan(flags.output)
     if plan is None or flags.config or flags.profile:
         path = flags.config or Path(__file__).parent.parent / "configs" / "curate.py"
         config = load_profile(path, flags.profile)
         plan = CurationPlan(config, []) if plan is None else plan
         plan.config = config
+    # Flags that stand for settings, then --set, which has the last word.
     for name, target in SHORTHANDS.items():
         if (value := getattr(flags, name)) is not None:
             settings.put(plan.config, target, value)
@@ -106,6 +108,7 @@ def make_plan(flags: argparse.Namespace) -> CurationPlan:
         settings.put(plan.config, name, value)
     settings.check(plan.config)
     settings.make_absolute(plan.config)
+    # Inputs beside the settings; an empty value takes an earlier one back.
     plan.sources = parse_sources(flags.source) if flags.source else plan.sources
     for name in ("review", "stats", "tags"):
         if (value := getattr(flags, name)) is not None:
@@ -225,16 +228,19 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
         detected: names of the sources that have no labels.
     """
     settings = facts["settings"]
+    # Metrics, and which of the paper's are not among them.
     missing = [name for name in PAPER_METRICS if name not in facts["metrics"]]
     lines = [f"scores: {', '.join(facts['metrics'])}"]
     if missing:
         lines += [f"not computed: {', '.join(missing)} (--iqa pyiqa --iqa_weights DIR)"]
+    # The detector, where a source needs one.
     kind = settings["detect"]["kind"] + (
         ", a fallback" if settings["detect"]["kind"] == "hog" else ""
     )
     lines += [
         f"detector: {kind}, of {', '.join(detected)}" if detected else "detector: none needed"
     ]
+    # Thresholds, which the paper does not publish.
     limits = ", ".join(f"{name} {limit:.4g}" for name, limit in facts["thresholds"].items())
     lines += [f"thresholds: {limits or 'none, rank only'}"]
     if limits and (share := settings["select"]["calibrate"]):
@@ -243,6 +249,7 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
         lines += [f"found to keep {share:.1%} of the top share, in place of: {usual}"]
     if "blur_min" in facts:
         lines += [f"blur threshold of the sources: {facts['blur_min']:.1f}"]
+    # What went wrong without being an error.
     if "unranked" in facts:
         lines += [f"nothing is ranked: {facts['unranked']}"]
     if "review_unknown" in facts:
@@ -264,6 +271,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=some_path, required=True, help="folder of all that is made"
     )
+    # Where pictures come from, and the settings.
     source = "[NAME:]KIND=PATH[,PATH]"
     kinds = f"once for each; KIND is one of {', '.join(readers.FORMATS)}"
     parser.add_argument("--source", action="append", default=[], metavar=source, help=kinds)
@@ -273,6 +281,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
     for name, target in SHORTHANDS.items():
         parser.add_argument(f"--{name}", help=f"the same as --set {target}=...")
+    # Decisions and other sets.
     parser.add_argument("--review", help="csv of a review page's decisions; '' = none")
     parser.add_argument(
         "--stats", type=some_text, help="stats.json of the run whose pool is the measure"
@@ -286,6 +295,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tags", type=some_text, help="Parquet with crop_id and tags, for the report"
     )
+    # How it runs, which changes no byte of the result.
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="0 = no processes")
     parser.add_argument("--verify", action="store_true", help="compare digests of all that is done")

@@ -115,7 +115,7 @@ class Candidate:
 
     box_index: int
     box: Box
-    reason: str = ""  # empty = alive
+    reason: str = ""  # empty = not dropped
     detail: str = ""
     x0: int | None = None  # the square, in pixels of the upright image
     y0: int | None = None

@@ -1,9 +1,10 @@
 """Files to pixels, with boxes that lie on them: strict, and with one reason for each refusal.
 
+A `SourceImage` goes in; a `DecodedPicture` in upright sRGB comes out, or `Refused` is raised.
 Labels refer to the stored pixels, or to the upright picture, of a file whose EXIF says that it is
 to be turned; the size that the labels state tells which. Pictures without labels are turned
-upright. Files are those that osdhuman_jax.images reads, of which the damaged, gray, transparent and
-those deeper than eight bits are refused.
+upright. Files are those that osdhuman_jax.images reads, of which the damaged, gray, transparent and those
+deeper than eight bits are refused.
 """
 
 import hashlib
@@ -181,7 +182,7 @@ def _scale_box(box: Box, across: float, down: float) -> Box:
 
 
 def _rotate(boxes: tuple[Box, ...], rgb: Pixels, degrees: int) -> tuple[tuple[Box, ...], Pixels]:
-    """By quarter turns counterclockwise."""
+    """Boxes and pixels turned by quarter turns counterclockwise."""
     if degrees not in QUARTERS:
         raise Refused(Reason.SIZE_MISMATCH, f"rotation by {degrees} degrees")
     height, width = rgb.shape[:2]

@@ -221,6 +221,7 @@ def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
         import onnxruntime
     except ImportError:
         raise ConfigError("a .onnx detector needs: pip install 'osdhuman-jax[curate]'") from None
+    # One thread, since there is a worker process for every core.
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     try:
@@ -231,6 +232,7 @@ def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
         raise ConfigError(
             f"{config.weights}: not a network that onnxruntime runs: {line}"
         ) from None
+    # A network of a fixed size says which; else the setting counts.
     entry = session.get_inputs()[0]
     size = entry.shape[-1] if isinstance(entry.shape[-1], int) else config.size
 

@@ -26,7 +26,7 @@ class Fingerprint:
 
     phash: int
     mirrored: int  # hash of the mirror image
-    thumb: bytes  # SIDE * SIDE gray values
+    thumb: bytes  # THUMB_SIDE * THUMB_SIDE gray values
 
 
 def fingerprint(rgb: UInt8[np.ndarray, "h w 3"]) -> Fingerprint:
@@ -44,12 +44,12 @@ def _phash(thumb: UInt8[np.ndarray, "64 64"]) -> int:
 
 
 def fingerprint_rows(
-    image: SourceImage, rgb: Pixels, facts: Row, living: Iterable[Candidate]
+    image: SourceImage, rgb: Pixels, facts: Row, kept: Iterable[Candidate]
 ) -> list[Row]:
-    """How copies are found: of the whole image first, then of its crops."""
+    """Fingerprints of the whole image first, then of its crops."""
     whole = fingerprint_row(image.image_id, image.flickr_id, rgb, facts)
     crops = []
-    for candidate in living:
+    for candidate in kept:
         assert candidate.crop is not None
         pixels = {"pixel_sha256": pixels_digest(candidate.crop)}
         row = fingerprint_row(image.image_id, image.flickr_id, candidate.crop, facts | pixels)

@@ -66,6 +66,7 @@ class IndexJob:
         forgotten, source = set(self.forgotten), self._source(shard)
         survey, notes = Survey(), Notes()
         with open(folder / "spool", "w+b") as file:
+            # Images go to a spool file, since a source may have more than memory holds.
             images = (
                 image if image.image_id in forgotten else survey.count(image)
                 for image in readers.read(source, notes)
@@ -75,6 +76,7 @@ class IndexJob:
                 raise ReaderError(f"--source {source.name}: its labels list no pictures")
             # Forgotten images count here, so that forgetting one moves no other to another shard.
             count = shard_count(len(hashes), self.per_shard)
+            # A shard at a time is read back, sorted and written.
             for k in range(count):
                 rows = []
                 for offset in offsets[hashes % np.uint64(count) == k]:

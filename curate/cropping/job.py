@@ -1,4 +1,8 @@
-"""The crop job: pictures in, 512 x 512 crops out, and a row for every image and every candidate."""
+"""The crop job: pictures in, 512 x 512 crops out, and a row for every image and every candidate.
+
+It puts decoding, detection, the stages and the fingerprints together, one picture at a time. What a
+later step needs is in its three files, so that no picture has to be decoded twice.
+"""
 
 import hashlib
 import socket
@@ -96,7 +100,7 @@ def require(sources: Iterable[readers.SourceSpec]) -> None:
 
 @dataclass
 class Cropped:
-    """What became of one image: facts for its rows, candidates, PNGs of those alive."""
+    """What became of one image: facts for its rows, candidates, PNGs of those that are left."""
 
     facts: Row
     candidates: list[Row] = field(default_factory=list)
@@ -170,18 +174,21 @@ def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropp
     if image.policy == "labels" and not any(box.kind == "person" for box in image.boxes):
         # Without people a picture is not worth decoding.
         return Cropped({}, reason=Reason.NO_PERSON, seconds=clock.seconds)
+    # The file to upright pixels, or the reason why it is refused.
     try:
         picture = decode.decode_source(image, config.decode)
     except decode.Refused as refused:
         clock.lap("decode")
         return Cropped({}, reason=refused.reason, detail=refused.detail, seconds=clock.seconds)
     clock.lap("decode")
+    # Blur is measured before any detector runs: it is cheap and drops much.
     result = Cropped(picture_facts(picture, image, detector), seconds=clock.seconds)
     result.facts["lap_src"] = stages.source_blur(picture.rgb, config.blur)
     clock.lap("blur")
     # A picture of one colour has no variance and goes even where the threshold is off.
     if result.facts["lap_src"] < max(config.blur.floor, np.nextafter(0.0, 1.0)):
         return replace(result, reason=Reason.BLUR)
+    # Boxes of people, and of each the square and the crop, or the reason why there is none.
     boxes = find_boxes(image, picture, detector)
     clock.lap("boxes")
     candidates = stages.make_candidates(picture.rgb, boxes, config)
@@ -189,11 +196,12 @@ def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropp
     if not candidates:
         return replace(result, reason=Reason.NO_PERSON)
     result.candidates = [candidate_row(image, c, boxes) for c in candidates]
-    living = [c for c in candidates if not c.reason and c.crop is not None]
-    result.pngs = [encode_crop(c.crop) for c in living if c.crop is not None]
+    # What is stored of those that are left: pixels, and fingerprints to find copies by.
+    kept = [c for c in candidates if not c.reason and c.crop is not None]
+    result.pngs = [encode_crop(c.crop) for c in kept if c.crop is not None]
     clock.lap("encode")
-    if living:
-        result.fingerprints = fingerprint_rows(image, picture.rgb, result.facts, living)
+    if kept:
+        result.fingerprints = fingerprint_rows(image, picture.rgb, result.facts, kept)
         result.facts["phash"] = f"{result.fingerprints[0]['phash']:016x}"
     clock.lap("fingerprint")
     return result
@@ -221,7 +229,7 @@ def find_boxes(image: SourceImage, picture: Any, detector: Any) -> tuple[Box, ..
 
 
 def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ...]) -> Row:
-    """The columns of one candidate."""
+    """The columns of the manifest that one candidate fills."""
     c, (x0, y0, x1, y1) = candidate, candidate.box.xyxy
     row: Row = {
         "box_index": c.box_index,

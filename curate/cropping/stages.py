@@ -1,7 +1,8 @@
 """The stages between a decoded picture and its crops: pure functions of pixels and boxes.
 
-Order and purpose are the paper's (section 3.1); it gives no numbers, so they come from the
-configuration. A candidate that a rule drops keeps what was computed for it, and its first reason.
+Their order and purpose are the paper's (section 3.1): blur, boxes, squares, crowds, non-maximum
+suppression, crops. It gives no numbers, so they come from the configuration. A candidate that a
+rule drops keeps what was computed for it, and the first reason alone.
 """
 
 from collections.abc import Sequence
@@ -62,8 +63,10 @@ def square(
     """
     x0, y0, x1, y1 = box
     hull = max(np.ceil(x1) - np.floor(x0), np.ceil(y1) - np.floor(y0))
+    # A square larger than the image would have to be padded; it is made smaller instead.
     s = min(max(int(hull), round(max(x1 - x0, y1 - y0) * (1 + 2 * config.margin))), width, height)
     left, top = (x0 + x1 - s) / 2, (y0 + y1 - s) / 2
+    # A person who does not fit loses the feet rather than the head.
     if s < y1 - y0:
         top = y0
     sx, sy = _place(left, x0, x1, s, width), _place(top, y0, y1, s, height)
@@ -113,17 +116,21 @@ def is_dense(
         xyxy: all boxes of the image, clipped; `persons` marks those that are not "ignore".
         region: (1, 4), the candidate's square.
     """
+    # Boxes that overlap this one: limbs of others would be on the crop.
     neighbours = ious(xyxy[at : at + 1], xyxy)[0]
     neighbours[at] = 0.0
     if int((neighbours >= config.overlap_iou).sum()) >= config.overlap_count:
         return "overlapping boxes"
+    # People at least half inside the square.
     common, size = overlaps(region, xyxy)[0], areas(xyxy)
     inside = (common >= 0.5 * size) & (size > 0)
     if int((inside & persons).sum()) > config.inside_most:
         return "too many persons"
+    # One box around a crowd that nobody has labelled person by person.
     side = float(region[0, 2] - region[0, 0])
     if (common[~persons] > config.ignore_share * side**2).any():
         return "a crowd"
+    # Mostly people far away, whose faces have too few pixels.
     longer = (xyxy[:, 2:] - xyxy[:, :2]).max(axis=1)[inside]
     if len(longer) and float(np.median(longer)) < config.median_side * side:
         return "small people"
@@ -154,7 +161,7 @@ def centre_first_nms(
 
 
 def squares(candidates: Sequence[Candidate]) -> BoxCorners:
-    """Their squares as boxes."""
+    """The squares of candidates as boxes."""
     found = [(c.x0 or 0, c.y0 or 0, c.s or 0) for c in candidates]
     return np.array([(x, y, x + s, y + s) for x, y, s in found], np.float64).reshape(-1, 4)
 
@@ -174,6 +181,7 @@ def make_candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> 
     xyxy = np.array([clip(box, width, height) for box in boxes], np.float64).reshape(-1, 4)
     persons = np.array([box.kind == "person" for box in boxes], bool)
     found = [Candidate(at, box) for at, box in enumerate(boxes) if box.kind == "person"]
+    # Rules that look at one candidate; the first that it fails gives the reason.
     for c in found:
         c.reason = judge_box(c.box, width, height, config.box)
         if not c.reason:
@@ -188,10 +196,12 @@ def make_candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> 
             place = c.box_index
             c.detail = is_dense(place, xyxy, persons, squares([c]), config.dense)
             c.reason = Reason.DENSE if c.detail else ""
+    # Squares that overlap: the nearest to the centre stays.
     kept = centre_first_nms([c for c in found if not c.reason], width, height, config.nms)
     for c in found:
         if not c.reason and not any(c is other for other in kept):
             c.reason = Reason.NMS
+    # Only what is left is resized, and judged once more at its final size.
     for c in kept:
         c.crop = cut_square(rgb, c.x0 or 0, c.y0 or 0, c.s or CROP_SIDE)
         c.lap_crop = laplacian_variance(c.crop)

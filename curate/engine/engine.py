@@ -1,8 +1,8 @@
 """Shards through a job, on this machine's cores or on Ray, with the same bytes as result.
 
 Exactly-once comes from the ledger, not from the executor: a shard's worker is a pure function of
-the shard, so any executor may run it again. A job is at fault, not an item, if shards die without
-end.
+the shard, so any executor may run it again. A job is at fault, not an item, if its shards go on
+killing their workers.
 """
 
 import itertools
@@ -51,6 +51,7 @@ def run_local(
     """
     left, breaks = {task[2]: task for task in tasks}, 0
     while left:
+        # As many shards as the workers of one pool may do before they are replaced.
         before = len(left)
         batch = list(itertools.islice(left.values(), workers * shards_a_worker))
         for outcome in _one_pool(batch, min(workers, len(batch))):
@@ -127,6 +128,7 @@ class Engine:
         `report` is called with each outcome. Returns how many shards were worked on. Raises
         EngineError that names the shards which could not be done (the others are), or InputError.
         """
+        # A failure may be the machine's, such as a full disk, so each shard has a second chance.
         todo = self.todo(job, shards)
         failed = self._pass(job, todo, report)
         failed = self._pass(job, {o.shard: todo[o.shard] for o in failed}, report)

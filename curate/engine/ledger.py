@@ -2,13 +2,17 @@
 
 A job works a shard into a folder of its own. `commit` moves what lies there to names that carry
 their content's digest and then, last of all, writes the marker `done/JOB/SHARD.json`. Readers see
-only files that a marker names, so a dead attempt's leavings are never taken for results, and two
+only files that a marker names, so what a dead attempt left is never taken for a result, and two
 workers on one shard put identical files in identical places.
 
     ROOT/done/JOB/SHARD.json        key, outputs (path, bytes, sha256), facts
     ROOT/JOB/SHARD-DIGEST-NAME      the outputs
     ROOT/running/JOB/SHARD          there while a shard is worked on, left behind by a crash
     ROOT/tmp/                       unfinished work
+
+It is our own because no library does this: workflow engines resume by file times or by
+task, while here a shard is done only for a key, the digest of its parameters, library
+versions and inputs, and only while its files have the digests that were promised.
 """
 
 import hashlib
@@ -108,15 +112,18 @@ class ShardLedger:
 
     def commit(self, job: str, shard: str, key: str, folder: Path, facts: dict[str, Any]) -> None:
         """Make the files in `folder` the shard's outputs. Raises OSError: then nothing is done."""
+        # Files first, under names that no marker has yet.
         old = self.marker(job, shard)
         outputs = {file.name: self._place(job, shard, file) for file in sorted(folder.iterdir())}
         if outputs:
             sync(self.root / job)
+        # The marker makes them the shard's outputs in one step.
         marker = {"key": key, "outputs": outputs, "facts": facts}
         text = json.dumps(marker, indent=1, sort_keys=True)
         path = self.root / "done" / job / f"{shard}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         disk.write_text(path, text)
+        # Nothing names the old outputs any more.
         paths = {output["path"] for output in outputs.values()}
         for output in (old or {"outputs": {}})["outputs"].values():
             if output["path"] not in paths:

@@ -1,4 +1,8 @@
-"""Parquet in and out, with settings fixed so that the same rows give the same bytes."""
+"""Parquet in and out, with settings fixed so that the same rows give the same bytes.
+
+The columns of every file of the pipeline are here. Files are written group by group, so that no
+more than a group of rows is held.
+"""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -176,7 +180,7 @@ def open_parquet(path: Path) -> pa.NativeFile:
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
-    """The same as dictionaries."""
+    """The rows of a file, or some columns of them, as dictionaries."""
     return read_table(path, columns).to_pylist()
 
 
@@ -206,7 +210,7 @@ def image_row(image: SourceImage) -> Row:
 
 
 def source_image(row: Row) -> SourceImage:
-    """The inverse."""
+    """A row of the index as a source image."""
     boxes = tuple(
         Box(tuple(b["xyxy"]), b["kind"], b["raw_label"], tuple(b["flags"]), b["score"])
         for b in row["boxes"]

@@ -1,6 +1,7 @@
 """One screen of progress: how far, how fast, how long still, and what is dropped for what.
 
-On a terminal a bar that is redrawn; elsewhere a line now and then, so that logs stay readable.
+On a terminal it is a bar that is redrawn; elsewhere it is a line now and then, so that logs stay
+readable.
 """
 
 import sys

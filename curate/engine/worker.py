@@ -120,6 +120,7 @@ class ItemRunner:
 
     def _each_isolated(self, setup: Callable, items: Iterable[Any]) -> Iterator[Any]:
         child: Child | None = None
+        # The child lives on from item to item; a new one is started after each death.
         try:
             for item in items:
                 failure = None

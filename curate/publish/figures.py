@@ -1,4 +1,7 @@
-"""Plots and contact sheets of the report; the same numbers give the same bytes."""
+"""Plots and contact sheets of the report; the same numbers give the same bytes.
+
+Numbers and pictures go in, PNG files come out. The report decides what is shown.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +65,7 @@ def bars(
 
 
 def histograms(path: Path, data: Mapping[str, tuple[np.ndarray, np.ndarray]], mark: str) -> None:
-    """Of each column over the pool and over what is kept."""
+    """A histogram of each column, over the pool and over what is kept."""
     figure, axes = _figure(len(data), 4, mark)
     for axis, (name, (pool, kept)) in zip(axes, data.items(), strict=True):
         pool, kept = pool[np.isfinite(pool)], kept[np.isfinite(kept)]

@@ -1,10 +1,9 @@
 """The packed set: kept crops, recoded, in a seeded order, in files for training.
 
-A record is what the trainer reads (`osdhuman_jax/records.py` describes it): magic "OHR", a version
-byte, the header's length (uint32, little endian), the header (JSON), the encoded picture. Records
-lie in ArrayRecord files with one record a group, so that access is random.
-The other containers hold the same header and picture: Parquet (columns header, image), WebDataset
-tars (CROP.json, CROP.EXT), or plain folders (CROP.EXT, headers in index.parquet).
+A record is what the trainer reads: `osdhuman_jax.data.records` encodes a header and a picture as
+one. Records lie in ArrayRecord files with one record a group, so that access is random. The other
+containers hold the same header and picture: Parquet (columns header, image), WebDataset tars
+(CROP.json, CROP.EXT), or plain folders (CROP.EXT, headers in index.parquet).
 """
 
 import hashlib
@@ -207,7 +206,7 @@ def file_count(crops: int, per_file: int) -> int:
 
 
 def file_number(seed: int, crop: str, files: int) -> int:
-    """The file of a crop. Files are stretches of one order, that of the lots."""
+    """The file of a crop. Files are stretches of one order, that of `seeded_key`."""
     return int(seeded_key(seed, crop)[:8], 16) * files >> 32
 
 
@@ -235,8 +234,10 @@ def pack(engine: Engine, config: PackConfig, seed: int, report: Any = None) -> d
     engine.run(
         PackJob(config, seed), [shard for names in shards.values() for shard in names], report
     )
+    # Packs of another number of files, or of splits that are no more.
     for stale in set(ledger.shards("pack")) - {s for names in shards.values() for s in names}:
         ledger.forget_shard("pack", stale)
+    # The folder appears as a whole; the old one stays until then.
     with staged_folder(ledger.root / "packed", replace=True) as folder:
         for split, names in shards.items():
             publish(ledger, config, split, names, folder / split)

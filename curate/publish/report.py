@@ -163,6 +163,7 @@ def write_report(ledger: ShardLedger, tags: str = "") -> None:
     check_counts(manifest)
     pool = scored_rows(manifest)
     kept = pool.filter(pool["kept"])
+    # All that the report says, as report.json holds it too.
     parts, seed = funnels(manifest), stats["settings"]["split"]["seed"]
     facts: dict[str, Any] = {
         "profile": stats["profile"],
@@ -177,6 +178,7 @@ def write_report(ledger: ShardLedger, tags: str = "") -> None:
     }
     if tags:
         facts["tags"] = tag_counts(Path(tags), set(kept["crop_id"].to_pylist()))
+    # The folder appears as a whole; an old report stays until then.
     with staged_folder(ledger.root / "report", replace=True) as folder:
         crops = Crops(ledger)
         draw_figures(folder, stats, facts, pool, kept, crops, seed)
@@ -195,7 +197,7 @@ def draw_figures(
     crops: Crops,
     seed: int,
 ) -> None:
-    """All figures."""
+    """Draw all figures into the report's folder."""
     mark = WATERMARK if stats["iqa"] == "classic" else ""
     figures.bars(folder / "figure_1.png", facts["table_1"], stats["directions"], mark)
     names = [*stats["metrics"], "z", "scale_factor", "s", "persons"]
@@ -209,7 +211,7 @@ def draw_figures(
 
 
 def report_markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funnel]) -> str:
-    """report.md."""
+    """The text of report.md."""
     classic = stats["iqa"] == "classic"
     total = merge_funnels(list(parts.values()))
     names = [f"{d}, a fallback" if d == "hog" else d for d in facts["detectors"]]

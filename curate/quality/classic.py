@@ -1,7 +1,8 @@
 """Metrics of a crop that need no weights: how sharp, clean and uncompressed it is.
 
-They see neither content nor beauty, so they rank photographs by technique only, and a report on
-them says so.
+They are used where the user has no weights of learned metrics. They see neither content nor beauty,
+so they rank photographs by technique only, and a report on them says so. A crop of uint8 RGB goes
+in, a number for each metric comes out.
 """
 
 import math
@@ -59,7 +60,7 @@ def clipped(gray: Gray) -> float:
 
 
 def entropy(gray: Gray) -> float:
-    """Of the histogram, in bits."""
+    """The entropy of the histogram, in bits."""
     counts = np.bincount(gray.ravel(), minlength=256)
     shares = counts[counts > 0] / gray.size
     return float(-(shares * np.log2(shares)).sum())
@@ -75,6 +76,6 @@ CLASSIC_METRICS = {
 
 
 def score(rgb: Pixels) -> dict[str, float]:
-    """All of them for one crop."""
+    """All metrics of one crop, by name."""
     gray = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
     return {name: function(gray) for name, (function, _) in CLASSIC_METRICS.items()}

@@ -115,6 +115,7 @@ def _offline(file: Path) -> Iterator[None]:
     def refuse(request: Any, *_: Any, **__: Any) -> Any:
         raise ConfigError(f"pyiqa wants {getattr(request, 'full_url', request)}, a file not asked")
 
+    # A folder of our own in place of torch.hub's, with the one file under all names it may have.
     hub, home, create = torch.hub.get_dir(), Path(_temporary().name), timm.create_model
     for folder in ("pyiqa", "clip", "checkpoints"):
         link = home / folder / file.name
@@ -122,9 +123,11 @@ def _offline(file: Path) -> Iterator[None]:
         link.unlink(missing_ok=True)
         link.symlink_to(file.absolute())
     plain = lambda *names, pretrained=False, **options: create(*names, **options)  # noqa: E731
+    # Whatever could fetch a file refuses, and timm makes networks without weights.
     replaced = [(urllib.request, "urlopen", refuse), (torch.hub, "urlopen", refuse)]
     replaced += [(timm, "create_model", plain)]
     saved = [(module, name, getattr(module, name)) for module, name, _ in replaced]
+    # All is put back afterwards, also where making the metric failed.
     silent = io.StringIO()
     try:
         torch.hub.set_dir(str(home))

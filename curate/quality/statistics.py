@@ -1,7 +1,8 @@
-"""Eq. 1: z = mean over metrics of (M - mu) / sigma, in float64, and what is selected by it.
+"""Eq. 1 of the paper: z = mean over metrics of (M - mu) / sigma, and what is selected by it.
 
-mu and sigma (of the population: ddof 0) are those of the whole scored pool, all sources together.
-A metric whose lower values are better, as NIQE's, is negated first.
+mu and sigma (of the population: ddof 0) are those of the whole scored pool, all sources together,
+in float64. A metric whose lower values are better, as NIQE's, is negated first. Then come the
+ranks, the thresholds of single metrics, and the search for thresholds that keep a wanted share.
 """
 
 import math
@@ -36,7 +37,7 @@ class PoolStatistics:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PoolStatistics":
-        """The inverse."""
+        """The statistics that `to_dict` gave."""
         return cls(values["count"], dict(values["mean"]), dict(values["std"]))
 
 

@@ -32,7 +32,7 @@ Id = int | str
 
 
 def labels(annotations: Path, images: Path) -> list[Path]:
-    """The json."""
+    """The files with labels: the json alone."""
     return [annotations]
 
 
@@ -51,6 +51,7 @@ def read_objects365(
 def _read(
     name: str, notes: Notes, annotations: Path, pictures: PictureFinder
 ) -> Iterator[SourceImage]:
+    # The first pass holds the boxes, the second yields the images with them.
     try:
         labels = _Labels(annotations, pictures, notes)
         split = annotations.stem.removeprefix("instances_")
@@ -92,6 +93,7 @@ class _Labels:
         seen: set[str] = set()
         # Boxes are kept by category, since the categories' names come last in the file.
         boxes: dict[Id, array] = defaultdict(lambda: array("d"))
+        # One pass over the file, whatever the order of its members.
         for key, entries in members(path):
             seen.add(key)
             if key == "images":
@@ -108,6 +110,7 @@ class _Labels:
                 self._licenses = {canonical_id(e["id"]): str(e.get("name") or "") for e in known}
         if not seen >= NEEDED:
             raise ReaderError(f"{path}: needs {', '.join(sorted(NEEDED))}")
+        # By now the categories are known: of the boxes only people's are kept, by image.
         self._rows = self._sorted(boxes, names)
         self._starts = np.searchsorted(self._rows[:, 0], np.arange(len(self._images) + 1))
 

@@ -17,7 +17,7 @@ from curate.schema import Box, SourceImage
 
 
 def labels(annotations: Path, images: Path) -> list[Path]:
-    """The odgt."""
+    """The files with labels: the odgt alone."""
     return [annotations]
 
 

@@ -1,7 +1,10 @@
-"""A json file larger than memory, entry by entry.
+"""A JSON file larger than memory, read entry by entry.
 
-Label files are one object whose long members are lists. What is read is held for as long as one
-entry takes; the text of the file never is.
+Label files are one object whose long members are lists. An entry is held for as long as its reader
+needs it, and the file's text never is. Python's own JSON scanner reads the entries; this module
+only refills its buffer. The library for this, ijson, was tried: it is no faster (38 MB of boxes
+took it 1.7 to 2.0 CPU seconds, and this module 1.0), and its parser refuses the NaN that Python
+writes, turns a broken surrogate in a file's name into "?" without a word, and names no place.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Pictures without labels: LSDIR, plain folders, and sets whose every picture is of one person."""
+"""Pictures without labels: LSDIR, plain folders, and sets whose every picture is of one person.
+
+Where people are in the pictures of the first two is for a detector to find.
+"""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -13,7 +16,7 @@ DEGRADED = {"x2", "x3", "x4", "lr", "lq"}  # LSDIR's folders of small copies
 
 
 def labels(root: Path) -> list[Path]:
-    """None."""
+    """The files with labels, of which there are none."""
     return []
 
 
@@ -23,7 +26,7 @@ def read_folder(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
 
 
 def read_lsdir(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
-    """The same without LSDIR's small copies."""
+    """All pictures below a folder but LSDIR's small copies."""
 
     def is_original(path: str) -> bool:
         parts = Path(path.lower()).parts

@@ -32,7 +32,7 @@ SIDES = ("XMin", "YMin", "XMax", "YMax")
 
 
 def labels(boxes: Path, classes: Path, images: Path, info: Path | None = None) -> list[Path]:
-    """The csv files."""
+    """The files with labels: the csv files."""
     return [boxes, classes, *([info] if info else [])]
 
 

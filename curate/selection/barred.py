@@ -61,7 +61,7 @@ def is_output(path: str) -> bool:
 
 
 def fingerprints_of_run(path: str) -> list[Row]:
-    """Of the images with kept crops."""
+    """Fingerprints of a run's images that have kept crops."""
     other = ShardLedger(path)
     kept = {row["image_id"] for rows in selected_rows(other).values() for row in rows}
     shards = other.shards("crop")
@@ -70,7 +70,7 @@ def fingerprints_of_run(path: str) -> list[Row]:
 
 
 def fingerprints_of_folder(path: str, run: ItemRunner) -> list[Row]:
-    """Of every picture that can be decoded; what training cannot read, it cannot leak."""
+    """Fingerprints of every picture that can be decoded; training cannot read the others either."""
     files = pictures(path)
     if not files:
         raise ConfigError(f"--exclude {path}: neither a run's output nor a folder of pictures")
@@ -79,7 +79,7 @@ def fingerprints_of_folder(path: str, run: ItemRunner) -> list[Row]:
 
 
 def fingerprint_file(config: DecodeConfig, path: Path) -> Row:
-    """Fingerprint of a picture."""
+    """The fingerprint of a picture as a row."""
     image = SourceImage(
         image_id=f"barred/{spelled(path)}", dataset="barred", path=spelled(path), policy="detect"
     )

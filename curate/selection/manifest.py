@@ -42,17 +42,17 @@ def manifest_schema(metrics: Sequence[str], facts: Mapping[str, str]) -> pa.Sche
 
 
 def join_decisions(rows: pa.Table, schema: pa.Schema, columns: Mapping[str, list]) -> pa.Table:
-    """The crop job's rows with what was decided about the living ones.
+    """The crop job's rows with what was decided about the candidates that are left.
 
     Args:
-        columns: a value for each living row, in order: scores, `DECISIONS` and "reason".
+        columns: a value for each row without a reason, in order: scores, `DECISIONS` and "reason".
     """
     reasons = rows["reason"].to_pylist()
-    living = [at for at, reason in enumerate(reasons) if not reason]
+    left = [at for at, reason in enumerate(reasons) if not reason]
     place = np.full(len(rows), -1)
-    place[living] = np.arange(len(living))
+    place[left] = np.arange(len(left))
     take = pa.array(place, mask=place < 0)
-    for at, reason in zip(living, columns["reason"], strict=True):
+    for at, reason in zip(left, columns["reason"], strict=True):
         reasons[at] = reason
     joined = {name: rows[name] for name in CANDIDATE_SCHEMA.names}
     for name, values in columns.items():
@@ -102,7 +102,7 @@ class Funnel:
 
 
 def funnels(table: pa.Table) -> dict[str, Funnel]:
-    """By dataset, from the manifest's columns dataset, image_id, box_index, reason."""
+    """Funnels by dataset, from the manifest's columns dataset, image_id, box_index, reason."""
     found = {}
     for dataset in sorted(table["dataset"].unique().to_pylist()):
         part = table.filter(pc.field("dataset") == dataset)
@@ -140,7 +140,7 @@ def check_counts(table: pa.Table) -> None:
 
 
 def merge_funnels(parts: Sequence[Funnel]) -> Funnel:
-    """All datasets as one."""
+    """The sum of the funnels of all datasets."""
     total = Funnel()
     for part in parts:
         for name in ("images", "with_candidates", "candidates", "kept"):
@@ -184,5 +184,5 @@ class Crops:
         self._opened = opened
 
     def png(self, row: Row) -> bytes:
-        """Of a row with crop_shard and crop_row. Raises LedgerError."""
+        """The PNG of a row with crop_shard and crop_row. Raises LedgerError."""
         return self._opened(row["crop_shard"]).png(row["crop_row"])

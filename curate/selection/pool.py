@@ -1,4 +1,7 @@
-"""The pool that is selected from: every scored crop, and how sharp every source was."""
+"""The pool that is selected from: every scored crop, and how sharp every source was.
+
+It is read from the files of the crop job and of the score jobs, and sorted by the crops' names.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -41,16 +44,17 @@ class Pool:
 
 
 def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str]) -> Pool:
-    """Living candidates with their scores. Raises LedgerError, or SelectError on twins."""
+    """Candidates that are left, with their scores. Raises LedgerError, or SelectError on twins."""
     rows: list[Row] = []
     sources: dict[str, float] = {}
     # The files' columns name the metrics, since there may be no crop at all.
     metrics: dict[str, None] = {}
+    # Each shard's candidates are joined with their scores of every group.
     for shard in shards:
         table = read_table(ledger.output("crop", shard, "rows.parquet"), POOL_COLUMNS)
         sources |= measured(table)
-        alive = table.filter(pc.field("reason") == "").to_pylist()
-        by_name: dict[str, Row] = {row["crop_id"]: row for row in alive}
+        candidates = table.filter(pc.field("reason") == "").to_pylist()
+        by_name: dict[str, Row] = {row["crop_id"]: row for row in candidates}
         for group in groups:
             scored = read_table(ledger.output(f"score-{group}", shard, "scores.parquet"))
             metrics |= dict.fromkeys(score_columns(scored))
@@ -59,7 +63,8 @@ def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str])
                 # The first group that failed gives the reason.
                 error = crop.get(ERROR) or row.get(ERROR) or ""
                 crop |= {**row, ERROR: error}
-        rows += alive
+        rows += candidates
+    # Sorted by name, so that the number of shards changes nothing.
     rows.sort(key=lambda row: row["crop_id"])
     refuse_crop_twins(rows)
     return Pool(

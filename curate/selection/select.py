@@ -1,7 +1,8 @@
 """From scores to the set: Eq. 1, the top third, thresholds, reviews, copies, splits, manifest.
 
-The one global step. It reads numbers only (never a picture), so another threshold costs seconds.
-Crops are taken in the order of their names, so neither shards nor their number matter.
+This is the one global step. It reads numbers only (never a picture), so another threshold costs
+seconds. Crops are taken in the order of their names, so neither shards nor their number matter.
+The file is longer than others because the decisions build on each other in one order.
 """
 
 import csv
@@ -72,13 +73,15 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
         frozen: statistics of another pool (a test set is measured by the training pool's).
     """
     directions = scores.directions(config.score)
+    # Crops that cannot be ranked: by licence, by a blurred source, or without all scores.
     blur_min = pool.blur_min() if config.blur.auto else 0.0
     reasons = unfit(pool, config, blur_min)
     used = np.array([pool.values[name] for name in directions]).T
     for at in np.flatnonzero(~np.isfinite(used).all(axis=1)):
         reasons[at] = reasons[at] or pool.errors[at] or Reason.NAN_SCORE
-    alive = np.array([at for at, reason in enumerate(reasons) if not reason], np.int64)
-    values = {name: pool.values[name][alive] for name in directions}
+    candidates = np.array([at for at, reason in enumerate(reasons) if not reason], np.int64)
+    values = {name: pool.values[name][candidates] for name in directions}
+    # mu and sigma over all others; a pool that has none is dropped as a whole.
     z = np.full(len(reasons), np.nan)
     rank: list[int | None] = [None] * len(reasons)
     result = Decisions(reasons, z, rank, [None] * len(reasons), [""] * len(reasons))
@@ -90,15 +93,16 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = 
             else statistics.fit_statistics(values)
         )
     except statistics.StatisticsError as error:
-        for at in alive:
+        for at in candidates:
             reasons[at] = Reason.UNRANKED
         result.statistics |= {"pool": None, "thresholds": {}, "unranked": str(error)}
         return result
-    z[alive] = statistics.z_scores(values, stats, directions)
-    places = statistics.ranks(z[alive], [pool.crop_ids[at] for at in alive])
-    for at, place in zip(alive, places, strict=True):
+    # Eq. 1 and the ranks, which the top share and the thresholds are taken of.
+    z[candidates] = statistics.z_scores(values, stats, directions)
+    places = statistics.ranks(z[candidates], [pool.crop_ids[at] for at in candidates])
+    for at, place in zip(candidates, places, strict=True):
         rank[at] = int(place)
-    thresholds = apply_thresholds(pool, config, result, alive, directions)
+    thresholds = apply_thresholds(pool, config, result, candidates, directions)
     if config.select.source_most:
         cap_sources(pool, config.select.source_most, result)
     result.statistics |= {"pool": stats.to_dict(), "thresholds": thresholds}
@@ -115,12 +119,13 @@ def unfit(pool: Pool, config: CurateConfig, blur_min: float) -> list[str]:
 
 
 def apply_thresholds(
-    pool: Pool, config: CurateConfig, result: Decisions, alive: np.ndarray, directions: dict
+    pool: Pool, config: CurateConfig, result: Decisions, candidates: np.ndarray, directions: dict
 ) -> dict[str, float]:
     """Drop what is not in the top share or fails a threshold; returns the thresholds."""
-    most = int(np.floor(len(alive) * config.select.top + 1e-9))
-    top = [int(at) for at in alive if (result.rank[at] or 0) <= most]
-    for at in set(map(int, alive)) - set(top):
+    # The epsilon undoes the rounding of products such as 3 * (1 / 3).
+    most = int(np.floor(len(candidates) * config.select.top + 1e-9))
+    top = [int(at) for at in candidates if (result.rank[at] or 0) <= most]
+    for at in set(map(int, candidates)) - set(top):
         result.reasons[at] = Reason.NOT_TOP_THIRD
     values = {name: pool.values[name][top] for name in directions}
     thresholds = thresholds_of(config, directions)
@@ -213,13 +218,13 @@ def choose_test(pool: Pool, config: CurateConfig, result: Decisions) -> list[int
     With the paper's metrics: at least two thresholds failed, CLIPIQA in [0.25, 0.65] and MUSIQ in
     [35, 70]; with metrics that need no weights, all (the report says so).
     """
-    alive = [at for at, reason in enumerate(result.reasons) if _scored(reason)]
+    candidates = [at for at, reason in enumerate(result.reasons) if _scored(reason)]
     if config.score.iqa == "classic":
-        return alive
+        return candidates
     clipiqa, musiq = pool.values["clipiqa"], pool.values["musiq"]
     return [
         at
-        for at in alive
+        for at in candidates
         if 0.25 <= clipiqa[at] <= 0.65 and 35 <= musiq[at] <= 70 and fails(pool, config, at) >= 2
     ]
 
@@ -259,6 +264,7 @@ def decide_splits(
     """
     kept = [at for at, reason in enumerate(result.reasons) if not reason]
     crops = [RankedCrop(pool.crop_ids[at], pool.image_ids[at], float(result.z[at])) for at in kept]
+    # Barred images are grouped with ours, so that a group knows whether it has one.
     labels = group_images([*members, *barred])
     groups = dict(zip((m.image_id for m in members), labels, strict=False))
     # The first member of an image is the whole of it; those after it are its crops.
@@ -273,6 +279,7 @@ def decide_splits(
         max_per_group=config.split.max_per_group,
         excluded=labels[len(members) :],
     )
+    # Verdicts are by crop name; results are by place in the pool.
     for at in kept:
         result.groups[at] = groups[pool.image_ids[at]]
         result.splits[at], result.reasons[at] = verdicts[pool.crop_ids[at]]
@@ -377,8 +384,8 @@ class SelectJob:
         selected: list[Row] = []
         for name in self.shards:
             rows = read_table(ledger.output("crop", name, "rows.parquet"))
-            living = rows.filter(pc.field("reason") == "")["crop_id"].to_pylist()
-            columns = decision_columns(pool, result, [places[crop] for crop in living])
+            left = rows.filter(pc.field("reason") == "")["crop_id"].to_pylist()
+            columns = decision_columns(pool, result, [places[crop] for crop in left])
             table = join_decisions(rows, schema, columns)
             selected += table.filter(table["kept"]).to_pylist()
             write_table(folder / f"part-{name}.parquet", table)

@@ -141,6 +141,7 @@ def drop_copies(
         members[groups[crop.image_id]].add(crop.image_id)
     ranked = {g: sorted(ids, key=lambda i: (-images[i].pixels, i)) for g, ids in members.items()}
     twins = {name for ids in ranked.values() for name in repeated([images[i] for i in ids])}
+    # The best crops of the largest image stay, as many as a group may have.
     left: dict[str, int] = defaultdict(lambda: most)
     reasons: dict[str, str] = {}
     for crop in sorted(crops, key=lambda c: (-c.z, c.crop_id)):
@@ -180,17 +181,19 @@ def assign(
 
     Args:
         groups: group of each image (see `group_images`).
-        val: crops of the validation split; whole groups in the order of their lots fill it, and
+        val: crops of the validation split; whole groups in the order of `seeded_key` fill it, and
             what the last of them has too many is dropped as split_conflict, never trained on.
         excluded: groups that occur in a set to be kept apart; their crops are split_conflict.
     """
     verdicts: dict[str, Verdict] = {}
+    # Copies go first, so that a split is counted in photographs and not in repetitions.
     copies = drop_copies(crops, images, groups, max_per_group)
     verdicts |= {crop_id: ("", reason) for crop_id, reason in copies.items()}
     barred, by_group = set(excluded), defaultdict(list)
     for crop in sorted(crops, key=lambda c: (-c.z, c.crop_id)):
         if crop.crop_id not in copies:
             by_group[groups[crop.image_id]].append(crop.crop_id)
+    # Whole groups fill the validation split; the rest is for training.
     room = val
     for group in sorted(by_group, key=lambda g: seeded_key(seed, g)):
         ids = by_group[group]
@@ -210,8 +213,8 @@ def sample_strata(
 ) -> set[str]:
     """`count` of `names`, an equal share of each quantile bin of their values as far as it goes.
 
-    Within a bin the order of lots decides; what a bin lacks is taken from the others by the same
-    order. All names where there are no more than `count`.
+    Within a bin the order of `seeded_key` decides; what a bin lacks is taken from the others by
+    the same order. All names where there are no more than `count`.
     """
     order = sorted(range(len(names)), key=lambda i: (values[i], names[i]))
     bins = [list(part) for part in np.array_split(np.array(order, np.int64), strata)]
@@ -222,5 +225,6 @@ def sample_strata(
         ranked = sorted((int(i) for i in members), key=lambda i: seeded_key(seed, names[i]))
         chosen += ranked[:share]
         spare += ranked[share:]
+    # What is left of all bins stands in for what some of them lack.
     spare.sort(key=lambda i: seeded_key(seed, names[i]))
     return {names[i] for i in (chosen + spare)[: min(count, len(names))]}
