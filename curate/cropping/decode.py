@@ -3,8 +3,8 @@
 A `SourceImage` goes in; a `DecodedPicture` in upright sRGB comes out, or `Refused` is raised.
 Labels refer to the stored pixels, or to the upright picture, of a file whose EXIF says that it is
 to be turned; the size that the labels state tells which. Pictures without labels are turned
-upright. Files are those that osdhuman_jax.images reads, of which the damaged, gray, transparent and those
-deeper than eight bits are refused.
+upright. Files are those that osdhuman_jax.images reads, of which the damaged, gray, transparent and
+those deeper than eight bits are refused.
 """
 
 import hashlib
