@@ -52,7 +52,7 @@ def test_sharpness_and_noise():
     clean, some, more = metric("noise", PHOTO, noisy(5), noisy(15))
     assert clean < some < more
     flat = np.random.default_rng(0).normal(128, 10, (512, 512)).astype(np.uint8)
-    assert classic.noise(flat) == pytest.approx(10, rel=0.15)
+    assert classic.noise_level(flat) == pytest.approx(10, rel=0.15)
 
 
 def test_blocks_are_seen_wherever_the_crop_begins():
