@@ -2,7 +2,8 @@
 
     python -m curate.niqe FOLDER --output niqe.npz
 
-Scores by them are named `niqe-local` (see osdhuman_jax/niqe.py, which has the mathematics).
+Scores by them are named `niqe-local`, since they compare with no published ones. The mathematics is
+in osdhuman_jax/evaluation/niqe.py.
 """
 
 import sys

@@ -17,7 +17,7 @@ from curate.config import ConfigError, CurateConfig
 from curate.readers import SourceSpec
 from osdhuman_jax.disk import write_json
 
-NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # of a source: part of file names
+SOURCE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # of a source: part of file names
 # The report uses these names beside those of the sources.
 RESERVED = ("all", "kept")
 
@@ -64,12 +64,12 @@ def parse_sources(texts: Sequence[str]) -> list[SourceSpec]:
     for text in texts:
         head, _, paths = text.partition("=")
         name, colon, kind = head.rpartition(":")
-        if kind not in readers.FORMATS or not paths:
-            known = ", ".join(readers.FORMATS)
+        if kind not in readers.SOURCE_FORMATS or not paths:
+            known = ", ".join(readers.SOURCE_FORMATS)
             raise ConfigError(
                 f"--source {text}: write KIND=PATH,... or NAME:KIND=PATH,... with one of {known}"
             )
-        if colon and (not NAME.fullmatch(name) or name in RESERVED):
+        if colon and (not SOURCE_NAME.fullmatch(name) or name in RESERVED):
             known = " or ".join(RESERVED)
             raise ConfigError(f"--source {text}: a name is of letters, digits, . _ -; not {known}")
         absolute = tuple(os.path.abspath(path) for path in paths.split(","))

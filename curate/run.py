@@ -273,7 +273,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     # Where pictures come from, and the settings.
     source = "[NAME:]KIND=PATH[,PATH]"
-    kinds = f"once for each; KIND is one of {', '.join(readers.FORMATS)}"
+    kinds = f"once for each; KIND is one of {', '.join(readers.SOURCE_FORMATS)}"
     parser.add_argument("--source", action="append", default=[], metavar=source, help=kinds)
     parser.add_argument("--config", type=some_path, help="default: configs/curate.py")
     parser.add_argument("--profile", help="default, strict, paper or test")

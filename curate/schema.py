@@ -97,7 +97,7 @@ class SourceImage:
 
     image_id: str  # dataset/split/key: unique over all sources
     dataset: str
-    path: str  # of the file, spelled (see osdhuman_jax.names)
+    path: str  # of the file, spelled (see osdhuman_jax.filenames)
     split_of_source: str = ""
     label_w: int = 0  # size that the labels state; 0 = unknown
     label_h: int = 0

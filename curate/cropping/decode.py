@@ -27,7 +27,6 @@ from osdhuman_jax.images.icc import rgb_to_srgb
 ASPECT_TOLERANCE = 0.01
 # Levels between channels that a gray photograph stays below.
 GRAY_SPREAD = 4
-Point = tuple[float, float]
 
 
 class Refused(ValueError):
@@ -119,7 +118,9 @@ def refuse_gray(rgb: Pixels) -> Pixels:
 QUARTERS = {90: 8, 180: 3, 270: 6}
 
 
-def turn_point(point: Point, orientation: int, width: int, height: int) -> Point:
+def turn_point(
+    point: tuple[float, float], orientation: int, width: int, height: int
+) -> tuple[float, float]:
     """Where a point of a (width, height) picture lies after an EXIF turn."""
     x, y = point
     if orientation in (2, 3, 7, 8):

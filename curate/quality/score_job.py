@@ -29,7 +29,7 @@ class ScoreJob:
     """Shard = the crop job's; output scores.parquet: crop_id and one column a metric.
 
     `group` names the metrics that are computed together; a group more does not touch the others.
-    A crop that cannot be scored has NaN and, in the column `tables.ERROR`, the reason.
+    A crop that cannot be scored has NaN and, in the column `parquet.ERROR`, the reason.
     """
 
     group: str

@@ -14,7 +14,7 @@ from curate.readers.common import Notes, ReaderError
 from curate.schema import SourceImage
 
 __all__ = [
-    "FORMATS",
+    "SOURCE_FORMATS",
     "Notes",
     "ReaderError",
     "SourceSpec",
@@ -37,7 +37,7 @@ class SourceSpec:
     name: str
 
 
-class Format(NamedTuple):
+class SourceFormat(NamedTuple):
     """A format: its paths (for messages; [..] may be left out), reader, files with labels."""
 
     usage: str
@@ -46,23 +46,23 @@ class Format(NamedTuple):
     detect: bool = False  # pictures without boxes
 
 
-FORMATS = {
-    "coco": Format("INSTANCES.json,IMAGES", coco.read_coco, coco.labels),
-    "objects365": Format("ANNOTATIONS.json,IMAGES", coco.read_objects365, coco.labels),
-    "openimages": Format(
+SOURCE_FORMATS = {
+    "coco": SourceFormat("INSTANCES.json,IMAGES", coco.read_coco, coco.labels),
+    "objects365": SourceFormat("ANNOTATIONS.json,IMAGES", coco.read_objects365, coco.labels),
+    "openimages": SourceFormat(
         "BOXES.csv,CLASSES.csv,IMAGES[,IMAGE_INFO.csv]", openimages.read, openimages.labels
     ),
-    "crowdhuman": Format("ANNOTATIONS.odgt,IMAGES", crowdhuman.read, crowdhuman.labels),
-    "voc": Format("DIR", voc.read, voc.labels),
-    "lsdir": Format("DIR", folders.read_lsdir, folders.labels, True),
-    "folder": Format("DIR", folders.read_folder, folders.labels, True),
-    "person": Format("DIR", folders.read_person, folders.labels),
+    "crowdhuman": SourceFormat("ANNOTATIONS.odgt,IMAGES", crowdhuman.read, crowdhuman.labels),
+    "voc": SourceFormat("DIR", voc.read, voc.labels),
+    "lsdir": SourceFormat("DIR", folders.read_lsdir, folders.labels, True),
+    "folder": SourceFormat("DIR", folders.read_folder, folders.labels, True),
+    "person": SourceFormat("DIR", folders.read_person, folders.labels),
 }
 
 
 def check(source: SourceSpec) -> None:
     """Raises ReaderError unless a source has the files and folders that its kind needs."""
-    kind = FORMATS[source.kind]
+    kind = SOURCE_FORMATS[source.kind]
     least = kind.usage.split("[")[0].count(",") + 1
     most = kind.usage.count(",") + 1
     if not least <= len(source.paths) <= most:
@@ -85,14 +85,14 @@ def read(source: SourceSpec, notes: Notes | None = None) -> Iterator[SourceImage
     """
     check(source)
     notes = Notes() if notes is None else notes
-    return FORMATS[source.kind].read(source.name, notes, *map(Path, source.paths))
+    return SOURCE_FORMATS[source.kind].read(source.name, notes, *map(Path, source.paths))
 
 
 def label_files(source: SourceSpec) -> list[Path]:
     """The files that a source's boxes come from; none for plain pictures."""
-    return FORMATS[source.kind].labels(*map(Path, source.paths))
+    return SOURCE_FORMATS[source.kind].labels(*map(Path, source.paths))
 
 
 def needs_detector(source: SourceSpec) -> bool:
     """Whether nothing says where people are."""
-    return FORMATS[source.kind].detect
+    return SOURCE_FORMATS[source.kind].detect

@@ -17,9 +17,9 @@ from curate.readers.common import ReaderError
 from curate.readers.text_files import open_text
 
 CHUNK = 1 << 20  # characters read at a time
-MOST = 1 << 26  # characters an entry may have
+ENTRY_LIMIT = 1 << 26  # characters an entry may have
 SPACE = re.compile(r"[ \t\n\r]*")
-decode = json.JSONDecoder().raw_decode
+raw_decode = json.JSONDecoder().raw_decode
 
 
 def members(path: Path) -> Iterator[tuple[str, Iterator[Any]]]:
@@ -96,7 +96,7 @@ class _Text:
         self.peek()
         while True:
             try:
-                value, end = decode(self._text, self._at)
+                value, end = raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 if not self._more():
                     raise self.fault(error.msg) from None
@@ -111,8 +111,8 @@ class _Text:
     def _more(self) -> bool:
         """Read on; False at the end of the file."""
         held = len(self._text) - self._at
-        if held > MOST:
-            raise self.fault(f"an entry of more than {MOST:,} characters")
+        if held > ENTRY_LIMIT:
+            raise self.fault(f"an entry of more than {ENTRY_LIMIT:,} characters")
         try:
             read = self._file.read(max(CHUNK, held))
         except UnicodeError as error:

@@ -71,8 +71,8 @@ def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str])
         crop_ids=[row["crop_id"] for row in rows],
         image_ids=[row["image_id"] for row in rows],
         licenses=[row["license"] for row in rows],
-        source_blur=float_column(rows, "lap_src"),
-        values={name: float_column(rows, name) for name in metrics},
+        source_blur=score_column(rows, "lap_src"),
+        values={name: score_column(rows, name) for name in metrics},
         measured=np.array(list(sources.values()), np.float64),
         errors=[row[ERROR] for row in rows],
     )
@@ -91,6 +91,6 @@ def refuse_crop_twins(rows: Sequence[Row]) -> None:
             raise SelectError(f"image {a['image_id']} came from two sources: name them apart")
 
 
-def float_column(rows: Sequence[Row], name: str) -> Column:
+def score_column(rows: Sequence[Row], name: str) -> Column:
     """A column as float64."""
     return np.array([row[name] for row in rows], np.float64)

@@ -52,7 +52,7 @@ def test_a_cut_file_is_damaged_wherever_it_was_cut(tmp_path, monkeypatch):
     ],
 )
 def test_the_fault_and_its_place_are_named(tmp_path, monkeypatch, text, words):
-    monkeypatch.setattr(entries, "MOST", 100)
+    monkeypatch.setattr(entries, "ENTRY_LIMIT", 100)
     monkeypatch.setattr(entries, "CHUNK", 8)
     path = tmp_path / "a.json"
     path.write_bytes(text)

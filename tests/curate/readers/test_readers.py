@@ -4,24 +4,18 @@ import csv
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from curate import readers
-from curate.readers import ReaderError
+from curate.readers import ReaderError, SourceSpec
 from curate.schema import Box, SourceImage
 from osdhuman_jax.filenames import unspelled_path
 
 WIDTH, HEIGHT = 640, 480
 PERSON = (64.0, 48.0, 320.0, 480.0)  # pixels, half open
 CROWD = (320.0, 0.0, 640.0, 240.0)
-
-
-class SourceSpec(NamedTuple):
-    kind: str
-    paths: tuple[str, ...]
-    name: str
 
 
 def read(kind: str, *paths: Path) -> list[SourceImage]:
@@ -421,12 +415,12 @@ def test_lsdir_without_its_small_copies(tmp_path):
     assert [image.image_id for image in images] == ["lsdir/all/HR/0001000/0000001.png"]
 
 
-@pytest.mark.parametrize("kind", sorted(readers.FORMATS))
+@pytest.mark.parametrize("kind", sorted(readers.SOURCE_FORMATS))
 def test_sources_that_are_not_there(tmp_path, kind):
-    usage = readers.FORMATS[kind].usage.split("[")[0]
+    usage = readers.SOURCE_FORMATS[kind].usage.split("[")[0]
     paths = [tmp_path / f"none{i}" for i in range(usage.count(",") + 1)]
     assert "is not there" in error(kind, *paths)
-    assert f"needs {readers.FORMATS[kind].usage}" in error(kind, *paths, *paths, *paths)
+    assert f"needs {readers.SOURCE_FORMATS[kind].usage}" in error(kind, *paths, *paths, *paths)
 
 
 @pytest.mark.parametrize(("kind", "words"), [("folder", "no pictures"), ("voc", "no folder")])
