@@ -21,7 +21,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curate.demo import OTHERS, PEOPLE, coco_json, photograph, write_jpeg
+from curate.demo import PORTRAITS, STAND_INS, coco_json, photograph, write_jpeg
 from osdhuman_jax.disk import json_lines, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def window(photographs: list[np.ndarray], rng: np.random.Generator) -> np.ndarra
 
 def write_set(root: Path, count: int) -> str:
     """`count` images as a COCO set; returns the value of --source."""
-    photographs = [photograph(name) for name in (*PEOPLE, *OTHERS)]
+    photographs = [photograph(name) for name in (*PORTRAITS, *STAND_INS)]
     images, boxes = [], {}
     for i in range(1, count + 1):
         name = f"{i:012d}.jpg"

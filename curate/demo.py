@@ -23,8 +23,8 @@ from osdhuman_jax.cli import CommandError, Parser, check_folder, some_path
 from osdhuman_jax.images.listing import real
 
 ROOT = Path(__file__).parent.parent
-PEOPLE = {"astronaut": (60, 0, 400, 512), "hopper": (20, 30, 500, 600)}  # x0, y0, x1, y1
-OTHERS = "coffee rocket retina ihc motorcycle_left motorcycle_right hubble_deep_field".split()
+PORTRAITS = {"astronaut": (60, 0, 400, 512), "hopper": (20, 30, 500, 600)}  # x0, y0, x1, y1
+STAND_INS = "coffee rocket retina ihc motorcycle_left motorcycle_right hubble_deep_field".split()
 UNFIT = ("camera", "logo", "chelsea")  # gray, transparent, small
 LICENSES = {1: "CC-BY 2.0", 2: "CC-BY-NC 2.0"}
 SETTINGS = (
@@ -68,12 +68,12 @@ def coco_json(images: list[dict], boxes: dict[int, list[float]]) -> dict:
 def write_coco(root: Path) -> str:
     """The two people, a cat and a photograph that is gone, as COCO."""
     images, boxes = [], {}
-    for i, name in enumerate([*PEOPLE, "chelsea"], 1):
+    for i, name in enumerate([*PORTRAITS, "chelsea"], 1):
         width, height = write_jpeg(root / "train2017" / f"{i:012d}.jpg", photograph(name))
         image = {"id": i, "file_name": f"{i:012d}.jpg", "width": width, "height": height}
         images.append(image | {"license": 1 + i % 2})
-        if name in PEOPLE:
-            x0, y0, x1, y1 = PEOPLE[name]
+        if name in PORTRAITS:
+            x0, y0, x1, y1 = PORTRAITS[name]
             boxes[i] = [x0, y0, x1 - x0, y1 - y0]
     images.append({"id": 9, "file_name": "000000000009.jpg", "width": 640, "height": 480})
     boxes[9] = [10, 10, 400, 400]
@@ -86,7 +86,7 @@ def write_voc(root: Path) -> str:
     """The first person again, mirrored and smaller: a copy that the split has to find."""
     rgb = cv2.resize(photograph("astronaut")[:, ::-1], (480, 480), interpolation=cv2.INTER_AREA)
     write_jpeg(root / "JPEGImages" / "2012_000001.jpg", rgb)
-    x0, y0, x1, y1 = (round(v * 480 / 512) for v in PEOPLE["astronaut"])
+    x0, y0, x1, y1 = (round(v * 480 / 512) for v in PORTRAITS["astronaut"])
     box = {"xmin": 480 - x1 + 1, "ymin": y0 + 1, "xmax": 480 - x0, "ymax": y1}
     sides = "".join(f"<{k}>{v}</{k}>" for k, v in box.items())
     (root / "Annotations").mkdir(exist_ok=True)
@@ -100,12 +100,12 @@ def write_voc(root: Path) -> str:
 
 def write_person(root: Path) -> str:
     """The other photographs, three that are unfit, and one that is damaged."""
-    for name in OTHERS:
+    for name in STAND_INS:
         write_jpeg(root / f"{name}.jpg", photograph(name))
     for name in UNFIT:
         path = next((Path(skimage.__file__).parent / "data").glob(f"{name}.*"))
         (root / path.name).write_bytes(path.read_bytes())
-    whole = (root / f"{OTHERS[0]}.jpg").read_bytes()
+    whole = (root / f"{STAND_INS[0]}.jpg").read_bytes()
     (root / "damaged.jpg").write_bytes(whole[: len(whole) // 2])
     return f"person={root}"
 

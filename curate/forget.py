@@ -1,9 +1,9 @@
 """Take source images out of everything that was made of them, without doing the rest again.
 
-The result is, byte for byte, that of a run which never saw them: what was published is taken back,
-rows are filtered out of the shards that hold them, and the global steps run anew. The plan has
-their names before anything is touched, so that the same command goes on wherever it was stopped.
-The source's own file is not touched.
+This is for images whose people or authors ask to be left out. The result is, byte for byte, that of
+a run which never saw them: what was published is taken back, rows are filtered out of the shards
+that hold them, and the global steps run anew. The plan has their names before anything is touched,
+so that the same command goes on wherever it was stopped. The source's own file is not touched.
 """
 
 import json
@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from curate.config import ConfigError
-from curate.crop import Crop, index_file, source_and_number
-from curate.engine import Engine, Job
-from curate.jobs import Index, Score, deal
-from curate.ledger import Ledger, LedgerError
-from curate.plan import Plan
-from curate.tables import (
-    PRINTS,
-    ROWS,
+from curate.cropping.index import IndexJob, deal
+from curate.cropping.job import CropJob, index_file, source_and_number
+from curate.engine.engine import Engine
+from curate.engine.ledger import LedgerError, ShardLedger
+from curate.engine.parquet import (
+    CANDIDATE_SCHEMA,
+    FINGERPRINT_SCHEMA,
     CropFile,
     Row,
     crop_writer,
@@ -29,13 +28,17 @@ from curate.tables import (
     write_rows,
     write_scores,
 )
+from curate.engine.worker import ShardJob
+from curate.plan import CurationPlan
+from curate.quality.score_job import ScoreJob
 
 Facts = dict[str, Any]
 PUBLISHED = ("packed", "report")
-STALE = "stale"  # no job's key: a shard under it is redone when its job runs next
+# No job has this key, so a shard under it is redone when its job runs next.
+STALE_KEY = "stale"
 
 
-def find(ledger: Ledger, image_id: str) -> str | None:
+def find(ledger: ShardLedger, image_id: str) -> str | None:
     """The crop shard that an image of an indexed source is dealt to, in the index or not."""
     source = source_of(image_id)
     count = len((ledger.marker("index", source) or {"outputs": {}})["outputs"])
@@ -47,7 +50,7 @@ def source_of(image_id: str) -> str:
     return image_id.split("/", 1)[0]
 
 
-def check(ledger: Ledger, forgotten: Iterable[str], image_ids: Iterable[str]) -> None:
+def check_known(ledger: ShardLedger, forgotten: Iterable[str], image_ids: Iterable[str]) -> None:
     """Raises ConfigError unless each image is in the index, or was once and is `forgotten`."""
     for image_id in set(image_ids) - set(forgotten):
         shard = find(ledger, image_id)
@@ -55,7 +58,7 @@ def check(ledger: Ledger, forgotten: Iterable[str], image_ids: Iterable[str]) ->
             raise ConfigError(f"forget: no image {image_id!r} in the index")
 
 
-def indexed(ledger: Ledger, shard: str) -> list[Row]:
+def indexed(ledger: ShardLedger, shard: str) -> list[Row]:
     """The index of a crop shard; empty where there is none."""
     try:
         return read_rows(index_file(ledger, shard))
@@ -63,29 +66,34 @@ def indexed(ledger: Ledger, shard: str) -> list[Row]:
         return []
 
 
-def forget(engine: Engine, plan: "Plan", image_ids: Iterable[str]) -> None:
+def forget(engine: Engine, plan: CurationPlan, image_ids: Iterable[str]) -> None:
     """Drop images, forgotten by the plan already, from all that is published and every shard."""
-    ledger, gone = Ledger(engine.root), set(image_ids)
+    ledger, gone = ShardLedger(engine.root), set(image_ids)
+    # What others can see goes first.
     withdraw(ledger, gone)
+    # What each shard holds and whether it is up to date must be known before the index changes.
     shards = holders(ledger, gone)
     before = {shard: indexed(ledger, shard) for shard in shards}
-    current = {shard: is_current(ledger, Crop(plan.config), shard) for shard in shards}
+    current = {shard: is_current(ledger, CropJob(plan.config), shard) for shard in shards}
     reindex(engine, plan, {source_of(name) for name in gone})
+    # Every shard without the images: a current one stays current, under its new key.
     for shard in shards:
         left = [row for row in before[shard] if row["image_id"] not in gone]
         same = current[shard] and indexed(ledger, shard) == left
-        scored = [Score(group, plan.config.score) for group in score_groups(ledger)]
+        scored = [ScoreJob(group, plan.config.score) for group in score_groups(ledger)]
         scored = [(job, is_current(ledger, job, shard)) for job in scored]
-        drop_crops(ledger, Crop(plan.config), shard, gone, same)
+        drop_crops(ledger, CropJob(plan.config), shard, gone, same)
         for job, fresh in scored:
             if ledger.marker(job.name, shard):
                 drop_scores(ledger, job, shard, fresh)
-    ledger.collect_garbage(older_than=0)  # killed runs' files hold crops too
+    # Files of killed runs may hold crops of the images too.
+    ledger.collect_garbage(older_than=0)
 
 
-def withdraw(ledger: Ledger, gone: set[str]) -> None:
+def withdraw(ledger: ShardLedger, gone: set[str]) -> None:
     """Empty what is published, which the last steps make anew; drop packs that hold the images."""
-    for name in PUBLISHED:  # the folders stay and say that there was one
+    # The empty folders stay, and tell the next steps that there was something.
+    for name in PUBLISHED:
         for path in (ledger.root / name).glob("*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for shard in ledger.shards("pack"):
@@ -94,7 +102,7 @@ def withdraw(ledger: Ledger, gone: set[str]) -> None:
             ledger.forget_shard("pack", shard)
 
 
-def holders(ledger: Ledger, gone: set[str]) -> list[str]:
+def holders(ledger: ShardLedger, gone: set[str]) -> list[str]:
     """Crop shards that may hold any of the images, those of other settings too."""
     dealt = {find(ledger, name) for name in gone}
     sources = {source_of(name) for name in gone}
@@ -105,50 +113,53 @@ def holders(ledger: Ledger, gone: set[str]) -> list[str]:
     ]
 
 
-def holds(ledger: Ledger, shard: str, gone: set[str]) -> bool:
+def holds(ledger: ShardLedger, shard: str, gone: set[str]) -> bool:
     """Whether a crop shard has rows of any of the images."""
     rows = read_rows(ledger.output("crop", shard, "rows.parquet"), ["image_id"])
     return any(row["image_id"] in gone for row in rows)
 
 
-def is_current(ledger: Ledger, job: Job, shard: str) -> bool:
+def is_current(ledger: ShardLedger, job: ShardJob, shard: str) -> bool:
     """Whether a shard is what the job would make of its present inputs."""
     try:
         return ledger.is_done(job.name, shard, job.key(ledger, shard))
-    except (LedgerError, ConfigError):  # no such shard any more; weights that are gone
+    except (LedgerError, ConfigError):
+        # The shard is no more, or the weights that its key depends on are gone.
         return False
 
 
-def score_groups(ledger: Ledger) -> list[str]:
+def score_groups(ledger: ShardLedger) -> list[str]:
     """All that were ever computed, whether the settings still ask for them or not."""
     names = (path.name for path in sorted((ledger.root / "done").glob("score-*")))
     return [name.removeprefix("score-") for name in names]
 
 
-def reindex(engine: Engine, plan: "Plan", sources: set[str]) -> None:
+def reindex(engine: Engine, plan: CurationPlan, sources: set[str]) -> None:
     """Index the images' sources without them; of a source that is named no more, drop the index."""
-    job = Index(tuple(plan.sources), plan.config.shard_images, tuple(plan.forgotten))
+    job = IndexJob(tuple(plan.sources), plan.config.shard_images, tuple(plan.forgotten))
     named = {source.name for source in plan.sources}
     engine.here().run(job, sorted(sources & named))
     for name in sources - named:
-        Ledger(engine.root).forget_shard("index", name)
+        ShardLedger(engine.root).forget_shard("index", name)
 
 
 def rewrite(
-    ledger: Ledger, job: Job, shard: str, current: bool, write: Callable[[Any], Facts]
+    ledger: ShardLedger, job: ShardJob, shard: str, current: bool, write: Callable[[Any], Facts]
 ) -> None:
     """Put other outputs in the place of a shard's; what was not `current` remains to be redone."""
     ledger.begin(job.name, shard)
     with ledger.workspace() as folder:
         facts = write(folder)
-        key = job.key(ledger, shard) if current else STALE
+        key = job.key(ledger, shard) if current else STALE_KEY
         ledger.commit(job.name, shard, key, folder, facts)
 
 
-def drop_crops(ledger: Ledger, job: Crop, shard: str, gone: set[str], current: bool) -> None:
+def drop_crops(
+    ledger: ShardLedger, job: CropJob, shard: str, gone: set[str], current: bool
+) -> None:
     """Filter a crop shard; crops keep their order and are numbered anew."""
     rows = read_rows(ledger.output("crop", shard, "rows.parquet"))
-    prints = read_rows(ledger.output("crop", shard, "prints.parquet"))
+    fingerprints = read_rows(ledger.output("crop", shard, "prints.parquet"))
     crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
     left = [row for row in rows if row["image_id"] not in gone]
 
@@ -159,15 +170,15 @@ def drop_crops(ledger: Ledger, job: Crop, shard: str, gone: set[str], current: b
                     png = crops.png(row["crop_row"])
                     row["crop_row"] = pictures.count
                     pictures.add({"crop_id": row["crop_id"], "png": png})
-        write_rows(folder / "rows.parquet", ROWS, left)
-        kept = (row for row in prints if row["image_id"] not in gone)
-        write_rows(folder / "prints.parquet", PRINTS, kept)
+        write_rows(folder / "rows.parquet", CANDIDATE_SCHEMA, left)
+        kept = (row for row in fingerprints if row["image_id"] not in gone)
+        write_rows(folder / "prints.parquet", FINGERPRINT_SCHEMA, kept)
         return {"images": len({row["image_id"] for row in left}), "crops": pictures.count}
 
     rewrite(ledger, job, shard, current, write)
 
 
-def drop_scores(ledger: Ledger, job: Score, shard: str, current: bool) -> None:
+def drop_scores(ledger: ShardLedger, job: ScoreJob, shard: str, current: bool) -> None:
     """Keep the scores of those crops that are still there."""
     left = {name for name, _ in CropFile(ledger.output("crop", shard, "crops.parquet")).items()}
     scored = read_table(ledger.output(job.name, shard, "scores.parquet"))

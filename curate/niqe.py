@@ -2,7 +2,8 @@
 
     python -m curate.niqe FOLDER --output niqe.npz
 
-Scores by them are named `niqe-local` (see osdhuman_jax/niqe.py, which has the mathematics).
+Scores by them are named `niqe-local`, since they compare with no published ones. The mathematics is
+in osdhuman_jax/evaluation/niqe.py.
 """
 
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from curate.config import DecodeConfig
-from curate.decode import Refused, load
+from curate.cropping.decode import Refused, decode_source
 from curate.readers import folders
 from curate.schema import Pixels
 from osdhuman_jax.cli import CommandError, Parser, check_file, end, some_path
@@ -24,7 +25,7 @@ from osdhuman_jax.filenames import spelled
 def _pictures(folder: Path) -> Iterable[Pixels]:
     for image in folders.read_person("pristine", folders.Notes(), folder):
         try:
-            yield load(image, DecodeConfig()).rgb
+            yield decode_source(image, DecodeConfig()).rgb
         except Refused as refused:
             print(f"{image.path}: left out: {refused}", file=sys.stderr)
 

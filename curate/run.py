@@ -25,25 +25,33 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from curate import config as settings
-from curate import detect, readers, scores
-from curate.barred import barred_files
-from curate.cluster import session
+from curate import readers
 from curate.config import ConfigError, CurateConfig
-from curate.crop import Crop, index_file
-from curate.engine import Engine, EngineError
-from curate.forget import check as check_known
-from curate.forget import forget
-from curate.jobs import Index, Score, crop_shards, survey_line
-from curate.ledger import Ledger
-from curate.manifest import ManifestError, check, funnel_text, funnels, read_manifest
-from curate.pack import check as check_container
-from curate.pack import pack
-from curate.plan import Plan, parse_sources, read_plan
-from curate.pool import SelectError
-from curate.progress import Screen
+from curate.cropping import detect
+from curate.cropping.index import IndexJob, crop_shards, survey_line
+from curate.cropping.job import CropJob, index_file
+from curate.engine.cluster import session
+from curate.engine.engine import Engine
+from curate.engine.ledger import ShardLedger
+from curate.engine.parquet import open_parquet, read_rows
+from curate.engine.progress import Screen
+from curate.engine.worker import EngineError
+from curate.forget import check_known, forget
+from curate.plan import CurationPlan, parse_sources, read_plan
+from curate.publish.pack import check_container, pack
+from curate.quality import scores
+from curate.quality.score_job import ScoreJob
 from curate.schema import InputError
-from curate.selection import Select, read_review, read_statistics
-from curate.tables import opened, read_rows
+from curate.selection.barred import barred_files
+from curate.selection.manifest import (
+    ManifestError,
+    check_counts,
+    funnel_text,
+    funnels,
+    read_manifest,
+)
+from curate.selection.pool import SelectError
+from curate.selection.select import SelectJob, read_review, read_statistics
 from osdhuman_jax.cli import (
     CommandError,
     Parser,
@@ -58,7 +66,7 @@ from osdhuman_jax.filenames import spelled
 STAGES = ("index", "crop", "score", "select", "report", "pack")
 COMMANDS = ("run", *STAGES, "forget", "gc")
 PAPER_METRICS = ("brisque", "niqe", "clipiqa", "maniqa", "musiq")  # Table 1
-FLAGS = {  # shorthands of settings
+SHORTHANDS = {  # shorthands of settings
     "detector": "detect.kind",
     "detector_weights": "detect.weights",
     "iqa": "score.iqa",
@@ -72,7 +80,7 @@ FLAGS = {  # shorthands of settings
 }
 
 
-def load_config(path: Path, profile: str | None) -> CurateConfig:
+def load_profile(path: Path, profile: str | None) -> CurateConfig:
     """`get_config` of a Python file, given the profile. Raises CommandError or ConfigError."""
     config = call_config(path, *([profile] if profile else []))
     if not isinstance(config, CurateConfig):
@@ -80,15 +88,17 @@ def load_config(path: Path, profile: str | None) -> CurateConfig:
     return config
 
 
-def make_plan(flags: argparse.Namespace) -> Plan:
+def make_plan(flags: argparse.Namespace) -> CurationPlan:
     """Flags over the last command's plan over the defaults. Raises InputError."""
+    # The last command's plan is the default, and a profile goes over its settings.
     plan = read_plan(flags.output)
     if plan is None or flags.config or flags.profile:
         path = flags.config or Path(__file__).parent.parent / "configs" / "curate.py"
-        config = load_config(path, flags.profile)
-        plan = Plan(config, []) if plan is None else plan
+        config = load_profile(path, flags.profile)
+        plan = CurationPlan(config, []) if plan is None else plan
         plan.config = config
-    for name, target in FLAGS.items():
+    # Flags that stand for settings, then --set, which has the last word.
+    for name, target in SHORTHANDS.items():
         if (value := getattr(flags, name)) is not None:
             settings.put(plan.config, target, value)
     for assignment in flags.set:
@@ -98,6 +108,7 @@ def make_plan(flags: argparse.Namespace) -> Plan:
         settings.put(plan.config, name, value)
     settings.check(plan.config)
     settings.make_absolute(plan.config)
+    # Inputs beside the settings; an empty value takes an earlier one back.
     plan.sources = parse_sources(flags.source) if flags.source else plan.sources
     for name in ("review", "stats", "tags"):
         if (value := getattr(flags, name)) is not None:
@@ -108,7 +119,7 @@ def make_plan(flags: argparse.Namespace) -> Plan:
     return plan
 
 
-def check_plan(plan: Plan) -> None:
+def check_plan(plan: CurationPlan) -> None:
     """Whatever can be known to be wrong before anything runs. Raises InputError."""
     if not plan.sources:
         raise ConfigError("no sources: give --source KIND=PATH,... once for each")
@@ -129,18 +140,19 @@ def check_plan(plan: Plan) -> None:
         read_statistics(Path(plan.stats))
 
 
-class Pipeline:
+class CurationPipeline:
     """The stages over one output folder."""
 
-    def __init__(self, plan: Plan, engine: Engine) -> None:
+    def __init__(self, plan: CurationPlan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
-        self.ledger = Ledger(engine.root)
-        self.unranked = ""  # why the selection ranked nothing
+        self.ledger = ShardLedger(engine.root)
+        # Becomes the reason, if the selection can rank nothing.
+        self.unranked = ""
 
     def index(self) -> None:
         """Labels to rows; prints what each source has."""
         per_shard = self.plan.config.shard_images
-        job = Index(tuple(self.plan.sources), per_shard, tuple(self.plan.forgotten))
+        job = IndexJob(tuple(self.plan.sources), per_shard, tuple(self.plan.forgotten))
         with Screen("index", None) as screen:
             self.engine.run(job, [source.name for source in self.plan.sources], screen)
         for source in self.plan.sources:
@@ -152,7 +164,7 @@ class Pipeline:
         """Pictures to crops."""
         if self.plan.config.detect.kind == "boxes" and (unlabelled := self.unlabelled()):
             detect.check_listed(self.plan.config.detect, unlabelled)
-        job = Crop(self.plan.config, tuple(self.plan.sources))
+        job = CropJob(self.plan.config, tuple(self.plan.sources))
         self._sharded(job, lambda name: rows_of(index_file(self.ledger, name)))
 
     def unlabelled(self) -> set[str]:
@@ -167,7 +179,7 @@ class Pipeline:
         """Crops to numbers."""
         for group in scores.groups(self.plan.config.score):
             crops = lambda name: rows_of(self.ledger.output("crop", name, "crops.parquet"))  # noqa: E731
-            self._sharded(Score(group, self.plan.config.score), crops, "crops")
+            self._sharded(ScoreJob(group, self.plan.config.score), crops, "crops")
 
     def _sharded(self, job: Any, size: Callable[[str], int], unit: str = "images") -> None:
         shards = crop_shards(self.ledger, self.plan.sources)
@@ -180,10 +192,10 @@ class Pipeline:
         plan = self.plan
         shards = tuple(crop_shards(self.ledger, plan.sources))
         barred = tuple(map(str, barred_files(self.engine, plan.exclude)))
-        job = Select(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
+        job = SelectJob(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
         self.engine.here().run(job, ["all"])
         table = read_manifest(self.ledger, ["dataset", "image_id", "box_index", "reason"])
-        check(table)
+        check_counts(table)
         print(funnel_text(funnels(table)))
         facts = json.loads(self.ledger.output("select", "all", "stats.json").read_text())
         print("\n".join(notes(facts, [s.name for s in plan.sources if readers.needs_detector(s)])))
@@ -201,7 +213,8 @@ class Pipeline:
 
     def report(self) -> None:
         """Tables and figures."""
-        from curate.report import write_report  # matplotlib: not for every worker process
+        # Matplotlib is slow to import, and worker processes do not need it.
+        from curate.publish.report import write_report
 
         write_report(self.ledger, self.plan.tags)
         print(f"report: {spelled(self.engine.root / 'report' / 'report.md')}")
@@ -215,16 +228,19 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
         detected: names of the sources that have no labels.
     """
     settings = facts["settings"]
+    # Metrics, and which of the paper's are not among them.
     missing = [name for name in PAPER_METRICS if name not in facts["metrics"]]
     lines = [f"scores: {', '.join(facts['metrics'])}"]
     if missing:
         lines += [f"not computed: {', '.join(missing)} (--iqa pyiqa --iqa_weights DIR)"]
+    # The detector, where a source needs one.
     kind = settings["detect"]["kind"] + (
         ", a fallback" if settings["detect"]["kind"] == "hog" else ""
     )
     lines += [
         f"detector: {kind}, of {', '.join(detected)}" if detected else "detector: none needed"
     ]
+    # Thresholds, which the paper does not publish.
     limits = ", ".join(f"{name} {limit:.4g}" for name, limit in facts["thresholds"].items())
     lines += [f"thresholds: {limits or 'none, rank only'}"]
     if limits and (share := settings["select"]["calibrate"]):
@@ -233,6 +249,7 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
         lines += [f"found to keep {share:.1%} of the top share, in place of: {usual}"]
     if "blur_min" in facts:
         lines += [f"blur threshold of the sources: {facts['blur_min']:.1f}"]
+    # What went wrong without being an error.
     if "unranked" in facts:
         lines += [f"nothing is ranked: {facts['unranked']}"]
     if "review_unknown" in facts:
@@ -242,7 +259,7 @@ def notes(facts: dict[str, Any], detected: Sequence[str]) -> list[str]:
 
 def rows_of(path: Path) -> int:
     """Rows of a Parquet file, from its footer."""
-    return pq.ParquetFile(opened(path)).metadata.num_rows
+    return pq.ParquetFile(open_parquet(path)).metadata.num_rows
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -254,15 +271,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=some_path, required=True, help="folder of all that is made"
     )
+    # Where pictures come from, and the settings.
     source = "[NAME:]KIND=PATH[,PATH]"
-    kinds = f"once for each; KIND is one of {', '.join(readers.KINDS)}"
+    kinds = f"once for each; KIND is one of {', '.join(readers.SOURCE_FORMATS)}"
     parser.add_argument("--source", action="append", default=[], metavar=source, help=kinds)
     parser.add_argument("--config", type=some_path, help="default: configs/curate.py")
     parser.add_argument("--profile", help="default, strict, paper or test")
     setting = "a setting of curate/config.py, as select.musiq_min=65"
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
-    for name, target in FLAGS.items():
+    for name, target in SHORTHANDS.items():
         parser.add_argument(f"--{name}", help=f"the same as --set {target}=...")
+    # Decisions and other sets.
     parser.add_argument("--review", help="csv of a review page's decisions; '' = none")
     parser.add_argument(
         "--stats", type=some_text, help="stats.json of the run whose pool is the measure"
@@ -276,11 +295,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tags", type=some_text, help="Parquet with crop_id and tags, for the report"
     )
+    # How it runs, which changes no byte of the result.
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="0 = no processes")
     parser.add_argument("--verify", action="store_true", help="compare digests of all that is done")
     flags = parser.parse_args(argv)
-    flags.output = flags.output.absolute()  # Ray's workers have a folder of their own
+    # Ray's workers run in another folder, so the path must be absolute.
+    flags.output = flags.output.absolute()
     if flags.names and flags.command != "forget":
         parser.error(f"{flags.command} takes no names")
     if flags.workers < 0:
@@ -289,7 +310,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 @contextmanager
-def folder_for(flags: argparse.Namespace) -> Iterator[Plan]:
+def folder_for(flags: argparse.Namespace) -> Iterator[CurationPlan]:
     """The plan, and OUT made; one that was made goes again where the first input is at fault."""
     check_folder("output", flags.output)
     try:
@@ -312,21 +333,21 @@ def execute(flags: argparse.Namespace) -> None:
     """Do what the command line says."""
     if flags.command == "gc":
         check_input("output", flags.output)
-        freed = Ledger(flags.output).collect_garbage()
+        freed = ShardLedger(flags.output).collect_garbage()
         print(f"removed {freed / 1e6:,.1f} MB")
         return
     with folder_for(flags) as plan:
         carry_out(plan, flags)
 
 
-def carry_out(plan: Plan, flags: argparse.Namespace) -> None:
+def carry_out(plan: CurationPlan, flags: argparse.Namespace) -> None:
     """Run the stages that the command line names."""
-    Ledger(flags.output).clean()
+    ShardLedger(flags.output).clean()
     engine = Engine(flags.output, flags.engine, flags.workers, plan.config.limit, flags.verify)
     if flags.command == "forget":
         if not flags.names:
             raise ConfigError("forget: name the images (see image_id in the manifest)")
-        check_known(Ledger(flags.output), plan.forgotten, flags.names)
+        check_known(ShardLedger(flags.output), plan.forgotten, flags.names)
         plan.forgotten = sorted({*plan.forgotten, *flags.names})
         plan.write(flags.output)
         forget(engine, plan, flags.names)
@@ -335,7 +356,7 @@ def carry_out(plan: Plan, flags: argparse.Namespace) -> None:
     else:
         stages = list(STAGES) if flags.command == "run" else [flags.command]
         plan.write(flags.output)
-    pipeline = Pipeline(plan, engine)
+    pipeline = CurationPipeline(plan, engine)
     with session(flags.workers) if flags.engine == "ray" else nullcontext():
         for stage in stages:
             getattr(pipeline, stage)()

@@ -8,15 +8,22 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float64, UInt8
 
 Pixels = UInt8[np.ndarray, "h w 3"]
+CropBatch = UInt8[np.ndarray, "n h w 3"]
+BoxKind = Literal["person", "ignore"]
+BoxPolicy = Literal["labels", "detect", "whole_image"]
+Column = Float64[np.ndarray, " n"]  # a number for each crop
 
-VERSION = 1  # of the manifest's columns
-SIDE = 512  # pixels of a crop
-WHOLE = "whole"  # flag of a box that is all of the picture: its square may lose what it must
+MANIFEST_VERSION = 1  # of the manifest's columns
+CROP_SIDE = 512  # pixels of a crop
+WHOLE_PICTURE = (
+    "whole"  # flag of a box that is all of the picture: its square may lose what it must
+)
 
 
 class InputError(ValueError):
@@ -41,7 +48,6 @@ class Reason(StrEnum):
     DENSE = "dense"
     NMS = "nms"
     CROP_BLUR = "crop_blur"
-    UPSCALE = "upscale"
     NAN_SCORE = "nan_score"
     UNRANKED = "unranked"  # Eq. 1 cannot be computed over this pool
     NOT_TOP_THIRD = "not_top_third"
@@ -57,7 +63,8 @@ class Reason(StrEnum):
     STAGE_ERROR = "stage_error"  # :type
 
 
-RANKED = ("not_top_third", "below_threshold", "source_cap")  # a person's word outweighs these
+# What a review by hand outweighs.
+RANKED = (Reason.NOT_TOP_THIRD, Reason.BELOW_THRESHOLD, Reason.SOURCE_CAP)
 
 
 def is_reason(text: str) -> bool:
@@ -74,7 +81,7 @@ class Box:
     """
 
     xyxy: tuple[float, float, float, float]
-    kind: str = "person"
+    kind: BoxKind = "person"
     raw_label: str = "person"
     flags: tuple[str, ...] = ()  # crowd group depiction difficult truncated occluded ...
     score: float = 1.0  # the detector's; 1 = labelled
@@ -90,14 +97,14 @@ class SourceImage:
 
     image_id: str  # dataset/split/key: unique over all sources
     dataset: str
-    path: str  # of the file, spelled (see osdhuman_jax.names)
+    path: str  # of the file, spelled (see osdhuman_jax.filenames)
     split_of_source: str = ""
     label_w: int = 0  # size that the labels state; 0 = unknown
     label_h: int = 0
     normalized: bool = False  # boxes are shares of width and height
     rotation: int = 0  # degrees counterclockwise to turn image and boxes (Open Images)
     boxes: tuple[Box, ...] = ()
-    policy: str = "labels"
+    policy: BoxPolicy = "labels"
     flickr_id: str = ""
     license: str = ""  # as the source states it; empty = unknown
 
@@ -108,7 +115,7 @@ class Candidate:
 
     box_index: int
     box: Box
-    reason: str = ""  # empty = alive
+    reason: str = ""  # empty = not dropped
     detail: str = ""
     x0: int | None = None  # the square, in pixels of the upright image
     y0: int | None = None
@@ -124,7 +131,7 @@ def crop_id(image_id: str, x0: int, y0: int, s: int, rule: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def counts(reasons: Iterable[str]) -> dict[str, int]:
+def sorted_counts(reasons: Iterable[str]) -> dict[str, int]:
     """How often each reason occurs, sorted by name; details merged for all but thresholds."""
     found: dict[str, int] = {}
     for reason in reasons:

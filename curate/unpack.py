@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from curate.pack import PackError, picture_name, read_container
+from curate.engine.parquet import read_rows
+from curate.publish.pack import PackError, picture_name, read_container
 from curate.schema import InputError
-from curate.tables import read_rows
 from osdhuman_jax.cli import CommandError, Parser, check_folder, end, some_path
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.filenames import spelled
@@ -52,7 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     flags = parser.parse_args(arguments)
     try:
         count = unpack(flags.packed, flags.output)
-    except (InputError, OSError, ValueError, RuntimeError) as error:  # the last: a damaged file
+    except (InputError, OSError, ValueError, RuntimeError) as error:
+        # Arrow raises RuntimeError where a file is damaged.
         print(f"unpack: {error}", file=sys.stderr)
         return 2 if isinstance(error, (InputError, CommandError)) else 1
     print(f"{count:,} pictures in {spelled(flags.output)}")

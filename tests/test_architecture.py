@@ -15,6 +15,10 @@ ROOMS = (  # the package from the ground up; a name is a folder or a file beside
     *("networks", "config", "images", "methods", "degrade", "data", "weights"),
     *("evaluation", "training", "inference", "models", "api", "commands", "__main__"),
 )
+CURATE_ROOMS = (
+    *("schema", "config", "readers", "engine", "cropping", "quality", "selection", "publish"),
+    *("plan", "forget", "niqe", "unpack", "run", "demo"),
+)
 CURATE = sorted(ROOT.glob("curate/**/*.py"))
 PACKAGE = sorted(ROOT.glob("osdhuman_jax/**/*.py"))
 FREE_OF_JAX = {"filenames", "disk", "cli", "images", "degrade", "config", "models"}
@@ -63,6 +67,7 @@ def names(path: Path) -> str:
 
 def test_every_file_has_a_room() -> None:
     assert {room(module(p)) for p in PACKAGE if module(p) != "osdhuman_jax"} == set(ROOMS)
+    assert {room(module(p)) for p in CURATE if module(p) != "curate"} == set(CURATE_ROOMS)
 
 
 @pytest.mark.parametrize("path", [p for p in PACKAGE if module(p) != "osdhuman_jax"], ids=names)
@@ -70,6 +75,13 @@ def test_a_room_imports_from_those_above(path: Path) -> None:
     own = ROOMS.index(room(module(path)))
     used = {room(n) for n in modules_imported(path) if n.startswith("osdhuman_jax")}
     assert not {name for name in used if ROOMS.index(name) > own}
+
+
+@pytest.mark.parametrize("path", [p for p in CURATE if module(p) != "curate"], ids=names)
+def test_a_room_of_curate_imports_from_those_above(path: Path) -> None:
+    own = CURATE_ROOMS.index(room(module(path)))
+    used = {room(n) for n in modules_imported(path) if n.startswith("curate.")}
+    assert not {name for name in used if CURATE_ROOMS.index(name) > own}
 
 
 @pytest.mark.parametrize("folder", ["osdhuman_jax", "curate"])

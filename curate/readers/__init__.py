@@ -5,18 +5,19 @@ table does not explain are an error, since skipping them would lose people in si
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from curate.readers import coco, crowdhuman, folders, openimages, voc
 from curate.readers.common import Notes, ReaderError
 from curate.schema import SourceImage
 
 __all__ = [
-    "KINDS",
+    "SOURCE_FORMATS",
     "Notes",
     "ReaderError",
-    "Source",
+    "SourceSpec",
     "check",
     "label_files",
     "needs_detector",
@@ -24,20 +25,19 @@ __all__ = [
 ]
 
 
-class Source(Protocol):
-    """Where a set lies; `name` becomes its dataset and the start of its image names."""
+@dataclass(frozen=True)
+class SourceSpec:
+    """One `--source [NAME:]KIND=PATH,...`: where a set lies and in which format.
 
-    @property
-    def kind(self) -> str: ...
+    `name` tells two of a kind apart; it is the set's dataset and begins its image names.
+    """
 
-    @property
-    def paths(self) -> tuple[str, ...]: ...
-
-    @property
-    def name(self) -> str: ...
+    kind: str
+    paths: tuple[str, ...]
+    name: str
 
 
-class Kind(NamedTuple):
+class SourceFormat(NamedTuple):
     """A format: its paths (for messages; [..] may be left out), reader, files with labels."""
 
     usage: str
@@ -46,23 +46,23 @@ class Kind(NamedTuple):
     detect: bool = False  # pictures without boxes
 
 
-KINDS = {
-    "coco": Kind("INSTANCES.json,IMAGES", coco.read_coco, coco.labels),
-    "objects365": Kind("ANNOTATIONS.json,IMAGES", coco.read_objects365, coco.labels),
-    "openimages": Kind(
+SOURCE_FORMATS = {
+    "coco": SourceFormat("INSTANCES.json,IMAGES", coco.read_coco, coco.labels),
+    "objects365": SourceFormat("ANNOTATIONS.json,IMAGES", coco.read_objects365, coco.labels),
+    "openimages": SourceFormat(
         "BOXES.csv,CLASSES.csv,IMAGES[,IMAGE_INFO.csv]", openimages.read, openimages.labels
     ),
-    "crowdhuman": Kind("ANNOTATIONS.odgt,IMAGES", crowdhuman.read, crowdhuman.labels),
-    "voc": Kind("DIR", voc.read, voc.labels),
-    "lsdir": Kind("DIR", folders.read_lsdir, folders.labels, True),
-    "folder": Kind("DIR", folders.read_folder, folders.labels, True),
-    "person": Kind("DIR", folders.read_person, folders.labels),
+    "crowdhuman": SourceFormat("ANNOTATIONS.odgt,IMAGES", crowdhuman.read, crowdhuman.labels),
+    "voc": SourceFormat("DIR", voc.read, voc.labels),
+    "lsdir": SourceFormat("DIR", folders.read_lsdir, folders.labels, True),
+    "folder": SourceFormat("DIR", folders.read_folder, folders.labels, True),
+    "person": SourceFormat("DIR", folders.read_person, folders.labels),
 }
 
 
-def check(source: Source) -> None:
+def check(source: SourceSpec) -> None:
     """Raises ReaderError unless a source has the files and folders that its kind needs."""
-    kind = KINDS[source.kind]
+    kind = SOURCE_FORMATS[source.kind]
     least = kind.usage.split("[")[0].count(",") + 1
     most = kind.usage.count(",") + 1
     if not least <= len(source.paths) <= most:
@@ -77,7 +77,7 @@ def check(source: Source) -> None:
             raise ReaderError(f"--source {source.kind}: {path} is {what}; needs {kind.usage}")
 
 
-def read(source: Source, notes: Notes | None = None) -> Iterator[SourceImage]:
+def read(source: SourceSpec, notes: Notes | None = None) -> Iterator[SourceImage]:
     """Every image of a source. Raises ReaderError: one line that names file and fault.
 
     Counts in `notes` what was not understood, by its words; it is complete when the last image
@@ -85,14 +85,14 @@ def read(source: Source, notes: Notes | None = None) -> Iterator[SourceImage]:
     """
     check(source)
     notes = Notes() if notes is None else notes
-    return KINDS[source.kind].read(source.name, notes, *map(Path, source.paths))
+    return SOURCE_FORMATS[source.kind].read(source.name, notes, *map(Path, source.paths))
 
 
-def label_files(source: Source) -> list[Path]:
+def label_files(source: SourceSpec) -> list[Path]:
     """The files that a source's boxes come from; none for plain pictures."""
-    return KINDS[source.kind].labels(*map(Path, source.paths))
+    return SOURCE_FORMATS[source.kind].labels(*map(Path, source.paths))
 
 
-def needs_detector(source: Source) -> bool:
+def needs_detector(source: SourceSpec) -> bool:
     """Whether nothing says where people are."""
-    return KINDS[source.kind].detect
+    return SOURCE_FORMATS[source.kind].detect

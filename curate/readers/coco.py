@@ -16,14 +16,15 @@ from jaxtyping import Float64
 
 from curate.readers.common import Notes, ReaderError, flickr_id, note_size
 from curate.readers.entries import members
-from curate.readers.pictures import Pictures
-from curate.readers.values import flag, identity, length
+from curate.readers.pictures import PictureFinder
+from curate.readers.values import canonical_id, flag, length
 from curate.schema import Box, SourceImage
 
 FLAGS = {"iscrowd": "crowd", "isfake": "fake", "isreflected": "reflected"}
 NEEDED = {"images", "annotations", "categories"}
 KEYS = {"image_id", "category_id", "bbox"}
-WIDTH = 6  # numbers a box: image, x, y, width, height, flags (a bit each)
+# Numbers that are held of a box: image, x, y, width, height, flags (a bit each).
+WIDTH = 6
 FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 TOLD = 3  # examples that an error names
 
@@ -31,23 +32,26 @@ Id = int | str
 
 
 def labels(annotations: Path, images: Path) -> list[Path]:
-    """The json."""
+    """The files with labels: the json alone."""
     return [annotations]
 
 
 def read_coco(name: str, notes: Notes, annotations: Path, images: Path) -> Iterator[SourceImage]:
     """Images of `INSTANCES.json,IMAGES`."""
-    return _read(name, notes, annotations, Pictures(images, notes))
+    return _read(name, notes, annotations, PictureFinder(images, notes))
 
 
 def read_objects365(
     name: str, notes: Notes, annotations: Path, images: Path
 ) -> Iterator[SourceImage]:
     """Images of Objects365 v1 or v2, whose file names may lack their patch folder."""
-    return _read(name, notes, annotations, Pictures(images, notes, distinct=True))
+    return _read(name, notes, annotations, PictureFinder(images, notes, distinct=True))
 
 
-def _read(name: str, notes: Notes, annotations: Path, pictures: Pictures) -> Iterator[SourceImage]:
+def _read(
+    name: str, notes: Notes, annotations: Path, pictures: PictureFinder
+) -> Iterator[SourceImage]:
+    # The first pass holds the boxes, the second yields the images with them.
     try:
         labels = _Labels(annotations, pictures, notes)
         split = annotations.stem.removeprefix("instances_")
@@ -56,13 +60,13 @@ def _read(name: str, notes: Notes, annotations: Path, pictures: Pictures) -> Ite
             size = length(image.get("width")), length(image.get("height"))
             notes["pictures without width and height"] += not all(size)
             yield SourceImage(
-                image_id=f"{name}/{split}/{identity(image['id'])}",
+                image_id=f"{name}/{split}/{canonical_id(image['id'])}",
                 dataset=name,
                 split_of_source=split,
                 path=pictures.find(image["file_name"]),
                 label_w=size[0],
                 label_h=size[1],
-                boxes=labels.people(identity(image["id"])),
+                boxes=labels.people(canonical_id(image["id"])),
                 flickr_id=flickr_id(image.get("flickr_url", "")),
                 license=labels.license(image.get("license")),
             )
@@ -75,16 +79,21 @@ def _read(name: str, notes: Notes, annotations: Path, pictures: Pictures) -> Ite
 class _Labels:
     """The people of a file by image, and its licences by number. Raises ReaderError."""
 
-    def __init__(self, path: Path, pictures: Pictures, notes: Notes) -> None:
+    def __init__(self, path: Path, pictures: PictureFinder, notes: Notes) -> None:
         """Claims the pictures of all images that are listed."""
         self._path, self._notes = path, notes
         self._licenses: dict[Id, str] = {}
-        self._images: dict[Id, int] = {}  # id to number, in the order they are met
-        self._listed = bytearray()  # by number: 1 = among the file's images
-        self._bad: dict[Id, dict] = {}  # by category
+        # Images are numbered in the order in which they are met.
+        self._images: dict[Id, int] = {}
+        # By number: 1 where the image is among the file's "images".
+        self._listed = bytearray()
+        # The first annotation of each category whose bbox is not four numbers.
+        self._bad: dict[Id, dict] = {}
         names: dict[Id, str] = {}
         seen: set[str] = set()
-        boxes: dict[Id, array] = defaultdict(lambda: array("d"))  # by category: names come last
+        # Boxes are kept by category, since the categories' names come last in the file.
+        boxes: dict[Id, array] = defaultdict(lambda: array("d"))
+        # One pass over the file, whatever the order of its members.
         for key, entries in members(path):
             seen.add(key)
             if key == "images":
@@ -98,9 +107,10 @@ class _Labels:
                 names = self._names(entries)
             elif key == "licenses":
                 known = (entry for entry in entries if entry)
-                self._licenses = {identity(e["id"]): str(e.get("name") or "") for e in known}
+                self._licenses = {canonical_id(e["id"]): str(e.get("name") or "") for e in known}
         if not seen >= NEEDED:
             raise ReaderError(f"{path}: needs {', '.join(sorted(NEEDED))}")
+        # By now the categories are known: of the boxes only people's are kept, by image.
         self._rows = self._sorted(boxes, names)
         self._starts = np.searchsorted(self._rows[:, 0], np.arange(len(self._images) + 1))
 
@@ -120,7 +130,7 @@ class _Labels:
 
     def _number(self, image_id: Any) -> int:
         """The number of an image, which is a new one if it has not been met."""
-        number = self._images.setdefault(identity(image_id), len(self._images))
+        number = self._images.setdefault(canonical_id(image_id), len(self._images))
         if number == len(self._listed):
             self._listed.append(0)
         return number
@@ -129,7 +139,7 @@ class _Labels:
         names: dict[Id, str] = {}
         for entry in entries:
             name = entry["name"].strip().lower()
-            if names.setdefault(identity(entry["id"]), name) != name:
+            if names.setdefault(canonical_id(entry["id"]), name) != name:
                 raise ReaderError(f"{self._path}: two categories have the id {entry['id']}")
         return names
 
@@ -139,11 +149,12 @@ class _Labels:
                 f"{self._path}: an annotation lacks image_id, category_id or bbox: "
                 f"{str(entry)[:200]}"
             )
-        category, image = identity(entry["category_id"]), self._number(entry["image_id"])
+        category, image = canonical_id(entry["category_id"]), self._number(entry["image_id"])
         bits = sum(1 << bit for bit, name in enumerate(FLAGS) if flag(entry.get(name)))
         try:
             x, y, w, h = map(float, entry["bbox"])
-        except (TypeError, ValueError):  # an error if it turns out to be a person
+        except (TypeError, ValueError):
+            # It becomes an error if the category turns out to be a person.
             self._bad.setdefault(category, entry)
         else:
             boxes[category].extend((image, x, y, w, h, bits))
@@ -195,7 +206,7 @@ class _Labels:
 
     def license(self, license_id: Any) -> str:
         """A licence by its number; empty if none is known."""
-        return "" if license_id is None else self._licenses.get(identity(license_id), "")
+        return "" if license_id is None else self._licenses.get(canonical_id(license_id), "")
 
 
 def _box(row: list[float]) -> Box:

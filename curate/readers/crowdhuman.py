@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from curate.readers.common import Notes, ReaderError, note_size
-from curate.readers.pictures import Pictures
-from curate.readers.values import flag, identity
+from curate.readers.pictures import PictureFinder
+from curate.readers.text_files import open_text
+from curate.readers.values import canonical_id, flag
 from curate.schema import Box, SourceImage
-from curate.text import open_text
 
 
 def labels(annotations: Path, images: Path) -> list[Path]:
-    """The odgt."""
+    """The files with labels: the odgt alone."""
     return [annotations]
 
 
 def read(name: str, notes: Notes, annotations: Path, images: Path) -> Iterator[SourceImage]:
     """Images of `ANNOTATIONS.odgt,IMAGES`."""
-    pictures, split = Pictures(images, notes), annotations.stem.removeprefix("annotation_")
+    pictures, split = PictureFinder(images, notes), annotations.stem.removeprefix("annotation_")
     for _, entry in _lines(annotations):
-        pictures.claim(str(identity(entry["ID"])))
+        pictures.claim(str(canonical_id(entry["ID"])))
     for number, entry in _lines(annotations):
         try:
-            key = str(identity(entry["ID"]))
+            key = str(canonical_id(entry["ID"]))
             yield SourceImage(
                 image_id=f"{name}/{split}/{key}",
                 dataset=name,
@@ -49,7 +49,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     entry = _decoded(line)
-                    identity(entry["ID"])
+                    canonical_id(entry["ID"])
                     yield number, entry
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, ReaderError):

@@ -1,11 +1,14 @@
-"""Pictures without labels: LSDIR, plain folders, and sets whose every picture is of one person."""
+"""Pictures without labels: LSDIR, plain folders, and sets whose every picture is of one person.
+
+Where people are in the pictures of the first two is for a detector to find.
+"""
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from curate.readers.common import Notes, ReaderError
-from curate.schema import SourceImage
+from curate.schema import BoxPolicy, SourceImage
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SUFFIXES, list_images, other_pictures
 
@@ -13,7 +16,7 @@ DEGRADED = {"x2", "x3", "x4", "lr", "lq"}  # LSDIR's folders of small copies
 
 
 def labels(root: Path) -> list[Path]:
-    """None."""
+    """The files with labels, of which there are none."""
     return []
 
 
@@ -23,7 +26,7 @@ def read_folder(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
 
 
 def read_lsdir(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
-    """The same without LSDIR's small copies."""
+    """All pictures below a folder but LSDIR's small copies."""
 
     def is_original(path: str) -> bool:
         parts = Path(path.lower()).parts
@@ -50,7 +53,7 @@ def _pictures(root: Path) -> list[str]:
     return sorted(found, key=os.fsencode)
 
 
-def _read(name: str, root: Path, files: Iterable[str], policy: str) -> Iterator[SourceImage]:
+def _read(name: str, root: Path, files: Iterable[str], policy: BoxPolicy) -> Iterator[SourceImage]:
     for file in files:
         image_id, path = f"{name}/all/{spelled(file)}", spelled(root / file)
         yield SourceImage(image_id, name, path, policy=policy)

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from curate.readers.common import Notes, ReaderError, flickr_id, iou, note_size
-from curate.readers.pictures import Pictures
+from curate.readers.pictures import PictureFinder
+from curate.readers.text_files import open_text
 from curate.readers.values import flag
 from curate.schema import Box, SourceImage
-from curate.text import open_text
 
-PEOPLE = ("Man", "Woman", "Boy", "Girl", "Person", "Human body")  # the more telling first
-KNOWN = {name.lower(): name for name in PEOPLE}
+PERSON_CLASSES = ("Man", "Woman", "Boy", "Girl", "Person", "Human body")  # the more telling first
+KNOWN = {name.lower(): name for name in PERSON_CLASSES}
 SAME = 0.8  # IoU of two boxes of one person
 FLAGS = {
     "IsOccluded": "occluded",
@@ -32,7 +32,7 @@ SIDES = ("XMin", "YMin", "XMax", "YMax")
 
 
 def labels(boxes: Path, classes: Path, images: Path, info: Path | None = None) -> list[Path]:
-    """The csv files."""
+    """The files with labels: the csv files."""
     return [boxes, classes, *([info] if info else [])]
 
 
@@ -44,7 +44,7 @@ def read(
     facts = _info(info, found) if info else {}
     if info and (unknown := len(found) - len(facts)):
         notes[f"pictures not in {info.name}"] += unknown
-    pictures, split = Pictures(images, notes), _split(boxes)
+    pictures, split = PictureFinder(images, notes), _split(boxes)
     for image in found:
         pictures.claim(image)
     for image, people in found.items():
@@ -95,8 +95,8 @@ def _classes(path: Path) -> dict[str, str]:
         name = KNOWN.get(name.lower(), name)
         if names.setdefault(mid, name) != name:
             raise ReaderError(f"{path}: {mid} is two classes, {names[mid]} and {name}")
-    if not set(PEOPLE) & set(names.values()):
-        raise ReaderError(f"{path}: none of {', '.join(PEOPLE)} is in it")
+    if not set(PERSON_CLASSES) & set(names.values()):
+        raise ReaderError(f"{path}: none of {', '.join(PERSON_CLASSES)} is in it")
     return names
 
 
@@ -109,7 +109,7 @@ def _boxes(path: Path, names: dict[str, str], notes: Notes) -> dict[str, list[Bo
             label = names.get(row["LabelName"].strip())
             if label is None:
                 raise ValueError(f"label {row['LabelName']!r} is not in the table")
-            if label in PEOPLE:
+            if label in PERSON_CLASSES:
                 people.append(note_size(_box(row, label), notes))
         except (ValueError, TypeError, AttributeError) as error:
             raise ReaderError(f"{path}, line {number}: {error}") from None
@@ -118,7 +118,8 @@ def _boxes(path: Path, names: dict[str, str], notes: Notes) -> dict[str, list[Bo
 
 def _box(row: dict[str, Any], label: str) -> Box:
     x0, y0, x1, y1 = (float(row[side]) for side in SIDES)
-    flags = [name for column, name in FLAGS.items() if flag(row.get(column))]  # -1: unknown
+    # In this table -1 means unknown, which is not set.
+    flags = [name for column, name in FLAGS.items() if flag(row.get(column))]
     flags += [f"source {row['Source']}"] if row.get("Source") else []
     kind = "ignore" if IGNORED & set(flags) else "person"
     return Box((x0, y0, x1, y1), kind, label, tuple(flags))
@@ -127,7 +128,7 @@ def _box(row: dict[str, Any], label: str) -> Box:
 def merge_people(boxes: list[Box]) -> list[Box]:
     """One box for each person, by its most telling label, in the order of the file."""
     kept: list[int] = []
-    order = sorted(range(len(boxes)), key=lambda i: (PEOPLE.index(boxes[i].raw_label), i))
+    order = sorted(range(len(boxes)), key=lambda i: (PERSON_CLASSES.index(boxes[i].raw_label), i))
     for i in order:
         twin = any(
             boxes[i].raw_label != boxes[j].raw_label and iou(boxes[i], boxes[j]) >= SAME

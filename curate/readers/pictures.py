@@ -22,13 +22,18 @@ from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SUFFIXES, tree
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/]*", re.IGNORECASE)
-SERVED = re.compile(r".*/local-files/\?d=", re.DOTALL)  # Label Studio: the path is in the query
+# Label Studio's addresses have the path in the query.
+SERVED = re.compile(r".*/local-files/\?d=", re.DOTALL)
 DRIVE = re.compile(r"[A-Za-z]:(?=/|\\)")
-FREE, TIE = 0xFFFF, 0  # a file that no name claims; the claimant of a file that two claim alike
+# The rank of a file that no name claims, and the owner of one that two names claim alike.
+FREE, TIE = 0xFFFF, 0
 DEEPEST = 63  # folders that are compared
-CROWD = 64  # files of one name, of which none can be meant without its folder
-ADDED, WEAKER = 2048, 4096  # what a suffix that was added, and a less telling name, cost in rank
-LINKS = 40  # of links to folders within one name, as of the system's own limit
+# So many files of one name are looked at only with their folders.
+CROWD = 64
+# What it costs in rank to add a suffix, and to be a less telling name.
+ADDED, WEAKER = 2048, 4096
+# Links to folders that are followed within one name; the system's own limit.
+LINKS = 40
 
 
 def clean(name: str) -> str:
@@ -106,7 +111,7 @@ class _Table:
         return self._numbers[low:high].tolist()
 
 
-class Pictures:
+class PictureFinder:
     """The files below a folder by the names that labels give them.
 
     First every name is told (`claim`), then each is asked for (`find`): which picture a name means
@@ -118,7 +123,8 @@ class Pictures:
         if not root.is_dir():
             raise ReaderError(f"{spelled(root)}: not a folder of pictures")
         self._root, self._notes, self._distinct = root, notes, distinct
-        self._above = root.parts[:0:-1]  # names of the folder and those it lies in
+        # Names of the folder and of those it lies in, the innermost first.
+        self._above = root.parts[:0:-1]
         try:
             found = tree(root)
         except OSError as error:
@@ -131,7 +137,8 @@ class Pictures:
         self._ends = _Table((e, i) for i, path in enumerate(self._files) for e in _ends(path))
         self._ranks = array("H", [FREE]) * len(self._files)
         self._owners = array("q", [TIE]) * len(self._files)
-        self._given = bytearray(len(self._files))  # how often it was found: 0, 1, 2 = more often
+        # How often each file was found: 0, 1, or 2 for more often.
+        self._given = bytearray(len(self._files))
 
     def claim(self, *names: str, owner: str = "") -> None:
         """Tell of a picture's names, the most telling first.

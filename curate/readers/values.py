@@ -11,7 +11,7 @@ NO = {"", "no", "n", "false", "f", "none", "null", "nan", "unknown", "unspecifie
 YES = {"yes", "y", "true", "t"}
 
 
-def identity(value: Any) -> int | str:
+def canonical_id(value: Any) -> int | str:
     """The one form of an id: 1, 1.0 and "1" are the same one. Raises ValueError if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not an id")

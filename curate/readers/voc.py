@@ -11,10 +11,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from curate.readers.common import Notes, ReaderError, note_size
-from curate.readers.pictures import Pictures, clean
+from curate.readers.pictures import PictureFinder, clean
+from curate.readers.text_files import marked_encoding
 from curate.readers.values import flag, length
 from curate.schema import Box, SourceImage
-from curate.text import marked_encoding
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SYSTEM_FOLDERS, tree
 
@@ -63,7 +63,7 @@ def read(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
     """Images of `DIR`, which holds Annotations and JPEGImages."""
     for folder in _years(root):
         images = folder / "JPEGImages"
-        pictures = Pictures(images if images.is_dir() else folder, notes)
+        pictures = PictureFinder(images if images.is_dir() else folder, notes)
         # Read twice: a picture can be told only when all names are known, and xml are too many
         # to be held.
         for path in _xmls(folder):
@@ -99,7 +99,7 @@ def _names(key: str, root: ElementTree.Element) -> list[str]:
 
 
 def _image(
-    start: str, key: str, root: ElementTree.Element, pictures: Pictures, notes: Notes
+    start: str, key: str, root: ElementTree.Element, pictures: PictureFinder, notes: Notes
 ) -> SourceImage:
     flickr = root.findtext("source/flickrid") or ""
     people = (_box(o, notes) for o in root.findall("object") if _label(o) == "person")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from curate.engine import Failure, Runner
-from curate.ledger import Ledger, digest
+from curate.engine.ledger import ShardLedger, digest
+from curate.engine.worker import Failure, ItemRunner
 
 
 def double(delay: float, item: int) -> int:
@@ -36,10 +36,10 @@ class Doubling:
     name: str = "double"
     gpus: float = 0.0
 
-    def key(self, ledger: Ledger, shard: str) -> str:
+    def key(self, ledger: ShardLedger, shard: str) -> str:
         return digest(self.version, shard)
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict:
+    def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> dict:
         items = range(*map(int, shard.split("-")))
         results = list(run.each(partial(factory, self.delay), items))
         lines = [r.reason if isinstance(r, Failure) else str(r) for r in results]
@@ -51,7 +51,7 @@ class Doubling:
 class DiskFull(Doubling):
     """Fails half way as a full disk does, while a file named `full` lies beside the results."""
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict:
+    def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> dict:
         (folder / "first.txt").write_text("written")
         if (ledger.root / "full").exists():
             raise OSError(28, "No space left on device")
@@ -62,5 +62,5 @@ class DiskFull(Doubling):
 class Dying(Doubling):
     """Takes its process down outside of any item."""
 
-    def work(self, ledger: Ledger, shard: str, folder: Path, run: Runner) -> dict:
+    def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> dict:
         os._exit(9)

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import SETTINGS
+from curation_runs import SETTINGS
 
 from benchmarks.curate import write_set
 from curate import demo, run
 from curate.config import CurateConfig
-from curate.ledger import Ledger
-from curate.manifest import manifest_parts
+from curate.engine.ledger import ShardLedger
+from curate.selection.manifest import manifest_parts
 
 ROOT = Path(__file__).parent.parent.parent
 OFFLINE = {"HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9", "https_proxy": "x"}
@@ -51,7 +51,9 @@ def ran(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
 def test_forty_images_without_network_or_weights(ran):
     output, process = ran
     assert process.returncode == 0, process.stderr
-    rows = [row for p in manifest_parts(Ledger(output)) for row in pq.read_table(p).to_pylist()]
+    rows = [
+        row for p in manifest_parts(ShardLedger(output)) for row in pq.read_table(p).to_pylist()
+    ]
     assert len({row["image_id"] for row in rows}) == 40
     for split in ("train", "val"):
         facts = json.loads((output / "packed" / split / "dataset.json").read_text())
@@ -91,5 +93,5 @@ if COCO := os.environ.get("COCO_VAL2017"):  # a folder with val2017/ and the ins
         labels = next(Path(COCO).rglob("instances_val2017.json"))
         process = command(f"--output={tmp_path}", f"--source=coco={labels},{COCO}/val2017")
         assert process.returncode == 0, process.stderr
-        rows = pq.ParquetDataset(manifest_parts(Ledger(tmp_path))).read().to_pylist()
+        rows = pq.ParquetDataset(manifest_parts(ShardLedger(tmp_path))).read().to_pylist()
         assert len({row["image_id"] for row in rows}) == 5000

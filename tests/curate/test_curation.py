@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, crop_of, curate, kept, manifest
+from curation_runs import SETTINGS, crop_of, curate, kept, manifest
 from onnx_files import write_onnx
 
 from curate import demo
-from curate.jobs import shard_count
-from curate.ledger import BOOKKEEPING, Ledger, tree_digest
-from curate.manifest import ManifestError, check, read_manifest
-from curate.tables import read_rows
+from curate.cropping.index import shard_count
+from curate.engine.ledger import BOOKKEEPING, ShardLedger, tree_digest
+from curate.engine.parquet import read_rows
+from curate.selection.manifest import ManifestError, check_counts, read_manifest
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -56,8 +56,8 @@ def test_every_image_and_candidate_is_counted_once(made):
 
 @pytest.mark.parametrize("reason", ["", "tired"])
 def test_the_counting_law_is_enforced(made, reason):
-    table = read_manifest(Ledger(made), ["dataset", "image_id", "box_index", "reason"])
-    check(table)
+    table = read_manifest(ShardLedger(made), ["dataset", "image_id", "box_index", "reason"])
+    check_counts(table)
     rows = table.to_pylist()
     if reason:
         rows[0]["reason"] = reason
@@ -66,7 +66,7 @@ def test_the_counting_law_is_enforced(made, reason):
     with pytest.raises(
         ManifestError, match="unknown reasons tired" if reason else "images are not"
     ):
-        check(type(table).from_pylist(rows, table.schema))
+        check_counts(type(table).from_pylist(rows, table.schema))
 
 
 def test_the_mirrored_copy_is_dropped_and_named(made):
@@ -119,7 +119,7 @@ def test_a_source_more_leaves_the_others_alone(copy, sources, tmp_path):
 def test_shards_do_not_matter(made, tmp_path, sources):
     output = tmp_path / "set"
     assert curate(output, "--set=shard_images=1", *SETTINGS, sources=sources) == 0
-    assert len(Ledger(output).shards("crop")) > len(Ledger(made).shards("crop"))
+    assert len(ShardLedger(output).shards("crop")) > len(ShardLedger(made).shards("crop"))
     assert kept(output) == kept(made)
     columns = ("crop_id", "z", "rank", "reason", "split", "group_id")
     rows = [sorted(str([r[c] for c in columns]) for r in manifest(o)) for o in (output, made)]
@@ -229,7 +229,7 @@ def test_a_test_set_shares_nothing_with_the_training_set(made, tmp_path, sources
 
 
 def stats(output: Path) -> Path:
-    return Ledger(output).output("select", "all", "stats.json")
+    return ShardLedger(output).output("select", "all", "stats.json")
 
 
 BAD = [
@@ -267,7 +267,7 @@ def test_a_network_that_is_no_detector_stops_the_run(tmp_path, capsys, crashed):
     demo.write_jpeg(tmp_path / "in" / "a.jpg", demo.photograph("coffee"))
     network = write_onnx(tmp_path / "b.onnx", np.zeros((1, 8, 6)), np.zeros((1, 8, 6)))
     if crashed:  # then pictures are looked at in a process of their own
-        Ledger(tmp_path / "set").begin("crop", "folder-00000")
+        ShardLedger(tmp_path / "set").begin("crop", "folder-00000")
     flags = ["--detector=yolo", f"--detector_weights={network}", f"--source=folder={tmp_path}/in"]
     assert curate(tmp_path / "set", *flags) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
@@ -300,7 +300,7 @@ def kill_and_resume(made: Path, output: Path, sources: list[str], kills: int, se
             killed += 1
         process.wait()
         if process.returncode == 0 or rng.random() < 0.3:  # so that there is always work left
-            ledger = Ledger(output)
+            ledger = ShardLedger(output)
             for shard in ledger.shards("crop")[:2]:
                 ledger.output("crop", shard, "crops.parquet").unlink(missing_ok=True)
     assert start(output, sources).wait() == 0
@@ -345,6 +345,6 @@ def test_ray_gives_the_same_bytes(made, tmp_path, sources):
 
 
 def test_index_keeps_what_the_labels_say(made):
-    ledger = Ledger(made)
+    ledger = ShardLedger(made)
     rows = read_rows(ledger.output("index", "coco", "00000.parquet"))
     assert [row["license"] for row in rows] == ["CC-BY-NC 2.0", "CC-BY 2.0", "CC-BY-NC 2.0", ""]

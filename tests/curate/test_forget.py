@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import crop_of, curate, kept, manifest
+from curation_runs import crop_of, curate, kept, manifest
 
 from curate import forget
-from curate.ledger import tree_digest
+from curate.engine.ledger import tree_digest
 
 FORGOTTEN = "coco/train2017/1"
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import cv2
 import label_files
 import pytest
-from conftest import curate
+from curation_runs import curate
 
 from curate import demo
-from curate.barred import pictures
-from curate.detect import read_boxes
-from curate.ledger import Ledger
-from curate.selection import read_review
-from curate.tables import read_rows
+from curate.cropping.detect import read_boxes
+from curate.engine.ledger import ShardLedger
+from curate.engine.parquet import read_rows
+from curate.selection.barred import pictures
+from curate.selection.select import read_review
 
 
 def test_pictures_that_were_added_are_found_after_two_markers_are_gone(tmp_path):
@@ -28,7 +28,7 @@ def test_pictures_that_were_added_are_found_after_two_markers_are_gone(tmp_path)
     for path in (output / "done" / "crop").glob("coco-*.json"):
         path.unlink()
     assert curate(output, "index") == curate(output, "crop") == 0
-    rows = read_rows(Ledger(output).output("crop", "coco-00000", "rows.parquet"))
+    rows = read_rows(ShardLedger(output).output("crop", "coco-00000", "rows.parquet"))
     (row,) = (row for row in rows if row["image_id"] == "coco/train2017/9")
     assert row["w"] == 640 and "patch1" in row["path"]
 
@@ -49,7 +49,7 @@ def test_named_sources_may_come_in_any_order(tmp_path):
 
 def index(output: Path) -> list[dict]:
     """Rows of the sources that were indexed last, by source."""
-    ledger = Ledger(output)
+    ledger = ShardLedger(output)
     plan = json.loads((output / "plan.json").read_text())
     names = sorted(source["name"] for source in plan["sources"])
     return [row for n in names for row in read_rows(ledger.output("index", n, "00000.parquet"))]
@@ -66,7 +66,7 @@ def test_boxes_of_a_csv_belong_to_one_source(tmp_path, capsys):
     assert curate(tmp_path / "set", "index", *flags, sources=sources) == 0
     assert curate(tmp_path / "set", "crop") == 0
     rows = [
-        read_rows(Ledger(tmp_path / "set").output("crop", f"{n}-00000", "rows.parquet"))
+        read_rows(ShardLedger(tmp_path / "set").output("crop", f"{n}-00000", "rows.parquet"))
         for n in "ab"
     ]
     found = {row["image_id"]: row["box_x0"] for row in [*rows[0], *rows[1]]}
@@ -127,7 +127,7 @@ def test_a_picture_behind_a_dead_link_is_missing_and_no_more(tmp_path, capsys):
     assert curate(tmp_path / "set", "index", sources=[source]) == 0
     assert "person: 1 pictures found, 1 missing" in capsys.readouterr().out
     assert curate(tmp_path / "set", "crop") == 0
-    rows = read_rows(Ledger(tmp_path / "set").output("crop", "person-00000", "rows.parquet"))
+    rows = read_rows(ShardLedger(tmp_path / "set").output("crop", "person-00000", "rows.parquet"))
     assert [row["reason"] for row in rows if row["image_id"].endswith("2.jpg")] == ["missing_file"]
 
 

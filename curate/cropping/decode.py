@@ -1,0 +1,191 @@
+"""Files to pixels, with boxes that lie on them: strict, and with one reason for each refusal.
+
+A `SourceImage` goes in; a `DecodedPicture` in upright sRGB comes out, or `Refused` is raised.
+Labels refer to the stored pixels, or to the upright picture, of a file whose EXIF says that it is
+to be turned; the size that the labels state tells which. Pictures without labels are turned
+upright. Files are those that osdhuman_jax.images reads, of which the damaged, gray, transparent and
+those deeper than eight bits are refused.
+"""
+
+import hashlib
+import io
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from curate.config import DecodeConfig
+from curate.schema import Box, Pixels, Reason, SourceImage
+from osdhuman_jax.filenames import unspelled_path
+from osdhuman_jax.images import exif
+from osdhuman_jax.images.codec import ImageError, Opened, TooLargeError, opened
+from osdhuman_jax.images.icc import rgb_to_srgb
+
+# Labels drawn on a scaled copy are scaled back.
+ASPECT_TOLERANCE = 0.01
+# Levels between channels that a gray photograph stays below.
+GRAY_SPREAD = 4
+
+
+class Refused(ValueError):
+    """A picture that is not used: a reason code and one line."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A decoded photograph and its boxes in its own pixels."""
+
+    rgb: Pixels
+    boxes: tuple[Box, ...]
+    orientation: int  # EXIF orientation that was applied; 1 = none
+    flags: tuple[str, ...]  # exif, rotated, scaled_boxes, icc, cmyk, palette
+    file_sha256: str
+
+
+def decode_source(image: SourceImage, config: DecodeConfig) -> DecodedPicture:
+    """Decode a source image. Raises Refused."""
+    data = read_file(unspelled_path(image.path))
+    digest = hashlib.sha256(data).hexdigest()
+    if digest in config.blocked:
+        raise Refused(Reason.CORRUPT, "placeholder of a photo that is gone")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rgb, orientation, flags = _pixels(data, config.max_pixels)
+    except TooLargeError as error:
+        raise Refused(Reason.TOO_LARGE, str(error)) from None
+    except (ImageError, MemoryError) as error:
+        raise Refused(Reason.CORRUPT, (str(error) or type(error).__name__)[:200]) from None
+    return orient(refuse_gray(rgb), image, orientation, flags, digest)
+
+
+def read_file(path: Path) -> bytes:
+    """The file's bytes. Raises Refused where there is no such file or nothing in it."""
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise Refused(Reason.MISSING_FILE, path.name) from None
+    if not data:
+        raise Refused(Reason.CORRUPT, "empty file")
+    return data
+
+
+def _pixels(data: bytes, max_pixels: int) -> tuple[Pixels, int, list[str]]:
+    """Stored pixels in sRGB, the EXIF orientation, flags. Raises Refused or ImageError."""
+    with opened(io.BytesIO(data), max_pixels) as found:
+        # what is refused by its header alone is not decoded; nor may Refused leave this block,
+        # where whatever is raised becomes an ImageError
+        refused = _refusal(found)
+        picture = None if refused else found.picture(upright=False)
+        orientation, mode = exif.orientation(found.image), found.image.mode
+    if picture is None or refused:
+        raise refused or Refused(Reason.CORRUPT)
+    if picture.alpha is not None and picture.alpha.min() < 255:
+        raise Refused(Reason.ALPHA, "transparent pixels")
+    flags = {"CMYK": ["cmyk"], "P": ["palette"]}.get(mode, [])
+    converted = rgb_to_srgb(Image.fromarray(picture.rgb), picture.icc) if picture.icc else None
+    if converted is None:
+        return picture.rgb, orientation, flags
+    return np.array(converted), orientation, [*flags, "icc"]
+
+
+def _refusal(found: Opened) -> Refused | None:
+    """Why a picture is not used, as far as its header tells."""
+    if found.depth > 8:
+        return Refused(Reason.CORRUPT, f"{found.depth} bits a channel")
+    if found.image.mode in ("1", "L", "LA", "La"):
+        return Refused(Reason.GRAYSCALE, f"mode {found.image.mode}")
+    return None
+
+
+def refuse_gray(rgb: Pixels) -> Pixels:
+    """The same picture. Raises Refused if its colours are gray (on a 64-pixel thumbnail)."""
+    step = max(1, max(rgb.shape[:2]) // 64)
+    small = rgb[::step, ::step].astype(np.int16)
+    spread = np.abs(small[..., :2] - small[..., 1:]).max(axis=-1)
+    if np.percentile(spread, 99.5) <= GRAY_SPREAD:
+        raise Refused(Reason.GRAYSCALE, "channels are equal")
+    return rgb
+
+
+# Degrees counterclockwise, each with the EXIF orientation that turns a picture likewise.
+QUARTERS = {90: 8, 180: 3, 270: 6}
+
+
+def turn_point(
+    point: tuple[float, float], orientation: int, width: int, height: int
+) -> tuple[float, float]:
+    """Where a point of a (width, height) picture lies after an EXIF turn."""
+    x, y = point
+    if orientation in (2, 3, 7, 8):
+        x = width - x
+    if orientation in (3, 4, 6, 7):
+        y = height - y
+    return (y, x) if orientation >= 5 else (x, y)
+
+
+def turn_box(box: Box, orientation: int, width: int, height: int) -> Box:
+    """The box after an EXIF turn of its (width, height) picture."""
+    x0, y0, x1, y1 = box.xyxy
+    (ax, ay), (bx, by) = (turn_point(p, orientation, width, height) for p in ((x0, y0), (x1, y1)))
+    return replace(box, xyxy=(min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)))
+
+
+def orient(
+    rgb: Pixels, image: SourceImage, orientation: int, flags: list[str], digest: str
+) -> DecodedPicture:
+    """Turn pixels as the labels (or, without labels, EXIF) want it; then as Open Images says."""
+    height, width = rgb.shape[:2]
+    boxes, applied = image.boxes, 1
+    if image.normalized:
+        boxes = tuple(_scale_box(box, width, height) for box in boxes)
+    if image.policy != "labels":
+        applied = orientation
+    elif image.label_w and image.label_h:
+        applied, scale = _match(image, width, height, orientation)
+        if scale != (1.0, 1.0):
+            flags = [*flags, "scaled_boxes"]
+            boxes = tuple(_scale_box(box, *scale) for box in boxes)
+    rgb = exif.TURNS[applied](rgb)
+    if image.rotation % 360:
+        boxes, rgb = _rotate(boxes, rgb, image.rotation % 360)
+        flags = [*flags, "rotated"]
+    flags = [*flags, "exif"] if applied != 1 else flags
+    return DecodedPicture(np.ascontiguousarray(rgb), boxes, applied, tuple(flags), digest)
+
+
+def _match(
+    image: SourceImage, width: int, height: int, orientation: int
+) -> tuple[int, tuple[float, float]]:
+    """The EXIF turn that gives the labels' size, and the scale from labels to pixels."""
+    stated = (image.label_w, image.label_h)
+    turned = (height, width) if orientation >= 5 else (width, height)
+    if stated == (width, height):
+        return 1, (1.0, 1.0)
+    if stated == turned:
+        return orientation, (1.0, 1.0)
+    for applied, (w, h) in ((1, (width, height)), (orientation, turned)):
+        across, down = w / stated[0], h / stated[1]
+        if abs(across / down - 1) <= ASPECT_TOLERANCE:
+            return applied, (across, down)
+    raise Refused(Reason.SIZE_MISMATCH, f"labels {stated}, file {(width, height)}")
+
+
+def _scale_box(box: Box, across: float, down: float) -> Box:
+    x0, y0, x1, y1 = box.xyxy
+    return replace(box, xyxy=(x0 * across, y0 * down, x1 * across, y1 * down))
+
+
+def _rotate(boxes: tuple[Box, ...], rgb: Pixels, degrees: int) -> tuple[tuple[Box, ...], Pixels]:
+    """Boxes and pixels turned by quarter turns counterclockwise."""
+    if degrees not in QUARTERS:
+        raise Refused(Reason.SIZE_MISMATCH, f"rotation by {degrees} degrees")
+    height, width = rgb.shape[:2]
+    turn = QUARTERS[degrees]
+    return tuple(turn_box(box, turn, width, height) for box in boxes), exif.TURNS[turn](rgb)

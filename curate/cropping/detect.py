@@ -1,0 +1,317 @@
+"""Person detectors for pictures without labels: the user's YOLO11, HOG, a csv, the whole image.
+
+Nothing is bundled or fetched. YOLO11's weights, and ultralytics, which a .pt file needs and which
+unpickles it, are under AGPL-3.0: whoever names such a file has to mind that. OpenCV's HOG detector
+knows standing pedestrians only and misses most portraits.
+"""
+
+import csv
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float32
+
+from curate.config import ConfigError, DetectConfig
+from curate.cropping import stages
+from curate.cropping.stages import BoxCorners
+from curate.readers.text_files import open_text
+from curate.schema import WHOLE_PICTURE, Box, Pixels, SourceImage
+from osdhuman_jax.disk import known_digest
+
+# Boxes by source ("" = any source) and by the picture's path below the source's folder.
+Listed = dict[tuple[str, str], list[Box]]
+DETECTORS = ("yolo", "hog", "whole-image", "boxes")
+PERSON = 0  # COCO's first class in YOLO's order
+# The gray level that YOLO's own letterbox puts around a picture.
+PAD = 114
+HOG_WEIGHT = 1.0  # least score of a HOG detection
+HELP = (
+    "pictures without labels need --detector: yolo (--detector_weights FILE.onnx or .pt), "
+    "boxes (--detector_weights FILE.csv), whole-image (each picture is of one person) or hog "
+    "(standing people only, misses many)"
+)
+
+
+class Detector:
+    """Finds the people of a picture: `detector(rgb, image)` gives boxes in its pixels."""
+
+    def __init__(self, name: str, find: Callable[[Pixels, SourceImage], list[Box]]) -> None:
+        self.name = name
+        self._find = find
+
+    def __call__(self, rgb: Pixels, image: SourceImage) -> tuple[Box, ...]:
+        return tuple(self._find(rgb, image))
+
+
+def check(config: DetectConfig, needed: bool) -> None:
+    """Raises ConfigError if a detector is needed and none can be made."""
+    if config.kind not in (*DETECTORS, "none"):
+        raise ConfigError(f"no detector {config.kind!r}: {HELP}")
+    if config.kind == "none" and needed:
+        raise ConfigError(HELP)
+    if config.kind in ("yolo", "boxes") and not Path(config.weights).is_file():
+        given = config.weights or "FILE"
+        raise ConfigError(f"--detector {config.kind} needs --detector_weights {given}: not there")
+
+
+def describe(config: DetectConfig) -> dict[str, Any]:
+    """All that boxes depend on, but for the picture."""
+    facts: dict[str, Any] = {"kind": config.kind}
+    if config.kind in ("yolo", "boxes"):
+        facts["sha256"] = known_digest(Path(config.weights))
+    if config.kind == "yolo":
+        names = ("conf", "iou", "size", "tile", "most")
+        facts |= {name: getattr(config, name) for name in names}
+    return facts
+
+
+def make_detector(config: DetectConfig) -> Detector:
+    """The detector that a setting names; loads its weights. Raises ConfigError."""
+    if config.kind == "yolo":
+        return Detector("yolo", _yolo(config))
+    if config.kind == "hog":
+        return Detector("hog", _hog())
+    if config.kind == "whole-image":
+        return Detector("whole-image", lambda rgb, image: [whole(rgb)])
+    if config.kind == "boxes":
+        boxes = read_boxes(Path(config.weights))
+        return Detector("boxes", lambda rgb, image: _listed(boxes, image))
+    return Detector("none", _refuse)
+
+
+def _refuse(rgb: Pixels, image: SourceImage) -> list[Box]:
+    raise ConfigError(HELP)
+
+
+def whole(rgb: Pixels) -> Box:
+    """One box: all of the picture."""
+    height, width = rgb.shape[:2]
+    return Box((0.0, 0.0, float(width), float(height)), flags=(WHOLE_PICTURE,))
+
+
+def read_boxes(path: Path) -> Listed:
+    """Boxes by picture of a csv: path,x0,y0,x1,y1[,score][,source].
+
+    Paths are relative to the source's folder, corners are pixels of the upright picture. Raises
+    ConfigError.
+    """
+    found: Listed = defaultdict(list)
+    with open_text(path) as file:
+        reader = csv.DictReader(file)
+        if not {"path", "x0", "y0", "x1", "y1"} <= set(reader.fieldnames or ()):
+            raise ConfigError(f"{path}: the first line is to name path,x0,y0,x1,y1")
+        for number, row in enumerate(reader, 2):
+            try:
+                x0, y0, x1, y1 = (float(row[name]) for name in ("x0", "y0", "x1", "y1"))
+                score = float(row.get("score") or 1.0)
+                place = (row.get("source") or "", row["path"])
+                found[place].append(Box((x0, y0, x1, y1), score=score))
+            except (TypeError, ValueError):
+                raise ConfigError(f"{path}, line {number}: a corner is not a number") from None
+    return dict(found)
+
+
+def _listed(boxes: Listed, image: SourceImage) -> list[Box]:
+    source, path = picture_of(image.image_id)
+    return boxes.get(("", path), []) + boxes.get((source, path), [])
+
+
+def picture_of(image_id: str) -> tuple[str, str]:
+    """Source, and path below its folder, of a picture without labels."""
+    source, _, path = image_id.split("/", 2)
+    return source, path
+
+
+def check_listed(config: DetectConfig, image_ids: Iterable[str]) -> None:
+    """Raises ConfigError on boxes of a csv that belong to no picture, or to one of each source."""
+    sources: dict[str, list[str]] = defaultdict(list)
+    for source, path in sorted(map(picture_of, image_ids)):
+        sources[path].append(source)
+    listed = read_boxes(Path(config.weights))
+    if lost := [p for s, p in listed if p not in sources or s not in ("", *sources[p])]:
+        raise ConfigError(
+            f"{config.weights}: {len(lost)} paths are no picture's, such as {lost[0]} "
+            "(they are to be relative to the source's folder)"
+        )
+    if twice := [p for s, p in listed if not s and len(sources[p]) > 1]:
+        raise ConfigError(
+            f"{config.weights}: {twice[0]} is in {' and '.join(sources[twice[0]])}; "
+            "say which in a column `source`"
+        )
+
+
+def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:
+    if not hasattr(cv2, "HOGDescriptor"):
+        raise ConfigError(f"OpenCV {cv2.__version__} has no HOG detector; 4.13 has")
+    hog = cv2.HOGDescriptor()
+    people: Any = cv2.HOGDescriptor.getDefaultPeopleDetector()
+    hog.setSVMDetector(people)
+
+    def find(rgb: Pixels, image: SourceImage) -> list[Box]:
+        # HOG's window is 128 pixels high, so smaller pedestrians are not seen at this scale.
+        scale = min(1.0, 800 / max(rgb.shape[:2]))
+        small = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        if min(small.shape[:2]) < 128:
+            return []
+        found, weights = hog.detectMultiScale(small[..., ::-1].copy(), winStride=(8, 8), scale=1.05)
+        return [
+            Box((x / scale, y / scale, (x + w) / scale, (y + h) / scale), score=float(weight))
+            for (x, y, w, h), weight in sorted(
+                zip(map(tuple, np.asarray(found).tolist()), np.ravel(weights), strict=True)
+            )
+            if weight >= HOG_WEIGHT
+        ]
+
+    return find
+
+
+def _yolo(config: DetectConfig) -> Callable[[Pixels, SourceImage], list[Box]]:
+    run = _onnx(config) if config.weights.endswith(".onnx") else _ultralytics(config)
+    return lambda rgb, image: in_tiles(run, rgb, config)
+
+
+def in_tiles(run: Callable[[Pixels], list[Box]], rgb: Pixels, config: DetectConfig) -> list[Box]:
+    """Boxes of the whole picture and, if it is a long one, of its tiles, the best of overlapping
+    ones. What a tile cuts off is left to its neighbours and to the whole picture.
+    """
+    height, width = rgb.shape[:2]
+    found = run(rgb)
+    if not 0 < config.tile < max(height, width):
+        return found
+    for top in tile_starts(height, config.tile):
+        for left in tile_starts(width, config.tile):
+            part = np.ascontiguousarray(rgb[top : top + config.tile, left : left + config.tile])
+            moved = (shift(box, left, top) for box in run(part))
+            edges = (left, top, left + part.shape[1], top + part.shape[0])
+            found += [box for box in moved if not is_cut(box, edges, width, height)]
+    corners = np.array([box.xyxy for box in found], np.float64).reshape(-1, 4)
+    scores = np.array([box.score for box in found])
+    return [found[i] for i in greedy_nms(corners, scores, config.iou)[: config.most]]
+
+
+def tile_starts(length: int, tile: int) -> list[int]:
+    """Where tiles begin that cover a length, each overlapping the next by a quarter at least."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - tile) // (tile * 3 // 4)) + 1
+    return [i * (length - tile) // (count - 1) for i in range(count)]
+
+
+def shift(box: Box, left: int, top: int) -> Box:
+    """The box of a tile in the picture."""
+    x0, y0, x1, y1 = box.xyxy
+    return replace(box, xyxy=(x0 + left, y0 + top, x1 + left, y1 + top))
+
+
+def is_cut(box: Box, edges: tuple[int, int, int, int], width: int, height: int) -> bool:
+    """Whether a box ends at an edge of its tile that is none of the picture."""
+    outer = (0, 0, width, height)
+    pairs = zip(box.xyxy, edges, outer, strict=True)
+    return any(edge != rim and abs(side - edge) < 2 for side, edge, rim in pairs)
+
+
+def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ConfigError("a .onnx detector needs: pip install 'osdhuman-jax[curate]'") from None
+    # One thread, since there is a worker process for every core.
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(config.weights, options, ["CPUExecutionProvider"])
+    except Exception as error:
+        # onnxruntime has an exception class of its own for each fault of a file.
+        line = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{config.weights}: not a network that onnxruntime runs: {line}"
+        ) from None
+    # A network of a fixed size says which; else the setting counts.
+    entry = session.get_inputs()[0]
+    size = entry.shape[-1] if isinstance(entry.shape[-1], int) else config.size
+
+    def find(rgb: Pixels) -> list[Box]:
+        batch, scale, offset = letterbox(rgb, size)
+        output = np.asarray(session.run(None, {entry.name: batch})[0])
+        if output.ndim != 3 or not 4 < output.shape[1] < output.shape[2]:
+            raise ConfigError(
+                f"{config.weights}: gives {output.shape}, not (1, 4 + classes, boxes)"
+            )
+        return in_picture(decode_yolo(output[0], scale, offset, config), rgb)
+
+    return find
+
+
+def in_picture(boxes: list[Box], rgb: Pixels) -> list[Box]:
+    """The parts of boxes in the picture; none of those in the gray around it."""
+    height, width = rgb.shape[:2]
+    clipped = [replace(box, xyxy=stages.clip(box, width, height)) for box in boxes]
+    return [b for b in clipped if b.xyxy[0] < b.xyxy[2] and b.xyxy[1] < b.xyxy[3]]
+
+
+def letterbox(
+    rgb: Pixels, size: int
+) -> tuple[Float32[np.ndarray, "1 3 size size"], float, tuple[float, float]]:
+    """The picture scaled into a gray square, channels first in [0, 1]; scale; offset (x, y)."""
+    height, width = rgb.shape[:2]
+    scale = size / max(height, width)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size - w) // 2, (size - h) // 2
+    canvas = np.full((size, size, 3), PAD, np.uint8)
+    canvas[top : top + h, left : left + w] = cv2.resize(rgb, (w, h), interpolation=cv2.INTER_LINEAR)
+    batch = canvas.astype(np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+    return np.ascontiguousarray(batch), scale, (float(left), float(top))
+
+
+def decode_yolo(
+    output: np.ndarray, scale: float, offset: tuple[float, float], config: DetectConfig
+) -> list[Box]:
+    """People in (4 + classes, anchors): rows cx, cy, w, h and a probability each class.
+
+    A person is where the person class is the likeliest. The best of overlapping boxes stays.
+    """
+    scores = output[4 + PERSON].astype(np.float64)
+    people = (scores >= config.conf) & (output[4:].argmax(axis=0) == PERSON)
+    cx, cy, w, h = output[:4, people].astype(np.float64)
+    corners = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
+    corners = (corners - np.array([*offset, *offset])) / scale
+    kept = greedy_nms(corners, scores[people], config.iou)[: config.most]
+    return [Box(tuple(corners[i].tolist()), score=float(scores[people][i])) for i in kept]
+
+
+def greedy_nms(boxes: BoxCorners, scores: np.ndarray, iou: float) -> list[int]:
+    """Greedy suppression: places of the boxes that stay, best first."""
+    overlap, kept = stages.ious(boxes, boxes), []
+    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
+        if all(overlap[i, j] <= iou for j in kept):
+            kept.append(i)
+    return kept
+
+
+def _ultralytics(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
+    os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
+    try:
+        from ultralytics import YOLO  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ConfigError(
+            "a .pt detector needs ultralytics (AGPL-3.0): pip install ultralytics; "
+            "or export the weights to .onnx"
+        ) from None
+    model = YOLO(config.weights)
+
+    def find(rgb: Pixels) -> list[Box]:
+        options = {"conf": config.conf, "iou": config.iou, "imgsz": config.size}
+        bgr = np.ascontiguousarray(rgb[..., ::-1])
+        result = model.predict(
+            bgr, classes=[PERSON], max_det=config.most, verbose=False, **options
+        )[0].boxes
+        pairs = zip(result.xyxy.tolist(), result.conf.tolist(), strict=True)
+        return [Box(tuple(xyxy), score=score) for xyxy, score in pairs]
+
+    return find

@@ -1,0 +1,295 @@
+"""The crop job: pictures in, 512 x 512 crops out, and a row for every image and every candidate.
+
+It puts decoding, detection, the stages and the fingerprints together, one picture at a time. What a
+later step needs is in its three files, so that no picture has to be decoded twice.
+"""
+
+import hashlib
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL
+
+from curate import readers
+from curate.config import CurateConfig
+from curate.cropping import decode, detect, stages
+from curate.cropping.fingerprints import RESIZE_RULE, fingerprint_rows, pixels_digest
+from curate.engine.ledger import ShardLedger, digest
+from curate.engine.parquet import (
+    CANDIDATE_SCHEMA,
+    FINGERPRINT_SCHEMA,
+    Row,
+    RowWriter,
+    crop_writer,
+    read_rows,
+    source_image,
+    write_rows,
+)
+from curate.engine.worker import Failure, ItemRunner
+from curate.schema import (
+    CROP_SIDE,
+    WHOLE_PICTURE,
+    Box,
+    Candidate,
+    Pixels,
+    Reason,
+    SourceImage,
+    crop_id,
+    sorted_counts,
+)
+
+# Raised whenever a job's output for the same input changes.
+CODE = 3
+LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
+PNG = (cv2.IMWRITE_PNG_COMPRESSION, 3)
+
+
+@dataclass(frozen=True)
+class CropJob:
+    """Shard = part of a source; outputs rows.parquet, crops.parquet, prints.parquet."""
+
+    config: CurateConfig
+    sources: tuple[readers.SourceSpec, ...] = ()
+    name: str = "crop"
+    gpus: float = 0.0
+
+    def key(self, ledger: ShardLedger, shard: str) -> str:
+        c = self.config
+        settings = [asdict(s) for s in (c.decode, c.blur, c.box, c.square, c.dense, c.nms)]
+        detector = detect.describe(c.detect)
+        index = file_name_digest(index_file(ledger, shard))
+        return digest(CODE, LIBRARIES, settings, detector, index)
+
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
+    ) -> dict[str, Any]:
+        require(source for source in self.sources if source.name == source_and_number(shard)[0])
+        images = [source_image(row) for row in read_rows(index_file(ledger, shard))]
+        results = run.each(partial(make_cropper, self.config), images)
+        with crop_writer(folder / "crops.parquet") as crops:
+            tally = Tally(shard, crops)
+            for image, result in zip(images, results, strict=True):
+                tally.add(image, result)
+        write_rows(folder / "rows.parquet", CANDIDATE_SCHEMA, tally.rows)
+        write_rows(folder / "prints.parquet", FINGERPRINT_SCHEMA, tally.fingerprints)
+        return {
+            "images": len(images),
+            "crops": crops.count,
+            "reasons": sorted_counts(row["reason"] for row in tally.rows),
+            "stages": {name: round(seconds, 3) for name, seconds in tally.seconds.items()},
+        }
+
+
+def require(sources: Iterable[readers.SourceSpec]) -> None:
+    """Raises ReaderError where this machine lacks a source: all its pictures would seem missing.
+
+    An empty folder is where a file system should have been mounted.
+    """
+    for path in (Path(path) for source in sources for path in source.paths):
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            host = socket.gethostname()
+            raise readers.ReaderError(f"{path} is not there, or empty, on {host}: mount it there")
+
+
+@dataclass
+class Cropped:
+    """What became of one image: facts for its rows, candidates, PNGs of those that are left."""
+
+    facts: Row
+    candidates: list[Row] = field(default_factory=list)
+    pngs: list[bytes] = field(default_factory=list)
+    fingerprints: list[Row] = field(default_factory=list)
+    reason: str = ""  # of an image without candidates
+    detail: str = ""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Tally:
+    """A shard's rows as they come in; pictures go to `crops` and are not held."""
+
+    shard: str
+    crops: RowWriter
+    rows: list[Row] = field(default_factory=list)
+    fingerprints: list[Row] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, image: SourceImage, result: Cropped | Failure) -> None:
+        """Take in what `crop_image` made of an image."""
+        if isinstance(result, Failure):
+            result = Cropped({}, reason=result.reason, detail=result.detail)
+        base = {**label_facts(image), **result.facts}
+        if not result.candidates:
+            self.rows.append({**base, "reason": result.reason, "detail": result.detail})
+        pngs = iter(result.pngs)
+        for candidate in result.candidates:
+            row = {**base, **candidate}
+            if not row["reason"]:
+                png = next(pngs)
+                row |= {"crop_shard": self.shard, "crop_row": self.crops.count}
+                row["crop_sha256"] = hashlib.sha256(png).hexdigest()
+                self.crops.add({"crop_id": row["crop_id"], "png": png})
+            self.rows.append(row)
+        self.fingerprints += result.fingerprints
+        for stage, seconds in result.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+def label_facts(image: SourceImage) -> Row:
+    """The columns that the labels alone fill."""
+    names = ("image_id", "dataset", "split_of_source", "path", "flickr_id", "license")
+    return {name: getattr(image, name) for name in names}
+
+
+class Clock:
+    """CPU seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.process_time()
+
+    def lap(self, stage: str) -> None:
+        """Book the time since the last lap."""
+        now = time.process_time()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
+        self._last = now
+
+
+def make_cropper(config: CurateConfig) -> Callable[[SourceImage], Cropped]:
+    """The function on images that a worker process runs; loads the detector."""
+    cv2.setNumThreads(1)
+    return partial(crop_image, config, detect.make_detector(config.detect))
+
+
+def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropped:
+    """Decode one picture and cut its crops out."""
+    clock = Clock()
+    if image.policy == "labels" and not any(box.kind == "person" for box in image.boxes):
+        # Without people a picture is not worth decoding.
+        return Cropped({}, reason=Reason.NO_PERSON, seconds=clock.seconds)
+    # The file to upright pixels, or the reason why it is refused.
+    try:
+        picture = decode.decode_source(image, config.decode)
+    except decode.Refused as refused:
+        clock.lap("decode")
+        return Cropped({}, reason=refused.reason, detail=refused.detail, seconds=clock.seconds)
+    clock.lap("decode")
+    # Blur is measured before any detector runs: it is cheap and drops much.
+    result = Cropped(picture_facts(picture, image, detector), seconds=clock.seconds)
+    result.facts["lap_src"] = stages.source_blur(picture.rgb, config.blur)
+    clock.lap("blur")
+    # A picture of one colour has no variance and goes even where the threshold is off.
+    if result.facts["lap_src"] < max(config.blur.floor, np.nextafter(0.0, 1.0)):
+        return replace(result, reason=Reason.BLUR)
+    # Boxes of people, and of each the square and the crop, or the reason why there is none.
+    boxes = find_boxes(image, picture, detector)
+    clock.lap("boxes")
+    candidates = stages.make_candidates(picture.rgb, boxes, config)
+    clock.lap("crop")
+    if not candidates:
+        return replace(result, reason=Reason.NO_PERSON)
+    result.candidates = [candidate_row(image, c, boxes) for c in candidates]
+    # What is stored of those that are left: pixels, and fingerprints to find copies by.
+    kept = [c for c in candidates if not c.reason and c.crop is not None]
+    result.pngs = [encode_crop(c.crop) for c in kept if c.crop is not None]
+    clock.lap("encode")
+    if kept:
+        result.fingerprints = fingerprint_rows(image, picture.rgb, result.facts, kept)
+        result.facts["phash"] = f"{result.fingerprints[0]['phash']:016x}"
+    clock.lap("fingerprint")
+    return result
+
+
+def picture_facts(picture: Any, image: SourceImage, detector: Any) -> Row:
+    """The columns that the decoded picture fills."""
+    height, width = picture.rgb.shape[:2]
+    return {
+        "file_sha256": picture.file_sha256,
+        "pixel_sha256": pixels_digest(picture.rgb),
+        "w": width,
+        "h": height,
+        "orientation": picture.orientation,
+        "image_flags": list(picture.flags),
+        "detector": detector.name if image.policy == "detect" else None,
+    }
+
+
+def find_boxes(image: SourceImage, picture: Any, detector: Any) -> tuple[Box, ...]:
+    """By the image's policy: the labels', the detector's, or one box around it all."""
+    if image.policy == "detect":
+        return detector(picture.rgb, image)
+    return (detect.whole(picture.rgb),) if image.policy == "whole_image" else picture.boxes
+
+
+def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ...]) -> Row:
+    """The columns of the manifest that one candidate fills."""
+    c, (x0, y0, x1, y1) = candidate, candidate.box.xyxy
+    row: Row = {
+        "box_index": c.box_index,
+        **{"box_x0": x0, "box_y0": y0, "box_x1": x1, "box_y1": y1},
+        "raw_label": c.box.raw_label,
+        "box_flags": list(c.box.flags),
+        "box_score": c.box.score,
+        "lap_crop": c.lap_crop,
+        "reason": c.reason,
+        "detail": c.detail,
+    }
+    if c.x0 is not None and c.y0 is not None and c.s is not None:
+        row |= {"x0": c.x0, "y0": c.y0, "s": c.s, "scale_factor": CROP_SIDE / c.s}
+        row["crop_id"] = crop_id(image.image_id, c.x0, c.y0, c.s, RESIZE_RULE)
+        # A box around the whole picture says nothing about how many people are in it.
+        if WHOLE_PICTURE not in c.box.flags:
+            row["persons"] = count_persons(boxes, c.x0, c.y0, c.s)
+    return row
+
+
+def count_persons(boxes: Iterable[Box], x0: int, y0: int, s: int) -> int:
+    """Persons at least half inside the square and 24 pixels long once it is 512 wide."""
+    return sum(_shows(box, x0, y0, s) for box in boxes if box.kind == "person")
+
+
+def _shows(box: Box, x0: int, y0: int, s: int) -> bool:
+    left, top, right, bottom = box.xyxy
+    width = max(0.0, min(right, x0 + s) - max(left, x0))
+    height = max(0.0, min(bottom, y0 + s) - max(top, y0))
+    area = (right - left) * (bottom - top)
+    return (
+        width * height >= 0.5 * area > 0 and max(right - left, bottom - top) * CROP_SIDE / s >= 24
+    )
+
+
+def encode_crop(rgb: Pixels) -> bytes:
+    """Lossless and fast; crops that are kept are packed smaller later."""
+    return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), PNG)[1].tobytes()
+
+
+def decode_crop(data: bytes) -> Pixels:
+    """The pixels of a stored crop."""
+    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise ValueError("a stored crop is no picture")
+    return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+
+
+def index_file(ledger: ShardLedger, shard: str) -> Path:
+    """The index of a crop shard."""
+    source, number = source_and_number(shard)
+    return ledger.output("index", source, f"{number}.parquet")
+
+
+def source_and_number(shard: str) -> tuple[str, str]:
+    """What a crop shard's name, `SOURCE-00000`, is made of."""
+    source, number = shard.rsplit("-", 1)
+    return source, number
+
+
+def file_name_digest(path: Path) -> str:
+    """The content's digest that a committed file carries in its name."""
+    return path.name.removesuffix(f"-{path.name.rsplit('-', 1)[1]}").rsplit("-", 1)[1]

@@ -1,0 +1,212 @@
+"""What is done: files that a shard's marker names, committed so that a kill at any moment is safe.
+
+A job works a shard into a folder of its own. `commit` moves what lies there to names that carry
+their content's digest and then, last of all, writes the marker `done/JOB/SHARD.json`. Readers see
+only files that a marker names, so what a dead attempt left is never taken for a result, and two
+workers on one shard put identical files in identical places.
+
+    ROOT/done/JOB/SHARD.json        key, outputs (path, bytes, sha256), facts
+    ROOT/JOB/SHARD-DIGEST-NAME      the outputs
+    ROOT/running/JOB/SHARD          there while a shard is worked on, left behind by a crash
+    ROOT/tmp/                       unfinished work
+
+It is our own because no library does this: workflow engines resume by file times or by
+task, while here a shard is done only for a key, the digest of its parameters, library
+versions and inputs, and only while its files have the digests that were promised.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from curate.schema import InputError
+from osdhuman_jax import disk
+from osdhuman_jax.disk import STALE, file_digest, remove_leftovers, sync
+
+# These hold times and hosts and are no part of the result.
+BOOKKEEPING = ("done", "running", "tmp", "log.jsonl")
+
+
+class LedgerError(InputError):
+    """An output that should be there and is not."""
+
+
+def digest(*values: Any) -> str:
+    """sha256 of JSON values, whatever the order of their keys."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+class ShardLedger:
+    """The markers of one output folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def marker(self, job: str, shard: str) -> dict[str, Any] | None:
+        """The marker, or None where there is none or it is damaged."""
+        try:
+            marker = json.loads((self.root / "done" / job / f"{shard}.json").read_bytes())
+            return marker if isinstance(marker["outputs"], dict) and marker["key"] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def is_done(self, job: str, shard: str, key: str, verify: bool = False) -> bool:
+        """Whether these inputs were worked before and all outputs are there.
+
+        Sizes are compared, and with `verify` digests too (which reads every byte).
+        """
+        marker = self.marker(job, shard)
+        return (
+            marker is not None
+            and marker["key"] == key
+            and all(self._whole(output, verify) for output in marker["outputs"].values())
+        )
+
+    def _whole(self, output: dict[str, Any], verify: bool) -> bool:
+        path = self.root / output["path"]
+        try:
+            same = path.stat().st_size == output["bytes"]
+            return same and (not verify or file_digest(path) == output["sha256"])
+        except OSError:
+            return False
+
+    def output(self, job: str, shard: str, name: str) -> Path:
+        """A committed file. Raises LedgerError."""
+        marker = self.marker(job, shard)
+        if marker is None or name not in marker["outputs"]:
+            raise LedgerError(f"{self.root}: {job} {shard} is not done: run `{job}` first")
+        return self.root / marker["outputs"][name]["path"]
+
+    def outputs_key(self, job: str, shard: str) -> list[str]:
+        """Digests of a shard's outputs: what jobs that read them depend on. Raises LedgerError."""
+        marker = self.marker(job, shard)
+        if marker is None:
+            raise LedgerError(f"{self.root}: {job} {shard} is not done: run `{job}` first")
+        return [marker["outputs"][name]["sha256"] for name in sorted(marker["outputs"])]
+
+    def shards(self, job: str) -> list[str]:
+        """Names of the shards with a marker, sorted."""
+        return sorted(path.stem for path in (self.root / "done" / job).glob("*.json"))
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A folder for unfinished outputs; gone afterwards."""
+        (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+        with disk.workspace(self.root / "tmp") as folder:
+            yield folder
+
+    def begin(self, job: str, shard: str) -> bool:
+        """Note that work starts. True if an earlier attempt never ended."""
+        note = self.root / "running" / job / shard
+        crashed = note.exists()
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+        return crashed
+
+    def commit(self, job: str, shard: str, key: str, folder: Path, facts: dict[str, Any]) -> None:
+        """Make the files in `folder` the shard's outputs. Raises OSError: then nothing is done."""
+        # Files first, under names that no marker has yet.
+        old = self.marker(job, shard)
+        outputs = {file.name: self._place(job, shard, file) for file in sorted(folder.iterdir())}
+        if outputs:
+            sync(self.root / job)
+        # The marker makes them the shard's outputs in one step.
+        marker = {"key": key, "outputs": outputs, "facts": facts}
+        text = json.dumps(marker, indent=1, sort_keys=True)
+        path = self.root / "done" / job / f"{shard}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        disk.write_text(path, text)
+        # Nothing names the old outputs any more.
+        paths = {output["path"] for output in outputs.values()}
+        for output in (old or {"outputs": {}})["outputs"].values():
+            if output["path"] not in paths:
+                (self.root / output["path"]).unlink(missing_ok=True)
+        # The last of all: while it lies there, `clean` looks for files that no marker names.
+        (self.root / "running" / job / shard).unlink(missing_ok=True)
+
+    def _place(self, job: str, shard: str, file: Path) -> dict[str, Any]:
+        sync(file)
+        # The file is read back, so that the marker promises what the disk really holds.
+        sha256 = file_digest(file)
+        path = f"{job}/{shard}-{sha256[:16]}-{file.name}"
+        (self.root / job).mkdir(parents=True, exist_ok=True)
+        size = file.stat().st_size
+        os.replace(file, self.root / path)
+        return {"path": path, "bytes": size, "sha256": sha256}
+
+    def forget_shard(self, job: str, shard: str) -> None:
+        """Take a shard's marker and outputs away."""
+        marker = self.marker(job, shard)
+        (self.root / "done" / job / f"{shard}.json").unlink(missing_ok=True)
+        for output in (marker or {"outputs": {}})["outputs"].values():
+            (self.root / output["path"]).unlink(missing_ok=True)
+
+    def clean(self) -> int:
+        """Remove what killed runs left, and nothing of a living one; returns bytes freed.
+
+        Half files and workspaces; and outputs that no marker names, of shards whose attempt never
+        ended, unless another run is at work on this folder.
+        """
+        folders = [self.root, self.root / "tmp", *self.root.glob("done/*")]
+        freed = sum(map(remove_leftovers, folders))
+        if disk.tickets(self.root / "tmp"):
+            return freed
+        for notes in self.root.glob("running/*"):
+            shards = "|".join(re.escape(note.name) for note in notes.iterdir())
+            own = re.compile(rf"(?:{shards})-[0-9a-f]{{16}}-.+")
+            files = {p for p in (self.root / notes.name).glob("*") if own.fullmatch(p.name)}
+            for path in files - (self._named([notes.name]) if files else set()):
+                freed += _remove(path)
+        return freed
+
+    def _named(self, jobs: Iterable[str]) -> set[Path]:
+        """All outputs that markers of the jobs name."""
+        return {
+            self.root / output["path"]
+            for job in jobs
+            for shard in self.shards(job)
+            for output in (self.marker(job, shard) or {"outputs": {}})["outputs"].values()
+        }
+
+    def collect_garbage(self, older_than: float = STALE) -> int:
+        """Remove files of dead attempts: those no marker names, of jobs that have markers.
+
+        Younger ones than `older_than` seconds are left, since they may be a living worker's.
+        Returns the number of bytes freed.
+        """
+        freed = self.clean()
+        jobs = [path.name for path in sorted((self.root / "done").glob("*"))]
+        named = self._named(jobs)
+        folders = [self.root / job for job in jobs] + [self.root / "tmp"]
+        files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+        limit = time.time() - older_than
+        for path in files:
+            if path not in named and path.stat().st_mtime <= limit:
+                freed += _remove(path)
+        return freed
+
+
+def _remove(path: Path) -> int:
+    """Remove a file, unless another process just has; returns the number of bytes freed."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
+
+
+def tree_digest(root: str | Path) -> str:
+    """One digest of every result below `root`: names and bytes, no times, hosts, hidden files."""
+    root = Path(root)
+    files = (path for path in root.rglob("[!.]*") if path.is_file())
+    names = sorted(path.relative_to(root).as_posix() for path in files)
+    results = [name for name in names if name.split("/")[0] not in BOOKKEEPING]
+    return digest([(name, file_digest(root / name)) for name in results])

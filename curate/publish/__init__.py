@@ -1,0 +1,8 @@
+"""What others get to see of a set: packed files for training, and a report.
+
+pack          kept crops in files for training
+review        a page for a look by hand
+figures       plots and contact sheets
+categories    Figure 7's categories of tags
+report        tables and figures
+"""

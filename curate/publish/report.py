@@ -1,0 +1,289 @@
+"""The report on a set: tables, figures, contact sheet, review page, from the manifest alone.
+
+    OUT/report/report.md, report.json     Table 1, funnel, persons, tags
+    OUT/report/*.png                      Figures 1, 6 and 7, histograms
+    OUT/report/review.html                for a look by hand (see `curate.publish.review`)
+
+Values with which the paper describes PERSONA stand beside ours only where the same metrics were
+used. Scores of metrics without weights are marked as such wherever they are shown.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate.cropping.job import decode_crop
+from curate.engine.ledger import ShardLedger
+from curate.engine.parquet import read_rows
+from curate.publish import figures, review
+from curate.publish.categories import by_category
+from curate.quality.scores import PERSONS
+from curate.schema import InputError
+from curate.selection.manifest import (
+    Crops,
+    Funnel,
+    check_counts,
+    funnel_text,
+    funnels,
+    merge_funnels,
+    read_manifest,
+)
+from curate.selection.split import seeded_key
+from osdhuman_jax.disk import staged_folder
+
+PERSONA_MEANS = {  # Table 1 of the paper, row PERSONA
+    "brisque": 10.3758,
+    "niqe": 2.8659,
+    "clipiqa": 0.7632,
+    "maniqa": 0.7198,
+    "musiq": 74.7808,
+}
+PAPER_PERSONS, PAPER_TAGS = 3.4154, 13.32  # means an image
+WATERMARK = "classic metrics"
+# The row of the made set beside those of its sources.
+KEPT = "kept"
+# Crops of a dataset that Table 1 averages over.
+TABLE_1_CROPS = 5000
+NOTICE = (
+    "Scores are of sharpness, noise and compression only; they see neither "
+    "content nor beauty and say nothing about quality in the paper's sense."
+)
+MetricTable = dict[str, dict[str, dict[str, float]]]
+
+
+class ReportError(InputError):
+    """Tags that do not fit the set."""
+
+
+def scored_rows(table: pa.Table) -> pa.Table:
+    """Rows with scores: the pool before selection."""
+    return table.filter(table["z"].is_valid())
+
+
+def summary(values: np.ndarray) -> dict[str, float]:
+    """Mean of the finite values with n, standard deviation, half a 95 % interval; missing ones."""
+    finite = values[np.isfinite(values)]
+    n = len(finite)
+    std = float(finite.std(ddof=1)) if n > 1 else float("nan")
+    return {
+        "n": n,
+        "nan": int(len(values) - n),
+        "mean": float(finite.mean()) if n else float("nan"),
+        "std": std,
+        "ci95": 1.96 * std / n**0.5 if n else float("nan"),
+    }
+
+
+def table_one(pool: pa.Table, metrics: list[str], seed: int) -> MetricTable:
+    """Mean of each metric by dataset over crops before selection, and over what is kept."""
+    parts = {}
+    for name in sorted(pool["dataset"].unique().to_pylist()):
+        part = pool.filter(pc.field("dataset") == name)
+        order = sorted(range(len(part)), key=lambda i: seeded_key(seed, part["crop_id"][i].as_py()))
+        parts[name] = part.take(order[:TABLE_1_CROPS]) if len(part) > TABLE_1_CROPS else part
+    parts[KEPT] = pool.filter(pool["kept"])
+    return {
+        name: {metric: summary(float_column(part, metric)) for metric in metrics}
+        for name, part in parts.items()
+    }
+
+
+def float_column(table: pa.Table, name: str) -> np.ndarray:
+    """A column as float64; null = NaN."""
+    return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
+
+
+def persons(table: pa.Table, name: str) -> dict[str, float]:
+    """Persons on the kept crops by a column: mean, median, shares."""
+    counts = float_column(table, name)
+    counts = counts[np.isfinite(counts)]
+    if not len(counts):
+        return {"n": 0}
+    return {
+        "n": len(counts),
+        "mean": float(counts.mean()),
+        "median": float(np.median(counts)),
+        "one": float(np.mean(counts <= 1)),
+        "two": float(np.mean(counts == 2)),
+        "three_to_five": float(np.mean((counts >= 3) & (counts <= 5))),
+        "more": float(np.mean(counts > 5)),
+    }
+
+
+def tag_counts(path: Path, kept: set[str]) -> dict[str, Any]:
+    """Occurrences of tags on the kept crops. Raises ReportError if it has none of them."""
+    try:
+        rows = [row for row in read_rows(path, ["crop_id", "tags"]) if row["crop_id"] in kept]
+    except (OSError, ValueError) as error:
+        raise ReportError(f"--tags {path}: needs columns crop_id and tags: {error}") from None
+    if not rows:
+        raise ReportError(f"--tags {path}: none of the kept crops are in it")
+    found = Counter(tag for row in rows for tag in set(row["tags"]))
+    total = sum(found.values())
+    tags = dict(sorted(found.items()))
+    groups = by_category(tags)
+    return {"images": len(rows), "occurrences": total, "tags": tags, "categories": groups}
+
+
+def most_unlike(hashes: list[int], count: int) -> list[int]:
+    """Up to `count` places, each as far (in bits) from those before it as can be."""
+    if not hashes:
+        return []
+    values = np.array(hashes, np.uint64)
+    chosen, nearest = [0], np.bitwise_count(values ^ values[0]).astype(int)
+    while len(chosen) < min(count, len(values)):
+        nearest[chosen] = -1
+        best = int(np.argmax(nearest))
+        chosen.append(best)
+        nearest = np.minimum(nearest, np.bitwise_count(values ^ values[best]).astype(int))
+    return chosen
+
+
+def contact_sheet(kept: pa.Table, crops: Crops, seed: int) -> np.ndarray | None:
+    """32 crops as unlike each other as can be; None if nothing is kept."""
+    columns = ["crop_id", "phash", "crop_shard", "crop_row"]
+    rows = kept.select(columns).to_pylist()
+    rows.sort(key=lambda row: seeded_key(seed, row["crop_id"]))
+    # The search for unlike crops is quadratic.
+    rows = rows[:20_000]
+    chosen = [rows[at] for at in most_unlike([int(row["phash"], 16) for row in rows], 32)]
+    tiles = [(decode_crop(crops.png(row)), row["crop_id"][:12]) for row in chosen]
+    return figures.tile_pictures(tiles) if tiles else None
+
+
+def write_report(ledger: ShardLedger, tags: str = "") -> None:
+    """Write OUT/report anew. Raises LedgerError before a selection, ReportError on odd tags."""
+    stats = json.loads(ledger.output("select", "all", "stats.json").read_text())
+    manifest = read_manifest(ledger)
+    check_counts(manifest)
+    pool = scored_rows(manifest)
+    kept = pool.filter(pool["kept"])
+    # All that the report says, as report.json holds it too.
+    parts, seed = funnels(manifest), stats["settings"]["split"]["seed"]
+    facts: dict[str, Any] = {
+        "profile": stats["profile"],
+        "iqa": stats["iqa"],
+        "table_1": table_one(pool, [m for m in stats["metrics"] if m != PERSONS], seed),
+        "funnel": {name: vars(part) for name, part in parts.items()},
+        "persons": persons(kept, "persons"),
+        "detected_persons": persons(kept, PERSONS) if PERSONS in kept.column_names else {"n": 0},
+        "thresholds": stats["thresholds"],
+        "licenses": dict(Counter(name or "unknown" for name in kept["license"].to_pylist())),
+        "detectors": sorted({d for d in manifest["detector"].unique().to_pylist() if d}),
+    }
+    if tags:
+        facts["tags"] = tag_counts(Path(tags), set(kept["crop_id"].to_pylist()))
+    # The folder appears as a whole; an old report stays until then.
+    with staged_folder(ledger.root / "report", replace=True) as folder:
+        crops = Crops(ledger)
+        draw_figures(folder, stats, facts, pool, kept, crops, seed)
+        review.write_page(folder, pool, crops, seed, NOTICE if stats["iqa"] == "classic" else "")
+        text = json.dumps(facts, indent=1, sort_keys=True)
+        (folder / "report.json").write_text(text + "\n")
+        (folder / "report.md").write_text(report_markdown(facts, stats, parts))
+
+
+def draw_figures(
+    folder: Path,
+    stats: dict[str, Any],
+    facts: dict[str, Any],
+    pool: pa.Table,
+    kept: pa.Table,
+    crops: Crops,
+    seed: int,
+) -> None:
+    """Draw all figures into the report's folder."""
+    mark = WATERMARK if stats["iqa"] == "classic" else ""
+    figures.bars(folder / "figure_1.png", facts["table_1"], stats["directions"], mark)
+    names = [*stats["metrics"], "z", "scale_factor", "s", "persons"]
+    data = {name: (float_column(pool, name), float_column(kept, name)) for name in names}
+    figures.histograms(folder / "histograms.png", data, mark)
+    sheet = contact_sheet(kept, crops, seed)
+    if sheet is not None:
+        figures.save(folder / "figure_6.png", sheet)
+    if "tags" in facts:
+        figures.tags(folder / "figure_7.png", facts["tags"]["tags"], facts["tags"]["categories"])
+
+
+def report_markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funnel]) -> str:
+    """The text of report.md."""
+    classic = stats["iqa"] == "classic"
+    total = merge_funnels(list(parts.values()))
+    names = [f"{d}, a fallback" if d == "hog" else d for d in facts["detectors"]]
+    sections = [
+        f"# Report (profile {facts['profile']})",
+        f"**Classic metrics.** {NOTICE}" if classic else "",
+        f"Boxes of unlabelled pictures are by {'; '.join(names)}." if names else "",
+        f"{total.images:,} images, {total.candidates:,} person boxes, {total.kept:,} crops kept.",
+        "## Funnel",
+        f"```\n{funnel_text(parts)}\n```",
+        "## Scores: mean ± 95 % interval (n)",
+        score_table(facts["table_1"], classic),
+        f"512 x 512 crops before selection, {TABLE_1_CROPS:,} a dataset at most; "
+        f"`{KEPT}` is the made set.",
+        "![Figure 1](figure_1.png)\n\n![Histograms](histograms.png)",
+        "## Persons on a crop",
+        persons_text(facts),
+        "## Thresholds",
+        json.dumps(facts["thresholds"], sort_keys=True)
+        if facts["thresholds"]
+        else "none: rank only",
+        "## Licences of what is kept",
+        "\n".join(f"- {name}: {n:,}" for name, n in sorted(facts["licenses"].items())) or "-",
+        "## A look at it",
+        "![Contact sheet](figure_6.png)\n\n[Review page](review.html)" if total.kept else "-",
+        tags_text(facts.get("tags")),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def score_table(table: MetricTable, classic: bool) -> str:
+    """Table 1 as Markdown, with the paper's PERSONA below where metrics are the same."""
+    metrics = list(next(iter(table.values())))
+    lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    for name, row in table.items():
+        cells = (f"{d['mean']:.4g} ± {d['ci95']:.2g} ({d['n']:,})" for d in row.values())
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    if not classic:
+        cells = (f"{PERSONA_MEANS[m]:.4g}" if m in PERSONA_MEANS else "" for m in metrics)
+        lines.append("| PERSONA (paper) | " + " | ".join(cells) + " |")
+        away = (
+            f"{table[KEPT][m]['mean'] - PERSONA_MEANS[m]:+.3g}" if m in PERSONA_MEANS else ""
+            for m in metrics
+        )
+        lines.append(f"| {KEPT} minus paper | " + " | ".join(away) + " |")
+    return "\n".join(lines)
+
+
+def persons_text(facts: dict[str, Any]) -> str:
+    """Counts on the crop by a detector, if there was one, and by labels, beside the paper's."""
+    lines = [
+        f"- By {how}: mean {count['mean']:.3f} (n {count['n']:,}), median {count['median']:g}; "
+        f"one {count['one']:.0%}, two {count['two']:.0%}, 3-5 {count['three_to_five']:.0%}, "
+        f"more {count['more']:.0%}"
+        for how, count in (
+            ("a detector on the crop", facts["detected_persons"]),
+            ("the boxes of its source", facts["persons"]),
+        )
+        if count["n"]
+    ]
+    paper = f"- The paper's PERSONA: mean {PAPER_PERSONS}, method not stated"
+    return "\n".join([*lines, paper]) if lines else "-"
+
+
+def tags_text(facts: dict[str, Any] | None) -> str:
+    """Sums of Figure 7, beside the paper's."""
+    if facts is None:
+        return ""
+    mean = facts["occurrences"] / facts["images"]
+    return (
+        f"## Tags\n\n{facts['occurrences']:,} of {len(facts['tags']):,} kinds on "
+        f"{facts['images']:,} crops, {mean:.2f} a crop (paper: {PAPER_TAGS}). Categories are "
+        "this project's.\n\n"
+        "![Figure 7](figure_7.png)"
+    )

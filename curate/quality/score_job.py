@@ -1,0 +1,107 @@
+"""The score job: crops in, a number of each metric for every crop out.
+
+Metrics are computed by group (see `curate.quality.scores`), a job for each, so that a metric which
+is added later leaves the numbers that are there alone.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from curate.config import ScoreConfig
+from curate.cropping.job import CODE, LIBRARIES, decode_crop, file_name_digest
+from curate.engine.ledger import ShardLedger, digest
+from curate.engine.parquet import ERROR, CropFile, Row, write_scores
+from curate.engine.worker import Failure, ItemRunner
+from curate.quality import scores
+from curate.schema import CropBatch, Pixels, sorted_counts
+
+
+@dataclass(frozen=True)
+class ScoreJob:
+    """Shard = the crop job's; output scores.parquet: crop_id and one column a metric.
+
+    `group` names the metrics that are computed together; a group more does not touch the others.
+    A crop that cannot be scored has NaN and, in the column `parquet.ERROR`, the reason.
+    """
+
+    group: str
+    config: ScoreConfig
+
+    @property
+    def name(self) -> str:
+        return f"score-{self.group}"
+
+    @property
+    def gpus(self) -> float:
+        return 1.0 if self.config.device.startswith("cuda") else 0.0
+
+    def key(self, ledger: ShardLedger, shard: str) -> str:
+        crops = file_name_digest(ledger.output("crop", shard, "crops.parquet"))
+        return digest(CODE, LIBRARIES, scores.describe(self.group, self.config), crops)
+
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
+    ) -> dict[str, Any]:
+        crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
+        metrics = scores.names(self.group, self.config)
+        failed = dict.fromkeys(metrics, math.nan)
+        rows: list[Row] = []
+        for name, values in self.results(crops, run):
+            if isinstance(values, Failure):
+                values = {**failed, ERROR: values.reason}
+            rows.append({"crop_id": name, **values})
+        write_scores(folder / "scores.parquet", metrics, rows)
+        errors = sorted_counts(row[ERROR] for row in rows if ERROR in row)
+        return {"crops": len(rows), "reasons": errors}
+
+    def results(self, crops: CropFile, run: ItemRunner) -> Iterator[tuple[str, Row | Failure]]:
+        """Values by metric of each crop, or a Failure: a batch that fails is taken one by one.
+
+        Raises RuntimeError if all of such a batch fail: then the metric, or what it runs on, is at
+        fault and not the crops.
+        """
+        setup = partial(make_batch_scorer, self.group, self.config)
+        patient = replace(run, limit=run.limit * self.config.batch)
+        ours, theirs = itertools.tee(crop_batches(crops, self.config.batch))
+        answers = patient.each(setup, (pixels for _, pixels in theirs))
+        for (ids, pixels), values in zip(ours, answers, strict=True):
+            if isinstance(values, Failure) and len(ids) > 1:
+                single = list(run.each(setup, pixels[:, None]))
+                if all(isinstance(value, Failure) for value in single):
+                    raise RuntimeError(f"{self.group}: no crop can be scored: {values.detail}")
+                values = [v if isinstance(v, Failure) else v[0] for v in single]
+            yield from zip(ids, [values] if isinstance(values, Failure) else values, strict=True)
+
+
+def make_batch_scorer(group: str, config: ScoreConfig) -> Callable[[CropBatch], list[Row]]:
+    """The function of batches that a worker process runs: values by metric of each crop."""
+    cv2.setNumThreads(1)
+    return partial(score_batch, scores.make_scorer(group, config))
+
+
+def score_batch(scorer: scores.MetricGroup, batch: CropBatch) -> list[Row]:
+    """A row of numbers for each crop."""
+    columns = scorer(batch)
+    return [{name: float(columns[name][at]) for name in scorer.names} for at in range(len(batch))]
+
+
+def crop_batches(crops: CropFile, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Crops as (names, uint8 (n, 512, 512, 3)), n = `size` but for the last."""
+    ids: list[str] = []
+    pixels: list[Pixels] = []
+    for name, png in crops.items():
+        ids.append(name)
+        pixels.append(decode_crop(png))
+        if len(ids) == size:
+            yield ids, np.stack(pixels)
+            ids, pixels = [], []
+    if ids:
+        yield ids, np.stack(pixels)

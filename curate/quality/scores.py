@@ -1,0 +1,164 @@
+"""The quality metrics of crops, in groups that are computed, and computed again, one by one.
+
+With `iqa` "pyiqa" they are the paper's four (CLIPIQA, MANIQA, MUSIQ, NIQE) and, for the report,
+BRISQUE, by the user's weights. With "classic", the default, they need no weights, and what they
+select is sharp and clean but not the paper's notion of quality; every report says so.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curate.config import ConfigError, DetectConfig, ScoreConfig
+from curate.cropping import detect
+from curate.engine.ledger import digest
+from curate.quality import classic, learned
+from curate.schema import Column, CropBatch, SourceImage
+from osdhuman_jax.disk import known_digest
+from osdhuman_jax.evaluation import niqe
+
+NOWHERE = SourceImage("", "", "")
+
+PAPER_DIRECTIONS = {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}  # Eq. 1 and its signs
+PERSONS = "detected_persons"  # a count, not a metric of quality
+
+
+@dataclass(frozen=True)
+class MetricGroup:
+    """A group of metrics, ready: crops of equal size in, a column for each name out."""
+
+    names: tuple[str, ...]
+    score: Callable[[CropBatch], dict[str, Column]]
+
+    def __call__(self, batch: CropBatch) -> dict[str, Column]:
+        """Values are NaN where a metric has none."""
+        return self.score(batch)
+
+
+def groups(config: ScoreConfig) -> tuple[str, ...]:
+    """Names of the groups that a setting asks for. Raises ConfigError."""
+    persons = ("persons",) if config.persons else ()
+    if config.iqa == "classic":
+        return ("classic", *(("niqe",) if config.niqe_params else ()), *persons)
+    if unknown := set(config.report_only) - {*PAPER_DIRECTIONS, *learned.PYIQA_METRICS, "classic"}:
+        raise ConfigError(f"score.report_only: no metric {', '.join(sorted(unknown))}")
+    return (
+        *PAPER_DIRECTIONS,
+        *(name for name in config.report_only if name not in PAPER_DIRECTIONS),
+        *persons,
+    )
+
+
+def directions(config: ScoreConfig) -> dict[str, int]:
+    """The metrics of Eq. 1: 1 where higher is better, -1 where lower is."""
+    signs = {name: sign for name, (_, sign) in classic.CLASSIC_METRICS.items()}
+    if config.iqa != "classic":
+        signs = {name: sign for name, sign in PAPER_DIRECTIONS.items() if name != "niqe"}
+    return signs | ({_niqe(config).name: -1} if "niqe" in groups(config) else {})
+
+
+def describe(group: str, config: ScoreConfig) -> dict[str, Any]:
+    """All that a group's scores depend on, but for the crops. Raises ConfigError."""
+    if group == "classic":
+        return {"metrics": list(classic.CLASSIC_METRICS), "version": classic.CLASSIC_VERSION}
+    if group == "niqe":
+        path = _niqe_file(config)
+        return {"version": niqe.VERSION, "weights": {path.name: known_digest(path)}}
+    if group == "persons":
+        return detect.describe(_counter(config))
+    return learned.describe(group, config.weights, config.device)
+
+
+def check(config: ScoreConfig) -> None:
+    """Raises ConfigError that names all that the groups lack."""
+    lines = []
+    for group in groups(config):
+        try:
+            describe(group, config)
+        except ConfigError as error:
+            lines.append(str(error))
+    if lines:
+        raise ConfigError("; ".join(dict.fromkeys(lines)))
+    # This reads NIQE's parameters, so a damaged file is found now.
+    directions(config)
+
+
+def names(group: str, config: ScoreConfig) -> tuple[str, ...]:
+    """The metrics of a group. Raises ConfigError."""
+    if group == "classic":
+        return tuple(classic.CLASSIC_METRICS)
+    if group == "niqe":
+        return (_niqe(config).name,)
+    return (PERSONS,) if group == "persons" else (group,)
+
+
+def make_scorer(group: str, config: ScoreConfig) -> MetricGroup:
+    """A group with its weights, which stay loaded for the next shard. Raises ConfigError."""
+    return _make_scorer(group, astuple(config), digest(describe(group, config)))
+
+
+@functools.lru_cache(maxsize=1)
+def _make_scorer(group: str, values: tuple, identity: str) -> MetricGroup:
+    config = ScoreConfig(*values)
+    return MetricGroup(names(group, config), _score_of(group, config))
+
+
+def _score_of(group: str, config: ScoreConfig) -> Callable[[CropBatch], dict[str, Column]]:
+    if group == "classic":
+        return _each(lambda rgb: classic.score(rgb))
+    if group == "niqe":
+        model = _niqe(config)
+        return _each(lambda rgb: {model.name: model(rgb)})
+    if group == "persons":
+        find = detect.make_detector(_counter(config))
+        return _each(lambda rgb: {PERSONS: float(len(find(rgb, NOWHERE)))})
+    metric = learned.make_metric(group, config.weights, config.device)
+    return lambda batch: {group: metric(batch)}
+
+
+def _each(
+    score: Callable[[np.ndarray], dict[str, float]],
+) -> Callable[[CropBatch], dict[str, Column]]:
+    """A function of single crops as one of batches."""
+
+    def columns(batch: CropBatch) -> dict[str, Column]:
+        rows = [score(rgb) for rgb in batch]
+        return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+    return columns
+
+
+def _counter(config: ScoreConfig) -> DetectConfig:
+    """YOLO at its usual settings. Raises ConfigError if there are no such weights."""
+    counter = DetectConfig("yolo", config.persons)
+    detect.check(counter, needed=True)
+    return counter
+
+
+def _niqe(config: ScoreConfig) -> niqe.Niqe:
+    path = _niqe_file(config)
+    return _read_niqe(path, known_digest(path))
+
+
+@functools.lru_cache(maxsize=8)
+def _read_niqe(path: Path, digest: str) -> niqe.Niqe:
+    try:
+        return niqe.read_parameters(path)
+    except niqe.NiqeError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _niqe_file(config: ScoreConfig) -> Path:
+    """--niqe_params, or the original's file among the weights. Raises ConfigError."""
+    if not config.niqe_params:
+        found = niqe.find_parameters(Path(config.weights)) if config.weights else None
+        # Where there is none, the search for it says so.
+        return found or learned.weight_file(config.weights, niqe.FILES[0])[0]
+    path = Path(config.niqe_params)
+    if not path.is_file():
+        raise ConfigError(f"--niqe_params {path}: no such file")
+    return path

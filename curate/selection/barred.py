@@ -1,0 +1,98 @@
+"""Fingerprints of sets that must have no photograph in common with the one that is made.
+
+Such a set is a folder of pictures (crops or whole photographs) or the output of another run,
+whose kept images count.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from curate.config import ConfigError, CurateConfig, DecodeConfig
+from curate.cropping import decode
+from curate.cropping.fingerprints import fingerprint_row, pixels_digest
+from curate.cropping.job import CODE, LIBRARIES
+from curate.engine.engine import Engine
+from curate.engine.ledger import ShardLedger, digest
+from curate.engine.parquet import FINGERPRINT_SCHEMA, Row, read_rows, write_rows
+from curate.engine.worker import Failure, ItemRunner
+from curate.schema import SourceImage
+from curate.selection.manifest import selected_rows
+from osdhuman_jax.filenames import spelled
+from osdhuman_jax.images.listing import list_images
+
+
+def pictures(folder: str) -> list[Path]:
+    """Pictures anywhere below a folder, sorted."""
+    return [path for path, _ in list_images(folder)] if Path(folder).is_dir() else []
+
+
+@dataclass(frozen=True)
+class BarredJob:
+    """One shard; output prints.parquet."""
+
+    path: str
+    name: str = "barred"
+    gpus: float = 0.0
+
+    def key(self, ledger: ShardLedger, shard: str) -> str:
+        if is_output(self.path):
+            return digest(CODE, ShardLedger(self.path).outputs_key("select", "all"))
+        stats = ((path, path.stat()) for path in pictures(self.path))
+        listing = [(spelled(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+        return digest(CODE, LIBRARIES, listing)
+
+    def work(
+        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
+    ) -> dict[str, Any]:
+        rows = (
+            fingerprints_of_run(self.path)
+            if is_output(self.path)
+            else fingerprints_of_folder(self.path, run)
+        )
+        write_rows(folder / "prints.parquet", FINGERPRINT_SCHEMA, rows)
+        return {"images": len(rows)}
+
+
+def is_output(path: str) -> bool:
+    """Whether this is the output of a run."""
+    return (Path(path) / "done" / "select").is_dir()
+
+
+def fingerprints_of_run(path: str) -> list[Row]:
+    """Fingerprints of a run's images that have kept crops."""
+    other = ShardLedger(path)
+    kept = {row["image_id"] for rows in selected_rows(other).values() for row in rows}
+    shards = other.shards("crop")
+    files = (other.output("crop", shard, "prints.parquet") for shard in shards)
+    return [row for file in files for row in read_rows(file) if row["image_id"] in kept]
+
+
+def fingerprints_of_folder(path: str, run: ItemRunner) -> list[Row]:
+    """Fingerprints of every picture that can be decoded; training cannot read the others either."""
+    files = pictures(path)
+    if not files:
+        raise ConfigError(f"--exclude {path}: neither a run's output nor a folder of pictures")
+    results = run.each(partial(partial, fingerprint_file, CurateConfig().decode), files)
+    return [row for row in results if not isinstance(row, Failure)]
+
+
+def fingerprint_file(config: DecodeConfig, path: Path) -> Row:
+    """The fingerprint of a picture as a row."""
+    image = SourceImage(
+        image_id=f"barred/{spelled(path)}", dataset="barred", path=spelled(path), policy="detect"
+    )
+    picture = decode.decode_source(image, config)
+    facts = {"file_sha256": picture.file_sha256, "pixel_sha256": pixels_digest(picture.rgb)}
+    return fingerprint_row(image.image_id, "", picture.rgb, facts)
+
+
+def barred_files(engine: Engine, paths: list[str]) -> list[Path]:
+    """Fingerprint files of all of them, made where they are not up to date."""
+    ledger, files = ShardLedger(engine.root), []
+    for path in paths:
+        shard = digest(path)[:16]
+        engine.here().run(BarredJob(path), [shard])
+        files.append(ledger.output("barred", shard, "prints.parquet"))
+    return files

@@ -1,0 +1,289 @@
+"""Every picture is decoded with its boxes where they belong, or refused for a stated reason."""
+
+import hashlib
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+from skimage import data
+
+from curate.config import DecodeConfig
+from curate.cropping.decode import DecodedPicture, Refused, decode_source
+from curate.schema import Box, Pixels, SourceImage
+from osdhuman_jax.filenames import spelled
+from osdhuman_jax.images.png import chunk
+
+PHOTO = data.astronaut()[:120, 100:260]  # 160 wide, 120 high
+MARK = (30, 20, 50, 50)  # a red patch in the upright picture, and its box
+TURNED_BACK = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: np.rot90(a, 2),
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}  # upright to what a camera of that EXIF orientation stores
+
+
+def marked() -> Pixels:
+    photo = PHOTO.copy()
+    x0, y0, x1, y1 = MARK
+    photo[y0:y1, x0:x1] = (255, 0, 0)
+    return photo
+
+
+def save(path: Path, pixels: np.ndarray, mode: str | None = None, **options) -> Path:
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def decode(path: Path, boxes=(), **fields) -> DecodedPicture:
+    fields = {"policy": "labels", **fields}
+    image = SourceImage("s/all/1", "s", str(path), boxes=tuple(map(Box, boxes)), **fields)
+    return decode_source(image, DecodeConfig())
+
+
+def refusal(path: Path, **fields) -> str:
+    with pytest.raises(Refused) as caught:
+        decode(path, **fields)
+    return caught.value.reason
+
+
+def red(rgb: Pixels) -> tuple[int, int, int, int]:
+    """Box of the red patch."""
+    rows, columns = np.nonzero((rgb[..., 0] > 200) & (rgb[..., 1] < 60) & (rgb[..., 2] < 60))
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+def with_exif(path: Path, orientation: int) -> Path:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return save(path, TURNED_BACK[orientation](marked()), exif=exif)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])  # there sizes tell
+def test_labels_of_the_upright_picture(tmp_path, orientation):
+    path = with_exif(tmp_path / "a.png", orientation)
+    picture = decode(path, [MARK], label_w=160, label_h=120)
+    np.testing.assert_array_equal(picture.rgb, marked())
+    assert picture.orientation == orientation and "exif" in picture.flags
+    assert red(picture.rgb) == picture.boxes[0].xyxy
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_labels_of_the_stored_picture(tmp_path, orientation):
+    path = with_exif(tmp_path / "a.png", orientation)
+    stored = TURNED_BACK[orientation](marked())
+    height, width = stored.shape[:2]
+    picture = decode(path, [red(stored)], label_w=width, label_h=height)
+    np.testing.assert_array_equal(picture.rgb, stored)
+    assert picture.orientation == 1
+    assert red(picture.rgb) == picture.boxes[0].xyxy
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_without_labels_are_turned_upright(tmp_path, orientation):
+    path = with_exif(tmp_path / "a.png", orientation)
+    np.testing.assert_array_equal(decode(path, policy="detect").rgb, marked())
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_rotation_turns_pixels_and_shares_counterclockwise(tmp_path, degrees):
+    path = save(tmp_path / "a.png", marked())
+    x0, y0, x1, y1 = MARK
+    shares = (x0 / 160, y0 / 120, x1 / 160, y1 / 120)
+    picture = decode(path, [shares], normalized=True, rotation=degrees)
+    np.testing.assert_array_equal(picture.rgb, np.rot90(marked(), degrees // 90))
+    assert picture.boxes[0].xyxy == pytest.approx(red(picture.rgb))
+    assert ("rotated" in picture.flags) == (degrees != 0)
+
+
+def test_labels_of_a_scaled_copy_are_scaled_and_flagged(tmp_path):
+    path = save(tmp_path / "a.png", marked())
+    picture = decode(path, [tuple(2 * v for v in MARK)], label_w=320, label_h=240)
+    assert picture.boxes[0].xyxy == MARK
+    assert picture.flags == ("scaled_boxes",)
+
+
+def test_labels_of_another_picture_are_refused(tmp_path):
+    path = save(tmp_path / "a.png", marked())
+    assert refusal(path, label_w=160, label_h=140) == "size_mismatch"
+    assert refusal(path, label_w=120, label_h=160) == "size_mismatch"  # no EXIF turns it
+    assert refusal(path, rotation=45) == "size_mismatch"
+
+
+def opaque(alpha: int = 255, bands: int = 3) -> np.ndarray:
+    pixels = PHOTO if bands == 3 else PHOTO[..., :1]
+    return np.concatenate([pixels, np.full((120, 160, 1), alpha, np.uint8)], axis=2)
+
+
+@pytest.mark.parametrize("mode", ["P", "CMYK"])
+def test_palettes_and_inks_become_rgb(tmp_path, mode):
+    image = Image.fromarray(PHOTO)
+    path = tmp_path / {"P": "a.png", "CMYK": "a.jpg"}[mode]
+    (image.quantize() if mode == "P" else image.convert(mode)).save(path)
+    picture = decode(path)
+    assert picture.flags == ({"P": "palette", "CMYK": "cmyk"}[mode],)
+    assert np.abs(picture.rgb.astype(int) - PHOTO).mean() < 12
+
+
+def test_other_profiles_become_srgb(tmp_path):
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    assert decode(save(tmp_path / "lab.png", PHOTO, icc_profile=lab)).flags == ()  # of no use
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    picture = decode(save(tmp_path / "srgb.png", PHOTO, icc_profile=srgb))
+    np.testing.assert_array_equal(picture.rgb, PHOTO)
+    assert picture.flags == ()
+    picture = decode(save(tmp_path / "odd.png", PHOTO, icc_profile=swapped(srgb)))
+    assert picture.flags == ("icc",)
+    assert np.abs(picture.rgb.astype(int) - PHOTO[..., ::-1]).mean() < 3
+
+
+def swapped(srgb: bytes) -> bytes:
+    """A profile in which red and blue primaries have changed places."""
+    profile = srgb.replace(b"rXYZ", b"????").replace(b"bXYZ", b"rXYZ").replace(b"????", b"bXYZ")
+    return profile.replace(b"s\0R\0G\0B", b"o\0d\0d\0!").replace(b"sRGB", b"odd!")
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P"])
+def test_profiles_count_in_every_mode(tmp_path, mode):
+    """Opaque alpha, and a palette, mean the same colours as plain RGB."""
+    profile = swapped(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    image = Image.fromarray(opaque() if mode == "RGBA" else PHOTO)
+    image = image.quantize() if mode == "P" else image
+    image.save(tmp_path / "a.png", icc_profile=profile)
+    image.convert("RGB").save(tmp_path / "plain.png", icc_profile=profile)
+    picture, plain = decode(tmp_path / "a.png"), decode(tmp_path / "plain.png")
+    assert picture.flags == (("palette", "icc") if mode == "P" else ("icc",))
+    np.testing.assert_array_equal(picture.rgb, plain.rgb)
+
+
+def test_opaque_alpha_is_dropped(tmp_path):
+    np.testing.assert_array_equal(decode(save(tmp_path / "a.png", opaque())).rgb, PHOTO)
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels", "mode", "reason"),
+    [
+        ("a.png", PHOTO, "L", "grayscale"),
+        ("a.jpg", PHOTO, "L", "grayscale"),
+        ("a.png", opaque(bands=1), None, "grayscale"),
+        ("a.png", np.repeat(PHOTO[..., :1], 3, axis=2), None, "grayscale"),
+        ("a.png", PHOTO, "1", "grayscale"),
+        ("a.png", opaque(254), None, "alpha"),
+        ("a.webp", opaque(0), None, "alpha"),
+        ("a.png", PHOTO[..., 0].astype(np.uint16) * 257, None, "corrupt"),
+        ("a.tif", PHOTO[..., 0].astype(np.float32), None, "corrupt"),
+    ],
+    ids=["L", "L jpeg", "LA", "gray RGB", "1 bit", "alpha", "clear", "16 bit", "float"],
+)
+def test_modes_that_are_no_photographs_have_a_reason(tmp_path, name, pixels, mode, reason):
+    assert refusal(save(tmp_path / name, pixels, mode)) == reason
+
+
+def test_a_faint_tint_is_gray_and_a_red_flower_is_not(tmp_path):
+    gray = np.repeat(PHOTO[..., :1], 3, axis=2)
+    tinted = np.clip(gray.astype(int) + (3, 0, 0), 0, 255).astype(np.uint8)
+    assert refusal(save(tmp_path / "tint.png", tinted)) == "grayscale"
+    gray[20:50, 30:60] = (200, 20, 20)
+    assert decode(save(tmp_path / "flower.png", gray)).rgb.shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize("form", ["jpeg", "png", "webp"])
+def test_a_cut_file_is_corrupt_wherever_it_was_cut(tmp_path, form):
+    buffer = io.BytesIO()
+    Image.fromarray(PHOTO).save(buffer, form)
+    whole = buffer.getvalue()
+    for tenth in range(10):
+        path = tmp_path / f"{tenth}.jpg"
+        path.write_bytes(whole[: len(whole) * tenth // 10])
+        assert refusal(path) == "corrupt"
+
+
+def test_what_is_no_picture_is_corrupt(tmp_path):
+    page = tmp_path / "page.jpg"
+    page.write_text("<html><body>This photo is no longer available</body></html>")
+    with pytest.raises(Refused, match="corrupt: not a PNG"):
+        decode(page)
+    frames = [Image.fromarray(PHOTO), Image.fromarray(PHOTO[::-1].copy())]
+    for name in ("a.webp", "a.png"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        assert refusal(tmp_path / name) == "corrupt"
+
+
+@pytest.mark.parametrize("name", ["a.bmp", "a.tif", "a.gif"])
+def test_what_nothing_else_here_reads_is_corrupt(tmp_path, name):
+    assert refusal(save(tmp_path / name, PHOTO)) == "corrupt"
+
+
+def test_a_jpeg_that_lacks_its_end_marker_alone_is_taken(tmp_path):
+    whole = save(tmp_path / "a.jpg", PHOTO).read_bytes()
+    (tmp_path / "b.jpg").write_bytes(whole[:-2])
+    np.testing.assert_array_equal(decode(tmp_path / "b.jpg").rgb, decode(tmp_path / "a.jpg").rgb)
+
+
+def test_linear_light_becomes_srgb(tmp_path):
+    path = save(tmp_path / "a.png", PHOTO)
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + chunk(b"gAMA", struct.pack(">I", 100_000)) + data[33:])
+    picture = decode(path)
+    linear = PHOTO / 255
+    expected = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert picture.flags == ("icc",)
+    assert np.abs(picture.rgb - expected * 255).max() < 2
+
+
+def test_sixteen_bit_colour_is_not_cut_down_in_silence(tmp_path):
+    path = tmp_path / "a.png"
+    cv2.imwrite(str(path), PHOTO.astype(np.uint16) * 257)
+    assert refusal(path) == "corrupt"
+
+
+def test_placeholders_named_by_digest_are_corrupt(tmp_path):
+    path = save(tmp_path / "a.png", PHOTO)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    image = SourceImage("s/all/1", "s", str(path))
+    with pytest.raises(Refused) as caught:
+        decode_source(image, DecodeConfig(blocked=("00", digest)))
+    assert caught.value.reason == "corrupt"
+    assert decode_source(image, DecodeConfig(blocked=("00",))).file_sha256 == digest
+
+
+def test_missing_files_and_folders(tmp_path):
+    assert refusal(tmp_path / "none.jpg") == "missing_file"
+    assert refusal(tmp_path) == "missing_file"
+    file = save(tmp_path / "a.png", PHOTO)
+    assert refusal(file / "b.png") == "missing_file"
+
+
+def test_bombs_are_refused_by_their_header(tmp_path):
+    small = save(tmp_path / "a.png", PHOTO).read_bytes()
+    for side in (8001, 40000):  # above this project's limit and above Pillow's own
+        header = b"IHDR" + struct.pack(">II", side, side) + small[24:29]
+        bomb = small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
+        (tmp_path / "bomb.png").write_bytes(bomb)
+        assert refusal(tmp_path / "bomb.png") == "too_large"
+
+
+def test_one_pixel_is_a_picture_too(tmp_path):
+    path = save(tmp_path / "a.png", np.array([[[200, 10, 30]]], np.uint8))
+    assert decode(path).rgb.tolist() == [[[200, 10, 30]]]
+
+
+def test_the_digest_is_the_files(tmp_path):
+    path = save(tmp_path / "a.png", PHOTO)
+    assert decode(path).file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_path_that_is_no_utf8_is_opened_by_its_spelling(tmp_path):
+    path = save(tmp_path / os.fsdecode(b"Mu\xf1oz.png"), PHOTO)
+    np.testing.assert_array_equal(decode(spelled(path)).rgb, PHOTO)
