@@ -15,11 +15,13 @@ ROOMS = (  # the package from the ground up; a name is a folder or a file beside
     *("networks", "config", "images", "methods", "degrade", "data", "weights"),
     *("evaluation", "training", "inference", "models", "api", "commands", "__main__"),
 )
+TORCH = {"osdhuman_jax.evaluation.scorers", "osdhuman_jax.evaluation.offline"}
 CURATE = sorted(ROOT.glob("curate/**/*.py"))
 PACKAGE = sorted(ROOT.glob("osdhuman_jax/**/*.py"))
 FREE_OF_JAX = {"filenames", "disk", "cli", "images", "degrade", "config", "models"}
 # Files and pixels are read, written and judged in one place for both packages, without JAX.
 SHARED_WITH_CURATE = {"disk", "cli", "filenames", "images", "data.records", "evaluation.niqe"}
+SHARED_WITH_CURATE |= {"evaluation.offline"}
 
 
 def imports(path: Path) -> set[str]:
@@ -92,7 +94,7 @@ def test_bans(path: Path) -> None:
     assert "orbax" not in packages or name == "osdhuman_jax.training.checkpoint"
     assert "grain" not in packages or where == "data"
     torch = packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"}
-    assert not torch or name == "osdhuman_jax.evaluation.scorers"
+    assert not torch or name in TORCH
     assert "curate" not in packages
 
 
