@@ -107,7 +107,7 @@ def save(folder: Path, name: str, image: Pixels) -> None:
 def degraded(originals: Path, folder: Path, seed: int) -> None:
     """Fill a folder with pictures degraded by the seed."""
     places = ("--input", originals, "--output", folder)
-    run("-m", "osdhuman_jax.degrade.second_order", *places, "--seed", str(seed), "--overwrite")
+    run("-m", "osdhuman_jax.commands.degrade", *places, "--seed", str(seed), "--overwrite")
 
 
 def read(folder: Path) -> dict[str, Pixels]:
