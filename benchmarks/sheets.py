@@ -1,4 +1,8 @@
-"""Sheets that show what the tables of `benchmarks.quality` count: pictures, faces, harm done."""
+"""Sheets that show what the tables of `benchmarks.quality` count: pictures, faces, harm done.
+
+A number that nobody looks behind may be earned by what nobody would want. Pictures go in by the
+name of their method, in the order of the columns, and come out as one uint8 RGB sheet.
+"""
 
 from collections.abc import Mapping
 

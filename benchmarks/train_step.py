@@ -83,6 +83,7 @@ def filled(shapes: Any, seed: int) -> Any:
 
 def times(step: Any, count: int) -> list[float]:
     """Seconds of each of `count` calls, after one more that warms up."""
+    # The first call finds nothing in any cache.
     found = []
     for _ in range(count + 1):
         before = time.perf_counter()
