@@ -10,6 +10,7 @@ import pytest
 import small
 from flax import nnx
 
+from osdhuman_jax.data.loader import Loader
 from osdhuman_jax.interruption import Stopped
 from osdhuman_jax.methods.objectives import Frozen
 from osdhuman_jax.training import hosts
@@ -22,7 +23,7 @@ from osdhuman_jax.training.train_step import Trainer, TrainState
 STEPS = 20
 
 
-class Pictures:
+class Pictures(Loader):
     """A loader that fails before a given batch."""
 
     def __init__(self, fails_at: int) -> None:
@@ -51,7 +52,9 @@ class Ruin(Trainer):
             state.step + 1, jax.tree.map(lambda x: x + good.astype(x.dtype), state.params), ()
         )
         new.nonfinite = jnp.where(good, 0, state.nonfinite + 1)
-        return new, {"loss": new.step, "nonfinite": new.nonfinite, "stop": jnp.max(batch["stop"])}
+        loss = sum((x.sum() for x in jax.tree.leaves(frozen)), new.step.astype(jnp.float32))
+        found = {"loss": loss, "nonfinite": new.nonfinite, "stop": jnp.max(batch["stop"])}
+        return new, {k: v.astype(jnp.float32) for k, v in found.items()}
 
 
 def loop(
@@ -175,8 +178,9 @@ def test_a_transfer_that_nobody_wrote_down_raises(tmp_path):
     assert saved(tmp_path) == [4]
 
 
-def test_a_batch_left_on_the_host_raises(tmp_path, monkeypatch):
-    """In the thread of the step that compiles."""
-    monkeypatch.setattr(training_loop, "put_batch", lambda mesh, batch: batch)
+def test_weights_left_on_the_host_raise(tmp_path):
+    """In the thread of the step that compiles: at every step they would be sent again."""
+    made = loop(tmp_path, Pictures(0))
+    made.frozen = Frozen(nnx.State({"w": nnx.Param(np.ones(3, np.float32))}))
     with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
-        run(loop(tmp_path, Pictures(0)), tmp_path, start())
+        run(made, tmp_path, start())
