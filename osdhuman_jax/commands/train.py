@@ -1,6 +1,8 @@
 """python train.py --config configs/base.py --workdir runs/base [--config.optim.learning_rate=1e-4]
 
-The same command goes on where an interrupted run stopped. At the end, WORKDIR/model/ is a model
+At the start the run says on the terminal what it is about to do: devices, parameters, batch, steps,
+and the settings that are not the defaults; after some steps, the hours that are left. The same
+command goes on where an interrupted run stopped. At the end, WORKDIR/model/ is a model
 folder: what `infer.py --model` takes, and what a further stage's `run.init` starts from.
 
 Exit status: 0 done; 2 bad input; 3 losses or gradients were not finite for too long; 4 the disk is

@@ -7,6 +7,7 @@ who states a utilisation; whatever XLA makes of the program, the number is the s
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +40,18 @@ def peak(device_kind: str) -> float | None:
     return next((v for name, v in PEAKS.items() if name in device_kind), None)
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    """Of a jaxpr's variable, whose abstract value JAX's types do not know to be an array's."""
+    return variable.aval.shape
+
+
 def _product(eqn: JaxprEqn) -> int:
     """Operations of one product: 2 x elements of the result x terms of each."""
-    out = math.prod(eqn.outvars[0].aval.shape)
+    out = math.prod(_shape(eqn.outvars[0]))
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
-        return 2 * out * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-    kernel = eqn.invars[1].aval.shape
+        return 2 * out * math.prod(_shape(eqn.invars[0])[i] for i in contracted)
+    kernel = _shape(eqn.invars[1])
     outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     # A convolution over an input dilated with zeros (the backward pass of a stride) skips them.
     zeros = math.prod(eqn.params["lhs_dilation"])
