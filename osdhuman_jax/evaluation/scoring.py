@@ -97,6 +97,7 @@ class Examiner:
     def _key(self, scorer: Scorer, method: str, names: Sequence[str]) -> str:
         """Digest of the metric's identity and of the pictures it looks at."""
         restored, reference = self._files(method)
+        # Where a file lies does not count: a picture that was moved is still known.
         digests = [restored[name].digest for name in names]
         if scorer.metric.reference:
             digests += [reference[name].digest for name in names]

@@ -75,6 +75,7 @@ def marks(metric: Metric, values: Sequence[float | None]) -> list[str]:
 
 def cells(means: Means, columns: Sequence[Metric], styles: Mapping[str, str]) -> list[list[str]]:
     """A row for each method, marked in `styles`."""
+    # Marks go by column, the result by row.
     by_column = []
     for metric in columns:
         values = [found.get(metric.name) for found in means.values()]
@@ -85,6 +86,7 @@ def cells(means: Means, columns: Sequence[Metric], styles: Mapping[str, str]) ->
 
 def markdown(means: Means, columns: Sequence[Metric], corner: str = "") -> str:
     """Best bold, second best underlined."""
+    # A bar in a method's name would end its cell.
     lines = [[corner, *(metric.head for metric in columns)], ["---"] * (len(columns) + 1)]
     for name, row in zip(means, cells(means, columns, MARKDOWN), strict=True):
         lines.append([name.replace("|", "\\|"), *row])

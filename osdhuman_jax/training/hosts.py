@@ -33,6 +33,7 @@ def join(coordinator: str, processes: int, process: int) -> None:
 
     Raises ConfigError where the flags leave a question open.
     """
+    # Alone, or under Slurm, whose variables JAX reads itself.
     if not coordinator:
         if processes > 1 or process > 0:
             raise ConfigError("--processes and --process need --coordinator HOST:PORT")

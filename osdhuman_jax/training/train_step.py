@@ -98,12 +98,14 @@ class Trainer:
         wanted = trainable(self.config)
         _, params, rest = nnx.split(restorer, wanted, ...)
         frozen = Frozen(rest)
+        # Where the generator trains weights of the base model, the frozen regularizer keeps them.
         if self.config.lora.train_conv_in and self.regularizer:
             trained = leaves_by_name(params["unet"]) if "unet" in params else {}
             kept = {n: v for n, v in trained.items() if ".lora_" not in n}
             frozen.unet = jax.tree.map(jnp.copy, kept)
         if lpips is not None:
             self.lpips, frozen.lpips = nnx.split(lpips)
+        # Copies, since a step donates its state: nothing in it may be held twice.
         state = TrainState(jnp.zeros((), jnp.int32), params, self.tx.init(params))
         state.nonfinite = jnp.zeros((), jnp.int32)
         if self.regularizer:
@@ -126,6 +128,7 @@ class Trainer:
         grads, scalars, made = self._gradients(state, frozen, parts)
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        # What is logged, and of it what tells whether the step may count.
         scalars |= group_norms(grads, "grad_norm") | group_norms(updates, "update_norm")
         watched = [scalars["loss"], scalars["grad_norm"]]
         new = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
@@ -141,6 +144,7 @@ class Trainer:
         new = choose(finite, new, state)
         new.step = state.step + 1
         new.nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
+        # What the loop looks at: the same number in every process.
         counters = {"nonfinite": new.nonfinite.astype(jnp.float32)}
         if "stop" in batch:
             counters["stop"] = jnp.max(batch["stop"]).astype(jnp.float32)
@@ -297,6 +301,7 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
 
     Raises ConfigError or WeightsError where the folder is not what the config needs.
     """
+    # The restorer, and LPIPS where it is a loss or a metric of the validation.
     restorer, model = prepare(config, folder)
     lpips = None
     measured = "lpips" in read_meta(folder).get("parts", {})
