@@ -28,6 +28,7 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 Named = Mapping[str, Pixels]
 Box = tuple[int, int, int, int]  # left, top, width, height
 
+# All of these are choices of this file: what matters is that every method is measured alike.
 STEEP = 0.9  # quantile of the original's gradient above which there are edges
 BLUR = 4.0  # sigma in pixels, before colours are compared
 CASCADE = "haarcascade_frontalface_default"  # comes with OpenCV
@@ -137,6 +138,7 @@ def overlap(a: Box, b: Box) -> float:
 
 def found_again(image: Pixels, original: Pixels) -> int:
     """How many of the original's faces the detector finds in the picture at the same place."""
+    # A face is the same one where the two boxes overlap enough, whatever it looks like.
     found = faces(image)
     return sum(any(overlap(face, other) >= SAME for other in found) for face in faces(original))
 
@@ -190,6 +192,7 @@ def _sum_of_faces(made: Outcome) -> float:
 
 def without_originals(natural: Niqe | None) -> list[Column]:
     """The columns of pictures that nobody has better."""
+    # Sharpness has no better side: noise is sharp too.
     columns = [Column(natural.name.upper(), "↓", "{0:.2f}", looked_at(natural))] if natural else []
     return [
         *columns,
@@ -207,6 +210,7 @@ def marks(column: Column, values: Sequence[float | None], shown: Sequence[str]) 
     known = [(value, text) for value, text in zip(values, shown, strict=True) if value is not None]
     if column.arrow not in LOSS or len(known) < 2:
         return [""] * len(values)
+    # Equal digits share a mark, as in `evaluation.tables`.
     ranked = [text for _, text in sorted(known, key=lambda pair: LOSS[column.arrow](pair[0]))]
     places = dict(zip(dict.fromkeys(ranked), ("best", "second"), strict=False))
     return [places.get(text, "") for text in shown]

@@ -107,7 +107,7 @@ def save(folder: Path, name: str, image: Pixels) -> None:
 def degraded(originals: Path, folder: Path, seed: int) -> None:
     """Fill a folder with pictures degraded by the seed."""
     places = ("--input", originals, "--output", folder)
-    run("-m", "osdhuman_jax.degrade.second_order", *places, "--seed", str(seed), "--overwrite")
+    run("-m", "osdhuman_jax.commands.degrade", *places, "--seed", str(seed), "--overwrite")
 
 
 def read(folder: Path) -> dict[str, Pixels]:
@@ -167,6 +167,7 @@ def methods(flags: argparse.Namespace) -> dict[str, Method]:
 
 def restored(place: Path, rows: Mapping[str, Method]) -> Iterator[tuple[str, Named, float | None]]:
     """The name of each method, what it makes of place/input, and its seconds a picture."""
+    # A method that scales or drops pictures would be measured on other ones than the rest.
     expected = {name: image.shape for name, image in read(place / INPUT).items()}
     for name, method in rows.items():
         outputs = place / name.replace("/", "-").replace(" ", "-")
@@ -184,14 +185,17 @@ def measure_photographs(
     flags: argparse.Namespace, out: Path, rows: Mapping[str, Method], natural: Niqe | None
 ) -> str:
     """Degrade, restore, put the clean ones in as well; the table and the sheets of all that."""
+    # The originals, which are inputs of their own, and what degradation makes of them.
     fill(out / "clean" / INPUT, photographs(flags.input), square)
     degraded(out / "clean" / INPUT, out / "degraded" / INPUT, flags.seed)
+    # What every method makes of both.
     originals = read(out / "clean" / INPUT)
     outcomes = {"degraded": Outcome(read(out / "degraded" / INPUT), originals)}
     clean = {name: pictures for name, pictures, _ in restored(out / "clean", rows)}
     for name, pictures, seconds in restored(out / "degraded", rows):
         if pictures:
             outcomes[name] = Outcome(pictures, originals, clean[name], seconds)
+    # What a person looks at, and the table.
     shown = {name: made.pictures for name, made in outcomes.items()} | {"original": originals}
     write_png(out / "sheet.png", side_by_side(shown, flags.sheet_rows, SIDE))
     if (sheet := faces_sheet(shown, originals)) is not None:
@@ -229,6 +233,7 @@ def put(path: Path, texts: Mapping[str, str]) -> None:
 
     A text whose mark the file has not is left out. Raises ValueError where there is none at all.
     """
+    # A README has the tables of the shipped pictures, a report those of many photographs.
     page, end = path.read_text(), "<!-- end -->"
     marks = {name: f"<!-- quality {name} -->\n" for name in texts}
     there = {name: mark for name, mark in marks.items() if mark in page}

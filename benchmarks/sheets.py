@@ -1,4 +1,8 @@
-"""Sheets that show what the tables of `benchmarks.quality` count: pictures, faces, harm done."""
+"""Sheets that show what the tables of `benchmarks.quality` count: pictures, faces, harm done.
+
+A number that nobody looks behind may be earned by what nobody would want. Pictures go in by the
+name of their method, in the order of the columns, and come out as one uint8 RGB sheet.
+"""
 
 from collections.abc import Mapping
 
@@ -53,12 +57,12 @@ def clean_sheet(originals: Named, clean: Mapping[str, Named], count: int) -> Pix
         original = originals[name]
         images = [original]
         for pictures in made.values():
-            images += [pictures[name], difference(pictures[name], original)]
+            images += [pictures[name], enlarged_difference(pictures[name], original)]
         rows.append(Row(images, (name,)))
     return sheet(rows, columns, box=None)
 
 
-def difference(image: Pixels, original: Pixels) -> Pixels:
+def enlarged_difference(image: Pixels, original: Pixels) -> Pixels:
     """What was changed, enlarged, in whatever direction."""
     gap = np.abs(image.astype(np.int16) - original.astype(np.int16))
     return np.clip(HARM * gap, 0, 255).astype(np.uint8)

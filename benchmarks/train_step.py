@@ -83,6 +83,7 @@ def filled(shapes: Any, seed: int) -> Any:
 
 def times(step: Any, count: int) -> list[float]:
     """Seconds of each of `count` calls, after one more that warms up."""
+    # The first call finds nothing in any cache.
     found = []
     for _ in range(count + 1):
         before = time.perf_counter()
@@ -172,15 +173,17 @@ def describe(
 def main(argv: list[str] | None = None) -> None:
     """Compile, describe, and (without --aot) time."""
     args = parse(argv)
-    if args.peer:  # before JAX, which takes most of a GPU's memory
+    # PyTorch first, and in a process that ends: JAX takes most of a GPU's memory.
+    if args.peer:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
             seconds, used = alone.submit(time_peer, args).result()
         line = row(f"PyTorch, {args.peer}", seconds, args.batch)
         print(line + (f"  peak on the device: {used / 1e9:.2f} GB" if used else ""), flush=True)
+    # Our step: compiled from shapes alone, and described.
     target = absent.gpu(args.target) if args.target else nullcontext(jax.devices()[0])
     config, narrow = experiment_of(args), PRESETS[args.preset][2]
     trainer, state, frozen = shapes_of(config, narrow)
-    work = train_step.step_flops(trainer, state, frozen)
+    work = flops.step_flops(trainer, state, frozen)
     before = time.perf_counter()
     step = jax.jit(trainer.step, donate_argnums=0)
     with target as device:
@@ -189,6 +192,7 @@ def main(argv: list[str] | None = None) -> None:
     print(describe(args, compiled, device, work, time.perf_counter() - before), flush=True)
     if args.aot:
         return
+    # Then timed, on random weights and pictures.
     peak = flops.peak(device.device_kind)
     seconds = time_ours(compiled, state, frozen, config, args.steps)
     print(row("ours", seconds, args.batch) + rate(seconds, work, peak), flush=True)

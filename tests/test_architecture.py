@@ -19,11 +19,13 @@ CURATE_ROOMS = (
     *("schema", "config", "readers", "engine", "cropping", "quality", "selection", "publish"),
     *("plan", "forget", "niqe", "unpack", "run", "demo"),
 )
+TORCH = {"osdhuman_jax.evaluation.scorers", "osdhuman_jax.evaluation.offline"}
 CURATE = sorted(ROOT.glob("curate/**/*.py"))
 PACKAGE = sorted(ROOT.glob("osdhuman_jax/**/*.py"))
 FREE_OF_JAX = {"filenames", "disk", "cli", "images", "degrade", "config", "models"}
 # Files and pixels are read, written and judged in one place for both packages, without JAX.
 SHARED_WITH_CURATE = {"disk", "cli", "filenames", "images", "data.records", "evaluation.niqe"}
+SHARED_WITH_CURATE |= {"evaluation.offline"}
 
 
 def imports(path: Path) -> set[str]:
@@ -104,7 +106,7 @@ def test_bans(path: Path) -> None:
     assert "orbax" not in packages or name == "osdhuman_jax.training.checkpoint"
     assert "grain" not in packages or where == "data"
     torch = packages & {"torch", "diffusers", "peft", "torchvision", "pyiqa"}
-    assert not torch or name == "osdhuman_jax.evaluation.scorers"
+    assert not torch or name in TORCH
     assert "curate" not in packages
 
 

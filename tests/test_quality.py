@@ -85,7 +85,7 @@ def test_a_face_is_cut_within_the_picture():
 
 
 def test_difference_is_enlarged_in_both_directions():
-    found = sheets.difference(flat(100, 90, 10), flat(90, 100, 250))
+    found = sheets.enlarged_difference(flat(100, 90, 10), flat(90, 100, 250))
     assert found[0, 0].tolist() == [80, 80, 255]
 
 

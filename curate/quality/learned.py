@@ -8,9 +8,6 @@ anything is scored. pyiqa unpickles what it loads, so that folder must hold its 
 import contextlib
 import functools
 import importlib.metadata
-import io
-import tempfile
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +17,7 @@ import numpy as np
 from curate.config import ConfigError
 from curate.schema import Column, CropBatch
 from osdhuman_jax.disk import known_digest
+from osdhuman_jax.evaluation.offline import offline, process_folder
 
 
 class PyiqaMetric(NamedTuple):
@@ -110,13 +108,12 @@ def _offline(file: Path) -> Iterator[None]:
     MANIQA's backbone is made without weights of its own: its file has them all.
     """
     import timm  # pyright: ignore[reportMissingImports]
-    import torch
 
-    def refuse(request: Any, *_: Any, **__: Any) -> Any:
-        raise ConfigError(f"pyiqa wants {getattr(request, 'full_url', request)}, a file not asked")
+    def refuse(url: str) -> Any:
+        raise ConfigError(f"pyiqa wants {url}, a file not asked")
 
     # A folder of our own in place of torch.hub's, with the one file under all names it may have.
-    hub, home, create = torch.hub.get_dir(), Path(_temporary().name), timm.create_model
+    home, create = process_folder(), timm.create_model
     for folder in ("pyiqa", "clip", "checkpoints"):
         link = home / folder / file.name
         link.parent.mkdir(exist_ok=True)
@@ -124,24 +121,5 @@ def _offline(file: Path) -> Iterator[None]:
         link.symlink_to(file.absolute())
     plain = lambda *names, pretrained=False, **options: create(*names, **options)  # noqa: E731
     # Whatever could fetch a file refuses, and timm makes networks without weights.
-    replaced = [(urllib.request, "urlopen", refuse), (torch.hub, "urlopen", refuse)]
-    replaced += [(timm, "create_model", plain)]
-    saved = [(module, name, getattr(module, name)) for module, name, _ in replaced]
-    # All is put back afterwards, also where making the metric failed.
-    silent = io.StringIO()
-    try:
-        torch.hub.set_dir(str(home))
-        for module, name, value in replaced:
-            setattr(module, name, value)
-        with contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-            yield
-    finally:
-        for module, name, value in saved:
-            setattr(module, name, value)
-        torch.hub.set_dir(hub)
-
-
-@functools.cache
-def _temporary() -> tempfile.TemporaryDirectory[str]:
-    """One for the process: pyiqa keeps the name of torch.hub's folder from its import."""
-    return tempfile.TemporaryDirectory(prefix="osdhuman-curate-")
+    with offline(refuse, home, [(timm, "create_model", plain)]):
+        yield

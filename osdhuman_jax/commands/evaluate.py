@@ -23,7 +23,7 @@ from osdhuman_jax.evaluation import tables
 from osdhuman_jax.evaluation.metrics import METRICS, Metric
 from osdhuman_jax.evaluation.pairs import REFERENCE, Pictures, gather
 from osdhuman_jax.evaluation.plots import plot
-from osdhuman_jax.evaluation.scoring import Ledger, Results, examine
+from osdhuman_jax.evaluation.scoring import Results, ScoreFile, examine
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import read_rgb, write_png
 from osdhuman_jax.images.listing import named_images, real
@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             named_images(args.degraded)
         pictures = gather(folders, args.reference, args.allow_missing)
         args.output.mkdir(parents=True, exist_ok=True)
-        ledger = Ledger(args.output / "scores.jsonl")
+        ledger = ScoreFile(args.output / "scores.jsonl")
     except (OSError, ValueError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,8 @@
 """python train.py --config configs/base.py --workdir runs/base [--config.optim.learning_rate=1e-4]
 
-The same command goes on where an interrupted run stopped. At the end, WORKDIR/model/ is a model
+At the start the run says on the terminal what it is about to do: devices, parameters, batch, steps,
+and the settings that are not the defaults; after some steps, the hours that are left. The same
+command goes on where an interrupted run stopped. At the end, WORKDIR/model/ is a model
 folder: what `infer.py --model` takes, and what a further stage's `run.init` starts from.
 
 Exit status: 0 done; 2 bad input; 3 losses or gradients were not finite for too long; 4 the disk is
@@ -12,7 +14,8 @@ import logging as standard_logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import NoReturn
 
 import cv2
 from absl import app, flags, logging
@@ -69,6 +72,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def usage() -> str:
     """All flags, and all settings with their defaults."""
+    # Not absl's own list, in which these are lost among the flags of libraries.
     own = [WORKDIR, PROFILE, COORDINATOR, PROCESSES, PROCESS]
     said = ["  --config  Experiment, for instance configs/base.py."]
     said += [f"  --{flag.name}  {flags.FLAGS[flag.name].help}" for flag in own]
@@ -82,7 +86,9 @@ def fail(status: int, reason: object) -> NoReturn:
     leave(status)
 
 
-def quieter_hook(kind: Any, error: Any, trace: Any) -> None:
+def quieter_hook(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Without what TensorStore's threads say, an array at a time, after a write has failed."""
     if not (kind is RuntimeError and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, trace)
@@ -90,11 +96,14 @@ def quieter_hook(kind: Any, error: Any, trace: Any) -> None:
 
 def run(_) -> None:
     """Parse flags, train, turn what went wrong into one line and a status."""
+    # Orbax logs through absl, tracebacks of what is told below among it.
     logging.set_verbosity(logging.WARNING)
-    standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)  # Orbax's tracebacks
+    standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)
     sys.excepthook = quieter_hook
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the loop begins
+    # As Ctrl-C, until the loop begins and takes both signals to itself.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     cv2.setNumThreads(1)
+    # Each way to fail has one line and one status, on which scripts and batch systems rely.
     workdir = Path(WORKDIR.value or "")
     try:
         if not WORKDIR.value:
@@ -107,7 +116,8 @@ def run(_) -> None:
         fail(NOT_SAVED, error)
     except KeyboardInterrupt:
         fail(STOPPED, f"stopped at once; the same command goes on from {resume_point(workdir)}")
-    except OSError as error:  # before the first step
+    except OSError as error:
+        # Before the first step: the loop makes a SaveError of what comes later.
         fail(NOT_SAVED if error.errno in FULL else BAD, error)
     else:
         if status != DONE:

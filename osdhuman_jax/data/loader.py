@@ -5,6 +5,7 @@ A sample is made by a pure function of (seed, epoch, index), so that any of them
 place p % n of the seeded permutation of epoch p // n (n pictures). The batch of step s holds
 positions s*B .. (s+1)*B - 1 and each of several processes takes its contiguous slice of it, so
 that neither processes nor workers change what is learned from. Batches may straddle epochs.
+Training asks for batches (`make_loader`), validation for single samples (`make_sample`).
 
 Grain runs this in worker processes or threads; the state is one position, whatever their number.
 Pictures are NHWC uint8 in [0, 255]; this module never imports jax.
@@ -43,7 +44,8 @@ from osdhuman_jax.degrade.second_order import degrade, from_unit, sample_rng, to
 
 Square = UInt8[np.ndarray, "crop crop 3"]
 
-KILLED = "terminated unexpectedly"  # as Grain says of a worker
+# What Grain's error says of a worker that was killed; it has no class of its own.
+KILLED = "terminated unexpectedly"
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short
     at least. The window is cut first and then scaled (area filter down, cubic up): the same, to
     the rounding of the window's side, at a cost that does not grow with the photograph.
     """
+    # The window's side in pixels of the picture as it is.
     height, width = image.shape[:2]
     short = min(height, width)
     target = max(resize_short or short, crop)
@@ -83,6 +86,7 @@ def labelled_sample(
     top, left = int(rng.integers(height + 1)), int(rng.integers(width + 1))
     window = slice(top, top + config.crop), slice(left, left + config.crop)
     lq, label = lq[window], label[window]
+    # A label may be followed in part: the rest of the target is the picture as it came.
     share = config.teacher_share
     target = np.rint(share * label.astype(np.float32) + (1 - share) * lq).astype(np.uint8)
     return {"hq": target, "lq": lq, "failures": ()}
@@ -106,22 +110,27 @@ def make_sample(
     """
     if not 0 <= index < len(source):
         raise IndexError(f"index {index} of {len(source)} pictures")
+    # All that is random below comes from this one generator, in this order.
     rng = sample_rng(config.seed, epoch, index)
     if labelled and rng.random() < config.labelled_share:
         return _varied({"index": index, **labelled_sample(labelled, config, rng)}, config, rng)
+    # The HQ: a random window, mirrored half of the time.
     image, failures = read_pixels(source, index)
     hq = random_crop(image, rng, config.crop, config.resize_short)
-    flip = rng.random() < 0.5  # drawn even when unused: what follows must not depend on `flip`
+    # Drawn even when unused: what follows must not depend on `config.flip`.
+    flip = rng.random() < 0.5
     hq = np.ascontiguousarray(hq[:, ::-1] if config.flip and flip else hq)
     sample = {"hq": hq, "index": index, "failures": failures}
     if not config.degrade:
         return sample
+    # The LQ: by a mixture of kinds where the config has one, else by the paper's degradation.
     if any(config.kinds[1:]) or config.gray:
         hq = sample["hq"] = grayed(hq) if rng.random() < config.gray else hq
         sample["lq"] = mixed(hq, rng, config.kinds, config.degradation)
     else:
         sample["lq"], _ = degrade(hq, rng, config.degradation)
-        if config.degradation.usm:  # the target is sharpened like the picture that was degraded
+        if config.degradation.usm:
+            # The target is sharpened like the picture that was degraded.
             sample["hq"] = from_unit(usm_sharpen(to_unit(hq)))
     return sample
 
@@ -217,7 +226,8 @@ class Loader:
         try:
             return next(self._running[0])
         except BaseException as error:
-            self.close()  # Grain would go on with the other workers: batches lost, in silence
+            # Grain would go on with the other workers: batches lost, in silence.
+            self.close()
             if not (isinstance(error, RuntimeError) and KILLED in str(error)):
                 raise
             if not again:
@@ -250,18 +260,21 @@ class Loader:
         self.close()
 
     def _start(self) -> grain.DatasetIterator:
+        # Grain hands out positions; what a position means is BatchMaker's arithmetic.
         starts = grain.MapDataset.range(self._position, self._stop, self._stride)
         batches = starts.map(self._make_batch)
         workers = self._make_batch.config.workers
         if not workers:
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
             return iter(batches.to_iter_dataset(read))
+        # Grain's workers read absl flags, which only an absl program has parsed.
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags
+            flags.FLAGS.mark_as_parsed()
         read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
         iterator = iter(batches.to_iter_dataset(read).mp_prefetch(options, _init_worker))
-        iterator.get_state()  # makes every worker's iterator known to `iterator`, hence to `close`
+        # Makes every worker's iterator known to `iterator`, hence to `close`.
+        iterator.get_state()
         iterator.start_prefetch()
         return iterator
 
@@ -286,6 +299,7 @@ def _init_worker(index: int, count: int) -> None:
 
 
 def _exit_with_parent() -> None:
+    """A parent that was killed outright tells its workers nothing: they would stay for ever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -310,10 +324,12 @@ def make_loader(
     Raises DataError if a source is missing or empty, or one epoch does not fill a batch;
     ConfigError if a number is out of range.
     """
+    # What a config's own check does not see, as where a script makes a loader alone.
     if batch_size < 1 or not 0 <= shard_index < shard_count:
         raise ConfigError(f"batch_size {batch_size}, shard {shard_index} of {shard_count}")
     if config.crop < 1 or min(config.resize_short, config.workers, config.seed) < 0:
         raise ConfigError("data: crop must be positive; resize_short, workers, seed not negative")
+    # Each process takes its slice of every global batch.
     source = open_sources(config.sources)
     stride = batch_size * shard_count
     if not repeat and len(source) < stride:

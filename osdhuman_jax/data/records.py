@@ -1,5 +1,9 @@
 """The packed record: one picture with its header, as `curate` writes it and training reads it.
 
+Curation and training meet in this format and in nothing else: encoding and decoding stand here, for
+both, free of JAX. A record holds its own digest, so that a damaged file is noticed at the picture
+that is damaged.
+
 Layout: magic "OHR" and a version byte, the header's length (uint32, little endian), the header
 (JSON, UTF-8: crop_id, w, h, codec, sha256 of the picture's bytes), the encoded picture (PNG, WebP
 or JPEG) to the end. Records lie in ArrayRecord files written with "group_size:1,uncompressed".
@@ -13,7 +17,8 @@ from typing import Any
 MAGIC = b"OHR"
 VERSION = 1
 FIELDS = ("crop_id", "w", "h", "codec")  # the writer's; sha256 is added here
-_PREFIX = struct.Struct("<3sBI")  # magic, version, header length in bytes
+# Magic, version, the header's length in bytes.
+_PREFIX = struct.Struct("<3sBI")
 
 
 class RecordError(ValueError):
@@ -46,6 +51,7 @@ def decode_record(data: bytes) -> tuple[dict[str, Any], bytes]:
         RecordError: bad magic, unknown version, truncated, bad header, digest mismatch.
     """
     header, start = _decode_header(data)
+    # Checked at every reading: a disk may fail in the middle of a long run.
     payload = data[start:]
     if hashlib.sha256(payload).hexdigest() != header["sha256"]:
         raise RecordError(f"record {header['crop_id']}: picture damaged or cut, sha256 differs")

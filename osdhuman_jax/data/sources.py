@@ -1,6 +1,9 @@
 """Where training pictures come from: folders, ArrayRecord files, several of them in a row.
 
-Sources hold encoded pictures; pixels are NHWC uint8 in [0, 255]. This module never imports jax.
+A source is a sequence of encoded pictures, each with a name for messages: `data.sources` and
+`run.eval_sources` of a configuration are opened here. A picture that cannot be read is passed over
+for the next one, since one damaged file among a hundred thousand must not end a run of weeks;
+many in a row do end it. Pixels are uint8 (h, w, 3) RGB in [0, 255]. This module never imports jax.
 """
 
 import bisect
@@ -83,7 +86,8 @@ class RecordSource:
     def read(self, index: int) -> bytes:
         try:
             data = self._records[index]
-        except RuntimeError as error:  # how the reader reports a damaged chunk
+        except RuntimeError as error:
+            # How ArrayRecord's reader reports a damaged chunk.
             raise RecordError(str(error)) from error
         return decode_record(data)[1]
 
@@ -107,6 +111,7 @@ class ChainSource:
         return part.read(local)
 
     def _locate(self, index: int) -> tuple[Source, int]:
+        # The first part whose end lies beyond the index.
         at = bisect.bisect_right(self._ends, index)
         return self.parts[at], index - (self._ends[at - 1] if at else 0)
 
@@ -119,7 +124,8 @@ class LabelledSource:
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
-        self.files: list[tuple[Path, Path]] = []  # LQ, teacher's output
+        # LQ and teacher's output of each picture.
+        self.files: list[tuple[Path, Path]] = []
         for path in map(Path, paths):
             found = FolderSource(path / "teacher").files
             pairs = [(path / "lq" / name, path / "teacher" / name) for name in found]
@@ -152,6 +158,7 @@ def open_source(path: str | Path) -> Source:
         return RecordSource(path)
     if not path.is_dir():
         raise DataError(f"{path}: neither a folder nor a file {' or '.join(RECORD_SUFFIXES)}")
+    # What `curate` packs is several files of one set, in the order of their names.
     packed = sorted(file for file in path.iterdir() if file.suffix in RECORD_SUFFIXES)
     return ChainSource([RecordSource(file) for file in packed]) if packed else FolderSource(path)
 
@@ -169,6 +176,7 @@ def read_pixels(source: Source, index: int) -> tuple[Pixels, tuple[str, ...]]:
     Raises DataError when `MAX_TRIES` in a row, or all there are, cannot be read.
     """
     failures: list[str] = []
+    # A whole source may be unreadable, as where a disk is gone: that must not be an endless loop.
     for at in range(index, index + min(len(source), MAX_TRIES)):
         at %= len(source)
         try:

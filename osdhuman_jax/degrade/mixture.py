@@ -1,8 +1,11 @@
 """Degradations from none to heavy in one mixture: a model then leaves good pictures alone.
 
 A restorer that has only seen the paper's degradation takes every picture for a ruin. What people
-bring is milder: a JPEG, a little noise, a small picture that was enlarged. A kind is drawn first,
-then its numbers. Pictures are (h, w, 3) uint8 RGB, in and out of one size.
+bring is milder: a JPEG, a little noise, a small picture that was enlarged. A kind is drawn first
+(`data.kinds` of a configuration are their shares), then its numbers. Pictures are (h, w, 3) uint8
+RGB, in and out of one size.
+
+The paper has no such mixture: the numbers below are ours, milder than Real-ESRGAN's.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,6 +36,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order of `DataConfig.kinds`
 
 def mixed(hq: Image8, rng: Rng, shares: Sequence[float], heavy: DegradationConfig) -> Image8:
     """LQ of `hq` by a kind that is drawn by its share; "heavy" is the paper's degradation."""
+    # Shares need not sum to one, and rounding must not draw a kind beyond the last.
     bounds = np.cumsum(shares)
     at = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
     kind = KINDS[min(at, len(KINDS) - 1)]
@@ -63,11 +67,13 @@ def compressed(hq: Image8, rng: Rng) -> Image8:
 
 def small(hq: Image8, rng: Rng) -> Image8:
     """A picture of few pixels, most often a JPEG, enlarged to a size that one can work at."""
+    # A thumbnail or a picture out of a messenger: a quarter to two thirds of the side.
     size = (hq.shape[0], hq.shape[1])
     less = rng.uniform(1.5, 4.0)
     image = resize(to_unit(hq), "area", (round(size[0] / less), round(size[1] / less)))
     if rng.random() < 0.7:
         image = jpeg(image, int(rng.integers(50, 98, endpoint=True)))
+    # Enlarged by a viewer: bilinear or bicubic, never "area", which leaves blocks.
     return from_unit(resize(image, MODES[int(rng.integers(1, len(MODES)))], size))
 
 

@@ -3,6 +3,11 @@
     blur, resize, noise, JPEG, blur, resize, noise, then (resize and sinc) and JPEG in either order
 
 makes an image of 1/scale the size. That is resized back, so that the LQ has the size of the HQ.
+Training makes its LQ by it (section 4.1 of OSDHuman), the command `degrade` makes test pictures.
+The probabilities and ranges are `config.DegradationConfig`: those of Real-ESRGAN's
+options/train_realesrgan_x4plus.yml, which OSEDiff's params_realesrgan.yml repeats. A number in this
+file is one that their code holds outside these files.
+
 Images are (h, w, 3) RGB, float32 in [0, 1] inside and uint8 at both ends. An operation takes its
 parameters as plain numbers; a `draw_*` function draws them from `rng` and returns them as a dict
 ready for JSON. Kernels, filters, resizes and noise are those of BasicSR's PyTorch code. The module
@@ -22,7 +27,7 @@ from scipy.special import j1
 
 from osdhuman_jax.config import DegradationConfig
 
-Image = Float32[np.ndarray, "h w 3"]
+UnitImage = Float32[np.ndarray, "h w 3"]
 Resized = Float32[np.ndarray, "h2 w2 3"]
 Image8 = UInt8[np.ndarray, "h w 3"]
 Rng = np.random.Generator
@@ -31,12 +36,17 @@ Size = tuple[int, int]  # height, width
 Range = tuple[float, float]  # low, high
 Params = dict[str, Any]  # what a `draw_*` function drew
 
+# The order of `kernel_list` in the yml, to which `kernel_prob` refers.
 KERNELS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+# realesrgan_model.py draws one of these for every resize.
 MODES = ("area", "bilinear", "bicubic")
+# realesrgan_model.py takes the first or the second, at one half each.
 ORDERS = ("resize_sinc_jpeg", "jpeg_resize_sinc")
+# torchvision's rgb_to_grayscale, by which BasicSR makes noise gray.
 LUMA = np.array([[0.2989, 0.587, 0.114]], np.float32)
 MIN_SIDE = 32  # pixels
-DIRECT_TAPS = 129  # with more taps cv2.filter2D turns to a DFT, ten times slower at these sizes
+# With more taps cv2.filter2D turns to a DFT, ten times slower at these sizes.
+DIRECT_TAPS = 129
 
 
 # Kernels -----------------------------------------------------------------------------------------
@@ -99,10 +109,11 @@ def make_kernel(params: Params) -> Kernel:
 # Operations --------------------------------------------------------------------------------------
 
 
-def filter2d(image: Image, kernel: Kernel) -> Image:
+def filter2d(image: UnitImage, kernel: Kernel) -> UnitImage:
     """Cross-correlation of every channel with an odd square kernel; the border mirrors (101)."""
     if kernel.size <= DIRECT_TAPS:
         return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+    # The kernel in strips of rows, each few enough for OpenCV's direct filter, summed.
     (h, w), k = image.shape[:2], len(kernel)
     r = k // 2
     padded = cv2.copyMakeBorder(image, r, r, r, r, cv2.BORDER_REFLECT_101)
@@ -115,7 +126,7 @@ def filter2d(image: Image, kernel: Kernel) -> Image:
 
 
 def resize(
-    image: Image, mode: str, size: Size | None = None, scale: float | None = None
+    image: UnitImage, mode: str, size: Size | None = None, scale: float | None = None
 ) -> Resized:
     """torch's F.interpolate: "area", "bilinear" or "bicubic" (a = -0.75), no antialias, no clamp.
 
@@ -128,6 +139,7 @@ def resize(
     new_h, new_w = size or (math.floor(h * scale), math.floor(w * scale))
     if (new_h, new_w) == (h, w) and scale in (None, 1):
         return image  # what all modes give
+    # Separable: rows, then columns, each a sparse matrix that is kept for the next picture.
     rows = _resample_matrix(mode, h, new_h, 1 / scale if scale else h / new_h)
     columns = _resample_matrix(mode, w, new_w, 1 / scale if scale else w / new_w)
     image = (rows @ image.reshape(h, -1)).reshape(new_h, w, 3)
@@ -176,19 +188,20 @@ def _bicubic_taps(n_in: int, n_out: int, step: float) -> tuple[np.ndarray, np.nd
     return left.astype(int)[:, None] + offset, np.where(d <= 1, near, far)
 
 
-def gaussian_noise(image: Image, rng: Rng, sigma: float, gray: bool) -> Image:
+def gaussian_noise(image: UnitImage, rng: Rng, sigma: float, gray: bool) -> UnitImage:
     """White noise of deviation sigma / 255, the same in all channels if gray; clips to [0, 1]."""
     shape = (*image.shape[:2], 1 if gray else 3)
     noise = rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma / 255)
     return np.clip(image + noise, 0, 1)
 
 
-def poisson_noise(image: Image, rng: Rng, scale: float, gray: bool) -> Image:
+def poisson_noise(image: UnitImage, rng: Rng, scale: float, gray: bool) -> UnitImage:
     """Shot noise, in [0, 1]: image + scale * (Poisson(v x) / v - x), x the image in 8-bit steps.
 
     v = 2^ceil(log2(number of distinct values of x)). If gray, x is the luma, and all channels
     share its noise.
     """
+    # A picture has 256 levels at most: their rates and means are looked up, not computed per pixel.
     levels = from_unit(image)
     if gray:
         luma = cv2.transform(levels.astype(np.float32), LUMA)
@@ -202,7 +215,7 @@ def poisson_noise(image: Image, rng: Rng, scale: float, gray: bool) -> Image:
     return np.clip(image + noise, 0, 1)
 
 
-def jpeg(image: Image, quality: int) -> Image:
+def jpeg(image: UnitImage, quality: int) -> UnitImage:
     """libjpeg and back at 4:2:0, the image clamped to [0, 1] first.
 
     Stands for the reference's DiffJPEG, which takes a fractional quality, neither rounds nor
@@ -217,8 +230,8 @@ def jpeg(image: Image, quality: int) -> Image:
 
 
 def usm_sharpen(
-    image: Image, weight: float = 0.5, radius: int = 51, threshold: float = 10.0
-) -> Image:
+    image: UnitImage, weight: float = 0.5, radius: int = 51, threshold: float = 10.0
+) -> UnitImage:
     """Real-ESRGAN's unsharp mask, softly limited to where the detail exceeds `threshold` / 255.
 
     `radius` is the odd width of the Gaussian in pixels; its sigma is OpenCV's for that width.
@@ -232,12 +245,12 @@ def usm_sharpen(
     return mask * np.clip(image + weight * detail, 0, 1) + (1 - mask) * image
 
 
-def to_unit(image: Image8) -> Image:
+def to_unit(image: Image8) -> UnitImage:
     """uint8 to float32 in [0, 1]."""
     return image.astype(np.float32) / np.float32(255)
 
 
-def from_unit(image: Image) -> Image8:
+def from_unit(image: UnitImage) -> Image8:
     """clamp(round(255 x))."""
     return np.clip(np.rint(image * np.float32(255)), 0, 255).astype(np.uint8)
 
@@ -262,6 +275,7 @@ def draw_blur(rng: Rng, config: DegradationConfig, sigmas: Range) -> Params:
     """A blur kernel of either stage; `sigmas` bounds both axes, in pixels."""
     size = _pick(rng, config.blur_kernel_sizes)
     if rng.random() < config.sinc_prob:
+        # realesrgan_dataset.py has these lower bounds.
         return _draw_sinc(rng, size, math.pi / 3 if size < 13 else math.pi / 5)
     kind = _pick(rng, KERNELS, config.kernel_probs)
     sigma_x = sigma_y = rng.uniform(*sigmas)
@@ -281,6 +295,7 @@ def _draw_beta(rng: Rng, config: DegradationConfig, kind: str) -> float:
 
 
 def _draw_sinc(rng: Rng, size: int, low: float) -> Params:
+    """A cutoff between `low` and pi, radians per pixel."""
     return {"kind": "sinc", "size": size, "omega": rng.uniform(low, math.pi)}
 
 
@@ -351,6 +366,7 @@ def draw_record(rng: Rng, config: DegradationConfig, size: Size) -> Params:
         "jpeg2": draw_quality(rng, config),
         "resize_back": _pick(rng, MODES),
     }
+    # Drawn last, so that the other parameters are the same whether there is a second blur or not.
     if rng.random() < config.second_blur_prob:
         record["blur2"] = draw_blur(rng, config, config.blur_sigma2)
     scale = record["resize2"]["scale"] / config.scale
@@ -358,19 +374,22 @@ def draw_record(rng: Rng, config: DegradationConfig, size: Size) -> Params:
     return record
 
 
-def apply_record(image: Image, record: Params, rng: Rng) -> Resized:
+def apply_record(image: UnitImage, record: Params, rng: Rng) -> Resized:
     """The image that `record` makes of `image`, before the resize back; `rng` draws the noises.
 
     Returns (h // scale, w // scale, 3), which may leave [0, 1].
     """
+    # First order.
     image = usm_sharpen(image) if record["usm"] else image
     image = _blur(image, record["blur1"])
     image = resize(image, record["resize1"]["mode"], scale=record["resize1"]["scale"])
     image = _add_noise(image, rng, record["noise1"])
     image = jpeg(image, record["jpeg1"])
+    # Second order.
     image = _blur(image, record["blur2"])
     image = resize(image, record["resize2"]["mode"], tuple(record["resize2"]["size"]))
     image = _add_noise(image, rng, record["noise2"])
+    # The last resize and the sinc filter, which makes ringing, before or after the last JPEG.
     if record["order"] == "jpeg_resize_sinc":
         image = jpeg(image, record["jpeg2"])
     image = resize(image, record["resize3"]["mode"], tuple(record["resize3"]["size"]))
@@ -378,10 +397,10 @@ def apply_record(image: Image, record: Params, rng: Rng) -> Resized:
     return jpeg(image, record["jpeg2"]) if record["order"] == "resize_sinc_jpeg" else image
 
 
-def _blur(image: Image, params: Params) -> Image:
+def _blur(image: UnitImage, params: Params) -> UnitImage:
     return image if params["kind"] == "none" else filter2d(image, make_kernel(params))
 
 
-def _add_noise(image: Image, rng: Rng, params: Params) -> Image:
+def _add_noise(image: UnitImage, rng: Rng, params: Params) -> UnitImage:
     add = gaussian_noise if params["kind"] == "gaussian" else poisson_noise
     return add(image, rng, params["level"], params["gray"])

@@ -1,7 +1,9 @@
 """The metrics of the paper's tables, and the two that need no file: PSNR and SSIM on luma.
 
-Those two follow pyiqa's `psnr` and `ssim` with `test_y_channel=True, color_space="ycbcr"` and no
-border crop, which is how the published numbers were taken. Images are uint8 RGB (height, width, 3).
+`METRICS` is the one list of what `evaluate` can compute: a name, the side on which it is better,
+and what exactly is computed. Training validates by the two functions. They follow pyiqa's `psnr`
+and `ssim` with `test_y_channel=True, color_space="ycbcr"` and no border crop, which is how the
+published numbers were taken. Images are uint8 RGB (height, width, 3).
 """
 
 from dataclasses import dataclass, field
@@ -54,7 +56,9 @@ METRICS = {  # in the order of the paper's Table 2; BRISQUE is in Table 1 only
     )
 }
 
-_BT601 = np.array([65.481, 128.553, 24.966])  # studio swing: white is 235
+# ITU-R BT.601 in studio swing, where white is 235: what Matlab's rgb2ycbcr multiplies by.
+_BT601 = np.array([65.481, 128.553, 24.966])
+# Wang et al. 2004: an 11 x 11 window of sigma 1.5, K1 = 0.01, K2 = 0.03.
 _WINDOW = 11
 _SIGMA = 1.5
 _C1 = (0.01 * 255) ** 2
@@ -64,7 +68,8 @@ _C2 = (0.03 * 255) ** 2
 def psnr_y(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio in dB; 80 for equal images. Raises ValueError on unequal sizes."""
     _check(a, b)
-    error = np.mean((luma(a) - luma(b)) ** 2)
+    error = np.mean((bt601_luma(a) - bt601_luma(b)) ** 2)
+    # pyiqa adds 1e-8, so that equal pictures have 80 dB and not infinity.
     return float(10 * np.log10(1 / (error + 1e-8)))
 
 
@@ -76,16 +81,18 @@ def ssim_y(a: Pixels, b: Pixels) -> float:
     _check(a, b)
     if min(a.shape[:2]) < _WINDOW:
         raise ValueError(f"SSIM needs sides of at least {_WINDOW} pixels, got {a.shape[:2]}")
-    x, y = np.round(luma(a) * 255), np.round(luma(b) * 255)
+    # pyiqa rounds both to whole levels.
+    x, y = np.round(bt601_luma(a) * 255), np.round(bt601_luma(b) * 255)
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y
     structure = (2 * covariance + _C2) / (var_x + var_y + _C2)
     brightness = (2 * mean_x * mean_y + _C1) / (mean_x**2 + mean_y**2 + _C1)
-    return float(np.mean(brightness * np.maximum(structure, 0)))  # pyiqa clips negative structure
+    # pyiqa clips negative structure.
+    return float(np.mean(brightness * np.maximum(structure, 0)))
 
 
-def luma(pixels: Pixels) -> Luma:
+def bt601_luma(pixels: Pixels) -> Luma:
     """Y of BT.601 as a fraction of 255: black 16 / 255, white 235 / 255."""
     return ((pixels / 255.0) @ _BT601 + 16) / 255
 

@@ -5,6 +5,9 @@ Gaussian, with the Gaussian of the features of pristine pictures. Those paramete
 file: LIVE's .mat, an .npz of the same numbers, or what `fit` makes of pictures that the user trusts
 (`python -m curate.niqe`). Scores by fitted parameters are named `niqe-local`: they are not
 comparable with published ones. All is float64 on the CPU, so that the numbers repeat.
+
+The code is our own, though pyiqa has one: curation's default scores and `evaluate` need NIQE where
+torch, on which pyiqa stands, is not installed. Its values are those of pyiqa (tests/evaluation).
 """
 
 from collections.abc import Iterable
@@ -33,6 +36,7 @@ NAMES = (("mu_prisparam", "cov_prisparam"), ("mu_pris_param", "cov_pris_param"))
 LOCAL = ("mu_local", "cov_local")  # of `fit`
 FILES = ("niqe_modelparameters.mat", "niqe_pris_params.npz")  # as pyiqa and BasicSR publish them
 
+# The authors' table of shapes of a generalised Gaussian, and the ratio of moments of each.
 _SHAPES = np.arange(0.2, 10.001, 0.001)
 _RATIOS = np.exp(2 * gammaln(2 / _SHAPES) - gammaln(1 / _SHAPES) - gammaln(3 / _SHAPES))
 _LINE = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
@@ -61,10 +65,11 @@ class Niqe:
 
     def __call__(self, rgb: Pixels) -> float:
         """NaN where fewer than two blocks have any texture."""
-        values = features(luma(rgb))
+        values = features(yiq_luma(rgb))
         whole = values[np.isfinite(values).all(axis=1)]
         if len(whole) < 2:
             return float("nan")
+        # The distance of two Gaussians: by the mean of their covariances.
         spread = (self.covariance + np.cov(whole, rowvar=False)) / 2
         away = self.mean - np.nanmean(values, axis=0)
         inverse = np.linalg.pinv(spread, rcond=36 * np.finfo(float).eps)
@@ -99,7 +104,7 @@ def _are_numbers(array: np.ndarray) -> bool:
     return array.dtype.kind in "fiu" and bool(np.isfinite(array).all())
 
 
-def luma(rgb: Pixels) -> Plane:
+def yiq_luma(rgb: Pixels) -> Plane:
     """Y of YIQ in whole levels, with halves rounded as pyiqa's float32 happens to (fused sums)."""
     unit = (rgb.astype(np.float32) * np.float32(1 / 255)).astype(np.float64)
     total = np.zeros(rgb.shape[:2], np.float32)
@@ -115,8 +120,9 @@ def features(plane: Plane) -> Features:
     plane = plane[:height, :width]
     if not plane.size:
         return np.empty((0, 36))
-    full = _cut(normalize(plane)[0], BLOCK)
-    half = _cut(normalize(halve(plane))[0], BLOCK // 2)
+    # The same blocks of the scene at both sizes.
+    full = _blocks(normalize(plane)[0], BLOCK)
+    half = _blocks(normalize(halve(plane))[0], BLOCK // 2)
     return np.concatenate([_describe(full), _describe(half)], axis=1)
 
 
@@ -142,10 +148,11 @@ def halve(plane: Plane) -> Half:
     return plane
 
 
-def _cut(plane: Plane, size: int) -> Blocks:
+def _blocks(plane: Plane, size: int) -> Blocks:
+    """A plane as its square blocks, row by row."""
     height, width = plane.shape
-    blocks = plane.reshape(height // size, size, width // size, size)
-    return blocks.swapaxes(1, 2).reshape(-1, size, size)
+    blocks = plane.reshape(height // size, size, width // size, size)  # [rows, k, columns, k]
+    return blocks.swapaxes(1, 2).reshape(-1, size, size)  # [n, k, k]
 
 
 def _describe(blocks: Blocks) -> Float64[np.ndarray, "n 18"]:
@@ -164,6 +171,7 @@ def fit_gaussians(blocks: Blocks) -> tuple[Vector, Vector, Vector]:
 
     NaN for a block without negative or without positive values.
     """
+    # Standard deviations of the values below and above zero.
     values = blocks.reshape(len(blocks), -1)
     squares = values**2
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -172,9 +180,11 @@ def fit_gaussians(blocks: Blocks) -> tuple[Vector, Vector, Vector]:
         skew = left / right
         ratio = np.abs(values).mean(1) ** 2 / squares.mean(1)
         ratio *= (skew**3 + 1) * (skew + 1) / (skew**2 + 1) ** 2
-    at = np.clip(np.searchsorted(_RATIOS, ratio), 1, len(_RATIOS) - 1)  # _RATIOS rises
+    # The shape whose ratio of moments is nearest, in a table that rises.
+    at = np.clip(np.searchsorted(_RATIOS, ratio), 1, len(_RATIOS) - 1)
     at -= ratio - _RATIOS[at - 1] <= _RATIOS[at] - ratio
-    shape = np.where(np.isnan(ratio), _SHAPES[0], _SHAPES[at])  # as the published code has it
+    # A flat block has no ratio: the published code takes the table's first shape.
+    shape = np.where(np.isnan(ratio), _SHAPES[0], _SHAPES[at])
     scale = np.sqrt(np.exp(gammaln(1 / shape) - gammaln(3 / shape)))
     return shape, left * scale, right * scale
 
@@ -183,9 +193,10 @@ def fit(pictures: Iterable[Pixels]) -> Niqe:
     """Parameters from the sharp blocks of pristine pictures. Raises NiqeError if too few."""
     found = [np.empty((0, 36))]
     for rgb in pictures:
-        values = features(luma(rgb))
+        values = features(yiq_luma(rgb))
+        # Blurred backgrounds are no examples of what a sharp picture looks like.
         if len(values):
-            sharpness = _sharpness(luma(rgb))
+            sharpness = _sharpness(yiq_luma(rgb))
             found.append(values[sharpness > SHARP * sharpness.max()])
     values = np.concatenate(found)
     values = values[np.isfinite(values).all(axis=1)]
@@ -197,4 +208,4 @@ def fit(pictures: Iterable[Pixels]) -> Niqe:
 def _sharpness(plane: Plane) -> Vector:
     """Mean local deviation of each block."""
     height, width = (n - n % BLOCK for n in plane.shape)
-    return _cut(normalize(plane[:height, :width])[1], BLOCK).mean(axis=(1, 2))
+    return _blocks(normalize(plane[:height, :width])[1], BLOCK).mean(axis=(1, 2))

@@ -1,4 +1,9 @@
-"""Folders of pictures that belong together: partners by relative path without suffix, checked."""
+"""Folders of pictures that belong together: partners by relative path without suffix, checked.
+
+`evaluate` compares what several methods made of the same pictures. A mean over unlike sets, or of
+pictures that were scaled to fit, would be a number that nobody can read: so a picture that one
+folder lacks, or has in another size, is an error that names it, before anything is scored.
+"""
 
 import hashlib
 import sys
@@ -43,6 +48,7 @@ def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool
     Raises ValueError with the names of pictures that a folder lacks or cannot give (unless
     `allow_missing`, which leaves them out of all folders) or whose sizes disagree.
     """
+    # Every name in any folder, and why those that are not in all of them are left out.
     both = {**folders, **({REFERENCE: reference} if reference else {})}
     found = {label: named_images(folder) for label, folder in both.items()}
     names = sorted(set().union(*found.values()))
@@ -52,6 +58,7 @@ def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool
         for label in both
         if name not in found[label]
     }
+    # The rest is decoded once: a picture that is damaged in one folder counts in none.
     files: dict[str, dict[str, File]] = {label: {} for label in both}
     for name in tqdm([n for n in names if n not in left_out], "reading", file=sys.stderr):
         try:
@@ -61,6 +68,7 @@ def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool
             continue
         for label, file in opened.items():
             files[label][name] = file
+    # What is left, or why there is nothing to compare.
     if left_out and not allow_missing:
         _refuse("pictures without a partner (--allow_missing leaves them out)", left_out)
     if not files[next(iter(folders))]:

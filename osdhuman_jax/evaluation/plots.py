@@ -1,4 +1,8 @@
-"""How each metric is distributed over the pictures, and how methods differ on the same picture."""
+"""How each metric is distributed over the pictures, and how methods differ on the same picture.
+
+A table of means hides both: a method may win by one picture in ten, or by a hair on each. The
+command `evaluate` draws one of these for every metric, as a PNG.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -10,13 +14,14 @@ from matplotlib.figure import Figure
 from osdhuman_jax.evaluation.metrics import Metric
 from osdhuman_jax.evaluation.tables import difference
 
-Values = Mapping[str, Sequence[float]]  # of each method, picture by picture
+MethodValues = Mapping[str, Sequence[float]]  # of each method, picture by picture
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
+# The palette of Okabe and Ito, which colour-blind people can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DOTS = 500  # at most, of a method
 
 
-def plot(metric: Metric, values: Values) -> bytes:
+def plot(metric: Metric, values: MethodValues) -> bytes:
     """PNG: left each method's values, right its paired differences from the first method.
 
     A picture is a dot, a box spans the quartiles; the bars on the right are 95 % intervals.
@@ -40,7 +45,7 @@ def _rows(axis: Axes, names: Sequence[str]) -> None:
     axis.grid(axis="x", alpha=0.3)
 
 
-def _distribution(axis: Axes, metric: Metric, values: Values) -> None:
+def _distribution(axis: Axes, metric: Metric, values: MethodValues) -> None:
     axis.boxplot(
         list(values.values()),
         positions=range(len(values)),
@@ -51,17 +56,19 @@ def _distribution(axis: Axes, metric: Metric, values: Values) -> None:
     )
     for row, found in enumerate(values.values()):
         dots = np.asarray(found)[:: max(1, -(-len(found) // DOTS))]
+        # Steps of the golden ratio keep dots apart, and the same in every drawing.
         spread = row + 0.4 * (np.arange(len(dots)) * 0.618 % 1 - 0.5)
         axis.scatter(dots, spread, s=9, alpha=0.6, color=COLOURS[row % len(COLOURS)], linewidths=0)
     _rows(axis, list(values))
     axis.set_title(f"{metric.head}, {len(next(iter(values.values())))} pictures")
 
 
-def _differences(axis: Axes, metric: Metric, values: Values) -> None:
+def _differences(axis: Axes, metric: Metric, values: MethodValues) -> None:
     (first, base), *others = values.items()
     axis.axvline(0, color="black", linewidth=1)
     for row, (_, found) in enumerate(others, start=1):
         d = difference(found, base)
+        # One pair has no interval.
         bar = [[d.mean - d.low], [d.high - d.mean]] if d.n > 1 else None
         colour = COLOURS[row % len(COLOURS)]
         axis.errorbar(d.mean, row, xerr=bar, fmt="o", capsize=4, color=colour)

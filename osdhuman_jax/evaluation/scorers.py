@@ -1,5 +1,8 @@
 """From a metric's name to a function that scores pictures: numpy, our LPIPS, our NIQE, or pyiqa.
 
+`evaluate` opens one scorer at a time. What a value depends on, the library and the weights'
+digests, goes with it: values are kept, and must not outlive what made them.
+
 pyiqa (the extra `eval`) fetches weights when it is first asked for a metric. Here every such
 request is answered from a folder that the user names, or the metric is missing with one line that
 says which file and where to get it: nothing is downloaded. pyiqa unpickles what it loads, so that
@@ -9,9 +12,7 @@ folder must hold files of their authors only.
 import contextlib
 import functools
 import importlib.metadata
-import io
 import shutil
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,16 +28,17 @@ from jaxtyping import Float32, UInt8
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.evaluation import niqe
 from osdhuman_jax.evaluation.metrics import Metric, psnr_y, ssim_y
+from osdhuman_jax.evaluation.offline import offline, process_folder
 from osdhuman_jax.images.codec import to_float
 from osdhuman_jax.weights.parts import load_part
 
-Pixels = UInt8[np.ndarray, "b h w 3"]
+PixelBatch = UInt8[np.ndarray, "b h w 3"]
 
 NATIVE = {"psnr": psnr_y, "ssim": ssim_y}
-REPOSITORIES = {  # that pyiqa takes from a hub cache, not as a file
-    "maniqa-pipal": "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
-}
-ONE_BY_ONE = {"brisque"}  # in float32 its third decimal depends on the batch
+# What pyiqa takes from a hub cache, not as a file.
+REPOSITORIES = {"maniqa-pipal": "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"}
+# In float32 the third decimal of these depends on the batch.
+ONE_BY_ONE = {"brisque"}
 
 
 class MissingMetric(Exception):
@@ -83,7 +85,7 @@ def _own(*names: str) -> str:
 def _native(metric: Metric) -> Scorer:
     measure = NATIVE[metric.name]
 
-    def score(restored: Pixels, reference: Pixels) -> list[float]:
+    def score(restored: PixelBatch, reference: PixelBatch) -> list[float]:
         return [measure(a, b) for a, b in zip(restored, reference, strict=True)]
 
     return Scorer(metric, _identity(metric, _own("numpy"), {}), score)
@@ -99,7 +101,7 @@ def _niqe(metric: Metric, weights: Path | None) -> Scorer:
     if model.local:
         raise MissingMetric(f"{path}: fitted here, so its scores are niqe-local, which is not NIQE")
 
-    def score(restored: Pixels, _reference: None) -> list[float]:
+    def score(restored: PixelBatch, _reference: None) -> list[float]:
         values = [model(picture) for picture in restored]
         if not np.isfinite(values).all():
             side = niqe.BLOCK
@@ -128,10 +130,11 @@ def _jax_lpips(metric: Metric, model: Path | None) -> Scorer:
         network = load_part(model, "lpips")
     except (OSError, ValueError) as error:
         raise MissingMetric(str(error)) from error
+    # The weights are an argument: closed over, they would become constants of the program.
     graphdef, state = nnx.split(network)
     distance = jax.jit(lambda state, a, b: nnx.merge(graphdef, state)(a, b))
 
-    def score(restored: Pixels, reference: Pixels) -> list[float]:
+    def score(restored: PixelBatch, reference: PixelBatch) -> list[float]:
         return np.asarray(distance(state, to_float(restored), to_float(reference))).tolist()
 
     digest = {"lpips.safetensors": file_digest(model / "lpips.safetensors")}
@@ -141,7 +144,7 @@ def _jax_lpips(metric: Metric, model: Path | None) -> Scorer:
 def _pyiqa(metric: Metric, weights: Path | None) -> Scorer:
     used: dict[str, str] = {}
     try:
-        with _offline(weights, metric.name, used), _quiet():
+        with _weights_only(weights, metric.name, used):
             import pyiqa  # pyright: ignore[reportMissingImports]
 
             network = pyiqa.create_metric(metric.name, **metric.options)
@@ -149,7 +152,8 @@ def _pyiqa(metric: Metric, weights: Path | None) -> Scorer:
         raise
     except ImportError as error:
         raise MissingMetric(f"needs pip install 'osdhuman-jax[eval]' ({error})") from error
-    except Exception as error:  # torchvision of another build, a damaged file: nearly anything
+    except Exception as error:
+        # torchvision of another build, a damaged file: nearly anything may come.
         lines = str(error).strip().splitlines() or [""]
         raise MissingMetric(f"pyiqa fails: {type(error).__name__}: {lines[0]}") from error
     import torch
@@ -160,7 +164,7 @@ def _pyiqa(metric: Metric, weights: Path | None) -> Scorer:
     return Scorer(metric, _identity(metric, library, used), functools.partial(score, network))
 
 
-def _score_batches(network: Any, restored: Pixels, reference: Pixels | None) -> list[float]:
+def _score_batches(network: Any, restored: PixelBatch, reference: PixelBatch | None) -> list[float]:
     import torch
 
     tensors = [torch.from_numpy(to_unit(x)) for x in (restored, reference) if x is not None]
@@ -168,7 +172,7 @@ def _score_batches(network: Any, restored: Pixels, reference: Pixels | None) -> 
     return values.detach().double().reshape(len(restored)).cpu().tolist()
 
 
-def _score_one_by_one(network: Any, restored: Pixels, _reference: None) -> list[float]:
+def _score_one_by_one(network: Any, restored: PixelBatch, _reference: None) -> list[float]:
     return [_score_batches(network, picture[None], None)[0] for picture in restored]
 
 
@@ -176,7 +180,7 @@ def _score_folders(network: Any, restored: Path, reference: Path) -> list[float]
     return [float(network(str(restored), str(reference), num_workers=0, verbose=False))]
 
 
-def to_unit(pixels: Pixels) -> Float32[np.ndarray, "b 3 h w"]:
+def to_unit(pixels: PixelBatch) -> Float32[np.ndarray, "b 3 h w"]:
     """[0, 1] as the GPUs have it on which published values were taken.
 
     They divide by 255 by multiplying with its reciprocal. That decides how luma rounds where it
@@ -187,51 +191,28 @@ def to_unit(pixels: Pixels) -> Float32[np.ndarray, "b 3 h w"]:
 
 
 @contextlib.contextmanager
-def _offline(weights: Path | None, name: str, used: dict[str, str]) -> Iterator[None]:
-    """What the code inside would download comes from `weights`; `used` gets each file's digest.
+def _weights_only(weights: Path | None, name: str, used: dict[str, str]) -> Iterator[None]:
+    """What the code inside would download comes from `weights`; `used` gets each file's digest."""
+    paths = weights.rglob("*") if weights else ()
+    files = {path.name: path for path in sorted(paths) if path.is_file()}
+    open_url = urllib.request.urlopen
 
-    torch.hub, torchvision and pyiqa's CLIP all fetch through urlopen; timm through a hub cache.
-    """
-    import torch
-
-    def serve(request: Any, *_: Any, **__: Any) -> Any:
-        url = getattr(request, "full_url", request)
+    def serve(url: str) -> Any:
         file = url.rsplit("/", 1)[-1]
         if file not in files:
             raise MissingMetric(f"needs {file} below --weights; it is at {url}")
         used[file] = file_digest(files[file])
         return open_url(files[file].absolute().as_uri())
 
-    paths = weights.rglob("*") if weights else ()
-    files = {path.name: path for path in sorted(paths) if path.is_file()}
-    open_url = urllib.request.urlopen
     cache = _hub_cache(weights, REPOSITORIES[name], used) if name in REPOSITORIES else ""
-    home, torch_home = _home(), torch.hub.get_dir()
-    torch.hub.set_dir(home)
-    replaced = [(urllib.request, "urlopen", serve), (torch.hub, "urlopen", serve)]
-    replaced += [(hub, "HF_HUB_OFFLINE", True), (hub, "HF_HUB_CACHE", cache)]
-    saved = [(module, key, getattr(module, key)) for module, key, _ in replaced]
+    # An empty folder each time, so that every metric's files are asked for, and noted.
+    folder = process_folder() / "hub"
+    folder.mkdir()
     try:
-        for module, key, value in replaced:
-            setattr(module, key, value)
-        yield
+        with offline(serve, folder, [(hub, "HF_HUB_OFFLINE", True), (hub, "HF_HUB_CACHE", cache)]):
+            yield
     finally:
-        for module, key, value in saved:
-            setattr(module, key, value)
-        torch.hub.set_dir(torch_home)
-        shutil.rmtree(home)  # so that the next metric's files are asked for, and noted, again
-
-
-@functools.cache
-def _temporary() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="osdhuman-jax-")  # goes when the process ends
-
-
-def _home() -> str:
-    """An empty folder, always the same: pyiqa keeps its name from when it was first imported."""
-    home = Path(_temporary().name) / "hub"
-    home.mkdir()
-    return str(home)
+        shutil.rmtree(folder)
 
 
 def _hub_cache(weights: Path | None, repository: str, used: dict[str, str]) -> str:
@@ -245,10 +226,3 @@ def _hub_cache(weights: Path | None, repository: str, used: dict[str, str]) -> s
     raise MissingMetric(
         f"needs {repository} below --weights: hf download {repository} --cache-dir {where}"
     )
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Swallows what libraries print about downloads that do not happen."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield

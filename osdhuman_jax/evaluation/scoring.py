@@ -1,7 +1,8 @@
 """Values of methods by metrics, picture by picture, computed once.
 
-Each value is kept in a ledger under the digests of its pictures and of all that the metric depends
-on: what was interrupted goes on, and a second method costs only its own pictures.
+Each value is kept in a file under the digests of its pictures and of all that the metric depends
+on: what was interrupted goes on, and a second method costs only its own pictures. A metric that
+fails on a picture is told of and has no mean; the others are computed all the same.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from osdhuman_jax.images.listing import real
 Values = dict[str, float | None]  # by picture
 
 
-class Ledger:
+class ScoreFile:
     """Values that were computed, in a file that only grows; a torn last line is lost, no more."""
 
     def __init__(self, path: Path) -> None:
@@ -55,12 +56,13 @@ class Ledger:
 class Examiner:
     """Computes what the ledger does not have; `faults` says what could not be, by metric."""
 
-    def __init__(self, pictures: Pictures, ledger: Ledger, batch_size: int) -> None:
+    def __init__(self, pictures: Pictures, ledger: ScoreFile, batch_size: int) -> None:
         self.pictures, self.ledger, self.batch_size = pictures, ledger, batch_size
         self.faults: dict[str, str] = {}
 
     def values(self, scorer: Scorer, method: str, bar: tqdm) -> Values:
         """A value for each picture; None, and a fault, where there is none."""
+        # What is known costs nothing; the rest goes in batches of pictures of one size.
         keys = {name: self._key(scorer, method, [name]) for name in self.pictures.names}
         todo = [name for name, key in keys.items() if self.ledger.get(key) is None]
         bar.update(len(keys) - len(todo))
@@ -95,6 +97,7 @@ class Examiner:
     def _key(self, scorer: Scorer, method: str, names: Sequence[str]) -> str:
         """Digest of the metric's identity and of the pictures it looks at."""
         restored, reference = self._files(method)
+        # Where a file lies does not count: a picture that was moved is still known.
         digests = [restored[name].digest for name in names]
         if scorer.metric.reference:
             digests += [reference[name].digest for name in names]
@@ -113,7 +116,8 @@ class Examiner:
             found = scorer.score(*batches)
             if all(map(math.isfinite, found)):
                 return list(found)
-        except Exception:  # of any of these libraries; told of when a single picture fails
+        except Exception:
+            # Of any of these libraries; it is told of when a single picture fails.
             pass
         return [self._batch(scorer, method, [name])[0] for name in names]
 
@@ -124,7 +128,8 @@ class Examiner:
             if all(map(math.isfinite, found)):
                 return found
             reason = "the value is not finite"
-        except Exception as error:  # of any of these libraries, which raise nearly anything
+        except Exception as error:
+            # Of any of these libraries, which raise nearly anything.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         self.faults.setdefault(scorer.metric.name, f"{where}: {reason}")
         return None
@@ -140,6 +145,7 @@ def _folder(files: dict[str, File]) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         for i, (_, file) in enumerate(sorted(files.items())):
             target = Path(folder) / f"{i:06d}.png"
+            # A link is enough for what is a PNG already.
             if file.path.suffix.lower() == ".png":
                 target.symlink_to(real(file.path))
             else:
@@ -160,13 +166,14 @@ class Results:
 def examine(
     pictures: Pictures,
     metrics: Sequence[Metric],
-    ledger: Ledger,
+    ledger: ScoreFile,
     *,
     batch_size: int,
     weights: Path | None = None,
     model: Path | None = None,
 ) -> Results:
     """Score every method by every metric, one metric in memory at a time."""
+    # Every metric counts as many pictures in the bar, whether it is computed, known or missing.
     found = Results({m: {} for m in pictures.methods}, {m: {} for m in pictures.methods}, {}, {})
     examiner = Examiner(pictures, ledger, batch_size)
     total = len(metrics) * len(pictures.methods) * len(pictures.names)

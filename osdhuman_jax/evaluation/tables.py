@@ -1,5 +1,8 @@
 """Tables of methods by metrics, as the paper prints them: Markdown, LaTeX, CSV.
 
+Columns, arrows and decimals are those of `metrics.METRICS`; the best value of a column is bold, the
+second best underlined, by the digits that are shown.
+
 `Means` is {method: {metric: mean or None}}; None, not computed, shows as a dash.
 """
 
@@ -36,6 +39,7 @@ def difference(values: Sequence[float], base: Sequence[float]) -> Difference:
     """Student's interval of values - base, pair by pair; it is infinite for a single pair."""
     d = np.asarray(values) - np.asarray(base)
     n = len(d)
+    # A single pair says nothing of the spread.
     half = math.inf
     if n > 1:
         half = float(stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / math.sqrt(n))
@@ -60,6 +64,7 @@ def shown(metric: Metric, value: float | None) -> str:
 
 def marks(metric: Metric, values: Sequence[float | None]) -> list[str]:
     """ "best", "second" or "" for each, by what is shown: equal digits share a mark."""
+    # Compared as printed: what a reader sees as equal must not look like a ranking.
     digits = [None if v is None else float(shown(metric, v)) for v in values]
     levels = sorted({v for v in digits if v is not None}, reverse=metric.higher)
     if sum(v is not None for v in digits) < 2:
@@ -70,6 +75,7 @@ def marks(metric: Metric, values: Sequence[float | None]) -> list[str]:
 
 def cells(means: Means, columns: Sequence[Metric], styles: Mapping[str, str]) -> list[list[str]]:
     """A row for each method, marked in `styles`."""
+    # Marks go by column, the result by row.
     by_column = []
     for metric in columns:
         values = [found.get(metric.name) for found in means.values()]
@@ -80,6 +86,7 @@ def cells(means: Means, columns: Sequence[Metric], styles: Mapping[str, str]) ->
 
 def markdown(means: Means, columns: Sequence[Metric], corner: str = "") -> str:
     """Best bold, second best underlined."""
+    # A bar in a method's name would end its cell.
     lines = [[corner, *(metric.head for metric in columns)], ["---"] * (len(columns) + 1)]
     for name, row in zip(means, cells(means, columns, MARKDOWN), strict=True):
         lines.append([name.replace("|", "\\|"), *row])

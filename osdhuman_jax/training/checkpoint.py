@@ -7,6 +7,8 @@
 
 Randomness is a function of (seed, step), so the step is its state. A checkpoint is written under
 another name and renamed when it is whole: whatever ends the process, the ones there can be loaded.
+Training saves and resumes here; `infer.py --checkpoint` and `weights export` read a run through
+`load_run` and `load_generator`. This is the only module that knows Orbax.
 """
 
 import errno
@@ -68,6 +70,7 @@ FREE = {
 }
 
 
+# Orbax's own suffix of a folder that it is still writing.
 UNFINISHED = "*.orbax-checkpoint-tmp"
 # What Orbax and TensorStore raise where a file cannot be written.
 WRITING = (OSError, ValueError, RuntimeError)
@@ -111,11 +114,12 @@ def read_config(workdir: Path) -> Config:
         raise CheckpointError(f"{path}: not the configuration of a run ({error})") from error
 
 
-def record(workdir: Path, config: Config, folder: Path, *, write: bool = True) -> None:
+def record_run(workdir: Path, config: Config, folder: Path, *, write: bool = True) -> None:
     """Note a run's configuration and the base model that it starts from (one process does).
 
     The model's path is relative if inside the workdir. Raises WeightsError if it was another.
     """
+    # A workdir that holds its own base model can be moved or renamed as a whole.
     inside = folder.resolve().is_relative_to(workdir.resolve())
     name = folder.resolve().relative_to(workdir.resolve()) if inside else folder.resolve()
     digest = file_digest(folder / "config.json")
@@ -160,10 +164,12 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int, best: str = "val_psnr_y"):
         """`best` is the metric that tells the best one: highest, of LPIPS lowest."""
         self._folder = (workdir / "checkpoints").resolve()
+        # A process that was killed while it saved has left a part, which Orbax would keep.
         if jax.process_index() == 0:
             for rest in self._folder.glob(UNFINISHED):
                 shutil.rmtree(rest)
                 _log.warning("dropped a checkpoint that was not finished: %s", rest.name)
+        # Kept are the newest ones, to go on from, and the best one, to use.
         best_one = Best(best)
         newest = preservation_policy.LatestN(keep)
         policy = preservation_policy.AnyPreservationPolicy([newest, best_one])
@@ -198,10 +204,12 @@ class Checkpoints:
         """
         self._settle()
         self._tell()
+        # The last step of a run may have been saved because it was time for it already.
         if step == self._manager.latest_step():
             return
         self._need(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
         items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(position)}
+        # Orbax keeps metrics as JSON, which has no NaN.
         finite = {k: v for k, v in (metrics or {}).items() if math.isfinite(v)}
         try:
             self._manager.save(
@@ -255,6 +263,7 @@ class Checkpoints:
 
         Raises CheckpointError where the files are damaged or hold another state.
         """
+        # Shapes with their sharding: arrays come back on the devices of this run, not of that one.
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         items = {"state": ocp.args.StandardRestore(abstract), "data": ocp.args.JsonRestore()}
         try:
@@ -281,6 +290,7 @@ def _params(workdir: Path, step: int, like: nnx.State, averaged: bool) -> nnx.St
     """The trainable parameters alone of a checkpoint, or their average."""
     folder = (workdir / "checkpoints" / str(step) / "state").resolve()
     name = "ema" if averaged else "params"
+    # Of a checkpoint's arrays these are a third or less: the moments of AdamW are not read.
     abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
     restore = ocp.args.PyTreeRestore(
         abstract,
@@ -306,6 +316,7 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     workdir = Path(workdir)
     config, step = _restorer_run(workdir, step)
     folder = _base_folder(workdir)
+    # The base model as the run had it before its first step, adapters and all; then what is learnt.
     restorer, model, adapters = load_base(folder, precision=precision, generator=True)
     restorer.timestep = model.timestep = config.model.timestep
     if not adapters and config.run.train == "lora":
@@ -333,6 +344,7 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
     """
     workdir = Path(workdir)
     config, step = _restorer_run(workdir, step)
+    # Nothing of the base model is left there that a generator could go with.
     if config.run.train == "all":
         raise CheckpointError(f"{workdir}: trained all weights; {workdir}/model is the whole model")
     folder = _base_folder(workdir)
@@ -370,6 +382,7 @@ def _base_folder(workdir: Path) -> Path:
 
 
 def _digest(workdir: Path, step: int) -> str:
+    """Digest of all that the restorer's output depends on: the base model and the checkpoint."""
     base = json.loads((workdir / "init.json").read_text())["digest"]
     files = sorted(p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
     parts = [base, *(file_digest(path) for path in files)]

@@ -1,4 +1,10 @@
-"""An experiment before its first step: its config checked, its base model loaded."""
+"""An experiment before its first step: its config checked, its base model loaded.
+
+Whatever a person can get wrong in a configuration is said here in one line, before anything is made
+or compiled. Then the base model of `run.init` becomes the model that is trained: with LoRA where
+the restorer learns (section 4.1 of the paper), and with its frozen weights in the precision in
+which they compute.
+"""
 
 import math
 from collections.abc import Iterator
@@ -41,6 +47,7 @@ SHARES = ("data.labelled_share", "data.teacher_share", "data.gray", "use.blend")
 
 def check(config: Config) -> None:
     """Raise ConfigError where a value contradicts another or asks for what is not there."""
+    # Settings that are one of a few words.
     choices = {
         "run.kind": (config.run.kind, tuple(OBJECTIVES)),
         "run.train": (config.run.train, ("lora", "all")),
@@ -57,6 +64,7 @@ def check(config: Config) -> None:
         if value not in allowed:
             raise ConfigError(f"{name}: {value!r} is none of {', '.join(allowed)}")
     _check_numbers(config)
+    # Settings that go together, or do not.
     if not config.data.sources:
         raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
     if config.run.kind == "restorer" and not config.data.degrade:
@@ -83,6 +91,7 @@ def _check_numbers(config: Config) -> None:
             raise ConfigError(f"{name}: {value} is not in [0, 1)")
         if value > 1 and (name in SHARES or name.endswith("_prob")):
             raise ConfigError(f"{name}: {value} is more than 1")
+    # Every device gets as many pictures of every part of a batch as the others.
     ways = jax.device_count() * config.optim.accumulate
     if config.data.batch_size % ways:
         text = f"{jax.device_count()} device(s) x {config.optim.accumulate} part(s)"
@@ -135,6 +144,7 @@ def base_folder(config: Config, workdir: Path) -> Path:
     """The model folder a run starts from: `run.init`, else WORKDIR/init with random weights."""
     if config.run.init:
         return Path(config.run.init)
+    # One process makes it; the others wait in the loop.
     folder = workdir / "init"
     if not (folder / "config.json").exists() and jax.process_index() == 0:
         random = random_restorer(config.model, config.run.seed)
@@ -152,6 +162,7 @@ def prepare(
     weights: `config.model` must equal the folder's, but for the latent's scaling factor (measured
     after the autoencoder's training) and the timestep.
     """
+    # Adapters that the folder holds are gone on with: they must be what the config asks for.
     trains_lora = config.run.kind == "restorer" and config.run.train == "lora"
     restorer, found, adapters = load_base(
         folder, precision=precision or config.run.precision, generator=trains_lora
@@ -163,12 +174,14 @@ def prepare(
         raise ConfigError(
             f"lora.train_conv_in: {text}: start from the base model, or set loss.vsd=0"
         )
+    # So must the networks' sizes, but for the two numbers that are no property of a weight's shape.
     found.timestep = restorer.timestep = config.model.timestep
     ours, theirs = to_dict(config.model), to_dict(found)
     ours["vae"]["scaling_factor"] = found.vae.scaling_factor
     if ours != theirs:
         names = [k for k in ours if ours[k] != theirs[k]]
         raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {folder}")
+    # Else new ones, drawn by the run's seed.
     if trains_lora and not adapters:
         add_lora(restorer, config.lora, np.random.default_rng(config.run.seed))
     return restorer, found
@@ -180,6 +193,7 @@ def store_as_computed(model: nnx.Module, trained: nnx.filterlib.Filter) -> None:
     Norms, the layers around the latent and what is trained compute or add up in float32, and stay
     so.
     """
+    # An update of 1e-5 of a weight is lost in bfloat16, which has less than three digits.
     kept = {path for path, _ in nnx.to_flat_state(nnx.state(model, trained))}
     for path, layer in nnx.iter_modules(model):
         if isinstance(layer, (nnx.Linear, nnx.Conv)) and layer.dtype == jnp.bfloat16:

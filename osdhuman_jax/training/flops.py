@@ -1,13 +1,22 @@
 """Floating-point operations of a program, counted from its jaxpr, and what devices can do at most.
 
+The log's `mfu`, the share of the devices' peak that a run uses, and the benchmarks need both.
 Counted are matrix products and convolutions, two operations a multiplication, as everybody does
 who states a utilisation; whatever XLA makes of the program, the number is the same.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
-from jax.extend.core import jaxprs_in_params
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
+
+from osdhuman_jax.methods.objectives import Frozen
+from osdhuman_jax.networks.target import traced_for
+from osdhuman_jax.training.train_step import PICTURES, Trainer, TrainState
 
 # Dense bfloat16 operations a second by (a part of) `Device.device_kind`, from the makers' sheets.
 PEAKS = {
@@ -31,20 +40,25 @@ def peak(device_kind: str) -> float | None:
     return next((v for name, v in PEAKS.items() if name in device_kind), None)
 
 
-def _product(eqn: Any) -> int:
+def _shape(variable: Any) -> tuple[int, ...]:
+    """Of a jaxpr's variable, whose abstract value JAX's types do not know to be an array's."""
+    return variable.aval.shape
+
+
+def _product(eqn: JaxprEqn) -> int:
     """Operations of one product: 2 x elements of the result x terms of each."""
-    out = math.prod(eqn.outvars[0].aval.shape)
+    out = math.prod(_shape(eqn.outvars[0]))
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
-        return 2 * out * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-    kernel = eqn.invars[1].aval.shape
+        return 2 * out * math.prod(_shape(eqn.invars[0])[i] for i in contracted)
+    kernel = _shape(eqn.invars[1])
     outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     # A convolution over an input dilated with zeros (the backward pass of a stride) skips them.
     zeros = math.prod(eqn.params["lhs_dilation"])
     return 2 * out * math.prod(kernel) // (outputs * zeros)
 
 
-def count(jaxpr: Any) -> int:
+def operations(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     """Operations of a (closed) jaxpr; loops by their length, the dearest branch of a condition."""
     total = 0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -52,8 +66,28 @@ def count(jaxpr: Any) -> int:
         if name in ("dot_general", "conv_general_dilated"):
             total += _product(eqn)
         elif name == "cond":
-            total += max(count(branch) for branch in eqn.params["branches"])
+            total += max(operations(branch) for branch in eqn.params["branches"])
         else:
             times = eqn.params["length"] if name == "scan" else 1
-            total += times * sum(count(inner) for inner in jaxprs_in_params(eqn.params))
+            total += times * sum(operations(inner) for inner in jaxprs_in_params(eqn.params))
     return total
+
+
+def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
+    """Matrix and convolution operations of one step, without what rematerialisation repeats."""
+    # The same program without memory's sake: nothing is computed twice, nothing is split.
+    config = replace(
+        trainer.config,
+        run=replace(trainer.config.run, remat="none"),
+        optim=replace(trainer.config.optim, accumulate=1),
+    )
+    # Shapes are enough to trace it.
+    side, batch_size = config.data.crop, config.data.batch_size
+    picture = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
+    pictures = {k: picture for k in (PICTURES if config.data.degrade else PICTURES[:1])}
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, frozen))
+    restorer = nnx.merge(trainer.graphdef, shapes[0].params, shapes[1].restorer)
+    plain = Trainer(config, trainer.model, restorer)
+    plain.lpips = trainer.lpips
+    with traced_for("none"):  # kernels hide products from a count, or repeat some
+        return operations(jax.make_jaxpr(plain.step)(*shapes, pictures))

@@ -4,6 +4,11 @@ A run on many hosts is the same command on each, with a workdir that all of them
 variables are enough (`srun --ntasks-per-node=1 python train.py ...`); elsewhere the flags say it,
 and in a Kubernetes job with completion mode Indexed the process's number is taken from
 JOB_COMPLETION_INDEX.
+
+A signal to one process must stop all of them at the same step. Here it is noted, and travels in the
+batch through the compiled step, whose result every process has. JAX's own service for that
+(`multihost_utils.reached_preemption_sync_point`, which Orbax's `reached_preemption` asks) was left
+aside because it hears SIGTERM alone, not Ctrl-C, and nothing at all in a run of one process.
 """
 
 import os
@@ -28,18 +33,20 @@ def join(coordinator: str, processes: int, process: int) -> None:
 
     Raises ConfigError where the flags leave a question open.
     """
+    # Alone, or under Slurm, whose variables JAX reads itself.
     if not coordinator:
         if processes > 1 or process > 0:
             raise ConfigError("--processes and --process need --coordinator HOST:PORT")
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
             jax.distributed.initialize(local_device_ids=_local_devices())
         return
+    # What the flags leave open the environment says.
     found = [os.environ[name] for name in INDEX_VARIABLES if name in os.environ]
     index = int(found[0]) if process < 0 and found else process
-    count = int(os.environ.get("SLURM_STEP_NUM_TASKS", "-1")) if processes < 0 else processes
-    if not 0 <= index < count:
-        raise ConfigError(f"--process {index} of --processes {count}: give both, 0 <= process")
-    jax.distributed.initialize(coordinator, count, index, local_device_ids=_local_devices())
+    total = int(os.environ.get("SLURM_STEP_NUM_TASKS", "-1")) if processes < 0 else processes
+    if not 0 <= index < total:
+        raise ConfigError(f"--process {index} of --processes {total}: give both, 0 <= process")
+    jax.distributed.initialize(coordinator, total, index, local_device_ids=_local_devices())
 
 
 def _local_devices() -> list[int] | None:
@@ -60,7 +67,10 @@ def wait(name: str) -> None:
 
 
 class Signals:
-    """Context in which the first SIGTERM or SIGINT is noted; the second does what it always did."""
+    """Context in which the first SIGTERM or SIGINT is noted; the second does what it always did.
+
+    `received` is the first one, None before it.
+    """
 
     KINDS = (signal.SIGTERM, signal.SIGINT)
 
@@ -75,7 +85,7 @@ class Signals:
     def _restore(self) -> None:
         while self._before:
             number, handler = self._before.popitem()
-            # JAX's own handler, in a run of several processes, is not Python's: it reads as None
+            # JAX's own handler, in a run of several processes, is not Python's: it reads as None.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def __enter__(self) -> "Signals":

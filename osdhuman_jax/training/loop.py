@@ -1,5 +1,10 @@
 """The training loop: an experiment built, its steps done, its result written; resumed if begun.
 
+`train` reads from top to bottom: what is checked, what is loaded, where the run stands, its steps,
+its result. It takes a configuration and a workdir, and leaves there what `checkpoint.py` and
+`monitor.py` list, and a model folder at the end (sections 3 and 4 of the paper are in
+`methods/objectives.py` and in the configuration's defaults).
+
 A step is dispatched before the one before it is looked at, so that the device never waits for the
 host. Whatever ends the loop, the last whole step is saved.
 """
@@ -10,7 +15,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -23,57 +27,57 @@ from osdhuman_jax.data.loader import Loader, make_loader
 from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.images.listing import real
 from osdhuman_jax.interruption import Stopped, apart
+from osdhuman_jax.methods.objectives import Frozen, Scalars
 from osdhuman_jax.training import experiment, flops, hosts, train_step
 from osdhuman_jax.training.checkpoint import (
     Checkpoints,
     SaveError,
     check_config,
-    record,
+    record_run,
     steps_saved,
 )
 from osdhuman_jax.training.monitor import Monitor
-from osdhuman_jax.training.sharding import make_mesh, replicated
+from osdhuman_jax.training.prompting import Prompts
+from osdhuman_jax.training.sharding import (
+    make_mesh,
+    put_batch,
+    put_everywhere,
+    put_weights,
+    replicated,
+)
+from osdhuman_jax.training.speed import ProfilerTrace, Rates
+from osdhuman_jax.training.startup import startup_lines
 from osdhuman_jax.training.validation import Validator, validation, validation_batch
 from osdhuman_jax.weights import copy_prompter, save_model
 
 # Exit statuses of a run: 75 is EX_TEMPFAIL, after which batch systems run a job again.
 DONE, BAD, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75
-WARM_UP = 2  # steps before a trace: the first ones compile
-
-
-def export(config: Config, workdir: Path, base: Path, params: nnx.State, batch: Any) -> None:
-    """Write WORKDIR/model/, the run's result as a model folder, frozen weights as they came."""
-    restorer, model = experiment.prepare(config, base, "fp32")
-    nnx.update(restorer, params)
-    if config.run.kind == "vae":
-        std = train_step.latent_std(restorer, train_step.to_images(batch)["hq"])
-        model.vae.scaling_factor = round(1.0 / std, 5)
-    adapted = config.run.kind == "restorer" and config.run.train == "lora"
-    generator = config.lora if adapted else None
-    provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
-    with staged_folder(workdir / "model", replace=True) as folder:
-        made = {"generator": generator, "provenance": provenance, "use": config.use}
-        save_model(folder, model, restorer, **made)
-        if config.prompt.kind != "hfie":
-            copy_prompter(base, folder, config.prompt.kind)
 
 
 def train(config: Config, workdir: Path, profile: int) -> int:
-    """Run, or go on with, one experiment. Returns the exit status."""
+    """Run, or go on with, one experiment. Returns the exit status.
+
+    `profile` is how many steps are traced for the profiler. Raises ConfigError, DataError,
+    WeightsError or CheckpointError before the first step, SaveError where a file cannot be written.
+    """
+    # What may be wrong or missing is looked at before anything is made.
     experiment.check(config)
     check_folder("workdir", workdir)
     config.run.init = str(real(Path(config.run.init))) if config.run.init else ""
     check_config(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    # What may be missing is opened before anything is made.
     experiment.check_sources(config)
     names, val = validation_batch(config)
+
+    # The base model gives the programs and their first arguments. Weights are loaded on the host:
+    # a device gets its share of them, and never all.
     base = experiment.base_folder(config, workdir)
     hosts.wait("base model")
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    cpu = jax.local_devices(backend="cpu")[0]
+    with jax.default_device(cpu):
         trainer, _, state, frozen = train_step.build(config, base)
-    state, frozen = train_step.place(mesh, state, frozen)
-    prompts = train_step.Prompts(config, base)
+    state, frozen = put_everywhere(mesh, state), put_weights(mesh, frozen)
+    prompts = Prompts(config, base)
     val |= prompts.in_use(val)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
@@ -84,27 +88,56 @@ def train(config: Config, workdir: Path, profile: int) -> int:
         training_loader(config) as loader,
         ExitStack() as stack,
     ):
-        record(workdir, config, base, write=hosts.is_first())
+        # Where the run stands: at its newest checkpoint, or at its beginning.
+        record_run(workdir, config, base, write=hosts.is_first())
         if (latest := checkpoints.latest()) is not None:
             state, position = checkpoints.restore(latest, state)
             loader.set_state(position)
-        monitor = Monitor(workdir, latest or 0, config.run.steps) if hosts.is_first() else None
+        first = latest or 0
+        monitor = Monitor(workdir, first, config.run.steps) if hosts.is_first() else None
         if monitor:
             stack.callback(monitor.close)
+            for line in startup_lines(config, mesh, state, frozen, workdir=workdir, base=base):
+                monitor.say(line)
+
         validator = Validator(trainer, mesh, frozen, lambda: signals.received is not None)
         validate = partial(validation, validator, names, val, monitor)
         run = Loop(
             config, mesh, trainer, frozen, prompts, loader, checkpoints, monitor, validate, signals
         )
-        status, state = run(state, latest or 0, Profile(workdir, latest or 0, profile))
+        status, state = run(state, first, ProfilerTrace(workdir, first, profile))
         checkpoints.close()
+
+    # The result, by one process, while the others wait for it.
     if status == DONE and hosts.is_first():
-        params = jax.device_get(state.params if state.ema is None else state.ema)
-        cpu = jax.local_devices(backend="cpu")[0]
         with files_needed(workdir), jax.default_device(cpu):
-            export(config, workdir, base, params, val)
+            write_model(config, workdir, base, jax.device_get(state.learnt), val)
     hosts.wait("end")
     return status
+
+
+def write_model(
+    config: Config,
+    workdir: Path,
+    base: Path,
+    params: nnx.State,
+    val: Mapping[str, np.ndarray],
+) -> None:
+    """Write WORKDIR/model/, the run's result as a model folder, frozen weights as they came."""
+    restorer, model = experiment.prepare(config, base, "fp32")
+    nnx.update(restorer, params)
+    if config.run.kind == "vae":
+        # Stable Diffusion's rule: latents of unit variance, here measured on the validation set.
+        std = train_step.latent_std(restorer, train_step.to_images(val)["hq"])
+        model.vae.scaling_factor = round(1.0 / std, 5)
+    adapted = config.run.kind == "restorer" and config.run.train == "lora"
+    generator = config.lora if adapted else None
+    provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
+    with staged_folder(workdir / "model", replace=True) as folder:
+        made = {"generator": generator, "provenance": provenance, "use": config.use}
+        save_model(folder, model, restorer, **made)
+        if config.prompt.kind != "hfie":
+            copy_prompter(base, folder, config.prompt.kind)
 
 
 @contextmanager
@@ -133,62 +166,6 @@ def training_loader(config: Config) -> Loader:
     )
 
 
-class Profile:
-    """A trace of some steps, taken when the program is compiled."""
-
-    def __init__(self, workdir: Path, first: int, steps: int) -> None:
-        self._folder, self._first, self._last = workdir / "profile", first + WARM_UP, steps
-        self._last += self._first
-        self._on = False
-
-    def at(self, step: int, done: Any) -> None:
-        """Start before a step's work, stop when the work of the last one is done."""
-        if self._first < self._last and step == self._first + 1:
-            jax.profiler.start_trace(str(self._folder))
-            self._on = True
-        if self._on and step == self._last + 1:
-            self.close(done)
-
-    def close(self, done: Any) -> None:
-        """Write the trace, if one is being taken."""
-        if self._on:
-            jax.block_until_ready(done)
-            jax.profiler.stop_trace()
-            self._on = False
-
-
-class Meter:
-    """Rates since the last log line."""
-
-    def __init__(self, batch_size: int, work: float | None) -> None:
-        """`work`: share of the devices' peak that one step a second would be, if known."""
-        self._size, self._work = batch_size, work
-        self.skipped = 0  # steps that were not finite, in this process's life
-        self.unreadable = 0  # pictures of its batches that were passed over, likewise
-        self.restart()
-
-    def restart(self) -> None:
-        self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
-
-    def wait(self, loader: Loader) -> dict[str, np.ndarray]:
-        """The next batch, its time counted."""
-        before = time.monotonic()
-        batch = next(loader)
-        self._waited += time.monotonic() - before
-        self._steps += 1
-        return batch
-
-    def read(self) -> dict[str, float]:
-        seconds = time.monotonic() - self._since
-        rate = self._steps / seconds
-        values = {"images_s": rate * self._size, "data_wait": self._waited / seconds}
-        values |= {"skipped_steps": float(self.skipped), "skipped": float(self.unreadable)}
-        if self._work:
-            values["mfu"] = rate * self._work
-        self.restart()
-        return values
-
-
 def consumed(state: train_step.TrainState) -> bool:
     """Whether a step has taken its arrays, and failed."""
     return any(x.is_deleted() for x in jax.tree.leaves(state))
@@ -201,57 +178,71 @@ class Loop:
     config: Config
     mesh: Mesh
     trainer: train_step.Trainer
-    frozen: train_step.Frozen
-    prompts: train_step.Prompts
+    frozen: Frozen
+    prompts: Callable[[Mapping[str, np.ndarray], str], dict[str, np.ndarray]]
     loader: Loader
     checkpoints: Checkpoints
     monitor: Monitor | None
-    validate: Any
+    validate: Callable[[int, nnx.State], dict[str, float]] | None  # needed by run.sample_every
     signals: hosts.Signals
 
-    def __call__(self, state: train_step.TrainState, first: int, profile: Profile):
+    def __call__(
+        self, state: train_step.TrainState, first: int, trace: ProfilerTrace
+    ) -> tuple[int, train_step.TrainState]:
         """(exit status, last state); whatever ends the loop, the last whole step is saved.
 
         One of several processes that fails alone cannot save: there the newest checkpoint counts.
         """
         step_fn = jax.jit(self.trainer.step, donate_argnums=0, out_shardings=replicated(self.mesh))
-        meter = Meter(self.config.data.batch_size, self._work(state))
+        rates = Rates(self.config.data.batch_size, self._work(state))
         done, status, scalars = first, DONE, {}
         try:
             while done < self.config.run.steps and status == DONE:
-                profile.at(done + 1, scalars)
-                batch = self._batch(meter)
-                before = scalars
-                if done == first and jax.process_count() == 1:
-                    state, scalars = self._first_step(partial(step_fn, state, self.frozen, batch))
-                else:
-                    state, scalars = step_fn(state, self.frozen, batch)
-                done += 1
-                status = self._status(before, meter)  # of the step before: that one is finished
-                self._report(done, state, scalars, meter)
+                trace.at(done + 1, scalars)
+                # What a step takes and gives is moved by name: a transfer that nobody wrote down
+                # would make the device wait for the host, at every step and in silence.
+                with jax.transfer_guard("disallow"):
+                    batch = self._batch(rates)
+                    before = scalars
+                    step = partial(step_fn, state, self.frozen, batch)
+                    alone = done == first and jax.process_count() == 1
+                    state, scalars = self._first_step(step) if alone else step()
+                    done += 1
+                    # Of the step before, which is finished: this one goes on meanwhile.
+                    status = self._status(before, rates)
+                    self._report(done, state, scalars, rates)
         except SaveError:
             raise
         except Exception:
             if jax.process_count() == 1 and not consumed(state):
                 with suppress(SaveError):  # what went wrong first is what is told
-                    self.checkpoints.save(done, state, self.loader.get_state())
+                    self._save(done, state)
                     self.checkpoints.close()
             raise
         finally:
-            profile.close(scalars)
+            trace.close(scalars)
+        # Steps that were not finite changed nothing: a checkpoint from before them holds the same.
         row = int(scalars["nonfinite"]) if status == NOT_FINITE else 0
         latest = self.checkpoints.latest()
-        if not row or latest is None or latest < done - row:  # else its parameters are these
-            self.checkpoints.save(done, state, self.loader.get_state())
+        if not row or latest is None or latest < done - row:
+            self._save(done, state)
         return (DONE if done == self.config.run.steps else status), state
 
-    def _first_step(self, step: Callable[[], Any]) -> Any:
+    def _first_step(
+        self, step: Callable[[], tuple[train_step.TrainState, Scalars]]
+    ) -> tuple[train_step.TrainState, Scalars]:
         """A step that compiles first. Raises KeyboardInterrupt where a signal comes meanwhile."""
+
+        def guarded() -> tuple[train_step.TrainState, Scalars]:
+            # In a thread of its own, which has the loop's guard no more than its other settings.
+            with jax.transfer_guard("disallow"):
+                return step()
+
         side = self.config.data.crop
         if self.monitor:
             self.monitor.say(f"compiling the training step for {side} x {side} ...")
         start = time.monotonic()
-        made = apart(step, lambda: self.signals.received is not None)
+        made = apart(guarded, lambda: self.signals.received is not None)
         if self.monitor:
             self.monitor.say(f"compiled, and one step done, in {time.monotonic() - start:.1f} s")
         return made
@@ -261,41 +252,53 @@ class Loop:
         peak = flops.peak(jax.devices()[0].device_kind)
         if peak is None:
             return None
-        work = train_step.step_flops(self.trainer, state, self.frozen)
+        work = flops.step_flops(self.trainer, state, self.frozen)
         return work / (peak * jax.device_count())
 
-    def _batch(self, meter: Meter) -> dict[str, jax.Array]:
-        batch = meter.wait(self.loader)
-        meter.unreadable += int(batch["skipped"].sum())
-        stop = np.full(len(batch["hq"]), self.signals.received is not None, np.int32)
+    def _batch(self, rates: Rates) -> train_step.Batch:
+        """The next batch on the devices, with its prompts and whether a signal has come here."""
+        batch = rates.next_batch(self.loader)
+        rates.unreadable += int(batch["skipped"].sum())
+        pictures = {k: batch[k] for k in train_step.PICTURES if k in batch}
         prompt = self.prompts(batch, self.config.prompt.source)
-        return train_step.place_batch(self.mesh, {**batch, **prompt, "stop": stop})
+        stop = np.full(len(batch["hq"]), self.signals.received is not None, np.int32)
+        return put_batch(self.mesh, {**pictures, **prompt, "stop": stop})
 
-    def _status(self, scalars: Mapping[str, Any], meter: Meter) -> int:
+    def _status(self, scalars: Scalars, rates: Rates) -> int:
         """What the scalars of a finished step, the same in every process, say about going on."""
         if not scalars:
             return DONE
         stop, row = jax.device_get((scalars["stop"], scalars["nonfinite"]))
-        meter.skipped += row > 0
+        rates.skipped += int(row > 0)
         if row >= self.config.optim.max_nonfinite:
             return NOT_FINITE
         return STOPPED if stop else DONE
 
-    def _report(self, step: int, state: train_step.TrainState, scalars: Any, meter: Meter) -> None:
+    def _report(
+        self, step: int, state: train_step.TrainState, scalars: Scalars, rates: Rates
+    ) -> None:
         """Log, validate and save where it is time."""
         self.checkpoints.check()
         run, last = self.config.run, step == self.config.run.steps
         if self.monitor:
             self.monitor.advance()
         if step % run.log_every == 0 or last:
-            values = {k: float(v) for k, v in scalars.items() if k not in ("stop", "nonfinite")}
-            values |= meter.read()
+            known = jax.device_get(scalars)
+            values = {k: float(v) for k, v in known.items() if k not in ("stop", "nonfinite")}
+            values |= rates.read()
             if self.monitor:
                 self.monitor.scalars(step, values)
         metrics = None
-        if run.sample_every and (step % run.sample_every == 0 or last):
+        if self.validate and run.sample_every and (step % run.sample_every == 0 or last):
             with suppress(Stopped):  # before it was compiled: the next step is told of the signal
-                metrics = self.validate(step, state.params if state.ema is None else state.ema)
-            meter.restart()
+                metrics = self.validate(step, state.learnt)
+            rates.restart()
         if metrics or step % run.checkpoint_every == 0 or last:
+            self._save(step, state, metrics)
+
+    def _save(
+        self, step: int, state: train_step.TrainState, metrics: dict[str, float] | None = None
+    ) -> None:
+        """A checkpoint of a step. Orbax moves arrays in its own ways, so no guard is on here."""
+        with jax.transfer_guard("allow"):
             self.checkpoints.save(step, state, self.loader.get_state(), metrics)

@@ -1,4 +1,9 @@
-"""What a person sees of a run: a progress bar, JSON lines, TensorBoard, pictures."""
+"""What a person sees of a run: a progress bar, lines on the terminal, JSON lines, TensorBoard.
+
+One process of a run has a monitor. The files are made to survive a kill: a line of metrics.jsonl
+is on disk when `scalars` returns, and a run that is resumed drops what it is about to do again.
+Records of TensorBoard are written by TensorBoard's own writer.
+"""
 
 import json
 import math
@@ -21,6 +26,11 @@ Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # type: ignore[attr-d
 Summary = summary_pb2.Summary  # type: ignore[attr-defined]
 
 
+# The steps after which a run says how long it will take, from those after the first two, which
+# compile.
+SETTLED, MEASURED = 2, 20
+
+
 class Monitor:
     """Writes WORKDIR/metrics.jsonl, WORKDIR/tensorboard/ and WORKDIR/samples/."""
 
@@ -30,12 +40,16 @@ class Monitor:
         self._samples.mkdir(parents=True, exist_ok=True)
         self._forget_after(first_step)
         self._events = EventFileWriter(str(workdir / "tensorboard"))
-        start = SessionLog(status=SessionLog.START)  # TensorBoard drops what an earlier try logged
+        # TensorBoard drops what an earlier try logged after this step.
+        start = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(step=first_step, wall_time=time.time(), session_log=start))
         self._bar = tqdm(total=steps, initial=first_step, unit="step", smoothing=0.05)
+        self._first, self._steps = first_step, steps
+        self._settled = 0.0  # when the steps had been compiled
 
     def _forget_after(self, step: int) -> None:
         """Drop lines of steps that a resumed run is about to do again."""
+        # A kill may have left half a line at the end, which is dropped with them.
         if self._lines.exists():
             data = self._lines.read_bytes()
             lines = json_lines(data[: data.rfind(b"\n") + 1])
@@ -43,8 +57,15 @@ class Monitor:
             write_text(self._lines, "".join(kept))
 
     def advance(self) -> None:
-        """One step is done."""
+        """One step is done; after some of them the person is told how long the run will take."""
         self._bar.update()
+        here, left = int(self._bar.n) - self._first, self._steps - int(self._bar.n)
+        if here == SETTLED:
+            self._settled = time.monotonic()
+        if here == MEASURED and left > 0:
+            each = (time.monotonic() - self._settled) / (MEASURED - SETTLED)
+            hours = left * each / 3600
+            self.say(f"{each:.3g} s a step: the {left} steps that are left take {hours:.2g} h")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log numbers at a step; one that is not finite is null in the JSON, which has no NaN."""

@@ -1,4 +1,8 @@
-"""AdamW (section 4.1), and what a step does with gradients: measure, average, skip."""
+"""AdamW (section 4.1), and what a step does with gradients: measure, average, skip.
+
+Generator, regularizer and critic each have an optimizer of this kind. All functions are pure, on
+pytrees, and are called inside the compiled step.
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,12 @@
-"""Devices as a mesh; batches split over `data`, weights by their shape over `fsdp`."""
+"""Devices as a mesh; batches split over `data`, weights by their shape over `fsdp`.
+
+Anything that a compiled program of a run takes is put on its devices here, in one process or in
+several. Trained state is copied to every device, a batch is split over all of them, and a frozen
+weight is split where it is large enough to be worth it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -6,11 +14,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from osdhuman_jax.config import ConfigError
 
-SMALLEST_SPLIT = 2**16  # elements; below, a copy on every device is cheaper than gathering
+# Elements; below, a copy on every device is cheaper than gathering.
+SMALLEST_SPLIT = 2**16
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
     """Mesh (data, fsdp) of all devices; one may be -1. Raises ConfigError if it does not fit."""
+    # -1 is what the other axis leaves.
     count = jax.device_count()
     sizes = [data, fsdp]
     if -1 in sizes:
@@ -39,3 +49,28 @@ def weight_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
         return replicated(mesh)
     largest = max(fits, key=lambda axis: shape[axis])
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+
+def put(x: Any, sharding: NamedSharding) -> jax.Array:
+    """An array, the same in every process, placed on the devices of all of them."""
+    if jax.process_count() == 1:
+        return jax.device_put(x, sharding)
+    # A process can only fill its own devices: each takes its pieces of what all of them hold.
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def put_everywhere(mesh: Mesh, tree: Any) -> Any:
+    """A pytree copied to every device."""
+    return jax.tree.map(lambda x: put(x, replicated(mesh)), tree)
+
+
+def put_weights(mesh: Mesh, tree: Any) -> Any:
+    """A pytree of frozen weights, each split or copied by its shape."""
+    return jax.tree.map(lambda x: put(x, weight_sharding(mesh, x.shape)), tree)
+
+
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's share of the global batch, on its devices."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

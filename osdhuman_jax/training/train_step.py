@@ -5,9 +5,8 @@ small prior), then the finetuned regularizer on the same, detached latents. A st
 finite changes nothing but the counters.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,8 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
-from jax.sharding import Mesh
 
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
-from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
-from osdhuman_jax.images.codec import to_uint8
 from osdhuman_jax.methods.objectives import (
     OBJECTIVES,
     Frozen,
@@ -37,15 +33,12 @@ from osdhuman_jax.methods.objectives import (
     leaves_by_name,
 )
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
-from osdhuman_jax.methods.prompts import TagPrompter
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks import remat
 from osdhuman_jax.networks.critic import Critic
-from osdhuman_jax.networks.target import traced_for
 from osdhuman_jax.networks.types import Image
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.training.experiment import prepare, store_as_computed, trainable
-from osdhuman_jax.training.flops import count
 from osdhuman_jax.training.optimizer import (
     accumulate,
     all_finite,
@@ -55,15 +48,12 @@ from osdhuman_jax.training.optimizer import (
     group_norms,
     make_optimizer,
 )
-from osdhuman_jax.training.sharding import batch_sharding, replicated, weight_sharding
-from osdhuman_jax.weights import encode_text, load_part, load_prompter
+from osdhuman_jax.weights import encode_text, load_part
 from osdhuman_jax.weights.model_folder import DTYPES, hollow, parameters, read_meta
 from osdhuman_jax.weights.model_folder import draw as initial
 
 Batch = Mapping[str, Array]
 PICTURES = ("hq", "lq")
-# Colour of an output that is none, in the sample grid: no photograph has it all over.
-NOT_FINITE = (255, 0, 255)
 
 
 @jax.tree_util.register_dataclass
@@ -80,6 +70,11 @@ class TrainState:
     critic_opt: Any = None
     ema: Any = None  # averaged copy of `params`
     nonfinite: Any = None  # int32: steps in a row, up to now, that were skipped
+
+    @property
+    def learnt(self) -> nnx.State:
+        """What is validated and exported: the average where there is one, else `params`."""
+        return self.params if self.ema is None else self.ema
 
 
 class Trainer:
@@ -103,12 +98,14 @@ class Trainer:
         wanted = trainable(self.config)
         _, params, rest = nnx.split(restorer, wanted, ...)
         frozen = Frozen(rest)
+        # Where the generator trains weights of the base model, the frozen regularizer keeps them.
         if self.config.lora.train_conv_in and self.regularizer:
             trained = leaves_by_name(params["unet"]) if "unet" in params else {}
             kept = {n: v for n, v in trained.items() if ".lora_" not in n}
             frozen.unet = jax.tree.map(jnp.copy, kept)
         if lpips is not None:
             self.lpips, frozen.lpips = nnx.split(lpips)
+        # Copies, since a step donates its state: nothing in it may be held twice.
         state = TrainState(jnp.zeros((), jnp.int32), params, self.tx.init(params))
         state.nonfinite = jnp.zeros((), jnp.int32)
         if self.regularizer:
@@ -131,6 +128,7 @@ class Trainer:
         grads, scalars, made = self._gradients(state, frozen, parts)
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        # What is logged, and of it what tells whether the step may count.
         scalars |= group_norms(grads, "grad_norm") | group_norms(updates, "update_norm")
         watched = [scalars["loss"], scalars["grad_norm"]]
         new = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
@@ -146,6 +144,7 @@ class Trainer:
         new = choose(finite, new, state)
         new.step = state.step + 1
         new.nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
+        # What the loop looks at: the same number in every process.
         counters = {"nonfinite": new.nonfinite.astype(jnp.float32)}
         if "stop" in batch:
             counters["stop"] = jnp.max(batch["stop"]).astype(jnp.float32)
@@ -302,6 +301,7 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
 
     Raises ConfigError or WeightsError where the folder is not what the config needs.
     """
+    # The restorer, and LPIPS where it is a loss or a metric of the validation.
     restorer, model = prepare(config, folder)
     lpips = None
     measured = "lpips" in read_meta(folder).get("parts", {})
@@ -324,101 +324,12 @@ def _check_lengths(config: Config, model: ModelConfig, length: int) -> None:
         raise ConfigError(f"loss.cfg_vsd: the negative prompt has {pair}; set it to 1")
 
 
-class Prompts:
-    """What is not HFIE: tokens of a batch's pictures, made outside the compiled step."""
-
-    def __init__(self, config: Config, folder: Path) -> None:
-        """Raises WeightsError where the folder lacks what `prompt.kind` needs."""
-        kind = config.prompt.kind if config.run.kind == "restorer" else "hfie"
-        self._extract = load_prompter(folder, kind, precision=config.run.precision)
-
-    def __call__(self, batch: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
-        """{"prompt": (B, N, D)} of the pictures `source` for a step; nothing for HFIE."""
-        extract = self._extract
-        extract = extract.bare if isinstance(extract, TagPrompter) else extract
-        return self._by(extract, batch, source)
-
-    def in_use(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The same as a trained model gets them: of the LQ, tags in the text of `tag_text`."""
-        return self._by(self._extract, batch, "lq")
-
-    @staticmethod
-    def _by(
-        extract: Callable[..., Any] | None, batch: Mapping[str, np.ndarray], source: str
-    ) -> dict[str, np.ndarray]:
-        if extract is None:
-            return {}
-        return {"prompt": np.asarray(extract(np.asarray(to_images(batch)[source])))}
-
-
-def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
-    """Matrix and convolution operations of one step, without what rematerialisation repeats."""
-    config = replace(
-        trainer.config,
-        run=replace(trainer.config.run, remat="none"),
-        optim=replace(trainer.config.optim, accumulate=1),
-    )
-    side, batch_size = config.data.crop, config.data.batch_size
-    picture = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
-    pictures = {k: picture for k in (PICTURES if config.data.degrade else PICTURES[:1])}
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, frozen))
-    restorer = nnx.merge(trainer.graphdef, shapes[0].params, shapes[1].restorer)
-    plain = Trainer(config, trainer.model, restorer)
-    plain.lpips = trainer.lpips
-    with traced_for("none"):  # kernels hide products from a count, or repeat some
-        return count(jax.make_jaxpr(plain.step)(*shapes, pictures))
-
-
 def to_images(batch: Mapping[str, Array | np.ndarray]) -> dict[str, Image]:
     """uint8 pictures of a batch as float32 in [-1, 1]."""
     pictures = {k: jnp.asarray(batch[k], jnp.float32) for k in PICTURES if k in batch}
     return {k: picture / 127.5 - 1.0 for k, picture in pictures.items()}
 
 
-def evaluate(
-    images: np.ndarray, batch: Mapping[str, np.ndarray], distances: Sequence[float] = ()
-) -> tuple[dict[str, list[float]], np.ndarray]:
-    """PSNR-Y and SSIM-Y against the HQ of each picture in [-1, 1], and a grid: a row each picture.
-
-    Columns: LQ (where there is one), output, HQ. `distances` are the pictures' LPIPS, if measured.
-    An output that is not finite has NaN as metrics, and is magenta in the grid.
-    """
-    finite = np.isfinite(images).all(axis=(1, 2, 3))
-    shown = np.empty(images.shape, np.uint8)
-    shown[finite], shown[~finite] = to_uint8(images[finite]), NOT_FINITE
-    columns = [*([batch["lq"]] if "lq" in batch else []), shown, batch["hq"]]
-    grid = np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
-    pairs = list(zip(shown, batch["hq"], strict=True))
-    found = {
-        "val_psnr_y": [psnr_y(a, b) for a, b in pairs],
-        "val_ssim_y": [ssim_y(a, b) for a, b in pairs],
-    }
-    if len(distances):
-        found["val_lpips"] = list(distances)
-    return {k: np.where(finite, values, math.nan).tolist() for k, values in found.items()}, grid
-
-
 def latent_std(model: OneStepRestorer, hq: Image) -> float:
     """Standard deviation of the unscaled posterior's mean; its inverse is the scaling factor."""
     return float(jnp.std(model.vae.encode(hq)[0]))
-
-
-def place(mesh: Mesh, state: TrainState, frozen: Frozen) -> tuple[TrainState, Frozen]:
-    """Trainable state on every device, frozen weights split by shape."""
-
-    def put(x: Array, sharding: Any) -> Array:
-        if jax.process_count() == 1:
-            return jax.device_put(x, sharding)
-        host = np.asarray(x)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
-    state = jax.tree.map(lambda x: put(x, replicated(mesh)), state)
-    return state, jax.tree.map(lambda x: put(x, weight_sharding(mesh, x.shape)), frozen)
-
-
-def place_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, Array]:
-    """This process's share of the global batch, on its devices."""
-    parts = {k: batch[k] for k in (*PICTURES, "prompt", "stop") if k in batch}
-    return {
-        k: jax.make_array_from_process_local_data(batch_sharding(mesh), v) for k, v in parts.items()
-    }

@@ -1,31 +1,48 @@
-"""Validation while a run trains: a few fixed pictures, restored one at a time, and measured."""
+"""Validation while a run trains: a few fixed pictures, restored one at a time, and measured.
+
+The pictures are the first ones of `run.eval_sources`, degraded by the run's seed, so that every
+validation of a run sees the same. What comes out is the mean of each metric, which decides the best
+checkpoint, and a grid to look at. One picture at a time needs no memory beside the training's.
+"""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Float32, UInt8
 
 from osdhuman_jax.config import Config
 from osdhuman_jax.data.loader import make_sample
 from osdhuman_jax.data.sources import open_sources
+from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
+from osdhuman_jax.images.codec import to_uint8
 from osdhuman_jax.interruption import apart
-from osdhuman_jax.training import train_step
+from osdhuman_jax.methods.objectives import Frozen
 from osdhuman_jax.training.monitor import Monitor
-from osdhuman_jax.training.sharding import replicated
+from osdhuman_jax.training.sharding import put_everywhere, replicated
+from osdhuman_jax.training.train_step import Trainer
+
+Images = Float32[np.ndarray, "b h w 3"]
+Grid = UInt8[np.ndarray, "rows columns 3"]
+
+# Colour of an output that is none, in the sample grid: no photograph has it all over.
+NOT_FINITE = (255, 0, 255)
 
 
 def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
     """Names and the first `eval_images` pictures of the validation sources, degraded by a seed."""
     source = open_sources(config.run.eval_sources or config.data.sources)
-    count = min(config.run.eval_images, len(source))
+    images = min(config.run.eval_images, len(source))
+    # The paper's degradation alone, whatever mixture a run trains on: its values compare.
     plain = {"kinds": (1.0,), "gray": 0.0, "flip": False}
     data = dataclasses.replace(config.data, crop=config.run.eval_crop, **plain)
-    samples = [make_sample(source, data, 0, index) for index in range(count)]
+    samples = [make_sample(source, data, 0, index) for index in range(images)]
+    # A picture that cannot be read has given its place to the next one that can.
     read = [(s["index"] + len(s["failures"])) % len(source) for s in samples]
     pictures = {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
     return [source.name(index) for index in read], pictures
@@ -36,21 +53,23 @@ class Validator:
 
     def __init__(
         self,
-        trainer: train_step.Trainer,
+        trainer: Trainer,
         mesh: Mesh,
-        frozen: train_step.Frozen,
+        frozen: Frozen,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """`stopped`: whether a signal has come, which the first picture's compiling heeds."""
         everywhere = replicated(mesh)
-        self._frozen, self._stopped = frozen, stopped
+        self._mesh, self._frozen, self._stopped = mesh, frozen, stopped
         self._images = jax.jit(trainer.images, out_shardings=everywhere)
         self._lpips = (
             jax.jit(trainer.distances, out_shardings=everywhere) if trainer.lpips else None
         )
         self.compiled = False
 
-    def __call__(self, params: nnx.State, val: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+    def __call__(
+        self, params: nnx.State, val: Mapping[str, np.ndarray]
+    ) -> tuple[Images, list[float]]:
         """Pictures in [-1, 1], and their LPIPS or an empty list.
 
         Raises interruption.Stopped where a signal was noted while the programs were compiled.
@@ -58,19 +77,19 @@ class Validator:
         pictures, distances = [], []
         for i in range(len(val["hq"])):
             image, distance = self._run(params, {k: v[i : i + 1] for k, v in val.items()})
-            distances += [] if distance is None else [distance]
+            distances += distance
             pictures.append(image)
         return np.concatenate(pictures), distances
 
-    def _run(
-        self, params: nnx.State, one: Mapping[str, np.ndarray]
-    ) -> tuple[np.ndarray, float | None]:
+    def _run(self, params: nnx.State, one: Mapping[str, np.ndarray]) -> tuple[Images, list[float]]:
         """One picture, and its LPIPS if there is one; in a thread of its own the first time."""
 
-        def work() -> tuple[np.ndarray, float | None]:
-            image = self._images(params, self._frozen, one)
-            distance = float(self._lpips(self._frozen, image, one)[0]) if self._lpips else None
-            return np.asarray(image), distance
+        def work() -> tuple[Images, list[float]]:
+            batch = put_everywhere(self._mesh, dict(one))
+            image = self._images(params, self._frozen, batch)
+            distance = self._lpips(self._frozen, image, batch) if self._lpips else np.empty(0)
+            image, distance = jax.device_get((image, distance))
+            return image, distance.tolist()
 
         # Of several processes none may leave the others in the middle of it.
         if self.compiled or jax.process_count() > 1:
@@ -93,6 +112,7 @@ def validation(
     A metric is NaN where one picture's is, and the pictures are named on the terminal. Raises
     interruption.Stopped as the validator does.
     """
+    # The first one compiles, which takes minutes in which nothing else is seen.
     new, start = monitor is not None and not validator.compiled, time.monotonic()
     if monitor and new:
         height, width = val["hq"].shape[1:3]
@@ -100,14 +120,49 @@ def validation(
     images, distances = validator(params, val)
     if monitor and new:
         monitor.say(f"compiled, and validated, in {time.monotonic() - start:.1f} s")
-    found, grid = train_step.evaluate(images, val, distances)
+    # Every process measures, since every one of them tells its checkpoints which is the best.
+    found = picture_metrics(images, val["hq"], distances)
     means = {name: float(np.mean(values)) for name, values in found.items()}
     if monitor:
         if line := not_finite(names, found):
             monitor.say(f"train.py: validation at step {step}: {line}")
         monitor.scalars(step, means)
-        monitor.grid(step, grid)
+        monitor.grid(step, sample_grid(images, val))
     return means
+
+
+def picture_metrics(
+    images: Images, hq: np.ndarray, distances: Sequence[float] = ()
+) -> dict[str, list[float]]:
+    """PSNR-Y and SSIM-Y of each output in [-1, 1] against its uint8 HQ, picture by picture.
+
+    `distances` are the pictures' LPIPS, if measured. An output that is not finite has NaN as each.
+    """
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    pairs = list(zip(_shown(images), hq, strict=True))
+    found = {
+        "val_psnr_y": [psnr_y(a, b) for a, b in pairs],
+        "val_ssim_y": [ssim_y(a, b) for a, b in pairs],
+    }
+    if len(distances):
+        found["val_lpips"] = list(distances)
+    return {k: np.where(finite, values, math.nan).tolist() for k, values in found.items()}
+
+
+def sample_grid(images: Images, batch: Mapping[str, np.ndarray]) -> Grid:
+    """A row for each picture: its LQ (where there is one), the output in [-1, 1], its HQ.
+
+    An output that is not finite is magenta.
+    """
+    columns = [*([batch["lq"]] if "lq" in batch else []), _shown(images), batch["hq"]]
+    return np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
+
+
+def _shown(images: Images) -> UInt8[np.ndarray, "b h w 3"]:
+    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    shown = np.empty(images.shape, np.uint8)
+    shown[finite], shown[~finite] = to_uint8(images[finite]), NOT_FINITE
+    return shown
 
 
 def not_finite(names: Sequence[str], found: Mapping[str, Sequence[float]]) -> str:

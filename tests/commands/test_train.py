@@ -78,6 +78,7 @@ def test_stopped_run_saves_its_step_and_goes_on(
     assert 5 < step < 20 and f"step {step} is saved" in said and "Traceback" not in said
     result = training_runs.run(workdir, cache=cache)
     assert result.returncode == 0, result.stderr
+    assert f"to do, from step {step} in {workdir / 'checkpoints'}\n" in result.stderr
     assert_same_model(workdir, undisturbed)
 
 

@@ -18,8 +18,9 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from osdhuman_jax.config import ConfigError, DataConfig
-from osdhuman_jax.data import loader, sources
-from osdhuman_jax.data.loader import make_loader, make_sample, random_crop
+from osdhuman_jax.data import loader as data_loader
+from osdhuman_jax.data import sources
+from osdhuman_jax.data.loader import Loader, make_loader, make_sample, random_crop
 from osdhuman_jax.data.records import RecordError, encode_record
 from osdhuman_jax.data.sources import (
     ChainSource,
@@ -68,7 +69,7 @@ def _config(*sources: Path, **changes) -> DataConfig:
     return DataConfig(sources=tuple(map(str, sources)), **values)
 
 
-def _take(loader: loader.Loader, count: int) -> list[dict[str, np.ndarray]]:
+def _take(loader: Loader, count: int) -> list[dict[str, np.ndarray]]:
     return [next(loader) for _ in range(count)]
 
 
@@ -251,7 +252,8 @@ def test_after_an_error_no_batch_is_passed_over(folder, monkeypatch):
 
     with make_loader(_config(folder), batch_size=5) as loader:
         expected += _take(loader, 3)
-        monkeypatch.setattr(loader, "make_sample", fail_once)  # later epochs may be read already
+        # Later epochs may be read already.
+        monkeypatch.setattr(data_loader, "make_sample", fail_once)
         loader.set_state({**loader.get_state(), "position": 0})
         got = [next(loader)]
         with pytest.raises(MemoryError):
@@ -264,7 +266,7 @@ def test_workers_leave_in_silence(folder, tmp_path, left_open):
     script = tmp_path / "main.py"
     script.write_text(f"""
 from osdhuman_jax.config import DataConfig
-from osdhuman_jax.data.loader import make_loader
+from osdhuman_jax.data.loader import Loader, make_loader
 
 if __name__ == "__main__":
     config = DataConfig(sources=({str(folder)!r},), crop=64, degrade=False, workers=2)

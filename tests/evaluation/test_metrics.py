@@ -10,7 +10,7 @@ from jaxtyping import TypeCheckError
 from skimage.data import astronaut
 from skimage.metrics import structural_similarity
 
-from osdhuman_jax.evaluation.metrics import luma, psnr_y, ssim_y
+from osdhuman_jax.evaluation.metrics import bt601_luma, psnr_y, ssim_y
 
 
 def pair(sigma: float = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -25,7 +25,7 @@ def flat(value: int) -> np.ndarray:
 
 
 def test_luma_of_black_gray_and_white() -> None:
-    levels = [float(luma(flat(v))[0, 0]) * 255 for v in (0, 51, 255)]
+    levels = [float(bt601_luma(flat(v))[0, 0]) * 255 for v in (0, 51, 255)]
     assert levels == pytest.approx([16, 16 + 219 / 5, 235])
 
 
@@ -48,7 +48,7 @@ def test_ssim_of_equal_images_is_one() -> None:
 @pytest.mark.parametrize("sigma", [3, 10])
 def test_ssim_against_scikit_image(sigma: float) -> None:
     """It mirrors at borders, so only full windows count; it does not clip, so noise is mild."""
-    x, y = (np.round(luma(image) * 255) for image in pair(sigma))
+    x, y = (np.round(bt601_luma(image) * 255) for image in pair(sigma))
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     _, values = structural_similarity(x, y, data_range=255, full=True, **options)
     assert ssim_y(*pair(sigma)) == pytest.approx(values[5:-5, 5:-5].mean(), abs=1e-4)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import pytest
 import small
 
-from osdhuman_jax.training import flops, train_step
+from osdhuman_jax.training import flops
 
 
 def operations(function, *shapes: tuple[int, ...]) -> int:
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return flops.count(jax.make_jaxpr(function)(*arguments))
+    return flops.operations(jax.make_jaxpr(function)(*arguments))
 
 
 def convolution(x, kernel, stride: int = 1):
@@ -73,5 +73,5 @@ def test_a_steps_operations_do_not_depend_on_what_is_kept():
         config.loss.vsd = 1.0
         config.data.crop, config.data.batch_size = 16, batch
         config.optim.accumulate, config.run.remat = parts, remat
-        found[name] = train_step.step_flops(*small.start(config))
+        found[name] = flops.step_flops(*small.start(config))
     assert found["a"] == found["b"] and found["c"] == pytest.approx(2 * found["a"], rel=0.02)

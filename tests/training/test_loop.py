@@ -10,17 +10,20 @@ import pytest
 import small
 from flax import nnx
 
+from osdhuman_jax.data.loader import Loader
 from osdhuman_jax.interruption import Stopped
+from osdhuman_jax.methods.objectives import Frozen
 from osdhuman_jax.training import hosts
 from osdhuman_jax.training import loop as training_loop
 from osdhuman_jax.training.checkpoint import Checkpoints
 from osdhuman_jax.training.sharding import make_mesh
+from osdhuman_jax.training.speed import ProfilerTrace
 from osdhuman_jax.training.train_step import Trainer, TrainState
 
 STEPS = 20
 
 
-class Pictures:
+class Pictures(Loader):
     """A loader that fails before a given batch."""
 
     def __init__(self, fails_at: int) -> None:
@@ -49,7 +52,9 @@ class Ruin(Trainer):
             state.step + 1, jax.tree.map(lambda x: x + good.astype(x.dtype), state.params), ()
         )
         new.nonfinite = jnp.where(good, 0, state.nonfinite + 1)
-        return new, {"loss": new.step, "nonfinite": new.nonfinite, "stop": jnp.max(batch["stop"])}
+        loss = sum((x.sum() for x in jax.tree.leaves(frozen)), new.step.astype(jnp.float32))
+        found = {"loss": loss, "nonfinite": new.nonfinite, "stop": jnp.max(batch["stop"])}
+        return new, {k: v.astype(jnp.float32) for k, v in found.items()}
 
 
 def loop(
@@ -64,7 +69,12 @@ def loop(
         "checkpoints": Checkpoints(folder, keep=3),
         "signals": hosts.Signals(),
     }
-    rest = {"loader": loader, "monitor": None, "validate": validate, "frozen": None}
+    rest = {
+        "loader": loader,
+        "monitor": None,
+        "validate": validate,
+        "frozen": Frozen(nnx.State({})),
+    }
     return training_loop.Loop(config, make_mesh(1, 1), Ruin(last_good), **parts, **rest)
 
 
@@ -80,7 +90,7 @@ def saved(folder: Any) -> list[int]:
 def run(
     made: training_loop.Loop, folder: Any, state: TrainState, first: int = 0
 ) -> tuple[int, TrainState]:
-    found = made(state, first, training_loop.Profile(folder, first, 0))
+    found = made(state, first, ProfilerTrace(folder, first, 0))
     made.checkpoints.close()
     return found
 
@@ -155,3 +165,22 @@ def test_pictures_that_were_passed_over_are_counted_from_the_start(tmp_path):
     made.monitor = Log()  # type: ignore[assignment]
     assert run(made, tmp_path, start())[0] == training_loop.DONE
     assert [line["skipped"] for line in lines] == list(range(4, 41, 4))
+
+
+def test_a_transfer_that_nobody_wrote_down_raises(tmp_path):
+    """In the loop itself: a new array's fill value comes from the host. No step is lost."""
+
+    def careless(step: int, params: nnx.State) -> dict[str, float]:
+        return {"val_psnr_y": float(jnp.full(1, step)[0])}
+
+    with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+        run(loop(tmp_path, Pictures(0), careless), tmp_path, start())
+    assert saved(tmp_path) == [4]
+
+
+def test_weights_left_on_the_host_raise(tmp_path):
+    """In the thread of the step that compiles: at every step they would be sent again."""
+    made = loop(tmp_path, Pictures(0))
+    made.frozen = Frozen(nnx.State({"w": nnx.Param(np.ones(3, np.float32))}))
+    with pytest.raises(RuntimeError, match="Disallowed host-to-device transfer"):
+        run(made, tmp_path, start())

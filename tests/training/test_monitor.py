@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,15 @@ def test_bar_shows_the_loss_and_where_a_run_went_on(tmp_path, capfd):
     log(tmp_path, 40, 42, 0.125)
     shown = capfd.readouterr().err
     assert "42/42" in shown and "loss=0.125" in shown and "grad_norm" not in shown
+
+
+@pytest.mark.parametrize(("first", "last", "said"), [(40, 200, True), (180, 200, False)])
+def test_a_run_says_how_long_it_will_take(tmp_path, capfd, monkeypatch, first, last, said):
+    """After 20 steps, from the 18 that compiled nothing: here two seconds each. Told once."""
+    monitor = Monitor(tmp_path, first, last)
+    for done in range(1, min(23, last - first) + 1):
+        monkeypatch.setattr(time, "monotonic", lambda done=done: 1000.0 * (done > 1) + 2.0 * done)
+        monitor.advance()
+    monitor.close()
+    shown = capfd.readouterr().err
+    assert shown.count("2 s a step: the 140 steps that are left take 0.078 h\n") == said

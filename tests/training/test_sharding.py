@@ -127,7 +127,7 @@ def measure_steps() -> dict:
     import numpy as np
     import small
 
-    from osdhuman_jax.training import sharding, train_step
+    from osdhuman_jax.training import sharding
 
     sharding.SMALLEST_SPLIT = 16  # the test's weights are small
     config = small.config("restorer")
@@ -157,8 +157,9 @@ def measure_steps() -> dict:
     alone, scalars = jax.jit(step)(state, frozen, batch)
     one = {**numbers(scalars), "moved": farthest(alone, state)}
     mesh = sharding.make_mesh(4, 2)
-    placed, weights = train_step.place(mesh, state, frozen)
-    pictures = train_step.place_batch(mesh, batch)
+    placed = sharding.put_everywhere(mesh, state)
+    weights = sharding.put_weights(mesh, frozen)
+    pictures = sharding.put_batch(mesh, batch)
     run = jax.jit(step, out_shardings=sharding.replicated(mesh))
     after, scalars = run(placed, weights, pictures)
     eight = {**numbers(scalars), "apart": farthest(after, alone)}

@@ -13,8 +13,6 @@ from convert import call
 from flax import nnx
 
 from osdhuman_jax.config import Config
-from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
-from osdhuman_jax.images.codec import to_float
 from osdhuman_jax.training import train_step
 from osdhuman_jax.weights import load_base, random_restorer, save_model
 
@@ -245,38 +243,3 @@ def test_pictures_become_images():
         found = train_step.to_images({"hq": hq, "skipped": jnp.zeros(1)})
         assert set(found) == {"hq"} and found["hq"].dtype == jnp.float32
         np.testing.assert_allclose(np.ravel(found["hq"]), [-1.0, -0.6, 1.0], atol=1e-6)
-
-
-def test_evaluate_shows_rows_of_lq_output_hq():
-    rng = np.random.default_rng(0)
-    lq, out, hq = rng.integers(0, 256, (3, 4, 12, 14, 3), np.uint8)
-    found, grid = train_step.evaluate(to_float(out), {"lq": lq, "hq": hq}, [0.1, 0.2, 0.3, 0.4])
-    assert grid.shape == (4 * 12, 3 * 14, 3) and grid.dtype == np.uint8
-    for row in range(4):
-        expected = np.concatenate([lq[row], out[row], hq[row]], axis=1)
-        np.testing.assert_array_equal(grid[12 * row : 12 * row + 12], expected)
-    assert found == {
-        "val_psnr_y": pytest.approx([psnr_y(a, b) for a, b in zip(out, hq, strict=True)]),
-        "val_ssim_y": pytest.approx([ssim_y(a, b) for a, b in zip(out, hq, strict=True)]),
-        "val_lpips": [0.1, 0.2, 0.3, 0.4],
-    }
-
-
-def test_evaluate_without_lq_has_two_columns():
-    hq = np.random.default_rng(0).integers(0, 256, (2, 12, 14, 3), np.uint8)
-    found, grid = train_step.evaluate(to_float(hq), {"hq": hq})
-    assert grid.shape == (24, 28, 3)
-    assert found == {"val_psnr_y": pytest.approx([80, 80]), "val_ssim_y": pytest.approx([1, 1])}
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_an_output_that_is_not_finite_has_no_metrics(value):
-    """Black against black would be the best there is."""
-    images = np.full((2, 12, 14, 3), -1, np.float32)
-    images[1, 3, 4, 0] = value
-    found, grid = train_step.evaluate(
-        images, {"hq": np.zeros((2, 12, 14, 3), np.uint8)}, [0.0, 0.0]
-    )
-    assert [len(values) for values in found.values()] == [2, 2, 2]
-    assert all(np.isfinite(a) and np.isnan(b) for a, b in found.values())
-    assert (grid[:12, :14] == 0).all() and (grid[12:, :14] == train_step.NOT_FINITE).all()

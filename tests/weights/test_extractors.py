@@ -29,7 +29,7 @@ from osdhuman_jax.config import Config
 from osdhuman_jax.images.codec import to_float
 from osdhuman_jax.methods.prompts import save_prompt
 from osdhuman_jax.networks.tokenizer import Tokenizer
-from osdhuman_jax.training.train_step import Prompts
+from osdhuman_jax.training.prompting import Prompts
 from osdhuman_jax.weights import (
     WeightsError,
     copy_prompter,

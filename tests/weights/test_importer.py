@@ -27,7 +27,7 @@ from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, to_dict
 from osdhuman_jax.methods.prompts import ImageTagger
 from osdhuman_jax.networks.clip import CLIPTextModel
 from osdhuman_jax.networks.lpips import LPIPS
-from osdhuman_jax.training.checkpoint import Checkpoints, load_generator, record
+from osdhuman_jax.training.checkpoint import Checkpoints, load_generator, record_run
 from osdhuman_jax.weights import (
     WeightsError,
     add_lora,
@@ -375,7 +375,7 @@ def test_generator_of_a_run(model, sources, monkeypatch, tmp_path):
     config, workdir = Config(lora=LoRAConfig(rank=2, alpha=4.0)), tmp_path / "run"
     config.run.kind, config.run.init, config.model.timestep = "restorer", str(model), 399
     workdir.mkdir()
-    record(workdir, config, model)
+    record_run(workdir, config, model)
     restorer, _, _ = load_base(model)
     add_lora(restorer, config.lora, np.random.default_rng(3))
     params = nnx.state(restorer, partial(is_generator, config.lora))

@@ -1,0 +1,50 @@
+"""Prompts of training that are not learnt: the rows of Table 4 beside the paper's own.
+
+HFIE's tokens are made inside the compiled step. Tags, the null prompt and a prompt of a file are
+made before it, from the pictures of a batch, by the extractor in the base model's folder.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from osdhuman_jax.config import Config
+from osdhuman_jax.images.codec import to_float
+from osdhuman_jax.methods.prompts import TagPrompter
+from osdhuman_jax.weights import load_prompter
+
+
+class Prompts:
+    """Tokens of a batch's pictures, made outside the compiled step; nothing where HFIE makes them.
+
+    Pictures are uint8 (B, H, W, 3), tokens float32 (B, N, D) on the host.
+    """
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        """Raises WeightsError where the folder lacks what `prompt.kind` needs."""
+        kind = config.prompt.kind if config.run.kind == "restorer" else "hfie"
+        self._extract = load_prompter(folder, kind, precision=config.run.precision)
+
+    def __call__(self, batch: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
+        """{"prompt": tokens} of the pictures `source` for a step; {} for HFIE."""
+        extract = self._extract
+        extract = extract.bare if isinstance(extract, TagPrompter) else extract
+        return self._by(extract, batch, source)
+
+    def in_use(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same as a trained model gets them: of the LQ, tags in the text of `tag_text`."""
+        return self._by(self._extract, batch, "lq")
+
+    @staticmethod
+    def _by(
+        extract: Callable[..., Any] | None, batch: Mapping[str, np.ndarray], source: str
+    ) -> dict[str, np.ndarray]:
+        if extract is None:
+            return {}
+        # Tags pass through the host as text, between two programs: the loop's guard against hidden
+        # transfers would refuse what is meant here.
+        with jax.transfer_guard("allow"):
+            return {"prompt": np.asarray(extract(to_float(batch[source])))}

@@ -1,0 +1,91 @@
+"""What a run is about to do, in a few plain lines that a person reads before its first step.
+
+Most runs that go wrong go wrong in their settings: the wrong base model, half the devices, a batch
+that is not the one meant. The lines say what was found, not what was asked for: the devices that
+JAX sees, the parameters that the trees hold, the step that a checkpoint resumed. Nothing is read
+from disk or computed here.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from osdhuman_jax.config import Config, to_dict
+from osdhuman_jax.methods.objectives import Frozen
+from osdhuman_jax.training.train_step import TrainState
+
+MOST = 20  # settings that are named; a terminal shows some forty lines
+
+
+def startup_lines(
+    config: Config, mesh: Mesh, state: TrainState, frozen: Frozen, *, workdir: Path, base: Path
+) -> list[str]:
+    """The lines of a run whose `state` and `frozen` weights are those of its next step.
+
+    `base` is the model folder that the run began from. `state.step` is read from its device.
+    """
+    done, run, data = int(jax.device_get(state.step)), config.run, config.data
+    beside = {"regularizer": state.reg, "critic": state.critic}
+    parts = config.optim.accumulate
+    where = f"step {done} in {workdir / 'checkpoints'}" if done else "the first step"
+    random = "" if run.init else f" (random weights of seed {run.seed})"
+    # From what is general to what is this run's own.
+    lines = [
+        f"devices: {_devices()}, as a mesh of {_counts(dict(mesh.shape))}",
+        f"trained: {_parameters({**_networks(state.params), **beside})}",
+        f"frozen: {_parameters({**_networks(frozen.restorer), 'lpips': frozen.lpips})}",
+        f"batch: {data.batch_size} pictures of {data.crop} x {data.crop}"
+        + (f", in {parts} parts one after the other" if parts > 1 else ""),
+        f"steps: {run.steps}, of which {run.steps - done} are to do, from {where}",
+        f"base model: {base}{random}",
+        f"written to: {workdir}",
+    ]
+    return lines + _changed_settings(config, workdir)
+
+
+def _devices() -> str:
+    """For one, `8 x NVIDIA H100 80GB HBM3 in 2 processes`."""
+    processes = jax.process_count()
+    kind = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{kind} in {processes} process{'es' if processes > 1 else ''}"
+
+
+def _counts(sizes: dict[str, int]) -> str:
+    return " x ".join(f"{name} {size}" for name, size in sizes.items())
+
+
+def _networks(state: nnx.State) -> dict[str, Any]:
+    """The networks of a restorer's state by name."""
+    return {str(name): state[name] for name in state}
+
+
+def _parameters(trees: dict[str, Any]) -> str:
+    """For one, `3.21 million parameters (unet 3.1, vae 0.11)`; empty trees are not named."""
+    sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in trees.items()}
+    named = ", ".join(f"{name} {size / 1e6:.3g}" for name, size in sizes.items() if size)
+    return f"{sum(sizes.values()) / 1e6:.3g} million parameters ({named or 'none'})"
+
+
+def _changed_settings(config: Config, workdir: Path) -> list[str]:
+    """A line for each setting that is not the default; those of the model's sizes come last."""
+    ours, defaults = _flat(to_dict(config)), _flat(to_dict(Config()))
+    changed = [f"  {name}: {value!r}" for name, value in ours.items() if defaults[name] != value]
+    # A small model differs in twenty sizes, which would hide the settings that a person chose.
+    changed.sort(key=lambda line: line.startswith("  model."))
+    if not changed:
+        return ["settings: all as the paper has them"]
+    more = len(changed) - MOST
+    rest = [f"  and {more} more, in {workdir / 'config.json'}"] if more > 0 else []
+    return ["settings that differ from the defaults:", *changed[:MOST], *rest]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim.b1": 0.9, ...} of a config's plain dict."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        found |= {f"{prefix}{name}": value} if inner is None else inner
+    return found
