@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -91,6 +92,20 @@ def check_input(flag: str, path: Path) -> None:
         raise CommandError(f"--{flag} {spelled(path)}: {what}; name another one")
     if not os.access(path, os.R_OK | os.X_OK):
         raise CommandError(f"--{flag} {spelled(path)}: cannot be read; name another folder")
+
+
+@contextmanager
+def bar(
+    total: int, unit: str, done: int = 0, shown: bool = True
+) -> Iterator[Callable[[int], object]]:
+    """The progress of a command, on stderr; gives the function that is told how many more are done.
+
+    `done` were there before, `unit` is one of them in words.
+    """
+    from tqdm import tqdm  # where nothing is left to do it is not needed
+
+    with tqdm(total=total, initial=done, unit=unit, file=sys.stderr, disable=not shown) as progress:
+        yield progress.update
 
 
 def call_config(path: Path, *arguments: str) -> Any:

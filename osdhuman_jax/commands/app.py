@@ -1,4 +1,4 @@
-"""A page in the browser: osdhuman app --model models/nano   (extra `app`)
+"""A page in the browser: osdhuman app   (extra `app`)
 
 Drop a picture, move the slider between before and after, download what infer.py would have written.
 The page is served on this machine alone unless --host says otherwise, asks nothing of any other
@@ -18,12 +18,15 @@ from typing import Any, NoReturn
 from osdhuman_jax.cli import Parser, end, some_path
 from osdhuman_jax.commands.flags import memory, speak
 from osdhuman_jax.images.codec import ImageError, Picture, decode, encode, read_size, to_pillow
+from osdhuman_jax.images.formats import SUFFIXES
 from osdhuman_jax.images.listing import SUFFIXES as LISTED
 from osdhuman_jax.images.sizes import enlarge, scaled_size
-from osdhuman_jax.inference.finishing import COLOR_FIXES, RestoreError
-from osdhuman_jax.inference.folder_run import SUFFIXES, one_line
-from osdhuman_jax.inference.pipeline import PRECISIONS, Pipeline
-from osdhuman_jax.inference.programs import keep_programs
+from osdhuman_jax.inference.finishing import RestoreError
+from osdhuman_jax.inference.folder_plan import one_line
+from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.inference.program_cache import keep_programs
+from osdhuman_jax.inference.settings import COLOR_FIXES, PRECISIONS
+from osdhuman_jax.models import BUNDLED
 
 WAITING = 8  # pictures in the queue; the next is asked to come back
 LONGEST = 255  # bytes of a name, as file systems have it
@@ -197,7 +200,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser("app", "Restore in a browser.")
     add = parser.add_argument
-    add("--model", type=some_path, required=True, help="model folder")
+    add("--model", type=some_path, default=BUNDLED, help="model folder")
     add("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0: to every machine")
     add("--port", type=int, default=7860, help="of the address")
     add("--max_pixels", type=int, default=25_000_000, help="of a picture, after upscaling")

@@ -1,7 +1,7 @@
 """A restorer as one file that runs without this package.
 
-    osdhuman export --model models/nano --size 512 --output nano.npz
-    osdhuman export --model models/nano --size 512 --output nano.onnx
+    osdhuman export --size 512 --output nano.npz
+    osdhuman export --size 512 --output nano.onnx
 
 Both take and give uint8 pictures (batch, size, size, 3). An .npz holds a StableHLO program of
 jax.export beside its weights and needs JAX and NumPy alone:
@@ -28,9 +28,10 @@ from flax import nnx
 
 from osdhuman_jax.cli import Parser, check_file, end, some_path
 from osdhuman_jax.disk import write_bytes
-from osdhuman_jax.inference.pipeline import PRECISIONS
+from osdhuman_jax.inference.settings import PRECISIONS
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import TagPrompter
+from osdhuman_jax.models import BUNDLED
 from osdhuman_jax.networks.target import traced_for
 from osdhuman_jax.networks.types import Image8
 from osdhuman_jax.weights import load_model, load_prompter
@@ -95,7 +96,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser("export", "Export a restorer.")
     add = parser.add_argument
-    add("--model", type=some_path, required=True, help="model folder")
+    add("--model", type=some_path, default=BUNDLED, help="model folder")
     add("--output", type=some_path, required=True, help="file to write, .npz or .onnx")
     add("--size", type=int, default=512, help="side of the pictures, in pixels")
     add("--batch_size", type=int, default=1, help="pictures at a time")

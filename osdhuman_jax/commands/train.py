@@ -18,7 +18,7 @@ import cv2
 from absl import app, flags, logging
 
 from osdhuman_jax.cli import CommandError, called
-from osdhuman_jax.commands.flags import define_config, settings
+from osdhuman_jax.commands.config_flags import define_config, settings
 from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.data.sources import DataError
 from osdhuman_jax.interruption import leave

@@ -23,6 +23,7 @@ from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.images import exif, jpeg, png
 from osdhuman_jax.images.alpha import filled
 from osdhuman_jax.images.exif import Density
+from osdhuman_jax.images.formats import LONGEST, LOSSLESS
 from osdhuman_jax.images.icc import ColourError, cmyk_to_srgb, described, gray_levels
 from osdhuman_jax.images.png import Source
 
@@ -34,8 +35,6 @@ Samples = Float32[np.ndarray, "..."]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 200_000_000  # the largest phone sensors; 600 MB once decoded
-LONGEST = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}  # side that an output format can hold
-LOSSLESS = 100  # quality at which WebP keeps every pixel
 
 _GRAY = ("1", "L", "I")  # how Pillow's modes of gray begin
 _JPEG_ICC = 255 * 65_519  # bytes of a profile that a JPEG's segments can hold

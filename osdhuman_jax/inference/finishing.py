@@ -8,8 +8,7 @@ import numpy as np
 from osdhuman_jax.images.codec import Picture, to_float, to_uint8, to_uint16
 from osdhuman_jax.images.sizes import Floats, Size
 from osdhuman_jax.inference import colour
-
-COLOR_FIXES = ("none", "adain", "wavelet")
+from osdhuman_jax.inference.settings import COLOR_FIXES
 
 
 class RestoreError(RuntimeError):

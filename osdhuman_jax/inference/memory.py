@@ -4,8 +4,6 @@ import os
 import re
 from pathlib import Path
 
-import jax
-
 SHARE_OF_HOST, SHARE_OF_DEVICE = 0.5, 0.9  # by default; a host has other things to hold
 EXHAUSTED = "out of memory: try a smaller --max_memory, --batch_size or --upscale"
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -15,6 +13,9 @@ _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, v
 
 def budget() -> int:
     """Bytes that a program may take on one device; the same at every call on a machine."""
+    # Command lines parse amounts of memory by this module: JAX would cost them half a second.
+    import jax
+
     device = jax.local_devices()[0]
     statistics = device.memory_stats() if device.platform != "cpu" else None
     if statistics and "bytes_limit" in statistics:

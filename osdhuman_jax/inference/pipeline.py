@@ -42,10 +42,10 @@ from osdhuman_jax.inference.finishing import RestoreError, check_options, finish
 from osdhuman_jax.inference.memory import EXHAUSTED, budget, is_exhausted
 from osdhuman_jax.inference.plans import Plan, Planner
 from osdhuman_jax.inference.programs import Programs
+from osdhuman_jax.inference.settings import chosen
 from osdhuman_jax.inference.tiling import Canvas, corners, groups_of, spread
 from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.networks.types import Tokens
-from osdhuman_jax.training.checkpoint import load_run, load_run_prompter
 from osdhuman_jax.weights import (
     CLEANER,
     Cleaner,
@@ -59,7 +59,6 @@ from osdhuman_jax.weights import (
 Prompter = Callable[[Float32[np.ndarray, "b h w 3"]], Tokens]
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
-PRECISIONS = ("fp32", "bf16")
 VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
 
 MOST_ENLARGED = 4.0  # times, of a picture smaller than the model works at
@@ -150,6 +149,9 @@ class Pipeline:
         **options: Any,
     ) -> "Pipeline":
         """Pipeline of a training run's checkpoint, the latest by default. Raises as above."""
+        # Orbax takes long to load, and only checkpoints need it.
+        from osdhuman_jax.training.checkpoint import load_run, load_run_prompter
+
         model = load_run(workdir, step, precision=precision)
         return cls._with(load_run_prompter(workdir, precision), model, precision, options)
 
@@ -191,9 +193,7 @@ class Pipeline:
 
     def chosen(self, color_fix: str | None, blend: float | None) -> tuple[str, float]:
         """Colour fix and blend that are asked for, or (None) with which the model is best used."""
-        use = self.model.use
-        color_fix = use.color_fix if color_fix is None else color_fix
-        return color_fix, use.blend if blend is None else blend
+        return chosen(self.model.use, color_fix, blend)
 
     def working_size(self, size: Size) -> Size:
         """Size at which an output of `size` is computed: small pictures are enlarged for it."""

@@ -5,12 +5,9 @@ Batches are split over the local devices, weights are copied to each.
 """
 
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -115,32 +112,6 @@ class Programs:
         split = len(shape) > 2 and shape[0] % self.devices == 0
         sharding = self._split if split else self._copied
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-
-
-def keep_programs() -> None:
-    """Let JAX keep compiled programs on disk, unless it was told where (JAX_COMPILATION_CACHE_DIR).
-
-    A program that was compiled once is then read in a fraction of the time, in any later run.
-    Where the folder cannot be written, one line says so, and nothing is kept.
-    """
-    try:
-        # No home at all is a RuntimeError: a container's user without a line in its passwd.
-        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _cache_home() / "osdhuman_jax"
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, RuntimeError) as error:
-        jax.config.update("jax_enable_compilation_cache", False)
-        advice = "set JAX_COMPILATION_CACHE_DIR to a folder that can be written"
-        log.warning("compiled programs are not kept: %s (%s)", error, advice)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _cache_home() -> Path:
-    """Where programs may keep what they can make again."""
-    given = os.environ.get("XDG_CACHE_HOME")
-    return Path(given) if given else Path.home() / ".cache"
 
 
 def _title(kind: str, shape: Shape) -> str:

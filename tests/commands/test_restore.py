@@ -19,7 +19,7 @@ from osdhuman_jax.config import (
     UseConfig,
 )
 from osdhuman_jax.images.codec import read_image
-from osdhuman_jax.inference import folder_run, pipeline
+from osdhuman_jax.inference import folder_plan, folder_run, ledger, pipeline
 from osdhuman_jax.weights import save_model
 
 
@@ -124,7 +124,7 @@ def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
     for name, reason in BAD.items():
         assert by_input[name]["status"] == "failed" and reason in by_input[name]["reason"]
     for line in lines:
-        assert tuple(line)[: len(folder_run.RECORD)] == folder_run.RECORD
+        assert tuple(line)[: len(ledger.RECORD)] == ledger.RECORD
         assert line["model"] == "tiny" and line["model_digest"] == sha256(model / "config.json")
         if line["status"] == "ok":
             assert line["output_sha256"] == sha256(out / line["output"])
@@ -266,14 +266,14 @@ def test_a_failed_computation_fails_its_batch_only(
 ) -> None:
     one_photo(tmp_path / "in")
     Image.fromarray(PHOTO[:, :20]).resize((180, 60)).save(tmp_path / "in" / "wide.png")
-    whole = restore.Pipeline.compute
+    whole = pipeline.Pipeline.compute
 
     def tight(self, pictures, *options):
         if pictures[0].shape[1] == 180:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nlong trace")
         return whole(self, pictures, *options)
 
-    monkeypatch.setattr(restore.Pipeline, "compute", tight)
+    monkeypatch.setattr(pipeline.Pipeline, "compute", tight)
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
     assert pngs(tmp_path / "out") == ["a.png", "provenance.jsonl"]
     assert capsys.readouterr().err.endswith("smaller --max_memory, --batch_size or --upscale\n")
@@ -297,7 +297,7 @@ def test_where_no_picture_can_be_restored_no_folder_is_left(
 
 def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
     one_photo(tmp_path / "in")
-    monkeypatch.setattr(folder_run, "MAX_PIXELS", 60 * 48)
+    monkeypatch.setattr(folder_plan, "MAX_PIXELS", 60 * 48)
     assert run(model, tmp_path / "in", tmp_path / "out", "--upscale", "2") == 2
     assert "more than 2880 pixels after upscaling" in capsys.readouterr().err
 
@@ -349,7 +349,7 @@ def test_a_bad_model_is_refused_in_one_line(tmp_path: Path, capsys, flag: str) -
 )
 def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tuple) -> None:
     asked = []
-    monkeypatch.setattr(restore.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
+    monkeypatch.setattr(pipeline.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
     restore.load_pipeline(
         restore.parse_args(["--input", "i", "--output", "o", "--checkpoint", text])
     )
