@@ -2,7 +2,7 @@
 
 The wheel is built of a copy of the sources and installed without dependencies, which the new
 environment takes from the one that runs the tests: no network is needed. Building takes half a
-minute and each of two processes compiles the bundled model, so that the whole takes minutes: `slow`.
+minute, and each of two processes compiles the bundled model: the whole takes minutes (`slow`).
 """
 
 import os
@@ -97,4 +97,4 @@ def test_its_commands_are_there(installed: Path, tmp_path: Path) -> None:
     assert "usage: " in run(
         installed / "python", "-m", "osdhuman_jax", "restore", "-h", cwd=tmp_path
     )
-    assert "usage: " in run(installed / "python", "-m", "curate.run", "--help", cwd=tmp_path)
+    assert "usage: " in run(*python, "curate.run", "--help", cwd=tmp_path)
