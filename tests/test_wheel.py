@@ -94,7 +94,6 @@ def test_its_commands_are_there(installed: Path, tmp_path: Path) -> None:
     assert run(installed / "osdhuman", "--version", cwd=tmp_path) == f"osdhuman {__version__}\n"
     for words in (("app",), ("evaluate",), ("export",)):
         assert "usage: " in run(installed / "osdhuman", *words, "--help", cwd=tmp_path)
-    assert "usage: " in run(
-        installed / "python", "-m", "osdhuman_jax", "restore", "-h", cwd=tmp_path
-    )
+    python = (installed / "python", "-m")
+    assert "usage: " in run(*python, "osdhuman_jax", "restore", "--help", cwd=tmp_path)
     assert "usage: " in run(*python, "curate.run", "--help", cwd=tmp_path)
