@@ -42,6 +42,7 @@ def main() -> None:
         print(f"osdhuman: {name!r} is no command; there are {there}", file=sys.stderr)
         sys.exit(2)
     else:
+        # Commands name themselves in refusals by what was called.
         sys.argv = [f"osdhuman {name}", *rest]
         import_module(f"osdhuman_jax.commands.{name}").command()
 

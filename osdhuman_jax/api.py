@@ -90,6 +90,7 @@ class Restorer:
         on other arrays, factors and names, and RestoreError (of osdhuman_jax.inference.finishing)
         where memory does not suffice.
         """
+        # An array is no sequence by this test, nor is a Pillow image.
         several = isinstance(images, Sequence)
         given = list(images) if several else [images]
         with want_of_memory_said():
@@ -109,6 +110,7 @@ def _picture(image: Image.Image | np.ndarray) -> Picture:
     if not fits or not image.size or image.dtype not in (np.uint8, np.uint16):
         want = "uint8 or uint16 of shape (height, width) or (height, width, 3 or 4)"
         raise ValueError(f"an array must be {want}, not {image.dtype} of {image.shape}")
+    # The pipeline's pictures have three channels of colour and transparency apart.
     channels = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
     alpha = channels[..., 3] if channels.shape[2] == 4 else None
     return Picture(np.ascontiguousarray(channels[..., :3]), alpha)

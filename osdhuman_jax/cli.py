@@ -41,6 +41,7 @@ def end(
     name: str, main: Callable[[], int], advice: str = "give the same command again"
 ) -> NoReturn:
     """Run a command as the whole process; Ctrl-C and SIGTERM are one line and status 130."""
+    # A service that ends a job sends SIGTERM: what cleans up after Ctrl-C serves both.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
@@ -66,6 +67,7 @@ def some_path(text: str) -> Path:
 
 def check_folder(flag: str, path: Path) -> None:
     """Raise CommandError where a folder to write into cannot be made, or not be written."""
+    # What is to be made lies in the nearest folder above that is there, if it is a folder.
     whole = path.absolute()
     there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
     if not there.is_dir():
@@ -125,6 +127,7 @@ def call_config(path: Path, *arguments: str) -> Any:
         spec.loader.exec_module(module)
         return module.get_config(*arguments)
     except (Exception, SystemExit) as error:
+        # The line in the person's own file is what helps, not those of Python's import.
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = f" (line {own[-1]})" if own else ""

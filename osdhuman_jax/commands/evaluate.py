@@ -54,6 +54,7 @@ def report(
     found: Results, pictures: Pictures, columns: Sequence[Metric], args: argparse.Namespace
 ) -> None:
     """Write every file of the output folder but the ledger."""
+    # Everything that was measured, by method, picture and metric.
     images = {
         method: {
             name: {metric: values[name] for metric, values in by_metric.items()}
@@ -71,6 +72,7 @@ def report(
         "settings": {k: spelled(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "images": images,
     }
+    # The same as texts: for programs, spreadsheets, web pages and papers.
     text = {
         "metrics.json": json.dumps(whole, indent=2, default=str) + "\n",
         "metrics.csv": tables.csv_text(images, found.means, columns),
@@ -79,6 +81,7 @@ def report(
     }
     for name, content in text.items():
         write_text(args.output / name, content)
+    # Pictures, of metrics that every picture has: a mean over fewer would compare unlike things.
     for metric in columns:
         values = {method: _complete(found, method, metric) for method in found.values}
         if all(values.values()):
@@ -98,6 +101,7 @@ def _write_worst(
     degraded = named_images(args.degraded) if args.degraded else {}
     for method, files in pictures.methods.items():
         values = {k: v for k, v in found.values[method][metric.name].items() if v is not None}
+        # The worst first, whichever way the metric points.
         ranked = sorted(values, key=lambda name: values[name], reverse=not metric.higher)
         rows = []
         for name in ranked[: args.worst]:
@@ -173,6 +177,7 @@ def _folders(args: argparse.Namespace) -> dict[str, Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
+    # What is asked for, refused before anything is measured or made.
     try:
         folders = _folders(args)
         metrics = wanted(args.metrics, args.reference is not None, args.model is not None)
@@ -188,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
+    # Measured values are in the ledger at once, so that the same command goes on.
     options = {"batch_size": args.batch_size, "weights": args.weights, "model": args.model}
     try:
         found = examine(pictures, metrics, ledger, **options)
@@ -195,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"evaluate: {error}; the same command goes on", file=sys.stderr)
         return 1
+    # What a person wants to see, and what is missing of it.
     print((args.output / "table.md").read_text(), end="")
     for name, reason in {**pictures.left_out, **found.missing}.items():
         print(f"evaluate: {name}: {reason}", file=sys.stderr)

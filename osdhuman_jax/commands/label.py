@@ -37,6 +37,7 @@ KINDS = ("lq", "teacher")  # folders
 
 def crop(source: Source, seed: int, number: int) -> Image8:
     """The LQ number `number`: a window of a photograph, maybe mirrored, degraded as in training."""
+    # Each epoch takes every photograph once, in an order of its own.
     epoch, place = divmod(number, len(source))
     index = int(epoch_order(seed, epoch, len(source))[place])
     rng = sample_rng(seed, epoch, index)
@@ -50,6 +51,7 @@ def crop(source: Source, seed: int, number: int) -> Image8:
 
 def missing(output: Path, count: int, identity: dict[str, Any]) -> Iterator[int]:
     """Numbers of the pairs that are not there, or are of another model, seed or source."""
+    # A pair counts if both files are those that its line tells of.
     log = output / LOG
     known = {e.get("number"): e for e in json_lines(log.read_bytes() if log.is_file() else b"")}
     for number in range(count):
@@ -83,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
             label = pipeline.restore([Picture(lq)])[0].rgb
             pictures = zip(KINDS, (lq, label), strict=True)
             digests = {kind: write_png(output / kind / name(number), rgb) for kind, rgb in pictures}
+            # After its files: a pair without a line is made again.
             append_line(output / LOG, json.dumps({"number": number, **identity, **digests}))
             advance(1)
     return len(left)

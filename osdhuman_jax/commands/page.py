@@ -104,7 +104,6 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
     """The page as Gradio's Blocks; `card` is Markdown about the model."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
-    # What the button does: one picture, whose faults are told on the page.
     def restore(
         file: tuple[str, str | None] | None,
         upscale: int | float,  # Gradio's sliders give 1 for 1.0
@@ -158,7 +157,6 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
                 )
         with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
             gr.Markdown(card)
-        # One picture at a time; the others wait.
         inputs, outputs = [file, upscale, color_fix], [slider, download]
         button.click(restore, inputs, outputs, api_visibility="private", concurrency_limit=1)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)

@@ -91,9 +91,12 @@ def quieter_hook(kind: Any, error: Any, trace: Any) -> None:
 def run(_) -> None:
     """Parse flags, train, turn what went wrong into one line and a status."""
     logging.set_verbosity(logging.WARNING)
-    standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)  # Orbax's tracebacks
+    # Orbax logs tracebacks of what is told here in one line.
+    standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)
     sys.excepthook = quieter_hook
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the loop begins
+    # As Ctrl-C, until the loop begins, which has handlers of its own.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The loader's workers are processes; threads of OpenCV in each would only contend.
     cv2.setNumThreads(1)
     workdir = Path(WORKDIR.value or "")
     try:
@@ -107,7 +110,8 @@ def run(_) -> None:
         fail(NOT_SAVED, error)
     except KeyboardInterrupt:
         fail(STOPPED, f"stopped at once; the same command goes on from {resume_point(workdir)}")
-    except OSError as error:  # before the first step
+    # Before the first step; later ones are the loop's own to tell.
+    except OSError as error:
         fail(NOT_SAVED if error.errno in FULL else BAD, error)
     else:
         if status != DONE:

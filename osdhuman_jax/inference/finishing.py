@@ -44,9 +44,11 @@ def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Pic
     """
     if not np.isfinite(output).all():
         raise RestoreError("the model's output is not finite")
+    # In bands of rows, so that a large picture is not held a second time as floats.
     pixels = np.empty(source.rgb.shape, source.rgb.dtype)
     quantized = to_uint16 if pixels.dtype == np.uint16 else to_uint8
     corrected = colour.corrected(color_fix, output, source.rgb)
+    # A gray picture in a file of colour is gray too; a network may tint it.
     gray = source.gray or colour.is_gray(source.rgb)
     for rows in colour.bands(source.size):
         values = corrected(rows)

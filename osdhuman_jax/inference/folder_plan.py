@@ -27,9 +27,11 @@ def plan(source: str, output: Path, settings: Settings) -> list[Job]:
     if not pairs:
         others = other_pictures(source)
         raise UsageError(f"no images found: {source}" + (f" (but {others})" if others else ""))
+    # What would have which name.
     named: dict[Path, list[Path]] = {}
     for path, name in pairs:
         named.setdefault(name.with_suffix(SUFFIXES[settings.format]), []).append(path)
+    # What would lose a picture, or make the next run take outputs for inputs.
     if _root(*pairs[0]) == real(output) and _are_found(source, named):
         why = "the next run would take outputs for inputs"
         raise UsageError(f"--output {output} is the folder of the inputs: {why}")

@@ -72,10 +72,12 @@ class Runner:
 
     def run(self, jobs: list[Job], done: Callable[[int], object] = lambda count: None) -> None:
         """Do all jobs; `done` is told how many more are finished, well or not."""
+        # What the header rules out.
         broken = [job for job in jobs if job.broken]
         for job in broken:
             self._fail(job, job.broken)
         done(len(broken))
+        # The rest, with at most AHEAD batches read and AHEAD batches to be written.
         todo = batches(jobs, self.pipeline)
         with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
             reading: deque[Future[list[Loaded]]] = deque()
@@ -90,12 +92,14 @@ class Runner:
             try:
                 for batch in todo:
                     ahead = 0 if sum(math.prod(job.size) for job in batch) > ALONE else AHEAD
+                    # A batch so large waits until nothing else is in memory.
                     if not ahead:
                         finish_up_to(0)
                     reading.append(reader.submit(self._load, batch))
                     finish_up_to(ahead)
                 finish_up_to(0)
-            except BaseException:  # leave what has not begun
+            # Leave what has not begun: the caller waits for what has.
+            except BaseException:
                 reader.shutdown(wait=False, cancel_futures=True)
                 writer.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -161,6 +165,7 @@ class Runner:
         """The line first, then the picture: a picture without a line would block the next run."""
         path = self.output / item.job.output
         path.parent.mkdir(parents=True, exist_ok=True)
+        # A link may have been put there since the plan was made.
         if not is_inside(self.output, item.job.output.parent):
             raise OSError("a link leads out of the output folder")
         sizes = dict(zip(("height", "width"), item.size, strict=True))

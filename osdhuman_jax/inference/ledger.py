@@ -46,6 +46,7 @@ class Ledger:
         """Append a line; a torn one, which a killed run left, is ended first."""
         text = json.dumps(dict.fromkeys(RECORD) | line) + "\n"
         with self._lock:
+            # Until the line is whole on the disk, it counts as torn.
             data = (b"\n" if self._torn else b"") + text.encode()
             self._torn = True
             if self._file.write(data) != len(data):
@@ -73,6 +74,7 @@ def held(folder: Path) -> Iterator[Ledger]:
     A folder that was made, and gets no picture, goes at the end, whatever ends the run. Raises
     UsageError where another run holds it, OSError where it cannot be written.
     """
+    # Folders that are not there yet, the innermost first.
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PROVENANCE
@@ -83,13 +85,15 @@ def held(folder: Path) -> Iterator[Ledger]:
             try:
                 yield ledger
             finally:
+                # Leave all as it was where nothing came of it.
                 unused = made and not ledger.has_pictures
-                if unused or os.fstat(file.fileno()).st_size == 0:  # leave all as it was
+                if unused or os.fstat(file.fileno()).st_size == 0:
                     path.unlink()
     except BlockingIOError:
         raise UsageError(f"another run is writing to {folder}") from None
     finally:
-        with suppress(OSError):  # the first that is not empty, and those above it, stay
+        # The first that is not empty, and those above it, stay.
+        with suppress(OSError):
             for empty in made:
                 empty.rmdir()
 
@@ -98,6 +102,7 @@ def remaining(
     jobs: list[Job], output: Path, ledger: Ledger, identity: dict[str, Any], overwrite: bool
 ) -> list[Job]:
     """The jobs that are not finished. Raises UsageError where other outputs would be replaced."""
+    # Digests are taken of what has a line; a picture that is there without one is a person's.
     there = {job for job in jobs if os.path.lexists(output / job.output)}
     left = [job for job in jobs if job not in there or not ledger.finished(job, identity)]
     if not overwrite:

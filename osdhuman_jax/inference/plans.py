@@ -71,11 +71,13 @@ class Planner:
 
     def plans(self, padded: Size) -> list[Plan]:
         """What can be tried for a padded size, from the largest to the smallest."""
+        # Whole pictures, fewer and fewer at a time.
         found = []
         batch = self.batch if self.is_whole(padded) else 0
         while batch and batch % self.devices == 0:
             found.append(Plan(padded, batch))
             batch //= 2
+        # Then tiles, each plan smaller than the one before it.
         for side, count in TILES:
             side = max(side // self.own, 1) * self.own
             count = max(count // self.scale, 1, self.devices)

@@ -91,6 +91,7 @@ class Programs:
         self, kind: str, function: Callable, pictures: Shape, *shapes: Shape, known: Any = None
     ) -> Any:
         """The program, compiled if it is new, with the weights already given."""
+        # Two threads that ask for one program compile it once.
         key = (kind, pictures, *shapes)
         with self._lock:
             if key not in self._compiled:

@@ -43,7 +43,8 @@ def to_npz(restorer: OneStepRestorer, shape: tuple[int, ...], platform: str) -> 
     restore, weights = program(restorer)
     abstract = [jax.ShapeDtypeStruct(weight.shape, weight.dtype) for weight in weights]
     pictures = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    plain = "cpu" if platform == "cpu" else "gpu"  # cuDNN's attention is not for a file
+    # cuDNN's attention is a call into a library, which is not for a file.
+    plain = "cpu" if platform == "cpu" else "gpu"
     with traced_for(plain):
         exported = jax.export.export(jax.jit(restore), platforms=[platform])(abstract, pictures)
     arrays: dict[str, Any] = {f"weight_{i}": np.asarray(w) for i, w in enumerate(weights)}
