@@ -21,11 +21,19 @@ class CommandError(ValueError):
     """What a person gave is at fault: one line that says what, where, and what to do."""
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds a flag's default to its help, unless there is none or the help tells of it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = "default" in (action.help or "")
+        return action.help if told or not action.default else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Shows defaults, takes no abbreviations, and refuses in one line with status 2."""
 
     def __init__(self, prog: str, description: str = "", **options: Any) -> None:
-        options = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter} | options
+        options = {"formatter_class": _Formatter} | options
         super().__init__(prog, description=description, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:

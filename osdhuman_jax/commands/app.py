@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser("app", "Restore in a browser.")
     add = parser.add_argument
-    add("--model", type=some_path, default=BUNDLED, help="model folder")
+    add("--model", type=some_path, default=BUNDLED, help="folder; default: the bundled one")
     add("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0: to every machine")
     add("--port", type=int, default=7860, help="of the address")
     add("--max_pixels", type=int, default=25_000_000, help="of a picture, after upscaling")

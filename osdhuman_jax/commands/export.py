@@ -31,7 +31,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser("export", "Export a restorer.")
     add = parser.add_argument
-    add("--model", type=some_path, default=BUNDLED, help="model folder")
+    add("--model", type=some_path, default=BUNDLED, help="folder; default: the bundled one")
     add("--output", type=some_path, required=True, help="file to write, .npz or .onnx")
     add("--size", type=int, default=512, help="side of the pictures, in pixels")
     add("--batch_size", type=int, default=1, help="pictures at a time")

@@ -1,4 +1,9 @@
-"""Restore photographs: python infer.py --input photos/ --output restored/
+"""Restore photographs: osdhuman restore photo.jpg, or with a folder and where the results go
+
+    osdhuman restore photos/ --output restored/     the same: python infer.py --input .. --output ..
+
+The folder of outputs has a record, by which the same command goes on where it was stopped. What
+takes long to load, JAX above all, is loaded when the first picture that is not done was found.
 
 Exit status: 0 all restored, 1 some failed (named at the end), 2 nothing was done (what failed is
 named), 130 interrupted.
@@ -56,7 +61,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--input", type=some_text, help="the same as a flag")
     add("--output", type=some_path, help=OUTPUT_HELP)
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", type=some_path, default=BUNDLED, help="model folder")
+    model.add_argument(
+        "--model", type=some_path, default=BUNDLED, help="folder; default: the bundled one"
+    )
     model.add_argument(
         "--checkpoint",
         type=some_text,

@@ -1,4 +1,8 @@
-"""osdhuman weights import|info|export: models in, models out."""
+"""Models in, looked at, and out: osdhuman weights import|info|export
+
+`import` makes a model folder of others' files, `info` says what one is, `export` writes what
+PyTorch's libraries load. Exit status: 0 done, 2 bad input (one line), 130 interrupted.
+"""
 
 import argparse
 import sys

@@ -1,4 +1,9 @@
-"""A model's output made a picture like its source: size, colours, depth, what the file says."""
+"""A model's output made a picture like its source, the last step of every restoration.
+
+Goes in: float32 in [-1, 1] at the size at which it was computed, and the picture that it was made
+of. Comes out: a picture of the size asked for, with the source's depth, transparency, profile and
+EXIF, its colours if that is wanted, and no colour where the source has none.
+"""
 
 from dataclasses import replace
 

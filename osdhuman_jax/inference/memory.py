@@ -1,4 +1,9 @@
-"""How much memory inference may take, and telling its want from other errors."""
+"""How much memory restoring may take, and whether an error says that there was too little.
+
+The budget of a program, in bytes, is a share of its device's memory, or on a CPU of the host's or
+container's.
+Flags' amounts ("4GiB") are read here too, without JAX.
+"""
 
 import os
 import re

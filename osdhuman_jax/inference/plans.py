@@ -1,4 +1,7 @@
-"""At which sizes pictures are computed: few, so that few programs serve any number of pictures.
+"""The sizes at which pictures are computed: few, so that few programs serve any number of pictures.
+
+A `Planner` is given a picture's size and gives plans, the largest first: whole pictures, several at
+a time or one, then tiles. Which of them fits into memory is found out by the pipeline.
 
 Sizes here are of what the network sees. All limits are of its output, so that a network that
 enlarges (`scale` times) gets as many programs, and tiles of less at a time.
