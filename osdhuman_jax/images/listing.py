@@ -42,8 +42,8 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
 def named_images(folder: str | Path) -> dict[str, Path]:
     """Files of a folder by relative path without suffix, so that a.png and a.jpg are partners.
 
-    Names are spelled (see osdhuman_jax.filenames). Raises ValueError where there is no image, or two of
-    one name; OSError on an unreadable folder.
+    Names are spelled (see osdhuman_jax.filenames). Raises ValueError where there is no image, or
+    two of one name; OSError on an unreadable folder.
     """
     found: dict[str, Path] = {}
     for path, relative in list_images(folder) if Path(folder).is_dir() else []:

@@ -329,6 +329,54 @@ def test_missing_flags_are_refused(tmp_path: Path, capsys) -> None:
     assert "--output" in refused(capsys, "--input", tmp_path)
 
 
+def test_an_input_needs_no_flag_and_then_no_output(tmp_path: Path, capsys) -> None:
+    args = restore.parse_args(["a.jpg"])
+    assert (args.input, args.output) == ("a.jpg", Path("restored"))
+    args = restore.parse_args(["a.jpg", "--output", "b"])
+    assert (args.input, args.output) == ("a.jpg", Path("b"))
+    for words in ([], ["a.jpg", "--input", "b.jpg"], ["--output", "c"]):
+        assert "name what to restore once" in refused(capsys, *words)
+
+
+def test_restored_pictures_of_others_stand(
+    tmp_path: Path, model: Path, capsys, monkeypatch
+) -> None:
+    """Two folders' pictures of one name, restored without saying where to."""
+    monkeypatch.chdir(tmp_path)
+    for folder, value in (("a", 50), ("b", 200)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full_like(PHOTO, value)).save(tmp_path / folder / "photo.png")
+    assert restore.main(["a/photo.png", "--model", str(model)]) == 0
+    before = sha256(tmp_path / "restored" / "photo.png")
+    assert "--overwrite" in refused(capsys, "b/photo.png", "--model", model)
+    assert sha256(tmp_path / "restored" / "photo.png") == before
+
+
+def test_a_finished_folder_needs_no_model(tmp_path: Path, model: Path, monkeypatch) -> None:
+    one_photo(tmp_path / "in")
+    assert run(model, tmp_path / "in", tmp_path / "out") == 0
+
+    def never(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(restore, "load_pipeline", never)
+    assert run(model, tmp_path / "in", tmp_path / "out") == 0
+    with pytest.raises(AssertionError, match="is loaded"):
+        run(model, tmp_path / "in", tmp_path / "out", "--overwrite", "--blend", "0.5")
+
+
+@pytest.mark.parametrize("name", ["restore", "app", "export"])
+def test_flags_are_read_before_anything_heavy_is_loaded(name: str) -> None:
+    code = (
+        f"import sys; from osdhuman_jax.commands import {name} as command\n"
+        "try: command.parse_args(['--help'])\n"
+        "except SystemExit: print(sorted({'jax', 'numpy', 'absl', 'cv2'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
+
+
 def test_nothing_to_do_is_refused(tmp_path: Path, capsys) -> None:
     for source in (tmp_path, tmp_path / "none.png", tmp_path / "*.jpg"):
         message = refused(capsys, "--input", source, "--output", tmp_path / "out")
