@@ -24,6 +24,7 @@ from osdhuman_jax.networks.types import Image, Tokens
 
 Shape = tuple[int, ...]
 Program = Callable[..., Any]
+Leaves = tuple[jax.ShapeDtypeStruct, ...]
 log = logging.getLogger(__name__)
 
 
@@ -65,8 +66,7 @@ class Programs:
 
     def tokens_shape(self, pictures: Shape) -> Shape:
         """Shape of what `tokens` gives, without compiling it."""
-        arguments = (self._weights, self._abstract(pictures))
-        return jax.eval_shape(partial(_tokens, self._graphdef), *arguments).shape
+        return self._outputs(_tokens, pictures).shape
 
     def measure(self, tiles: Shape, tokens: Shape) -> Program:
         """(tiles, tokens) -> the statistics of every group norm over all the tiles."""
@@ -74,8 +74,7 @@ class Programs:
 
     def tiles(self, tiles: Shape, tokens: Shape) -> Program:
         """(tiles, tokens, statistics) -> restored tiles."""
-        arguments = (self._weights, self._abstract(tiles), self._abstract(tokens))
-        measured = jax.eval_shape(partial(_measure, self._graphdef), *arguments)
+        measured = self._outputs(_measure, tiles, tokens)
         return self._run("tiles", _tiles, tiles, tokens, known=measured)
 
     def memory(self, kind: str, pictures: Shape) -> int:
@@ -95,15 +94,23 @@ class Programs:
         key = (kind, pictures, *shapes)
         with self._lock:
             if key not in self._compiled:
-                arguments: list[Any] = [self._abstract(shape) for shape in (pictures, *shapes)]
-                if known is not None:
-                    arguments.append(jax.tree.map(lambda x: self._abstract(x.shape), known))
-                weights = jax.tree.map(self._like, self._weights)
-                leaves, tree = jax.tree.flatten((weights, *arguments))
+                arguments = self._arguments((pictures, *shapes), known)
                 title = _title(kind, pictures)
-                program = compiled(title, function, self._graphdef, tree, tuple(leaves))
-                self._compiled[key] = program
+                self._compiled[key] = compiled(title, function, self._graphdef, *arguments)
             return partial(self._compiled[key], self._weights)
+
+    def _outputs(self, function: Callable, *shapes: Shape) -> Any:
+        """Shapes of a program's outputs, by the trace that it is compiled of."""
+        return traced(function, self._graphdef, *self._arguments(shapes)).out_info
+
+    def _arguments(self, shapes: tuple[Shape, ...], known: Any = None) -> tuple[Any, Leaves]:
+        """Tree and leaves of a program's abstract arguments: weights, arrays, what is known."""
+        arguments: list[Any] = [self._abstract(shape) for shape in shapes]
+        if known is not None:
+            arguments.append(jax.tree.map(lambda x: self._abstract(x.shape), known))
+        weights = jax.tree.map(self._like, self._weights)
+        leaves, tree = jax.tree.flatten((weights, *arguments))
+        return tree, tuple(leaves)
 
     def _like(self, leaf: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._copied)
@@ -133,21 +140,29 @@ def compiled(
     function: Callable,
     graphdef: Any,
     tree: Any,
-    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    leaves: Leaves,
 ) -> jax.stages.Compiled:
     """A function of a network and abstract arguments; restorers of one architecture share it.
 
     A signal's handler is heard meanwhile, and `title` told to the log, with the time it took.
-    Weights that a program does not use are on the device all the same: its account counts them.
     """
     log.info("compiling %s ...", title)
     start = time.perf_counter()
     # Tracing is Python's, and heeds settings of this thread; compiling is not, and takes longest.
-    program = jax.jit(partial(function, graphdef), keep_unused=True)
-    lowered = program.lower(*jax.tree.unflatten(tree, leaves))
+    lowered = traced(function, graphdef, tree, leaves).lower()
     made = apart(lowered.compile)
     log.info("compiled in %.1f s", time.perf_counter() - start)
     return made
+
+
+@lru_cache(maxsize=256)
+def traced(function: Callable, graphdef: Any, tree: Any, leaves: Leaves) -> jax.stages.Traced:
+    """The same as JAX's own instructions, of which outputs' shapes are known without compiling.
+
+    Weights that a program does not use are on the device all the same: its account counts them.
+    """
+    program = jax.jit(partial(function, graphdef), keep_unused=True)
+    return program.trace(*jax.tree.unflatten(tree, leaves))
 
 
 def _whole(graphdef: nnx.GraphDef, weights: nnx.State, lq: Image, prompt: Tokens) -> jax.Array:
