@@ -39,19 +39,19 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/runtime: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -q -e .
+	$(BIN)/pip install -q -r requirements.txt -e .
 	touch $@
 
-$(VENV)/curate: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -q -e '.[curate]'
+$(VENV)/curate: requirements.txt constraints.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install -q -c constraints.txt -r requirements.txt -e '.[curate]'
 	touch $@ $(VENV)/runtime
 
-$(VENV)/dev: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(BIN)/pip install -q -e '.[dev]'
+$(VENV)/dev: requirements.txt constraints.txt pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install -q -c constraints.txt -r requirements.txt -e '.[dev]'
 	touch $@ $(VENV)/runtime $(VENV)/curate
 
 $(VENV)/page: $(VENV)/dev
-	$(BIN)/pip install -q -e '.[dev,page]'
+	$(BIN)/pip install -q -c constraints.txt -r requirements.txt -e '.[dev,page]'
 	touch $@
 
 clean:

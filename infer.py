@@ -1,4 +1,7 @@
-"""python infer.py --input photos/ --output restored/; see `--help` for all flags."""
+"""Restore photographs from a clone: python infer.py --input photos/ --output restored/
+
+The same as `osdhuman restore`, which an installed package has; `--help` lists all flags.
+"""
 
 from osdhuman_jax.commands.restore import command
 

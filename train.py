@@ -1,4 +1,7 @@
-"""python train.py --config configs/base.py --workdir runs/base; see `--help` for all settings."""
+"""Train from a clone: python train.py --config configs/base.py --workdir runs/base
+
+The same as `osdhuman train`, which an installed package has; `--help` lists all settings.
+"""
 
 from osdhuman_jax.commands.train import command
 

@@ -1,10 +1,15 @@
 """osdhuman COMMAND [FLAGS]: all commands of the package; `osdhuman COMMAND --help` tells of one.
 
-The same as `python -m osdhuman_jax COMMAND`. A command's code is imported when it is called.
+    osdhuman restore photo.jpg
+
+The same as `python -m osdhuman_jax COMMAND`. A command's code is imported when it is called, so
+that no command waits for what another one needs.
 """
 
 import sys
-from importlib import import_module, metadata
+from importlib import import_module
+
+from osdhuman_jax import __version__
 
 COMMANDS = {
     "restore": "restore photographs (infer.py)",
@@ -31,12 +36,13 @@ def main() -> None:
     if name in ("-h", "--help"):
         print(usage())
     elif name == "--version":
-        print(f"osdhuman {metadata.version('osdhuman-jax')}")
+        print(f"osdhuman {__version__}")
     elif name not in COMMANDS:
         there = ", ".join(COMMANDS)
         print(f"osdhuman: {name!r} is no command; there are {there}", file=sys.stderr)
         sys.exit(2)
     else:
+        # Commands name themselves in refusals by what was called.
         sys.argv = [f"osdhuman {name}", *rest]
         import_module(f"osdhuman_jax.commands.{name}").command()
 

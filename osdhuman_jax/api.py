@@ -1,6 +1,6 @@
 """The Python class: `from osdhuman_jax import Restorer`.
 
-    restorer = Restorer.load("models/nano")
+    restorer = Restorer.load()
     better = restorer(Image.open("photo.jpg"), upscale=2)
     several = restorer([np_array, another])
 
@@ -19,6 +19,7 @@ from PIL import Image
 from osdhuman_jax.images.codec import Picture, from_pillow, to_pillow
 from osdhuman_jax.inference.memory import parse_bytes
 from osdhuman_jax.inference.pipeline import Pipeline, Progress, want_of_memory_said
+from osdhuman_jax.models import BUNDLED
 
 Still = TypeVar("Still", Image.Image, np.ndarray)
 
@@ -35,14 +36,15 @@ class Restorer:
     @classmethod
     def load(
         cls,
-        model: str | Path,
+        model: str | Path = BUNDLED,
         *,
         precision: str = "fp32",
         batch_size: int = 1,
         max_memory: int | str | None = None,
     ) -> "Restorer":
-        """The model of a folder. The rest is as infer.py's flags; `max_memory` is 2**32 or "4GiB".
+        """The model of a folder, by default the bundled one.
 
+        The rest is as infer.py's flags; `max_memory` is 2**32 or "4GiB".
         Raises ValueError or FileNotFoundError on a folder that is no whole model.
         """
         limit = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
@@ -85,9 +87,10 @@ class Restorer:
         Arrays are uint8 or uint16, (height, width) gray or (height, width, 3 or 4) RGB(A), and come
         back with three or four channels of their dtype. Pillow's images come back upright as RGB or
         RGBA of 8 bits, profile and EXIF in `info`. Raises TypeError on what is neither, ValueError
-        on other arrays, factors and names, osdhuman_jax.pipeline.RestoreError where memory does not
-        suffice.
+        on other arrays, factors and names, and RestoreError (of osdhuman_jax.inference.finishing)
+        where memory does not suffice.
         """
+        # An array is no sequence by this test, nor is a Pillow image.
         several = isinstance(images, Sequence)
         given = list(images) if several else [images]
         with want_of_memory_said():
@@ -107,6 +110,7 @@ def _picture(image: Image.Image | np.ndarray) -> Picture:
     if not fits or not image.size or image.dtype not in (np.uint8, np.uint16):
         want = "uint8 or uint16 of shape (height, width) or (height, width, 3 or 4)"
         raise ValueError(f"an array must be {want}, not {image.dtype} of {image.shape}")
+    # The pipeline's pictures have three channels of colour and transparency apart.
     channels = np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image
     alpha = channels[..., 3] if channels.shape[2] == 4 else None
     return Picture(np.ascontiguousarray(channels[..., :3]), alpha)

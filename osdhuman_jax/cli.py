@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,11 +21,19 @@ class CommandError(ValueError):
     """What a person gave is at fault: one line that says what, where, and what to do."""
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds a flag's default to its help, unless there is none or the help tells of it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = "default" in (action.help or "")
+        return action.help if told or not action.default else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """Shows defaults, takes no abbreviations, and refuses in one line with status 2."""
 
     def __init__(self, prog: str, description: str = "", **options: Any) -> None:
-        options = {"formatter_class": argparse.ArgumentDefaultsHelpFormatter} | options
+        options = {"formatter_class": _Formatter} | options
         super().__init__(prog, description=description, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -40,6 +49,7 @@ def end(
     name: str, main: Callable[[], int], advice: str = "give the same command again"
 ) -> NoReturn:
     """Run a command as the whole process; Ctrl-C and SIGTERM are one line and status 130."""
+    # A service that ends a job sends SIGTERM: what cleans up after Ctrl-C serves both.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main())
@@ -65,6 +75,7 @@ def some_path(text: str) -> Path:
 
 def check_folder(flag: str, path: Path) -> None:
     """Raise CommandError where a folder to write into cannot be made, or not be written."""
+    # What is to be made lies in the nearest folder above that is there, if it is a folder.
     whole = path.absolute()
     there = next(folder for folder in (whole, *whole.parents) if os.path.lexists(folder))
     if not there.is_dir():
@@ -93,6 +104,20 @@ def check_input(flag: str, path: Path) -> None:
         raise CommandError(f"--{flag} {spelled(path)}: cannot be read; name another folder")
 
 
+@contextmanager
+def bar(
+    total: int, unit: str, done: int = 0, shown: bool = True
+) -> Iterator[Callable[[int], object]]:
+    """The progress of a command, on stderr; gives the function that is told how many more are done.
+
+    `done` were there before, `unit` is one of them in words.
+    """
+    from tqdm import tqdm  # where nothing is left to do it is not needed
+
+    with tqdm(total=total, initial=done, unit=unit, file=sys.stderr, disable=not shown) as progress:
+        yield progress.update
+
+
 def call_config(path: Path, *arguments: str) -> Any:
     """What a Python file's `get_config` gives. Raises CommandError, in one line, where it cannot.
 
@@ -110,6 +135,7 @@ def call_config(path: Path, *arguments: str) -> Any:
         spec.loader.exec_module(module)
         return module.get_config(*arguments)
     except (Exception, SystemExit) as error:
+        # The line in the person's own file is what helps, not those of Python's import.
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame.lineno for frame in frames if frame.filename == str(path)]
         line = f" (line {own[-1]})" if own else ""

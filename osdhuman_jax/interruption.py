@@ -1,5 +1,7 @@
 """Long work of C++ that Ctrl-C and SIGTERM can end: compiling, for one, takes minutes.
 
+Give such work to `apart`, and end the process by `leave` if it may still be going on.
+
 Python's handlers of signals run in the main thread, between two of its own instructions. XLA does
 not come back to Python before a program is compiled, so that a signal would wait until then.
 """

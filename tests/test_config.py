@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 
 from configs import base, models
-from osdhuman_jax.commands.flags import define_config
+from osdhuman_jax.commands.config_flags import define_config
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, UNetConfig, from_dict, to_dict
 
 ROOT = Path(__file__).parent.parent

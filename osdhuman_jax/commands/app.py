@@ -1,4 +1,4 @@
-"""A page in the browser: osdhuman app --model models/nano   (extra `app`)
+"""A page in the browser: osdhuman app   (extra `app`)
 
 Drop a picture, move the slider between before and after, download what infer.py would have written.
 The page is served on this machine alone unless --host says otherwise, asks nothing of any other
@@ -9,195 +9,23 @@ lie in a temporary folder and are deleted after an hour, or when the page ends.
 import argparse
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from osdhuman_jax.cli import Parser, end, some_path
 from osdhuman_jax.commands.flags import memory, speak
-from osdhuman_jax.images.codec import ImageError, Picture, decode, encode, read_size, to_pillow
-from osdhuman_jax.images.listing import SUFFIXES as LISTED
-from osdhuman_jax.images.sizes import enlarge, scaled_size
-from osdhuman_jax.inference.finishing import COLOR_FIXES, RestoreError
-from osdhuman_jax.inference.folder_run import SUFFIXES, one_line
-from osdhuman_jax.inference.pipeline import PRECISIONS, Pipeline
-from osdhuman_jax.inference.programs import keep_programs
-
-WAITING = 8  # pictures in the queue; the next is asked to come back
-LONGEST = 255  # bytes of a name, as file systems have it
-KEPT = 3600  # seconds that pictures stay on the disk
-SHOWN = 1600  # longest side of the comparison, in pixels; the download is whole
-# The page's own scripts and styles, and pictures that it makes; nothing from anywhere else.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-    "connect-src 'self'; worker-src 'self' blob:; frame-ancestors 'self'"
-)
-STYLE = """
-.prose table { display: block; overflow-x: auto; }
-.prose td, .prose th { word-break: normal; overflow-wrap: normal; }
-"""  # tables of the card, on a narrow screen
-
-
-class ContentPolicy:
-    """ASGI middleware that adds POLICY to every answer."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                header = (b"content-security-policy", POLICY.encode())
-                message = {**message, "headers": [*message.get("headers", []), header]}
-            await send(message)
-
-        await self.app(scope, receive, guarded)
-
-
-def restore_file(
-    pipeline: Pipeline, path: Path, upscale: float, color_fix: str, max_pixels: int, progress: Any
-) -> tuple[Picture, Picture]:
-    """The enlarged input and its restoration, as infer.py makes it.
-
-    Raises ImageError on a file that is no picture or a larger one than `max_pixels` (after
-    `upscale`), which its header tells before it is decoded, and RestoreError.
-    """
-    height, width = scaled_size(read_size(path, max_pixels), upscale)
-    if height * width > max_pixels:
-        limit = f"{max_pixels / 1e6:g} million"
-        raise ImageError(f"{width} x {height} after upscaling is more than {limit} pixels")
-    picture = decode(path.read_bytes(), max_pixels, deep=True)
-    (restored,) = pipeline.restore([picture], upscale, color_fix, progress=progress)
-    return enlarge(picture, upscale), restored
-
-
-def preview(picture: Picture) -> Any:
-    """Pillow image of at most SHOWN pixels a side, without what the file carries along."""
-    image = to_pillow(Picture(picture.rgb))
-    image.thumbnail((SHOWN, SHOWN))
-    return image
-
-
-def download_name(path: Path, uploaded: str | None) -> str:
-    """What infer.py would call the restoration of a file that was uploaded by that name.
-
-    Gradio keeps uploads under names without `#`, `%` and the like. The browser states the true one,
-    which counts if it can be a file's name in a folder; else it is that of `path`.
-    """
-    names = [uploaded or "", path.name]
-    return next(_restored(name) for name in names if _is_name(name))
-
-
-def _is_name(text: str) -> bool:
-    """Whether a file in a folder can have this name, and its restoration too."""
-    try:
-        odd = text != Path(text).name or text in ("", "..") or "\0" in text
-        return not odd and len(os.fsencode(_restored(text))) <= LONGEST
-    except UnicodeEncodeError:  # half a character of UTF-16, as JSON may have it
-        return False
-
-
-def _restored(name: str) -> str:
-    return Path(name).with_suffix(SUFFIXES["png"]).name
-
-
-def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
-    """The page as Gradio's Blocks; `card` is Markdown about the model."""
-    import gradio as gr  # pyright: ignore[reportMissingImports]
-
-    def restore(
-        file: tuple[str, str | None] | None,
-        upscale: int | float,  # Gradio's sliders give 1 for 1.0
-        color_fix: str,
-        progress: Any = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
-    ) -> tuple[Any, Any]:
-        if file is None:
-            raise gr.Error("Choose a picture first.", print_exception=False)
-        path, uploaded = Path(file[0]), file[1]
-        try:
-            progress(0.0, desc="restoring")
-            before, after = restore_file(
-                pipeline,
-                path,
-                float(upscale),
-                color_fix,
-                max_pixels,
-                lambda done, total: progress((done, total), unit="tiles"),
-            )
-            data = encode(after)
-        except (ImageError, RestoreError, OSError, MemoryError) as error:
-            raise gr.Error(f"{path.name}: {one_line(error)}", print_exception=False) from None
-        result = Path(tempfile.mkdtemp(dir=folder)) / download_name(path, uploaded)
-        result.write_bytes(data)
-        download = gr.DownloadButton(value=str(result), interactive=True)
-        return (preview(before), preview(after)), download
-
-    with gr.Blocks(
-        title="OSDHuman", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)
-    ) as page:
-        gr.Markdown("# OSDHuman\nHuman body restoration in one diffusion step.")
-        with gr.Row():
-            with gr.Column(scale=1):
-                file: Any = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(LISTED))
-                path_of = file.preprocess  # which drops the name that the browser gave
-                file.preprocess = lambda given: given and (path_of(given), given.orig_name)
-                upscale = gr.Slider(1, 4, 1, step=0.5, label="Upscale")
-                color_fix = gr.Radio(
-                    list(COLOR_FIXES),
-                    value=pipeline.model.use.color_fix,
-                    label="Colour fix",
-                    info="Take the colours of the input: all statistics, or the low frequencies.",
-                )
-                button = gr.Button("Restore", variant="primary")
-                download = gr.DownloadButton("Download PNG", interactive=False)
-            with gr.Column(scale=2):
-                slider = gr.ImageSlider(
-                    label="Before | after", type="pil", interactive=False, buttons=["fullscreen"]
-                )
-        with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
-            gr.Markdown(card)
-        inputs, outputs = [file, upscale, color_fix], [slider, download]
-        button.click(restore, inputs, outputs, api_visibility="private", concurrency_limit=1)
-    return page.queue(max_size=WAITING, default_concurrency_limit=1)
-
-
-def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
-    """Serve the page until interrupted. Raises OSError where the address cannot be had."""
-    from gradio import themes  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
-    from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
-
-    try:
-        # Gradio would tell of a taken port at length.
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise OSError(f"--host {host} --port {port}: {error}; name another address") from error
-    # the default theme's own fonts come from a font server
-    theme = themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    _, url, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        footer_links=[],
-        max_file_size=max_file_size,
-        theme=theme,
-        css=STYLE,
-        app_kwargs={"middleware": [Middleware(ContentPolicy)]},
-        prevent_thread_lock=True,
-        quiet=True,
-    )
-    print(f"app: {url} (Ctrl-C ends it)", flush=True)
-    page.block_thread()
+from osdhuman_jax.inference.program_cache import keep_programs
+from osdhuman_jax.inference.settings import PRECISIONS
+from osdhuman_jax.models import BUNDLED
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser("app", "Restore in a browser.")
     add = parser.add_argument
-    add("--model", type=some_path, required=True, help="model folder")
+    add("--model", type=some_path, default=BUNDLED, help="folder; default: the bundled one")
     add("--host", default="127.0.0.1", help="address to serve on; 0.0.0.0: to every machine")
     add("--port", type=int, default=7860, help="of the address")
     add("--max_pixels", type=int, default=25_000_000, help="of a picture, after upscaling")
@@ -215,6 +43,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
+    # JAX and the networks, which `--help` does without.
+    from osdhuman_jax.commands.page import build, serve
+    from osdhuman_jax.inference.pipeline import Pipeline
+
     speak()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     folder = Path(tempfile.mkdtemp(prefix="osdhuman-page-"))

@@ -47,14 +47,17 @@ def sheet(
 
     `box` is the detail of all rows, "auto" to find each row's own, None for no detail.
     """
+    # Sizes: columns are of one width, rows as high as their pictures, captions where there are any.
     scaled = [[fit(image, cell, row.images) for image in row.images] for row in rows]
     heights = [images[0].shape[0] for images in scaled]
     lines = [CAPTION * any(row.captions) for row in rows]
     size = (len(columns) * (cell + GAP) - GAP, HEAD + sum(heights) + sum(lines) + GAP * len(rows))
+    # Heads of the columns.
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
     for column, name in enumerate(columns):
         _write(draw, (column * (cell + GAP) + 4, 5), name, cell, 20)
+    # Rows, from the top.
     y = HEAD
     for row, images, height, line in zip(rows, scaled, heights, lines, strict=True):
         found = focus(images) if box == "auto" else box
@@ -91,6 +94,7 @@ def focus(images: Sequence[Pixels]) -> Box:
     energy = gray.var(axis=0) if len(images) > 1 else cv2.Laplacian(gray[0], cv2.CV_32F) ** 2
     h, w = energy.shape
     side = max(1, round(DETAIL * min(h, w)))
+    # Sums over all squares of that side by a summed-area table.
     sums = np.pad(energy.astype(np.float64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     boxes = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
     top, left = np.unravel_index(np.argmax(boxes), boxes.shape)
@@ -107,8 +111,10 @@ def _with_inset(image: Pixels, source: Pixels, box: Box | None | str) -> Pixels:
     draw.rectangle((left, top, left + side, top + side), outline=FRAME, width=2)
     h, w = image.shape[:2]
     large = round(INSET * min(h, w))
+    # In the corner farthest from the detail, so that it hides nothing of it.
     x = 0 if left + side / 2 > w / 2 else w - large
     y = 0 if top + side / 2 > h / 2 else h - large
+    # Of the picture as it was, which has more to show than the scaled one.
     left, top, side = _pixels(box, source)
     region = (left, top, left + side, top + side)
     detail = Image.fromarray(source).resize((large, large), Image.Resampling.BICUBIC, region)
@@ -152,12 +158,14 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--names", nargs="+", help="pictures to show, without suffix; default: the first ones")
     add("--rows", type=int, default=6, help="how many without --names (%(default)s)")
     add("--width", type=int, default=320, help="of a column in pixels (%(default)s)")
+    # The detail: given, found, or none.
     detail = parser.add_mutually_exclusive_group()
     box = ("LEFT", "TOP", "SIDE")
     help_box = "detail in fractions of width, height, shorter side; default: each row's own"
     detail.add_argument("--box", nargs=3, type=float, metavar=box, help=help_box)
     detail.add_argument("--no_detail", action="store_true", help="no frame, no enlargement")
     args = parser.parse_args(argv)
+    # What argparse cannot refuse.
     if args.rows < 1 or args.width < 32:
         parser.error("--rows takes at least 1, --width at least 32")
     if args.box and not (all(0 <= v <= 1 for v in args.box) and args.box[2] > 0):

@@ -50,6 +50,7 @@ PAIR = ("hq", "lq", "lq_small")
 def main(argv: Sequence[str] | None = None) -> int:
     """Degrade files; 0 = all done, 1 = some could not be (named on stderr), 2 = none was."""
     args = _parse_args(argv)
+    # What is to be made, refused before anything is.
     output = args.output
     try:
         check_folder("output", output)
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"degrade: {error}", file=sys.stderr)
         return 2
+    # One by one; a picture that cannot be degraded does not stop the others.
     work = _make_pair if args.profile else _degrade_file
     lines = []
     for index, (source, name, targets) in enumerate(jobs):
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines.append(json.dumps({"file": name, "seed": args.seed, **entry}) + "\n")
     if not lines:
         return 2
+    # The log is written at the end, so that it is of whole runs alone.
     try:
         write_text(output / LOG_NAME, "".join(lines))
     except OSError as error:
@@ -121,6 +124,7 @@ def _plan(
         jobs[targets[0]] = (path, spelled(name.as_posix()), targets)
     if not jobs:
         raise ValueError(f"no images in {source}")
+    # Nothing that is there is replaced unless that was asked for.
     written = [target for _, _, targets in jobs.values() for target in targets]
     existing = [path for path in (*written, output / LOG_NAME) if path.exists()]
     if existing and not args.overwrite:

@@ -10,106 +10,15 @@ written, 2 nothing was begun, 130 interrupted.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from osdhuman_jax.cli import Parser, check_folder, check_input, end, some_path
-from osdhuman_jax.commands.compare import Row, named_folder, sheet
-from osdhuman_jax.disk import write_bytes, write_text
-from osdhuman_jax.evaluation import tables
+from osdhuman_jax.commands.compare import named_folder
 from osdhuman_jax.evaluation.metrics import METRICS, Metric
-from osdhuman_jax.evaluation.pairs import REFERENCE, Pictures, gather
-from osdhuman_jax.evaluation.plots import plot
-from osdhuman_jax.evaluation.scoring import Results, ScoreFile, examine
-from osdhuman_jax.filenames import spelled
-from osdhuman_jax.images.codec import read_rgb, write_png
 from osdhuman_jax.images.listing import named_images, real
-
-
-def differences(found: Results, columns: Sequence[Metric]) -> dict[str, dict[str, Any]]:
-    """Paired differences of each further method from the first, by metric."""
-    first, *others = found.values
-    return {
-        method: {
-            metric.name: tables.as_json(tables.difference(mine, base))
-            for metric in columns
-            if (mine := _complete(found, method, metric))
-            and (base := _complete(found, first, metric))
-        }
-        for method in others
-    }
-
-
-def _complete(found: Results, method: str, metric: Metric) -> list[float]:
-    """Values in the order of names, or none if one is missing."""
-    values = list(found.values[method].get(metric.name, {}).values())
-    known = [value for value in values if value is not None]
-    return known if len(known) == len(values) else []
-
-
-def report(
-    found: Results, pictures: Pictures, columns: Sequence[Metric], args: argparse.Namespace
-) -> None:
-    """Write every file of the output folder but the ledger."""
-    images = {
-        method: {
-            name: {metric: values[name] for metric, values in by_metric.items()}
-            for name in pictures.names
-        }
-        for method, by_metric in found.values.items()
-    }
-    whole = {
-        "n": len(pictures.names),
-        "means": found.means,
-        "differences_from_the_first": differences(found, columns),
-        "metrics": {name: scorer.identity for name, scorer in found.scorers.items()},
-        "missing": found.missing,
-        "left_out": pictures.left_out,
-        "settings": {k: spelled(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "images": images,
-    }
-    text = {
-        "metrics.json": json.dumps(whole, indent=2, default=str) + "\n",
-        "metrics.csv": tables.csv_text(images, found.means, columns),
-        "table.md": tables.markdown(found.means, columns, f"n = {len(pictures.names)}"),
-        "table.tex": tables.latex(found.means, columns),
-    }
-    for name, content in text.items():
-        write_text(args.output / name, content)
-    for metric in columns:
-        values = {method: _complete(found, method, metric) for method in found.values}
-        if all(values.values()):
-            _write(args.output / "plots" / f"{metric.name}.png", plot(metric, values))
-            _write_worst(found, pictures, metric, args)
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, data)
-
-
-def _write_worst(
-    found: Results, pictures: Pictures, metric: Metric, args: argparse.Namespace
-) -> None:
-    """A sheet for each method: degraded (if given), restored, reference of its worst pictures."""
-    degraded = named_images(args.degraded) if args.degraded else {}
-    for method, files in pictures.methods.items():
-        values = {k: v for k, v in found.values[method][metric.name].items() if v is not None}
-        ranked = sorted(values, key=lambda name: values[name], reverse=not metric.higher)
-        rows = []
-        for name in ranked[: args.worst]:
-            paths = [degraded.get(name), files[name].path]
-            paths.append(pictures.reference[name].path if pictures.reference else None)
-            caption = f"{metric.title} {tables.shown(metric, values[name])}: {name}"
-            rows.append(Row([read_rgb(path) for path in paths if path], (caption,)))
-        heads = [*(["degraded"] if degraded else []), method]
-        heads += [REFERENCE] if pictures.reference else []
-        path = args.output / "worst" / method / f"{metric.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, sheet(rows, heads, box=None))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -145,6 +54,9 @@ def wanted(text: str, reference: bool, model: bool) -> list[Metric]:
 
     Raises ValueError on an unknown name or one that needs a reference that is not there.
     """
+    # SciPy, which tables need, takes a second to load.
+    from osdhuman_jax.evaluation import tables
+
     if text == "all":
         names = [m.name for m in METRICS.values() if reference or not m.reference]
         return tables.in_order([n for n in names if model or METRICS[n].engine != "jax"])
@@ -158,6 +70,8 @@ def wanted(text: str, reference: bool, model: bool) -> list[Metric]:
 
 def _folders(args: argparse.Namespace) -> dict[str, Path]:
     """Method to folder. Raises ValueError where names clash or the output would be an input."""
+    from osdhuman_jax.evaluation.pairs import REFERENCE
+
     folders = dict(args.restored)
     if len(folders) < len(args.restored) or REFERENCE in folders:
         raise ValueError("two folders have one name: give them as --restored NAME=DIR")
@@ -173,6 +87,12 @@ def _folders(args: argparse.Namespace) -> dict[str, Path]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
+    # SciPy, Matplotlib and JAX, which `--help` does without.
+    from osdhuman_jax.commands.score_report import report
+    from osdhuman_jax.evaluation.pairs import gather
+    from osdhuman_jax.evaluation.scoring import examine
+
+    # What is asked for, refused before anything is measured or made.
     try:
         folders = _folders(args)
         metrics = wanted(args.metrics, args.reference is not None, args.model is not None)
@@ -188,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
+    # Measured values are in the ledger at once, so that the same command goes on.
     options = {"batch_size": args.batch_size, "weights": args.weights, "model": args.model}
     try:
         found = examine(pictures, metrics, ledger, **options)
@@ -195,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"evaluate: {error}; the same command goes on", file=sys.stderr)
         return 1
+    # What a person wants to see, and what is missing of it.
     print((args.output / "table.md").read_text(), end="")
     for name, reason in {**pictures.left_out, **found.missing}.items():
         print(f"evaluate: {name}: {reason}", file=sys.stderr)

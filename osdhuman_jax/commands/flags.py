@@ -1,22 +1,47 @@
-"""Command lines: values of flags, what is said meanwhile, what settings there are."""
+"""Values of flags, each a type for argparse, and what a command says while it works.
+
+A type raises argparse.ArgumentTypeError (or ValueError on what is no number), of which argparse
+makes the one line that a person reads. The standard library alone is imported: `--help` is at once.
+"""
 
 import argparse
-import ast
-import dataclasses
-import inspect
 import logging
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
-from absl import flags
-from ml_collections import config_flags
-from tqdm import tqdm
-
-from osdhuman_jax.cli import CommandError, call_config
-from osdhuman_jax.config import Config
+from osdhuman_jax.images.formats import LOSSLESS
 from osdhuman_jax.inference.memory import parse_bytes
+
+
+def factor(text: str) -> float:
+    """How much larger a picture shall be, 1 to 16."""
+    value = float(text)
+    if not 1 <= value <= 16:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 16")
+    return value
+
+
+def share(text: str) -> float:
+    """A part of the whole, 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def quality(text: str) -> int:
+    """Of JPEG and WebP, 1 to 100."""
+    value = int(text)
+    if not 1 <= value <= LOSSLESS:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {LOSSLESS}")
+    return value
+
+
+def count(text: str) -> int:
+    """A number of things, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
 
 
 def memory(text: str) -> int:
@@ -31,6 +56,8 @@ class _AboveTheBar(logging.Handler):
     """Writes a line to the terminal, past a progress bar that may be there."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # where nothing is said it is not needed
+
         tqdm.write(self.format(record), file=sys.stderr)
 
 
@@ -47,87 +74,3 @@ def speak() -> None:
             root.removeHandler(handler)
     if not any(isinstance(handler, _AboveTheBar) for handler in root.handlers):
         root.addHandler(_AboveTheBar())
-
-
-def define_config(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Define absl's --config by the file that a command line names; returns the line without it.
-
-    absl's own would run the file a second time, and tell of a bad one at length. Raises
-    CommandError.
-    """
-    name, rest = take_flag(argv, "config")
-    if not name:
-        raise CommandError("--config is missing: give a config such as configs/base.py")
-    config = load_config(name)
-    for word in rest:
-        flag = word.lstrip("-").partition("=")[0]
-        if word.startswith("-") and flag.startswith("config."):
-            _check_setting(config, flag)
-    config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=rest)
-    return rest
-
-
-def _check_setting(config: Config, flag: str) -> None:
-    """Raise CommandError where a flag names no setting."""
-    found: Any = config
-    for part in flag.split(".")[1:]:
-        name = part.partition("[")[0]  # of a tuple one element may be set
-        names = [field.name for field in dataclasses.fields(found)] if _is_section(found) else []
-        if name not in names:
-            there = f"; there are {', '.join(names)}" if names else ""
-            raise CommandError(f"--{flag}: no such setting: {name!r}{there} (see --help)")
-        found = getattr(found, name)
-
-
-def _is_section(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
-    """What a command line gives as `--name=value` or `--name value`, and the line without it."""
-    # Of several, the last one counts.
-    found, rest, words = None, [], iter(argv)
-    for word in words:
-        flag, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and flag == name:
-            found = value if equals else next(words, None)
-        else:
-            rest.append(word)
-    return found, rest
-
-
-def load_config(name: str) -> Config:
-    """The configuration of a Python file, `FILE` or `FILE:ARGUMENT` of its get_config.
-
-    Raises CommandError, in one line, where there is none.
-    """
-    file, *arguments = name.split(":", 1)
-    config = call_config(Path(file), *arguments)
-    if not isinstance(config, Config):
-        raise CommandError(f"{file}: its get_config() gives no osdhuman_jax.config.Config")
-    return config
-
-
-def settings(kind: type, prefix: str) -> Iterator[str]:
-    """A line for each field of a config dataclass: its flag, its default, what the source says."""
-    notes = _notes(kind)
-    for field in dataclasses.fields(kind):
-        name = f"{prefix}.{field.name}"
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            yield f"\n{name}: {(field.type.__doc__ or '').splitlines()[0]}"
-            yield from settings(field.type, name)
-        else:
-            yield f"  --{name}={field.default!r}  {notes.get(field.name, '')}".rstrip()
-
-
-def _notes(kind: type) -> dict[str, str]:
-    """The comments at the ends of a dataclass's fields."""
-    source = inspect.getsource(kind)
-    lines = source.splitlines()
-    (body,) = ast.parse(source).body
-    found: dict[str, Any] = {
-        node.target.id: lines[(node.end_lineno or 1) - 1].partition("  # ")[2]
-        for node in ast.walk(body)
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
-    return found

@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from tqdm import tqdm
 
-from osdhuman_jax.cli import Parser, check_folder, end, some_path
+from osdhuman_jax.cli import Parser, bar, check_folder, end, some_path
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data.loader import epoch_order, random_crop
 from osdhuman_jax.data.sources import Source, open_source, read_pixels
 from osdhuman_jax.degrade.second_order import Image8, degrade, sample_rng
 from osdhuman_jax.disk import append_line, file_digest, json_lines
 from osdhuman_jax.images.codec import Picture, write_png
-from osdhuman_jax.inference.pipeline import PRECISIONS, Pipeline
+from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.inference.settings import PRECISIONS
 
 SIDE = 512  # pixels of a crop, for a teacher that restores at a quarter of the side
 ZOOM = (1.0, 2.2)  # how much larger than the photograph: a face then is as large as in a portrait
@@ -37,6 +37,7 @@ KINDS = ("lq", "teacher")  # folders
 
 def crop(source: Source, seed: int, number: int) -> Image8:
     """The LQ number `number`: a window of a photograph, maybe mirrored, degraded as in training."""
+    # Each epoch takes every photograph once, in an order of its own.
     epoch, place = divmod(number, len(source))
     index = int(epoch_order(seed, epoch, len(source))[place])
     rng = sample_rng(seed, epoch, index)
@@ -50,6 +51,7 @@ def crop(source: Source, seed: int, number: int) -> Image8:
 
 def missing(output: Path, count: int, identity: dict[str, Any]) -> Iterator[int]:
     """Numbers of the pairs that are not there, or are of another model, seed or source."""
+    # A pair counts if both files are those that its line tells of.
     log = output / LOG
     known = {e.get("number"): e for e in json_lines(log.read_bytes() if log.is_file() else b"")}
     for number in range(count):
@@ -77,12 +79,15 @@ def run(arguments: argparse.Namespace) -> int:
     for kind in KINDS:
         (output / kind).mkdir(parents=True, exist_ok=True)
     left = list(missing(output, arguments.count, identity))
-    for number in tqdm(left, unit="picture", file=sys.stderr):
-        lq = crop(source, arguments.seed, number)
-        label = pipeline.restore([Picture(lq)])[0].rgb
-        pictures = zip(KINDS, (lq, label), strict=True)
-        digests = {kind: write_png(output / kind / name(number), rgb) for kind, rgb in pictures}
-        append_line(output / LOG, json.dumps({"number": number, **identity, **digests}))
+    with bar(len(left), "picture") as advance:
+        for number in left:
+            lq = crop(source, arguments.seed, number)
+            label = pipeline.restore([Picture(lq)])[0].rgb
+            pictures = zip(KINDS, (lq, label), strict=True)
+            digests = {kind: write_png(output / kind / name(number), rgb) for kind, rgb in pictures}
+            # After its files: a pair without a line is made again.
+            append_line(output / LOG, json.dumps({"number": number, **identity, **digests}))
+            advance(1)
     return len(left)
 
 

@@ -1,4 +1,9 @@
-"""Restore photographs: python infer.py --input photos/ --output restored/
+"""Restore photographs: osdhuman restore photo.jpg, or with a folder and where the results go
+
+    osdhuman restore photos/ --output restored/     the same: python infer.py --input .. --output ..
+
+The folder of outputs has a record, by which the same command goes on where it was stopped. What
+takes long to load, JAX above all, is loaded when the first picture that is not done was found.
 
 Exit status: 0 all restored, 1 some failed (named at the end), 2 nothing was done (what failed is
 named), 130 interrupted.
@@ -9,33 +14,37 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from tqdm import tqdm
-
-from osdhuman_jax.cli import Parser, called, check_folder, some_path, some_text
-from osdhuman_jax.commands.flags import memory, speak
+from osdhuman_jax.cli import Parser, bar, called, check_folder, some_path, some_text
+from osdhuman_jax.commands.flags import count, factor, memory, quality, share, speak
 from osdhuman_jax.filenames import spelled
-from osdhuman_jax.images.codec import LOSSLESS
+from osdhuman_jax.images.formats import LOSSLESS, SUFFIXES
 from osdhuman_jax.images.listing import other_pictures
-from osdhuman_jax.inference.finishing import COLOR_FIXES
-from osdhuman_jax.inference.folder_run import (
-    LISTED,
-    SUFFIXES,
-    Job,
-    Runner,
+from osdhuman_jax.inference.jobs import Job
+from osdhuman_jax.inference.program_cache import keep_programs
+from osdhuman_jax.inference.settings import (
+    COLOR_FIXES,
+    PRECISIONS,
+    ModelIdentity,
     Settings,
-    held,
+    chosen,
     identity,
-    plan,
-    remaining,
+    read_identity,
 )
-from osdhuman_jax.inference.pipeline import PRECISIONS, Pipeline
-from osdhuman_jax.inference.programs import keep_programs
 from osdhuman_jax.interruption import leave
 from osdhuman_jax.models import BUNDLED
 
+if TYPE_CHECKING:
+    import osdhuman_jax.inference.pipeline
+
 NAME = called("infer.py")
+DEFAULT_OUTPUT = "restored"  # in the current folder, for an INPUT without --output
+OUTPUT_HELP = (
+    "folder for pictures and provenance.jsonl; default with INPUT: "
+    f"{DEFAULT_OUTPUT}/, where nothing that is there is replaced"
+)
+SHOWN = 20  # remarks that are told one by one
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -43,14 +52,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(NAME, "Restore photographs of people in one diffusion step.")
     add = parser.add_argument
     add(
-        "--input",
-        required=True,
+        "pictures",
+        nargs="?",
         type=some_text,
+        metavar="INPUT",
         help="image file, folder (searched recursively) or glob pattern",
     )
-    add("--output", required=True, type=some_path, help="folder for pictures and provenance.jsonl")
+    add("--input", type=some_text, help="the same as a flag")
+    add("--output", type=some_path, help=OUTPUT_HELP)
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", type=some_path, default=BUNDLED, help="model folder")
+    model.add_argument(
+        "--model", type=some_path, default=BUNDLED, help="folder; default: the bundled one"
+    )
     model.add_argument(
         "--checkpoint",
         type=some_text,
@@ -66,39 +79,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=count, default=1, help="pictures restored together")
     add("--max_memory", type=memory, help="bytes for the model, as 4GiB; default: half the host's")
     add("--overwrite", action="store_true", help="replace outputs of other inputs or settings")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if (args.input is None) == (args.pictures is None):
+        parser.error("name what to restore once: as INPUT or by --input")
+    # Scripts that say --input have always had to say --output: a forgotten one is not guessed.
+    if args.output is None and args.pictures is None:
+        parser.error("the following arguments are required: --output")
+    args.input = args.input or args.pictures
+    args.output = args.output or Path(DEFAULT_OUTPUT)
+    return args
 
 
-def factor(text: str) -> float:
-    value = float(text)
-    if not 1 <= value <= 16:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 16")
-    return value
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def quality(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= LOSSLESS:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and {LOSSLESS}")
-    return value
-
-
-def count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def load_pipeline(args: argparse.Namespace) -> Pipeline:
+def load_pipeline(args: argparse.Namespace) -> "osdhuman_jax.inference.pipeline.Pipeline":
     """The pipeline that the flags name. Raises ValueError or OSError."""
+    # With JAX and Flax, the most of a start: it waits until a picture is to be restored.
+    from osdhuman_jax.inference.pipeline import Pipeline
+
     options = {"batch_size": args.batch_size, "max_memory": args.max_memory}
     if args.checkpoint is None:
         return Pipeline.from_folder(args.model, args.precision, **options)
@@ -111,42 +107,58 @@ def load_pipeline(args: argparse.Namespace) -> Pipeline:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
+    # What reads headers and records: NumPy, Pillow and OpenCV, which `--help` does without.
+    from osdhuman_jax.inference.folder_plan import plan
+    from osdhuman_jax.inference.ledger import held, remaining
+
     speak()
     settings = Settings(args.upscale, format=args.format, quality=args.quality)
-    runner = None
+    runner = pipeline = None
     try:
+        # What is to be done, which is refused before any work.
         check_folder("output", args.output)
         jobs = plan(args.input, args.output, settings)
         others = other_pictures(args.input)
         if all(job.broken for job in jobs):
             return report([(job, job.broken) for job in jobs], len(jobs), 0, args.output)
-        pipeline = load_pipeline(args)
-        color_fix, blend = pipeline.chosen(args.color_fix, args.blend)
+
+        # By which model: of a folder config.json tells, else the model is loaded.
+        model = read_identity(args.model) if args.checkpoint is None else None
+        if model is None:
+            pipeline = load_pipeline(args)
+            model = ModelIdentity(pipeline.model.digest, pipeline.model.use)
+        color_fix, blend = chosen(model.use, args.color_fix, args.blend)
         settings = replace(settings, color_fix=color_fix, blend=blend)
+
+        # What of it is not done yet; where all is, no model is loaded.
         with held(args.output) as ledger:
-            made = identity(pipeline, settings)
+            made = identity(model.digest, args.precision, settings)
             left = remaining(jobs, args.output, ledger, made, args.overwrite)
-            runner = Runner(pipeline, settings, args.output, ledger)
             skipped = len(jobs) - len(left)
-            shown = {"unit": "image", "file": sys.stderr, "disable": len(jobs) == 1}
-            with tqdm(total=len(jobs), initial=skipped, **shown) as bar:
-                runner.run(left, bar.update)
+            if left:
+                from osdhuman_jax.inference.folder_run import Runner
+
+                pipeline = pipeline or load_pipeline(args)
+                runner = Runner(pipeline, settings, args.output, ledger)
+                with bar(len(jobs), "picture", skipped, len(jobs) > 1) as advance:
+                    runner.run(left, advance)
     except (ValueError, OSError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1 if runner and runner.ledger.has_pictures else 2
     if others:
         print(f"not restored: {others}", file=sys.stderr)
-    tell(runner.remarks)
-    return report(runner.failures, len(jobs), skipped, args.output)
+    if runner:
+        tell(runner.remarks)
+    return report(runner.failures if runner else [], len(jobs), skipped, args.output)
 
 
 def tell(remarks: list[tuple[Job, str]]) -> None:
     """Say which pictures the model is not made for, one line each."""
     shown = sorted(remarks, key=lambda remark: remark[0].output)
-    for job, text in shown[:LISTED]:
+    for job, text in shown[:SHOWN]:
         print(f"note: {spelled(job.source)}: {text}", file=sys.stderr)
-    if len(shown) > LISTED:
-        print(f"note: and {len(shown) - LISTED} more pictures like these", file=sys.stderr)
+    if len(shown) > SHOWN:
+        print(f"note: and {len(shown) - SHOWN} more pictures like these", file=sys.stderr)
 
 
 def report(failures: list[tuple[Job, str]], total: int, skipped: int, output: Path) -> int:

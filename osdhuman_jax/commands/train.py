@@ -21,7 +21,7 @@ import cv2
 from absl import app, flags, logging
 
 from osdhuman_jax.cli import CommandError, called
-from osdhuman_jax.commands.flags import define_config, settings
+from osdhuman_jax.commands.config_flags import define_config, settings
 from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.data.sources import DataError
 from osdhuman_jax.interruption import leave
@@ -96,12 +96,13 @@ def quieter_hook(
 
 def run(_) -> None:
     """Parse flags, train, turn what went wrong into one line and a status."""
-    # Orbax logs through absl, tracebacks of what is told below among it.
+    # Orbax logs through absl, tracebacks of what is told below in one line among it.
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)
     sys.excepthook = quieter_hook
-    # As Ctrl-C, until the loop begins and takes both signals to itself.
+    # As Ctrl-C, until the loop begins, which has handlers of its own.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # The loader's workers are processes; threads of OpenCV in each would only contend.
     cv2.setNumThreads(1)
     # Each way to fail has one line and one status, on which scripts and batch systems rely.
     workdir = Path(WORKDIR.value or "")
@@ -116,8 +117,8 @@ def run(_) -> None:
         fail(NOT_SAVED, error)
     except KeyboardInterrupt:
         fail(STOPPED, f"stopped at once; the same command goes on from {resume_point(workdir)}")
+    # Before the first step; later ones are the loop's own to tell.
     except OSError as error:
-        # Before the first step: the loop makes a SaveError of what comes later.
         fail(NOT_SAVED if error.errno in FULL else BAD, error)
     else:
         if status != DONE:

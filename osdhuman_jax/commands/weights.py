@@ -1,4 +1,8 @@
-"""osdhuman weights import|info|export: models in, models out."""
+"""Models in, looked at, and out: osdhuman weights import|info|export
+
+`import` makes a model folder of others' files, `info` says what one is, `export` writes what
+PyTorch's libraries load. Exit status: 0 done, 2 bad input (one line), 130 interrupted.
+"""
 
 import argparse
 import sys
@@ -20,6 +24,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = Parser("osdhuman weights", __doc__ or "")
     commands = top.add_subparsers(dest="command", required=True)
+
+    # Models in.
     make = commands.add_parser(
         "import", help="Stable Diffusion 2.1-base and RAM, or Real-ESRGAN -> model folder"
     )
@@ -56,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--output", required=True, type=some_path)
     make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
     make.add_argument("--overwrite", action="store_true")
+
+    # Models looked at, and out.
     tell = commands.add_parser("info", help="say what a model folder is")
     tell.add_argument("folder", type=some_path)
     give = commands.add_parser("export", help="model folder -> what PyTorch's libraries load")
@@ -87,6 +95,7 @@ def run_import(options: dict[str, Any]) -> None:
         return
     if not (options["sd"] and options["ram"]):
         raise WeightsError("import needs --sd and --ram, or --cleaner")
+    # A run's generator lies in a checkpoint, which Orbax reads; all else are files of weights.
     generator = options["generator"]
     if generator and (Path(generator) / "checkpoints").is_dir():
         options["generator"] = load_generator(generator)

@@ -24,7 +24,7 @@ def filled(rgb: Planes, alpha: np.ndarray | None) -> Planes:
         return rgb
     weights = alpha.astype(np.float32) / np.float32(np.iinfo(alpha.dtype).max)
     half = _half(weights)
-    # at half the size already, a plane at a time: a large picture is not held as floats
+    # At half the size already, a plane at a time: a large picture is not held as floats
     mixed = np.dstack([_half(rgb[..., i] * weights) for i in range(3)])
     around, result = _spread(mixed, half), rgb.copy()
     for i in range(3):
@@ -38,6 +38,7 @@ def _spread(mixed: Colours, weights: Weights) -> Colours:
     soft = np.float32(_SOFT)
     if max(weights.shape) == 1:
         return mixed / weights[..., None]
+    # From coarse to fine: what a level does not know, the next coarser one does.
     coarse = _spread(np.dstack([_half(mixed[..., i]) for i in range(3)]), _half(weights))
     colours = np.empty_like(mixed)
     for i in range(3):

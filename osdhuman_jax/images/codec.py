@@ -23,6 +23,7 @@ from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.images import exif, jpeg, png
 from osdhuman_jax.images.alpha import filled
 from osdhuman_jax.images.exif import Density
+from osdhuman_jax.images.formats import LONGEST, LOSSLESS
 from osdhuman_jax.images.icc import ColourError, cmyk_to_srgb, described, gray_levels
 from osdhuman_jax.images.png import Source
 
@@ -34,8 +35,6 @@ Samples = Float32[np.ndarray, "..."]
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 200_000_000  # the largest phone sensors; 600 MB once decoded
-LONGEST = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}  # side that an output format can hold
-LOSSLESS = 100  # quality at which WebP keeps every pixel
 
 _GRAY = ("1", "L", "I")  # how Pillow's modes of gray begin
 _JPEG_ICC = 255 * 65_519  # bytes of a profile that a JPEG's segments can hold
@@ -160,7 +159,8 @@ def _picture(
     planes = [turn(plane) for plane in (rgb, alpha) if plane is not None]
     planes = [narrow(p) if p.dtype == np.uint16 and not deep else p for p in planes]
     rgb, *rest = (np.ascontiguousarray(plane) for plane in planes)
-    fits = space == b"RGB "  # a gray or CMYK profile would be wrong for RGB pixels
+    # A profile of gray or CMYK would be wrong for RGB pixels.
+    fits = space == b"RGB "
     icc, dense = profile if fits else None, exif.density(image)
     return Picture(rgb, rest[0] if rest else None, icc, exif.kept(image), dense, gray)
 
@@ -174,12 +174,14 @@ def opened(source: Source, max_pixels: int, header_only: bool = False) -> Iterat
     if not source.read(1):
         raise ImageError("empty file")
     source.seek(0)
+    # A PNG is taken apart first: its pixels go to the decoder, the rest is read under bounds.
     try:
         parts = None
         if source.read(len(png.SIGNATURE)) == png.SIGNATURE:
             parts = png.take_apart(source, header_only)
             source = io.BytesIO(parts.bare)
         with _identified(source) as image:
+            # Judged by the header, before a pixel is decoded.
             _refuse_unfit(image, max_pixels)
             _complete(image, parts)
             whole = source if header_only else _with_its_end(source, image)
@@ -189,7 +191,8 @@ def opened(source: Source, max_pixels: int, header_only: bool = False) -> Iterat
         raise
     except ColourError as error:
         raise ImageError(str(error)) from error
-    except Exception as error:  # on hostile bytes Pillow's parsers raise nearly anything
+    # On hostile bytes Pillow's parsers raise nearly anything.
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"damaged image: {reason}") from error
 
@@ -228,7 +231,7 @@ def _complete(image: Image.Image, parts: png.Parts | None) -> None:
     image.info |= parts.info
     key = image.info.get("transparency")
     if isinstance(key, int) and parts.colour == 0 and parts.depth in (2, 4):
-        # samples are spread over eight bits; the transparent one is so only of one bit
+        # Samples are spread over eight bits; the transparent one is so only of one bit
         image.info["transparency"] = key * 255 // (2**parts.depth - 1)
 
 
@@ -324,12 +327,15 @@ def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
     check_side(picture.size, kind)
     check_alpha(picture, kind)
     block = exif.with_density(picture.exif, picture.density if picture.exif else None)
+    # PNG: the chunks are written here, for Pillow writes neither 16 bits nor the same bytes always.
     if kind == "png":
         data = _png_pixels(picture)
         return png.with_chunks(data, picture.icc, block, picture.density)
+    # JPEG and WebP: by Pillow, with what each can hold.
     image = _image(replace(picture, alpha=None) if kind == "jpeg" else picture, kind)
     options: dict[str, Any] = {"quality": quality, "icc_profile": picture.icc, "exif": block or b""}
-    if kind == "webp":  # has no other place for density
+    # WebP has no other place for density than EXIF.
+    if kind == "webp":
         options["exif"] = exif.with_density(picture.exif, picture.density) or b""
         options["lossless"] = quality == LOSSLESS
     else:

@@ -1,4 +1,9 @@
-"""EXIF: which way up a picture is, how dense it is printed, and what is kept of the rest."""
+"""EXIF: which way up a picture is, how dense it is printed, and what is kept of the rest.
+
+Goes in: a block of EXIF as a file has it, which may be damaged or hostile: what cannot be read is
+taken to be absent, as viewers do. Comes out: turns of arrays, pixels per inch, and a block without
+what the written picture would make untrue (orientation, sizes, thumbnail).
+"""
 
 import math
 import struct

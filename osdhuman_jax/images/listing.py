@@ -42,8 +42,8 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
 def named_images(folder: str | Path) -> dict[str, Path]:
     """Files of a folder by relative path without suffix, so that a.png and a.jpg are partners.
 
-    Names are spelled (see osdhuman_jax.names). Raises ValueError where there is no image, or two of
-    one name; OSError on an unreadable folder.
+    Names are spelled (see osdhuman_jax.filenames). Raises ValueError where there is no image, or
+    two of one name; OSError on an unreadable folder.
     """
     found: dict[str, Path] = {}
     for path, relative in list_images(folder) if Path(folder).is_dir() else []:
@@ -82,9 +82,11 @@ def tree(root: Path, enter: Callable[[str], bool] = lambda name: True) -> Tree:
     Links to folders are followed, and each folder is listed once: by its own name if it has one
     here, for folders come before links to them. Raises OSError where a folder cannot be read.
     """
+    # Folders by device and inode, so that each is listed once whatever leads to it.
     found, above = Tree([], [], [], {}), set(Path(os.path.realpath(root)).parents)
     known: dict[tuple[int, int], str] = {}
     folders, links = [""], []
+    # Folders before links: what has a name of its own here is listed by that.
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         stat = os.stat(root / folder)
@@ -139,6 +141,7 @@ def _is_odd(file: Path) -> bool:
             head = opened.read(12)
     except OSError:
         return False
+    # A picture that a person hid is a picture; by these bytes, not by its name.
     webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
     return not (webp or head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")))
 

@@ -92,7 +92,8 @@ def resized(
 def squash(pixels: Pixels, side: int) -> Float32[np.ndarray, "s s 3"]:
     """Square of `side` pixels, linear and antialiased, as RAM's encoder makes its own."""
     kind = Image.Resampling.BILINEAR
-    planes = (Image.fromarray(to_float(pixels[..., i])) for i in range(3))  # one float at a time
+    # A plane at a time: a large picture is not held as floats.
+    planes = (Image.fromarray(to_float(pixels[..., i])) for i in range(3))
     return np.stack([np.asarray(plane.resize((side, side), kind)) for plane in planes], axis=-1)
 
 

@@ -52,10 +52,12 @@ def corrected(method: str, output: Floats, rgb: Pixels) -> Callable[[slice], Flo
         return to_float(rgb[rows]) / 2 + np.float32(0.5)
 
     def smoothed(rows: slice) -> Unit:
+        # A band with as many rows to either side as its low frequencies are made of.
         around = slice(max(rows.start - REACH, 0), rows.stop + REACH)
         band = wavelet(content(around), source(around))
         return band[rows.start - around.start :][: rows.stop - rows.start]
 
+    # AdaIN needs the whole picture's moments first; the others go band by band.
     if method == "none":
         return lambda rows: output[rows]
     if method == "wavelet":
@@ -81,6 +83,7 @@ def luma(values: Floats) -> Floats:
 
 def moments(parts: Iterable[Unit]) -> Moments:
     """Of a picture in parts; the deviation is unbiased, that of a single pixel 0."""
+    # In float64: a difference of large sums.
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     for part in parts:
         values = part.reshape(-1, 3).astype(np.float64)

@@ -45,6 +45,7 @@ def is_clean(picture: Pixels) -> bool:
     if min(picture.shape[:2]) < FEW:
         return False
     top, left = (max(0, n - MANY) // 2 // BLOCK * BLOCK for n in picture.shape[:2])
+    # From a multiple of eight, so that JPEG's blocks begin where they are looked for.
     middle = picture[top : top + MANY, left : left + MANY].astype(np.float32)
     white = np.float32(np.iinfo(picture.dtype).max)
     luma = cv2.cvtColor(middle * (255 / white), cv2.COLOR_RGB2GRAY)
@@ -54,6 +55,7 @@ def is_clean(picture: Pixels) -> bool:
 def sharpness(luma: Luma) -> float:
     """How much steeper the steepest edges are than after a Gaussian blur of one pixel; 1: not."""
     blurred = _slope(cv2.GaussianBlur(luma, (0, 0), 1.0))
+    # The steepest by the blurred picture: noise has steep pixels of its own.
     steep = blurred >= np.quantile(blurred, 0.95)
     return float(_slope(luma)[steep].mean() / max(float(blurred[steep].mean()), 1e-3))
 
@@ -61,6 +63,7 @@ def sharpness(luma: Luma) -> float:
 def noise(luma: Luma) -> float:
     """Standard deviation of the noise in the flattest third (Immerkaer 1996), of 255."""
     slope = _slope(cv2.GaussianBlur(luma, (0, 0), 1.0))
+    # Immerkaer's mask, which a plane and a straight edge leave at zero.
     kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
     flat = np.abs(cv2.filter2D(luma, -1, kernel))[slope <= np.quantile(slope, 1 / 3)]
     return float(flat.mean() * np.sqrt(np.pi / 2) / 6)

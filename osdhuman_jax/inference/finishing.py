@@ -1,4 +1,9 @@
-"""A model's output made a picture like its source: size, colours, depth, what the file says."""
+"""A model's output made a picture like its source, the last step of every restoration.
+
+Goes in: float32 in [-1, 1] at the size at which it was computed, and the picture that it was made
+of. Comes out: a picture of the size asked for, with the source's depth, transparency, profile and
+EXIF, its colours if that is wanted, and no colour where the source has none.
+"""
 
 from dataclasses import replace
 
@@ -8,8 +13,7 @@ import numpy as np
 from osdhuman_jax.images.codec import Picture, to_float, to_uint8, to_uint16
 from osdhuman_jax.images.sizes import Floats, Size
 from osdhuman_jax.inference import colour
-
-COLOR_FIXES = ("none", "adain", "wavelet")
+from osdhuman_jax.inference.settings import COLOR_FIXES
 
 
 class RestoreError(RuntimeError):
@@ -45,9 +49,11 @@ def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Pic
     """
     if not np.isfinite(output).all():
         raise RestoreError("the model's output is not finite")
+    # In bands of rows, so that a large picture is not held a second time as floats.
     pixels = np.empty(source.rgb.shape, source.rgb.dtype)
     quantized = to_uint16 if pixels.dtype == np.uint16 else to_uint8
     corrected = colour.corrected(color_fix, output, source.rgb)
+    # A gray picture in a file of colour is gray too; a network may tint it.
     gray = source.gray or colour.is_gray(source.rgb)
     for rows in colour.bands(source.size):
         values = corrected(rows)

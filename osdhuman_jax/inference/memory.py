@@ -1,10 +1,13 @@
-"""How much memory inference may take, and telling its want from other errors."""
+"""How much memory restoring may take, and whether an error says that there was too little.
+
+The budget of a program, in bytes, is a share of its device's memory, or on a CPU of the host's or
+container's.
+Flags' amounts ("4GiB") are read here too, without JAX.
+"""
 
 import os
 import re
 from pathlib import Path
-
-import jax
 
 SHARE_OF_HOST, SHARE_OF_DEVICE = 0.5, 0.9  # by default; a host has other things to hold
 EXHAUSTED = "out of memory: try a smaller --max_memory, --batch_size or --upscale"
@@ -15,6 +18,9 @@ _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")  # of control groups, v
 
 def budget() -> int:
     """Bytes that a program may take on one device; the same at every call on a machine."""
+    # Command lines parse amounts of memory by this module: JAX would cost them half a second.
+    import jax
+
     device = jax.local_devices()[0]
     statistics = device.memory_stats() if device.platform != "cpu" else None
     if statistics and "bytes_limit" in statistics:

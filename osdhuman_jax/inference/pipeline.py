@@ -42,10 +42,10 @@ from osdhuman_jax.inference.finishing import RestoreError, check_options, finish
 from osdhuman_jax.inference.memory import EXHAUSTED, budget, is_exhausted
 from osdhuman_jax.inference.plans import Plan, Planner
 from osdhuman_jax.inference.programs import Programs
+from osdhuman_jax.inference.settings import chosen
 from osdhuman_jax.inference.tiling import Canvas, corners, groups_of, spread
 from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.networks.types import Tokens
-from osdhuman_jax.training.checkpoint import load_run, load_run_prompter
 from osdhuman_jax.weights import (
     CLEANER,
     Cleaner,
@@ -59,7 +59,6 @@ from osdhuman_jax.weights import (
 Prompter = Callable[[Float32[np.ndarray, "b h w 3"]], Tokens]
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
-PRECISIONS = ("fp32", "bf16")
 VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
 
 MOST_ENLARGED = 4.0  # times, of a picture smaller than the model works at
@@ -105,17 +104,21 @@ class Pipeline:
         """
         if batch_size < 1 or bucket < 1:
             raise ValueError("batch_size and bucket must be at least 1")
+        # The network, on every device.
         self.model, self.precision = model, precision
         self.programs = Programs(model.restorer)
         self.batch_size = -(-batch_size // self.programs.devices) * self.programs.devices
         self.max_memory = budget() if max_memory is None else max_memory
         self.scale = model.restorer.scale
+        # Sizes: what the network divides by, in steps that are the same for every scale.
         own = model.restorer.multiple
         unit = math.lcm(own, -(-bucket // self.scale))
         self.planner = Planner(own, unit, self.scale, self.batch_size, self.programs.devices)
+        # Prompts, from outside or of the model's own; cleaners have none.
         self._prompter = prompter
         self._prompted = model.restorer.reach is None  # and with norms over the whole picture
         self._view = getattr(prompter or model.restorer.prompter, "input_size", VIEW)
+        # What is known of memory, plans and shapes so far.
         self._footprints: list[tuple[int, int]] = []  # pixels and bytes of what was compiled
         self._outer_shape: tuple[int, ...] = ()  # of a picture's tokens by `prompter`
         self._plans: dict[Size, Plan] = {}
@@ -150,6 +153,9 @@ class Pipeline:
         **options: Any,
     ) -> "Pipeline":
         """Pipeline of a training run's checkpoint, the latest by default. Raises as above."""
+        # Orbax takes long to load, and only checkpoints need it.
+        from osdhuman_jax.training.checkpoint import load_run, load_run_prompter
+
         model = load_run(workdir, step, precision=precision)
         return cls._with(load_run_prompter(workdir, precision), model, precision, options)
 
@@ -176,10 +182,12 @@ class Pipeline:
         EXIF and the size of a print are kept. Raises RestoreError if the model's output is not
         finite or memory does not suffice, ValueError on a bad option.
         """
+        # Options are refused before anything is computed.
         color_fix, blend = self.chosen(color_fix, blend)
         check_options(color_fix, blend)
         restored: dict[int, Picture] = {}
         with want_of_memory_said():
+            # Batches of one padded size, whose outputs go back to where their pictures stood.
             inputs = [enlarge(picture, upscale) for picture in pictures]
             for indices in self.batches([picture.size for picture in inputs]):
                 batch = [self.seen(pictures[i], inputs[i]) for i in indices]
@@ -191,9 +199,7 @@ class Pipeline:
 
     def chosen(self, color_fix: str | None, blend: float | None) -> tuple[str, float]:
         """Colour fix and blend that are asked for, or (None) with which the model is best used."""
-        use = self.model.use
-        color_fix = use.color_fix if color_fix is None else color_fix
-        return color_fix, use.blend if blend is None else blend
+        return chosen(self.model.use, color_fix, blend)
 
     def working_size(self, size: Size) -> Size:
         """Size at which an output of `size` is computed: small pictures are enlarged for it."""
@@ -229,6 +235,7 @@ class Pipeline:
 
         Where memory runs out, the next smaller plan is tried, once; RestoreError follows.
         """
+        # Threads take turns: two programs at once would take twice the memory that was planned.
         padded = self.padded_size(batch[0].shape[:2])
         with want_of_memory_said(), self._lock:
             plan = self._plans.get(padded) or self._first_fit(padded)
@@ -260,6 +267,7 @@ class Pipeline:
         left = plans if after is None else plans[plans.index(after) + 1 :]
         if not left:
             raise RestoreError(f"{EXHAUSTED} (no plan is smaller than {after})")
+        # Compiling tells how much a plan takes; what cannot fit by what others took is passed over.
         needed = 0
         for plan in left:
             needed = self._guess(plan) or self._footprint(plan)
@@ -372,6 +380,7 @@ class Pipeline:
         own, count = self.model.restorer.multiple, plan.batch
         if not self._prompted:
             return self.programs.alone((count, *tile, 3))
+        # One prompt and one measurement of the norms serve all tiles, so that they agree.
         tokens = np.repeat(self._tokens([pixels]), count, axis=0)
         shapes = (count, *tile, 3), tokens.shape
         samples = cut(picture, spread(plan.padded, tile, own, count), tile)

@@ -1,4 +1,7 @@
-"""At which sizes pictures are computed: few, so that few programs serve any number of pictures.
+"""The sizes at which pictures are computed: few, so that few programs serve any number of pictures.
+
+A `Planner` is given a picture's size and gives plans, the largest first: whole pictures, several at
+a time or one, then tiles. Which of them fits into memory is found out by the pipeline.
 
 Sizes here are of what the network sees. All limits are of its output, so that a network that
 enlarges (`scale` times) gets as many programs, and tiles of less at a time.
@@ -71,11 +74,13 @@ class Planner:
 
     def plans(self, padded: Size) -> list[Plan]:
         """What can be tried for a padded size, from the largest to the smallest."""
+        # Whole pictures, fewer and fewer at a time.
         found = []
         batch = self.batch if self.is_whole(padded) else 0
         while batch and batch % self.devices == 0:
             found.append(Plan(padded, batch))
             batch //= 2
+        # Then tiles, each plan smaller than the one before it.
         for side, count in TILES:
             side = max(side // self.own, 1) * self.own
             count = max(count // self.scale, 1, self.devices)

@@ -5,12 +5,9 @@ Batches are split over the local devices, weights are copied to each.
 """
 
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -27,6 +24,7 @@ from osdhuman_jax.networks.types import Image, Tokens
 
 Shape = tuple[int, ...]
 Program = Callable[..., Any]
+Leaves = tuple[jax.ShapeDtypeStruct, ...]
 log = logging.getLogger(__name__)
 
 
@@ -68,8 +66,7 @@ class Programs:
 
     def tokens_shape(self, pictures: Shape) -> Shape:
         """Shape of what `tokens` gives, without compiling it."""
-        arguments = (self._weights, self._abstract(pictures))
-        return jax.eval_shape(partial(_tokens, self._graphdef), *arguments).shape
+        return self._outputs(_tokens, pictures).shape
 
     def measure(self, tiles: Shape, tokens: Shape) -> Program:
         """(tiles, tokens) -> the statistics of every group norm over all the tiles."""
@@ -77,8 +74,7 @@ class Programs:
 
     def tiles(self, tiles: Shape, tokens: Shape) -> Program:
         """(tiles, tokens, statistics) -> restored tiles."""
-        arguments = (self._weights, self._abstract(tiles), self._abstract(tokens))
-        measured = jax.eval_shape(partial(_measure, self._graphdef), *arguments)
+        measured = self._outputs(_measure, tiles, tokens)
         return self._run("tiles", _tiles, tiles, tokens, known=measured)
 
     def memory(self, kind: str, pictures: Shape) -> int:
@@ -94,18 +90,27 @@ class Programs:
         self, kind: str, function: Callable, pictures: Shape, *shapes: Shape, known: Any = None
     ) -> Any:
         """The program, compiled if it is new, with the weights already given."""
+        # Two threads that ask for one program compile it once.
         key = (kind, pictures, *shapes)
         with self._lock:
             if key not in self._compiled:
-                arguments: list[Any] = [self._abstract(shape) for shape in (pictures, *shapes)]
-                if known is not None:
-                    arguments.append(jax.tree.map(lambda x: self._abstract(x.shape), known))
-                weights = jax.tree.map(self._like, self._weights)
-                leaves, tree = jax.tree.flatten((weights, *arguments))
+                arguments = self._arguments((pictures, *shapes), known)
                 title = _title(kind, pictures)
-                program = compiled(title, function, self._graphdef, tree, tuple(leaves))
-                self._compiled[key] = program
+                self._compiled[key] = compiled(title, function, self._graphdef, *arguments)
             return partial(self._compiled[key], self._weights)
+
+    def _outputs(self, function: Callable, *shapes: Shape) -> Any:
+        """Shapes of a program's outputs, by the trace that it is compiled of."""
+        return traced(function, self._graphdef, *self._arguments(shapes)).out_info
+
+    def _arguments(self, shapes: tuple[Shape, ...], known: Any = None) -> tuple[Any, Leaves]:
+        """Tree and leaves of a program's abstract arguments: weights, arrays, what is known."""
+        arguments: list[Any] = [self._abstract(shape) for shape in shapes]
+        if known is not None:
+            arguments.append(jax.tree.map(lambda x: self._abstract(x.shape), known))
+        weights = jax.tree.map(self._like, self._weights)
+        leaves, tree = jax.tree.flatten((weights, *arguments))
+        return tree, tuple(leaves)
 
     def _like(self, leaf: jax.Array) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._copied)
@@ -115,32 +120,6 @@ class Programs:
         split = len(shape) > 2 and shape[0] % self.devices == 0
         sharding = self._split if split else self._copied
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-
-
-def keep_programs() -> None:
-    """Let JAX keep compiled programs on disk, unless it was told where (JAX_COMPILATION_CACHE_DIR).
-
-    A program that was compiled once is then read in a fraction of the time, in any later run.
-    Where the folder cannot be written, one line says so, and nothing is kept.
-    """
-    try:
-        # No home at all is a RuntimeError: a container's user without a line in its passwd.
-        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _cache_home() / "osdhuman_jax"
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except (OSError, RuntimeError) as error:
-        jax.config.update("jax_enable_compilation_cache", False)
-        advice = "set JAX_COMPILATION_CACHE_DIR to a folder that can be written"
-        log.warning("compiled programs are not kept: %s (%s)", error, advice)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def _cache_home() -> Path:
-    """Where programs may keep what they can make again."""
-    given = os.environ.get("XDG_CACHE_HOME")
-    return Path(given) if given else Path.home() / ".cache"
 
 
 def _title(kind: str, shape: Shape) -> str:
@@ -161,21 +140,29 @@ def compiled(
     function: Callable,
     graphdef: Any,
     tree: Any,
-    leaves: tuple[jax.ShapeDtypeStruct, ...],
+    leaves: Leaves,
 ) -> jax.stages.Compiled:
     """A function of a network and abstract arguments; restorers of one architecture share it.
 
     A signal's handler is heard meanwhile, and `title` told to the log, with the time it took.
-    Weights that a program does not use are on the device all the same: its account counts them.
     """
     log.info("compiling %s ...", title)
     start = time.perf_counter()
     # Tracing is Python's, and heeds settings of this thread; compiling is not, and takes longest.
-    program = jax.jit(partial(function, graphdef), keep_unused=True)
-    lowered = program.lower(*jax.tree.unflatten(tree, leaves))
+    lowered = traced(function, graphdef, tree, leaves).lower()
     made = apart(lowered.compile)
     log.info("compiled in %.1f s", time.perf_counter() - start)
     return made
+
+
+@lru_cache(maxsize=256)
+def traced(function: Callable, graphdef: Any, tree: Any, leaves: Leaves) -> jax.stages.Traced:
+    """The same as JAX's own instructions, of which outputs' shapes are known without compiling.
+
+    Weights that a program does not use are on the device all the same: its account counts them.
+    """
+    program = jax.jit(partial(function, graphdef), keep_unused=True)
+    return program.trace(*jax.tree.unflatten(tree, leaves))
 
 
 def _whole(graphdef: nnx.GraphDef, weights: nnx.State, lq: Image, prompt: Tokens) -> jax.Array:

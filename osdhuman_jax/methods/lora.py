@@ -58,9 +58,11 @@ class LoRA(nnx.Module):
 
     def merged(self) -> nnx.Linear | nnx.Conv:
         """The base with kernel + scale * A B, in the kernel's dtype."""
+        # On the host: JAX would compile a product for each of a hundred shapes, whenever it starts.
         kernel = self.base.kernel[...]
-        delta = self.scale * (self.lora_A[...] @ self.lora_B[...])
-        self.base.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
+        a, b = np.asarray(self.lora_A[...]), np.asarray(self.lora_B[...])
+        delta = np.float32(self.scale) * (a @ b)
+        self.base.kernel[...] = jnp.asarray(np.asarray(kernel, np.float32) + delta, kernel.dtype)
         return self.base
 
 

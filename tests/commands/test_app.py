@@ -22,6 +22,7 @@ from skimage.data import astronaut
 from small import halving
 
 from osdhuman_jax.commands import app
+from osdhuman_jax.commands import page as page_module
 from osdhuman_jax.inference import pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,7 @@ def page(address: str) -> Iterator[Any]:
     ],
 )
 def test_downloads_are_named_as_infer_names_files(uploaded: str | None, name: str) -> None:
-    assert app.download_name(Path("kept.jpg"), uploaded) == name
+    assert page_module.download_name(Path("kept.jpg"), uploaded) == name
 
 
 def photo(path: Path) -> Path:
@@ -210,8 +211,8 @@ def test_a_want_of_memory_is_told_in_words(tmp_path: Path, monkeypatch) -> None:
     def exhausted(*_: object) -> None:
         raise MemoryError
 
-    page = app.build(halving(), "", 60_000, tmp_path)
-    (restore,) = (block.fn for block in page.fns.values())
-    monkeypatch.setattr(app, "encode", exhausted)
+    blocks = page_module.build(halving(), "", 60_000, tmp_path)
+    (restore,) = (block.fn for block in blocks.fns.values())
+    monkeypatch.setattr(page_module, "encode", exhausted)
     with pytest.raises(gradio.Error, match="someone.jpg: out of memory: try a smaller"):
         restore((str(photo(tmp_path / "someone.jpg")), None), 1, "none", lambda *_, **__: None)

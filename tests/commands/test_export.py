@@ -14,6 +14,7 @@ import pytest
 from skimage.data import astronaut
 from tiny_folder import TINY, random_restorer
 
+import osdhuman_jax.weights
 from osdhuman_jax.commands import export
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import Picture
@@ -95,10 +96,10 @@ def test_prompts_that_are_constant_are_exported(
     folder, path = prompted(model, tmp_path / kind, kind), tmp_path / "m.npz"
     if kind == "null":  # what CLIP gives is a constant as well
         fixed = load_prompt(folder / "prompt.npy", 4)
-        monkeypatch.setattr(export, "load_prompter", lambda *_, **__: fixed)
+        monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: fixed)
     if kind == "ram":
         tags = TagPrompter.__new__(TagPrompter)
-        monkeypatch.setattr(export, "load_prompter", lambda *_, **__: tags)
+        monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: tags)
         assert export.main(flags(folder, path)) == 2 and not path.exists()
         assert "prompts from tags are text" in capsys.readouterr().err
         return

@@ -8,7 +8,8 @@ import pytest
 from absl import flags
 
 from osdhuman_jax.cli import CommandError
-from osdhuman_jax.commands.flags import define_config, load_config, settings, speak, take_flag
+from osdhuman_jax.commands.config_flags import define_config, load_config, settings, take_flag
+from osdhuman_jax.commands.flags import speak
 from osdhuman_jax.config import Config
 
 

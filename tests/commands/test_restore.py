@@ -19,7 +19,7 @@ from osdhuman_jax.config import (
     UseConfig,
 )
 from osdhuman_jax.images.codec import read_image
-from osdhuman_jax.inference import folder_run, pipeline
+from osdhuman_jax.inference import folder_plan, folder_run, ledger, pipeline
 from osdhuman_jax.weights import save_model
 
 
@@ -124,7 +124,7 @@ def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
     for name, reason in BAD.items():
         assert by_input[name]["status"] == "failed" and reason in by_input[name]["reason"]
     for line in lines:
-        assert tuple(line)[: len(folder_run.RECORD)] == folder_run.RECORD
+        assert tuple(line)[: len(ledger.RECORD)] == ledger.RECORD
         assert line["model"] == "tiny" and line["model_digest"] == sha256(model / "config.json")
         if line["status"] == "ok":
             assert line["output_sha256"] == sha256(out / line["output"])
@@ -266,14 +266,14 @@ def test_a_failed_computation_fails_its_batch_only(
 ) -> None:
     one_photo(tmp_path / "in")
     Image.fromarray(PHOTO[:, :20]).resize((180, 60)).save(tmp_path / "in" / "wide.png")
-    whole = restore.Pipeline.compute
+    whole = pipeline.Pipeline.compute
 
     def tight(self, pictures, *options):
         if pictures[0].shape[1] == 180:
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nlong trace")
         return whole(self, pictures, *options)
 
-    monkeypatch.setattr(restore.Pipeline, "compute", tight)
+    monkeypatch.setattr(pipeline.Pipeline, "compute", tight)
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
     assert pngs(tmp_path / "out") == ["a.png", "provenance.jsonl"]
     assert capsys.readouterr().err.endswith("smaller --max_memory, --batch_size or --upscale\n")
@@ -297,7 +297,7 @@ def test_where_no_picture_can_be_restored_no_folder_is_left(
 
 def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
     one_photo(tmp_path / "in")
-    monkeypatch.setattr(folder_run, "MAX_PIXELS", 60 * 48)
+    monkeypatch.setattr(folder_plan, "MAX_PIXELS", 60 * 48)
     assert run(model, tmp_path / "in", tmp_path / "out", "--upscale", "2") == 2
     assert "more than 2880 pixels after upscaling" in capsys.readouterr().err
 
@@ -329,6 +329,54 @@ def test_missing_flags_are_refused(tmp_path: Path, capsys) -> None:
     assert "--output" in refused(capsys, "--input", tmp_path)
 
 
+def test_an_input_needs_no_flag_and_then_no_output(tmp_path: Path, capsys) -> None:
+    args = restore.parse_args(["a.jpg"])
+    assert (args.input, args.output) == ("a.jpg", Path("restored"))
+    args = restore.parse_args(["a.jpg", "--output", "b"])
+    assert (args.input, args.output) == ("a.jpg", Path("b"))
+    for words in ([], ["a.jpg", "--input", "b.jpg"], ["--output", "c"]):
+        assert "name what to restore once" in refused(capsys, *words)
+
+
+def test_restored_pictures_of_others_stand(
+    tmp_path: Path, model: Path, capsys, monkeypatch
+) -> None:
+    """Two folders' pictures of one name, restored without saying where to."""
+    monkeypatch.chdir(tmp_path)
+    for folder, value in (("a", 50), ("b", 200)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.full_like(PHOTO, value)).save(tmp_path / folder / "photo.png")
+    assert restore.main(["a/photo.png", "--model", str(model)]) == 0
+    before = sha256(tmp_path / "restored" / "photo.png")
+    assert "--overwrite" in refused(capsys, "b/photo.png", "--model", model)
+    assert sha256(tmp_path / "restored" / "photo.png") == before
+
+
+def test_a_finished_folder_needs_no_model(tmp_path: Path, model: Path, monkeypatch) -> None:
+    one_photo(tmp_path / "in")
+    assert run(model, tmp_path / "in", tmp_path / "out") == 0
+
+    def never(*_: object) -> None:
+        raise AssertionError("a model is loaded")
+
+    monkeypatch.setattr(restore, "load_pipeline", never)
+    assert run(model, tmp_path / "in", tmp_path / "out") == 0
+    with pytest.raises(AssertionError, match="is loaded"):
+        run(model, tmp_path / "in", tmp_path / "out", "--overwrite", "--blend", "0.5")
+
+
+@pytest.mark.parametrize("name", ["restore", "app", "export"])
+def test_flags_are_read_before_anything_heavy_is_loaded(name: str) -> None:
+    code = (
+        f"import sys; from osdhuman_jax.commands import {name} as command\n"
+        "try: command.parse_args(['--help'])\n"
+        "except SystemExit: print(sorted({'jax', 'numpy', 'absl', 'cv2'} & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
+
+
 def test_nothing_to_do_is_refused(tmp_path: Path, capsys) -> None:
     for source in (tmp_path, tmp_path / "none.png", tmp_path / "*.jpg"):
         message = refused(capsys, "--input", source, "--output", tmp_path / "out")
@@ -349,7 +397,7 @@ def test_a_bad_model_is_refused_in_one_line(tmp_path: Path, capsys, flag: str) -
 )
 def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tuple) -> None:
     asked = []
-    monkeypatch.setattr(restore.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
+    monkeypatch.setattr(pipeline.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
     restore.load_pipeline(
         restore.parse_args(["--input", "i", "--output", "o", "--checkpoint", text])
     )

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from osdhuman_jax.images.codec import Picture
 from osdhuman_jax.inference import colour
 from osdhuman_jax.inference.colour import _low_band, moments, wavelet
-from osdhuman_jax.inference.finishing import COLOR_FIXES, finish
+from osdhuman_jax.inference.finishing import finish
+from osdhuman_jax.inference.settings import COLOR_FIXES
 
 
 def adain(content: np.ndarray, source: np.ndarray) -> np.ndarray:

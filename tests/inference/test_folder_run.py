@@ -20,17 +20,12 @@ from small import halving
 
 from osdhuman_jax.images.codec import decode, read_image, to_float, to_uint8
 from osdhuman_jax.inference import folder_run
-from osdhuman_jax.inference.folder_run import (
-    PROVENANCE,
-    Runner,
-    Settings,
-    UsageError,
-    held,
-    identity,
-    plan,
-    remaining,
-)
+from osdhuman_jax.inference.folder_plan import plan
+from osdhuman_jax.inference.folder_run import Runner
+from osdhuman_jax.inference.jobs import UsageError
+from osdhuman_jax.inference.ledger import PROVENANCE, Ledger, held, remaining
 from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.inference.settings import Settings, identity
 
 
 def pixels(height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
@@ -54,7 +49,7 @@ def work(
     pipeline, chosen = pipeline or halving(), Settings(**settings)
     found = plan(str(source), output, chosen)
     with held(output) as ledger:
-        made = identity(pipeline, chosen)
+        made = identity(pipeline.model.digest, pipeline.precision, chosen)
         left = remaining(found, output, ledger, made, overwrite)
         runner = Runner(pipeline, chosen, output, ledger)
         runner.run(left)
@@ -410,16 +405,16 @@ def test_T13_a_full_disk_leaves_no_half_file_and_a_resume_does_the_rest(
 def test_T13_a_record_that_cannot_be_written_stops_the_run(tmp_path: Path, monkeypatch) -> None:
     """Without its line a picture must not appear: the next run would not know it."""
     source = save(tmp_path / "in" / "a.png")
-    real = folder_run.Ledger.add
+    real = Ledger.add
 
     def full(self, line):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(folder_run.Ledger, "add", full)
+    monkeypatch.setattr(Ledger, "add", full)
     with pytest.raises(OSError, match="No space"):
         work(source, tmp_path / "out")
     assert not files(tmp_path / "out")
-    monkeypatch.setattr(folder_run.Ledger, "add", real)
+    monkeypatch.setattr(Ledger, "add", real)
     assert work(source, tmp_path / "out") == (1, {})
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import small
 
-from osdhuman_jax.inference.programs import Programs, compiled, keep_programs
+from osdhuman_jax.inference.program_cache import keep_programs
+from osdhuman_jax.inference.programs import Programs, compiled
 
 SHAPE, TOKENS = (2, 32, 32, 3), (2, 3, 8)
 

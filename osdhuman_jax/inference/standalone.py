@@ -1,0 +1,73 @@
+"""A restorer as one file that runs without this package: StableHLO in an .npz, or ONNX.
+
+Goes in: a loaded restorer and the shape of its pictures, uint8 (batch, height, width, 3), which
+stands in the file. Comes out: the bytes of the file. `osdhuman export` tells how it is used.
+"""
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
+from osdhuman_jax.networks.target import traced_for
+from osdhuman_jax.networks.types import Image8
+
+ONNX_LIMIT = 2**31  # bytes of one protocol buffer
+
+
+class ExportError(ValueError):
+    """A model or a request that cannot be exported, in one line."""
+
+
+def program(restorer: OneStepRestorer) -> tuple[Callable[[list[Any], Any], Any], list[jax.Array]]:
+    """What is exported, (weights, uint8 pictures) -> uint8 pictures, and the weights."""
+    graphdef, state = nnx.split(restorer)
+    weights, tree = jax.tree.flatten(state)
+
+    def restore(weights: list[jax.Array], pictures: Image8) -> Image8:
+        network = nnx.merge(graphdef, jax.tree.unflatten(tree, weights))
+        restored = network(pictures.astype(jnp.float32) / 127.5 - 1.0)
+        return jnp.round((jnp.clip(restored, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+    return restore, weights
+
+
+def to_npz(restorer: OneStepRestorer, shape: tuple[int, ...], platform: str) -> bytes:
+    """File of a StableHLO program for pictures of `shape`, with its weights."""
+    restore, weights = program(restorer)
+    abstract = [jax.ShapeDtypeStruct(weight.shape, weight.dtype) for weight in weights]
+    pictures = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    # cuDNN's attention is a call into a library, which is not for a file.
+    plain = "cpu" if platform == "cpu" else "gpu"
+    with traced_for(plain):
+        exported = jax.export.export(jax.jit(restore), platforms=[platform])(abstract, pictures)
+    arrays: dict[str, Any] = {f"weight_{i}": np.asarray(w) for i, w in enumerate(weights)}
+    arrays["program"] = np.frombuffer(exported.serialize(), np.uint8)
+    arrays["weights"] = np.int64(len(weights))
+    buffer = BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def to_onnx(restorer: OneStepRestorer, shape: tuple[int, ...]) -> bytes:
+    """ONNX file for pictures of `shape`. Raises ExportError where that cannot be."""
+    try:
+        from jax2onnx import to_onnx as convert
+    except ImportError:
+        raise ExportError("ONNX needs the extra: pip install 'osdhuman-jax[export]'") from None
+    restore, weights = program(restorer)
+    if sum(weight.nbytes for weight in weights) >= ONNX_LIMIT:
+        raise ExportError("an ONNX file holds less than 2 GiB of weights: export to .npz")
+    pictures = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    # Traced beforehand: the converter has rules of its own for Flax's layers, which refuse ours.
+    with traced_for("cpu"):
+        traced = jax.make_jaxpr(lambda pictures: restore(weights, pictures))(pictures)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        model = convert(jax.extend.core.jaxpr_as_fun(traced), inputs=[pictures], opset=18)
+    return model.SerializeToString()
