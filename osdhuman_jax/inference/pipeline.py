@@ -43,8 +43,7 @@ from osdhuman_jax.inference.memory import EXHAUSTED, budget, is_exhausted
 from osdhuman_jax.inference.plans import Plan, Planner
 from osdhuman_jax.inference.programs import Programs
 from osdhuman_jax.inference.tiling import Canvas, corners, groups_of, spread
-from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
-from osdhuman_jax.networks.types import Tokens
+from osdhuman_jax.methods.prompts import FixedPrompter, Prompter, TagPrompter
 from osdhuman_jax.training.checkpoint import load_run, load_run_prompter
 from osdhuman_jax.weights import (
     CLEANER,
@@ -56,7 +55,6 @@ from osdhuman_jax.weights import (
     load_prompter,
 )
 
-Prompter = Callable[[Float32[np.ndarray, "b h w 3"]], Tokens]
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
 PRECISIONS = ("fp32", "bf16")

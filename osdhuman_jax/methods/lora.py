@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-Path = tuple[Any, ...]  # attribute names and list indices
+Path = tuple[str | int, ...]  # attribute names and list indices
 
 
 class LoRAParam(nnx.Param):
@@ -34,12 +34,9 @@ class LoRA(nnx.Module):
         self.lora_A = LoRAParam(jnp.asarray(gaussian / rank))
         self.lora_B = LoRAParam(jnp.zeros((rank, shape[-1]), jnp.float32))
         self.scale = alpha / rank
-        self.enabled = True
 
     def __call__(self, x: Array) -> Array:
         y = self.base(x)
-        if not self.enabled:
-            return y
         a, b = self.lora_A[...].astype(y.dtype), self.lora_B[...].astype(y.dtype)
         down = self._down(x.astype(y.dtype), a)
         return y + self.scale * jnp.matmul(down, b, precision=self.base.precision)
@@ -62,6 +59,16 @@ class LoRA(nnx.Module):
         delta = self.scale * (self.lora_A[...] @ self.lora_B[...])
         self.base.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
         return self.base
+
+
+def leaf_name(path: Path) -> str:
+    """Dotted path of a leaf, as files have it: an adapter around a layer does not change it."""
+    return ".".join(str(part) for part in path if part != "base")
+
+
+def leaves_by_name(state: nnx.State) -> dict[str, nnx.Variable]:
+    """Variables of a state by their names on disk."""
+    return {leaf_name(path): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
 def _layers(model: nnx.Module) -> Iterator[tuple[Path, nnx.Module]]:
@@ -109,10 +116,3 @@ def merge(model: nnx.Module) -> None:
     adapters = [path for path, m in nnx.iter_modules(model) if isinstance(m, LoRA)]
     for path in adapters:
         _replace(model, path, lambda adapter: adapter.merged())  # type: ignore[attr-defined]
-
-
-def enable(model: nnx.Module, on: bool) -> None:
-    """Turn every LoRA on or off, in place: off is the frozen network, at no cost."""
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, LoRA):
-            module.enabled = on

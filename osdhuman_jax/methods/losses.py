@@ -126,7 +126,7 @@ def steadiness(logits: Float[Array, "b h w"], beside: Float[Array, "b h w"]) -> 
     return jnp.mean(jnp.square(difference))
 
 
-def structure(prediction: Image, target: Image) -> Scalar:
+def ssim_loss(prediction: Image, target: Image) -> Scalar:
     """1 - SSIM of the luma (Wang et al. 2004, 11 x 11 Gaussian window), sides of 11 pixels or more.
 
     A perceptual term without weights. Squared error alone leaves grain in flat regions: there it is

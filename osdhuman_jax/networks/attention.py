@@ -1,11 +1,12 @@
 """Scaled dot-product attention: the one entry point for every network."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.networks.target import platform
@@ -19,7 +20,9 @@ BLOCK = 512  # queries of a block
 Kernel = Literal["cudnn", "blocks", "xla"]
 
 
-def kernel(platform: str, dtype: Any, width: int, lengths: tuple[int, int], biased: bool) -> Kernel:
+def kernel(
+    platform: str, dtype: DTypeLike, width: int, lengths: tuple[int, int], biased: bool
+) -> Kernel:
     """cuDNN's fused attention, blocks on a CPU, or XLA's own, which stores every weight.
 
     For cuDNN a head's width must be a multiple of 8 and at most 128: the U-Net's 64 is, the VAE's

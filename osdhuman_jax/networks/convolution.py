@@ -6,15 +6,17 @@ takes half as long, and computes large maps of many channels directly, where Win
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.networks.target import platform
+from osdhuman_jax.networks.types import ConvolutionOptions
 
 Feature = Float[Array, "b h w c"]
 Kernel = Float[Array, "3 3 c o"]
@@ -27,7 +29,7 @@ WIDE = 256  # channels, from which either does
 ROWS = 8  # of 2x2 tiles at a time, so that what is computed of them stays in the cache
 
 
-def way(platform: str, dtype: Any, shape: tuple[int, ...], out: int) -> Way:
+def way(platform: str, dtype: DTypeLike | None, shape: tuple[int, ...], out: int) -> Way:
     """How to convolve a map of `shape` (B, H, W, C) to `out` channels."""
     batch, height, width, channels = shape
     if platform != "cpu" or jnp.dtype(dtype) != jnp.float32 or min(channels, out) < WIDE:
@@ -40,7 +42,7 @@ def way(platform: str, dtype: Any, shape: tuple[int, ...], out: int) -> Way:
 class Conv3x3(nnx.Conv):
     """`nnx.Conv`, computed as is best where it runs."""
 
-    def __init__(self, in_channels: int, out_channels: int, **kw: Any):
+    def __init__(self, in_channels: int, out_channels: int, **kw: Unpack[ConvolutionOptions]):
         super().__init__(in_channels, out_channels, (3, 3), (1, 1), padding=((1, 1), (1, 1)), **kw)
 
     def __call__(self, x: Feature) -> Convolved:

@@ -4,7 +4,7 @@ Convolutions pad explicitly (XLA's SAME differs from PyTorch at stride 2); group
 statistics in two passes in float32. Every block takes `dtype` (compute) and `param_dtype`.
 """
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,13 @@ from jaxtyping import Float
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
 from osdhuman_jax.networks.convolution import Conv3x3, Feature
 from osdhuman_jax.networks.remat import rematerialised
-from osdhuman_jax.networks.types import Timestep
+from osdhuman_jax.networks.types import ConvolutionOptions, LayerOptions, Timestep
 
-# For the few layers whose error reaches Eq. 2 undamped: they are thin, so exactness costs nothing.
-# Accelerators would otherwise round a float32 convolution's inputs (TF32 on GPUs, bf16 on TPUs).
-EXACT: dict[str, Any] = {"dtype": jnp.float32, "precision": jax.lax.Precision.HIGHEST}
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
 
 
-def conv1x1(in_channels: int, out_channels: int, **kw: Any) -> nnx.Conv:
+def conv1x1(in_channels: int, out_channels: int, **kw: Unpack[ConvolutionOptions]) -> nnx.Conv:
     """Pointwise convolution."""
     return nnx.Conv(in_channels, out_channels, (1, 1), (1, 1), padding="VALID", **kw)
 
@@ -36,9 +33,25 @@ class GroupNorm(nnx.GroupNorm):
     scale: nnx.Param
     bias: nnx.Param
 
-    def __init__(self, channels: int, groups: int, epsilon: float, *, dtype: DTypeLike, **kw: Any):
-        exact: dict[str, Any] = {"use_fast_variance": False, "dtype": jnp.float32}
-        super().__init__(channels, groups, epsilon=epsilon, **exact, **kw)
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        epsilon: float,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            channels,
+            groups,
+            epsilon=epsilon,
+            use_fast_variance=False,
+            dtype=jnp.float32,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         self.out_dtype = dtype
 
     def __call__(self, x: Feature) -> Feature:
@@ -63,9 +76,23 @@ class GroupNorm(nnx.GroupNorm):
 class LayerNorm(nnx.LayerNorm):
     """PyTorch's numerics: statistics in two passes and in float32; the result is in `dtype`."""
 
-    def __init__(self, channels: int, epsilon: float = 1e-5, *, dtype: DTypeLike, **kw: Any):
-        exact: dict[str, Any] = {"use_fast_variance": False, "dtype": jnp.float32}
-        super().__init__(channels, epsilon=epsilon, **exact, **kw)
+    def __init__(
+        self,
+        channels: int,
+        epsilon: float = 1e-5,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            channels,
+            epsilon=epsilon,
+            use_fast_variance=False,
+            dtype=jnp.float32,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         self.out_dtype = dtype
 
     def __call__(self, x: Array) -> Array:
@@ -90,7 +117,7 @@ class ResnetBlock2D(nnx.Module):
         groups: int,
         epsilon: float,
         temb_channels: int = 0,
-        **kw: Any,
+        **kw: Unpack[LayerOptions],
     ):
         self.norm1 = GroupNorm(in_channels, groups, epsilon, **kw)
         self.conv1 = Conv3x3(in_channels, out_channels, **kw)
@@ -116,7 +143,7 @@ class ResnetBlock2D(nnx.Module):
 class Downsample2D(nnx.Module):
     """3x3 convolution of stride 2: padded by one all round, or (the VAE) right and bottom only."""
 
-    def __init__(self, channels: int, *, asymmetric: bool = False, **kw: Any):
+    def __init__(self, channels: int, *, asymmetric: bool = False, **kw: Unpack[LayerOptions]):
         padding = ((0, 1), (0, 1)) if asymmetric else ((1, 1), (1, 1))
         self.conv = nnx.Conv(channels, channels, (3, 3), (2, 2), padding=padding, **kw)
 
@@ -153,7 +180,7 @@ def nearest(x: Feature, size: tuple[int, int]) -> Float[Array, "b _ _ c"]:
 class Upsample2D(nnx.Module):
     """Nearest resize (x2, or to the size of the skip to be joined), then a 3x3 convolution."""
 
-    def __init__(self, channels: int, **kw: Any):
+    def __init__(self, channels: int, **kw: Unpack[LayerOptions]):
         self.conv = Conv3x3(channels, channels, **kw)
 
     def __call__(self, x: Feature, size: tuple[int, int] | None = None) -> Float[Array, "b _ _ c"]:
@@ -201,7 +228,7 @@ class Attention(nnx.Module):
         heads: int,
         context_dim: int | None = None,
         bias: bool = False,
-        **kw: Any,
+        **kw: Unpack[LayerOptions],
     ):
         source = context_dim or query_dim
         self.heads = heads
@@ -222,7 +249,7 @@ class Attention(nnx.Module):
 class SpatialAttention(Attention):
     """The VAE's middle attention: group norm, one head over all pixels, residual."""
 
-    def __init__(self, channels: int, *, groups: int, epsilon: float, **kw: Any):
+    def __init__(self, channels: int, *, groups: int, epsilon: float, **kw: Unpack[LayerOptions]):
         super().__init__(channels, heads=1, bias=True, **kw)
         self.group_norm = GroupNorm(channels, groups, epsilon, **kw)
 
@@ -235,7 +262,7 @@ class SpatialAttention(Attention):
 class GEGLU(nnx.Module):
     """value * gelu(gate), with the exact GELU."""
 
-    def __init__(self, dim: int, inner: int, **kw: Any):
+    def __init__(self, dim: int, inner: int, **kw: Unpack[LayerOptions]):
         self.proj = nnx.Linear(dim, 2 * inner, **kw)
 
     def __call__(self, x: Sequence) -> Float[Array, "b t i"]:
@@ -246,7 +273,7 @@ class GEGLU(nnx.Module):
 class FeedForward(nnx.Module):
     """GEGLU of four times the width."""
 
-    def __init__(self, dim: int, **kw: Any):
+    def __init__(self, dim: int, **kw: Unpack[LayerOptions]):
         inner = 4 * dim
         self.net = nnx.List([GEGLU(dim, inner, **kw), Identity(), nnx.Linear(inner, dim, **kw)])
 
@@ -259,7 +286,7 @@ class FeedForward(nnx.Module):
 class BasicTransformerBlock(nnx.Module):
     """Self-attention, cross-attention, feed-forward; pre-norm, each with residual."""
 
-    def __init__(self, dim: int, *, heads: int, context_dim: int, **kw: Any):
+    def __init__(self, dim: int, *, heads: int, context_dim: int, **kw: Unpack[LayerOptions]):
         self.norm1 = LayerNorm(dim, **kw)
         self.attn1 = Attention(dim, heads=heads, **kw)
         self.norm2 = LayerNorm(dim, **kw)
@@ -276,7 +303,15 @@ class BasicTransformerBlock(nnx.Module):
 class Transformer2DModel(nnx.Module):
     """One transformer block on a feature map, between linear projections."""
 
-    def __init__(self, channels: int, *, heads: int, context_dim: int, groups: int, **kw: Any):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        context_dim: int,
+        groups: int,
+        **kw: Unpack[LayerOptions],
+    ):
         self.norm = GroupNorm(channels, groups, 1e-6, **kw)
         self.proj_in = nnx.Linear(channels, channels, **kw)
         block = BasicTransformerBlock(channels, heads=heads, context_dim=context_dim, **kw)
@@ -302,7 +337,7 @@ def sinusoidal_embedding(t: Timestep, dim: int) -> Float[Array, "b d"]:
 class TimestepEmbedding(nnx.Module):
     """Two-layer MLP on the sinusoidal embedding."""
 
-    def __init__(self, in_dim: int, dim: int, **kw: Any):
+    def __init__(self, in_dim: int, dim: int, **kw: Unpack[LayerOptions]):
         self.linear_1 = nnx.Linear(in_dim, dim, **kw)
         self.linear_2 = nnx.Linear(dim, dim, **kw)
 

@@ -20,7 +20,7 @@ from jax import Array
 WORTH_KEEPING = 64  # multiplications per element of a product; LoRA's second has its rank
 
 
-def _costly(primitive: Any, *operands: Any, **params: Any) -> bool:
+def _costly(primitive: object, *operands: Any, **params: Any) -> bool:
     """Whether a product is one of weights and has `WORTH_KEEPING` terms or more."""
     if primitive is jax.lax.conv_general_dilated_p:
         kernel, axes = operands[1].shape, params["dimension_numbers"].rhs_spec
@@ -43,13 +43,13 @@ def rematerialised(call: Callable[..., Array]) -> Callable[..., Array]:
     """Decorator of a block's `__call__`: obeys the policy that `set_policy` left in the block."""
 
     @functools.wraps(call)
-    def run(block: nnx.Module, *inputs: Any) -> Array:
+    def run(block: nnx.Module, *inputs: Array | None) -> Array:
         policy = POLICIES[getattr(block, "remat", "none")]
         if policy is None:
             return call(block, *inputs)
         graphdef, state = nnx.split(block)
 
-        def pure(state: nnx.State, *inputs: Any) -> Array:
+        def pure(state: nnx.State, *inputs: Array | None) -> Array:
             return call(nnx.merge(graphdef, state), *inputs)
 
         return jax.checkpoint(pure, policy=policy)(state, *inputs)

@@ -6,8 +6,9 @@ finite changes nothing but the counters.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from jax.sharding import Mesh
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
 from osdhuman_jax.images.codec import to_uint8
+from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.objectives import (
     OBJECTIVES,
+    Context,
     Frozen,
     Loss,
-    Part,
+    Microbatch,
     Regularizer,
     Scalars,
     critic_objective,
@@ -34,10 +37,9 @@ from osdhuman_jax.methods.objectives import (
     draw,
     has_critic,
     inject_regularizer,
-    leaves_by_name,
 )
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
-from osdhuman_jax.methods.prompts import TagPrompter
+from osdhuman_jax.methods.prompts import Prompter, TagPrompter
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks import remat
 from osdhuman_jax.networks.critic import Critic
@@ -49,15 +51,15 @@ from osdhuman_jax.training.flops import count
 from osdhuman_jax.training.optimizer import (
     accumulate,
     all_finite,
-    averaged,
-    choose,
-    cut,
+    ema_update,
     group_norms,
     make_optimizer,
+    split_microbatches,
+    tree_where,
 )
 from osdhuman_jax.training.sharding import batch_sharding, replicated, weight_sharding
 from osdhuman_jax.weights import encode_text, load_part, load_prompter
-from osdhuman_jax.weights.model_folder import DTYPES, hollow, parameters, read_meta
+from osdhuman_jax.weights.model_folder import DTYPES, abstract, parameters, read_meta
 from osdhuman_jax.weights.model_folder import draw as initial
 
 Batch = Mapping[str, Array]
@@ -104,7 +106,7 @@ class Trainer:
         _, params, rest = nnx.split(restorer, wanted, ...)
         frozen = Frozen(rest)
         if self.config.lora.train_conv_in and self.regularizer:
-            trained = leaves_by_name(params["unet"]) if "unet" in params else {}
+            trained = lora.leaves_by_name(params["unet"]) if "unet" in params else {}
             kept = {n: v for n, v in trained.items() if ".lora_" not in n}
             frozen.unet = jax.tree.map(jnp.copy, kept)
         if lpips is not None:
@@ -127,23 +129,23 @@ class Trainer:
         Randomness is a function of (seed, step) alone. A step whose losses or gradients are not
         all finite leaves everything as it was, and counts in `nonfinite`.
         """
-        parts = self._parts(state, frozen, batch)
-        grads, scalars, made = self._gradients(state, frozen, parts)
+        microbatches = self._microbatches(state, frozen, batch)
+        grads, scalars, made = self._gradients(state, frozen, microbatches)
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         scalars |= group_norms(grads, "grad_norm") | group_norms(updates, "update_norm")
         watched = [scalars["loss"], scalars["grad_norm"]]
         new = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
-        new.reg, new.reg_opt, reg_scalars = self._regularize(state, frozen, parts, made)
-        new.critic, new.critic_opt, critic_scalars = self._criticise(state, parts, made)
+        new.reg, new.reg_opt, reg_scalars = self._regularize(state, frozen, microbatches, made)
+        new.critic, new.critic_opt, critic_scalars = self._criticise(state, microbatches, made)
         reg_scalars |= critic_scalars
         others = ("reg_loss", "reg_grad_norm", "critic_loss", "critic_grad_norm")
         watched += [reg_scalars[k] for k in others if k in reg_scalars]
         if state.ema is not None:
-            new.ema = averaged(state.ema, params, state.step, self.config.optim.ema)
+            new.ema = ema_update(state.ema, params, state.step, self.config.optim.ema)
         finite = all_finite(*watched)
         new.nonfinite = state.nonfinite
-        new = choose(finite, new, state)
+        new = tree_where(finite, new, state)
         new.step = state.step + 1
         new.nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         counters = {"nonfinite": new.nonfinite.astype(jnp.float32)}
@@ -151,31 +153,37 @@ class Trainer:
             counters["stop"] = jnp.max(batch["stop"]).astype(jnp.float32)
         return new, {**scalars, **reg_scalars, **counters}
 
-    def _parts(self, state: TrainState, frozen: Frozen, batch: Batch) -> Part:
-        """Images, prompts and draws of the batch, cut into `optim.accumulate` parts."""
+    def _microbatches(self, state: TrainState, frozen: Frozen, batch: Batch) -> Microbatch:
+        """Images, prompts and draws of the batch, split into `optim.accumulate` microbatches."""
         key = jax.random.fold_in(jax.random.key(self.config.run.seed), state.step)
         images = to_images(batch)
         model = nnx.merge(self.graphdef, state.params, frozen.restorer)
         count, height, width, _ = images["hq"].shape
         drawn = draw(self.config, model, count, (height, width), key)
         prompts = {"prompt": batch["prompt"]} if "prompt" in batch else {}
-        return cut({**images, **prompts, **drawn}, self.config.optim.accumulate)
+        return split_microbatches({**images, **prompts, **drawn}, self.config.optim.accumulate)
 
-    def _objective(self, params: nnx.State, state: TrainState, frozen: Frozen, part: Part) -> Loss:
+    def _objective(
+        self, params: nnx.State, state: TrainState, frozen: Frozen, microbatch: Microbatch
+    ) -> Loss:
         model = nnx.merge(self.graphdef, params, frozen.restorer)
-        objective = OBJECTIVES[self.config.run.kind]
-        if self.config.run.kind != "restorer":
-            return objective(self.config.loss, model, part)
-        networks = self.config, self.regularizer, self.lpips if self.config.loss.lpips else None
-        critic = self.critic and nnx.merge(self.critic, state.critic)
-        return objective(*networks, model, frozen, state.reg, critic, part)
+        perceptual = self.lpips if self.config.loss.lpips else None
+        context = Context(
+            self.config,
+            frozen,
+            regularizer=self.regularizer,
+            reg=state.reg,
+            lpips=perceptual and nnx.merge(perceptual, frozen.lpips),
+            critic=self.critic and nnx.merge(self.critic, state.critic),
+        )
+        return OBJECTIVES[self.config.run.kind](model, context, microbatch)
 
-    def _gradients(self, state: TrainState, frozen: Frozen, parts: Part):
-        """Gradients and scalars, means over the parts; what each part made for the others."""
+    def _gradients(self, state: TrainState, frozen: Frozen, microbatches: Microbatch):
+        """Gradients and scalars, means over the microbatches; what each made for the others."""
 
-        def of(part: Part):
+        def of(microbatch: Microbatch):
             def loss(params: nnx.State):
-                found = self._objective(params, state, frozen, part)
+                found = self._objective(params, state, frozen, microbatch)
                 return found.value, found
 
             grads, found = jax.grad(loss, has_aux=True)(state.params)
@@ -185,11 +193,11 @@ class Trainer:
                 "image": found.image,
             }
 
-        (grads, scalars), made = accumulate(of, parts)
+        (grads, scalars), made = accumulate(of, microbatches)
         return grads, scalars, made
 
     def _regularize(
-        self, state: TrainState, frozen: Frozen, parts: Part, made: dict[str, Any]
+        self, state: TrainState, frozen: Frozen, microbatches: Microbatch, made: dict[str, Any]
     ) -> tuple[Any, Any, Scalars]:
         """Eq. 7, `reg_updates` times, on the generator's latents and prompts."""
         reg, opt = state.reg, state.reg_opt
@@ -197,7 +205,7 @@ class Trainer:
             return reg, opt, {}
         scalars: Scalars = {}
         for n in range(self.config.loss.reg_updates):
-            drawn = parts[f"reg_t{n}"], parts[f"reg_noise{n}"]
+            drawn = microbatches[f"reg_t{n}"], microbatches[f"reg_noise{n}"]
             grads, loss = self._reg_gradients(reg, frozen, (made, drawn))
             updates, opt = self.reg_tx.update(grads, opt, reg)
             reg = optax.apply_updates(reg, updates)
@@ -219,7 +227,7 @@ class Trainer:
         return accumulate(of, parts)[0]
 
     def _criticise(
-        self, state: TrainState, parts: Part, made: dict[str, Any]
+        self, state: TrainState, microbatches: Microbatch, made: dict[str, Any]
     ) -> tuple[Any, Any, Scalars]:
         """The critic's update, on the generator's images."""
         graph = self.critic
@@ -227,16 +235,16 @@ class Trainer:
             return state.critic, state.critic_opt, {}
 
         def of(part: Any):
-            images, part = part
+            images, microbatch = part
 
             def loss(params: nnx.State):
                 critic = nnx.merge(graph, params)
-                found = critic_objective(self.config.loss, critic, images, part)
+                found = critic_objective(self.config.loss, critic, images, microbatch)
                 return found.value, found.scalars
 
             return jax.grad(loss, has_aux=True)(state.critic), ()
 
-        (grads, scalars), _ = accumulate(of, (made["image"], parts))
+        (grads, scalars), _ = accumulate(of, (made["image"], microbatches))
         updates, opt = self.tx.update(grads, state.critic_opt, state.critic)
         scalars["critic_grad_norm"] = optax.tree.norm(grads)
         return optax.apply_updates(state.critic, updates), opt, scalars
@@ -267,8 +275,8 @@ def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
     """The regularizers' graphs, where a run has the VSD term; adapters drawn by the seed."""
     if config.run.kind != "restorer" or not config.loss.vsd:
         return None
-    sizes: dict[str, Any] = {**vars(model.unet), "dtype": DTYPES[config.run.precision]}
-    plain, adapted = (hollow(lambda rngs: UNet2DConditionModel(**sizes, rngs=rngs)) for _ in "ab")
+    make = partial(UNet2DConditionModel, model.unet, dtype=DTYPES[config.run.precision])
+    plain, adapted = (abstract(lambda rngs: make(rngs=rngs)) for _ in "ab")
     rng = np.random.default_rng([config.run.seed, 1])
     inject_regularizer(adapted, config.lora, config.loss.reg_lora_scope, rng)
     remat.set_policy(adapted, config.run.remat)
@@ -279,7 +287,7 @@ def _critic(config: Config) -> nnx.GraphDef | None:
     """The critic's graph, where a run has one."""
     if not has_critic(config):
         return None
-    return nnx.graphdef(hollow(lambda rngs: _make_critic(config, rngs)))
+    return nnx.graphdef(abstract(lambda rngs: _make_critic(config, rngs)))
 
 
 def _make_critic(config: Config, rngs: nnx.Rngs) -> Critic:
@@ -289,7 +297,7 @@ def _make_critic(config: Config, rngs: nnx.Rngs) -> Critic:
 
 def critic_parameters(config: Config) -> nnx.State:
     """A critic's weights before the first step, drawn by the seed; it begins without an opinion."""
-    critic = hollow(lambda rngs: _make_critic(config, rngs))
+    critic = abstract(lambda rngs: _make_critic(config, rngs))
     rng = np.random.default_rng([config.run.seed, 2])
     for name, variable in parameters(critic).items():
         variable.set_value(jnp.asarray(initial(name, variable.shape, rng), variable.dtype))
@@ -344,7 +352,7 @@ class Prompts:
 
     @staticmethod
     def _by(
-        extract: Callable[..., Any] | None, batch: Mapping[str, np.ndarray], source: str
+        extract: Prompter | None, batch: Mapping[str, np.ndarray], source: str
     ) -> dict[str, np.ndarray]:
         if extract is None:
             return {}

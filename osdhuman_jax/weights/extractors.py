@@ -11,11 +11,12 @@ prompt.npy.
 """
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float32
 
+from osdhuman_jax.config import Json
 from osdhuman_jax.disk import copy_file, write_json
 from osdhuman_jax.methods.prompts import (
     FixedPrompter,
@@ -26,10 +27,11 @@ from osdhuman_jax.methods.prompts import (
     null_prompter,
 )
 from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.configs import CLIPConfig
 from osdhuman_jax.networks.tokenizer import Tokenizer
 from osdhuman_jax.networks.types import Tokens
 from osdhuman_jax.weights.model_folder import CONFIG, read_configs, read_meta, verify
-from osdhuman_jax.weights.parts import load_part
+from osdhuman_jax.weights.parts import load_part, part_config
 from osdhuman_jax.weights.torch_files import WeightsError
 
 KINDS = ("hfie", "dape", "ram", "null", "fixed")
@@ -75,10 +77,10 @@ def load_prompter(
         raise WeightsError(str(error)) from error
 
 
-def _text_encoder(folder: Path, meta: dict[str, Any], precision: str) -> TextEncoder:
+def _text_encoder(folder: Path, meta: Json, precision: str) -> TextEncoder:
     clip = cast(CLIPTextModel, load_part(folder, "clip", precision=precision))
-    length = meta["parts"]["clip"]["max_position_embeddings"]
-    return TextEncoder(Tokenizer(folder / "tokenizer", length), clip)
+    config = cast(CLIPConfig, part_config(folder, meta, "clip"))
+    return TextEncoder(Tokenizer(folder / "tokenizer", config.max_position_embeddings), clip)
 
 
 def encode_text(folder: Path | str, text: str, *, precision: str = "fp32") -> Tokens:
@@ -105,7 +107,7 @@ def copy_prompter(source: Path, target: Path, kind: str) -> None:
     write_json(target / CONFIG, ours)
 
 
-def check_kind(where: Path | str, meta: dict[str, Any], kind: str) -> None:
+def check_kind(where: Path | str, meta: Json, kind: str) -> None:
     """Raises WeightsError unless a folder's parts and small files serve prompts of this kind."""
     if kind not in KINDS:
         raise WeightsError(f"{where}: prompt {kind!r:.40} is none of {', '.join(KINDS)}")

@@ -9,13 +9,12 @@ A folder that lacks a tensor, has one too many or one of another shape, or whose
 their digest, is refused with one error.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +23,15 @@ import safetensors
 from flax import nnx
 from jax.typing import DTypeLike
 
-from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, UseConfig, from_dict, to_dict
+from osdhuman_jax.config import (
+    ConfigError,
+    Json,
+    LoRAConfig,
+    ModelConfig,
+    UseConfig,
+    from_dict,
+    to_dict,
+)
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
@@ -54,6 +61,9 @@ class Model:
     use: UseConfig = field(default_factory=UseConfig)
 
 
+M = TypeVar("M", bound=nnx.Module)
+
+
 class _OneKey(nnx.Rngs):
     """Gives every layer the same key: counting keys while tracing shapes is quadratic in layers."""
 
@@ -64,7 +74,7 @@ class _OneKey(nnx.Rngs):
 def _build(
     config: ModelConfig, dtype: DTypeLike, adapters: LoRAConfig | None = None
 ) -> OneStepRestorer:
-    restorer = build_restorer(**dataclasses.asdict(config), dtype=dtype, rngs=_OneKey())
+    restorer = build_restorer(config, dtype=dtype, rngs=_OneKey())
     if adapters:
         add_lora(restorer, adapters, np.random.default_rng(0))
     return restorer
@@ -77,7 +87,7 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     each of hundreds of shapes takes longer than a short run.
     """
     rng = np.random.default_rng(seed)
-    restorer, _ = hollow_restorer(config, precision=precision)
+    restorer, _ = abstract_restorer(config, precision=precision)
     for name, variable in parameters(restorer).items():
         variable.set_value(jnp.asarray(draw(name, variable.shape, rng), variable.dtype))
     if restorer.vae.residual:
@@ -104,31 +114,26 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
 
 def add_lora(restorer: OneStepRestorer, config: LoRAConfig, rng: np.random.Generator) -> None:
     """Inject the generator's adapters, in place."""
-    size: dict[str, Any] = {"rank": config.rank, "alpha": config.alpha, "rng": rng}
+    inject = partial(lora.inject, rank=config.rank, alpha=config.alpha, rng=rng)
     if config.vae_encoder:
-        lora.inject(restorer.vae, lora.vae_encoder_targets(restorer.vae), **size)
+        inject(restorer.vae, lora.vae_encoder_targets(restorer.vae))
     if config.unet:
-        lora.inject(restorer.unet, lora.unet_targets(restorer.unet), **size)
+        inject(restorer.unet, lora.unet_targets(restorer.unet))
 
 
-def is_generator(config: LoRAConfig, path: tuple[Any, ...], value: Any) -> bool:
+def is_generator(config: LoRAConfig, path: lora.Path, value: object) -> bool:
     """nnx filter (after `partial`) of what the restorer's training changes: LoRA, HFIE, conv_in."""
     conv_in = config.train_conv_in and path[:2] == ("unet", "conv_in")
     return isinstance(value, lora.LoRAParam) or "hfie" in path or conv_in
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(str(part) for part in path if part != "base")
-
-
-def parameters(module: nnx.Module) -> dict[str, nnx.Variable]:
+def parameters(module: nnx.Module) -> dict[str, nnx.Param]:
     """Every parameter by its name on disk; filling these variables fills the module."""
-    return {
-        _name(path): value for path, value in nnx.iter_graph(module) if isinstance(value, nnx.Param)
-    }
+    leaves = nnx.iter_graph(module)
+    return {lora.leaf_name(path): v for path, v in leaves if isinstance(v, nnx.Param)}
 
 
-def hollow(make: Callable[[nnx.Rngs], Any]) -> Any:
+def abstract(make: Callable[[nnx.Rngs], M]) -> M:
     """The module that `make` builds, with shapes in the place of arrays."""
     return nnx.eval_shape(lambda: make(_OneKey()))
 
@@ -138,7 +143,7 @@ def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in parameters(module).items()}
 
 
-def hollow_restorer(
+def abstract_restorer(
     config: ModelConfig, adapters: LoRAConfig | None = None, precision: str = "fp32"
 ) -> tuple[OneStepRestorer, set[str]]:
     """A restorer without its arrays, and the names of what training it changes.
@@ -166,14 +171,18 @@ def fill(
 
 
 def check_tensors(
-    tensors: Mapping[str, Any], config: ModelConfig, adapters: LoRAConfig | None, where: str
+    tensors: Mapping[str, Tensor], config: ModelConfig, adapters: LoRAConfig | None, where: str
 ) -> None:
     """That tensors are a restorer's, none missing or unknown or of another shape, unread."""
-    restorer, _ = hollow_restorer(config, adapters)
+    restorer, _ = abstract_restorer(config, adapters)
     _compare(tensors, parameters(restorer), where)
 
 
-def _compare(found: Mapping[str, Any], targets: Mapping[str, Any], where: str) -> None:
+def _compare(
+    found: Mapping[str, np.ndarray] | Mapping[str, Tensor],
+    targets: Mapping[str, nnx.Param],
+    where: str,
+) -> None:
     both = set(found) & set(targets)
     faults = {
         "missing": sorted(set(targets) - set(found)),
@@ -189,7 +198,7 @@ def save_model(
     restorer: OneStepRestorer,
     *,
     generator: LoRAConfig | None = None,
-    provenance: dict[str, Any] | None = None,
+    provenance: Json | None = None,
     use: UseConfig | None = None,
 ) -> None:
     """Write a model folder; `generator` is the LoRA that `restorer` carries, unmerged."""
@@ -218,7 +227,7 @@ def _generator_names(restorer: OneStepRestorer, generator: LoRAConfig | None) ->
     if generator is None:
         return set()
     state = nnx.state(restorer, partial(is_generator, generator))
-    return {_name(path) for path, _ in nnx.to_flat_state(state)}
+    return set(lora.leaves_by_name(state))
 
 
 def kind_of(folder: Path) -> str:
@@ -226,7 +235,7 @@ def kind_of(folder: Path) -> str:
     return _described(folder).get("kind", RESTORER)
 
 
-def read_meta(folder: Path, kind: str = RESTORER) -> dict[str, Any]:
+def read_meta(folder: Path, kind: str = RESTORER) -> Json:
     """config.json of a model folder of a kind. Raises WeightsError where it is not one."""
     meta = _described(folder)
     found = meta.get("kind", RESTORER)
@@ -237,7 +246,7 @@ def read_meta(folder: Path, kind: str = RESTORER) -> dict[str, Any]:
     return meta
 
 
-def _described(folder: Path) -> dict[str, Any]:
+def _described(folder: Path) -> Json:
     """config.json of a model folder of any kind."""
     if not (folder / CONFIG).is_file():
         what = f"not a model folder (no {CONFIG})" if folder.is_dir() else "no model folder"
@@ -254,7 +263,7 @@ def _described(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def read_use(folder: Path, meta: dict[str, Any]) -> UseConfig:
+def read_use(folder: Path, meta: Json) -> UseConfig:
     """How the model is best used; folders of earlier versions do not say."""
     try:
         return from_dict(UseConfig, meta["use"]) if "use" in meta else UseConfig()
@@ -262,7 +271,7 @@ def read_use(folder: Path, meta: dict[str, Any]) -> UseConfig:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
 
 
-def verify(folder: Path, meta: dict[str, Any], *names: str) -> None:
+def verify(folder: Path, meta: Json, *names: str) -> None:
     """Raises WeightsError where a file is not there or not what its digest says."""
     for name in names:
         if not (folder / name).is_file():
@@ -271,7 +280,7 @@ def verify(folder: Path, meta: dict[str, Any], *names: str) -> None:
             raise WeightsError(f"{folder / name}: its bytes do not match the digest in {CONFIG}")
 
 
-def read_configs(folder: Path, meta: dict[str, Any]) -> tuple[ModelConfig, LoRAConfig | None]:
+def read_configs(folder: Path, meta: Json) -> tuple[ModelConfig, LoRAConfig | None]:
     """Sizes of the model, and of its generator's adapters if it has one."""
     try:
         adapters = from_dict(LoRAConfig, meta["lora"]) if meta["lora"] else None
@@ -301,7 +310,7 @@ def load_base(
     config, adapters = read_configs(folder, meta)
     if adapters and not generator:
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
-    restorer, trained = hollow_restorer(config, adapters, precision)
+    restorer, trained = abstract_restorer(config, adapters, precision)
     fill(restorer, _tensors(folder / BASE), set(parameters(restorer)) - trained, str(folder / BASE))
     if trained:
         fill(restorer, _tensors(folder / GENERATOR), trained, str(folder / GENERATOR))
