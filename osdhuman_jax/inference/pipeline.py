@@ -43,7 +43,8 @@ from osdhuman_jax.inference.memory import EXHAUSTED, budget, is_exhausted
 from osdhuman_jax.inference.plans import Plan, Planner
 from osdhuman_jax.inference.programs import Programs
 from osdhuman_jax.inference.tiling import Canvas, corners, groups_of, spread
-from osdhuman_jax.methods.prompts import FixedPrompter, Prompter, TagPrompter
+from osdhuman_jax.methods.prompts import FixedPrompter, Images, Prompter, TagPrompter
+from osdhuman_jax.networks.types import Tokens
 from osdhuman_jax.training.checkpoint import load_run, load_run_prompter
 from osdhuman_jax.weights import (
     CLEANER,
@@ -89,7 +90,7 @@ class Pipeline:
         precision: str = "fp32",
         batch_size: int = 1,
         bucket: int = 128,
-        prompter: Prompter | None = None,
+        prompter: Prompter | Callable[[Images], Tokens] | None = None,
         max_memory: int | None = None,
     ) -> None:
         """Keep `model`, which was loaded in `precision`.

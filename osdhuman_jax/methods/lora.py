@@ -1,4 +1,4 @@
-"""LoRA as surgery after loading: networks do not know about it.
+"""LoRA (Hu et al. 2022) as surgery on a loaded network, which does not know about it.
 
 y = base(x) + scale * (op(x, A) @ B), op being the base's convolution or matrix product. A has the
 base kernel's shape but `rank` outputs, B is (rank, out), scale = alpha / rank. A ~ N(0, std 1/rank)
@@ -28,6 +28,7 @@ class LoRA(nnx.Module):
     def __init__(
         self, base: nnx.Linear | nnx.Conv, rank: int, alpha: float, *, rng: np.random.Generator
     ):
+        # Drawn on the host: the shapes are many, and a compiled draw for each would take minutes.
         shape = base.kernel.shape
         gaussian = rng.standard_normal((*shape[:-1], rank), np.float32)
         self.base = base
@@ -37,8 +38,9 @@ class LoRA(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         y = self.base(x)
+        # Factors are kept in float32, where small updates are not lost, and used as y is computed.
         a, b = self.lora_A[...].astype(y.dtype), self.lora_B[...].astype(y.dtype)
-        down = self._down(x.astype(y.dtype), a)
+        down = self._down(x.astype(y.dtype), a)  # [..., rank]
         return y + self.scale * jnp.matmul(down, b, precision=self.base.precision)
 
     def _down(self, x: Array, a: Array) -> Array:
@@ -56,6 +58,7 @@ class LoRA(nnx.Module):
     def merged(self) -> nnx.Linear | nnx.Conv:
         """The base with kernel + scale * A B, in the kernel's dtype."""
         kernel = self.base.kernel[...]
+        # A convolution's A is (h, w, in, rank): the product is over the last axis all the same.
         delta = self.scale * (self.lora_A[...] @ self.lora_B[...])
         self.base.kernel[...] = (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
         return self.base
@@ -104,6 +107,7 @@ def inject(
     model: nnx.Module, targets: list[Path], *, rank: int, alpha: float, rng: np.random.Generator
 ) -> None:
     """Put a LoRA around each target, in place. Raises ValueError where one is there already."""
+    # All are looked at before the first is changed, so that an error leaves the model as it was.
     for path in targets:
         if "base" in path or isinstance(reduce(_child, path, model), LoRA):
             raise ValueError(f"{'.'.join(map(str, path))}: has LoRA already")
@@ -113,6 +117,7 @@ def inject(
 
 def merge(model: nnx.Module) -> None:
     """Fold every LoRA into its base kernel, in place."""
+    # A list first: what is walked over may not change on the way.
     adapters = [path for path, m in nnx.iter_modules(model) if isinstance(m, LoRA)]
     for path in adapters:
         _replace(model, path, lambda adapter: adapter.merged())  # type: ignore[attr-defined]

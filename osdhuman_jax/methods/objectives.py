@@ -204,6 +204,7 @@ def scores(
     With guidance the frozen one's two passes are one batch. The finetuned one's is its own: to join
     them, every adapter would have to be masked for half of a batch that fills a device as it is.
     """
+    # Both see the same noisy latents, at timesteps of their own draw (Eq. 6: t in [20, 980)).
     t = microbatch["t"]
     noisy = Schedule().add_noise(latent, microbatch["noise"], t)
     if negative is None:
@@ -293,6 +294,7 @@ def critic_terms(critic: Critic, image: Image, hq: Image, lq: Image) -> Scalars:
 
     Of the critic's own features none is normed: each layer's mean absolute error counts alike.
     """
+    # The answers to HQ are targets, which no gradient changes.
     (real, wanted), (fake, found) = jax.lax.stop_gradient(critic(hq, lq)), critic(image, lq)
     errors = [jnp.mean(jnp.abs(a - b)) for a, b in zip(found, wanted, strict=True)]
     return {
@@ -307,6 +309,7 @@ def critic_objective(
     """The critic's own loss on the generator's detached image: tell it from HQ, and be steady."""
     hq, lq = microbatch["hq"], microbatch["lq"]
     beside = [config.critic_noise * microbatch[f"critic_{name}"] for name in ("hq", "image")]
+    # One pass over four pictures of each sample: HQ and ours, as they are and with faint noise.
     four = jnp.concatenate([hq, image, hq + beside[0], image + beside[1]])  # [4B, H, W, 3]
     real, fake, *noisy = jnp.split(critic(four, jnp.tile(lq, (4, 1, 1, 1)))[0], 4)
     scalars = {

@@ -79,6 +79,7 @@ class OneStepRestorer(nnx.Module):
         `prompt` stands in for the prompter's tokens of `lq`, as it must where `lq` is padded: the
         prompt is the picture's alone. Raises ValueError where there is neither.
         """
+        # The order of the paper's Figure 2; encoder and prompter do not need each other.
         tokens = self.tokens(lq) if prompt is None else prompt  # [B, 77, 1024]
         return self.decode(self.denoise(self.encode(lq), tokens))
 
@@ -101,6 +102,7 @@ def build_restorer(
         raise ValueError(f"vae.latent_channels and unet.in_channels differ: {pair}")
     kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
     encoder = RAMEncoder(config.swin, **kw)
+    # Keys and values from RAM's embeddings, tokens as wide as the U-Net attends to.
     hfie = HFIE(
         config.hfie,
         dim=config.unet.cross_attention_dim,

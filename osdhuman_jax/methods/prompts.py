@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ Tokenize = Callable[[Sequence[str]], Int32[np.ndarray, "b t"]]
 Images = Image | Float[np.ndarray, "b h w 3"]  # on a device or on the host
 
 
+@runtime_checkable
 class Prompter(Protocol):
     """What makes a prompt of pictures, whatever it is made of."""
 
@@ -157,6 +158,7 @@ class TagPrompter:
         user_prompt: str = "",
     ) -> None:
         """`names` and `thresholds` are RAM's lists; `user_prompt` is for `tag_text`, in use."""
+        # Kept as functions of arrays; modules are split once, here.
         self.input_size = image_tagger.image_encoder.input_size  # pixels, of the square it sees
         self._logits = partial(_forward, *nnx.split(image_tagger))
         self._names, self._thresholds = tuple(names), thresholds
@@ -196,6 +198,7 @@ def null_prompter(encode: TextEncoder) -> FixedPrompter:
 
 def load_prompt(path: str | Path, width: int | None) -> FixedPrompter:
     """Prompter of a .npy file (N, width), of any width if None. Raises ValueError on another."""
+    # Never a pickle: the file may be anybody's.
     try:
         tokens = np.load(path, allow_pickle=False)
     except EOFError as error:

@@ -39,9 +39,10 @@ class CLIPAttention(nnx.Module):
 
     def __call__(self, x: Sequence) -> Sequence:
         b, t, _ = x.shape
+        # The mask of padding is left out, as in Stable Diffusion: only what follows is hidden.
         layers = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (split_heads(layer(x), self.heads) for layer in layers)
-        mask = jnp.broadcast_to(causal_mask(t), (b, self.heads, t, t))
+        mask = jnp.broadcast_to(causal_mask(t), (b, self.heads, t, t))  # [B, heads, T, T]
         return self.out_proj(join_heads(attend(q, k, v, mask)))
 
 
@@ -67,6 +68,7 @@ class CLIPEncoderLayer(nnx.Module):
         self.mlp = CLIPMLP(dim, config.intermediate_size, **kw)
 
     def __call__(self, x: Sequence) -> Sequence:
+        # Pre-norm: what runs through the residuals is normed once, after the last layer.
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
@@ -94,7 +96,8 @@ class CLIPTextEmbeddings(nnx.Module):
         self.position_embedding = nnx.Embed(config.max_position_embeddings, width, **kw)
 
     def __call__(self, ids: Ids) -> Tokens:
-        return self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))[None]
+        places = self.position_embedding(jnp.arange(ids.shape[1]))  # [T, D]
+        return self.token_embedding(ids) + places[None]  # [B, T, D]
 
 
 class CLIPTextModel(nnx.Module):

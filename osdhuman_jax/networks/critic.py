@@ -30,6 +30,7 @@ class Critic(nnx.Module):
     """
 
     def __init__(self, width: int, **kw: Unpack[LayerOptions]):
+        # Two pictures of three channels, in squares.
         self.conv_in = Conv3x3(2 * 3 * STEM**2, width, **kw)
         self.blocks = nnx.List(
             [
@@ -44,6 +45,7 @@ class Critic(nnx.Module):
         """Logits of `image` as what `source` was made of, and the features that led to them."""
         squares = jnp.concatenate([image, source], axis=-1)  # [B, H, W, 6]
         features = [self.conv_in(space_to_depth(squares, STEM))]  # [B, H/4, W/4, width]
+        # Each block's output is kept: the generator is compared with HQ by all of them.
         for block in self.blocks:
             features.append(block(features[-1]))
         return self.conv_out(jax.nn.silu(features[-1]))[..., 0], features

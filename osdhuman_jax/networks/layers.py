@@ -55,6 +55,7 @@ class GroupNorm(nnx.GroupNorm):
         self.out_dtype = dtype
 
     def __call__(self, x: Feature) -> Feature:
+        # Two passes: a variance from means of squares would lose what is small beside the mean.
         centred = x.astype(jnp.float32)
         centred = centred - self._means(centred)
         return self.scaled(centred, self._means(jnp.square(centred)))
@@ -69,7 +70,7 @@ class GroupNorm(nnx.GroupNorm):
 
     def _means(self, x: Feature) -> Float[Array, "b 1 1 c"]:
         """Each group's mean, at each of its channels; by channels first: CPUs sum many at once."""
-        groups = x.mean((1, 2)).reshape(x.shape[0], self.num_groups, -1).mean(-1)
+        groups = x.mean((1, 2)).reshape(x.shape[0], self.num_groups, -1).mean(-1)  # [B, groups]
         return jnp.repeat(groups, self.group_size, axis=1)[:, None, None]
 
 
@@ -133,10 +134,12 @@ class ResnetBlock2D(nnx.Module):
     def __call__(
         self, x: Feature, temb: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w o"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = self.conv1(jax.nn.silu(self.norm1(x)))  # [B, H, W, O]
+        # The timestep is one vector a picture, the same at every pixel.
         if self.time_emb_proj is not None and temb is not None:
             h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
         h = self.conv2(jax.nn.silu(self.norm2(h)))
+        # Where the width changes, a pointwise convolution brings the input to it.
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
@@ -155,13 +158,15 @@ def space_to_depth(x: Feature, factor: int) -> Resized:
     """Pixels of `factor` x `factor` squares as channels: no value is lost, none is computed."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, -1)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H/f, W/f, f, f, C]
+    return x.reshape(b, h // factor, w // factor, -1)
 
 
 def depth_to_space(x: Feature, factor: int) -> Resized:
-    """The inverse of `space_to_depth`."""
+    """Channels as pixels of `factor` x `factor` squares, which undoes `space_to_depth`."""
     b, h, w, _ = x.shape
-    x = x.reshape(b, h, w, factor, factor, -1).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, h, w, factor, factor, -1)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H, f, W, f, C/f^2]
     return x.reshape(b, h * factor, w * factor, -1)
 
 
@@ -170,6 +175,7 @@ def nearest(x: Feature, size: tuple[int, int]) -> Float[Array, "b _ _ c"]:
     _, h, w, _ = x.shape
     if size == (h, w):
         return x
+    # The usual case needs no gather, which is slow on every accelerator.
     if size == (2 * h, 2 * w):
         return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     rows = jnp.arange(size[0]) * h // size[0]
@@ -185,7 +191,8 @@ class Upsample2D(nnx.Module):
 
     def __call__(self, x: Feature, size: tuple[int, int] | None = None) -> Float[Array, "b _ _ c"]:
         twice = (2 * x.shape[1], 2 * x.shape[2])
-        if size in (None, twice) and isinstance(self.conv, nnx.Conv):  # and not LoRA around one
+        # An adapter's own product is not folded, so LoRA around the convolution takes the long way.
+        if size in (None, twice) and isinstance(self.conv, nnx.Conv):
             return upsampled(self.conv, x)
         return self.conv(nearest(x, size or twice))
 
@@ -199,6 +206,7 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
     x = x.astype(conv.dtype)
     kernel = conv.kernel[...].astype(jnp.float32)
     settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
+    # One convolution of 2x2 taps for each of the four places that a pixel has in its square.
     quarters = []
     for row in range(2):
         rows = _added(kernel, row, axis=0)
@@ -208,7 +216,7 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
             quarters.append(jax.lax.conv_general_dilated(x, taps, (1, 1), padding, **settings))
     b, h, w, c = quarters[0].shape
     out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)
-    out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)
+    out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)  # [B, 2H, 2W, C]
     return out if conv.bias is None else out + conv.bias[...].astype(out.dtype)[None, None, None]
 
 
@@ -235,6 +243,7 @@ class Attention(nnx.Module):
         self.to_q = nnx.Linear(query_dim, query_dim, use_bias=bias, **kw)
         self.to_k = nnx.Linear(source, query_dim, use_bias=bias, **kw)
         self.to_v = nnx.Linear(source, query_dim, use_bias=bias, **kw)
+        # A list, as in diffusers, whose second element is a dropout of nothing.
         self.to_out = nnx.List([nnx.Linear(query_dim, query_dim, **kw)])
 
     def __call__(self, x: Sequence, context: Float[Array, "b s d"] | None = None) -> Sequence:
@@ -242,7 +251,7 @@ class Attention(nnx.Module):
         q, k, v = (
             split_heads(project(y), self.heads)
             for project, y in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
-        )
+        )  # [B, T, heads, C / heads] and twice [B, S, heads, C / heads]
         return self.to_out[0](join_heads(attend(q, k, v)))
 
 
@@ -255,7 +264,7 @@ class SpatialAttention(Attention):
 
     @rematerialised
     def __call__(self, x: Feature) -> Feature:
-        tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
         return x + super().__call__(tokens).reshape(x.shape)
 
 
@@ -266,7 +275,8 @@ class GEGLU(nnx.Module):
         self.proj = nnx.Linear(dim, 2 * inner, **kw)
 
     def __call__(self, x: Sequence) -> Float[Array, "b t i"]:
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        # One product for both halves, the value first, as the weights have it.
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)  # [B, T, I] each
         return value * jax.nn.gelu(gate, approximate=False)
 
 
@@ -274,7 +284,7 @@ class FeedForward(nnx.Module):
     """GEGLU of four times the width."""
 
     def __init__(self, dim: int, **kw: Unpack[LayerOptions]):
-        inner = 4 * dim
+        inner = 4 * dim  # diffusers' `mult`
         self.net = nnx.List([GEGLU(dim, inner, **kw), Identity(), nnx.Linear(inner, dim, **kw)])
 
     def __call__(self, x: Sequence) -> Sequence:
@@ -312,6 +322,7 @@ class Transformer2DModel(nnx.Module):
         groups: int,
         **kw: Unpack[LayerOptions],
     ):
+        # diffusers gives this norm another epsilon than the resnets' beside it.
         self.norm = GroupNorm(channels, groups, 1e-6, **kw)
         self.proj_in = nnx.Linear(channels, channels, **kw)
         block = BasicTransformerBlock(channels, heads=heads, context_dim=context_dim, **kw)
@@ -320,7 +331,8 @@ class Transformer2DModel(nnx.Module):
 
     @rematerialised
     def __call__(self, x: Feature, context: Float[Array, "b s d"]) -> Feature:
-        tokens = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+        tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
+        tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
         return x + self.proj_out(tokens).reshape(x.shape)
@@ -328,6 +340,7 @@ class Transformer2DModel(nnx.Module):
 
 def sinusoidal_embedding(t: Timestep, dim: int) -> Float[Array, "b d"]:
     """[cos(t f), sin(t f)], f_i = 10000^(-i / (dim / 2)), float32."""
+    # Cosines come first: `flip_sin_to_cos` of Stable Diffusion's config.
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]

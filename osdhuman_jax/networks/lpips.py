@@ -74,8 +74,10 @@ class LPIPS(nnx.Module):
             else:
                 taps, tapped = [*taps, len(layers) - 1], [*tapped, width]
                 layers.append(MaxPool())
+        # The convolutions after the last pooling end in a tap as well.
         self.taps = (*taps, len(layers) - 1)
         self.features = nnx.List(layers)
+        # The distance itself is computed in float32, whatever the features are.
         exact: LayerOptions = {**kw, "dtype": jnp.float32}
         self.lin = nnx.List(conv1x1(n, 1, use_bias=False, **exact) for n in (*tapped, width))
 
@@ -83,6 +85,7 @@ class LPIPS(nnx.Module):
         """Feature maps (B, h, w, C) after each of `taps`."""
         shift, scale = (jnp.asarray(v)[None, None, None] for v in (self.SHIFT, self.SCALE))
         x = (image.astype(jnp.float32) - shift) / scale
+        # From tap to tap, so that each layer runs once.
         found = []
         for start, stop in pairwise((-1, *self.taps)):
             for layer in self.features[start + 1 : stop + 1]:
@@ -93,5 +96,5 @@ class LPIPS(nnx.Module):
     def __call__(self, image: Image, target: Image) -> Float[Array, " b"]:
         """Sum over taps of the spatial mean of lin((unit(f) - unit(g))^2)."""
         pairs = zip(self.lin, self.activations(image), self.activations(target), strict=True)
-        maps = [lin(jnp.square(unit(f) - unit(g))) for lin, f, g in pairs]
+        maps = [lin(jnp.square(unit(f) - unit(g))) for lin, f, g in pairs]  # [B, h, w, 1] each
         return sum((jnp.mean(m, axis=(1, 2, 3)) for m in maps), jnp.zeros(image.shape[0]))

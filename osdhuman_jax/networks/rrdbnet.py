@@ -21,6 +21,7 @@ from osdhuman_jax.networks.convolution import Conv3x3, Feature
 from osdhuman_jax.networks.layers import upsampled
 from osdhuman_jax.networks.types import Image, LayerOptions
 
+# Both are BasicSR's, and are no part of the weights' files.
 SLOPE = 0.2  # of every LeakyReLU
 SHARE = 0.2  # of each residual that is added to its input
 REACH = 48  # features; the released weights of 23 blocks differ by a level or two at the most there
@@ -46,6 +47,7 @@ class ResidualDenseBlock(nnx.Module):
         self.conv5 = Conv3x3(width + 4 * more, width, **kw)
 
     def __call__(self, x: Feature) -> Feature:
+        # Every convolution but the last sees all features made so far; nothing is overwritten.
         features = [x]
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             features.append(leaky(conv(_joined(features))))
@@ -111,6 +113,7 @@ class RRDBNet(nnx.Module):
 
     def __call__(self, lq: Image) -> Larger:
         """Restored images (B, scale H, scale W, 3), clamped to [-1, 1]."""
+        # At an input's size, or at a half or a quarter of it.
         x = ((lq + 1.0) / 2.0).astype(self.dtype)
         first = self.conv_first(unshuffled(x, self.multiple))
         features = first

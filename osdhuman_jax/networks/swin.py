@@ -33,6 +33,7 @@ def relative_position_index(window: int) -> np.ndarray:
 @lru_cache
 def shift_mask(resolution: int, window: int, shift: int) -> np.ndarray:
     """(windows, W*W, W*W): -100 between pixels that only the cyclic shift made neighbours."""
+    # A shifted map has up to nine regions that were not neighbours before; each has a number.
     bounds = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
     region = np.zeros((1, resolution, resolution, 1), np.float32)
     for i, rows in enumerate(bounds):
@@ -46,11 +47,11 @@ def _windows(x: Map, window: int) -> Map:
     """(B, H, W, C) -> (B * windows, W * W, C)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // window, window, w // window, window, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window * window, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window * window, c)  # [B windows, W W, C]
 
 
 def _unwindows(x: Float[Array, "b t c"], window: int, side: int) -> Feature:
-    """Inverse of `_windows` for square maps."""
+    """(B * windows, W * W, C) -> (B, side, side, C), which undoes `_windows`."""
     n = side // window
     x = x.reshape(-1, n, n, window, window, x.shape[-1])
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side, side, x.shape[-1])
@@ -60,6 +61,7 @@ class WindowAttention(nnx.Module):
     """Self-attention inside windows, with relative position bias."""
 
     def __init__(self, dim: int, heads: int, window: int, **kw: Unpack[LayerOptions]):
+        # One learnt number for each head and each offset between two places of a window.
         rows = (2 * window - 1) ** 2
         dtype = kw.get("param_dtype", jnp.float32)
         table = jax.random.normal(kw["rngs"].params(), (rows, heads), dtype)
@@ -70,10 +72,11 @@ class WindowAttention(nnx.Module):
 
     def __call__(self, x: Sequence, mask: np.ndarray | None) -> Sequence:
         b, t, c = x.shape
-        qkv = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads)
+        qkv = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads)  # [B, T, 3, heads, D]
         table = self.relative_position_bias_table[...].astype(jnp.float32)
         bias = table[relative_position_index(self.window)].transpose(2, 0, 1)[None]
         if mask is not None:
+            # Windows of one picture follow one another, so the mask repeats once a picture.
             tiled = jnp.tile(mask, (b // mask.shape[0], 1, 1))
             bias = bias + tiled[:, None]
         bias = jnp.broadcast_to(bias, (b, self.heads, t, t))
@@ -115,6 +118,7 @@ class SwinTransformerBlock(nnx.Module):
     def _attend(self, x: Feature) -> Feature:
         if not self.shift:
             return _unwindows(self.attn(_windows(x, self.window), None), self.window, x.shape[1])
+        # Shifted by half a window, borders of the windows before lie inside the windows now.
         x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
         mask = shift_mask(self.resolution, self.window, self.shift)
         x = _unwindows(self.attn(_windows(x, self.window), mask), self.window, x.shape[1])
@@ -129,6 +133,7 @@ class PatchMerging(nnx.Module):
         self.reduction = nnx.Linear(4 * dim, 2 * dim, use_bias=False, **kw)
 
     def __call__(self, x: Feature) -> Resized:
+        # The columns' parity changes slowest: the order in which the weights were learnt.
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(jnp.concatenate(corners, axis=-1)))
 
@@ -181,15 +186,16 @@ class SwinTransformer(nnx.Module):
         self.norm = LayerNorm(config.width, **kw)
 
     def __call__(self, x: Image) -> Sequence:
-        x = self.patch_embed(x)
+        x = self.patch_embed(x)  # [B, S/p, S/p, C]
         for layer in self.layers:
             x = layer(x)
-        return self.norm(x.reshape(x.shape[0], -1, x.shape[-1]))
+        return self.norm(x.reshape(x.shape[0], -1, x.shape[-1]))  # [B, N, width]
 
 
 class RAMEncoder(nnx.Module):
     """RAM's image embeddings: Swin, the mean token prepended (RAM's code: index 0), projection."""
 
+    # ImageNet's, of RGB in [0, 1].
     MEAN = (0.485, 0.456, 0.406)
     STD = (0.229, 0.224, 0.225)
 
@@ -212,6 +218,7 @@ class RAMEncoder(nnx.Module):
 
     def __call__(self, image: Image) -> Float[Array, "b n d"]:
         """Tokens of pictures in [-1, 1] of any size, squashed to a square as RAM does."""
+        # torchvision's Resize to a square: bilinear, antialiased, whatever the picture's shape.
         side = self.input_size
         x = jax.image.resize(
             (image.astype(jnp.float32) + 1.0) / 2.0,
@@ -221,5 +228,5 @@ class RAMEncoder(nnx.Module):
         )
         mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (self.MEAN, self.STD))
         tokens = self.visual_encoder((x - mean) / std)
-        pooled = jnp.mean(tokens, axis=1, keepdims=True)
+        pooled = jnp.mean(tokens, axis=1, keepdims=True)  # [B, 1, width]
         return self.image_proj(jnp.concatenate([pooled, tokens], axis=1))

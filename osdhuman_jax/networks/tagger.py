@@ -49,6 +49,7 @@ class BertOutput(nnx.Module):
         self.LayerNorm = LayerNorm(dim, EPSILON, **kw)
 
     def __call__(self, x: Float[Array, "b t w"], residual: Sequence) -> Sequence:
+        # BERT is post-norm: the sum is normed, not the branch.
         return self.LayerNorm(self.dense(x) + residual)
 
 
@@ -83,6 +84,7 @@ class BertLayer(nnx.Module):
         self.output = BertOutput(hidden, dim, **kw)
 
     def __call__(self, x: Sequence, context: Context) -> Sequence:
+        # BERT's self-attention comes first; RAM deletes it from these layers.
         x = self.crossattention(x, context)
         return self.output(self.intermediate(x), x)
 
@@ -136,7 +138,8 @@ class Tagger(nnx.Module):
 
     def __call__(self, embeddings: Context) -> Float[Array, "b n"]:
         """float32 logits."""
-        queries = jax.nn.relu(self.wordvec_proj(self.label_embed[...]))
+        # The tags' embeddings are the same for every picture.
+        queries = jax.nn.relu(self.wordvec_proj(self.label_embed[...]))  # [n_tags, hidden]
         queries = jnp.broadcast_to(queries, (embeddings.shape[0], *queries.shape))
         return self.fc(self.tagging_head(queries, embeddings))[..., 0].astype(jnp.float32)
 
@@ -151,6 +154,7 @@ def select_tags(
     if not len(names) == len(thresholds) == logits.shape[1]:
         counts = f"{len(names)} names, {len(thresholds)} thresholds, {logits.shape[1]} logits"
         raise ValueError(f"one of each is needed for a tag: {counts}")
+    # Tags do not compete: each has its own probability and its own threshold.
     probabilities = np.asarray(jax.nn.sigmoid(logits))
     return [
         [name for name, p, limit in zip(names, row, thresholds, strict=True) if p > limit]

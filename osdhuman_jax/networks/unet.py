@@ -34,7 +34,7 @@ from osdhuman_jax.networks.types import (
     Tokens,
 )
 
-EPSILON = 1e-5
+EPSILON = 1e-5  # `norm_eps` of Stable Diffusion's unet/config.json
 Embedding = Float[Array, "b e"]
 
 
@@ -86,6 +86,7 @@ class DownBlock2D(nnx.Module):
     def __call__(
         self, x: Feature, temb: Embedding, context: Tokens
     ) -> tuple[Resized, list[Resized]]:
+        # Each resnet's result, after its attention, is one of the skips.
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
@@ -123,9 +124,11 @@ class UpBlock2D(nnx.Module):
     def __call__(
         self, x: Feature, skips: list[Resized], temb: Embedding, context: Tokens
     ) -> Resized:
+        # Skips are taken from the end: the last that was made is the first that is joined.
         for i, resnet in enumerate(self.resnets):
             x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
             x = self.attentions[i](x, context) if len(self.attentions) else x
+        # To the next skip's own size, since a halved odd side does not double to what it was.
         for upsample in self.upsamplers:
             x = upsample(x, (skips[-1].shape[1], skips[-1].shape[2]))
         return x
@@ -159,13 +162,15 @@ class UNet2DConditionModel(nnx.Module):
         self.conv_out = Conv3x3(width, config.in_channels, **exact)
 
     def __call__(self, z: Latent, t: Timestep, context: Tokens) -> Latent:
-        temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))
-        x = self.conv_in(z).astype(self.dtype)
+        temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))  # [B, E]
+        x = self.conv_in(z).astype(self.dtype)  # [B, H, W, C_0]
+        # Down: every level halves the size but the last; what it makes on the way is kept.
         skips = [x]
         for block in self.down_blocks:
             x, made = block(x, temb, context)
             skips += made
         x = self.mid_block(x, temb, context)
+        # Up: every level joins the skips of its own size, which leaves none in the end.
         for block in self.up_blocks:
             x = block(x, skips, temb, context)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
@@ -173,6 +178,7 @@ class UNet2DConditionModel(nnx.Module):
 
 def up_resnet_inputs(channels: tuple[int, ...], level: int, layers: int) -> list[int]:
     """Input channels of the resnets of one up block: hidden + skip, deepest skip first."""
+    # Levels are counted from the top; what comes from below has the width of the level there.
     below = channels[min(level + 1, len(channels) - 1)]
     skips = [channels[level]] * layers + [channels[max(level - 1, 0)]]
     hidden = [below] + [channels[level]] * layers

@@ -36,7 +36,7 @@ from osdhuman_jax.networks.types import (
     LayerOptions,
 )
 
-EPSILON = 1e-6
+EPSILON = 1e-6  # of the group norms, fixed in diffusers' and latent diffusion's code
 
 
 def _resnet(config: VAEConfig, cin: int, cout: int, **kw: Unpack[LayerOptions]) -> ResnetBlock2D:
@@ -118,10 +118,10 @@ class Encoder(nnx.Module):
         self.conv_out = Conv3x3(channels[-1], 2 * config.latent_channels, **exact)
 
     def __call__(self, x: Image) -> Resized:
-        x = space_to_depth(x, self.stem)
+        x = space_to_depth(x, self.stem)  # [B, H/stem, W/stem, 3 stem^2]
         for layer in (self.conv_in, *self.down_blocks, self.mid_block, self.conv_norm_out):
             x = layer(x)
-        return self.conv_out(jax.nn.silu(x))
+        return self.conv_out(jax.nn.silu(x))  # [B, H/f, W/f, 2 C]
 
 
 class Decoder(nnx.Module):
@@ -168,6 +168,7 @@ class AutoencoderKL(nnx.Module):
         channels = config.latent_channels
         self.scaling_factor = config.scaling_factor
         self.downscale = config.downscale
+        # Only as many channels as a square of pixels has values can hold the picture itself.
         self.residual = config.stem > 1
         if self.residual and channels != 3 * self.downscale**2:
             text = f"{self.downscale} x {self.downscale} pixels"
@@ -181,8 +182,9 @@ class AutoencoderKL(nnx.Module):
 
     def encode(self, x: Image) -> tuple[Latent, Latent]:
         """Mean and log-variance (clamped to [-30, 20]) of the posterior, float32."""
-        moments = self.quant_conv(self.encoder(x))
+        moments = self.quant_conv(self.encoder(x))  # [B, H/f, W/f, 2 C]
         mean, logvar = jnp.split(moments, 2, axis=-1)
+        # A residual one's latent is the picture itself, in squares, and what the encoder adds.
         if self.residual:
             mean = mean + space_to_depth(x, self.downscale).astype(jnp.float32)
         return mean, jnp.clip(logvar, -30.0, 20.0)

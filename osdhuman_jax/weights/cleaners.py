@@ -124,6 +124,7 @@ def read_cleaner(source: str) -> Source:
 
     Raises WeightsError on anything else; nothing is fetched.
     """
+    # A package's name as pip takes it: dashes, underscores and dots alike.
     package = re.sub(r"[-_.]+", "-", source).lower() == PACKAGE
     path = packed_file() if package else Path(source)
     if not path.is_file():

@@ -80,6 +80,7 @@ def _check_ram(path: Path, source: Mapping[str, Tensor]) -> None:
 
 
 def _swin_sizes(path: Path, source: Mapping[str, Tensor]) -> SwinConfig:
+    # Names tell how many blocks each level has; shapes tell the rest.
     block = r"visual_encoder\.layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.weight"
     pairs = {(int(m[1]), int(m[2])) for k in source if (m := re.fullmatch(block, k))}
     depths = [sum(i == stage for i, _ in pairs) for stage in sorted({i for i, _ in pairs})]
@@ -142,6 +143,7 @@ def add_dape(path: Path, ram: RAM) -> Part[TaggerConfig]:
     """
     if ram.tagger is None:
         raise WeightsError(f"{ram.file}: has no tagging head for DAPE to change")
+    # Which layers are adapted, and with which shapes of A and B, follows from RAM's own.
     encoder = {n.removeprefix("prompter."): t for n, t in ram.encoder.items()}
     base = {**ram.tagger.tensors, **encoder}
     layers = [n.removesuffix(".kernel") for n in base if re.search(_DAPE_LAYERS, n)]
@@ -257,6 +259,7 @@ def read_osediff(path: Path, model: ModelConfig) -> Generator:
     rank = tree["rank_unet"]
     adapters = LoRAConfig(rank=rank, alpha=OSEDIFF_ALPHA, train_conv_in=True)
     restorer, trained = abstract_restorer(model, adapters)
+    # Two tables in one file, each checked as a file of its own.
     every = shapes(restorer)
     tensors: dict[str, Tensor] = {}
     for network, table in (("unet", name_tables.OSEDIFF_UNET), ("vae", name_tables.OSEDIFF_VAE)):

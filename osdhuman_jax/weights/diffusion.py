@@ -100,6 +100,7 @@ def _check_context(where: Path, dim: int) -> None:
 
 
 def _read_folder(folder: Path) -> Diffusion:
+    # Sizes and kind of prediction are settled before a weight file is opened.
     unet_json, vae_json = (read_json(folder / name / "config.json") for name in ("unet", "vae"))
     schedule = folder / "scheduler" / "scheduler_config.json"
     try:
@@ -275,6 +276,7 @@ def _targets(
 
 
 def _read_single(path: Path) -> Diffusion:
+    # Names are numbers there, so that sizes are read off shapes before names can be translated.
     tree = load(path)
     source = state(path, "state_dict")
     _check_single(path, source, tree.get("global_step"))
@@ -302,6 +304,7 @@ def _check_single(path: Path, source: Mapping[str, Tensor], step: object) -> Non
     for key, tensor in source.items():
         if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2:
             _check_context(path, tensor.shape[1])
+    # Epsilon and v have the same tensors: only what is beside them tells.
     beside = path.with_suffix(".yaml")
     text = beside.read_text(encoding="utf-8-sig") if beside.is_file() else ""
     said = re.search(r"parameterization:\s*[\"']?v\b", text)
@@ -345,6 +348,7 @@ def count(source: Iterable[str], pattern: str) -> int:
 
 def _unet_sizes(path: Path, source: Mapping[str, Tensor]) -> UNetConfig:
     """From shapes; LDM gives its U-Net heads of 64 channels and norms of 32 groups."""
+    # Numbers of blocks run through all levels: `layers` resnets, then a downsampler.
     levels = 1 + count(source, r"input_blocks\.(\d+)\.0\.op\.weight")
     layers = count(source, r"input_blocks\.(\d+)\.0\.in_layers\.0\.weight") // levels
     first = [1 + level * (layers + 1) for level in range(levels)]

@@ -53,6 +53,7 @@ def export_model(folder: Path | str, to: str, output: Path | str) -> None:
     model, adapters = read_configs(folder, meta)
     tensors = {name: t for file in names for name, t in load(folder / file).items()}
     check_tensors(tensors, model, adapters, str(folder))
+    # Tensors are read while they are written, one at a time.
     with staged_folder(output) as made:
         FORMATS[to](made, tensors, model, adapters)
         copy_file(folder / CONFIG, made / "osdhuman.json")  # provenance and licences
@@ -152,6 +153,7 @@ def _to_peft(
                 continue
             if adapters.train_conv_in and path == CONV_IN:
                 continue
+            # peft keeps a convolution's B as a pointwise convolution, a linear layer's as a matrix.
             conv = len(tensors[f"{path}.kernel"].shape) == 4
             pointwise = conv and kind == "lora_B"  # a 1x1 convolution in peft
             turned = tensor.view(_pointwise if pointwise else torch_layout)

@@ -63,6 +63,7 @@ def load_prompter(
     check_kind(folder, meta, kind)
     if kind == "hfie":
         return None
+    # Parts verify themselves; the small files are verified here.
     verify(folder, meta, *NEEDS[kind][1])
     try:
         if kind == "fixed":
@@ -96,6 +97,7 @@ def copy_prompter(source: Path, target: Path, kind: str) -> None:
     """Give a model folder another's extractor: its files, and what config.json says of them."""
     theirs, ours = read_meta(source), read_meta(target)
     check_kind(source, theirs, kind)
+    # Files first, then the description that promises them.
     parts, files = NEEDS[kind]
     names = [*(f"{part}.safetensors" for part in parts), *files]
     for name in names:

@@ -86,6 +86,7 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     Kernels are normal with variance 1 / fan-in. NumPy draws them: to compile an initializer for
     each of hundreds of shapes takes longer than a short run.
     """
+    # Parameters come in the order of their names, so that a seed means one model.
     rng = np.random.default_rng(seed)
     restorer, _ = abstract_restorer(config, precision=precision)
     for name, variable in parameters(restorer).items():
@@ -183,6 +184,7 @@ def _compare(
     targets: Mapping[str, nnx.Param],
     where: str,
 ) -> None:
+    # Every fault of a file in one error, since one alone says little of what the file is.
     both = set(found) & set(targets)
     faults = {
         "missing": sorted(set(targets) - set(found)),
@@ -202,6 +204,7 @@ def save_model(
     use: UseConfig | None = None,
 ) -> None:
     """Write a model folder; `generator` is the LoRA that `restorer` carries, unmerged."""
+    # Frozen and trained tensors in files of their own: a run's exports share the first.
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained = _generator_names(restorer, generator)
@@ -211,6 +214,7 @@ def save_model(
         files[GENERATOR] = {n: tensors[n] for n in sorted(trained)}
     for name, part in files.items():
         write_safetensors(folder / name, {n: Tensor.of(array) for n, array in part.items()})
+    # The description is written last, with the digests of what is there by then.
     meta = {
         "format": FORMAT,
         "prompt": "hfie",
@@ -307,6 +311,7 @@ def load_base(
     folder = Path(folder)
     meta = read_meta(folder)
     verify(folder, meta, *([BASE, GENERATOR] if meta["lora"] else [BASE]))
+    # A network without arrays first, then its tensors into it: nothing is in memory twice.
     config, adapters = read_configs(folder, meta)
     if adapters and not generator:
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
@@ -325,6 +330,7 @@ def load_model(folder: Path | str, *, precision: str = "fp32") -> Model:
     """
     folder = Path(folder)
     restorer, config, _ = load_base(folder, precision=precision, generator=True)
+    # Merged, adapters cost nothing at use.
     lora.merge(restorer)
     meta = read_meta(folder)
     if meta.get("prompt", "hfie") != "hfie":

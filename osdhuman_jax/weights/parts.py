@@ -105,6 +105,7 @@ def load_part(
     verify(folder, meta, file)
     model, _ = read_configs(folder, meta)
     module = abstract(lambda rngs: build_part(config, model, dtype=DTYPES[precision], rngs=rngs))
+    # A tagger's own tensors come before those that it shares with the restorer.
     names = set(shapes(module))
     tensors = {n.removeprefix(_prefix(name)): t for n, t in load(folder / file).items()}
     if name == "tagger":

@@ -139,6 +139,7 @@ def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a file whole or not at all, tensor by tensor: never is more than one in memory."""
+    # Offsets first, then the bytes: the header says where each tensor will be.
     kinds = {dtype: kind for kind, dtype in SAFETENSORS.items()}
     names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))  # keeps all aligned
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -176,6 +177,7 @@ def _rebuild_tensor(
     storage: Untrusted, offset: Untrusted, shape: Untrusted, strides: Untrusted, *_: Untrusted
 ) -> Tensor:
     """torch._utils._rebuild_tensor_v2; what follows the strides says nothing of the values."""
+    # All that a file claims is proved before a byte is read by it.
     numbers = (offset, *shape, *strides)
     sound = isinstance(storage, _Storage) and len(shape) == len(strides)
     if not sound or not all(type(n) is int and n >= 0 for n in numbers):
@@ -290,6 +292,7 @@ def _legacy(path: Path) -> Untrusted:
 
         return found.setdefault(key, _Storage(dtype, numel, read))
 
+    # Objects come before their storages, so that places are known only when all is read.
     with path.open("rb") as f:
         _, _, machine, root, keys = (_unpickle(path, f, storage) for _ in range(5))
         if not (isinstance(machine, dict) and machine.get("little_endian") is True):
