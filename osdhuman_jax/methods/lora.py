@@ -5,7 +5,7 @@ base kernel's shape but `rank` outputs, B is (rank, out), scale = alpha / rank. 
 and B = 0 (peft's "gaussian"), so an injected network computes what it did before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-Path = tuple[str | int, ...]  # attribute names and list indices
+Path = tuple[Hashable, ...]  # attribute names and list indices
 
 
 class LoRAParam(nnx.Param):
@@ -90,8 +90,8 @@ def vae_encoder_targets(vae: nnx.Module) -> list[Path]:
     return [path for path, _ in _layers(vae) if path[0] in ("encoder", "quant_conv")]
 
 
-def _child(module: Any, name: str | int) -> Any:
-    return module[name] if isinstance(name, int) else getattr(module, name)
+def _child(module: Any, name: Hashable) -> Any:
+    return module[name] if isinstance(name, int) else getattr(module, str(name))
 
 
 def _replace(model: nnx.Module, path: Path, make: Callable[[nnx.Module], nnx.Module]) -> None:
@@ -100,7 +100,7 @@ def _replace(model: nnx.Module, path: Path, make: Callable[[nnx.Module], nnx.Mod
     if isinstance(name, int):
         owner[name] = make(owner[name])
     else:
-        setattr(owner, name, make(getattr(owner, name)))
+        setattr(owner, str(name), make(getattr(owner, str(name))))
 
 
 def inject(

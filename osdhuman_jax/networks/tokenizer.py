@@ -43,7 +43,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     Read are `vocab.json` and `merges.txt`, or `tokenizer.json` where it stands alone. Raises
     FileNotFoundError, or ValueError where they are not CLIP's.
     """
-    rows: list[object] | None
+    rows: list[str | list[str]] | None
     file = whole = folder / "tokenizer.json"
     if whole.is_file() and not (folder / "vocab.json").exists():
         found = json.loads(whole.read_text(encoding="utf-8-sig"))

@@ -268,7 +268,7 @@ def _estimate(model: OneStepRestorer, hq: Image, seed: int) -> Image:
     z0 = model.encode(hq)
     t = jnp.full(z0.shape[:1], Schedule.num_train_timesteps // 2, jnp.int32)
     z = Schedule().add_noise(z0, jax.random.normal(jax.random.key(seed), z0.shape), t)
-    return model.decode(Schedule().eps_to_x0(z, model.unet(z, t, model.prompter(hq)), t))
+    return model.decode(Schedule().eps_to_x0(z, model.unet(z, t, model.tokens(hq)), t))
 
 
 def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:

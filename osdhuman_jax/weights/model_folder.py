@@ -35,6 +35,7 @@ from osdhuman_jax.config import (
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.methods.prompts import HFIEPrompter
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
 
 FORMAT = 1
@@ -95,8 +96,9 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
         # It begins as the identity: nothing is added by either half, or taken away by the U-Net.
         for layer in (restorer.vae.encoder, restorer.vae.decoder, restorer.unet):
             layer.conv_out.kernel.set_value(jnp.zeros_like(layer.conv_out.kernel[...]))
-    query = restorer.prompter.hfie.query
-    query.set_value(config.hfie.query_init_std * query.get_value())
+    if isinstance(restorer.prompter, HFIEPrompter):
+        query = restorer.prompter.hfie.query
+        query.set_value(config.hfie.query_init_std * query.get_value())
     return restorer
 
 
