@@ -26,7 +26,7 @@ def added(default: T) -> T:
 class VAEConfig:
     """AutoencoderKL; the names are diffusers'."""
 
-    latent_channels: int
+    latent_channels: int  # 4 in Stable Diffusion
     block_out_channels: tuple[int, ...]  # width of each level
     layers_per_block: int  # residual blocks of a level; the decoder has one more
     norm_num_groups: int  # of every group norm

@@ -59,8 +59,13 @@ from osdhuman_jax.training.optimizer import (
 )
 from osdhuman_jax.training.sharding import batch_sharding, replicated, weight_sharding
 from osdhuman_jax.weights import encode_text, load_part, load_prompter
-from osdhuman_jax.weights.model_folder import DTYPES, abstract, parameters, read_meta
-from osdhuman_jax.weights.model_folder import draw as initial
+from osdhuman_jax.weights.model_folder import (
+    DTYPES,
+    abstract,
+    initial_values,
+    parameters,
+    read_meta,
+)
 
 Batch = Mapping[str, Array]
 PICTURES = ("hq", "lq")
@@ -300,7 +305,7 @@ def critic_parameters(config: Config) -> nnx.State:
     critic = abstract(lambda rngs: _make_critic(config, rngs))
     rng = np.random.default_rng([config.run.seed, 2])
     for name, variable in parameters(critic).items():
-        variable.set_value(jnp.asarray(initial(name, variable.shape, rng), variable.dtype))
+        variable.set_value(jnp.asarray(initial_values(name, variable.shape, rng), variable.dtype))
     critic.conv_out.kernel.set_value(jnp.zeros_like(critic.conv_out.kernel[...]))
     return nnx.state(critic)
 

@@ -48,7 +48,7 @@ from osdhuman_jax.weights.model_folder import (
     FORMAT,
     GENERATOR,
     abstract_restorer,
-    draw,
+    initial_values,
     shapes,
 )
 from osdhuman_jax.weights.parts import Part
@@ -270,7 +270,7 @@ def _random_hfie(
     rng, made = np.random.default_rng(seed), {}
     for name in sorted(n for n in every if n.startswith("prompter.hfie.")):
         scale = model.hfie.query_init_std if name.endswith(".query") else 1.0
-        made[name] = Tensor.of(np.float32(scale) * draw(name, every[name], rng))
+        made[name] = Tensor.of(np.float32(scale) * initial_values(name, every[name], rng))
     return made
 
 

@@ -91,7 +91,7 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     rng = np.random.default_rng(seed)
     restorer, _ = abstract_restorer(config, precision=precision)
     for name, variable in parameters(restorer).items():
-        variable.set_value(jnp.asarray(draw(name, variable.shape, rng), variable.dtype))
+        variable.set_value(jnp.asarray(initial_values(name, variable.shape, rng), variable.dtype))
     if restorer.vae.residual:
         # It begins as the identity: nothing is added by either half, or taken away by the U-Net.
         for layer in (restorer.vae.encoder, restorer.vae.decoder, restorer.unet):
@@ -102,7 +102,7 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     return restorer
 
 
-def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def initial_values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Random values of a parameter, float32: kernels normal with variance 1 / fan-in."""
     kind = name.rsplit(".", 1)[-1]
     if name == "vae.quant_conv.bias":  # log-variances start low: wide posteriors drown colour
