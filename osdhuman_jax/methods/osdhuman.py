@@ -59,10 +59,12 @@ class OneStepRestorer(nnx.Module):
 
     def decode(self, latent: Latent) -> Image:
         """Image of a scaled latent, clamped to [-1, 1]."""
+        # The clamp is part of the model: an image beyond white is none, and no file holds it.
         return jnp.clip(self.vae.decode(latent / self.vae.scaling_factor), -1.0, 1.0)
 
     def denoise(self, latent: Latent, prompt: Tokens) -> Latent:
         """Eq. 2 at T_L: the U-Net runs once on the latent of the degraded image."""
+        # One timestep for all: it is the model's, not drawn and not measured.
         t = jnp.full((latent.shape[0],), self.timestep, jnp.int32)  # [B]
         eps = self.unet(latent, t, prompt)  # [B, H/8, W/8, 4]
         return Schedule().eps_to_x0(latent, eps, t)
@@ -96,6 +98,7 @@ def build_restorer(
     HFIE is trained, so its parameters are float32 whatever `param_dtype` is. Raises ValueError
     where VAE and U-Net disagree on the latent's channels.
     """
+    # The U-Net's input is the latent itself, so that a mismatch could only fail later.
     latent, denoised = config.vae.latent_channels, config.unet.in_channels
     if latent != denoised:
         pair = f"{latent} and {denoised}"

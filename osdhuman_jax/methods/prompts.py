@@ -108,6 +108,7 @@ class FixedPrompter(nnx.Module):
     input_size = 1  # nothing is looked at
 
     def __init__(self, tokens: Float[Array, "n d"]):
+        # A parameter, so that it is an argument of compiled programs and not a constant in them.
         self.tokens = nnx.Param(tokens)
 
     def __call__(self, images: Images) -> Tokens:
@@ -168,12 +169,14 @@ class TagPrompter:
     @property
     def bare(self) -> "TagPrompter":
         """The same prompter as a model is prompted in its training; the networks are shared."""
+        # A shallow copy: weights and compiled programs are the same objects.
         other = copy(self)
         other._text = bare_text
         return other
 
     def tags(self, images: Images) -> list[list[str]]:
         """Names of what is in each picture, in the list's order."""
+        # Strings begin here, so nothing of this is inside a compiled program.
         return select_tags(np.asarray(self._logits(images)), self._thresholds, self._names)
 
     def __call__(self, images: Images) -> Tokens:
@@ -205,6 +208,7 @@ def load_prompt(path: str | Path, width: int | None) -> FixedPrompter:
         raise ValueError(f"{path}: an empty file") from error
     if not isinstance(tokens, np.ndarray):
         raise ValueError(f"{path}: an archive, not an array")
+    # The shape is checked here, since the U-Net's attention would fail far from the cause.
     if tokens.ndim != 2 or width not in (None, tokens.shape[1]) or not len(tokens):
         wanted = "width" if width is None else width
         raise ValueError(f"{path}: tokens must be (N, {wanted}), these are {tokens.shape}")

@@ -147,6 +147,7 @@ class Downsample2D(nnx.Module):
     """3x3 convolution of stride 2: padded by one all round, or (the VAE) right and bottom only."""
 
     def __init__(self, channels: int, *, asymmetric: bool = False, **kw: Unpack[LayerOptions]):
+        # PyTorch's VAE pads by hand before it convolves, on two sides only.
         padding = ((0, 1), (0, 1)) if asymmetric else ((1, 1), (1, 1))
         self.conv = nnx.Conv(channels, channels, (3, 3), (2, 2), padding=padding, **kw)
 
@@ -305,6 +306,7 @@ class BasicTransformerBlock(nnx.Module):
         self.ff = FeedForward(dim, **kw)
 
     def __call__(self, x: Sequence, context: Float[Array, "b s d"]) -> Sequence:
+        # Pixels look at each other, then at the prompt, then each at itself.
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -332,6 +334,7 @@ class Transformer2DModel(nnx.Module):
     @rematerialised
     def __call__(self, x: Feature, context: Float[Array, "b s d"]) -> Feature:
         tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
+        # A linear projection of tokens: `use_linear_projection`, as in Stable Diffusion 2.
         tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)

@@ -30,6 +30,7 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "b t"]:
         """Ids (B, length); what a text has too much of is cut off its end."""
+        # Two places are left for the ends, whatever the text's length.
         ids = np.full((len(texts), self.length), PAD_ID, np.int32)
         for row, text in zip(ids, texts, strict=True):
             words = self._words.encode(text, add_special_tokens=False)[: self.length - 2]

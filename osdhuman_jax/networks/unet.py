@@ -80,6 +80,7 @@ class DownBlock2D(nnx.Module):
             _resnet(config, cout if i else cin, cout, **kw) for i in range(layers)
         )
         self.attentions = _transformers(config, level, layers * config.attends(level), **kw)
+        # The last level keeps its size: Stable Diffusion's middle block is at an eighth of it.
         halves = level < len(channels) - 1
         self.downsamplers = nnx.List([Downsample2D(cout, **kw)] if halves else [])
 

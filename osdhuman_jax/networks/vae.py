@@ -52,6 +52,7 @@ class DownEncoderBlock2D(nnx.Module):
         self.resnets = nnx.List(
             _resnet(config, cout if i else cin, cout, **kw) for i in range(config.layers_per_block)
         )
+        # The deepest level keeps its size: three levels of four halve it, hence a factor of 8.
         halves = level < len(channels) - 1
         self.downsamplers = nnx.List([Downsample2D(cout, asymmetric=True, **kw)] if halves else [])
 
@@ -66,6 +67,7 @@ class UpDecoderBlock2D(nnx.Module):
 
     def __init__(self, config: VAEConfig, level: int, **kw: Unpack[LayerOptions]):
         channels = config.block_out_channels
+        # The decoder goes through the levels from the deepest, whose input is the middle block's.
         cin, cout = channels[min(level + 1, len(channels) - 1)], channels[level]
         self.resnets = nnx.List(
             _resnet(config, cout if i else cin, cout, **kw)
@@ -112,6 +114,7 @@ class Encoder(nnx.Module):
             DownEncoderBlock2D(config, level, **kw) for level in range(len(channels))
         )
         self.mid_block = UNetMidBlock2D(config, **kw)
+        # Norm and convolution each in float32, the convolution's products exact besides.
         norm: LayerOptions = {**kw, "dtype": jnp.float32}
         self.conv_norm_out = GroupNorm(channels[-1], config.norm_num_groups, EPSILON, **norm)
         exact: ConvolutionOptions = {**kw, **EXACT}
@@ -139,10 +142,11 @@ class Decoder(nnx.Module):
         self.conv_out = Conv3x3(channels[0], 3 * config.stem**2, **kw)
 
     def __call__(self, z: Latent) -> Image:
+        # The encoder's order backwards: the attention of the middle block sees the latent first.
         x = z
         for layer in (self.conv_in, self.mid_block, *self.up_blocks, self.conv_norm_out):
             x = layer(x)
-        return depth_to_space(self.conv_out(jax.nn.silu(x)), self.stem)
+        return depth_to_space(self.conv_out(jax.nn.silu(x)), self.stem)  # [B, H, W, 3]
 
 
 def posterior_sample(mean: Latent, logvar: Latent, noise: Latent) -> Latent:
@@ -187,6 +191,7 @@ class AutoencoderKL(nnx.Module):
         # A residual one's latent is the picture itself, in squares, and what the encoder adds.
         if self.residual:
             mean = mean + space_to_depth(x, self.downscale).astype(jnp.float32)
+        # diffusers' bounds, which keep the exponential finite.
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, z: Latent) -> Image:

@@ -109,6 +109,7 @@ def read_sizes(folder: Path, meta: Json) -> RRDBNetConfig:
 def abstract_network(config: RRDBNetConfig, where: str, precision: str = "fp32") -> RRDBNet:
     """The network with shapes for arrays. Raises WeightsError on sizes that make none."""
     try:
+        # A block is hundreds of objects even without arrays.
         if not 0 < config.num_block <= MOST:
             raise ValueError(f"{config.num_block} blocks")
         return abstract(lambda rngs: RRDBNet(config, dtype=DTYPES[precision], rngs=rngs))
@@ -131,9 +132,11 @@ def read_cleaner(source: str) -> Source:
         raise WeightsError(f"{source}: no such file")
     found = read_ncnn(path) if path.suffix in NCNN else state(path, "params_ema", "params")
     origin, licence = ORIGINS["old" if any("trunk" in name for name in found) else "new"]
+    # Sizes from shapes, a network of these sizes, and every tensor against it.
     config = sizes_of(found, str(path))
     targets = shapes(abstract_network(config, str(path)))
     tensors = name_tables.convert(found, TABLE, targets, str(path), rename=renamed)
+    # ncnn's weights are two files, of which either was named.
     files = [path.with_suffix(s) for s in NCNN] if path.suffix in NCNN else [path]
     provenance: Json = {
         "source": f"{PACKAGE} {metadata.version(PACKAGE)}" if package else path.name,
@@ -166,6 +169,7 @@ def renamed(name: str) -> str:
 
 def sizes_of(source: Mapping[str, Tensor], where: str) -> RRDBNetConfig:
     """Sizes as the tensors' shapes tell them. Raises WeightsError where they are not RRDBNet's."""
+    # Names alone would fit other networks; the first layer and a dense block tell RRDBNet's.
     shape = {renamed(name): tensor.shape for name, tensor in source.items()}
     blocks = [int(m[1]) for m in (re.match(r"body\.(\d{1,4})\.rdb", name) for name in shape) if m]
     first, dense = shape.get("conv_first.weight", ()), shape.get("body.0.rdb1.conv1.weight", ())

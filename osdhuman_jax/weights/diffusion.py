@@ -108,6 +108,7 @@ def _read_folder(folder: Path) -> Diffusion:
         vae = _vae_config(folder / "vae" / "config.json", vae_json)
     except TypeError as error:
         raise WeightsError(f"{folder}: a setting of another type ({error})") from error
+    # diffusers' default is epsilon; older folders do not say.
     prediction = read_json(schedule).get("prediction_type", "epsilon")
     if prediction != "epsilon":
         name = SD_V if prediction == "v_prediction" else "another model"
@@ -134,6 +135,7 @@ def read_json(path: Path) -> Json:
 def weights_file(folder: Path, stem: str, torch_stem: str = "") -> Path:
     """The best of what a folder has: safetensors before .bin, full before half precision."""
     stems = {".safetensors": stem, ".bin": torch_stem or stem}
+    # In the order of preference.
     names = [f"{s}{half}{end}" for end, s in stems.items() for half in ("", ".fp16")]
     for name in names:
         if (folder / name).is_file():
@@ -144,6 +146,7 @@ def weights_file(folder: Path, stem: str, torch_stem: str = "") -> Path:
 def state(path: Path, *wrappers: str) -> dict[str, Tensor]:
     """Tensors of a file by name, out of the first of `wrappers` that the file has."""
     tree = load(path)
+    # A trainer's file has the weights beside its optimizer's state.
     for name in wrappers:
         if isinstance(tree, dict) and isinstance(tree.get(name), dict):
             tree = tree[name]
@@ -280,6 +283,7 @@ def _read_single(path: Path) -> Diffusion:
     tree = load(path)
     source = state(path, "state_dict")
     _check_single(path, source, tree.get("global_step"))
+    # The file holds three networks under three prefixes; the text encoder is read elsewhere.
     unet, vae = below(source, name_tables.LDM_UNET), below(source, name_tables.LDM_VAE)
     complain({"unknown": _left_over(source)}, str(path))
     sizes, names = _unet_sizes(path, unet), name_tables.ldm_unet_names

@@ -112,6 +112,7 @@ def _sum(kernel: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
 
 def _unet_json(model: ModelConfig) -> Json:
     unet = asdict(model.unet)
+    # Fields have diffusers' names already, but for the one that diffusers misnames.
     heads = unet.pop("num_attention_heads")
     down = unet["down_block_types"]
     return {

@@ -121,6 +121,7 @@ def check_kind(where: Path | str, meta: Json, kind: str) -> None:
             f"{where}: for prompts of kind {kind} it lacks {', '.join(lacking)}; import the model "
             "with --clip (a diffusers folder with its tokenizer), --tags or --prompt_file"
         )
+    # RAM's and DAPE's heads have the same shapes: only the import knows which one it was.
     if "tagger" in parts and (found := meta.get("tagger", kind)) != kind:
         raise WeightsError(
             f"{where}: its tags are those of {found}, not of {kind}, which --dape at import decides"

@@ -251,6 +251,7 @@ def _restorer_files(
     tensors = diffusion.tensors | ram.encoder | _random_hfie(every, model, seed)
     if not generator:
         return {BASE: tensors}
+    # OSEDiff trains no HFIE: there the random one is the generator's.
     own = {n: t for n, t in tensors.items() if n in learned and "hfie" in n}
     if generator.prompt == "hfie":
         own = {}  # comes with the generator, or is missing
@@ -267,6 +268,7 @@ def _restorer_files(
 def _random_hfie(
     every: dict[str, tuple[int, ...]], model: ModelConfig, seed: int
 ) -> dict[str, Tensor]:
+    # Sorted, so that a seed means one HFIE whatever the order of attributes.
     rng, made = np.random.default_rng(seed), {}
     for name in sorted(n for n in every if n.startswith("prompter.hfie.")):
         scale = model.hfie.query_init_std if name.endswith(".query") else 1.0
@@ -309,6 +311,7 @@ def _kind(prompt: str, prompt_file: Location | None, generator: Path | Generator
 
     Empty where a file, which is not read yet, is to tell.
     """
+    # What is asked for, then what the tokens' file says, then what the generator was trained with.
     trained = generator if isinstance(generator, Generator) else None
     learnt = trained.prompt if trained else "" if generator else "hfie"
     kind = prompt or ("fixed" if prompt_file else learnt)
@@ -351,6 +354,7 @@ def _vocabulary(clip: Part[CLIPConfig], model: ModelConfig) -> dict[str, bytes]:
     have, want = clip.config.hidden_size, model.unet.cross_attention_dim
     if have != want:
         raise WeightsError(f"{clip.files[0]}: its tokens are {have} wide, the U-Net's {want}")
+    # Two files, in the form in which the tokenizer is read back; newer folders have one.
     folder = _tokenizer(clip)
     if not folder.is_dir():
         return {}

@@ -117,6 +117,7 @@ def load_part(
 def _shared_encoder(folder: Path, meta: Json) -> dict[str, Tensor]:
     """The image encoder of the restorer, which the tagger shares but for what DAPE changed."""
     verify(folder, meta, BASE)
+    # The base's: LoRA never touches the image encoder.
     prefix = "prompter.image_encoder."
     base = load(folder / BASE)
     return {n.removeprefix("prompter."): t for n, t in base.items() if n.startswith(prefix)}

@@ -231,6 +231,7 @@ def _unpickle(path: Path, file: IO[bytes], storage: Callable[..., _Storage]) -> 
 def _archive(path: Path) -> Untrusted:
     """A zip of NAME/data.pkl and NAME/data/KEY, stored without compression."""
     archive = _opened(path)
+    # The folder inside has any name; torch.save takes the file's.
     inside = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
     if len(inside) != 1:
         raise WeightsError(f"{path}: a zip archive, but not one of torch.save")
