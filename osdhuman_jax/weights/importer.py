@@ -126,21 +126,31 @@ def import_model(
     small |= _vocabulary(parts.clip, model) if parts.clip else {}
 
     # The description, then the tensors, which are converted while they are written.
-    meta: Json = {
-        "format": FORMAT,
-        "prompt": kind,
-        "model": to_dict(model),
-        "lora": to_dict(trained.lora) if trained else None,
-        "parts": {name: to_dict(part.config) for name, part in had.items()},
-        "tagger": kind_of_tags,
-        "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
-        "licences": [LICENCE, RAM_LICENCE],
-    }
+    meta = _description(model, kind, trained, had, small) | {"tagger": kind_of_tags}
     check_kind(output, meta, kind)
     meta["provenance"] = _provenance(sd, diffusion, encoder, had, trained, seed)
     files = _restorer_files(diffusion, encoder, model, trained, seed)
     files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
     _write_folder(output, files, meta, small, overwrite)
+
+
+def _description(
+    model: ModelConfig,
+    kind: str,
+    generator: Generator | None,
+    parts: dict[str, Part],
+    small: dict[str, bytes],
+) -> Json:
+    """config.json but for its provenance and the digests of what is not written yet."""
+    return {
+        "format": FORMAT,
+        "prompt": kind,
+        "model": to_dict(model),
+        "lora": to_dict(generator.lora) if generator else None,
+        "parts": {name: to_dict(part.config) for name, part in parts.items()},
+        "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
+        "licences": [LICENCE, RAM_LICENCE],
+    }
 
 
 def import_cleaner(source: Location, output: Location, *, overwrite: bool = False) -> None:
