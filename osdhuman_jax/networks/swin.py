@@ -50,7 +50,7 @@ def _windows(x: Map, window: int) -> Map:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window * window, c)  # [B windows, W W, C]
 
 
-def _unwindows(x: Float[Array, "b t c"], window: int, side: int) -> Feature:
+def _unwindows(x: Float[Array, "n t c"], window: int, side: int) -> Feature:
     """(B * windows, W * W, C) -> (B, side, side, C), which undoes `_windows`."""
     n = side // window
     x = x.reshape(-1, n, n, window, window, x.shape[-1])
