@@ -49,8 +49,9 @@ def draws() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def unet(rngs, **kw) -> UNet2DConditionModel:
-    return UNet2DConditionModel(UNetConfig(**{**UNET, **kw}), rngs=rngs)
+def unet(rngs, dtype=jnp.float32, param_dtype=jnp.float32, **kw) -> UNet2DConditionModel:
+    config = UNetConfig(**{**UNET, **kw})
+    return UNet2DConditionModel(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 
 def vae(rngs, **kw) -> AutoencoderKL:
