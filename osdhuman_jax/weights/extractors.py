@@ -20,13 +20,11 @@ from osdhuman_jax.config import Json
 from osdhuman_jax.disk import copy_file, write_json
 from osdhuman_jax.methods.prompts import (
     FixedPrompter,
-    ImageTagger,
     TagPrompter,
     TextEncoder,
     load_prompt,
     null_prompter,
 )
-from osdhuman_jax.networks.clip import CLIPTextModel
 from osdhuman_jax.networks.configs import CLIPConfig
 from osdhuman_jax.networks.tokenizer import Tokenizer
 from osdhuman_jax.networks.types import Tokens
@@ -72,14 +70,14 @@ def load_prompter(
         encode = _text_encoder(folder, meta, precision)
         if kind == "null":
             return null_prompter(encode)
-        tagger = cast(ImageTagger, load_part(folder, "tagger", precision=precision))
+        tagger = load_part(folder, "tagger", precision=precision)
         return TagPrompter(tagger, *read_tags(folder / "tags"), encode)
     except ValueError as error:
         raise WeightsError(str(error)) from error
 
 
 def _text_encoder(folder: Path, meta: Json, precision: str) -> TextEncoder:
-    clip = cast(CLIPTextModel, load_part(folder, "clip", precision=precision))
+    clip = load_part(folder, "clip", precision=precision)
     config = cast(CLIPConfig, part_config(folder, meta, "clip"))
     return TextEncoder(Tokenizer(folder / "tokenizer", config.max_position_embeddings), clip)
 

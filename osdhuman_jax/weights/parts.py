@@ -9,7 +9,7 @@ config.json has their sizes under "parts" and their digests with the others.
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar, overload
 
 import numpy as np
 from flax import nnx
@@ -90,6 +90,18 @@ def part_config(folder: Path, meta: Json, name: str) -> AnySizes:
 def _prefix(part: str) -> str:
     """What names on disk begin with; the tagger's begin with its two halves' already."""
     return "" if part == "tagger" else f"{part}."
+
+
+@overload
+def load_part(
+    folder: Path | str, name: Literal["clip"], *, precision: str = "fp32"
+) -> CLIPTextModel: ...
+@overload
+def load_part(
+    folder: Path | str, name: Literal["tagger"], *, precision: str = "fp32"
+) -> ImageTagger: ...
+@overload
+def load_part(folder: Path | str, name: Literal["lpips"], *, precision: str = "fp32") -> LPIPS: ...
 
 
 def load_part(
