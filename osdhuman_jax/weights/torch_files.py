@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -199,7 +199,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own: the C one lets a file allo
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, file: IO[bytes], storage: Callable[..., _Storage]):
+    def __init__(self, file: io.BufferedIOBase, storage: Callable[..., _Storage]):
         super().__init__(file)
         self.persistent_load = lambda pid: storage(*pid)
 
@@ -219,7 +219,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own: the C one lets a file allo
     dispatch[pickle.BUILD[0]] = _skip_attributes  # type: ignore[assignment]
 
 
-def _unpickle(path: Path, file: IO[bytes], storage: Callable[..., _Storage]) -> Untrusted:
+def _unpickle(path: Path, file: io.BufferedIOBase, storage: Callable[..., _Storage]) -> Untrusted:
     try:
         return _Unpickler(file, storage).load()
     except WeightsError as error:
