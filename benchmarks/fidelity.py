@@ -23,7 +23,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,22 @@ from flax import nnx
 from benchmarks import references
 from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
 from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
-from osdhuman_jax.config import (
-    CLIPConfig,
-    HFIEConfig,
-    ModelConfig,
-    SwinConfig,
-    TaggerConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.methods import lora, losses
 from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
 from osdhuman_jax.methods.prompts import HFIE
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.clip import CLIPTextModel
-from osdhuman_jax.networks.lpips import LPIPS, VGG16
+from osdhuman_jax.networks.configs import (
+    CLIPConfig,
+    HFIEConfig,
+    LPIPSConfig,
+    SwinConfig,
+    TaggerConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.networks.tagger import Tagger
 from osdhuman_jax.networks.unet import UNet2DConditionModel
@@ -73,14 +75,15 @@ class Size:
 
 TINY = Size(
     model=ModelConfig(
-        vae=VAEConfig(block_out_channels=(16, 24, 32, 32), norm_num_groups=8),
-        unet=UNetConfig(
+        vae=replace(VAEConfig.sd21(), block_out_channels=(16, 24, 32, 32), norm_num_groups=8),
+        unet=replace(
+            UNetConfig.sd21(),
             block_out_channels=(32, 64, 128, 128),
             num_attention_heads=(1, 2, 4, 4),
             cross_attention_dim=32,
             norm_num_groups=8,
         ),
-        swin=SwinConfig(64, 4, 16, (2, 2, 2), (1, 2, 4), window_size=4, image_proj_dim=24),
+        swin=SwinConfig(64, 4, 16, (2, 2, 2), (1, 2, 4), 4, 4.0, image_proj_dim=24),
         hfie=HFIEConfig(num_queries=5, num_heads=4),
     ),
     clip=CLIPConfig(60, 9, 32, 3, 4, 48),
@@ -89,7 +92,8 @@ TINY = Size(
     side=64,
     budget=1e-4,
 )
-FULL = Size(ModelConfig(), CLIPConfig(), TaggerConfig(), 1, 512, 5e-4)  # longer sums round more
+# Longer sums round more.
+FULL = Size(ModelConfig(), CLIPConfig.sd21(), TaggerConfig.ram(), 1, 512, 5e-4)
 SIZES = {"tiny": TINY, "full": FULL}
 
 
@@ -142,17 +146,17 @@ def run_unet(theirs: Any, z: np.ndarray, t: np.ndarray, prompt: np.ndarray) -> t
 
 
 def unet(size: Size) -> Iterator[Row]:
-    plan, inputs = asdict(size.model.unet), denoiser_inputs(size)
-    theirs = randomise(references.unet(plan))
-    mine = from_torch(lambda rngs: UNet2DConditionModel(**plan, rngs=rngs), theirs)
+    config, inputs = size.model.unet, denoiser_inputs(size)
+    theirs = randomise(references.unet(asdict(config)))
+    mine = from_torch(lambda rngs: UNet2DConditionModel(config, rngs=rngs), theirs)
     want = run_unet(theirs, *inputs)
     yield compare("U-Net", call(mine, *inputs), want, size.budget)
 
 
 def vae(size: Size) -> Iterator[Row]:
-    plan, image = asdict(size.model.vae), picture(size)
-    theirs: Any = randomise(references.vae(plan))
-    mine = from_torch(lambda rngs: AutoencoderKL(**plan, rngs=rngs), theirs)
+    config, image = size.model.vae, picture(size)
+    theirs: Any = randomise(references.vae(asdict(config)))
+    mine = from_torch(lambda rngs: AutoencoderKL(config, rngs=rngs), theirs)
     want = theirs.encode(nchw(image)).latent_dist.mean
     yield compare("VAE encode", call(mine, image, method="encode")[0], want, size.budget)
     z = denoiser_inputs(size)[0]
@@ -161,9 +165,9 @@ def vae(size: Size) -> Iterator[Row]:
 
 
 def swin(size: Size) -> Iterator[Row]:
-    plan, image = asdict(size.model.swin), picture(size)
-    theirs: Any = randomise(references.RAM(plan))
-    mine = from_torch(lambda rngs: RAMEncoder(**plan, rngs=rngs), theirs.state())
+    config, image = size.model.swin, picture(size)
+    theirs: Any = randomise(references.RAM(asdict(config)))
+    mine = from_torch(lambda rngs: RAMEncoder(config, rngs=rngs), theirs.state())
     got, want = call(mine, image), theirs(nchw(image))
     yield compare("Swin, pooled token", got[:, :1], want[:, :1], size.budget)
     yield compare("Swin, all tokens", got, want, size.budget)
@@ -171,21 +175,20 @@ def swin(size: Size) -> Iterator[Row]:
 
 def tagger(size: Size) -> Iterator[Row]:
     width = size.model.swin.image_proj_dim
-    plan = {**asdict(size.tagger), "context_dim": width}
-    theirs = randomise(references.Tagger(plan))
-    mine = from_torch(lambda rngs: Tagger(**plan, rngs=rngs), theirs)
+    theirs = randomise(references.Tagger({**asdict(size.tagger), "context_dim": width}))
+    mine = from_torch(lambda rngs: Tagger(size.tagger, width, rngs=rngs), theirs)
     embeddings = 3 * normal(1, 145, width)
     want = theirs(torch.from_numpy(embeddings))
     yield compare("tagging head", call(mine, embeddings), want, size.budget)
 
 
 def clip(size: Size) -> Iterator[Row]:
-    plan = asdict(size.clip)
-    theirs = randomise(references.clip(plan))
+    config = size.clip
+    theirs = randomise(references.clip(asdict(config)))
     state = references.clip_state(theirs)
-    mine = from_torch(lambda rngs: CLIPTextModel(**plan, rngs=rngs), state)
-    rng, shape = np.random.default_rng(0), (2, plan["max_position_embeddings"])
-    ids = rng.integers(0, plan["vocab_size"], shape).astype(np.int32)
+    mine = from_torch(lambda rngs: CLIPTextModel(config, rngs=rngs), state)
+    rng, shape = np.random.default_rng(0), (2, config.max_position_embeddings)
+    ids = rng.integers(0, config.vocab_size, shape).astype(np.int32)
     want = theirs(torch.from_numpy(ids).long()).last_hidden_state
     yield compare("CLIP text", call(mine, ids), want, size.budget)
 
@@ -193,8 +196,8 @@ def clip(size: Size) -> Iterator[Row]:
 def hfie(size: Size) -> Iterator[Row]:
     plan = hfie_plan(size.model)
     theirs: Any = randomise(references.HFIE(**plan))
-    std = size.model.hfie.query_init_std
-    mine = from_torch(lambda rngs: HFIE(**plan, query_init_std=std, rngs=rngs), theirs.state())
+    make = partial(HFIE, size.model.hfie, dim=plan["dim"], kv_dim=plan["kv_dim"])
+    mine = from_torch(lambda rngs: make(rngs=rngs), theirs.state())
     embeddings = normal(1, 145, plan["kv_dim"])
     want = theirs(torch.from_numpy(embeddings))
     yield compare("HFIE", call(mine, embeddings), want, size.budget)
@@ -215,9 +218,9 @@ def with_lora(make: Callable[..., Any], find: Callable[..., Any], theirs: torch.
 
 
 def unet_lora(size: Size) -> Iterator[Row]:
-    plan, inputs = asdict(size.model.unet), denoiser_inputs(size)
-    theirs = randomise(references.adapt(references.unet(plan), RANK, ALPHA))
-    make = lambda rngs: UNet2DConditionModel(**plan, rngs=rngs)  # noqa: E731
+    config, inputs = size.model.unet, denoiser_inputs(size)
+    theirs = randomise(references.adapt(references.unet(asdict(config)), RANK, ALPHA))
+    make = lambda rngs: UNet2DConditionModel(config, rngs=rngs)  # noqa: E731
     mine, want = with_lora(make, lora.unet_targets, theirs), run_unet(theirs, *inputs)
     yield compare("U-Net, LoRA beside", call(mine, *inputs), want, size.budget)
     lora.merge(mine)
@@ -225,9 +228,9 @@ def unet_lora(size: Size) -> Iterator[Row]:
 
 
 def vae_lora(size: Size) -> Iterator[Row]:
-    plan, image = asdict(size.model.vae), picture(size)
-    theirs: Any = randomise(references.adapt(references.vae(plan), RANK, ALPHA))
-    make = lambda rngs: AutoencoderKL(**plan, rngs=rngs)  # noqa: E731
+    config, image = size.model.vae, picture(size)
+    theirs: Any = randomise(references.adapt(references.vae(asdict(config)), RANK, ALPHA))
+    make = lambda rngs: AutoencoderKL(config, rngs=rngs)  # noqa: E731
     mine = with_lora(make, lora.vae_encoder_targets, theirs)
     want = theirs.encode(nchw(image)).latent_dist.mean
     got = call(mine, image, method="encode")[0]
@@ -241,8 +244,8 @@ def lpips(size: Size) -> Iterator[Row]:
     theirs = randomise(references.LPIPS(size.narrow))
     for weight in theirs.lin.parameters():
         weight.data = weight.data.abs()
-    plan = tuple(width // size.narrow for width in VGG16)
-    mine = from_torch(lambda rngs: LPIPS(plan=plan, rngs=rngs), theirs)
+    config = LPIPSConfig.vgg16(size.narrow)
+    mine = from_torch(lambda rngs: LPIPS(config, rngs=rngs), theirs)
     a, b = picture(size), picture(size, seed=1)
     yield compare("LPIPS-VGG", call(mine, a, b), theirs(nchw(a), nchw(b)), 1e-5)
 
@@ -289,7 +292,7 @@ def restoration(size: Size) -> Iterator[Row]:
 
 def in_bfloat16(model: ModelConfig, restorer: OneStepRestorer) -> OneStepRestorer:
     """The same weights, networks computing in bfloat16."""
-    half = abstract(lambda rngs: build_restorer(**asdict(model), dtype=jnp.bfloat16, rngs=rngs))
+    half = abstract(lambda rngs: build_restorer(model, dtype=jnp.bfloat16, rngs=rngs))
     return nnx.merge(nnx.split(half)[0], nnx.split(restorer)[1])
 
 

@@ -23,9 +23,10 @@ from flax import nnx
 from benchmarks import absent
 from configs.models import nano, tiny
 from osdhuman_jax.config import Config, ModelConfig
-from osdhuman_jax.networks.lpips import LPIPS, VGG16
+from osdhuman_jax.networks.configs import LPIPSConfig
+from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import experiment, flops, train_step
-from osdhuman_jax.weights.model_folder import DTYPES, hollow, hollow_restorer
+from osdhuman_jax.weights.model_folder import DTYPES, abstract, abstract_restorer
 
 PRESETS = {"tiny": (tiny, 64, 16), "nano": (nano, 128, 4), "sd21": (ModelConfig, 512, 1)}
 
@@ -42,9 +43,9 @@ def experiment_of(args: argparse.Namespace) -> Config:
 
 def shapes_of(config: Config, narrow: int) -> tuple[train_step.Trainer, Any, Any]:
     """The trainer, and the shapes of its state and frozen weights."""
-    restorer, _ = hollow_restorer(config.model, config.lora, config.run.precision)
-    plan = tuple(width // narrow for width in VGG16)
-    lpips = hollow(lambda rngs: LPIPS(plan=plan, dtype=DTYPES[config.run.precision], rngs=rngs))
+    restorer, _ = abstract_restorer(config.model, config.lora, config.run.precision)
+    plan, dtype = LPIPSConfig.vgg16(narrow), DTYPES[config.run.precision]
+    lpips = abstract(lambda rngs: LPIPS(plan, dtype=dtype, rngs=rngs))
     trainer = train_step.Trainer(config, config.model, restorer)
     graphdefs, states = zip(nnx.split(restorer), nnx.split(lpips), strict=True)
 

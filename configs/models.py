@@ -1,6 +1,7 @@
 """Sizes of the small models; `ModelConfig()` itself is Stable Diffusion 2.1-base with RAM."""
 
-from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.config import ModelConfig
+from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
 
 PLAIN, CROSS = "DownBlock2D", "CrossAttnDownBlock2D"
 
@@ -27,10 +28,12 @@ def nano() -> ModelConfig:
         ),
         swin=SwinConfig(
             image_size=96,
+            patch_size=4,
             embed_dim=32,
             depths=(2, 2, 2),
             num_heads=(1, 2, 4),
             window_size=6,
+            mlp_ratio=4.0,
             image_proj_dim=64,
         ),
         hfie=HFIEConfig(num_queries=16, num_heads=1),
@@ -80,6 +83,7 @@ def tiny() -> ModelConfig:
             layers_per_block=1,
             norm_num_groups=4,
             scaling_factor=1.0,
+            mid_block_add_attention=True,
         ),
         unet=UNetConfig(
             in_channels=4,
@@ -92,10 +96,12 @@ def tiny() -> ModelConfig:
         ),
         swin=SwinConfig(
             image_size=32,
+            patch_size=4,
             embed_dim=8,
             depths=(2, 2),
             num_heads=(1, 2),
             window_size=4,
+            mlp_ratio=4.0,
             image_proj_dim=16,
         ),
         hfie=HFIEConfig(num_queries=5, num_heads=2),

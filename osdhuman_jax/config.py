@@ -1,131 +1,27 @@
 """Typed configuration. Every default is the paper's value (OSDHuman, ICML 2025) or, where the paper
 is silent, OSEDiff's, which it follows; no experiment's values stand here, they are in `configs/`.
 
-Leaf functions take plain arguments, not these classes: `UNet2DConditionModel(**asdict(cfg.unet))`.
+The sizes of the networks are in `networks/configs.py`; what is here says how they are put together,
+trained and used. `to_dict` and `from_dict` are how both go to JSON and come back.
 """
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig, added
+
 T = TypeVar("T")
-
-
-def added(default: Any) -> Any:
-    """A field that is younger than folders on disk; where they lack it, they mean `default`."""
-    return field(default=default, metadata={"added": True})
-
-
-@dataclass
-class VAEConfig:
-    """AutoencoderKL; names are diffusers'. The defaults are Stable Diffusion 2.1-base."""
-
-    latent_channels: int = 4  # Stable Diffusion
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)  # width of each level
-    layers_per_block: int = 2  # residual blocks of a level; the decoder has one more
-    norm_num_groups: int = 32  # of every group norm
-    scaling_factor: float = 0.18215  # latent = scaling_factor * posterior
-    mid_block_add_attention: bool = True  # one head over all of the latent
-    stem: int = added(1)  # pixels a side that enter as channels; above 1 it is residual
-
-
-@dataclass
-class UNetConfig:
-    """UNet2DConditionModel; names are diffusers'. The defaults are Stable Diffusion 2.1-base."""
-
-    in_channels: int = 4  # those of the latent
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)  # width of each level
-    down_block_types: tuple[str, ...] = (
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "DownBlock2D",
-    )  # the up path mirrors it; the middle block always attends
-    layers_per_block: int = 2  # residual blocks of a level; the up path has one more
-    num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)  # of each level
-    cross_attention_dim: int = 1024  # width of the prompt's tokens
-    norm_num_groups: int = 32  # of every group norm
-
-
-@dataclass
-class SwinConfig:
-    """Swin Transformer with RAM's `image_proj`. The defaults are RAM's Swin-L/384."""
-
-    image_size: int = 384  # pixels, side of what it sees
-    patch_size: int = 4  # pixels
-    embed_dim: int = 192  # width of the first level, doubled at each next
-    depths: tuple[int, ...] = (2, 2, 18, 2)  # blocks of each level
-    num_heads: tuple[int, ...] = (6, 12, 24, 48)  # of each level
-    window_size: int = 12  # side of an attention window, in patches
-    mlp_ratio: float = 4.0  # hidden width / width
-    image_proj_dim: int = 512  # width of the embeddings, RAM's
-
-
-@dataclass
-class HFIEConfig:
-    """High-fidelity image embedder (section 3.3, Eq. 5); the output width is the U-Net's."""
-
-    num_queries: int = 77  # tokens of a prompt; CLIP's length
-    num_heads: int = 16  # the paper names none; 16 x 64 is SD 2.1's cross-attention
-    query_init_std: float = 1.0  # standard deviation of the learnt queries at the start
-
-
-@dataclass
-class CLIPConfig:
-    """CLIP's text encoder; names are transformers'. The defaults are Stable Diffusion 2.1's."""
-
-    vocab_size: int = 49408  # tokens there are
-    max_position_embeddings: int = 77  # tokens of a text
-    hidden_size: int = 1024  # width
-    num_hidden_layers: int = 23  # of OpenCLIP ViT-H's 24
-    num_attention_heads: int = 16  # of each layer
-    intermediate_size: int = 4096  # hidden width of the MLPs
-
-
-@dataclass
-class TaggerConfig:
-    """RAM's tagging head; the image embeddings' width is the Swin's `image_proj_dim`."""
-
-    num_tags: int = 4585  # RAM's list
-    label_dim: int = 512  # width of a tag's embedding
-    hidden_size: int = 768  # width
-    num_hidden_layers: int = 2  # of the head
-    num_attention_heads: int = 4  # of each layer
-    intermediate_size: int = 3072  # hidden width of the MLPs
-
-
-@dataclass(frozen=True)
-class RRDBNetConfig:
-    """RRDBNet of ESRGAN and Real-ESRGAN; names are BasicSR's."""
-
-    num_feat: int  # width of the features
-    num_grow_ch: int  # what each convolution of a dense block adds to it
-    num_block: int
-    scale: int  # 4, 2 or 1: side of the output / side of the input
-
-    @classmethod
-    def x4plus(cls) -> "RRDBNetConfig":
-        """RealESRGAN_x4plus, ESRGAN and BSRNet: 16,697,987 parameters."""
-        return cls(num_feat=64, num_grow_ch=32, num_block=23, scale=4)
-
-    @classmethod
-    def x2plus(cls) -> "RRDBNetConfig":
-        """RealESRGAN_x2plus: 16,703,171 parameters."""
-        return cls(num_feat=64, num_grow_ch=32, num_block=23, scale=2)
-
-    @classmethod
-    def x4plus_anime(cls) -> "RRDBNetConfig":
-        """RealESRGAN_x4plus_anime_6B: 4,467,779 parameters."""
-        return cls(num_feat=64, num_grow_ch=32, num_block=6, scale=4)
+Json = dict[str, Any]  # a table of settings as the json module reads it
 
 
 @dataclass
 class ModelConfig:
-    """One restorer: VAE, U-Net and prompt extractor."""
+    """One restorer: VAE, U-Net and prompt extractor. The defaults are the paper's."""
 
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    unet: UNetConfig = field(default_factory=UNetConfig)
-    swin: SwinConfig = field(default_factory=SwinConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig.sd21)
+    unet: UNetConfig = field(default_factory=UNetConfig.sd21)
+    swin: SwinConfig = field(default_factory=SwinConfig.ram)
     hfie: HFIEConfig = field(default_factory=HFIEConfig)
     timestep: int = 999  # T_L of Eq. 2
 
@@ -307,18 +203,19 @@ class ConfigError(ValueError):
     """A value that contradicts another or that no code path serves."""
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: object) -> Json:
     """Plain dict of a config dataclass, tuples as lists: what JSON gives back."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
-
-    return plain(dataclasses.asdict(config))
+    fields = dataclasses.fields(config)  # type: ignore[arg-type]
+    return {f.name: _plain(getattr(config, f.name)) for f in fields}
 
 
-def from_dict(cls: type[T], values: Any) -> T:
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def from_dict(cls: type[T], values: object) -> T:
     """Inverse of `to_dict`. Raises ConfigError on an unknown or missing field."""
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__}: not a table of fields ({values!r})")
@@ -329,9 +226,9 @@ def from_dict(cls: type[T], values: Any) -> T:
     if missing := sorted(required - set(values)):
         raise ConfigError(f"{cls.__name__}: missing field(s) {', '.join(missing)}")
 
-    def typed(value: Any, kind: Any) -> Any:
-        if dataclasses.is_dataclass(kind):
-            return from_dict(kind, value)  # type: ignore[arg-type]
+    def typed(value: object, kind: object) -> object:
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            return from_dict(kind, value)
         return tuple(value) if isinstance(value, list) else value
 
     given = {name: f.type for name, f in fields.items() if name in values}

@@ -6,8 +6,6 @@ import jaxtyping
 
 jaxtyping.install_import_hook("osdhuman_jax", "beartype.beartype")  # before the package's import
 
-from dataclasses import asdict  # noqa: E402
-
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -33,7 +31,7 @@ def sd21():
     from osdhuman_jax.methods.osdhuman import build_restorer
 
     def build(rngs):
-        model = build_restorer(**asdict(ModelConfig()), rngs=rngs)
+        model = build_restorer(ModelConfig(), rngs=rngs)
         size = {"rank": 4, "alpha": 8.0, "rng": np.random.default_rng(0)}
         lora.inject(model.unet, lora.unet_targets(model.unet), **size)
         lora.inject(model.vae, lora.vae_encoder_targets(model.vae), **size)

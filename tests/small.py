@@ -1,6 +1,6 @@
 """A restorer as small as they come, and what trains it: for the tests that need a whole one."""
 
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -8,23 +8,17 @@ import numpy as np
 from convert import filled
 from flax import nnx
 
-from osdhuman_jax.config import (
-    Config,
-    HFIEConfig,
-    LoRAConfig,
-    ModelConfig,
-    SwinConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from osdhuman_jax.config import Config, LoRAConfig, ModelConfig
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.networks.configs import HFIEConfig, LPIPSConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import train_step
 from osdhuman_jax.weights import Model, add_lora
 
 MODEL = ModelConfig(
-    vae=VAEConfig(
+    vae=replace(
+        VAEConfig.sd21(),
         block_out_channels=(8,),
         layers_per_block=1,
         norm_num_groups=2,
@@ -32,6 +26,7 @@ MODEL = ModelConfig(
         mid_block_add_attention=False,
     ),
     unet=UNetConfig(
+        in_channels=4,
         block_out_channels=(8,),
         down_block_types=("CrossAttnDownBlock2D",),
         layers_per_block=1,
@@ -39,7 +34,7 @@ MODEL = ModelConfig(
         cross_attention_dim=8,
         norm_num_groups=2,
     ),
-    swin=SwinConfig(16, 4, 4, (1,), (1,), window_size=2, image_proj_dim=8),
+    swin=SwinConfig(16, 4, 4, (1,), (1,), 2, 4.0, image_proj_dim=8),
     hfie=HFIEConfig(num_queries=3, num_heads=2),
     timestep=399,  # at 999 nearly every pixel of a random network is clamped
 )
@@ -47,7 +42,7 @@ MODEL = ModelConfig(
 
 def make(rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> OneStepRestorer:
     """The untrained module."""
-    model = build_restorer(**asdict(MODEL), rngs=rngs)
+    model = build_restorer(MODEL, rngs=rngs)
     if lora:
         add_lora(model, lora, np.random.default_rng(0))
     return model
@@ -81,12 +76,12 @@ def pictures(count: int = 2, side: int = 16) -> dict[str, np.ndarray]:
     return {"hq": hq.astype(np.uint8), "lq": lq.clip(0, 255).astype(np.uint8)}
 
 
-LPIPS_SIZES = {"plan": (4, 4, 0, 8), "taps": (3, 6)}
+LPIPS_SIZES = LPIPSConfig((4, 4, 0, 8))
 
 
 def lpips() -> LPIPS:
     """VGG's kin, of two levels."""
-    model = filled(lambda rngs: LPIPS(**LPIPS_SIZES, rngs=rngs), 3)
+    model = filled(lambda rngs: LPIPS(LPIPS_SIZES, rngs=rngs), 3)
     for lin in model.lin:  # the real ones are not negative either
         lin.kernel.set_value(abs(lin.kernel[...]))
     return model

@@ -12,7 +12,8 @@ from absl import flags
 
 from configs import base, models
 from osdhuman_jax.commands.config_flags import define_config
-from osdhuman_jax.config import Config, ConfigError, ModelConfig, UNetConfig, from_dict, to_dict
+from osdhuman_jax.config import Config, ConfigError, ModelConfig, from_dict, to_dict
+from osdhuman_jax.networks.configs import UNetConfig
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(

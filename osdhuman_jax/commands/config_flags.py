@@ -79,14 +79,18 @@ def load_config(name: str) -> Config:
 
 def settings(kind: type, prefix: str) -> Iterator[str]:
     """A line for each field of a config dataclass: its flag, its default, what the source says."""
-    notes = _notes(kind)
-    for field in dataclasses.fields(kind):
-        name = f"{prefix}.{field.name}"
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            yield f"\n{name}: {(field.type.__doc__ or '').splitlines()[0]}"
-            yield from settings(field.type, name)
+    yield from _settings(kind(), prefix)
+
+
+def _settings(defaults: Any, prefix: str) -> Iterator[str]:
+    notes = _notes(type(defaults))
+    for field in dataclasses.fields(defaults):
+        name, value = f"{prefix}.{field.name}", getattr(defaults, field.name)
+        if dataclasses.is_dataclass(value):
+            yield f"\n{name}: {(value.__doc__ or '').splitlines()[0]}"
+            yield from _settings(value, name)
         else:
-            yield f"  --{name}={field.default!r}  {notes.get(field.name, '')}".rstrip()
+            yield f"  --{name}={value!r}  {notes.get(field.name, '')}".rstrip()
 
 
 def _notes(kind: type) -> dict[str, str]:

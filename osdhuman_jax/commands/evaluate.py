@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # SciPy, Matplotlib and JAX, which `--help` does without.
     from osdhuman_jax.commands.score_report import report
     from osdhuman_jax.evaluation.pairs import gather
-    from osdhuman_jax.evaluation.scoring import examine
+    from osdhuman_jax.evaluation.scoring import ScoreFile, examine
 
     # What is asked for, refused before anything is measured or made.
     try:

@@ -57,9 +57,10 @@ def export(args: argparse.Namespace) -> bytes:
     # The model, and whether it and the size go together.
     restorer = load_model(args.model, precision=args.precision).restorer
     if restorer.prompter is None:
-        restorer.prompter = load_prompter(args.model, precision=args.precision)
-    if isinstance(restorer.prompter, TagPrompter):
-        raise ExportError(f"{args.model}: prompts from tags are text, which no program holds")
+        prompter = load_prompter(args.model, precision=args.precision)
+        if isinstance(prompter, TagPrompter):
+            raise ExportError(f"{args.model}: prompts from tags are text, which no program holds")
+        restorer.prompter = prompter
     multiple = restorer.multiple
     if args.size < 1 or args.size % multiple or args.batch_size < 1:
         raise ExportError(f"--size must be a multiple of {multiple}, --batch_size at least 1")

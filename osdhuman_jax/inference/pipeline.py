@@ -44,7 +44,7 @@ from osdhuman_jax.inference.plans import Plan, Planner
 from osdhuman_jax.inference.programs import Programs
 from osdhuman_jax.inference.settings import chosen
 from osdhuman_jax.inference.tiling import Canvas, corners, groups_of, spread
-from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
+from osdhuman_jax.methods.prompts import FixedPrompter, Images, Prompter, TagPrompter
 from osdhuman_jax.networks.types import Tokens
 from osdhuman_jax.weights import (
     CLEANER,
@@ -56,7 +56,6 @@ from osdhuman_jax.weights import (
     load_prompter,
 )
 
-Prompter = Callable[[Float32[np.ndarray, "b h w 3"]], Tokens]
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
 VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
@@ -90,7 +89,7 @@ class Pipeline:
         precision: str = "fp32",
         batch_size: int = 1,
         bucket: int = 128,
-        prompter: Prompter | None = None,
+        prompter: Prompter | Callable[[Images], Tokens] | None = None,
         max_memory: int | None = None,
     ) -> None:
         """Keep `model`, which was loaded in `precision`.

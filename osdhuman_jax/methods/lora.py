@@ -1,11 +1,11 @@
-"""LoRA as surgery after loading: networks do not know about it.
+"""LoRA (Hu et al. 2022) as surgery on a loaded network, which does not know about it.
 
 y = base(x) + scale * (op(x, A) @ B), op being the base's convolution or matrix product. A has the
 base kernel's shape but `rank` outputs, B is (rank, out), scale = alpha / rank. A ~ N(0, std 1/rank)
 and B = 0 (peft's "gaussian"), so an injected network computes what it did before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from functools import reduce
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-Path = tuple[Any, ...]  # attribute names and list indices
+Path = tuple[Hashable, ...]  # attribute names and list indices
 
 
 class LoRAParam(nnx.Param):
@@ -28,20 +28,19 @@ class LoRA(nnx.Module):
     def __init__(
         self, base: nnx.Linear | nnx.Conv, rank: int, alpha: float, *, rng: np.random.Generator
     ):
+        # Drawn on the host: the shapes are many, and a compiled draw for each would take minutes.
         shape = base.kernel.shape
         gaussian = rng.standard_normal((*shape[:-1], rank), np.float32)
         self.base = base
         self.lora_A = LoRAParam(jnp.asarray(gaussian / rank))
         self.lora_B = LoRAParam(jnp.zeros((rank, shape[-1]), jnp.float32))
         self.scale = alpha / rank
-        self.enabled = True
 
     def __call__(self, x: Array) -> Array:
         y = self.base(x)
-        if not self.enabled:
-            return y
+        # Factors are kept in float32, where small updates are not lost, and used as y is computed.
         a, b = self.lora_A[...].astype(y.dtype), self.lora_B[...].astype(y.dtype)
-        down = self._down(x.astype(y.dtype), a)
+        down = self._down(x.astype(y.dtype), a)  # [..., rank]
         return y + self.scale * jnp.matmul(down, b, precision=self.base.precision)
 
     def _down(self, x: Array, a: Array) -> Array:
@@ -60,10 +59,21 @@ class LoRA(nnx.Module):
         """The base with kernel + scale * A B, in the kernel's dtype."""
         # On the host: JAX would compile a product for each of a hundred shapes, whenever it starts.
         kernel = self.base.kernel[...]
+        # A convolution's A is (h, w, in, rank): the product is over the last axis all the same.
         a, b = np.asarray(self.lora_A[...]), np.asarray(self.lora_B[...])
         delta = np.float32(self.scale) * (a @ b)
         self.base.kernel[...] = jnp.asarray(np.asarray(kernel, np.float32) + delta, kernel.dtype)
         return self.base
+
+
+def leaf_name(path: Path) -> str:
+    """Dotted path of a leaf, as files have it: an adapter around a layer does not change it."""
+    return ".".join(str(part) for part in path if part != "base")
+
+
+def leaves_by_name(state: nnx.State) -> dict[str, nnx.Variable]:
+    """Variables of a state by their names on disk."""
+    return {leaf_name(path): leaf for path, leaf in nnx.to_flat_state(state)}
 
 
 def _layers(model: nnx.Module) -> Iterator[tuple[Path, nnx.Module]]:
@@ -82,8 +92,8 @@ def vae_encoder_targets(vae: nnx.Module) -> list[Path]:
     return [path for path, _ in _layers(vae) if path[0] in ("encoder", "quant_conv")]
 
 
-def _child(module: Any, name: str | int) -> Any:
-    return module[name] if isinstance(name, int) else getattr(module, name)
+def _child(module: Any, name: Hashable) -> Any:
+    return module[name] if isinstance(name, int) else getattr(module, str(name))
 
 
 def _replace(model: nnx.Module, path: Path, make: Callable[[nnx.Module], nnx.Module]) -> None:
@@ -92,13 +102,14 @@ def _replace(model: nnx.Module, path: Path, make: Callable[[nnx.Module], nnx.Mod
     if isinstance(name, int):
         owner[name] = make(owner[name])
     else:
-        setattr(owner, name, make(getattr(owner, name)))
+        setattr(owner, str(name), make(getattr(owner, str(name))))
 
 
 def inject(
     model: nnx.Module, targets: list[Path], *, rank: int, alpha: float, rng: np.random.Generator
 ) -> None:
     """Put a LoRA around each target, in place. Raises ValueError where one is there already."""
+    # All are looked at before the first is changed, so that an error leaves the model as it was.
     for path in targets:
         if "base" in path or isinstance(reduce(_child, path, model), LoRA):
             raise ValueError(f"{'.'.join(map(str, path))}: has LoRA already")
@@ -108,13 +119,7 @@ def inject(
 
 def merge(model: nnx.Module) -> None:
     """Fold every LoRA into its base kernel, in place."""
+    # A list first: what is walked over may not change on the way.
     adapters = [path for path, m in nnx.iter_modules(model) if isinstance(m, LoRA)]
     for path in adapters:
         _replace(model, path, lambda adapter: adapter.merged())  # type: ignore[attr-defined]
-
-
-def enable(model: nnx.Module, on: bool) -> None:
-    """Turn every LoRA on or off, in place: off is the frozen network, at no cost."""
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, LoRA):
-            module.enabled = on

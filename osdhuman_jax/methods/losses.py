@@ -1,5 +1,7 @@
-"""Formulas of the objectives, pure functions of arrays in float32; `training.py` decides who calls
-which network. Images are in [-1, 1]: the squared error is four times that of [0, 1] images.
+"""Formulas of the objectives: pure functions of arrays, computed in float32 whatever comes in.
+
+Which network is asked for their arguments, and with which weights they are summed, stands in
+objectives.py. Images are in [-1, 1]: the squared error is four times that of images in [0, 1].
 """
 
 import jax
@@ -12,6 +14,7 @@ from osdhuman_jax.networks.types import Image, Latent, Scalar
 
 _LUMA = np.array([65.481, 128.553, 24.966], np.float32) / 255  # BT.601, studio swing
 _BLACK = 16 / 255
+# SSIM's window: 11 taps of a Gaussian of deviation 1.5, which sum to one.
 _TAPS = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2)).astype(np.float32)
 _TAPS /= _TAPS.sum()
 
@@ -50,8 +53,9 @@ def colour(prediction: Image, source: Image, side: int = 16) -> Scalar:
     """
     error = prediction.astype(jnp.float32) - source.astype(jnp.float32)
     b, h, w, c = error.shape
+    # What is left over at the right and at the bottom makes no whole square.
     error = error[:, : h // side * side, : w // side * side]
-    squares = error.reshape(b, h // side, side, w // side, side, c)
+    squares = error.reshape(b, h // side, side, w // side, side, c)  # [B, H/16, 16, W/16, 16, 3]
     return jnp.mean(jnp.square(squares.mean((2, 4))))
 
 
@@ -93,6 +97,7 @@ def vsd_gradient(noise: Latent, eps_frozen: Latent, eps_finetuned: Latent) -> La
     factor cancels, and what is computed is (eps_frozen - eps_finetuned) / mean |noise -
     eps_frozen|: no error is multiplied by it, at any t.
     """
+    # The frozen estimate comes first: the gradient leads away from what the generator makes.
     difference = eps_frozen.astype(jnp.float32) - eps_finetuned.astype(jnp.float32)
     return difference / score_error(noise, eps_frozen)
 
@@ -103,6 +108,7 @@ def vsd(latent: Latent, gradient: Latent) -> Scalar:
     Its value is mean(gradient^2), which measures how far two moving targets are apart: it need not
     fall while training goes well.
     """
+    # The target moves with the latent, so that the derivative is the gradient wherever it stands.
     latent = latent.astype(jnp.float32)
     return mse(latent, jax.lax.stop_gradient(latent - gradient))
 
@@ -126,17 +132,20 @@ def steadiness(logits: Float[Array, "b h w"], beside: Float[Array, "b h w"]) -> 
     return jnp.mean(jnp.square(difference))
 
 
-def structure(prediction: Image, target: Image) -> Scalar:
+def ssim_loss(prediction: Image, target: Image) -> Scalar:
     """1 - SSIM of the luma (Wang et al. 2004, 11 x 11 Gaussian window), sides of 11 pixels or more.
 
     A perceptual term without weights. Squared error alone leaves grain in flat regions: there it is
     small beside the error of any edge, while SSIM counts both alike.
     """
+    # Luma of [16, 235] as in the metric SSIM-Y, on a scale of [0, 1].
     pair = (prediction.astype(jnp.float32), target.astype(jnp.float32))
     x, y = ((image + 1) / 2 @ _LUMA + _BLACK for image in pair)
+    # Means, variances and covariance under a window around each pixel.
     mean_x, mean_y = _window(x), _window(y)
     var_x, var_y = _window(x * x) - mean_x**2, _window(y * y) - mean_y**2
     covariance = _window(x * y) - mean_x * mean_y
+    # Wang et al.'s constants keep both quotients finite where a window is flat or dark.
     c1, c2 = 0.01**2, 0.03**2
     brightness = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     return 1.0 - jnp.mean(brightness * (2 * covariance + c2) / (var_x + var_y + c2))
@@ -144,6 +153,7 @@ def structure(prediction: Image, target: Image) -> Scalar:
 
 def _window(values: Array) -> Array:
     """Gaussian window means of (batch, h, w), only where the whole window fits."""
+    # A Gaussian is separable: eleven shifted sums down and eleven across, not 121.
     height, width = (n - len(_TAPS) + 1 for n in values.shape[1:])
     rows = jnp.asarray(sum(tap * values[:, i : i + height] for i, tap in enumerate(_TAPS)))
     return jnp.asarray(sum(tap * rows[:, :, i : i + width] for i, tap in enumerate(_TAPS)))

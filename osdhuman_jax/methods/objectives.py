@@ -4,8 +4,17 @@
     diffusion  eps-prediction on HQ latents, HFIE(HQ) prompt   trains U-Net, Swin and HFIE
     restorer   the paper's generator (section 3.2, Eqs. 2-7)   trains LoRA, HFIE and a regularizer
 
-An objective is a pure function (model, networks of the regularizer, part of a batch) -> `Loss`. All
-randomness is in the batch, drawn by `draw`: it does not depend on how a batch is cut into parts.
+The paper's generator G minimises (Eq. 4, with its weights 1, 2 and 1)
+
+    L_G = MSE(G(I_L), I_H) + LPIPS(G(I_L), I_H) + VSD(z_H)
+
+where z_H is the latent of Eq. 2. VSD compares two regularizers' estimates of the noise in a
+re-noised z_H: the diffusion prior phi as it is, and a copy phi' that learns what the generator
+makes (Eq. 6; `vsd_terms`). That copy minimises its own diffusion loss on the generator's detached
+latents (Eq. 7; `diffusion_loss`), after each update of the generator.
+
+An objective is a pure function (model, context, microbatch) -> `Loss`. All randomness is in the
+microbatch, drawn by `draw` for the whole batch: it does not depend on how a batch is split.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,6 +24,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
@@ -23,10 +33,12 @@ from osdhuman_jax.methods import lora, losses
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.critic import Critic
+from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.types import Image, Latent, Scalar, Timestep, Tokens
 from osdhuman_jax.networks.unet import UNet2DConditionModel
+from osdhuman_jax.networks.vae import posterior_sample
 
-Part = Mapping[str, Array]  # images in [-1, 1], prompts, draws
+Microbatch = Mapping[str, Array]  # images in [-1, 1], prompts, draws
 Scalars = dict[str, Scalar]
 
 
@@ -36,9 +48,11 @@ class Frozen:
     """What no step changes. The compiled step takes it as an argument, and holds it once."""
 
     restorer: nnx.State  # everything of the restorer that is not trained
-    unet: dict[str, Any] = field(default_factory=dict)  # base values of what the generator trains
-    lpips: Any = None  # nnx.State of VGG16
-    negative: Any = None  # Tokens (1, N, D) that the frozen regularizer is guided away from
+    # Base values of what the generator trains of the U-Net, by name: the regularizers' own.
+    unet: dict[str, nnx.Variable] = field(default_factory=dict)
+    lpips: nnx.State | None = None
+    # Tokens (1, N, D) that the frozen regularizer is guided away from; Any, since shapes pass too.
+    negative: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -48,15 +62,9 @@ class Loss:
 
     value: Scalar
     scalars: Scalars
-    latent: Any = None
-    prompt: Any = None
-    image: Any = None
-
-
-def leaves_by_name(state: nnx.State) -> dict[str, Any]:
-    """Variables of a state by dotted path, adapters' `base` left out of it."""
-    flat = nnx.to_flat_state(state)
-    return {".".join(str(part) for part in path if part != "base"): v for path, v in flat}
+    latent: Latent | None = None
+    prompt: Tokens | None = None
+    image: Image | None = None
 
 
 class Regularizer:
@@ -73,9 +81,9 @@ class Regularizer:
 
     @staticmethod
     def _base(frozen: Frozen, slots: nnx.State) -> nnx.State:
-        base = {**leaves_by_name(frozen.restorer["unet"]), **frozen.unet}
-        names = {path: name for name, path in paths_by_name(slots).items()}
-        return nnx.from_flat_state([(path, base[name]) for path, name in names.items()])
+        base = {**lora.leaves_by_name(frozen.restorer["unet"]), **frozen.unet}
+        paths = [path for path, _ in nnx.to_flat_state(slots)]
+        return nnx.from_flat_state([(path, base[lora.leaf_name(path)]) for path in paths])
 
     def frozen(self, frozen: Frozen) -> UNet2DConditionModel:
         """phi: the diffusion prior as it is."""
@@ -86,19 +94,13 @@ class Regularizer:
         return nnx.merge(self._adapted, params, self._base(frozen, self._adapted_slots))
 
 
-def paths_by_name(state: nnx.State) -> dict[str, tuple[Any, ...]]:
-    """Paths of a state by what `leaves_by_name` calls them."""
-    flat = nnx.to_flat_state(state)
-    return {".".join(str(part) for part in path if part != "base"): path for path, _ in flat}
-
-
 def regularizer_targets(unet: UNet2DConditionModel, scope: str) -> list[lora.Path]:
     """Layers of the finetuned regularizer that get adapters: all, or the middle block's."""
     return [p for p in lora.unet_targets(unet) if scope == "all" or p[0] == "mid_block"]
 
 
 def inject_regularizer(
-    unet: UNet2DConditionModel, config: LoRAConfig, scope: str, rng: Any
+    unet: UNet2DConditionModel, config: LoRAConfig, scope: str, rng: np.random.Generator
 ) -> None:
     """Adapters of the generator's rank, in place."""
     targets = regularizer_targets(unet, scope)
@@ -110,9 +112,10 @@ def inject_regularizer(
 
 def draw(
     config: Config, model: OneStepRestorer, count: int, side: tuple[int, int], key: Array
-) -> Part:
+) -> Microbatch:
     """Noise and timesteps for `count` pictures of (height, width) `side`."""
     f, channels = model.vae.downscale, model.vae.post_quant_conv.in_features
+    # One key for each draw in a fixed order, so that a seed means the same steps in every version.
     keys = iter(jax.random.split(key, 3 + 2 * config.loss.reg_updates))
     normal = partial(jax.random.normal, shape=(count, side[0] // f, side[1] // f, channels))
 
@@ -139,33 +142,44 @@ def has_critic(config: Config) -> bool:
     return config.run.kind == "restorer" and bool(config.loss.adversarial or config.loss.features)
 
 
-def posterior_sample(model: OneStepRestorer, image: Image, noise: Latent) -> Latent:
-    """Scaled latent: the posterior's mean plus its standard deviation times `noise`."""
-    mean, logvar = model.vae.encode(image)
-    return model.vae.scaling_factor * (mean + jnp.exp(0.5 * logvar) * noise)
-
-
 # Objectives.
 
 
-def vae_objective(config: LossConfig, model: OneStepRestorer, part: Part) -> Loss:
+@dataclass(frozen=True)
+class Context:
+    """What an objective may need beside the model that it trains and the microbatch."""
+
+    config: Config
+    frozen: Frozen
+    regularizer: Regularizer | None = None
+    reg: nnx.State | None = None  # adapters of the finetuned regularizer
+    lpips: LPIPS | None = None
+    critic: Critic | None = None
+
+
+Objective = Callable[[OneStepRestorer, Context, Microbatch], Loss]
+
+
+def vae_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
     """Squared error of the reconstruction from a posterior sample, in RGB and colour, and KL."""
-    mean, logvar = model.vae.encode(part["hq"])
-    image = model.vae.decode(mean + jnp.exp(0.5 * logvar) * part["posterior"])
-    parts = {
-        "mse": losses.mse(image, part["hq"]),
-        "chroma": losses.chroma(image, part["hq"]),
+    weights, hq = context.config.loss, microbatch["hq"]
+    mean, logvar = model.vae.encode(hq)
+    image = model.vae.decode(posterior_sample(mean, logvar, microbatch["posterior"]))
+    terms = {
+        "mse": losses.mse(image, hq),
+        "chroma": losses.chroma(image, hq),
         "kl": losses.kl(mean, logvar),
     }
-    loss = config.mse * parts["mse"] + config.chroma * parts["chroma"] + config.kl * parts["kl"]
-    return Loss(loss, parts)
+    loss = weights.mse * terms["mse"] + weights.chroma * terms["chroma"] + weights.kl * terms["kl"]
+    return Loss(loss, terms)
 
 
-def diffusion_objective(config: LossConfig, model: OneStepRestorer, part: Part) -> Loss:
+def diffusion_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
     """Eps-prediction on latents of HQ pictures, all timesteps alike, prompted by the pictures."""
-    del config
-    z0 = jax.lax.stop_gradient(posterior_sample(model, part["hq"], part["posterior"]))
-    loss = diffusion_loss(model.unet, z0, part["t"], part["noise"], model.prompter(part["hq"]))
+    del context  # its one term has no weight
+    hq, t, noise = (microbatch[name] for name in ("hq", "t", "noise"))
+    z0 = jax.lax.stop_gradient(model.encode(hq, microbatch["posterior"]))
+    loss = diffusion_loss(model.unet, z0, t, noise, model.tokens(hq))
     return Loss(loss, {"diffusion": loss})
 
 
@@ -181,7 +195,7 @@ def scores(
     finetuned_unet: UNet2DConditionModel,
     config: LossConfig,
     latent: Latent,
-    part: Part,
+    microbatch: Microbatch,
     prompt: Tokens,
     negative: Array | None,
 ) -> tuple[Latent, Latent]:
@@ -190,33 +204,34 @@ def scores(
     With guidance the frozen one's two passes are one batch. The finetuned one's is its own: to join
     them, every adapter would have to be masked for half of a batch that fills a device as it is.
     """
-    t, noisy = part["t"], Schedule().add_noise(latent, part["noise"], part["t"])
+    # Both see the same noisy latents, at timesteps of their own draw (Eq. 6: t in [20, 980)).
+    t = microbatch["t"]
+    noisy = Schedule().add_noise(latent, microbatch["noise"], t)
     if negative is None:
         eps = losses.guide(frozen_unet(noisy, t, prompt))
     else:
-        both = jnp.concatenate([jnp.broadcast_to(negative, prompt.shape), prompt])
+        both = jnp.concatenate([jnp.broadcast_to(negative, prompt.shape), prompt])  # [2B, N, D]
         twice, times = jnp.concatenate([noisy, noisy]), jnp.concatenate([t, t])
         base, prompted = jnp.split(frozen_unet(twice, times, both), 2)
         eps = losses.guide(prompted, base, config.cfg_vsd)
     return jax.lax.stop_gradient((eps, finetuned_unet(noisy, t, prompt)))
 
 
-def vsd_terms(
-    regularizer: Regularizer,
-    config: LossConfig,
-    frozen: Frozen,
-    params: nnx.State,
-    part: Part,
-    latent: Latent,
-    prompt: Tokens,
-) -> Scalars:
+def vsd_terms(context: Context, microbatch: Microbatch, latent: Latent, prompt: Tokens) -> Scalars:
     """Eq. 6 on the generator's latent, and what to watch: both regularizers are constants here."""
+    regularizer, frozen, reg = context.regularizer, context.frozen, context.reg
+    if regularizer is None or reg is None:
+        raise ValueError("the VSD term needs both regularizers")
+    # The gradient reaches the latent through `losses.vsd` alone, not through the networks.
     fixed, tokens = jax.lax.stop_gradient((latent, prompt))
-    unets = regularizer.frozen(frozen), regularizer.finetuned(frozen, params)
-    eps, eps_finetuned = scores(*unets, config, fixed, part, tokens, frozen.negative)
-    gradient = losses.vsd_gradient(part["noise"], eps, eps_finetuned)
-    signal, sigma = Schedule().coefficients(part["t"])
-    gap = sigma / signal * losses.score_error(part["noise"], eps)
+    unets = regularizer.frozen(frozen), regularizer.finetuned(frozen, reg)
+    weights, noise = context.config.loss, microbatch["noise"]
+    eps, eps_finetuned = scores(*unets, weights, fixed, microbatch, tokens, frozen.negative)
+    gradient = losses.vsd_gradient(noise, eps, eps_finetuned)
+
+    # What the paper divides by, in units of the latent: it shows how hard the timesteps were.
+    signal, sigma = Schedule().coefficients(microbatch["t"])
+    gap = sigma / signal * losses.score_error(noise, eps)  # [B, 1, 1, 1]
     return {
         "vsd": losses.vsd(latent, gradient),
         "vsd_weight": jnp.mean(1.0 / gap),
@@ -224,55 +239,54 @@ def vsd_terms(
     }
 
 
-def generator_objective(
-    config: Config,
-    regularizer: Regularizer | None,
-    lpips: nnx.GraphDef | None,
-    model: OneStepRestorer,
-    frozen: Frozen,
-    reg: Any,
-    critic: Critic | None,
-    part: Part,
-) -> Loss:
-    """Eq. 4: data term, LPIPS and VSD; `reg` are the finetuned regularizer's adapters.
+def generator_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
+    """Eq. 4: data term, LPIPS and VSD.
 
     Small models have other terms in LPIPS' and VSD's place, a critic among them.
     """
-    weights, sample = config.loss, config.run.latent == "sample"
-    lq, hq = part["lq"], part["hq"]
-    z = posterior_sample(model, lq, part["posterior"]) if sample else model.encode(lq)
-    prompt = part["prompt"] if "prompt" in part else model.prompter(part[config.prompt.source])
+    config, weights = context.config, context.config.loss
+    lq, hq = microbatch["lq"], microbatch["hq"]
+
+    # The generator: encode, prompt, one step, decode.
+    z = model.encode(lq, microbatch["posterior"] if config.run.latent == "sample" else None)
+    given = microbatch.get("prompt")
+    prompt = model.tokens(microbatch[config.prompt.source]) if given is None else given
     latent = model.denoise(z, prompt)
-    decoded = model.vae.decode(latent / model.vae.scaling_factor)
+    decoded = model.vae.decode(latent / model.vae.scaling_factor)  # [B, H, W, 3]
     image = jnp.clip(decoded, -1.0, 1.0)
-    scalars = {"mse": losses.mse(image, hq), "clamp_rate": jnp.mean(jnp.abs(decoded) > 1.0)}
-    loss = weights.mse * scalars["mse"]
+
+    # Each term is logged by its name, and weighed by the setting of that name.
+    terms = {"mse": losses.mse(image, hq)}
     if weights.structure:
-        scalars["structure"] = losses.structure(image, hq)
-        loss = loss + weights.structure * scalars["structure"]
-    # The terms of small models see what is not clamped: beyond white a clamp has no gradient.
-    for name, term, target in (
-        ("l1", losses.l1, hq),
-        ("gradient", losses.gradient, hq),
-        ("colour", losses.colour, lq),
-    ):
-        if weight := getattr(weights, name):
-            scalars[name] = term(decoded, target)
-            loss = loss + weight * scalars[name]
-    made: dict[str, Any] = {}
-    if critic is not None:
-        found = critic_terms(critic, decoded, hq, lq)
-        loss += sum(getattr(weights, name) * value for name, value in found.items())
-        scalars |= found
+        terms["structure"] = losses.ssim_loss(image, hq)
+    terms |= small_model_terms(weights, decoded, hq, lq)
+    made: dict[str, Array] = {}
+    if context.critic is not None:
+        terms |= critic_terms(context.critic, decoded, hq, lq)
         made["image"] = jax.lax.stop_gradient(decoded)
-    if lpips is not None:
-        scalars["lpips"] = jnp.mean(nnx.merge(lpips, frozen.lpips)(image, hq))
-        loss = loss + weights.lpips * scalars["lpips"]
-    if regularizer is None:
-        return Loss(loss, scalars, **made)
-    scalars |= vsd_terms(regularizer, weights, frozen, reg, part, latent, prompt)
-    made["latent"], made["prompt"] = jax.lax.stop_gradient((latent, prompt))
-    return Loss(loss + weights.vsd * scalars["vsd"], scalars, **made)
+    if context.lpips is not None:
+        terms["lpips"] = jnp.mean(context.lpips(image, hq))
+    watched = {"clamp_rate": jnp.mean(jnp.abs(decoded) > 1.0)}
+    if context.regularizer is not None:
+        found = vsd_terms(context, microbatch, latent, prompt)
+        terms["vsd"] = found.pop("vsd")
+        watched |= found
+        # What the regularizer's own update is made on, Eq. 7.
+        made["latent"], made["prompt"] = jax.lax.stop_gradient((latent, prompt))
+    loss = sum((getattr(weights, n) * term for n, term in terms.items()), jnp.zeros(()))
+    return Loss(loss, terms | watched, **made)
+
+
+def small_model_terms(weights: LossConfig, decoded: Image, hq: Image, lq: Image) -> Scalars:
+    """Terms that have a weight, of what is not clamped: beyond white a clamp has no gradient."""
+    terms: Scalars = {}
+    if weights.l1:
+        terms["l1"] = losses.l1(decoded, hq)
+    if weights.gradient:
+        terms["gradient"] = losses.gradient(decoded, hq)
+    if weights.colour:
+        terms["colour"] = losses.colour(decoded, lq)
+    return terms
 
 
 def critic_terms(critic: Critic, image: Image, hq: Image, lq: Image) -> Scalars:
@@ -280,6 +294,7 @@ def critic_terms(critic: Critic, image: Image, hq: Image, lq: Image) -> Scalars:
 
     Of the critic's own features none is normed: each layer's mean absolute error counts alike.
     """
+    # The answers to HQ are targets, which no gradient changes.
     (real, wanted), (fake, found) = jax.lax.stop_gradient(critic(hq, lq)), critic(image, lq)
     errors = [jnp.mean(jnp.abs(a - b)) for a, b in zip(found, wanted, strict=True)]
     return {
@@ -288,10 +303,13 @@ def critic_terms(critic: Critic, image: Image, hq: Image, lq: Image) -> Scalars:
     }
 
 
-def critic_objective(config: LossConfig, critic: Critic, image: Image, part: Part) -> Loss:
+def critic_objective(
+    config: LossConfig, critic: Critic, image: Image, microbatch: Microbatch
+) -> Loss:
     """The critic's own loss on the generator's detached image: tell it from HQ, and be steady."""
-    hq, lq = part["hq"], part["lq"]
-    beside = [config.critic_noise * part[f"critic_{name}"] for name in ("hq", "image")]
+    hq, lq = microbatch["hq"], microbatch["lq"]
+    beside = [config.critic_noise * microbatch[f"critic_{name}"] for name in ("hq", "image")]
+    # One pass over four pictures of each sample: HQ and ours, as they are and with faint noise.
     four = jnp.concatenate([hq, image, hq + beside[0], image + beside[1]])  # [4B, H, W, 3]
     real, fake, *noisy = jnp.split(critic(four, jnp.tile(lq, (4, 1, 1, 1)))[0], 4)
     scalars = {
@@ -303,7 +321,7 @@ def critic_objective(config: LossConfig, critic: Critic, image: Image, part: Par
     return Loss(loss, scalars)
 
 
-OBJECTIVES: dict[str, Callable[..., Loss]] = {
+OBJECTIVES: dict[str, Objective] = {
     "vae": vae_objective,
     "diffusion": diffusion_objective,
     "restorer": generator_objective,

@@ -1,24 +1,34 @@
-"""OSDHuman's generator: degraded image -> latent -> ONE U-Net step (Eq. 2) -> restored image."""
+"""OSDHuman (Gong et al., ICML 2025): restoration of people in one diffusion step.
 
-from typing import Any
+A degraded picture I_L becomes a restored one I_H in four moves (section 3.2, Figure 2):
 
-import jax
+    z_L = E(I_L)                        the VAE's encoder, with LoRA
+    p   = HFIE(I_L)                     tokens of the prompt, see prompts.py (section 3.3, Eq. 5)
+    z_H = (z_L - sqrt(1 - abar) eps) / sqrt(abar),  eps = U(z_L; p, T_L)          (Eq. 2)
+    I_H = D(z_H)                        the VAE's decoder, frozen
+
+Where other diffusion models begin with noise, this one takes the degraded picture's latent for
+the noisy latent of timestep T_L: no noise is added, and the U-Net, with LoRA, is asked once. What
+it is trained on is in objectives.py.
+"""
+
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax.typing import DTypeLike
 
+from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.methods.prompts import HFIE, FixedPrompter, HFIEPrompter
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.swin import RAMEncoder
-from osdhuman_jax.networks.types import Image, Latent, Tokens
+from osdhuman_jax.networks.types import Image, Latent, LayerOptions, Tokens
 from osdhuman_jax.networks.unet import UNet2DConditionModel
-from osdhuman_jax.networks.vae import AutoencoderKL
+from osdhuman_jax.networks.vae import AutoencoderKL, posterior_sample
 
 
 class OneStepRestorer(nnx.Module):
     """VAE, U-Net and prompt extractor, with the timestep T_L of the one step.
 
-    Without a prompter (the extractor is no module, as with tags) every call brings its prompt.
+    Without a prompter (one that is no module, as of tags) every call brings its prompt.
     """
 
     scale = 1  # side of the output / side of the input
@@ -33,7 +43,7 @@ class OneStepRestorer(nnx.Module):
     ):
         self.vae = vae
         self.unet = unet
-        self.prompter: Any = prompter
+        self.prompter = prompter
         self.timestep = timestep
 
     @property
@@ -41,21 +51,23 @@ class OneStepRestorer(nnx.Module):
         """Image sides that are multiples of this need no resize to a skip anywhere."""
         return self.vae.downscale * 2 ** (len(self.unet.down_blocks) - 1)
 
-    def encode(self, image: Image, key: Array | None = None) -> Latent:
-        """Scaled latent: a sample of the posterior, or its mode where no key is given."""
-        mean, logvar = self.vae.encode(image)
-        if key is not None:
-            mean = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-        return self.vae.scaling_factor * mean
+    def encode(self, image: Image, noise: Latent | None = None) -> Latent:
+        """Scaled latent: the posterior's mean or, with `noise` from N(0, 1), a sample of it."""
+        mean, logvar = self.vae.encode(image)  # [B, H/8, W/8, 4] in Stable Diffusion
+        z = mean if noise is None else posterior_sample(mean, logvar, noise)
+        return self.vae.scaling_factor * z
 
     def decode(self, latent: Latent) -> Image:
         """Image of a scaled latent, clamped to [-1, 1]."""
+        # The clamp is part of the model: an image beyond white is none, and no file holds it.
         return jnp.clip(self.vae.decode(latent / self.vae.scaling_factor), -1.0, 1.0)
 
     def denoise(self, latent: Latent, prompt: Tokens) -> Latent:
-        """Eq. 2 at T_L: the U-Net runs once on the latent of the degraded image, no noise added."""
-        t = jnp.full((latent.shape[0],), self.timestep, jnp.int32)
-        return Schedule().eps_to_x0(latent, self.unet(latent, t, prompt), t)
+        """Eq. 2 at T_L: the U-Net runs once on the latent of the degraded image."""
+        # One timestep for all: it is the model's, not drawn and not measured.
+        t = jnp.full((latent.shape[0],), self.timestep, jnp.int32)  # [B]
+        eps = self.unet(latent, t, prompt)  # [B, H/8, W/8, 4]
+        return Schedule().eps_to_x0(latent, eps, t)
 
     def tokens(self, image: Image) -> Tokens:
         """The prompter's tokens of images. Raises ValueError where there is no prompter."""
@@ -63,40 +75,47 @@ class OneStepRestorer(nnx.Module):
             raise ValueError("this restorer has no prompter: give it a prompt")
         return self.prompter(image)
 
-    def __call__(self, lq: Image, key: Array | None = None, prompt: Tokens | None = None) -> Image:
+    def __call__(self, lq: Image, prompt: Tokens | None = None) -> Image:
         """Restore images (B, H, W, 3) in [-1, 1]; H and W multiples of the VAE's downscale.
 
         `prompt` stands in for the prompter's tokens of `lq`, as it must where `lq` is padded: the
         prompt is the picture's alone. Raises ValueError where there is neither.
         """
-        tokens = self.tokens(lq) if prompt is None else prompt
-        return self.decode(self.denoise(self.encode(lq, key), tokens))
+        # The order of the paper's Figure 2; encoder and prompter do not need each other.
+        tokens = self.tokens(lq) if prompt is None else prompt  # [B, 77, 1024]
+        return self.decode(self.denoise(self.encode(lq), tokens))
 
 
 def build_restorer(
-    vae: dict[str, Any],
-    unet: dict[str, Any],
-    swin: dict[str, Any],
-    hfie: dict[str, Any],
-    timestep: int,
+    config: ModelConfig,
     *,
-    dtype: Any = jnp.float32,
-    param_dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
     rngs: nnx.Rngs,
 ) -> OneStepRestorer:
-    """A restorer with random weights; the dicts are the networks' arguments.
+    """A restorer with random weights, prompted by HFIE.
 
-    Raises ValueError where VAE and U-Net disagree on the latent's channels.
+    HFIE is trained, so its parameters are float32 whatever `param_dtype` is. Raises ValueError
+    where VAE and U-Net disagree on the latent's channels.
     """
-
-    if vae["latent_channels"] != unet["in_channels"]:
-        pair = f"{vae['latent_channels']} and {unet['in_channels']}"
+    # The U-Net's input is the latent itself, so that a mismatch could only fail later.
+    latent, denoised = config.vae.latent_channels, config.unet.in_channels
+    if latent != denoised:
+        pair = f"{latent} and {denoised}"
         raise ValueError(f"vae.latent_channels and unet.in_channels differ: {pair}")
-    kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-    tokens = {"dim": unet["cross_attention_dim"], "kv_dim": swin["image_proj_dim"]}
-    prompter = HFIEPrompter(
-        RAMEncoder(**swin, **kw), HFIE(**hfie, **tokens, dtype=dtype, rngs=rngs)
+    kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+    encoder = RAMEncoder(config.swin, **kw)
+    # Keys and values from RAM's embeddings, tokens as wide as the U-Net attends to.
+    hfie = HFIE(
+        config.hfie,
+        dim=config.unet.cross_attention_dim,
+        kv_dim=config.swin.image_proj_dim,
+        dtype=dtype,
+        rngs=rngs,
     )
     return OneStepRestorer(
-        AutoencoderKL(**vae, **kw), UNet2DConditionModel(**unet, **kw), prompter, timestep
+        AutoencoderKL(config.vae, **kw),
+        UNet2DConditionModel(config.unet, **kw),
+        HFIEPrompter(encoder, hfie),
+        config.timestep,
     )

@@ -4,14 +4,16 @@
     tags   RAM's or DAPE's tags as text through CLIP; which of the two is a matter of weights
     fixed  the same tokens for every image: a single space through CLIP ("null"), or a file
 
-The first and the last are modules and live in a Restorer. Tags are strings, which no compiled
-program holds: `TagPrompter` runs outside, and the Restorer is given its tokens.
+All of them are a `Prompter`. The first and the last are modules and live in a `OneStepRestorer`.
+Tags are strings, which no compiled program holds: `TagPrompter` runs outside, and the restorer is
+given its tokens.
 """
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +23,29 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Int32
 
-from osdhuman_jax.disk import staged_file
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
 from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.configs import HFIEConfig
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.networks.tagger import Tagger, select_tags
 from osdhuman_jax.networks.types import Image, Tokens
 
 Tokenize = Callable[[Sequence[str]], Int32[np.ndarray, "b t"]]
+Images = Image | Float[np.ndarray, "b h w 3"]  # on a device or on the host
+
+
+@runtime_checkable
+class Prompter(Protocol):
+    """What makes a prompt of pictures, whatever it is made of."""
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square to which it squashes what it sees, in pixels."""
+        ...
+
+    def __call__(self, images: Images, /) -> Tokens:
+        """Tokens (B, N, D) for the U-Net's cross-attention, of pictures in [-1, 1] of any size."""
+        ...
 
 
 class HFIE(nnx.Module):
@@ -36,35 +53,36 @@ class HFIE(nnx.Module):
 
     def __init__(
         self,
+        config: HFIEConfig,
         *,
-        num_queries: int,
         dim: int,
         kv_dim: int,
-        num_heads: int,
-        query_init_std: float,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kw: dict[str, Any] = {
-            "kernel_init": jax.nn.initializers.xavier_uniform(),
-            "dtype": dtype,
-            "rngs": rngs,
-        }
-        query = jax.random.normal(rngs.params(), (num_queries, dim), jnp.float32)
-        self.num_heads = num_heads
-        self.query = nnx.Param(query_init_std * query)
-        self.q_proj = nnx.Linear(dim, dim, **kw)
-        self.k_proj = nnx.Linear(kv_dim, dim, **kw)
-        self.v_proj = nnx.Linear(kv_dim, dim, **kw)
-        self.out_proj = nnx.Linear(dim, dim, **kw)
+        # Uniform in Glorot's bounds, as PyTorch's MultiheadAttention begins.
+        linear = partial(
+            nnx.Linear,
+            kernel_init=jax.nn.initializers.xavier_uniform(),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        query = jax.random.normal(rngs.params(), (config.num_queries, dim), jnp.float32)
+        self.num_heads = config.num_heads
+        self.query = nnx.Param(config.query_init_std * query)
+        self.q_proj = linear(dim, dim)
+        self.k_proj = linear(kv_dim, dim)
+        self.v_proj = linear(kv_dim, dim)
+        self.out_proj = linear(dim, dim)
 
     def __call__(self, embeddings: Float[Array, "b m e"]) -> Tokens:
         """Tokens (B, num_queries, dim), Eq. 5."""
-        query = jnp.broadcast_to(self.query[...], (embeddings.shape[0], *self.query.shape))
+        query = self.query[...]  # [N, D]
+        query = jnp.broadcast_to(query, (embeddings.shape[0], *query.shape))  # [B, N, D]
         q, k, v = (
             split_heads(y, self.num_heads)
             for y in (self.q_proj(query), self.k_proj(embeddings), self.v_proj(embeddings))
-        )
+        )  # [B, N, heads, D / heads] and, of keys and values, [B, M, heads, D / heads]
         return self.out_proj(join_heads(attend(q, k, v)))
 
 
@@ -80,8 +98,8 @@ class HFIEPrompter(nnx.Module):
         """Side of the square to which pictures are resized, in pixels."""
         return self.image_encoder.input_size
 
-    def __call__(self, image: Image) -> Tokens:
-        return self.hfie(self.image_encoder(image))
+    def __call__(self, images: Images) -> Tokens:
+        return self.hfie(self.image_encoder(jnp.asarray(images)))
 
 
 class FixedPrompter(nnx.Module):
@@ -90,10 +108,11 @@ class FixedPrompter(nnx.Module):
     input_size = 1  # nothing is looked at
 
     def __init__(self, tokens: Float[Array, "n d"]):
+        # A parameter, so that it is an argument of compiled programs and not a constant in them.
         self.tokens = nnx.Param(tokens)
 
-    def __call__(self, image: Image | Float32[np.ndarray, "b h w 3"]) -> Tokens:
-        return jnp.broadcast_to(self.tokens[...], (image.shape[0], *self.tokens.shape))
+    def __call__(self, images: Images) -> Tokens:
+        return jnp.broadcast_to(self.tokens[...], (images.shape[0], *self.tokens.shape))
 
 
 class ImageTagger(nnx.Module):
@@ -108,7 +127,7 @@ class ImageTagger(nnx.Module):
 
 
 @partial(jax.jit, static_argnums=0)
-def _forward(graphdef: nnx.GraphDef, state: nnx.State, x: Array) -> Array:
+def _forward(graphdef: nnx.GraphDef, state: nnx.State, x: Array | np.ndarray) -> Array:
     """A module with its weights as arguments: closed over, they would become constants."""
     return nnx.merge(graphdef, state)(x)
 
@@ -125,7 +144,11 @@ class TextEncoder:
 
 
 class TagPrompter:
-    """Pictures -> tags -> text -> tokens, on the host between two compiled programs."""
+    """Pictures -> tags -> text -> tokens, on the host between two compiled programs.
+
+    A model is trained on tags alone and used with a user's prompt after them (`bare_text` and
+    `tag_text`), both as OSEDiff has it: this one makes the text of use, its `bare` of training.
+    """
 
     def __init__(
         self,
@@ -136,22 +159,29 @@ class TagPrompter:
         user_prompt: str = "",
     ) -> None:
         """`names` and `thresholds` are RAM's lists; `user_prompt` is for `tag_text`, in use."""
+        # Kept as functions of arrays; modules are split once, here.
         self.input_size = image_tagger.image_encoder.input_size  # pixels, of the square it sees
         self._logits = partial(_forward, *nnx.split(image_tagger))
         self._names, self._thresholds = tuple(names), thresholds
-        self._encode, self._user_prompt = encode, user_prompt
+        self._encode = encode
+        self._text: Callable[[Sequence[str]], str] = partial(tag_text, user_prompt=user_prompt)
 
-    def tags(self, images: Float32[np.ndarray, "b h w 3"]) -> list[list[str]]:
+    @property
+    def bare(self) -> "TagPrompter":
+        """The same prompter as a model is prompted in its training; the networks are shared."""
+        # A shallow copy: weights and compiled programs are the same objects.
+        other = copy(self)
+        other._text = bare_text
+        return other
+
+    def tags(self, images: Images) -> list[list[str]]:
         """Names of what is in each picture, in the list's order."""
+        # Strings begin here, so nothing of this is inside a compiled program.
         return select_tags(np.asarray(self._logits(images)), self._thresholds, self._names)
 
-    def __call__(self, images: Float32[np.ndarray, "b h w 3"]) -> Tokens:
-        """Tokens (B, 77, D) of pictures in [-1, 1], as a trained model is prompted."""
-        return self._encode([tag_text(tags, self._user_prompt) for tags in self.tags(images)])
-
-    def bare(self, images: Float32[np.ndarray, "b h w 3"]) -> Tokens:
-        """Tokens (B, 77, D) of pictures in [-1, 1], as a model is prompted in its training."""
-        return self._encode([bare_text(tags) for tags in self.tags(images)])
+    def __call__(self, images: Images) -> Tokens:
+        """Tokens (B, 77, D) of pictures in [-1, 1]."""
+        return self._encode([self._text(tags) for tags in self.tags(images)])
 
 
 def bare_text(tags: Sequence[str]) -> str:
@@ -169,20 +199,16 @@ def null_prompter(encode: TextEncoder) -> FixedPrompter:
     return FixedPrompter(encode([" "])[0])
 
 
-def save_prompt(path: str | Path, tokens: Float[Array, "n d"]) -> None:
-    """Write tokens as a float32 .npy file, for use where CLIP is not at hand."""
-    with staged_file(path) as file:  # numpy would append .npy to another name
-        np.save(file, np.asarray(tokens, np.float32))
-
-
 def load_prompt(path: str | Path, width: int | None) -> FixedPrompter:
     """Prompter of a .npy file (N, width), of any width if None. Raises ValueError on another."""
+    # Never a pickle: the file may be anybody's.
     try:
         tokens = np.load(path, allow_pickle=False)
     except EOFError as error:
         raise ValueError(f"{path}: an empty file") from error
     if not isinstance(tokens, np.ndarray):
         raise ValueError(f"{path}: an archive, not an array")
+    # The shape is checked here, since the U-Net's attention would fail far from the cause.
     if tokens.ndim != 2 or width not in (None, tokens.shape[1]) or not len(tokens):
         wanted = "width" if width is None else width
         raise ValueError(f"{path}: tokens must be (N, {wanted}), these are {tokens.shape}")

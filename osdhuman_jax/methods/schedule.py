@@ -23,13 +23,14 @@ class Schedule:
     @property
     def alphas_bar(self) -> Array:
         """Cumulative product of 1 - beta, (num_train_timesteps,) float32."""
+        # "scaled": evenly spaced are the square roots. NumPy's float64, as 1000 factors round.
         start, end = np.sqrt([self.beta_start, self.beta_end])
         betas = np.linspace(start, end, self.num_train_timesteps) ** 2
         return jnp.asarray(np.cumprod(1.0 - betas), jnp.float32)
 
     def coefficients(self, t: Timestep) -> tuple[Array, Array]:
         """(sqrt(abar_t), sqrt(1 - abar_t)), each (B, 1, 1, 1) float32."""
-        alpha_bar = self.alphas_bar[t][:, None, None, None]
+        alpha_bar = self.alphas_bar[t][:, None, None, None]  # [B, 1, 1, 1]
         return jnp.sqrt(alpha_bar), jnp.sqrt(1.0 - alpha_bar)
 
     def add_noise(self, z0: Latent, noise: Latent, t: Timestep) -> Latent:

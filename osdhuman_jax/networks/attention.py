@@ -1,11 +1,12 @@
 """Scaled dot-product attention: the one entry point for every network."""
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.networks.target import platform
@@ -13,13 +14,16 @@ from osdhuman_jax.networks.target import platform
 Tokens = Float[Array, "_ d"]
 
 FLASH_WIDTH = 128  # of a head, the most that cuDNN takes on every GPU that it serves
-LARGE = 2**16  # weights of one head, from which a CPU is better off with blocks
-BLOCK = 512  # queries of a block
+# On a CPU, by measurement: weights of one head from which blocks pay, and queries of a block.
+LARGE = 2**16
+BLOCK = 512
 
 Kernel = Literal["cudnn", "blocks", "xla"]
 
 
-def kernel(platform: str, dtype: Any, width: int, lengths: tuple[int, int], biased: bool) -> Kernel:
+def kernel(
+    platform: str, dtype: DTypeLike, width: int, lengths: tuple[int, int], biased: bool
+) -> Kernel:
     """cuDNN's fused attention, blocks on a CPU, or XLA's own, which stores every weight.
 
     For cuDNN a head's width must be a multiple of 8 and at most 128: the U-Net's 64 is, the VAE's
@@ -47,6 +51,7 @@ def attend(
         q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
         return attend(q, k, v, bias).astype(jnp.bfloat16)
     lengths = (q.shape[1], k.shape[1])
+    # The choice depends on shapes and dtype alone, so it is made while the program is traced.
     chosen = kernel(platform(), q.dtype, q.shape[-1], lengths, bias is not None)
     if chosen == "blocks":
         return by_blocks(q, k, v)
@@ -62,13 +67,15 @@ def by_blocks(
     Plain products of matrices are also what XLA's CPU backend does best. The backward pass
     computes a block's weights again.
     """
+    # Blocks of equal length, so that one loop serves all of them; the last rows are padding.
     batch, length, heads, width = q.shape
     count = -(-length // BLOCK)
     size = -(-length // count)
 
     @jax.checkpoint
     def block(q: Tokens, k: Tokens, v: Tokens) -> Tokens:
-        logits = q @ k.T
+        logits = q @ k.T  # [size, S]
+        # The largest logit is taken out before the exponential, which would overflow otherwise.
         weights = jnp.exp(logits - logits.max(-1, keepdims=True))
         return (weights @ v) / weights.sum(-1, keepdims=True)
 
@@ -76,19 +83,19 @@ def by_blocks(
         return jax.lax.map(lambda q: block(q, x[1], x[2]), x[0])
 
     def split(x: Array) -> Array:
-        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)
+        return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)  # [B heads, T, D]
 
     rows = jnp.pad(split(q * width**-0.5), ((0, 0), (0, count * size - length), (0, 0)))
     out = jax.lax.map(head, (rows.reshape(-1, count, size, width), split(k), split(v)))
-    out = out.reshape(batch, heads, -1, width)[:, :, :length]
-    return out.transpose(0, 2, 1, 3)
+    out = out.reshape(batch, heads, -1, width)[:, :, :length]  # [B, heads, T, D]
+    return out.transpose(0, 2, 1, 3)  # [B, T, heads, D]
 
 
 def split_heads(x: Float[Array, "b t c"], heads: int) -> Float[Array, "b t h d"]:
     """Cut the channels into heads."""
-    return x.reshape(*x.shape[:2], heads, -1)
+    return x.reshape(*x.shape[:2], heads, -1)  # [B, T, heads, C / heads]
 
 
 def join_heads(x: Float[Array, "b t h d"]) -> Float[Array, "b t c"]:
     """Inverse of `split_heads`."""
-    return x.reshape(*x.shape[:2], -1)
+    return x.reshape(*x.shape[:2], -1)  # [B, T, C]

@@ -4,7 +4,7 @@ Attribute names are transformers' below `text_model`. Stable Diffusion 2.1 uses 
 ViT-H's 24 layers, that is its penultimate hidden state, and does not mask the padding.
 """
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Int
 
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
+from osdhuman_jax.networks.configs import CLIPConfig
 from osdhuman_jax.networks.layers import LayerNorm, Sequence
-from osdhuman_jax.networks.types import Tokens
+from osdhuman_jax.networks.types import LayerOptions, Tokens
 
 Ids = Int[Array, "b t"]
 
@@ -29,7 +30,7 @@ def causal_mask(length: int) -> np.ndarray:
 class CLIPAttention(nnx.Module):
     """Causal multi-head self-attention."""
 
-    def __init__(self, dim: int, heads: int, **kw: Any):
+    def __init__(self, dim: int, heads: int, **kw: Unpack[LayerOptions]):
         self.heads = heads
         self.q_proj = nnx.Linear(dim, dim, **kw)
         self.k_proj = nnx.Linear(dim, dim, **kw)
@@ -38,16 +39,17 @@ class CLIPAttention(nnx.Module):
 
     def __call__(self, x: Sequence) -> Sequence:
         b, t, _ = x.shape
+        # The mask of padding is left out, as in Stable Diffusion: only what follows is hidden.
         layers = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (split_heads(layer(x), self.heads) for layer in layers)
-        mask = jnp.broadcast_to(causal_mask(t), (b, self.heads, t, t))
+        mask = jnp.broadcast_to(causal_mask(t), (b, self.heads, t, t))  # [B, heads, T, T]
         return self.out_proj(join_heads(attend(q, k, v, mask)))
 
 
 class CLIPMLP(nnx.Module):
     """Two linear layers around the exact GELU (OpenCLIP's; OpenAI's CLIP has another)."""
 
-    def __init__(self, dim: int, hidden: int, **kw: Any):
+    def __init__(self, dim: int, hidden: int, **kw: Unpack[LayerOptions]):
         self.fc1 = nnx.Linear(dim, hidden, **kw)
         self.fc2 = nnx.Linear(hidden, dim, **kw)
 
@@ -58,13 +60,15 @@ class CLIPMLP(nnx.Module):
 class CLIPEncoderLayer(nnx.Module):
     """Self-attention and MLP, pre-norm, each with residual."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, **kw: Any):
+    def __init__(self, config: CLIPConfig, **kw: Unpack[LayerOptions]):
+        dim = config.hidden_size
         self.layer_norm1 = LayerNorm(dim, **kw)
-        self.self_attn = CLIPAttention(dim, heads, **kw)
+        self.self_attn = CLIPAttention(dim, config.num_attention_heads, **kw)
         self.layer_norm2 = LayerNorm(dim, **kw)
-        self.mlp = CLIPMLP(dim, hidden, **kw)
+        self.mlp = CLIPMLP(dim, config.intermediate_size, **kw)
 
     def __call__(self, x: Sequence) -> Sequence:
+        # Pre-norm: what runs through the residuals is normed once, after the last layer.
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
@@ -72,8 +76,10 @@ class CLIPEncoderLayer(nnx.Module):
 class CLIPEncoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, dim: int, layers: int, heads: int, hidden: int, **kw: Any):
-        self.layers = nnx.List(CLIPEncoderLayer(dim, heads, hidden, **kw) for _ in range(layers))
+    def __init__(self, config: CLIPConfig, **kw: Unpack[LayerOptions]):
+        self.layers = nnx.List(
+            CLIPEncoderLayer(config, **kw) for _ in range(config.num_hidden_layers)
+        )
 
     def __call__(self, x: Sequence) -> Sequence:
         for layer in self.layers:
@@ -84,35 +90,31 @@ class CLIPEncoder(nnx.Module):
 class CLIPTextEmbeddings(nnx.Module):
     """Token embedding plus learnt position embedding."""
 
-    def __init__(self, vocab: int, positions: int, dim: int, **kw: Any):
-        self.token_embedding = nnx.Embed(vocab, dim, **kw)
-        self.position_embedding = nnx.Embed(positions, dim, **kw)
+    def __init__(self, config: CLIPConfig, **kw: Unpack[LayerOptions]):
+        width = config.hidden_size
+        self.token_embedding = nnx.Embed(config.vocab_size, width, **kw)
+        self.position_embedding = nnx.Embed(config.max_position_embeddings, width, **kw)
 
     def __call__(self, ids: Ids) -> Tokens:
-        return self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))[None]
+        places = self.position_embedding(jnp.arange(ids.shape[1]))  # [T, D]
+        return self.token_embedding(ids) + places[None]  # [B, T, D]
 
 
 class CLIPTextModel(nnx.Module):
-    """Prompt tokens of padded token ids; argument names are transformers'."""
+    """Prompt tokens of padded token ids."""
 
     def __init__(
         self,
+        config: CLIPConfig,
         *,
-        vocab_size: int,
-        max_position_embeddings: int,
-        hidden_size: int,
-        num_hidden_layers: int,
-        num_attention_heads: int,
-        intermediate_size: int,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        size = (hidden_size, num_hidden_layers, num_attention_heads, intermediate_size)
-        self.embeddings = CLIPTextEmbeddings(vocab_size, max_position_embeddings, hidden_size, **kw)
-        self.encoder = CLIPEncoder(*size, **kw)
-        self.final_layer_norm = LayerNorm(hidden_size, **kw)
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.embeddings = CLIPTextEmbeddings(config, **kw)
+        self.encoder = CLIPEncoder(config, **kw)
+        self.final_layer_norm = LayerNorm(config.hidden_size, **kw)
 
     def __call__(self, ids: Ids) -> Tokens:
         return self.final_layer_norm(self.encoder(self.embeddings(ids)))

@@ -6,15 +6,17 @@ takes half as long, and computes large maps of many channels directly, where Win
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.networks.target import platform
+from osdhuman_jax.networks.types import ConvolutionOptions
 
 Feature = Float[Array, "b h w c"]
 Kernel = Float[Array, "3 3 c o"]
@@ -27,7 +29,7 @@ WIDE = 256  # channels, from which either does
 ROWS = 8  # of 2x2 tiles at a time, so that what is computed of them stays in the cache
 
 
-def way(platform: str, dtype: Any, shape: tuple[int, ...], out: int) -> Way:
+def way(platform: str, dtype: DTypeLike | None, shape: tuple[int, ...], out: int) -> Way:
     """How to convolve a map of `shape` (B, H, W, C) to `out` channels."""
     batch, height, width, channels = shape
     if platform != "cpu" or jnp.dtype(dtype) != jnp.float32 or min(channels, out) < WIDE:
@@ -40,10 +42,11 @@ def way(platform: str, dtype: Any, shape: tuple[int, ...], out: int) -> Way:
 class Conv3x3(nnx.Conv):
     """`nnx.Conv`, computed as is best where it runs."""
 
-    def __init__(self, in_channels: int, out_channels: int, **kw: Any):
+    def __init__(self, in_channels: int, out_channels: int, **kw: Unpack[ConvolutionOptions]):
         super().__init__(in_channels, out_channels, (3, 3), (1, 1), padding=((1, 1), (1, 1)), **kw)
 
     def __call__(self, x: Feature) -> Convolved:
+        # Shapes, dtype and platform are known while a program is traced, and decide.
         chosen = way(platform(), self.dtype, x.shape, self.out_features)
         if chosen == "xla":
             return super().__call__(x)
@@ -57,25 +60,29 @@ def gathered(x: Feature, kernel: Kernel) -> Convolved:
     b, h, w, c = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     taps = [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-    y = jnp.concatenate(taps, axis=-1).reshape(-1, 9 * c) @ kernel.reshape(9 * c, -1)
+    rows = jnp.concatenate(taps, axis=-1).reshape(-1, 9 * c)  # [B H W, 9 C]
+    y = rows @ kernel.reshape(9 * c, -1)  # [B H W, O]
     return y.reshape(b, h, w, -1)
 
 
 def winograd(x: Feature, kernel: Kernel) -> Convolved:
     """F(2x2, 3x3): y = A^T [(G g G^T) * (B^T d B)] A of tiles d of 4x4, two pixels apart."""
+    # Tiles of two by two pixels; a stripe is `rows` of them over the whole width of a map.
     b, h, w, c = x.shape
     across, rows = -(-w // 2), min(ROWS, -(-h // 2))
     stripes = -(-h // (2 * rows))
     below, right = 2 * stripes * rows + 1 - h, 2 * across + 1 - w
     padded = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
-    taps = _taps(_taps(kernel, 0), 1)
+    taps = _taps(_taps(kernel, 0), 1)  # [4, 4, C, O]
 
     def stripe(index: Array) -> Float[Array, "r w o"]:
         """2 * `rows` lines of one map."""
         corner = (index // stripes, index % stripes * 2 * rows, 0, 0)
         d = jax.lax.dynamic_slice(padded, corner, (1, 2 * rows + 2, 2 * across + 2, c))[0]
+        # Sixteen products of matrices in the place of 36 multiplications a tile and channel.
         tiles = [_inputs(_every_other(line, 1)) for line in _inputs(_every_other(d, 0))]
         products = [[tiles[i][j] @ taps[i, j] for j in range(4)] for i in range(4)]
+        # Back from the transformed tiles to pixels, along one axis and then the other.
         columns = [_outputs(row) for row in products]  # [tap along rows][pixel across]
         pixels = [_outputs([line[j] for line in columns]) for j in range(2)]  # [across][down]
         down = [jnp.stack([pixels[j][i] for j in range(2)], axis=2) for i in range(2)]

@@ -4,7 +4,7 @@ Convolutions pad explicitly (XLA's SAME differs from PyTorch at stride 2); group
 statistics in two passes in float32. Every block takes `dtype` (compute) and `param_dtype`.
 """
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +16,13 @@ from jaxtyping import Float
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
 from osdhuman_jax.networks.convolution import Conv3x3, Feature
 from osdhuman_jax.networks.remat import rematerialised
-from osdhuman_jax.networks.types import Timestep
+from osdhuman_jax.networks.types import ConvolutionOptions, LayerOptions, Timestep
 
-# For the few layers whose error reaches Eq. 2 undamped: they are thin, so exactness costs nothing.
-# Accelerators would otherwise round a float32 convolution's inputs (TF32 on GPUs, bf16 on TPUs).
-EXACT: dict[str, Any] = {"dtype": jnp.float32, "precision": jax.lax.Precision.HIGHEST}
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
 
 
-def conv1x1(in_channels: int, out_channels: int, **kw: Any) -> nnx.Conv:
+def conv1x1(in_channels: int, out_channels: int, **kw: Unpack[ConvolutionOptions]) -> nnx.Conv:
     """Pointwise convolution."""
     return nnx.Conv(in_channels, out_channels, (1, 1), (1, 1), padding="VALID", **kw)
 
@@ -36,12 +33,29 @@ class GroupNorm(nnx.GroupNorm):
     scale: nnx.Param
     bias: nnx.Param
 
-    def __init__(self, channels: int, groups: int, epsilon: float, *, dtype: DTypeLike, **kw: Any):
-        exact: dict[str, Any] = {"use_fast_variance": False, "dtype": jnp.float32}
-        super().__init__(channels, groups, epsilon=epsilon, **exact, **kw)
+    def __init__(
+        self,
+        channels: int,
+        groups: int,
+        epsilon: float,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            channels,
+            groups,
+            epsilon=epsilon,
+            use_fast_variance=False,
+            dtype=jnp.float32,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         self.out_dtype = dtype
 
     def __call__(self, x: Feature) -> Feature:
+        # Two passes: a variance from means of squares would lose what is small beside the mean.
         centred = x.astype(jnp.float32)
         centred = centred - self._means(centred)
         return self.scaled(centred, self._means(jnp.square(centred)))
@@ -56,16 +70,30 @@ class GroupNorm(nnx.GroupNorm):
 
     def _means(self, x: Feature) -> Float[Array, "b 1 1 c"]:
         """Each group's mean, at each of its channels; by channels first: CPUs sum many at once."""
-        groups = x.mean((1, 2)).reshape(x.shape[0], self.num_groups, -1).mean(-1)
+        groups = x.mean((1, 2)).reshape(x.shape[0], self.num_groups, -1).mean(-1)  # [B, groups]
         return jnp.repeat(groups, self.group_size, axis=1)[:, None, None]
 
 
 class LayerNorm(nnx.LayerNorm):
     """PyTorch's numerics: statistics in two passes and in float32; the result is in `dtype`."""
 
-    def __init__(self, channels: int, epsilon: float = 1e-5, *, dtype: DTypeLike, **kw: Any):
-        exact: dict[str, Any] = {"use_fast_variance": False, "dtype": jnp.float32}
-        super().__init__(channels, epsilon=epsilon, **exact, **kw)
+    def __init__(
+        self,
+        channels: int,
+        epsilon: float = 1e-5,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            channels,
+            epsilon=epsilon,
+            use_fast_variance=False,
+            dtype=jnp.float32,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         self.out_dtype = dtype
 
     def __call__(self, x: Array) -> Array:
@@ -90,7 +118,7 @@ class ResnetBlock2D(nnx.Module):
         groups: int,
         epsilon: float,
         temb_channels: int = 0,
-        **kw: Any,
+        **kw: Unpack[LayerOptions],
     ):
         self.norm1 = GroupNorm(in_channels, groups, epsilon, **kw)
         self.conv1 = Conv3x3(in_channels, out_channels, **kw)
@@ -106,17 +134,20 @@ class ResnetBlock2D(nnx.Module):
     def __call__(
         self, x: Feature, temb: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w o"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        h = self.conv1(jax.nn.silu(self.norm1(x)))  # [B, H, W, O]
+        # The timestep is one vector a picture, the same at every pixel.
         if self.time_emb_proj is not None and temb is not None:
             h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
         h = self.conv2(jax.nn.silu(self.norm2(h)))
+        # Where the width changes, a pointwise convolution brings the input to it.
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class Downsample2D(nnx.Module):
     """3x3 convolution of stride 2: padded by one all round, or (the VAE) right and bottom only."""
 
-    def __init__(self, channels: int, *, asymmetric: bool = False, **kw: Any):
+    def __init__(self, channels: int, *, asymmetric: bool = False, **kw: Unpack[LayerOptions]):
+        # PyTorch's VAE pads by hand before it convolves, on two sides only.
         padding = ((0, 1), (0, 1)) if asymmetric else ((1, 1), (1, 1))
         self.conv = nnx.Conv(channels, channels, (3, 3), (2, 2), padding=padding, **kw)
 
@@ -128,13 +159,15 @@ def space_to_depth(x: Feature, factor: int) -> Resized:
     """Pixels of `factor` x `factor` squares as channels: no value is lost, none is computed."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // factor, factor, w // factor, factor, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // factor, w // factor, -1)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H/f, W/f, f, f, C]
+    return x.reshape(b, h // factor, w // factor, -1)
 
 
 def depth_to_space(x: Feature, factor: int) -> Resized:
-    """The inverse of `space_to_depth`."""
+    """Channels as pixels of `factor` x `factor` squares, which undoes `space_to_depth`."""
     b, h, w, _ = x.shape
-    x = x.reshape(b, h, w, factor, factor, -1).transpose(0, 1, 3, 2, 4, 5)
+    x = x.reshape(b, h, w, factor, factor, -1)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H, f, W, f, C/f^2]
     return x.reshape(b, h * factor, w * factor, -1)
 
 
@@ -143,6 +176,7 @@ def nearest(x: Feature, size: tuple[int, int]) -> Float[Array, "b _ _ c"]:
     _, h, w, _ = x.shape
     if size == (h, w):
         return x
+    # The usual case needs no gather, which is slow on every accelerator.
     if size == (2 * h, 2 * w):
         return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     rows = jnp.arange(size[0]) * h // size[0]
@@ -153,12 +187,13 @@ def nearest(x: Feature, size: tuple[int, int]) -> Float[Array, "b _ _ c"]:
 class Upsample2D(nnx.Module):
     """Nearest resize (x2, or to the size of the skip to be joined), then a 3x3 convolution."""
 
-    def __init__(self, channels: int, **kw: Any):
+    def __init__(self, channels: int, **kw: Unpack[LayerOptions]):
         self.conv = Conv3x3(channels, channels, **kw)
 
     def __call__(self, x: Feature, size: tuple[int, int] | None = None) -> Float[Array, "b _ _ c"]:
         twice = (2 * x.shape[1], 2 * x.shape[2])
-        if size in (None, twice) and isinstance(self.conv, nnx.Conv):  # and not LoRA around one
+        # An adapter's own product is not folded, so LoRA around the convolution takes the long way.
+        if size in (None, twice) and isinstance(self.conv, nnx.Conv):
             return upsampled(self.conv, x)
         return self.conv(nearest(x, size or twice))
 
@@ -172,6 +207,7 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
     x = x.astype(conv.dtype)
     kernel = conv.kernel[...].astype(jnp.float32)
     settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
+    # One convolution of 2x2 taps for each of the four places that a pixel has in its square.
     quarters = []
     for row in range(2):
         rows = _added(kernel, row, axis=0)
@@ -181,7 +217,7 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
             quarters.append(jax.lax.conv_general_dilated(x, taps, (1, 1), padding, **settings))
     b, h, w, c = quarters[0].shape
     out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)
-    out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)
+    out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)  # [B, 2H, 2W, C]
     return out if conv.bias is None else out + conv.bias[...].astype(out.dtype)[None, None, None]
 
 
@@ -201,13 +237,14 @@ class Attention(nnx.Module):
         heads: int,
         context_dim: int | None = None,
         bias: bool = False,
-        **kw: Any,
+        **kw: Unpack[LayerOptions],
     ):
         source = context_dim or query_dim
         self.heads = heads
         self.to_q = nnx.Linear(query_dim, query_dim, use_bias=bias, **kw)
         self.to_k = nnx.Linear(source, query_dim, use_bias=bias, **kw)
         self.to_v = nnx.Linear(source, query_dim, use_bias=bias, **kw)
+        # A list, as in diffusers, whose second element is a dropout of nothing.
         self.to_out = nnx.List([nnx.Linear(query_dim, query_dim, **kw)])
 
     def __call__(self, x: Sequence, context: Float[Array, "b s d"] | None = None) -> Sequence:
@@ -215,39 +252,40 @@ class Attention(nnx.Module):
         q, k, v = (
             split_heads(project(y), self.heads)
             for project, y in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
-        )
+        )  # [B, T, heads, C / heads] and twice [B, S, heads, C / heads]
         return self.to_out[0](join_heads(attend(q, k, v)))
 
 
 class SpatialAttention(Attention):
     """The VAE's middle attention: group norm, one head over all pixels, residual."""
 
-    def __init__(self, channels: int, *, groups: int, epsilon: float, **kw: Any):
+    def __init__(self, channels: int, *, groups: int, epsilon: float, **kw: Unpack[LayerOptions]):
         super().__init__(channels, heads=1, bias=True, **kw)
         self.group_norm = GroupNorm(channels, groups, epsilon, **kw)
 
     @rematerialised
     def __call__(self, x: Feature) -> Feature:
-        tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
         return x + super().__call__(tokens).reshape(x.shape)
 
 
 class GEGLU(nnx.Module):
     """value * gelu(gate), with the exact GELU."""
 
-    def __init__(self, dim: int, inner: int, **kw: Any):
+    def __init__(self, dim: int, inner: int, **kw: Unpack[LayerOptions]):
         self.proj = nnx.Linear(dim, 2 * inner, **kw)
 
     def __call__(self, x: Sequence) -> Float[Array, "b t i"]:
-        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        # One product for both halves, the value first, as the weights have it.
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)  # [B, T, I] each
         return value * jax.nn.gelu(gate, approximate=False)
 
 
 class FeedForward(nnx.Module):
     """GEGLU of four times the width."""
 
-    def __init__(self, dim: int, **kw: Any):
-        inner = 4 * dim
+    def __init__(self, dim: int, **kw: Unpack[LayerOptions]):
+        inner = 4 * dim  # diffusers' `mult`
         self.net = nnx.List([GEGLU(dim, inner, **kw), Identity(), nnx.Linear(inner, dim, **kw)])
 
     def __call__(self, x: Sequence) -> Sequence:
@@ -259,7 +297,7 @@ class FeedForward(nnx.Module):
 class BasicTransformerBlock(nnx.Module):
     """Self-attention, cross-attention, feed-forward; pre-norm, each with residual."""
 
-    def __init__(self, dim: int, *, heads: int, context_dim: int, **kw: Any):
+    def __init__(self, dim: int, *, heads: int, context_dim: int, **kw: Unpack[LayerOptions]):
         self.norm1 = LayerNorm(dim, **kw)
         self.attn1 = Attention(dim, heads=heads, **kw)
         self.norm2 = LayerNorm(dim, **kw)
@@ -268,6 +306,7 @@ class BasicTransformerBlock(nnx.Module):
         self.ff = FeedForward(dim, **kw)
 
     def __call__(self, x: Sequence, context: Float[Array, "b s d"]) -> Sequence:
+        # Pixels look at each other, then at the prompt, then each at itself.
         x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
@@ -276,7 +315,16 @@ class BasicTransformerBlock(nnx.Module):
 class Transformer2DModel(nnx.Module):
     """One transformer block on a feature map, between linear projections."""
 
-    def __init__(self, channels: int, *, heads: int, context_dim: int, groups: int, **kw: Any):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        context_dim: int,
+        groups: int,
+        **kw: Unpack[LayerOptions],
+    ):
+        # diffusers gives this norm another epsilon than the resnets' beside it.
         self.norm = GroupNorm(channels, groups, 1e-6, **kw)
         self.proj_in = nnx.Linear(channels, channels, **kw)
         block = BasicTransformerBlock(channels, heads=heads, context_dim=context_dim, **kw)
@@ -285,7 +333,9 @@ class Transformer2DModel(nnx.Module):
 
     @rematerialised
     def __call__(self, x: Feature, context: Float[Array, "b s d"]) -> Feature:
-        tokens = self.proj_in(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+        tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
+        # A linear projection of tokens: `use_linear_projection`, as in Stable Diffusion 2.
+        tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
         return x + self.proj_out(tokens).reshape(x.shape)
@@ -293,6 +343,7 @@ class Transformer2DModel(nnx.Module):
 
 def sinusoidal_embedding(t: Timestep, dim: int) -> Float[Array, "b d"]:
     """[cos(t f), sin(t f)], f_i = 10000^(-i / (dim / 2)), float32."""
+    # Cosines come first: `flip_sin_to_cos` of Stable Diffusion's config.
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -302,7 +353,7 @@ def sinusoidal_embedding(t: Timestep, dim: int) -> Float[Array, "b d"]:
 class TimestepEmbedding(nnx.Module):
     """Two-layer MLP on the sinusoidal embedding."""
 
-    def __init__(self, in_dim: int, dim: int, **kw: Any):
+    def __init__(self, in_dim: int, dim: int, **kw: Unpack[LayerOptions]):
         self.linear_1 = nnx.Linear(in_dim, dim, **kw)
         self.linear_2 = nnx.Linear(dim, dim, **kw)
 

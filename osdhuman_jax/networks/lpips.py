@@ -5,7 +5,6 @@
 """
 
 from itertools import pairwise
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,12 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from osdhuman_jax.networks.configs import LPIPSConfig
 from osdhuman_jax.networks.convolution import Conv3x3
 from osdhuman_jax.networks.layers import Feature, Resized, conv1x1
-from osdhuman_jax.networks.types import Image
+from osdhuman_jax.networks.types import Image, LayerOptions
 
-VGG16 = tuple([64] * 2 + [0] + [128] * 2 + [0] + [256] * 3 + [0] + [512] * 3 + [0] + [512] * 3)
-TAPS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 in torchvision's `features`
-EPSILON = 1e-10
+EPSILON = 1e-10  # beside a feature's norm; lpips' `normalize_tensor`
 
 
 class ReLU(nnx.Module):
@@ -49,38 +47,45 @@ def unit(x: Feature) -> Feature:
 class LPIPS(nnx.Module):
     """Distances (B,) of images (B, H, W, 3) in [-1, 1], float32; sides of 16 pixels or more.
 
-    `plan` gives the widths of 3x3 convolutions, each with its ReLU; 0 is a pooling. VGG16's last
-    pooling is left out, as no tap comes after it.
+    Each convolution has a ReLU after it. Tapped is the last ReLU before each pooling and at the
+    end: in VGG16 relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3.
     """
 
-    SHIFT = (-0.030, -0.088, -0.188)
+    SHIFT = (-0.030, -0.088, -0.188)  # lpips' ScalingLayer
     SCALE = (0.458, 0.448, 0.450)
 
     def __init__(
         self,
+        config: LPIPSConfig,
         *,
-        plan: tuple[int, ...] = VGG16,
-        taps: tuple[int, ...] = TAPS,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kw: dict[str, Any] = {"param_dtype": param_dtype, "rngs": rngs}
-        layers, widths = [], [3]  # widths[i] goes into layer i
-        for width in plan:
-            new = [Conv3x3(widths[-1], width, dtype=dtype, **kw), ReLU()] if width else [MaxPool()]
-            layers += new
-            widths += [width or widths[-1]] * len(new)
-        self.taps = taps
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        layers: list[Conv3x3 | ReLU | MaxPool] = []
+        taps: list[int] = []  # indices of layers
+        tapped: list[int] = []  # widths there
+        width = 3  # of RGB
+        for wanted in config.plan:
+            if wanted:
+                layers += [Conv3x3(width, wanted, **kw), ReLU()]
+                width = wanted
+            else:
+                taps, tapped = [*taps, len(layers) - 1], [*tapped, width]
+                layers.append(MaxPool())
+        # The convolutions after the last pooling end in a tap as well.
+        self.taps = (*taps, len(layers) - 1)
         self.features = nnx.List(layers)
-        self.lin = nnx.List(
-            conv1x1(widths[tap], 1, use_bias=False, dtype=jnp.float32, **kw) for tap in taps
-        )
+        # The distance itself is computed in float32, whatever the features are.
+        exact: LayerOptions = {**kw, "dtype": jnp.float32}
+        self.lin = nnx.List(conv1x1(n, 1, use_bias=False, **exact) for n in (*tapped, width))
 
     def activations(self, image: Image) -> list[Array]:
         """Feature maps (B, h, w, C) after each of `taps`."""
         shift, scale = (jnp.asarray(v)[None, None, None] for v in (self.SHIFT, self.SCALE))
         x = (image.astype(jnp.float32) - shift) / scale
+        # From tap to tap, so that each layer runs once.
         found = []
         for start, stop in pairwise((-1, *self.taps)):
             for layer in self.features[start + 1 : stop + 1]:
@@ -91,5 +96,5 @@ class LPIPS(nnx.Module):
     def __call__(self, image: Image, target: Image) -> Float[Array, " b"]:
         """Sum over taps of the spatial mean of lin((unit(f) - unit(g))^2)."""
         pairs = zip(self.lin, self.activations(image), self.activations(target), strict=True)
-        maps = [lin(jnp.square(unit(f) - unit(g))) for lin, f, g in pairs]
+        maps = [lin(jnp.square(unit(f) - unit(g))) for lin, f, g in pairs]  # [B, h, w, 1] each
         return sum((jnp.mean(m, axis=(1, 2, 3)) for m in maps), jnp.zeros(image.shape[0]))

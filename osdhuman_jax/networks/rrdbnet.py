@@ -2,13 +2,13 @@
 
 It is a generator of its own, without a prompt and without a diffusion model (Wang et al. 2018,
 ESRGAN, section 3.1; Wang et al. 2021, Real-ESRGAN, section 4.1). Attributes have the names of the
-released weights, and the constructor's arguments those of BasicSR.
+released weights.
 
 Images are (B, H, W, 3) in [-1, 1] outside; inside the network computes with RGB in [0, 1].
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from osdhuman_jax.networks.configs import RRDBNetConfig
 from osdhuman_jax.networks.convolution import Conv3x3, Feature
 from osdhuman_jax.networks.layers import upsampled
-from osdhuman_jax.networks.types import Image
+from osdhuman_jax.networks.types import Image, LayerOptions
 
+# Both are BasicSR's, and are no part of the weights' files.
 SLOPE = 0.2  # of every LeakyReLU
 SHARE = 0.2  # of each residual that is added to its input
 REACH = 48  # features; the released weights of 23 blocks differ by a level or two at the most there
@@ -36,8 +38,8 @@ def leaky(x: Array) -> Array:
 class ResidualDenseBlock(nnx.Module):
     """Four convolutions that each see all features before them, and a fifth that sums up."""
 
-    def __init__(self, num_feat: int, num_grow_ch: int, **kw: Any):
-        width, more = num_feat, num_grow_ch
+    def __init__(self, config: RRDBNetConfig, **kw: Unpack[LayerOptions]):
+        width, more = config.num_feat, config.num_grow_ch
         self.conv1 = Conv3x3(width, more, **kw)
         self.conv2 = Conv3x3(width + more, more, **kw)
         self.conv3 = Conv3x3(width + 2 * more, more, **kw)
@@ -45,6 +47,7 @@ class ResidualDenseBlock(nnx.Module):
         self.conv5 = Conv3x3(width + 4 * more, width, **kw)
 
     def __call__(self, x: Feature) -> Feature:
+        # Every convolution but the last sees all features made so far; nothing is overwritten.
         features = [x]
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             features.append(leaky(conv(_joined(features))))
@@ -58,10 +61,10 @@ def _joined(features: Sequence[Array]) -> Array:
 class RRDB(nnx.Module):
     """Residual in residual dense block: three dense blocks and a residual around them."""
 
-    def __init__(self, num_feat: int, num_grow_ch: int, **kw: Any):
-        self.rdb1 = ResidualDenseBlock(num_feat, num_grow_ch, **kw)
-        self.rdb2 = ResidualDenseBlock(num_feat, num_grow_ch, **kw)
-        self.rdb3 = ResidualDenseBlock(num_feat, num_grow_ch, **kw)
+    def __init__(self, config: RRDBNetConfig, **kw: Unpack[LayerOptions]):
+        self.rdb1 = ResidualDenseBlock(config, **kw)
+        self.rdb2 = ResidualDenseBlock(config, **kw)
+        self.rdb3 = ResidualDenseBlock(config, **kw)
 
     def __call__(self, x: Feature) -> Feature:
         return x + SHARE * self.rdb3(self.rdb2(self.rdb1(x)))
@@ -79,21 +82,19 @@ class RRDBNet(nnx.Module):
 
     def __init__(
         self,
+        config: RRDBNetConfig,
         *,
-        num_feat: int,
-        num_grow_ch: int,
-        num_block: int,
-        scale: int,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if scale not in (1, 2, ENLARGED):
-            raise ValueError(f"scale must be 1, 2 or {ENLARGED}, got {scale}")
-        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.scale, self.dtype = scale, dtype
+        if config.scale not in (1, 2, ENLARGED):
+            raise ValueError(f"scale must be 1, 2 or {ENLARGED}, got {config.scale}")
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        num_feat = config.num_feat
+        self.scale, self.dtype = config.scale, dtype
         self.conv_first = Conv3x3(3 * self.multiple**2, num_feat, **kw)
-        self.body = nnx.List(RRDB(num_feat, num_grow_ch, **kw) for _ in range(num_block))
+        self.body = nnx.List(RRDB(config, **kw) for _ in range(config.num_block))
         self.conv_body = Conv3x3(num_feat, num_feat, **kw)
         self.conv_up1 = Conv3x3(num_feat, num_feat, **kw)
         self.conv_up2 = Conv3x3(num_feat, num_feat, **kw)
@@ -112,6 +113,7 @@ class RRDBNet(nnx.Module):
 
     def __call__(self, lq: Image) -> Larger:
         """Restored images (B, scale H, scale W, 3), clamped to [-1, 1]."""
+        # At an input's size, or at a half or a quarter of it.
         x = ((lq + 1.0) / 2.0).astype(self.dtype)
         first = self.conv_first(unshuffled(x, self.multiple))
         features = first

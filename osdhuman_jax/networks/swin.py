@@ -4,7 +4,7 @@ Attribute names are RAM's (`visual_encoder.*`, `image_proj`), that is the origin
 """
 
 from functools import lru_cache
-from typing import Any
+from typing import TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.networks.attention import attend, join_heads
+from osdhuman_jax.networks.configs import SwinConfig
 from osdhuman_jax.networks.layers import Feature, LayerNorm, Resized, Sequence
-from osdhuman_jax.networks.types import Image
+from osdhuman_jax.networks.types import Image, LayerOptions
+
+Map = TypeVar("Map", Array, np.ndarray)  # the mask of windows is made by NumPy
 
 
 @lru_cache
@@ -30,6 +33,7 @@ def relative_position_index(window: int) -> np.ndarray:
 @lru_cache
 def shift_mask(resolution: int, window: int, shift: int) -> np.ndarray:
     """(windows, W*W, W*W): -100 between pixels that only the cyclic shift made neighbours."""
+    # A shifted map has up to nine regions that were not neighbours before; each has a number.
     bounds = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
     region = np.zeros((1, resolution, resolution, 1), np.float32)
     for i, rows in enumerate(bounds):
@@ -39,15 +43,15 @@ def shift_mask(resolution: int, window: int, shift: int) -> np.ndarray:
     return np.where(flat[:, None, :] != flat[:, :, None], -100.0, 0.0).astype(np.float32)
 
 
-def _windows(x: Any, window: int) -> Any:
+def _windows(x: Map, window: int) -> Map:
     """(B, H, W, C) -> (B * windows, W * W, C)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // window, window, w // window, window, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window * window, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window * window, c)  # [B windows, W W, C]
 
 
-def _unwindows(x: Any, window: int, side: int) -> Any:
-    """Inverse of `_windows` for square maps."""
+def _unwindows(x: Float[Array, "n t c"], window: int, side: int) -> Feature:
+    """(B * windows, W * W, C) -> (B, side, side, C), which undoes `_windows`."""
     n = side // window
     x = x.reshape(-1, n, n, window, window, x.shape[-1])
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side, side, x.shape[-1])
@@ -56,9 +60,11 @@ def _unwindows(x: Any, window: int, side: int) -> Any:
 class WindowAttention(nnx.Module):
     """Self-attention inside windows, with relative position bias."""
 
-    def __init__(self, dim: int, heads: int, window: int, **kw: Any):
+    def __init__(self, dim: int, heads: int, window: int, **kw: Unpack[LayerOptions]):
+        # One learnt number for each head and each offset between two places of a window.
         rows = (2 * window - 1) ** 2
-        table = jax.random.normal(kw["rngs"].params(), (rows, heads), kw["param_dtype"])
+        dtype = kw.get("param_dtype", jnp.float32)
+        table = jax.random.normal(kw["rngs"].params(), (rows, heads), dtype)
         self.heads, self.window = heads, window
         self.relative_position_bias_table = nnx.Param(0.02 * table)
         self.qkv = nnx.Linear(dim, 3 * dim, **kw)
@@ -66,10 +72,11 @@ class WindowAttention(nnx.Module):
 
     def __call__(self, x: Sequence, mask: np.ndarray | None) -> Sequence:
         b, t, c = x.shape
-        qkv = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads)
+        qkv = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads)  # [B, T, 3, heads, D]
         table = self.relative_position_bias_table[...].astype(jnp.float32)
         bias = table[relative_position_index(self.window)].transpose(2, 0, 1)[None]
         if mask is not None:
+            # Windows of one picture follow one another, so the mask repeats once a picture.
             tiled = jnp.tile(mask, (b // mask.shape[0], 1, 1))
             bias = bias + tiled[:, None]
         bias = jnp.broadcast_to(bias, (b, self.heads, t, t))
@@ -79,7 +86,7 @@ class WindowAttention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers around the exact GELU."""
 
-    def __init__(self, dim: int, hidden: int, **kw: Any):
+    def __init__(self, dim: int, hidden: int, **kw: Unpack[LayerOptions]):
         self.fc1 = nnx.Linear(dim, hidden, **kw)
         self.fc2 = nnx.Linear(hidden, dim, **kw)
 
@@ -91,22 +98,18 @@ class SwinTransformerBlock(nnx.Module):
     """(Shifted) window attention and MLP on a (B, S, S, C) map."""
 
     def __init__(
-        self,
-        dim: int,
-        resolution: int,
-        heads: int,
-        window: int,
-        shift: int,
-        mlp_ratio: float,
-        **kw: Any,
+        self, config: SwinConfig, level: int, *, shifted: bool, **kw: Unpack[LayerOptions]
     ):
+        dim, window = config.embed_dim * 2**level, config.window_size
+        resolution = config.image_size // config.patch_size // 2**level
+        # A map that is not larger than a window is one window, and is never shifted.
         self.window = min(window, resolution)
-        self.shift = shift if resolution > window else 0
+        self.shift = window // 2 if shifted and resolution > window else 0
         self.resolution = resolution
         self.norm1 = LayerNorm(dim, **kw)
-        self.attn = WindowAttention(dim, heads, self.window, **kw)
+        self.attn = WindowAttention(dim, config.num_heads[level], self.window, **kw)
         self.norm2 = LayerNorm(dim, **kw)
-        self.mlp = Mlp(dim, int(mlp_ratio * dim), **kw)
+        self.mlp = Mlp(dim, int(config.mlp_ratio * dim), **kw)
 
     def __call__(self, x: Feature) -> Feature:
         x = x + self._attend(self.norm1(x))
@@ -115,6 +118,7 @@ class SwinTransformerBlock(nnx.Module):
     def _attend(self, x: Feature) -> Feature:
         if not self.shift:
             return _unwindows(self.attn(_windows(x, self.window), None), self.window, x.shape[1])
+        # Shifted by half a window, borders of the windows before lie inside the windows now.
         x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
         mask = shift_mask(self.resolution, self.window, self.shift)
         x = _unwindows(self.attn(_windows(x, self.window), mask), self.window, x.shape[1])
@@ -124,11 +128,12 @@ class SwinTransformerBlock(nnx.Module):
 class PatchMerging(nnx.Module):
     """2x2 neighbours onto the channels, norm, 4C -> 2C."""
 
-    def __init__(self, dim: int, **kw: Any):
+    def __init__(self, dim: int, **kw: Unpack[LayerOptions]):
         self.norm = LayerNorm(4 * dim, **kw)
         self.reduction = nnx.Linear(4 * dim, 2 * dim, use_bias=False, **kw)
 
     def __call__(self, x: Feature) -> Resized:
+        # The columns' parity changes slowest: the order in which the weights were learnt.
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.reduction(self.norm(jnp.concatenate(corners, axis=-1)))
 
@@ -136,24 +141,14 @@ class PatchMerging(nnx.Module):
 class BasicLayer(nnx.Module):
     """One stage: blocks, every other one shifted, then (but for the last stage) a merging."""
 
-    def __init__(
-        self,
-        dim: int,
-        resolution: int,
-        depth: int,
-        heads: int,
-        window: int,
-        mlp_ratio: float,
-        merge: bool,
-        **kw: Any,
-    ):
+    def __init__(self, config: SwinConfig, level: int, **kw: Unpack[LayerOptions]):
+        dim = config.embed_dim * 2**level
+        last = level == len(config.depths) - 1
         self.blocks = nnx.List(
-            SwinTransformerBlock(
-                dim, resolution, heads, window, window // 2 if i % 2 else 0, mlp_ratio, **kw
-            )
-            for i in range(depth)
+            SwinTransformerBlock(config, level, shifted=i % 2 == 1, **kw)
+            for i in range(config.depths[level])
         )
-        self.downsample = PatchMerging(dim, **kw) if merge else None
+        self.downsample = None if last else PatchMerging(dim, **kw)
 
     def __call__(self, x: Feature) -> Resized:
         for block in self.blocks:
@@ -164,7 +159,8 @@ class BasicLayer(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Non-overlapping patches -> (B, S/p, S/p, C), normed."""
 
-    def __init__(self, patch: int, dim: int, **kw: Any):
+    def __init__(self, config: SwinConfig, **kw: Unpack[LayerOptions]):
+        patch, dim = config.patch_size, config.embed_dim
         self.proj = nnx.Conv(3, dim, (patch, patch), (patch, patch), padding="VALID", **kw)
         self.norm = LayerNorm(dim, **kw)
 
@@ -177,55 +173,43 @@ class SwinTransformer(nnx.Module):
 
     def __init__(
         self,
+        config: SwinConfig,
         *,
-        image_size: int,
-        patch_size: int,
-        embed_dim: int,
-        depths: tuple[int, ...],
-        num_heads: tuple[int, ...],
-        window_size: int,
-        mlp_ratio: float,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        last = len(depths) - 1
-        self.image_size = image_size
-        self.patch_embed = PatchEmbed(patch_size, embed_dim, **kw)
-        self.layers = nnx.List(
-            BasicLayer(
-                embed_dim * 2**i,
-                image_size // patch_size // 2**i,
-                depth,
-                num_heads[i],
-                window_size,
-                mlp_ratio,
-                i < last,
-                **kw,
-            )
-            for i, depth in enumerate(depths)
-        )
-        self.norm = LayerNorm(embed_dim * 2**last, **kw)
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.image_size = config.image_size
+        self.patch_embed = PatchEmbed(config, **kw)
+        self.layers = nnx.List(BasicLayer(config, i, **kw) for i in range(len(config.depths)))
+        self.norm = LayerNorm(config.width, **kw)
 
     def __call__(self, x: Image) -> Sequence:
-        x = self.patch_embed(x)
+        x = self.patch_embed(x)  # [B, S/p, S/p, C]
         for layer in self.layers:
             x = layer(x)
-        return self.norm(x.reshape(x.shape[0], -1, x.shape[-1]))
+        return self.norm(x.reshape(x.shape[0], -1, x.shape[-1]))  # [B, N, width]
 
 
 class RAMEncoder(nnx.Module):
     """RAM's image embeddings: Swin, the mean token prepended (RAM's code: index 0), projection."""
 
+    # ImageNet's, of RGB in [0, 1].
     MEAN = (0.485, 0.456, 0.406)
     STD = (0.229, 0.224, 0.225)
 
-    def __init__(self, *, image_proj_dim: int, rngs: nnx.Rngs, **swin: Any):
-        self.visual_encoder = SwinTransformer(rngs=rngs, **swin)
-        width = swin["embed_dim"] * 2 ** (len(swin["depths"]) - 1)
-        kw = {k: swin[k] for k in ("dtype", "param_dtype") if k in swin}
-        self.image_proj = nnx.Linear(width, image_proj_dim, rngs=rngs, **kw)
+    def __init__(
+        self,
+        config: SwinConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.visual_encoder = SwinTransformer(config, **kw)
+        self.image_proj = nnx.Linear(config.width, config.image_proj_dim, **kw)
 
     @property
     def input_size(self) -> int:
@@ -234,6 +218,7 @@ class RAMEncoder(nnx.Module):
 
     def __call__(self, image: Image) -> Float[Array, "b n d"]:
         """Tokens of pictures in [-1, 1] of any size, squashed to a square as RAM does."""
+        # torchvision's Resize to a square: bilinear, antialiased, whatever the picture's shape.
         side = self.input_size
         x = jax.image.resize(
             (image.astype(jnp.float32) + 1.0) / 2.0,
@@ -243,5 +228,5 @@ class RAMEncoder(nnx.Module):
         )
         mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (self.MEAN, self.STD))
         tokens = self.visual_encoder((x - mean) / std)
-        pooled = jnp.mean(tokens, axis=1, keepdims=True)
+        pooled = jnp.mean(tokens, axis=1, keepdims=True)  # [B, 1, width]
         return self.image_proj(jnp.concatenate([pooled, tokens], axis=1))

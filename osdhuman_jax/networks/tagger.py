@@ -5,7 +5,7 @@ image's tokens. Attribute names are RAM's (`label_embed`, `wordvec_proj`, `taggi
 """
 
 from collections.abc import Sequence as Seq
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
+from osdhuman_jax.networks.configs import TaggerConfig
 from osdhuman_jax.networks.layers import LayerNorm, Sequence
+from osdhuman_jax.networks.types import LayerOptions
 
 Context = Float[Array, "b s d"]
 EPSILON = 1e-12  # of BERT's norms
@@ -25,7 +27,7 @@ EPSILON = 1e-12  # of BERT's norms
 class BertCrossAttention(nnx.Module):
     """Queries from the tags, keys and values from the image."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int, **kw: Any):
+    def __init__(self, dim: int, context_dim: int, heads: int, **kw: Unpack[LayerOptions]):
         self.heads = heads
         self.query = nnx.Linear(dim, dim, **kw)
         self.key = nnx.Linear(context_dim, dim, **kw)
@@ -42,18 +44,19 @@ class BertCrossAttention(nnx.Module):
 class BertOutput(nnx.Module):
     """Linear layer, residual, norm after it."""
 
-    def __init__(self, width: int, dim: int, **kw: Any):
+    def __init__(self, width: int, dim: int, **kw: Unpack[LayerOptions]):
         self.dense = nnx.Linear(width, dim, **kw)
         self.LayerNorm = LayerNorm(dim, EPSILON, **kw)
 
     def __call__(self, x: Float[Array, "b t w"], residual: Sequence) -> Sequence:
+        # BERT is post-norm: the sum is normed, not the branch.
         return self.LayerNorm(self.dense(x) + residual)
 
 
 class BertAttention(nnx.Module):
     """Cross-attention and its output layer."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int, **kw: Any):
+    def __init__(self, dim: int, context_dim: int, heads: int, **kw: Unpack[LayerOptions]):
         self.self = BertCrossAttention(dim, context_dim, heads, **kw)
         self.output = BertOutput(dim, dim, **kw)
 
@@ -64,7 +67,7 @@ class BertAttention(nnx.Module):
 class BertIntermediate(nnx.Module):
     """Linear layer and exact GELU."""
 
-    def __init__(self, dim: int, hidden: int, **kw: Any):
+    def __init__(self, dim: int, hidden: int, **kw: Unpack[LayerOptions]):
         self.dense = nnx.Linear(dim, hidden, **kw)
 
     def __call__(self, x: Sequence) -> Float[Array, "b t h"]:
@@ -74,12 +77,14 @@ class BertIntermediate(nnx.Module):
 class BertLayer(nnx.Module):
     """A BERT layer in RAM's "tagging" mode."""
 
-    def __init__(self, dim: int, context_dim: int, heads: int, hidden: int, **kw: Any):
-        self.crossattention = BertAttention(dim, context_dim, heads, **kw)
+    def __init__(self, config: TaggerConfig, context_dim: int, **kw: Unpack[LayerOptions]):
+        dim, hidden = config.hidden_size, config.intermediate_size
+        self.crossattention = BertAttention(dim, context_dim, config.num_attention_heads, **kw)
         self.intermediate = BertIntermediate(dim, hidden, **kw)
         self.output = BertOutput(hidden, dim, **kw)
 
     def __call__(self, x: Sequence, context: Context) -> Sequence:
+        # BERT's self-attention comes first; RAM deletes it from these layers.
         x = self.crossattention(x, context)
         return self.output(self.intermediate(x), x)
 
@@ -87,8 +92,10 @@ class BertLayer(nnx.Module):
 class BertEncoder(nnx.Module):
     """The stack of layers."""
 
-    def __init__(self, layers: int, *size: int, **kw: Any):
-        self.layer = nnx.List(BertLayer(*size, **kw) for _ in range(layers))
+    def __init__(self, config: TaggerConfig, context_dim: int, **kw: Unpack[LayerOptions]):
+        self.layer = nnx.List(
+            BertLayer(config, context_dim, **kw) for _ in range(config.num_hidden_layers)
+        )
 
     def __call__(self, x: Sequence, context: Context) -> Sequence:
         for layer in self.layer:
@@ -99,41 +106,40 @@ class BertEncoder(nnx.Module):
 class TaggingHead(nnx.Module):
     """Holds `encoder`, as RAM's BertModel does."""
 
-    def __init__(self, *size: int, **kw: Any):
-        self.encoder = BertEncoder(*size, **kw)
+    def __init__(self, config: TaggerConfig, context_dim: int, **kw: Unpack[LayerOptions]):
+        self.encoder = BertEncoder(config, context_dim, **kw)
 
     def __call__(self, x: Sequence, context: Context) -> Sequence:
         return self.encoder(x, context)
 
 
 class Tagger(nnx.Module):
-    """Logits of tags from RAM's image embeddings, the pooled one included."""
+    """Logits of tags from RAM's image embeddings, the pooled one included.
+
+    `context_dim` is the embeddings' width.
+    """
 
     def __init__(
         self,
-        *,
-        num_tags: int,
-        label_dim: int,
-        hidden_size: int,
+        config: TaggerConfig,
         context_dim: int,
-        num_hidden_layers: int,
-        num_attention_heads: int,
-        intermediate_size: int,
+        *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        size = (hidden_size, context_dim, num_attention_heads, intermediate_size)
-        labels = jax.random.normal(rngs.params(), (num_tags, label_dim), param_dtype)
-        self.label_embed = nnx.Param(0.02 * labels)
-        self.wordvec_proj = nnx.Linear(label_dim, hidden_size, **kw)
-        self.tagging_head = TaggingHead(num_hidden_layers, *size, **kw)
-        self.fc = nnx.Linear(hidden_size, 1, **kw)
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        shape = (config.num_tags, config.label_dim)
+        labels = jax.random.normal(rngs.params(), shape, param_dtype)
+        self.label_embed = nnx.Param(0.02 * labels)  # BERT's standard deviation
+        self.wordvec_proj = nnx.Linear(config.label_dim, config.hidden_size, **kw)
+        self.tagging_head = TaggingHead(config, context_dim, **kw)
+        self.fc = nnx.Linear(config.hidden_size, 1, **kw)
 
     def __call__(self, embeddings: Context) -> Float[Array, "b n"]:
         """float32 logits."""
-        queries = jax.nn.relu(self.wordvec_proj(self.label_embed[...]))
+        # The tags' embeddings are the same for every picture.
+        queries = jax.nn.relu(self.wordvec_proj(self.label_embed[...]))  # [n_tags, hidden]
         queries = jnp.broadcast_to(queries, (embeddings.shape[0], *queries.shape))
         return self.fc(self.tagging_head(queries, embeddings))[..., 0].astype(jnp.float32)
 
@@ -148,6 +154,7 @@ def select_tags(
     if not len(names) == len(thresholds) == logits.shape[1]:
         counts = f"{len(names)} names, {len(thresholds)} thresholds, {logits.shape[1]} logits"
         raise ValueError(f"one of each is needed for a tag: {counts}")
+    # Tags do not compete: each has its own probability and its own threshold.
     probabilities = np.asarray(jax.nn.sigmoid(logits))
     return [
         [name for name, p, limit in zip(names, row, thresholds, strict=True) if p > limit]

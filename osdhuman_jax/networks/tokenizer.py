@@ -8,7 +8,6 @@ and nothing else; ends and padding are put here.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -27,10 +26,11 @@ class Tokenizer:
         from transformers import CLIPTokenizer  # takes a second, and few commands need it
 
         self.length, self.bos, self.eos = length, vocab[BOS], vocab[EOS]
-        self._words: Any = CLIPTokenizer(vocab=vocab, merges=merges)  # type: ignore[arg-type]
+        self._words = CLIPTokenizer(vocab=vocab, merges=merges)  # type: ignore[arg-type]
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "b t"]:
         """Ids (B, length); what a text has too much of is cut off its end."""
+        # Two places are left for the ends, whatever the text's length.
         ids = np.full((len(texts), self.length), PAD_ID, np.int32)
         for row, text in zip(ids, texts, strict=True):
             words = self._words.encode(text, add_special_tokens=False)[: self.length - 2]
@@ -44,7 +44,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     Read are `vocab.json` and `merges.txt`, or `tokenizer.json` where it stands alone. Raises
     FileNotFoundError, or ValueError where they are not CLIP's.
     """
-    rows: Any
+    rows: list[str | list[str]] | None
     file = whole = folder / "tokenizer.json"
     if whole.is_file() and not (folder / "vocab.json").exists():
         found = json.loads(whole.read_text(encoding="utf-8-sig"))

@@ -3,7 +3,7 @@
 Attribute names are diffusers'. Any H, W: where a level's side is odd, the way up resizes to it.
 """
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from osdhuman_jax.networks.configs import UNetConfig
 from osdhuman_jax.networks.convolution import Conv3x3
 from osdhuman_jax.networks.layers import (
-    EXACT,
     Downsample2D,
     Feature,
     GroupNorm,
@@ -25,29 +25,69 @@ from osdhuman_jax.networks.layers import (
     Upsample2D,
     sinusoidal_embedding,
 )
-from osdhuman_jax.networks.types import Latent, Timestep, Tokens
+from osdhuman_jax.networks.types import (
+    EXACT,
+    ConvolutionOptions,
+    Latent,
+    LayerOptions,
+    Timestep,
+    Tokens,
+)
 
-EPSILON = 1e-5
+EPSILON = 1e-5  # `norm_eps` of Stable Diffusion's unet/config.json
 Embedding = Float[Array, "b e"]
+
+
+def _resnet(config: UNetConfig, cin: int, cout: int, **kw: Unpack[LayerOptions]) -> ResnetBlock2D:
+    return ResnetBlock2D(
+        cin,
+        cout,
+        groups=config.norm_num_groups,
+        epsilon=EPSILON,
+        temb_channels=_embedding_width(config),
+        **kw,
+    )
+
+
+def _transformers(
+    config: UNetConfig, level: int, count: int, **kw: Unpack[LayerOptions]
+) -> nnx.List[Transformer2DModel]:
+    """As many as a block has resnets, one after each."""
+    return nnx.List(
+        Transformer2DModel(
+            config.block_out_channels[level],
+            heads=config.num_attention_heads[level],
+            context_dim=config.cross_attention_dim,
+            groups=config.norm_num_groups,
+            **kw,
+        )
+        for _ in range(count)
+    )
+
+
+def _embedding_width(config: UNetConfig) -> int:
+    """Channels of the timestep's embedding: diffusers has four times the first level's."""
+    return 4 * config.block_out_channels[0]
 
 
 class DownBlock2D(nnx.Module):
     """Resnets with (CrossAttnDownBlock2D) or without attention; returns every skip it makes."""
 
-    def __init__(self, cin: int, cout: int, layers: int, attention: Any, down: bool, **kw: Any):
-        resnet, plain = kw.pop("resnet"), kw
+    def __init__(self, config: UNetConfig, level: int, **kw: Unpack[LayerOptions]):
+        channels, layers = config.block_out_channels, config.layers_per_block
+        cin, cout = channels[max(level - 1, 0)], channels[level]
         self.resnets = nnx.List(
-            ResnetBlock2D(cout if i else cin, cout, **resnet, **plain) for i in range(layers)
+            _resnet(config, cout if i else cin, cout, **kw) for i in range(layers)
         )
-        self.attentions = nnx.List(
-            Transformer2DModel(cout, **attention, **plain)
-            for _ in range(layers if attention else 0)
-        )
-        self.downsamplers = nnx.List([Downsample2D(cout, **plain)] if down else [])
+        self.attentions = _transformers(config, level, layers * config.attends(level), **kw)
+        # The last level keeps its size: Stable Diffusion's middle block is at an eighth of it.
+        halves = level < len(channels) - 1
+        self.downsamplers = nnx.List([Downsample2D(cout, **kw)] if halves else [])
 
     def __call__(
         self, x: Feature, temb: Embedding, context: Tokens
     ) -> tuple[Resized, list[Resized]]:
+        # Each resnet's result, after its attention, is one of the skips.
         skips = []
         for i, resnet in enumerate(self.resnets):
             x = resnet(x, temb)
@@ -62,12 +102,10 @@ class DownBlock2D(nnx.Module):
 class UNetMidBlock2DCrossAttn(nnx.Module):
     """Resnet, attention, resnet."""
 
-    def __init__(self, channels: int, attention: dict[str, Any], **kw: Any):
-        resnet, plain = kw.pop("resnet"), kw
-        self.resnets = nnx.List(
-            ResnetBlock2D(channels, channels, **resnet, **plain) for _ in range(2)
-        )
-        self.attentions = nnx.List([Transformer2DModel(channels, **attention, **plain)])
+    def __init__(self, config: UNetConfig, **kw: Unpack[LayerOptions]):
+        width = config.block_out_channels[-1]
+        self.resnets = nnx.List(_resnet(config, width, width, **kw) for _ in range(2))
+        self.attentions = _transformers(config, -1, 1, **kw)
 
     def __call__(self, x: Feature, temb: Embedding, context: Tokens) -> Feature:
         x = self.attentions[0](self.resnets[0](x, temb), context)
@@ -77,97 +115,63 @@ class UNetMidBlock2DCrossAttn(nnx.Module):
 class UpBlock2D(nnx.Module):
     """Resnets on [hidden, skip], maybe attention, then a resize to the next skip's size."""
 
-    def __init__(self, cins: list[int], cout: int, attention: Any, up: bool, **kw: Any):
-        resnet, plain = kw.pop("resnet"), kw
-        self.resnets = nnx.List(ResnetBlock2D(cin, cout, **resnet, **plain) for cin in cins)
-        self.attentions = nnx.List(
-            Transformer2DModel(cout, **attention, **plain) for _ in (cins if attention else [])
-        )
-        self.upsamplers = nnx.List([Upsample2D(cout, **plain)] if up else [])
+    def __init__(self, config: UNetConfig, level: int, **kw: Unpack[LayerOptions]):
+        cout, layers = config.block_out_channels[level], config.layers_per_block
+        cins = up_resnet_inputs(config.block_out_channels, level, layers)
+        self.resnets = nnx.List(_resnet(config, cin, cout, **kw) for cin in cins)
+        self.attentions = _transformers(config, level, len(cins) * config.attends(level), **kw)
+        self.upsamplers = nnx.List([Upsample2D(cout, **kw)] if level else [])
 
     def __call__(
         self, x: Feature, skips: list[Resized], temb: Embedding, context: Tokens
     ) -> Resized:
+        # Skips are taken from the end: the last that was made is the first that is joined.
         for i, resnet in enumerate(self.resnets):
             x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
             x = self.attentions[i](x, context) if len(self.attentions) else x
+        # To the next skip's own size, since a halved odd side does not double to what it was.
         for upsample in self.upsamplers:
             x = upsample(x, (skips[-1].shape[1], skips[-1].shape[2]))
         return x
 
 
 class UNet2DConditionModel(nnx.Module):
-    """The denoiser. `num_attention_heads` is per level (attention_head_dim in diffusers files)."""
+    """The denoiser: it estimates the noise in a latent, given the timestep and the prompt."""
 
     def __init__(
         self,
+        config: UNetConfig,
         *,
-        in_channels: int,
-        block_out_channels: tuple[int, ...],
-        down_block_types: tuple[str, ...],
-        layers_per_block: int,
-        num_attention_heads: tuple[int, ...],
-        cross_attention_dim: int,
-        norm_num_groups: int,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        channels = tuple(block_out_channels)
-        plain: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        temb = 4 * channels[0]
-        kw: dict[str, Any] = {
-            "resnet": {"groups": norm_num_groups, "epsilon": EPSILON, "temb_channels": temb},
-            **plain,
-        }
-
-        def attention(level: int) -> dict[str, Any]:
-            heads = num_attention_heads[level]
-            return {"heads": heads, "context_dim": cross_attention_dim, "groups": norm_num_groups}
-
-        attends = [kind == "CrossAttnDownBlock2D" for kind in down_block_types]
-        last = len(channels) - 1
-        self.time_proj_dim = channels[0]
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        levels, width = range(len(config.block_out_channels)), config.block_out_channels[0]
+        self.time_proj_dim = width
         # Both ends compute in float32 whatever `dtype` is: the latent is not rounded on its way in,
         # and Eq. 2 multiplies the error of eps by 14.6 at t = 999.
-        exact: dict[str, Any] = {**plain, **EXACT}
+        exact: ConvolutionOptions = {**kw, **EXACT}
+        norm: LayerOptions = {**kw, "dtype": jnp.float32}
         self.dtype = dtype
-        self.conv_in = Conv3x3(in_channels, channels[0], **exact)
-        self.time_embedding = TimestepEmbedding(channels[0], temb, **plain)
-        self.down_blocks = nnx.List(
-            DownBlock2D(
-                channels[max(i - 1, 0)],
-                cout,
-                layers_per_block,
-                attention(i) if attends[i] else None,
-                i < last,
-                **kw,
-            )
-            for i, cout in enumerate(channels)
-        )
-        self.mid_block = UNetMidBlock2DCrossAttn(channels[-1], attention(last), **kw)
-        self.up_blocks = nnx.List(
-            UpBlock2D(
-                up_resnet_inputs(channels, i, layers_per_block),
-                channels[i],
-                attention(i) if attends[i] else None,
-                i > 0,
-                **kw,
-            )
-            for i in range(last, -1, -1)
-        )
-        norm: dict[str, Any] = {**plain, "dtype": jnp.float32}
-        self.conv_norm_out = GroupNorm(channels[0], norm_num_groups, EPSILON, **norm)
-        self.conv_out = Conv3x3(channels[0], in_channels, **exact)
+        self.conv_in = Conv3x3(config.in_channels, width, **exact)
+        self.time_embedding = TimestepEmbedding(width, _embedding_width(config), **kw)
+        self.down_blocks = nnx.List(DownBlock2D(config, level, **kw) for level in levels)
+        self.mid_block = UNetMidBlock2DCrossAttn(config, **kw)
+        self.up_blocks = nnx.List(UpBlock2D(config, level, **kw) for level in reversed(levels))
+        self.conv_norm_out = GroupNorm(width, config.norm_num_groups, EPSILON, **norm)
+        self.conv_out = Conv3x3(width, config.in_channels, **exact)
 
     def __call__(self, z: Latent, t: Timestep, context: Tokens) -> Latent:
-        temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))
-        x = self.conv_in(z).astype(self.dtype)
+        temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))  # [B, E]
+        x = self.conv_in(z).astype(self.dtype)  # [B, H, W, C_0]
+        # Down: every level halves the size but the last; what it makes on the way is kept.
         skips = [x]
         for block in self.down_blocks:
             x, made = block(x, temb, context)
             skips += made
         x = self.mid_block(x, temb, context)
+        # Up: every level joins the skips of its own size, which leaves none in the end.
         for block in self.up_blocks:
             x = block(x, skips, temb, context)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
@@ -175,6 +179,7 @@ class UNet2DConditionModel(nnx.Module):
 
 def up_resnet_inputs(channels: tuple[int, ...], level: int, layers: int) -> list[int]:
     """Input channels of the resnets of one up block: hidden + skip, deepest skip first."""
+    # Levels are counted from the top; what comes from below has the width of the level there.
     below = channels[min(level + 1, len(channels) - 1)]
     skips = [channels[level]] * layers + [channels[max(level - 1, 0)]]
     hidden = [below] + [channels[level]] * layers

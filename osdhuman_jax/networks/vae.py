@@ -7,16 +7,16 @@ squares of stem x stem pixels enter and leave as channels, and latent and image 
 plus what the networks add. It loses nothing from the first step on, at the cost of a wide latent.
 """
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from osdhuman_jax.networks.configs import VAEConfig
 from osdhuman_jax.networks.convolution import Conv3x3
 from osdhuman_jax.networks.layers import (
-    EXACT,
     Downsample2D,
     Feature,
     GroupNorm,
@@ -28,20 +28,33 @@ from osdhuman_jax.networks.layers import (
     depth_to_space,
     space_to_depth,
 )
-from osdhuman_jax.networks.types import Image, Latent
+from osdhuman_jax.networks.types import (
+    EXACT,
+    ConvolutionOptions,
+    Image,
+    Latent,
+    LayerOptions,
+)
 
-EPSILON = 1e-6
+EPSILON = 1e-6  # of the group norms, fixed in diffusers' and latent diffusion's code
+
+
+def _resnet(config: VAEConfig, cin: int, cout: int, **kw: Unpack[LayerOptions]) -> ResnetBlock2D:
+    return ResnetBlock2D(cin, cout, groups=config.norm_num_groups, epsilon=EPSILON, **kw)
 
 
 class DownEncoderBlock2D(nnx.Module):
     """Resnets, then (but for the last block) a halving of the size."""
 
-    def __init__(self, cin: int, cout: int, layers: int, groups: int, down: bool, **kw: Any):
+    def __init__(self, config: VAEConfig, level: int, **kw: Unpack[LayerOptions]):
+        channels = config.block_out_channels
+        cin, cout = channels[max(level - 1, 0)], channels[level]
         self.resnets = nnx.List(
-            ResnetBlock2D(cout if i else cin, cout, groups=groups, epsilon=EPSILON, **kw)
-            for i in range(layers)
+            _resnet(config, cout if i else cin, cout, **kw) for i in range(config.layers_per_block)
         )
-        self.downsamplers = nnx.List([Downsample2D(cout, asymmetric=True, **kw)] if down else [])
+        # The deepest level keeps its size: three levels of four halve it, hence a factor of 8.
+        halves = level < len(channels) - 1
+        self.downsamplers = nnx.List([Downsample2D(cout, asymmetric=True, **kw)] if halves else [])
 
     def __call__(self, x: Feature) -> Resized:
         for layer in (*self.resnets, *self.downsamplers):
@@ -52,12 +65,15 @@ class DownEncoderBlock2D(nnx.Module):
 class UpDecoderBlock2D(nnx.Module):
     """Resnets, then (but for the last block) a doubling of the size."""
 
-    def __init__(self, cin: int, cout: int, layers: int, groups: int, up: bool, **kw: Any):
+    def __init__(self, config: VAEConfig, level: int, **kw: Unpack[LayerOptions]):
+        channels = config.block_out_channels
+        # The decoder goes through the levels from the deepest, whose input is the middle block's.
+        cin, cout = channels[min(level + 1, len(channels) - 1)], channels[level]
         self.resnets = nnx.List(
-            ResnetBlock2D(cout if i else cin, cout, groups=groups, epsilon=EPSILON, **kw)
-            for i in range(layers)
+            _resnet(config, cout if i else cin, cout, **kw)
+            for i in range(config.layers_per_block + 1)
         )
-        self.upsamplers = nnx.List([Upsample2D(cout, **kw)] if up else [])
+        self.upsamplers = nnx.List([Upsample2D(cout, **kw)] if level else [])
 
     def __call__(self, x: Feature) -> Resized:
         for layer in (*self.resnets, *self.upsamplers):
@@ -68,11 +84,13 @@ class UpDecoderBlock2D(nnx.Module):
 class UNetMidBlock2D(nnx.Module):
     """Resnet, attention, resnet; the attention can be left out."""
 
-    def __init__(self, channels: int, groups: int, add_attention: bool, **kw: Any):
-        norm = {"groups": groups, "epsilon": EPSILON}
-        self.resnets = nnx.List(ResnetBlock2D(channels, channels, **norm, **kw) for _ in range(2))
+    def __init__(self, config: VAEConfig, **kw: Unpack[LayerOptions]):
+        width, groups = config.block_out_channels[-1], config.norm_num_groups
+        self.resnets = nnx.List(_resnet(config, width, width, **kw) for _ in range(2))
         self.attentions = nnx.List(
-            [SpatialAttention(channels, **norm, **kw)] if add_attention else []
+            [SpatialAttention(width, groups=groups, epsilon=EPSILON, **kw)]
+            if config.mid_block_add_attention
+            else []
         )
 
     def __call__(self, x: Feature) -> Feature:
@@ -88,66 +106,52 @@ class Encoder(nnx.Module):
     by sqrt(alpha_bar), which multiplies its rounding error by 14.6 at t = 999.
     """
 
-    def __init__(
-        self,
-        latent_channels: int,
-        channels: tuple[int, ...],
-        layers: int,
-        groups: int,
-        add_attention: bool,
-        stem: int,
-        **kw: Any,
-    ):
-        self.stem = stem
-        self.conv_in = Conv3x3(3 * stem**2, channels[0], **kw)
-        pairs = zip((channels[0], *channels), channels, strict=False)
-        last = len(channels) - 1
+    def __init__(self, config: VAEConfig, **kw: Unpack[LayerOptions]):
+        channels = config.block_out_channels
+        self.stem = config.stem
+        self.conv_in = Conv3x3(3 * config.stem**2, channels[0], **kw)
         self.down_blocks = nnx.List(
-            DownEncoderBlock2D(cin, cout, layers, groups, i < last, **kw)
-            for i, (cin, cout) in enumerate(pairs)
+            DownEncoderBlock2D(config, level, **kw) for level in range(len(channels))
         )
-        self.mid_block = UNetMidBlock2D(channels[-1], groups, add_attention, **kw)
-        exact: dict[str, Any] = {**kw, "dtype": jnp.float32}
-        self.conv_norm_out = GroupNorm(channels[-1], groups, EPSILON, **exact)
-        self.conv_out = Conv3x3(channels[-1], 2 * latent_channels, **{**kw, **EXACT})
+        self.mid_block = UNetMidBlock2D(config, **kw)
+        # Norm and convolution each in float32, the convolution's products exact besides.
+        norm: LayerOptions = {**kw, "dtype": jnp.float32}
+        self.conv_norm_out = GroupNorm(channels[-1], config.norm_num_groups, EPSILON, **norm)
+        exact: ConvolutionOptions = {**kw, **EXACT}
+        self.conv_out = Conv3x3(channels[-1], 2 * config.latent_channels, **exact)
 
     def __call__(self, x: Image) -> Resized:
-        x = space_to_depth(x, self.stem)
+        x = space_to_depth(x, self.stem)  # [B, H/stem, W/stem, 3 stem^2]
         for layer in (self.conv_in, *self.down_blocks, self.mid_block, self.conv_norm_out):
             x = layer(x)
-        return self.conv_out(jax.nn.silu(x))
+        return self.conv_out(jax.nn.silu(x))  # [B, H/f, W/f, 2 C]
 
 
 class Decoder(nnx.Module):
     """Latent -> image; no output activation."""
 
-    def __init__(
-        self,
-        latent_channels: int,
-        channels: tuple[int, ...],
-        layers: int,
-        groups: int,
-        add_attention: bool,
-        stem: int,
-        **kw: Any,
-    ):
-        self.stem = stem
-        down = channels[::-1]
-        self.conv_in = Conv3x3(latent_channels, down[0], **kw)
-        self.mid_block = UNetMidBlock2D(down[0], groups, add_attention, **kw)
-        pairs = zip((down[0], *down), down, strict=False)
+    def __init__(self, config: VAEConfig, **kw: Unpack[LayerOptions]):
+        channels = config.block_out_channels
+        self.stem = config.stem
+        self.conv_in = Conv3x3(config.latent_channels, channels[-1], **kw)
+        self.mid_block = UNetMidBlock2D(config, **kw)
         self.up_blocks = nnx.List(
-            UpDecoderBlock2D(cin, cout, layers + 1, groups, i < len(down) - 1, **kw)
-            for i, (cin, cout) in enumerate(pairs)
+            UpDecoderBlock2D(config, level, **kw) for level in reversed(range(len(channels)))
         )
-        self.conv_norm_out = GroupNorm(down[-1], groups, EPSILON, **kw)
-        self.conv_out = Conv3x3(down[-1], 3 * stem**2, **kw)
+        self.conv_norm_out = GroupNorm(channels[0], config.norm_num_groups, EPSILON, **kw)
+        self.conv_out = Conv3x3(channels[0], 3 * config.stem**2, **kw)
 
     def __call__(self, z: Latent) -> Image:
+        # The encoder's order backwards: the attention of the middle block sees the latent first.
         x = z
         for layer in (self.conv_in, self.mid_block, *self.up_blocks, self.conv_norm_out):
             x = layer(x)
-        return depth_to_space(self.conv_out(jax.nn.silu(x)), self.stem)
+        return depth_to_space(self.conv_out(jax.nn.silu(x)), self.stem)  # [B, H, W, 3]
+
+
+def posterior_sample(mean: Latent, logvar: Latent, noise: Latent) -> Latent:
+    """A sample of the posterior by `noise` from N(0, 1) (Kingma & Welling 2014, Eq. 10)."""
+    return mean + jnp.exp(0.5 * logvar) * noise
 
 
 class AutoencoderKL(nnx.Module):
@@ -158,45 +162,36 @@ class AutoencoderKL(nnx.Module):
 
     def __init__(
         self,
+        config: VAEConfig,
         *,
-        latent_channels: int,
-        block_out_channels: tuple[int, ...],
-        layers_per_block: int,
-        norm_num_groups: int,
-        scaling_factor: float,
-        mid_block_add_attention: bool,
-        stem: int = 1,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        kw: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        sizes = (
-            latent_channels,
-            tuple(block_out_channels),
-            layers_per_block,
-            norm_num_groups,
-            mid_block_add_attention,
-            stem,
-        )
-        self.scaling_factor = scaling_factor
-        self.downscale = stem * 2 ** (len(block_out_channels) - 1)
-        self.residual = stem > 1
-        if self.residual and latent_channels != 3 * self.downscale**2:
+        kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        channels = config.latent_channels
+        self.scaling_factor = config.scaling_factor
+        self.downscale = config.downscale
+        # Only as many channels as a square of pixels has values can hold the picture itself.
+        self.residual = config.stem > 1
+        if self.residual and channels != 3 * self.downscale**2:
             text = f"{self.downscale} x {self.downscale} pixels"
-            raise ValueError(f"latent_channels: {latent_channels} are not the values of {text}")
-        self.encoder = Encoder(*sizes, **kw)
+            raise ValueError(f"latent_channels: {channels} are not the values of {text}")
+        self.encoder = Encoder(config, **kw)
         # In float32 as the encoder's last layers, and for the same reason.
-        self.quant_conv = conv1x1(2 * latent_channels, 2 * latent_channels, **{**kw, **EXACT})
-        self.post_quant_conv = conv1x1(latent_channels, latent_channels, **kw)
-        self.decoder = Decoder(*sizes, **kw)
+        exact: ConvolutionOptions = {**kw, **EXACT}
+        self.quant_conv = conv1x1(2 * channels, 2 * channels, **exact)
+        self.post_quant_conv = conv1x1(channels, channels, **kw)
+        self.decoder = Decoder(config, **kw)
 
     def encode(self, x: Image) -> tuple[Latent, Latent]:
         """Mean and log-variance (clamped to [-30, 20]) of the posterior, float32."""
-        moments = self.quant_conv(self.encoder(x))
+        moments = self.quant_conv(self.encoder(x))  # [B, H/f, W/f, 2 C]
         mean, logvar = jnp.split(moments, 2, axis=-1)
+        # A residual one's latent is the picture itself, in squares, and what the encoder adds.
         if self.residual:
             mean = mean + space_to_depth(x, self.downscale).astype(jnp.float32)
+        # diffusers' bounds, which keep the exponential finite.
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, z: Latent) -> Image:

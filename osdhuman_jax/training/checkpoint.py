@@ -43,7 +43,7 @@ from osdhuman_jax.weights import (
 )
 from osdhuman_jax.weights.companions import Generator
 from osdhuman_jax.weights.model_folder import (
-    hollow_restorer,
+    abstract_restorer,
     parameters,
     read_configs,
     read_meta,
@@ -350,7 +350,7 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
     folder = _base_folder(workdir)
     model, _ = read_configs(folder, read_meta(folder))
     model.timestep = config.model.timestep
-    restorer, names = hollow_restorer(model, config.lora)
+    restorer, names = abstract_restorer(model, config.lora)
     params = nnx.state(restorer, lambda path, value: is_generator(config.lora, path, value))
     nnx.update(restorer, _params(workdir, step, params, config.optim.ema > 0))
     learnt = {n: np.asarray(v.get_value()) for n, v in parameters(restorer).items() if n in names}

@@ -65,30 +65,32 @@ def group_norms(tree: Any, name: str) -> dict[str, Scalar]:
     return {name: optax.tree.norm(tree), **parts}
 
 
-def accumulate(function: Callable[[Tree], tuple[Tree, Tree]], parts: Tree) -> tuple[Tree, Tree]:
-    """`function` of each part (their index is the first axis of every leaf), one at a time.
+def accumulate(
+    function: Callable[[Tree], tuple[Tree, Tree]], microbatches: Tree
+) -> tuple[Tree, Tree]:
+    """`function` of each microbatch (their index is every leaf's first axis), one at a time.
 
-    It returns (what is averaged over the parts, what is stacked).
+    It returns (what is averaged over them, what is stacked).
     """
-    count = jax.tree.leaves(parts)[0].shape[0]
+    count = jax.tree.leaves(microbatches)[0].shape[0]
     if count == 1:
-        mean, kept = function(jax.tree.map(lambda x: x[0], parts))
+        mean, kept = function(jax.tree.map(lambda x: x[0], microbatches))
         return mean, jax.tree.map(lambda x: x[None], kept)
 
-    def body(total: Tree, part: Tree) -> tuple[Tree, Tree]:
-        found, kept = function(part)
+    def body(total: Tree, microbatch: Tree) -> tuple[Tree, Tree]:
+        found, kept = function(microbatch)
         return jax.tree.map(jnp.add, total, found), kept
 
-    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], microbatches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, kept = jax.lax.scan(body, zeros, parts)
+    total, kept = jax.lax.scan(body, zeros, microbatches)
     return jax.tree.map(lambda x: x / count, total), kept
 
 
-def cut(batch: Tree, count: int) -> Tree:
-    """A batch as `count` parts, (B, ...) -> (count, B / count, ...).
+def split_microbatches(batch: Tree, count: int) -> Tree:
+    """A batch as `count` microbatches, (B, ...) -> (count, B / count, ...).
 
-    Each part takes every `count`-th sample, so that one on many devices takes from all of them.
+    Each takes every `count`-th sample, so that one on many devices takes from all of them.
     """
 
     def leaf(x: Array) -> Array:
@@ -102,12 +104,12 @@ def all_finite(*values: Scalar) -> Bool[Array, ""]:
     return jnp.all(jnp.isfinite(jnp.stack(values)))
 
 
-def choose(condition: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
+def tree_where(condition: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
     """The leaves of `new`, or all those of `old`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def averaged(ema: Tree, params: Tree, step: Array, decay: float) -> Tree:
+def ema_update(ema: Tree, params: Tree, step: Array, decay: float) -> Tree:
     """Exponential moving average; the first steps weigh more: decay <= (1 + step) / (10 + step)."""
     n = step.astype(jnp.float32)
     rate = 1.0 - jnp.minimum(decay, (1.0 + n) / (10.0 + n))

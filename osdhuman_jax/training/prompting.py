@@ -4,16 +4,15 @@ HFIE's tokens are made inside the compiled step. Tags, the null prompt and a pro
 made before it, from the pictures of a batch, by the extractor in the base model's folder.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from osdhuman_jax.config import Config
 from osdhuman_jax.images.codec import to_float
-from osdhuman_jax.methods.prompts import TagPrompter
+from osdhuman_jax.methods.prompts import Prompter, TagPrompter
 from osdhuman_jax.weights import load_prompter
 
 
@@ -40,7 +39,7 @@ class Prompts:
 
     @staticmethod
     def _by(
-        extract: Callable[..., Any] | None, batch: Mapping[str, np.ndarray], source: str
+        extract: Prompter | None, batch: Mapping[str, np.ndarray], source: str
     ) -> dict[str, np.ndarray]:
         if extract is None:
             return {}

@@ -7,6 +7,7 @@ finite changes nothing but the counters.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from flax import nnx
 from jax import Array
 
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
+from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.objectives import (
     OBJECTIVES,
+    Context,
     Frozen,
     Loss,
-    Part,
+    Microbatch,
     Regularizer,
     Scalars,
     critic_objective,
@@ -30,7 +33,6 @@ from osdhuman_jax.methods.objectives import (
     draw,
     has_critic,
     inject_regularizer,
-    leaves_by_name,
 )
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
@@ -42,15 +44,20 @@ from osdhuman_jax.training.experiment import prepare, store_as_computed, trainab
 from osdhuman_jax.training.optimizer import (
     accumulate,
     all_finite,
-    averaged,
-    choose,
-    cut,
+    ema_update,
     group_norms,
     make_optimizer,
+    split_microbatches,
+    tree_where,
 )
 from osdhuman_jax.weights import encode_text, load_part
-from osdhuman_jax.weights.model_folder import DTYPES, hollow, parameters, read_meta
-from osdhuman_jax.weights.model_folder import draw as initial
+from osdhuman_jax.weights.model_folder import (
+    DTYPES,
+    abstract,
+    initial_values,
+    parameters,
+    read_meta,
+)
 
 Batch = Mapping[str, Array]
 PICTURES = ("hq", "lq")
@@ -100,7 +107,7 @@ class Trainer:
         frozen = Frozen(rest)
         # Where the generator trains weights of the base model, the frozen regularizer keeps them.
         if self.config.lora.train_conv_in and self.regularizer:
-            trained = leaves_by_name(params["unet"]) if "unet" in params else {}
+            trained = lora.leaves_by_name(params["unet"]) if "unet" in params else {}
             kept = {n: v for n, v in trained.items() if ".lora_" not in n}
             frozen.unet = jax.tree.map(jnp.copy, kept)
         if lpips is not None:
@@ -124,24 +131,24 @@ class Trainer:
         Randomness is a function of (seed, step) alone. A step whose losses or gradients are not
         all finite leaves everything as it was, and counts in `nonfinite`.
         """
-        parts = self._parts(state, frozen, batch)
-        grads, scalars, made = self._gradients(state, frozen, parts)
+        microbatches = self._microbatches(state, frozen, batch)
+        grads, scalars, made = self._gradients(state, frozen, microbatches)
         updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # What is logged, and of it what tells whether the step may count.
         scalars |= group_norms(grads, "grad_norm") | group_norms(updates, "update_norm")
         watched = [scalars["loss"], scalars["grad_norm"]]
         new = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
-        new.reg, new.reg_opt, reg_scalars = self._regularize(state, frozen, parts, made)
-        new.critic, new.critic_opt, critic_scalars = self._criticise(state, parts, made)
+        new.reg, new.reg_opt, reg_scalars = self._regularize(state, frozen, microbatches, made)
+        new.critic, new.critic_opt, critic_scalars = self._criticise(state, microbatches, made)
         reg_scalars |= critic_scalars
         others = ("reg_loss", "reg_grad_norm", "critic_loss", "critic_grad_norm")
         watched += [reg_scalars[k] for k in others if k in reg_scalars]
         if state.ema is not None:
-            new.ema = averaged(state.ema, params, state.step, self.config.optim.ema)
+            new.ema = ema_update(state.ema, params, state.step, self.config.optim.ema)
         finite = all_finite(*watched)
         new.nonfinite = state.nonfinite
-        new = choose(finite, new, state)
+        new = tree_where(finite, new, state)
         new.step = state.step + 1
         new.nonfinite = jnp.where(finite, 0, state.nonfinite + 1)
         # What the loop looks at: the same number in every process.
@@ -150,31 +157,37 @@ class Trainer:
             counters["stop"] = jnp.max(batch["stop"]).astype(jnp.float32)
         return new, {**scalars, **reg_scalars, **counters}
 
-    def _parts(self, state: TrainState, frozen: Frozen, batch: Batch) -> Part:
-        """Images, prompts and draws of the batch, cut into `optim.accumulate` parts."""
+    def _microbatches(self, state: TrainState, frozen: Frozen, batch: Batch) -> Microbatch:
+        """Images, prompts and draws of the batch, split into `optim.accumulate` microbatches."""
         key = jax.random.fold_in(jax.random.key(self.config.run.seed), state.step)
         images = to_images(batch)
         model = nnx.merge(self.graphdef, state.params, frozen.restorer)
         count, height, width, _ = images["hq"].shape
         drawn = draw(self.config, model, count, (height, width), key)
         prompts = {"prompt": batch["prompt"]} if "prompt" in batch else {}
-        return cut({**images, **prompts, **drawn}, self.config.optim.accumulate)
+        return split_microbatches({**images, **prompts, **drawn}, self.config.optim.accumulate)
 
-    def _objective(self, params: nnx.State, state: TrainState, frozen: Frozen, part: Part) -> Loss:
+    def _objective(
+        self, params: nnx.State, state: TrainState, frozen: Frozen, microbatch: Microbatch
+    ) -> Loss:
         model = nnx.merge(self.graphdef, params, frozen.restorer)
-        objective = OBJECTIVES[self.config.run.kind]
-        if self.config.run.kind != "restorer":
-            return objective(self.config.loss, model, part)
-        networks = self.config, self.regularizer, self.lpips if self.config.loss.lpips else None
-        critic = self.critic and nnx.merge(self.critic, state.critic)
-        return objective(*networks, model, frozen, state.reg, critic, part)
+        perceptual = self.lpips if self.config.loss.lpips else None
+        context = Context(
+            self.config,
+            frozen,
+            regularizer=self.regularizer,
+            reg=state.reg,
+            lpips=perceptual and nnx.merge(perceptual, frozen.lpips),
+            critic=self.critic and nnx.merge(self.critic, state.critic),
+        )
+        return OBJECTIVES[self.config.run.kind](model, context, microbatch)
 
-    def _gradients(self, state: TrainState, frozen: Frozen, parts: Part):
-        """Gradients and scalars, means over the parts; what each part made for the others."""
+    def _gradients(self, state: TrainState, frozen: Frozen, microbatches: Microbatch):
+        """Gradients and scalars, means over the microbatches; what each made for the others."""
 
-        def of(part: Part):
+        def of(microbatch: Microbatch):
             def loss(params: nnx.State):
-                found = self._objective(params, state, frozen, part)
+                found = self._objective(params, state, frozen, microbatch)
                 return found.value, found
 
             grads, found = jax.grad(loss, has_aux=True)(state.params)
@@ -184,11 +197,11 @@ class Trainer:
                 "image": found.image,
             }
 
-        (grads, scalars), made = accumulate(of, parts)
+        (grads, scalars), made = accumulate(of, microbatches)
         return grads, scalars, made
 
     def _regularize(
-        self, state: TrainState, frozen: Frozen, parts: Part, made: dict[str, Any]
+        self, state: TrainState, frozen: Frozen, microbatches: Microbatch, made: dict[str, Any]
     ) -> tuple[Any, Any, Scalars]:
         """Eq. 7, `reg_updates` times, on the generator's latents and prompts."""
         reg, opt = state.reg, state.reg_opt
@@ -196,7 +209,7 @@ class Trainer:
             return reg, opt, {}
         scalars: Scalars = {}
         for n in range(self.config.loss.reg_updates):
-            drawn = parts[f"reg_t{n}"], parts[f"reg_noise{n}"]
+            drawn = microbatches[f"reg_t{n}"], microbatches[f"reg_noise{n}"]
             grads, loss = self._reg_gradients(reg, frozen, (made, drawn))
             updates, opt = self.reg_tx.update(grads, opt, reg)
             reg = optax.apply_updates(reg, updates)
@@ -218,7 +231,7 @@ class Trainer:
         return accumulate(of, parts)[0]
 
     def _criticise(
-        self, state: TrainState, parts: Part, made: dict[str, Any]
+        self, state: TrainState, microbatches: Microbatch, made: dict[str, Any]
     ) -> tuple[Any, Any, Scalars]:
         """The critic's update, on the generator's images."""
         graph = self.critic
@@ -226,16 +239,16 @@ class Trainer:
             return state.critic, state.critic_opt, {}
 
         def of(part: Any):
-            images, part = part
+            images, microbatch = part
 
             def loss(params: nnx.State):
                 critic = nnx.merge(graph, params)
-                found = critic_objective(self.config.loss, critic, images, part)
+                found = critic_objective(self.config.loss, critic, images, microbatch)
                 return found.value, found.scalars
 
             return jax.grad(loss, has_aux=True)(state.critic), ()
 
-        (grads, scalars), _ = accumulate(of, (made["image"], parts))
+        (grads, scalars), _ = accumulate(of, (made["image"], microbatches))
         updates, opt = self.tx.update(grads, state.critic_opt, state.critic)
         scalars["critic_grad_norm"] = optax.tree.norm(grads)
         return optax.apply_updates(state.critic, updates), opt, scalars
@@ -259,15 +272,15 @@ def _estimate(model: OneStepRestorer, hq: Image, seed: int) -> Image:
     z0 = model.encode(hq)
     t = jnp.full(z0.shape[:1], Schedule.num_train_timesteps // 2, jnp.int32)
     z = Schedule().add_noise(z0, jax.random.normal(jax.random.key(seed), z0.shape), t)
-    return model.decode(Schedule().eps_to_x0(z, model.unet(z, t, model.prompter(hq)), t))
+    return model.decode(Schedule().eps_to_x0(z, model.unet(z, t, model.tokens(hq)), t))
 
 
 def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
     """The regularizers' graphs, where a run has the VSD term; adapters drawn by the seed."""
     if config.run.kind != "restorer" or not config.loss.vsd:
         return None
-    sizes: dict[str, Any] = {**vars(model.unet), "dtype": DTYPES[config.run.precision]}
-    plain, adapted = (hollow(lambda rngs: UNet2DConditionModel(**sizes, rngs=rngs)) for _ in "ab")
+    make = partial(UNet2DConditionModel, model.unet, dtype=DTYPES[config.run.precision])
+    plain, adapted = (abstract(lambda rngs: make(rngs=rngs)) for _ in "ab")
     rng = np.random.default_rng([config.run.seed, 1])
     inject_regularizer(adapted, config.lora, config.loss.reg_lora_scope, rng)
     remat.set_policy(adapted, config.run.remat)
@@ -278,7 +291,7 @@ def _critic(config: Config) -> nnx.GraphDef | None:
     """The critic's graph, where a run has one."""
     if not has_critic(config):
         return None
-    return nnx.graphdef(hollow(lambda rngs: _make_critic(config, rngs)))
+    return nnx.graphdef(abstract(lambda rngs: _make_critic(config, rngs)))
 
 
 def _make_critic(config: Config, rngs: nnx.Rngs) -> Critic:
@@ -288,10 +301,10 @@ def _make_critic(config: Config, rngs: nnx.Rngs) -> Critic:
 
 def critic_parameters(config: Config) -> nnx.State:
     """A critic's weights before the first step, drawn by the seed; it begins without an opinion."""
-    critic = hollow(lambda rngs: _make_critic(config, rngs))
+    critic = abstract(lambda rngs: _make_critic(config, rngs))
     rng = np.random.default_rng([config.run.seed, 2])
     for name, variable in parameters(critic).items():
-        variable.set_value(jnp.asarray(initial(name, variable.shape, rng), variable.dtype))
+        variable.set_value(jnp.asarray(initial_values(name, variable.shape, rng), variable.dtype))
     critic.conv_out.kernel.set_value(jnp.zeros_like(critic.conv_out.kernel[...]))
     return nnx.state(critic)
 

@@ -7,16 +7,15 @@ They come from ncnn's files (see ncnn.py), from BasicSR's (Real-ESRGAN), and fro
 older names of ESRGAN (its own, BSRGAN's BSRNet).
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from osdhuman_jax.config import ConfigError, RRDBNetConfig, UseConfig, from_dict
+from osdhuman_jax.config import ConfigError, Json, UseConfig, from_dict
 from osdhuman_jax.disk import file_digest
+from osdhuman_jax.networks.configs import RRDBNetConfig
 from osdhuman_jax.networks.rrdbnet import ENLARGED, RRDBNet
 from osdhuman_jax.weights import name_tables
 from osdhuman_jax.weights.diffusion import state
@@ -26,8 +25,8 @@ from osdhuman_jax.weights.model_folder import (
     CONFIG,
     DTYPES,
     IMPOSSIBLE,
+    abstract,
     fill,
-    hollow,
     read_meta,
     shapes,
     verify,
@@ -80,7 +79,7 @@ class Source:
 
     config: RRDBNetConfig
     tensors: dict[str, Tensor]
-    provenance: dict[str, Any]
+    provenance: Json
     licence: str
 
 
@@ -93,13 +92,13 @@ def load_cleaner(folder: Path | str, *, precision: str = "fp32") -> Cleaner:
     meta = read_meta(folder, CLEANER)
     verify(folder, meta, BASE)
     config = read_sizes(folder, meta)
-    network = hollow_network(config, str(folder / CONFIG), precision)
+    network = abstract_network(config, str(folder / CONFIG), precision)
     tensors = {name: tensor.read() for name, tensor in load(folder / BASE).items()}
     fill(network, tensors, set(shapes(network)), str(folder / BASE))
     return Cleaner(network, config, file_digest(folder / CONFIG), folder.resolve().name)
 
 
-def read_sizes(folder: Path, meta: dict[str, Any]) -> RRDBNetConfig:
+def read_sizes(folder: Path, meta: Json) -> RRDBNetConfig:
     """Sizes of a folder's network. Raises WeightsError where they are not described."""
     try:
         return from_dict(RRDBNetConfig, meta["model"])
@@ -107,13 +106,13 @@ def read_sizes(folder: Path, meta: dict[str, Any]) -> RRDBNetConfig:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
 
 
-def hollow_network(config: RRDBNetConfig, where: str, precision: str = "fp32") -> RRDBNet:
+def abstract_network(config: RRDBNetConfig, where: str, precision: str = "fp32") -> RRDBNet:
     """The network with shapes for arrays. Raises WeightsError on sizes that make none."""
-    sizes = dataclasses.asdict(config)
     try:
+        # A block is hundreds of objects even without arrays.
         if not 0 < config.num_block <= MOST:
             raise ValueError(f"{config.num_block} blocks")
-        return hollow(lambda rngs: RRDBNet(**sizes, dtype=DTYPES[precision], rngs=rngs))
+        return abstract(lambda rngs: RRDBNet(config, dtype=DTYPES[precision], rngs=rngs))
     except IMPOSSIBLE as error:
         raise WeightsError(f"{where}: sizes that make no network: {error!s:.200}") from error
 
@@ -126,17 +125,20 @@ def read_cleaner(source: str) -> Source:
 
     Raises WeightsError on anything else; nothing is fetched.
     """
+    # A package's name as pip takes it: dashes, underscores and dots alike.
     package = re.sub(r"[-_.]+", "-", source).lower() == PACKAGE
     path = packed_file() if package else Path(source)
     if not path.is_file():
         raise WeightsError(f"{source}: no such file")
     found = read_ncnn(path) if path.suffix in NCNN else state(path, "params_ema", "params")
     origin, licence = ORIGINS["old" if any("trunk" in name for name in found) else "new"]
+    # Sizes from shapes, a network of these sizes, and every tensor against it.
     config = sizes_of(found, str(path))
-    targets = shapes(hollow_network(config, str(path)))
+    targets = shapes(abstract_network(config, str(path)))
     tensors = name_tables.convert(found, TABLE, targets, str(path), rename=renamed)
+    # ncnn's weights are two files, of which either was named.
     files = [path.with_suffix(s) for s in NCNN] if path.suffix in NCNN else [path]
-    provenance: dict[str, Any] = {
+    provenance: Json = {
         "source": f"{PACKAGE} {metadata.version(PACKAGE)}" if package else path.name,
         "origin": origin,
         "files": {file.name: file_digest(file) for file in files},
@@ -167,6 +169,7 @@ def renamed(name: str) -> str:
 
 def sizes_of(source: Mapping[str, Tensor], where: str) -> RRDBNetConfig:
     """Sizes as the tensors' shapes tell them. Raises WeightsError where they are not RRDBNet's."""
+    # Names alone would fit other networks; the first layer and a dense block tell RRDBNet's.
     shape = {renamed(name): tensor.shape for name, tensor in source.items()}
     blocks = [int(m[1]) for m in (re.match(r"body\.(\d{1,4})\.rdb", name) for name in shape) if m]
     first, dense = shape.get("conv_first.weight", ()), shape.get("body.0.rdb1.conv1.weight", ())

@@ -3,26 +3,24 @@
 Tensors come back unread and with our names; sizes are read off their shapes.
 """
 
-import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from osdhuman_jax.config import HFIEConfig, LoRAConfig, ModelConfig, SwinConfig
-from osdhuman_jax.networks.lpips import VGG16
+from osdhuman_jax.config import Json, LoRAConfig, ModelConfig
+from osdhuman_jax.networks.configs import VGG16, HFIEConfig, LPIPSConfig, SwinConfig, TaggerConfig
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.weights import name_tables
 from osdhuman_jax.weights.diffusion import state, table_of_tensors
 from osdhuman_jax.weights.model_folder import (
     CONFIG,
     GENERATOR,
-    hollow,
-    hollow_restorer,
+    abstract,
+    abstract_restorer,
     read_configs,
     read_meta,
     shapes,
@@ -32,7 +30,6 @@ from osdhuman_jax.weights.parts import Part, part_shapes
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
 RAM_LICENCE = "Apache-2.0 (RAM)"
-TAGGING_HEADS = 4  # RAM's q2l_config; shapes do not show it
 DAPE_RANK = 8  # SeeSR; loralib's alpha is 1, so the scale is 1 / 8
 OSEDIFF_ALPHA = 8.0  # peft's default, whatever the rank
 ENCODER = "prompter.image_encoder."
@@ -47,7 +44,7 @@ class RAM:
 
     swin: SwinConfig
     encoder: dict[str, Tensor]
-    tagger: Part | None
+    tagger: Part[TaggerConfig] | None
     file: Path
 
 
@@ -56,10 +53,8 @@ def read_ram(path: Path) -> RAM:
     source = state(path, "model")
     _check_ram(path, source)
     swin = _swin_sizes(path, source)
-    size = dataclasses.asdict(swin)
-    targets = {
-        ENCODER + k: v for k, v in shapes(hollow(lambda r: RAMEncoder(**size, rngs=r))).items()
-    }
+    encoder = shapes(abstract(lambda rngs: RAMEncoder(swin, rngs=rngs)))
+    targets = {ENCODER + name: shape for name, shape in encoder.items()}
     sizes = _tagger_sizes(source)
     if sizes:
         names = part_shapes("tagger", sizes, ModelConfig(swin=swin))
@@ -85,6 +80,7 @@ def _check_ram(path: Path, source: Mapping[str, Tensor]) -> None:
 
 
 def _swin_sizes(path: Path, source: Mapping[str, Tensor]) -> SwinConfig:
+    # Names tell how many blocks each level has; shapes tell the rest.
     block = r"visual_encoder\.layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.weight"
     pairs = {(int(m[1]), int(m[2])) for k in source if (m := re.fullmatch(block, k))}
     depths = [sum(i == stage for i, _ in pairs) for stage in sorted({i for i, _ in pairs})]
@@ -119,34 +115,35 @@ def _image_size(source: Mapping[str, Tensor], patch: int, window: int, stages: i
     return patch * side
 
 
-def _tagger_sizes(source: Mapping[str, Tensor]) -> dict[str, int]:
-    """Arguments of the tagging head, or nothing where the file has none."""
+def _tagger_sizes(source: Mapping[str, Tensor]) -> TaggerConfig | None:
+    """Sizes of the tagging head, or None where the file has none."""
     layer = r"(?:tagging_head|vision_multi)\.encoder\.layer\.(\d+)\.intermediate\.dense\.weight"
     found = {k: t for k, t in source.items() if re.fullmatch(layer, k)}
     labels = source.get("label_embed")
     if not found or labels is None or len(labels.shape) != 2:
-        return {}
+        return None
     hidden, width = next(iter(found.values())).shape
-    return {
-        "num_tags": labels.shape[0],
-        "label_dim": labels.shape[1],
-        "hidden_size": width,
-        "num_hidden_layers": len(found),
-        "num_attention_heads": TAGGING_HEADS,
-        "intermediate_size": hidden,
-    }
+    return TaggerConfig(
+        num_tags=labels.shape[0],
+        label_dim=labels.shape[1],
+        hidden_size=width,
+        num_hidden_layers=len(found),
+        num_attention_heads=TaggerConfig.ram().num_attention_heads,  # shapes do not show it
+        intermediate_size=hidden,
+    )
 
 
 # DAPE
 
 
-def add_dape(path: Path, ram: RAM) -> Part:
+def add_dape(path: Path, ram: RAM) -> Part[TaggerConfig]:
     """RAM's tagger with DAPE merged: W + B A / 8 in its head and in the Swin's queries and values.
 
     The image encoder's changed kernels come with it; the restorer's stay RAM's own.
     """
     if ram.tagger is None:
         raise WeightsError(f"{ram.file}: has no tagging head for DAPE to change")
+    # Which layers are adapted, and with which shapes of A and B, follows from RAM's own.
     encoder = {n.removeprefix("prompter."): t for n, t in ram.encoder.items()}
     base = {**ram.tagger.tensors, **encoder}
     layers = [n.removesuffix(".kernel") for n in base if re.search(_DAPE_LAYERS, n)]
@@ -163,7 +160,7 @@ def add_dape(path: Path, ram: RAM) -> Part:
         f"{n}.kernel": _merged(base[f"{n}.kernel"], found[f"{n}.lora_A"], found[f"{n}.lora_B"])
         for n in layers
     }
-    return Part(ram.tagger.sizes, ram.tagger.tensors | merged, [ram.file, path])
+    return Part(ram.tagger.config, ram.tagger.tensors | merged, [ram.file, path])
 
 
 _DAPE_LAYERS = r"(?:\.attn\.qkv|crossattention\.self\.(?:query|key))\.kernel$"
@@ -186,7 +183,7 @@ def _merged(kernel: Tensor, a: Tensor, b: Tensor) -> Tensor:
 # LPIPS
 
 
-def read_lpips(paths: Sequence[Path]) -> Part:
+def read_lpips(paths: Sequence[Path]) -> Part[LPIPSConfig]:
     """torchvision's VGG16 and the channels' weights of LPIPS v0.1, in one file or two."""
     source: dict[str, Tensor] = {}
     for path in paths:
@@ -195,12 +192,12 @@ def read_lpips(paths: Sequence[Path]) -> Part:
             raise WeightsError(f"{path}: tensors {len(twice)} twice ({', '.join(twice[:5])})")
         source |= found
     where = " and ".join(map(str, paths))
-    sizes = {"plan": _vgg_plan(source)}
-    targets = part_shapes("lpips", sizes, ModelConfig())
+    config = LPIPSConfig(tuple(_vgg_plan(source)))
+    targets = part_shapes("lpips", config, ModelConfig())
     found = name_tables.convert(
         source, name_tables.LPIPS, targets, where, ignore=name_tables.LPIPS_IGNORE
     )
-    return Part(sizes, found, list(paths))
+    return Part(config, found, list(paths))
 
 
 def _vgg_plan(source: Mapping[str, Tensor]) -> list[int]:
@@ -241,9 +238,9 @@ def generator_of_folder(folder: Path) -> Generator:
     return Generator(adapters, tensors, str(folder / GENERATOR), model, prompt, files)
 
 
-def osediff_table(path: Path) -> dict[str, Any]:
+def osediff_table(path: Path) -> Json:
     """What osediff.pkl holds, for the networks of whatever model. Raises WeightsError."""
-    tree: Any = load(path)
+    tree = load(path)
     lacking = [k for k in OSEDIFF_KEYS if not isinstance(tree, dict) or k not in tree]
     if lacking:
         raise WeightsError(f"{path}: not OSEDiff's (lacks {', '.join(lacking)})")
@@ -261,7 +258,8 @@ def read_osediff(path: Path, model: ModelConfig) -> Generator:
     tree = osediff_table(path)
     rank = tree["rank_unet"]
     adapters = LoRAConfig(rank=rank, alpha=OSEDIFF_ALPHA, train_conv_in=True)
-    restorer, trained = hollow_restorer(model, adapters)
+    restorer, trained = abstract_restorer(model, adapters)
+    # Two tables in one file, each checked as a file of its own.
     every = shapes(restorer)
     tensors: dict[str, Tensor] = {}
     for network, table in (("unet", name_tables.OSEDIFF_UNET), ("vae", name_tables.OSEDIFF_VAE)):

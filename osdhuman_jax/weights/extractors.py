@@ -11,25 +11,25 @@ prompt.npy.
 """
 
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from jaxtyping import Float32
 
+from osdhuman_jax.config import Json
 from osdhuman_jax.disk import copy_file, write_json
 from osdhuman_jax.methods.prompts import (
     FixedPrompter,
-    ImageTagger,
     TagPrompter,
     TextEncoder,
     load_prompt,
     null_prompter,
 )
-from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.configs import CLIPConfig
 from osdhuman_jax.networks.tokenizer import Tokenizer
 from osdhuman_jax.networks.types import Tokens
 from osdhuman_jax.weights.model_folder import CONFIG, read_configs, read_meta, verify
-from osdhuman_jax.weights.parts import load_part
+from osdhuman_jax.weights.parts import load_part, part_config
 from osdhuman_jax.weights.torch_files import WeightsError
 
 KINDS = ("hfie", "dape", "ram", "null", "fixed")
@@ -61,6 +61,7 @@ def load_prompter(
     check_kind(folder, meta, kind)
     if kind == "hfie":
         return None
+    # Parts verify themselves; the small files are verified here.
     verify(folder, meta, *NEEDS[kind][1])
     try:
         if kind == "fixed":
@@ -69,16 +70,16 @@ def load_prompter(
         encode = _text_encoder(folder, meta, precision)
         if kind == "null":
             return null_prompter(encode)
-        tagger = cast(ImageTagger, load_part(folder, "tagger", precision=precision))
+        tagger = load_part(folder, "tagger", precision=precision)
         return TagPrompter(tagger, *read_tags(folder / "tags"), encode)
     except ValueError as error:
         raise WeightsError(str(error)) from error
 
 
-def _text_encoder(folder: Path, meta: dict[str, Any], precision: str) -> TextEncoder:
-    clip = cast(CLIPTextModel, load_part(folder, "clip", precision=precision))
-    length = meta["parts"]["clip"]["max_position_embeddings"]
-    return TextEncoder(Tokenizer(folder / "tokenizer", length), clip)
+def _text_encoder(folder: Path, meta: Json, precision: str) -> TextEncoder:
+    clip = load_part(folder, "clip", precision=precision)
+    config = cast(CLIPConfig, part_config(folder, meta, "clip"))
+    return TextEncoder(Tokenizer(folder / "tokenizer", config.max_position_embeddings), clip)
 
 
 def encode_text(folder: Path | str, text: str, *, precision: str = "fp32") -> Tokens:
@@ -94,6 +95,7 @@ def copy_prompter(source: Path, target: Path, kind: str) -> None:
     """Give a model folder another's extractor: its files, and what config.json says of them."""
     theirs, ours = read_meta(source), read_meta(target)
     check_kind(source, theirs, kind)
+    # Files first, then the description that promises them.
     parts, files = NEEDS[kind]
     names = [*(f"{part}.safetensors" for part in parts), *files]
     for name in names:
@@ -105,7 +107,7 @@ def copy_prompter(source: Path, target: Path, kind: str) -> None:
     write_json(target / CONFIG, ours)
 
 
-def check_kind(where: Path | str, meta: dict[str, Any], kind: str) -> None:
+def check_kind(where: Path | str, meta: Json, kind: str) -> None:
     """Raises WeightsError unless a folder's parts and small files serve prompts of this kind."""
     if kind not in KINDS:
         raise WeightsError(f"{where}: prompt {kind!r:.40} is none of {', '.join(KINDS)}")
@@ -117,6 +119,7 @@ def check_kind(where: Path | str, meta: dict[str, Any], kind: str) -> None:
             f"{where}: for prompts of kind {kind} it lacks {', '.join(lacking)}; import the model "
             "with --clip (a diffusers folder with its tokenizer), --tags or --prompt_file"
         )
+    # RAM's and DAPE's heads have the same shapes: only the import knows which one it was.
     if "tagger" in parts and (found := meta.get("tagger", kind)) != kind:
         raise WeightsError(
             f"{where}: its tags are those of {found}, not of {kind}, which --dape at import decides"

@@ -9,15 +9,16 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from osdhuman_jax.cli import check_folder
-from osdhuman_jax.config import HFIEConfig, ModelConfig, to_dict
+from osdhuman_jax.config import Json, ModelConfig, to_dict
 from osdhuman_jax.disk import file_digest, staged_folder, write_json
 from osdhuman_jax.methods.prompts import load_prompt
+from osdhuman_jax.networks.configs import CLIPConfig, HFIEConfig, LPIPSConfig, TaggerConfig
 from osdhuman_jax.networks.tokenizer import read_vocabulary
 from osdhuman_jax.weights.cleaners import read_cleaner
 from osdhuman_jax.weights.companions import (
@@ -46,8 +47,8 @@ from osdhuman_jax.weights.model_folder import (
     CONFIG,
     FORMAT,
     GENERATOR,
-    draw,
-    hollow_restorer,
+    abstract_restorer,
+    initial_values,
     shapes,
 )
 from osdhuman_jax.weights.parts import Part
@@ -56,6 +57,20 @@ from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, wri
 
 HEAD_DIM = 64  # of HFIE, as in Stable Diffusion's cross-attention
 Location = Path | str
+
+
+@dataclass
+class Parts:
+    """What is imported beside the restorer, where it is; the names are those of `parts.PARTS`."""
+
+    tagger: Part[TaggerConfig] | None
+    clip: Part[CLIPConfig] | None
+    lpips: Part[LPIPSConfig] | None
+
+    def found(self) -> dict[str, Part]:
+        """Those that are there, by name."""
+        three = {"tagger": self.tagger, "clip": self.clip, "lpips": self.lpips}
+        return {name: part for name, part in three.items() if part is not None}
 
 
 def import_model(
@@ -81,6 +96,7 @@ def import_model(
     `prompt` is the kind of extractor (see extractors.py): by default the generator's, "fixed" with
     a `prompt_file`, else HFIE. Raises WeightsError, having written nothing.
     """
+    # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
     output = Path(output)
     _check_output(output, overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
@@ -89,35 +105,52 @@ def import_model(
     _check_local(given)
     encoder = read_ram(Path(ram))
     parts = _parts_here(encoder, dape, clip, lpips)
-    small = _tag_files(tags, parts["tagger"]) | _prompt_file(prompt_file)
+    small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file)
     generator = _local_generator(generator)
-    tagger = "dape" if dape else "ram"
-    _check_promised(output, parts, small, clip, tagger, _kind(prompt, prompt_file, generator))
+    kind_of_tags = "dape" if dape else "ram"
+    promised = _kind(prompt, prompt_file, generator)
+    _check_promised(output, parts, small, clip, kind_of_tags, promised)
+
+    # The largest come last; of all files only names and shapes are read so far.
     diffusion = read_diffusion(locate(str(sd)))
-    if clip and not parts["clip"]:
-        parts["clip"] = read_clip(locate(str(clip)))
+    if clip and parts.clip is None:
+        parts.clip = read_clip(locate(str(clip)))
+
+    # The model that they make together; a generator brings its own HFIE and timestep.
     model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, swin=encoder.swin)
     model.hfie = HFIEConfig(num_heads=max(1, model.unet.cross_attention_dim // HEAD_DIM))
     trained = _trained(generator, model)
     kind = _kind(prompt, prompt_file, trained)
-    had = {name: part for name, part in parts.items() if part}
+    had = parts.found()
     small |= _prompt_file(prompt_file, model.unet.cross_attention_dim)
-    small |= _vocabulary(had["clip"], model) if "clip" in had else {}
-    meta: dict[str, Any] = {
-        "format": FORMAT,
-        "prompt": kind,
-        "model": to_dict(model),
-        "lora": to_dict(trained.lora) if trained else None,
-        "parts": {name: part.sizes for name, part in had.items()},
-        "tagger": tagger,
-        "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
-        "licences": [LICENCE, RAM_LICENCE],
-    }
+    small |= _vocabulary(parts.clip, model) if parts.clip else {}
+
+    # The description, then the tensors, which are converted while they are written.
+    meta = _description(model, kind, trained, had, small) | {"tagger": kind_of_tags}
     check_kind(output, meta, kind)
     meta["provenance"] = _provenance(sd, diffusion, encoder, had, trained, seed)
     files = _restorer_files(diffusion, encoder, model, trained, seed)
     files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
     _write_folder(output, files, meta, small, overwrite)
+
+
+def _description(
+    model: ModelConfig,
+    kind: str,
+    generator: Generator | None,
+    parts: dict[str, Part],
+    small: dict[str, bytes],
+) -> Json:
+    """config.json but for its provenance and the digests of what is not written yet."""
+    return {
+        "format": FORMAT,
+        "prompt": kind,
+        "model": to_dict(model),
+        "lora": to_dict(generator.lora) if generator else None,
+        "parts": {name: to_dict(part.config) for name, part in parts.items()},
+        "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
+        "licences": [LICENCE, RAM_LICENCE],
+    }
 
 
 def import_cleaner(source: Location, output: Location, *, overwrite: bool = False) -> None:
@@ -129,7 +162,7 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
     output = Path(output)
     _check_output(output, overwrite)
     read = read_cleaner(str(source))
-    meta: dict[str, Any] = {
+    meta: Json = {
         "format": FORMAT,
         "kind": CLEANER,
         "model": to_dict(read.config),
@@ -170,13 +203,13 @@ def _check_local(given: dict[str, Location | None]) -> None:
 
 def _parts_here(
     encoder: RAM, dape: Location | None, clip: Location | None, lpips: Sequence[Location]
-) -> dict[str, Part | None]:
+) -> Parts:
     """What is imported beside the restorer, but for a text encoder that may be on the hub."""
-    return {
-        "tagger": add_dape(Path(dape), encoder) if dape else encoder.tagger,
-        "clip": read_clip(Path(clip)) if clip and not may_be_remote(str(clip)) else None,
-        "lpips": read_lpips([Path(p) for p in lpips]) if lpips else None,
-    }
+    return Parts(
+        tagger=add_dape(Path(dape), encoder) if dape else encoder.tagger,
+        clip=read_clip(Path(clip)) if clip and not may_be_remote(str(clip)) else None,
+        lpips=read_lpips([Path(p) for p in lpips]) if lpips else None,
+    )
 
 
 def _local_generator(generator: Location | Generator | None) -> Path | Generator | None:
@@ -192,18 +225,18 @@ def _local_generator(generator: Location | Generator | None) -> Path | Generator
 
 def _check_promised(
     output: Path,
-    parts: dict[str, Part | None],
+    parts: Parts,
     small: dict[str, bytes],
     clip: Location | None,
     tagger: str,
     kind: str,
 ) -> None:
     """Raise WeightsError where prompts of a kind, if it is known, will lack what they need."""
-    here = parts["clip"]
-    if clip and (here is None or _tokenizer(here).is_dir()):
+    # What is on the hub is taken to be whole: a text encoder with its tokenizer.
+    if clip and (parts.clip is None or _tokenizer(parts.clip).is_dir()):
         small = small | dict.fromkeys(TOKENIZER, b"")
-    names = [name for name, part in parts.items() if part or (name == "clip" and clip)]
-    meta = {"parts": dict.fromkeys(names), "digests": small, "tagger": tagger}
+    names = [*parts.found(), *(["clip"] if clip else [])]
+    meta: Json = {"parts": dict.fromkeys(names), "digests": small, "tagger": tagger}
     if kind:
         check_kind(output, meta, kind)
 
@@ -223,11 +256,12 @@ def _restorer_files(
     diffusion: Diffusion, ram: RAM, model: ModelConfig, generator: Generator | None, seed: int
 ) -> dict[str, dict[str, Tensor]]:
     """Tensors of base.safetensors and generator.safetensors."""
-    restorer, learned = hollow_restorer(model, generator.lora if generator else None)
+    restorer, learned = abstract_restorer(model, generator.lora if generator else None)
     every = shapes(restorer)
     tensors = diffusion.tensors | ram.encoder | _random_hfie(every, model, seed)
     if not generator:
         return {BASE: tensors}
+    # OSEDiff trains no HFIE: there the random one is the generator's.
     own = {n: t for n, t in tensors.items() if n in learned and "hfie" in n}
     if generator.prompt == "hfie":
         own = {}  # comes with the generator, or is missing
@@ -244,10 +278,11 @@ def _restorer_files(
 def _random_hfie(
     every: dict[str, tuple[int, ...]], model: ModelConfig, seed: int
 ) -> dict[str, Tensor]:
+    # Sorted, so that a seed means one HFIE whatever the order of attributes.
     rng, made = np.random.default_rng(seed), {}
     for name in sorted(n for n in every if n.startswith("prompter.hfie.")):
         scale = model.hfie.query_init_std if name.endswith(".query") else 1.0
-        made[name] = Tensor.of(np.float32(scale) * draw(name, every[name], rng))
+        made[name] = Tensor.of(np.float32(scale) * initial_values(name, every[name], rng))
     return made
 
 
@@ -258,7 +293,7 @@ def _provenance(
     parts: dict[str, Part],
     generator: Generator | None,
     seed: int,
-) -> dict[str, Any]:
+) -> Json:
     """Where every file came from, by name and digest."""
     digests: dict[Path, str] = {}
 
@@ -267,7 +302,7 @@ def _provenance(
             digests.setdefault(path, file_digest(path))
         return {"/".join(path.parts[-2:]): digests[path] for path in files}
 
-    found: dict[str, Any] = {
+    found: Json = {
         "stable_diffusion": {"source": str(sd), "prediction": diffusion.prediction},
         "ram": {"files": named([ram.file])},
         "hfie": {"random_seed": seed},
@@ -286,6 +321,7 @@ def _kind(prompt: str, prompt_file: Location | None, generator: Path | Generator
 
     Empty where a file, which is not read yet, is to tell.
     """
+    # What is asked for, then what the tokens' file says, then what the generator was trained with.
     trained = generator if isinstance(generator, Generator) else None
     learnt = trained.prompt if trained else "" if generator else "hfie"
     kind = prompt or ("fixed" if prompt_file else learnt)
@@ -296,13 +332,13 @@ def _kind(prompt: str, prompt_file: Location | None, generator: Path | Generator
     return kind
 
 
-def _tag_files(tags: Location | None, tagger: Part | None) -> dict[str, bytes]:
+def _tag_files(tags: Location | None, tagger: Part[TaggerConfig] | None) -> dict[str, bytes]:
     """The list of tags and its thresholds by their names in the model folder."""
     if not tags:
         return {}
     names, limits = read_tags(Path(tags))
-    if tagger and tagger.sizes["num_tags"] != len(names):
-        raise WeightsError(f"{tags}: {len(names)} tags for {tagger.sizes['num_tags']} labels")
+    if tagger and tagger.config.num_tags != len(names):
+        raise WeightsError(f"{tags}: {len(names)} tags for {tagger.config.num_tags} labels")
     texts = ("\n".join(lines) for lines in (names, map(str, limits)))
     return {name: text.encode() for name, text in zip(TAGS, texts, strict=True)}
 
@@ -318,16 +354,17 @@ def _prompt_file(prompt_file: Location | None, width: int | None = None) -> dict
     return {PROMPT: Path(prompt_file).read_bytes()}
 
 
-def _tokenizer(clip: Part) -> Path:
+def _tokenizer(clip: Part[CLIPConfig]) -> Path:
     """Where diffusers keeps the tokenizer of a text encoder."""
     return clip.files[0].parent.parent / "tokenizer"
 
 
-def _vocabulary(clip: Part, model: ModelConfig) -> dict[str, bytes]:
+def _vocabulary(clip: Part[CLIPConfig], model: ModelConfig) -> dict[str, bytes]:
     """The tokenizer that diffusers keeps beside a text encoder, in two files; nothing without."""
-    have, want = clip.sizes["hidden_size"], model.unet.cross_attention_dim
+    have, want = clip.config.hidden_size, model.unet.cross_attention_dim
     if have != want:
         raise WeightsError(f"{clip.files[0]}: its tokens are {have} wide, the U-Net's {want}")
+    # Two files, in the form in which the tokenizer is read back; newer folders have one.
     folder = _tokenizer(clip)
     if not folder.is_dir():
         return {}
@@ -335,10 +372,8 @@ def _vocabulary(clip: Part, model: ModelConfig) -> dict[str, bytes]:
         vocab, merges = read_vocabulary(folder)
     except (ValueError, OSError) as error:
         raise WeightsError(f"{folder}: no vocabulary of CLIP ({error})") from error
-    if max(vocab.values()) >= clip.sizes["vocab_size"]:
-        raise WeightsError(
-            f"{folder}: has ids beyond the text encoder's {clip.sizes['vocab_size']}"
-        )
+    if max(vocab.values()) >= clip.config.vocab_size:
+        raise WeightsError(f"{folder}: has ids beyond the text encoder's {clip.config.vocab_size}")
     lines = "\n".join(["#version: 0.2", *map(" ".join, merges)])
     texts = (json.dumps(vocab, ensure_ascii=False), f"{lines}\n")
     return {name: text.encode() for name, text in zip(TOKENIZER, texts, strict=True)}
@@ -347,7 +382,7 @@ def _vocabulary(clip: Part, model: ModelConfig) -> dict[str, bytes]:
 def _write_folder(
     output: Path,
     files: dict[str, dict[str, Tensor]],
-    meta: dict[str, Any],
+    meta: Json,
     small: dict[str, bytes],
     overwrite: bool,
 ) -> None:

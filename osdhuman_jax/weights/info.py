@@ -5,8 +5,8 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from osdhuman_jax.config import Json
 from osdhuman_jax.weights.cleaners import read_sizes
 from osdhuman_jax.weights.model_folder import (
     CLEANER,
@@ -41,7 +41,7 @@ def describe(folder: Path | str) -> str:
     return "\n".join(lines)
 
 
-def _restorer(folder: Path, meta: dict[str, Any]) -> list[str]:
+def _restorer(folder: Path, meta: Json) -> list[str]:
     model, adapters = read_configs(folder, meta)
     lines = [f"{folder}: prompt {meta.get('prompt', 'hfie')}, timestep {model.timestep}"]
     use = read_use(folder, meta)
@@ -53,7 +53,7 @@ def _restorer(folder: Path, meta: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _cleaner(folder: Path, meta: dict[str, Any]) -> list[str]:
+def _cleaner(folder: Path, meta: Json) -> list[str]:
     size = read_sizes(folder, meta)
     width = f"{size.num_block} blocks of width {size.num_feat} + {size.num_grow_ch}"
     return [f"{folder}: cleaner (RRDBNet), x{size.scale}, {width}"]

@@ -9,13 +9,12 @@ A folder that lacks a tensor, has one too many or one of another shape, or whose
 their digest, is refused with one error.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +23,19 @@ import safetensors
 from flax import nnx
 from jax.typing import DTypeLike
 
-from osdhuman_jax.config import ConfigError, LoRAConfig, ModelConfig, UseConfig, from_dict, to_dict
+from osdhuman_jax.config import (
+    ConfigError,
+    Json,
+    LoRAConfig,
+    ModelConfig,
+    UseConfig,
+    from_dict,
+    to_dict,
+)
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.methods.prompts import HFIEPrompter
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
 
 FORMAT = 1
@@ -54,6 +62,9 @@ class Model:
     use: UseConfig = field(default_factory=UseConfig)
 
 
+M = TypeVar("M", bound=nnx.Module)
+
+
 class _OneKey(nnx.Rngs):
     """Gives every layer the same key: counting keys while tracing shapes is quadratic in layers."""
 
@@ -64,7 +75,7 @@ class _OneKey(nnx.Rngs):
 def _build(
     config: ModelConfig, dtype: DTypeLike, adapters: LoRAConfig | None = None
 ) -> OneStepRestorer:
-    restorer = build_restorer(**dataclasses.asdict(config), dtype=dtype, rngs=_OneKey())
+    restorer = build_restorer(config, dtype=dtype, rngs=_OneKey())
     if adapters:
         add_lora(restorer, adapters, np.random.default_rng(0))
     return restorer
@@ -76,20 +87,22 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     Kernels are normal with variance 1 / fan-in. NumPy draws them: to compile an initializer for
     each of hundreds of shapes takes longer than a short run.
     """
+    # Parameters come in the order of their names, so that a seed means one model.
     rng = np.random.default_rng(seed)
-    restorer, _ = hollow_restorer(config, precision=precision)
+    restorer, _ = abstract_restorer(config, precision=precision)
     for name, variable in parameters(restorer).items():
-        variable.set_value(jnp.asarray(draw(name, variable.shape, rng), variable.dtype))
+        variable.set_value(jnp.asarray(initial_values(name, variable.shape, rng), variable.dtype))
     if restorer.vae.residual:
         # It begins as the identity: nothing is added by either half, or taken away by the U-Net.
         for layer in (restorer.vae.encoder, restorer.vae.decoder, restorer.unet):
             layer.conv_out.kernel.set_value(jnp.zeros_like(layer.conv_out.kernel[...]))
-    query = restorer.prompter.hfie.query
-    query.set_value(config.hfie.query_init_std * query.get_value())
+    if isinstance(restorer.prompter, HFIEPrompter):
+        query = restorer.prompter.hfie.query
+        query.set_value(config.hfie.query_init_std * query.get_value())
     return restorer
 
 
-def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+def initial_values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Random values of a parameter, float32: kernels normal with variance 1 / fan-in."""
     kind = name.rsplit(".", 1)[-1]
     if name == "vae.quant_conv.bias":  # log-variances start low: wide posteriors drown colour
@@ -104,31 +117,26 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
 
 def add_lora(restorer: OneStepRestorer, config: LoRAConfig, rng: np.random.Generator) -> None:
     """Inject the generator's adapters, in place."""
-    size: dict[str, Any] = {"rank": config.rank, "alpha": config.alpha, "rng": rng}
+    inject = partial(lora.inject, rank=config.rank, alpha=config.alpha, rng=rng)
     if config.vae_encoder:
-        lora.inject(restorer.vae, lora.vae_encoder_targets(restorer.vae), **size)
+        inject(restorer.vae, lora.vae_encoder_targets(restorer.vae))
     if config.unet:
-        lora.inject(restorer.unet, lora.unet_targets(restorer.unet), **size)
+        inject(restorer.unet, lora.unet_targets(restorer.unet))
 
 
-def is_generator(config: LoRAConfig, path: tuple[Any, ...], value: Any) -> bool:
+def is_generator(config: LoRAConfig, path: lora.Path, value: object) -> bool:
     """nnx filter (after `partial`) of what the restorer's training changes: LoRA, HFIE, conv_in."""
     conv_in = config.train_conv_in and path[:2] == ("unet", "conv_in")
     return isinstance(value, lora.LoRAParam) or "hfie" in path or conv_in
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    return ".".join(str(part) for part in path if part != "base")
-
-
-def parameters(module: nnx.Module) -> dict[str, nnx.Variable]:
+def parameters(module: nnx.Module) -> dict[str, nnx.Param]:
     """Every parameter by its name on disk; filling these variables fills the module."""
-    return {
-        _name(path): value for path, value in nnx.iter_graph(module) if isinstance(value, nnx.Param)
-    }
+    leaves = nnx.iter_graph(module)
+    return {lora.leaf_name(path): v for path, v in leaves if isinstance(v, nnx.Param)}
 
 
-def hollow(make: Callable[[nnx.Rngs], Any]) -> Any:
+def abstract(make: Callable[[nnx.Rngs], M]) -> M:
     """The module that `make` builds, with shapes in the place of arrays."""
     return nnx.eval_shape(lambda: make(_OneKey()))
 
@@ -138,7 +146,7 @@ def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in parameters(module).items()}
 
 
-def hollow_restorer(
+def abstract_restorer(
     config: ModelConfig, adapters: LoRAConfig | None = None, precision: str = "fp32"
 ) -> tuple[OneStepRestorer, set[str]]:
     """A restorer without its arrays, and the names of what training it changes.
@@ -166,14 +174,19 @@ def fill(
 
 
 def check_tensors(
-    tensors: Mapping[str, Any], config: ModelConfig, adapters: LoRAConfig | None, where: str
+    tensors: Mapping[str, Tensor], config: ModelConfig, adapters: LoRAConfig | None, where: str
 ) -> None:
     """That tensors are a restorer's, none missing or unknown or of another shape, unread."""
-    restorer, _ = hollow_restorer(config, adapters)
+    restorer, _ = abstract_restorer(config, adapters)
     _compare(tensors, parameters(restorer), where)
 
 
-def _compare(found: Mapping[str, Any], targets: Mapping[str, Any], where: str) -> None:
+def _compare(
+    found: Mapping[str, np.ndarray] | Mapping[str, Tensor],
+    targets: Mapping[str, nnx.Param],
+    where: str,
+) -> None:
+    # Every fault of a file in one error, since one alone says little of what the file is.
     both = set(found) & set(targets)
     faults = {
         "missing": sorted(set(targets) - set(found)),
@@ -189,10 +202,11 @@ def save_model(
     restorer: OneStepRestorer,
     *,
     generator: LoRAConfig | None = None,
-    provenance: dict[str, Any] | None = None,
+    provenance: Json | None = None,
     use: UseConfig | None = None,
 ) -> None:
     """Write a model folder; `generator` is the LoRA that `restorer` carries, unmerged."""
+    # Frozen and trained tensors in files of their own: a run's exports share the first.
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained = _generator_names(restorer, generator)
@@ -202,6 +216,7 @@ def save_model(
         files[GENERATOR] = {n: tensors[n] for n in sorted(trained)}
     for name, part in files.items():
         write_safetensors(folder / name, {n: Tensor.of(array) for n, array in part.items()})
+    # The description is written last, with the digests of what is there by then.
     meta = {
         "format": FORMAT,
         "prompt": "hfie",
@@ -218,7 +233,7 @@ def _generator_names(restorer: OneStepRestorer, generator: LoRAConfig | None) ->
     if generator is None:
         return set()
     state = nnx.state(restorer, partial(is_generator, generator))
-    return {_name(path) for path, _ in nnx.to_flat_state(state)}
+    return set(lora.leaves_by_name(state))
 
 
 def kind_of(folder: Path) -> str:
@@ -226,7 +241,7 @@ def kind_of(folder: Path) -> str:
     return _described(folder).get("kind", RESTORER)
 
 
-def read_meta(folder: Path, kind: str = RESTORER) -> dict[str, Any]:
+def read_meta(folder: Path, kind: str = RESTORER) -> Json:
     """config.json of a model folder of a kind. Raises WeightsError where it is not one."""
     meta = _described(folder)
     found = meta.get("kind", RESTORER)
@@ -237,7 +252,7 @@ def read_meta(folder: Path, kind: str = RESTORER) -> dict[str, Any]:
     return meta
 
 
-def _described(folder: Path) -> dict[str, Any]:
+def _described(folder: Path) -> Json:
     """config.json of a model folder of any kind."""
     if not (folder / CONFIG).is_file():
         what = f"not a model folder (no {CONFIG})" if folder.is_dir() else "no model folder"
@@ -254,7 +269,7 @@ def _described(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def read_use(folder: Path, meta: dict[str, Any]) -> UseConfig:
+def read_use(folder: Path, meta: Json) -> UseConfig:
     """How the model is best used; folders of earlier versions do not say."""
     try:
         return from_dict(UseConfig, meta["use"]) if "use" in meta else UseConfig()
@@ -262,7 +277,7 @@ def read_use(folder: Path, meta: dict[str, Any]) -> UseConfig:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
 
 
-def verify(folder: Path, meta: dict[str, Any], *names: str) -> None:
+def verify(folder: Path, meta: Json, *names: str) -> None:
     """Raises WeightsError where a file is not there or not what its digest says."""
     for name in names:
         if not (folder / name).is_file():
@@ -271,7 +286,7 @@ def verify(folder: Path, meta: dict[str, Any], *names: str) -> None:
             raise WeightsError(f"{folder / name}: its bytes do not match the digest in {CONFIG}")
 
 
-def read_configs(folder: Path, meta: dict[str, Any]) -> tuple[ModelConfig, LoRAConfig | None]:
+def read_configs(folder: Path, meta: Json) -> tuple[ModelConfig, LoRAConfig | None]:
     """Sizes of the model, and of its generator's adapters if it has one."""
     try:
         adapters = from_dict(LoRAConfig, meta["lora"]) if meta["lora"] else None
@@ -298,10 +313,11 @@ def load_base(
     folder = Path(folder)
     meta = read_meta(folder)
     verify(folder, meta, *([BASE, GENERATOR] if meta["lora"] else [BASE]))
+    # A network without arrays first, then its tensors into it: nothing is in memory twice.
     config, adapters = read_configs(folder, meta)
     if adapters and not generator:
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
-    restorer, trained = hollow_restorer(config, adapters, precision)
+    restorer, trained = abstract_restorer(config, adapters, precision)
     fill(restorer, _tensors(folder / BASE), set(parameters(restorer)) - trained, str(folder / BASE))
     if trained:
         fill(restorer, _tensors(folder / GENERATOR), trained, str(folder / GENERATOR))
@@ -316,6 +332,7 @@ def load_model(folder: Path | str, *, precision: str = "fp32") -> Model:
     """
     folder = Path(folder)
     restorer, config, _ = load_base(folder, precision=precision, generator=True)
+    # Merged, adapters cost nothing at use.
     lora.merge(restorer)
     meta = read_meta(folder)
     if meta.get("prompt", "hfie") != "hfie":

@@ -60,6 +60,7 @@ def convert(
     `rename` turns a source name into the one that the table knows. Raises WeightsError with the
     first names of each kind of fault.
     """
+    # Nothing is raised on the way: the error in the end lists faults of every kind.
     found: dict[str, Tensor] = {}
     faults: dict[str, list[str]] = {kind: [] for kind in FAULTS}
     for key, tensor in source.items():

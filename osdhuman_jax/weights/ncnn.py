@@ -71,6 +71,7 @@ def read_param(path: Path) -> list[Convolution]:
     """Convolutions of a .param in order. Raises WeightsError where it is not RRDBNet's."""
     if path.stat().st_size > LIMIT:
         raise WeightsError(f"{path}: more than {LIMIT} bytes, so no network's description")
+    # Bytes that are no text are replaced: such a file fails at its first line.
     lines = path.read_text(errors="replace").split("\n")
     if lines[0].strip() != MAGIC:
         raise WeightsError(f"{path}: not a .param of ncnn (it does not begin with {MAGIC})")
@@ -136,6 +137,7 @@ def _read_bin(path: Path, convolutions: list[Convolution], names: list[str]) -> 
     """Weights and biases by name. Raises WeightsError unless they end where the file does."""
     if not path.stat().st_size:
         raise WeightsError(f"{path}: empty")
+    # Mapped, not read: tensors are views that are read when they are written elsewhere.
     data = np.memmap(path, np.uint8, "r")
     found: dict[str, Tensor] = {}
     end = 0

@@ -7,28 +7,29 @@
 config.json has their sizes under "parts" and their digests with the others.
 """
 
-import dataclasses
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Generic, Literal, TypeVar, overload
 
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from osdhuman_jax.config import ModelConfig
+from osdhuman_jax.config import ConfigError, Json, ModelConfig, from_dict
 from osdhuman_jax.methods.prompts import ImageTagger
 from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.configs import CLIPConfig, LPIPSConfig, TaggerConfig
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.networks.tagger import Tagger
+from osdhuman_jax.networks.types import LayerOptions
 from osdhuman_jax.weights.model_folder import (
     BASE,
+    CONFIG,
     DTYPES,
     IMPOSSIBLE,
+    abstract,
     fill,
-    hollow,
     read_configs,
     read_meta,
     shapes,
@@ -36,40 +37,54 @@ from osdhuman_jax.weights.model_folder import (
 )
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
-PARTS = ("clip", "tagger", "lpips")
+Sizes = TypeVar("Sizes", CLIPConfig, TaggerConfig, LPIPSConfig)
+AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig
+PARTS: dict[str, type[AnySizes]] = {
+    "clip": CLIPConfig,
+    "tagger": TaggerConfig,
+    "lpips": LPIPSConfig,
+}
 
 
 @dataclass
-class Part:
-    """A network beside the restorer: its arguments, its tensors by our names, where from."""
+class Part(Generic[Sizes]):
+    """A network beside the restorer: its sizes, its tensors by our names, where from."""
 
-    sizes: dict[str, Any]
+    config: Sizes
     tensors: dict[str, Tensor]
     files: list[Path] = field(default_factory=list)
 
 
 def build_part(
-    name: str, sizes: dict[str, Any], model: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.Module:
-    """The network of a part; `sizes` are its arguments."""
-    kw: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
-    if name == "clip":
-        return CLIPTextModel(**sizes, **kw)
-    if name == "lpips":
-        return LPIPS(plan=tuple(sizes["plan"]), **kw)
-    swin = dataclasses.asdict(model.swin)
-    return ImageTagger(
-        RAMEncoder(**swin, **kw), Tagger(**sizes, context_dim=model.swin.image_proj_dim, **kw)
-    )
+    config: AnySizes, model: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
+) -> CLIPTextModel | ImageTagger | LPIPS:
+    """The network of a part; a tagger is one with the image encoder that it listens to."""
+    kw: LayerOptions = {"dtype": dtype, "rngs": rngs}
+    if isinstance(config, CLIPConfig):
+        return CLIPTextModel(config, **kw)
+    if isinstance(config, LPIPSConfig):
+        return LPIPS(config, **kw)
+    tagger = Tagger(config, model.swin.image_proj_dim, **kw)
+    return ImageTagger(RAMEncoder(model.swin, **kw), tagger)
 
 
-def part_shapes(name: str, sizes: dict[str, Any], model: ModelConfig) -> dict[str, tuple[int, ...]]:
+def part_shapes(name: str, config: AnySizes, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes by name on disk. Raises WeightsError where sizes contradict each other."""
     try:
-        module = hollow(lambda rngs: build_part(name, sizes, model, dtype=np.float32, rngs=rngs))
+        module = abstract(lambda rngs: build_part(config, model, dtype=np.float32, rngs=rngs))
     except IMPOSSIBLE as error:
         raise WeightsError(f"{name}: sizes that make no network: {error!s:.200}") from error
     return {_prefix(name) + key: shape for key, shape in shapes(module).items()}
+
+
+def part_config(folder: Path, meta: Json, name: str) -> AnySizes:
+    """Sizes of a part of a model folder. Raises WeightsError where they are not there."""
+    if name not in meta.get("parts", {}):
+        raise WeightsError(f"{folder}: holds no part {name!r}; import it with the model")
+    try:
+        return from_dict(PARTS[name], meta["parts"][name])
+    except ConfigError as error:
+        raise WeightsError(f"{folder / CONFIG}: {error}") from error
 
 
 def _prefix(part: str) -> str:
@@ -77,19 +92,32 @@ def _prefix(part: str) -> str:
     return "" if part == "tagger" else f"{part}."
 
 
-def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> nnx.Module:
+@overload
+def load_part(
+    folder: Path | str, name: Literal["clip"], *, precision: str = "fp32"
+) -> CLIPTextModel: ...
+@overload
+def load_part(
+    folder: Path | str, name: Literal["tagger"], *, precision: str = "fp32"
+) -> ImageTagger: ...
+@overload
+def load_part(folder: Path | str, name: Literal["lpips"], *, precision: str = "fp32") -> LPIPS: ...
+
+
+def load_part(
+    folder: Path | str, name: str, *, precision: str = "fp32"
+) -> CLIPTextModel | ImageTagger | LPIPS:
     """The network of a part, computing in `precision`: CLIPTextModel, ImageTagger or LPIPS.
 
     Raises WeightsError where the folder does not have it, or not whole and untouched.
     """
     folder, file = Path(folder), f"{name}.safetensors"
     meta = read_meta(folder)
-    if name not in meta.get("parts", {}):
-        raise WeightsError(f"{folder}: holds no part {name!r}; import it with the model")
+    config = part_config(folder, meta, name)
     verify(folder, meta, file)
     model, _ = read_configs(folder, meta)
-    make = partial(build_part, name, meta["parts"][name], model, dtype=DTYPES[precision])
-    module = hollow(lambda rngs: make(rngs=rngs))
+    module = abstract(lambda rngs: build_part(config, model, dtype=DTYPES[precision], rngs=rngs))
+    # A tagger's own tensors come before those that it shares with the restorer.
     names = set(shapes(module))
     tensors = {n.removeprefix(_prefix(name)): t for n, t in load(folder / file).items()}
     if name == "tagger":
@@ -98,9 +126,10 @@ def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> nnx.
     return module
 
 
-def _shared_encoder(folder: Path, meta: dict[str, Any]) -> dict[str, Tensor]:
+def _shared_encoder(folder: Path, meta: Json) -> dict[str, Tensor]:
     """The image encoder of the restorer, which the tagger shares but for what DAPE changed."""
     verify(folder, meta, BASE)
+    # The base's: LoRA never touches the image encoder.
     prefix = "prompter.image_encoder."
     base = load(folder / BASE)
     return {n.removeprefix("prompter."): t for n, t in base.items() if n.startswith(prefix)}

@@ -6,7 +6,8 @@ It serves the prompts of Table 4's ablation that are text.
 from dataclasses import fields
 from pathlib import Path
 
-from osdhuman_jax.config import CLIPConfig, ModelConfig
+from osdhuman_jax.config import ModelConfig, from_dict
+from osdhuman_jax.networks.configs import CLIPConfig
 from osdhuman_jax.weights import name_tables
 from osdhuman_jax.weights.diffusion import (
     below,
@@ -23,7 +24,7 @@ from osdhuman_jax.weights.parts import Part, part_shapes
 CLIP_STEMS = ("model", "pytorch_model")
 
 
-def read_clip(path: Path) -> Part:
+def read_clip(path: Path) -> Part[CLIPConfig]:
     """The text encoder of a diffusers folder, of its text_encoder/, or of a single file."""
     if not path.is_dir():
         return _read_openclip(path)
@@ -32,28 +33,29 @@ def read_clip(path: Path) -> Part:
     names = [f.name for f in fields(CLIPConfig)]
     needed(where, c, *names)
     contradictions(where, c, {"hidden_act": "gelu", "layer_norm_eps": 1e-5})
-    sizes, file = {name: c[name] for name in names}, weights_file(folder, *CLIP_STEMS)
-    targets = part_shapes("clip", sizes, ModelConfig())
+    config = from_dict(CLIPConfig, {name: c[name] for name in names})
+    file = weights_file(folder, *CLIP_STEMS)
+    targets = part_shapes("clip", config, ModelConfig())
     tensors = name_tables.convert(
         state(file), name_tables.CLIP, targets, str(file), ignore=name_tables.CLIP_IGNORE
     )
-    return Part(sizes, tensors, [file])
+    return Part(config, tensors, [file])
 
 
-def _read_openclip(path: Path) -> Part:
+def _read_openclip(path: Path) -> Part[CLIPConfig]:
     prefix = f"{name_tables.LDM_CLIP}model."
     source = below(state(path, "state_dict"), prefix)
     layers = count(source, r"transformer\.resblocks\.(\d+)\.") - 1
     width = size_of(path, source, "ln_final.weight")
-    sizes = {
-        "vocab_size": size_of(path, source, "token_embedding.weight"),
-        "max_position_embeddings": size_of(path, source, "positional_embedding"),
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": max(1, width // 64),
-        "intermediate_size": size_of(path, source, "transformer.resblocks.0.mlp.c_fc.bias"),
-    }
-    targets = part_shapes("clip", sizes, ModelConfig())
+    config = CLIPConfig(
+        vocab_size=size_of(path, source, "token_embedding.weight"),
+        max_position_embeddings=size_of(path, source, "positional_embedding"),
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, width // 64),  # OpenCLIP's heads are 64 wide
+        intermediate_size=size_of(path, source, "transformer.resblocks.0.mlp.c_fc.bias"),
+    )
+    targets = part_shapes("clip", config, ModelConfig())
     ignore = name_tables.openclip_ignore(layers)
     found = name_tables.convert(source, name_tables.OPENCLIP, targets, str(path), ignore=ignore)
-    return Part(sizes, found, [path])
+    return Part(config, found, [path])

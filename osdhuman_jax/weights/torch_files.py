@@ -52,6 +52,7 @@ SAFETENSORS = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+Untrusted = Any  # what a file says, of whatever type until it is looked at
 
 
 class WeightsError(ValueError):
@@ -80,11 +81,11 @@ class Tensor:
 
     def view(self, change: Callable[[np.ndarray], np.ndarray]) -> "Tensor":
         """The tensor after `change`, which transposes, slices or reshapes; nothing is read yet."""
-        hollow = np.broadcast_to(np.zeros((), self.dtype), self.shape)
-        return Tensor(change(hollow).shape, self.dtype, lambda: change(self.read()))
+        empty = np.broadcast_to(np.zeros((), self.dtype), self.shape)
+        return Tensor(change(empty).shape, self.dtype, lambda: change(self.read()))
 
 
-def load(path: Path | str) -> Any:
+def load(path: Path | str) -> Untrusted:
     """What a .safetensors or torch file holds: `Tensor`s in plain containers.
 
     Raises WeightsError on any other file, on a broken one, and on a pickle that names a global
@@ -124,7 +125,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return {name: _described(path, name, entry, data) for name, entry in header.items()}
 
 
-def _described(path: Path, name: str, entry: dict[str, Any], data: Any) -> Tensor:
+def _described(
+    path: Path, name: str, entry: dict[str, Untrusted], data: np.ndarray | bytes
+) -> Tensor:
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     if entry["dtype"] not in SAFETENSORS:
         raise WeightsError(f"{path}: {name} is of type {entry['dtype']}, which is not supported")
@@ -136,9 +139,10 @@ def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a file whole or not at all, tensor by tensor: never is more than one in memory."""
+    # Offsets first, then the bytes: the header says where each tensor will be.
     kinds = {dtype: kind for kind, dtype in SAFETENSORS.items()}
     names = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))  # keeps all aligned
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in names:
         begin, tensor = end, tensors[name]
@@ -160,8 +164,8 @@ def write_safetensors(
 class _Storage:
     """A flat run of numbers in a torch file; type and size are as the file claims."""
 
-    dtype: Any
-    numel: Any
+    dtype: Untrusted
+    numel: Untrusted
     read: Callable[[], np.ndarray]
 
     def __post_init__(self) -> None:
@@ -169,8 +173,11 @@ class _Storage:
             raise WeightsError("a storage is described by something else than a type and a size")
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+def _rebuild_tensor(
+    storage: Untrusted, offset: Untrusted, shape: Untrusted, strides: Untrusted, *_: Untrusted
+) -> Tensor:
     """torch._utils._rebuild_tensor_v2; what follows the strides says nothing of the values."""
+    # All that a file claims is proved before a byte is read by it.
     numbers = (offset, *shape, *strides)
     sound = isinstance(storage, _Storage) and len(shape) == len(strides)
     if not sound or not all(type(n) is int and n >= 0 for n in numbers):
@@ -192,11 +199,11 @@ class _Unpickler(pickle._Unpickler):  # Python's own: the C one lets a file allo
 
     dispatch = dict(pickle._Unpickler.dispatch)
 
-    def __init__(self, file: Any, storage: Callable[..., _Storage]):
+    def __init__(self, file: io.BufferedIOBase, storage: Callable[..., _Storage]):
         super().__init__(file)
         self.persistent_load = lambda pid: storage(*pid)
 
-    def find_class(self, module: str, name: str, /) -> Any:
+    def find_class(self, module: str, name: str, /) -> Untrusted:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -212,7 +219,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own: the C one lets a file allo
     dispatch[pickle.BUILD[0]] = _skip_attributes  # type: ignore[assignment]
 
 
-def _unpickle(path: Path, file: Any, storage: Callable[..., _Storage]) -> Any:
+def _unpickle(path: Path, file: io.BufferedIOBase, storage: Callable[..., _Storage]) -> Untrusted:
     try:
         return _Unpickler(file, storage).load()
     except WeightsError as error:
@@ -221,9 +228,10 @@ def _unpickle(path: Path, file: Any, storage: Callable[..., _Storage]) -> Any:
         raise WeightsError(f"{path}: its pickle is broken ({error!r:.100})") from error
 
 
-def _archive(path: Path) -> Any:
+def _archive(path: Path) -> Untrusted:
     """A zip of NAME/data.pkl and NAME/data/KEY, stored without compression."""
     archive = _opened(path)
+    # The folder inside has any name; torch.save takes the file's.
     inside = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
     if len(inside) != 1:
         raise WeightsError(f"{path}: a zip archive, but not one of torch.save")
@@ -234,7 +242,9 @@ def _archive(path: Path) -> Any:
     if archive.getinfo(inside[0]).file_size > PICKLE_LIMIT:
         raise WeightsError(f"{path}: its pickle exceeds {PICKLE_LIMIT} bytes")
 
-    def storage(_: Any, dtype: Any, key: Any, __: Any, numel: Any) -> _Storage:
+    def storage(
+        _: Untrusted, dtype: Untrusted, key: Untrusted, __: Untrusted, numel: Untrusted
+    ) -> _Storage:
         name = f"{folder}data/{key}"
         made = _Storage(dtype, numel, lambda: np.frombuffer(_member(archive, name), dtype))
         if archive.getinfo(name).file_size != numel * dtype.itemsize:
@@ -262,12 +272,19 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
         raise WeightsError(f"{archive.filename}: {name} is broken ({error})") from error
 
 
-def _legacy(path: Path) -> Any:
+def _legacy(path: Path) -> Untrusted:
     """Pickles of a magic number, version, machine, object and storage keys, then the storages."""
     found: dict[str, _Storage] = {}
     places: dict[str, int] = {}
 
-    def storage(_: Any, dtype: Any, key: Any, __: Any, numel: Any, view: Any) -> _Storage:
+    def storage(
+        _: Untrusted,
+        dtype: Untrusted,
+        key: Untrusted,
+        __: Untrusted,
+        numel: Untrusted,
+        view: Untrusted,
+    ) -> _Storage:
         if view is not None:
             raise WeightsError(f"storage {key} is a view of another, which is not supported")
 
@@ -276,6 +293,7 @@ def _legacy(path: Path) -> Any:
 
         return found.setdefault(key, _Storage(dtype, numel, read))
 
+    # Objects come before their storages, so that places are known only when all is read.
     with path.open("rb") as f:
         _, _, machine, root, keys = (_unpickle(path, f, storage) for _ in range(5))
         if not (isinstance(machine, dict) and machine.get("little_endian") is True):

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from skimage.data import astronaut
@@ -19,7 +18,7 @@ from osdhuman_jax.commands import export
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import Picture
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.methods.prompts import TagPrompter, load_prompt, save_prompt
+from osdhuman_jax.methods.prompts import TagPrompter, load_prompt
 from osdhuman_jax.weights import save_model
 
 SIDE = 128
@@ -82,7 +81,7 @@ def test_onnx_is_the_pipeline(tmp_path: Path, model: Path, restored: np.ndarray)
 def prompted(model: Path, folder: Path, kind: str) -> Path:
     """The model with another kind of prompt, and tokens of its own."""
     shutil.copytree(model, folder)
-    save_prompt(folder / "prompt.npy", jnp.asarray(TOKENS))
+    np.save(folder / "prompt.npy", TOKENS)
     meta = json.loads((folder / "config.json").read_text()) | {"prompt": kind}
     meta["digests"]["prompt.npy"] = file_digest(folder / "prompt.npy")
     (folder / "config.json").write_text(json.dumps(meta))

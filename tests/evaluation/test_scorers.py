@@ -19,6 +19,7 @@ from osdhuman_jax.evaluation import niqe, scorers
 from osdhuman_jax.evaluation.metrics import METRICS, psnr_y, ssim_y
 from osdhuman_jax.evaluation.scorers import MissingMetric, open_scorer
 from osdhuman_jax.images.codec import to_float, write_png
+from osdhuman_jax.networks.configs import LPIPSConfig
 from osdhuman_jax.networks.lpips import LPIPS
 
 PYIQA = """
@@ -109,7 +110,7 @@ def test_native_scorers():
 
 def test_lpips_of_a_model_folder(monkeypatch, tmp_path):
     """The network of the part that was imported, on [-1, 1]; its file's digest."""
-    network = filled(lambda rngs: LPIPS(plan=(4, 0, 4), taps=(1, 4), rngs=rngs), 0)
+    network = filled(lambda rngs: LPIPS(LPIPSConfig((4, 0, 4)), rngs=rngs), 0)
     (tmp_path / "lpips.safetensors").write_bytes(b"x")
     monkeypatch.setattr(scorers, "load_part", lambda folder, name: network)
     scorer = open_scorer(METRICS["lpips-vgg"], None, tmp_path)

@@ -3,7 +3,7 @@
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,14 +16,7 @@ from PIL import Image
 from skimage.data import astronaut
 from small import Halve, halving
 
-from osdhuman_jax.config import (
-    HFIEConfig,
-    ModelConfig,
-    SwinConfig,
-    UNetConfig,
-    UseConfig,
-    VAEConfig,
-)
+from osdhuman_jax.config import ModelConfig, UseConfig
 from osdhuman_jax.images.codec import Picture, to_float, to_uint8
 from osdhuman_jax.images.sizes import enlarge, pad_reflect, scaled_size, squash
 from osdhuman_jax.inference.finishing import RestoreError
@@ -31,11 +24,13 @@ from osdhuman_jax.inference.pipeline import VIEW, Pipeline
 from osdhuman_jax.inference.plans import WHOLE
 from osdhuman_jax.methods.osdhuman import build_restorer
 from osdhuman_jax.methods.prompts import FixedPrompter
+from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.weights import Model
 
 TINY = ModelConfig(
-    vae=VAEConfig(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2),
+    vae=replace(VAEConfig.sd21(), block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2),
     unet=UNetConfig(
+        in_channels=4,
         block_out_channels=(8, 8),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         layers_per_block=1,
@@ -45,6 +40,7 @@ TINY = ModelConfig(
     ),
     swin=SwinConfig(
         image_size=32,
+        patch_size=4,
         embed_dim=8,
         depths=(1, 1),
         num_heads=(1, 1),
@@ -69,7 +65,7 @@ class Mean(Halve):
 @cache
 def tiny_model() -> Model:
     """Random weights, without compiling their initializers."""
-    abstract = nnx.eval_shape(lambda: build_restorer(**asdict(TINY), rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: build_restorer(TINY, rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(abstract)
     rng = np.random.default_rng(0)
     draw = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), state)

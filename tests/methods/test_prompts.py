@@ -18,17 +18,17 @@ from osdhuman_jax.methods.prompts import (
     bare_text,
     load_prompt,
     null_prompter,
-    save_prompt,
     tag_text,
 )
 from osdhuman_jax.networks.clip import CLIPTextModel
+from osdhuman_jax.networks.configs import CLIPConfig, HFIEConfig, SwinConfig, TaggerConfig
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.networks.tagger import Tagger
 
 
 def hfie(rngs, queries=5, dim=32, kv_dim=24, heads=4, **kw) -> HFIE:
-    kw = {"query_init_std": 1.0, **kw}
-    return HFIE(num_queries=queries, dim=dim, kv_dim=kv_dim, num_heads=heads, rngs=rngs, **kw)
+    config = HFIEConfig(queries, heads, kw.pop("query_init_std", 1.0))
+    return HFIE(config, dim=dim, kv_dim=kv_dim, rngs=rngs, **kw)
 
 
 @pytest.mark.parametrize(("dim", "heads"), [(32, 1), (32, 4), (64, 16)])
@@ -72,8 +72,7 @@ def test_bfloat16_tokens_are_near_float32_ones():
 
 
 def ram(rngs) -> RAMEncoder:
-    swin = {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": (2,), "num_heads": (2,)}
-    return RAMEncoder(image_proj_dim=24, window_size=2, mlp_ratio=2.0, **swin, rngs=rngs)
+    return RAMEncoder(SwinConfig(16, 4, 8, (2,), (2,), 2, 2.0, image_proj_dim=24), rngs=rngs)
 
 
 def test_prompter_is_encoder_then_hfie():
@@ -101,7 +100,7 @@ def tokenize(texts) -> np.ndarray:
 def clip() -> CLIPTextModel:
     size = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
     size |= {"vocab_size": 50, "max_position_embeddings": 8, "num_hidden_layers": 1}
-    return filled(lambda rngs: CLIPTextModel(**size, rngs=rngs))
+    return filled(lambda rngs: CLIPTextModel(CLIPConfig(**size), rngs=rngs))
 
 
 class Pixels(RAMEncoder):
@@ -119,8 +118,8 @@ class Pixels(RAMEncoder):
 @pytest.fixture(scope="module")
 def image_tagger() -> ImageTagger:
     size = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "label_dim": 6}
-    size |= {"num_tags": len(NAMES), "context_dim": 24, "num_hidden_layers": 1}
-    return filled(lambda rngs: ImageTagger(Pixels(), Tagger(**size, rngs=rngs)))
+    size |= {"num_tags": len(NAMES), "num_hidden_layers": 1}
+    return filled(lambda rngs: ImageTagger(Pixels(), Tagger(TaggerConfig(**size), 24, rngs=rngs)))
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +180,8 @@ def test_null_prompt_is_a_space(clip, images):
 
 def test_file_gives_the_tokens_that_were_saved(tmp_path, images):
     tokens = normal(4, 16)
-    save_prompt(tmp_path / "prompt", jnp.asarray(tokens))
-    prompter = load_prompt(tmp_path / "prompt", 16)
+    np.save(tmp_path / "prompt.npy", tokens)
+    prompter = load_prompt(tmp_path / "prompt.npy", 16)
     assert isinstance(prompter, FixedPrompter)
     np.testing.assert_array_equal(prompter(jnp.asarray(images)), [tokens, tokens])
 

@@ -9,6 +9,7 @@ from convert import abstract, call, close, count, filled, from_torch, norm_epsil
 
 from benchmarks import references
 from osdhuman_jax.networks.clip import CLIPTextModel, causal_mask
+from osdhuman_jax.networks.configs import CLIPConfig
 
 PLAN = {
     "vocab_size": 60,
@@ -18,14 +19,7 @@ PLAN = {
     "num_attention_heads": 4,
     "intermediate_size": 48,
 }
-SD21 = {
-    "vocab_size": 49408,
-    "max_position_embeddings": 77,
-    "hidden_size": 1024,
-    "num_hidden_layers": 23,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-}
+CONFIG = CLIPConfig(**PLAN)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +27,7 @@ def pair():
     """(transformers' network, ours with its weights)."""
     theirs = randomise(references.clip(PLAN))
     state = references.clip_state(theirs)
-    return theirs, from_torch(lambda rngs: CLIPTextModel(**PLAN, rngs=rngs), state)
+    return theirs, from_torch(lambda rngs: CLIPTextModel(CONFIG, rngs=rngs), state)
 
 
 @pytest.fixture
@@ -70,7 +64,7 @@ def test_causal_mask():
 
 
 def test_size_of_stable_diffusion_2_1():
-    net = abstract(lambda rngs: CLIPTextModel(**SD21, rngs=rngs))
+    net = abstract(lambda rngs: CLIPTextModel(CLIPConfig.sd21(), rngs=rngs))
     assert count(net) == 340_387_840  # the size of its text_encoder
     out = jax.eval_shape(lambda net: net(jnp.zeros((2, 77), jnp.int32)), net)
     assert (out.shape, out.dtype) == ((2, 77, 1024), jnp.float32)
@@ -78,8 +72,8 @@ def test_size_of_stable_diffusion_2_1():
 
 def test_bfloat16_tokens_are_near_float32_ones(ids):
     low = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
-    exact = filled(lambda rngs: CLIPTextModel(**PLAN, rngs=rngs))
-    half = filled(lambda rngs: CLIPTextModel(**PLAN, **low, rngs=rngs))
+    exact = filled(lambda rngs: CLIPTextModel(CONFIG, rngs=rngs))
+    half = filled(lambda rngs: CLIPTextModel(CONFIG, **low, rngs=rngs))
     want, got = call(exact, ids), call(half, ids)
     assert got.dtype == jnp.bfloat16
     error = np.asarray(got.astype(jnp.float32) - want)

@@ -8,12 +8,10 @@ from convert import abstract, call, count, filled, from_torch, nchw, normal, par
 from torch import nn
 
 from benchmarks.references import LPIPS as Reference
-from osdhuman_jax.networks.lpips import LPIPS, TAPS, VGG16, unit
+from osdhuman_jax.networks.configs import LPIPSConfig
+from osdhuman_jax.networks.lpips import LPIPS, unit
 
-SMALL = {  # the depth of VGG16, a sixteenth as wide
-    "plan": tuple(width // 16 for width in VGG16),
-    "taps": TAPS,
-}
+SMALL = LPIPSConfig.vgg16(16)  # the depth of VGG16, a sixteenth as wide
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +21,7 @@ def pair():
     randomise(theirs)
     for lin in theirs.lin.parameters():
         lin.data = lin.data.abs()
-    return theirs, from_torch(lambda rngs: LPIPS(**SMALL, rngs=rngs), theirs)
+    return theirs, from_torch(lambda rngs: LPIPS(SMALL, rngs=rngs), theirs)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +67,8 @@ def test_equal_images_have_no_distance_and_other_ones_one_that_grows(pair, image
 
 def test_gradient_is_finite_where_every_channel_is_dead():
     """The derivative of the norm's root is infinite there: ReLU must select, not multiply."""
-    net = filled(lambda rngs: LPIPS(plan=(8, 8, 0, 8), taps=(3, 6), rngs=rngs))
+    net = filled(lambda rngs: LPIPS(LPIPSConfig((8, 8, 0, 8)), rngs=rngs))
+    assert net.taps == (3, 6)
     net.features[2].bias[...] = jnp.full(8, -1e3)
     a, b = normal(2, 1, 8, 8, 3)
     assert not call(net, a, method="activations")[0].any()
@@ -83,9 +82,10 @@ def test_unit_vectors():
     np.testing.assert_allclose(unit(jnp.asarray(x))[0, 0], want, rtol=1e-5)
 
 
-def test_default_is_vgg16():
+def test_vgg16():
     """Names, widths and 14,714,688 parameters of torchvision's VGG16 `features`; 1,472 weights."""
-    net = abstract(lambda rngs: LPIPS(rngs=rngs))
+    net = abstract(lambda rngs: LPIPS(LPIPSConfig.vgg16(), rngs=rngs))
+    assert net.taps == (3, 8, 15, 22, 29)
     theirs = Reference()
     shapes = {p: v.shape for p, v in params(net).items()}
     convs = {name: m for name, m in theirs.features.named_modules() if isinstance(m, nn.Conv2d)}
@@ -97,7 +97,7 @@ def test_default_is_vgg16():
 
 def test_bfloat16_distance_is_near_the_float32_one(pair, images):
     theirs, mine = pair
-    half = from_torch(lambda rngs: LPIPS(**SMALL, dtype=jnp.bfloat16, rngs=rngs), theirs)
+    half = from_torch(lambda rngs: LPIPS(SMALL, dtype=jnp.bfloat16, rngs=rngs), theirs)
     want, got = call(mine, *images), call(half, *images)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, rtol=0.03)

@@ -1,7 +1,5 @@
 """RRDBNet against PyTorch on random weights, and the published sizes."""
 
-from dataclasses import asdict
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import torch
 from convert import abstract, call, count, from_torch, nchw, normal, params, randomise
 from make_cleaners import SIZES, Block, network
 
-from osdhuman_jax.config import RRDBNetConfig
+from osdhuman_jax.networks.configs import RRDBNetConfig
 from osdhuman_jax.networks.rrdbnet import RRDB, RRDBNet, unshuffled
 
 
@@ -17,7 +15,7 @@ def test_a_block() -> None:
     theirs = Block()
     randomise(theirs)
     x = normal(2, 9, 12, 8)
-    mine = from_torch(lambda rngs: RRDB(8, 4, rngs=rngs), theirs)
+    mine = from_torch(lambda rngs: RRDB(RRDBNetConfig(8, 4, 1, 4), rngs=rngs), theirs)
     want = theirs(nchw(x)).detach().permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(call(mine, x), want, rtol=0, atol=1e-5)
 
@@ -26,7 +24,7 @@ def test_a_block() -> None:
 def test_the_network(scale: int) -> None:
     theirs = network(scale)
     x = np.random.default_rng(0).uniform(0, 1, (2, 12, 20, 3)).astype(np.float32)
-    mine = from_torch(lambda rngs: RRDBNet(**SIZES, scale=scale, rngs=rngs), theirs)
+    mine = from_torch(lambda rngs: RRDBNet(RRDBNetConfig(**SIZES, scale=scale), rngs=rngs), theirs)
     with torch.no_grad():
         want = theirs(nchw(x)).permute(0, 2, 3, 1).numpy()
     assert ((want > 0) & (want < 1)).mean() > 0.95 and want.std() > 0.05
@@ -38,8 +36,9 @@ def test_the_network(scale: int) -> None:
 def test_bf16_is_near_and_gives_float32() -> None:
     theirs = network()
     x = normal(1, 12, 12, 3).clip(-1, 1)
+    config = RRDBNetConfig(**SIZES, scale=4)
     full, half = (
-        call(from_torch(lambda r, d=d: RRDBNet(**SIZES, scale=4, dtype=d, rngs=r), theirs), x)
+        call(from_torch(lambda r, d=d: RRDBNet(config, dtype=d, rngs=r), theirs), x)
         for d in (jnp.float32, jnp.bfloat16)
     )
     assert half.dtype == jnp.float32
@@ -61,11 +60,11 @@ def test_the_order_of_unshuffled_channels_is_pytorchs() -> None:
     ],
 )
 def test_published_sizes(config: RRDBNetConfig, parameters: int, tensors: int) -> None:
-    made = abstract(lambda rngs: RRDBNet(**asdict(config), rngs=rngs))
+    made = abstract(lambda rngs: RRDBNet(config, rngs=rngs))
     assert (count(made), len(params(made))) == (parameters, tensors)
     assert made.scale * made.multiple == 4
 
 
 def test_other_scales_are_refused() -> None:
     with pytest.raises(ValueError, match="scale must be 1, 2 or 4, got 3"):
-        abstract(lambda rngs: RRDBNet(**SIZES, scale=3, rngs=rngs))
+        abstract(lambda rngs: RRDBNet(RRDBNetConfig(**SIZES, scale=3), rngs=rngs))

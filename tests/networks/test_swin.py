@@ -20,6 +20,7 @@ from flax import nnx
 from transformers import SwinConfig, SwinModel
 
 from benchmarks.references import swin_state
+from osdhuman_jax.networks.configs import SwinConfig as SwinSizes
 from osdhuman_jax.networks.swin import (
     PatchMerging,
     RAMEncoder,
@@ -46,6 +47,10 @@ def plan(name: str) -> dict:
     return {"patch_size": 4, "mlp_ratio": 4.0, **PLANS[name]}
 
 
+def sizes(image_proj_dim: int = 3, **kw) -> SwinSizes:
+    return SwinSizes(**kw, image_proj_dim=image_proj_dim)
+
+
 def reference(name: str) -> SwinModel:
     kw = plan(name)
     lists = {k: list(v) if isinstance(v, tuple) else v for k, v in kw.items()}
@@ -56,7 +61,7 @@ def reference(name: str) -> SwinModel:
 def pair():
     """(plan, transformers' network, ours with its weights)."""
     kw, theirs = plan("three_stages"), reference("three_stages")
-    mine = from_torch(lambda rngs: SwinTransformer(**kw, rngs=rngs), swin_state(theirs))
+    mine = from_torch(lambda rngs: SwinTransformer(sizes(**kw), rngs=rngs), swin_state(theirs))
     return kw, theirs, mine
 
 
@@ -129,8 +134,8 @@ def test_shift_mask_separates_what_the_roll_joined(side, window, shift):
 
 def test_no_shift_where_the_map_is_one_window():
     def block(resolution, window):
-        kw = {"mlp_ratio": 1.0, "dtype": jnp.float32, "param_dtype": jnp.float32}
-        return abstract(lambda r: SwinTransformerBlock(4, resolution, 1, window, 2, rngs=r, **kw))
+        config = SwinSizes(resolution, 1, 4, (2,), (1,), window, 1.0, image_proj_dim=1)
+        return abstract(lambda rngs: SwinTransformerBlock(config, 0, shifted=True, rngs=rngs))
 
     assert (block(8, 4).shift, block(8, 4).window) == (2, 4)
     assert (block(4, 4).shift, block(4, 4).window) == (0, 4)
@@ -156,7 +161,7 @@ class Pixels(nnx.Module):
 
 @pytest.mark.parametrize("size", [(32, 32), (75, 48), (20, 24), (64, 17)])
 def test_preprocessing(size):
-    encoder = abstract(lambda rngs: RAMEncoder(image_proj_dim=3, **plan("odd_shift"), rngs=rngs))
+    encoder = abstract(lambda rngs: RAMEncoder(sizes(**plan("odd_shift")), rngs=rngs))
     encoder.visual_encoder, encoder.image_proj = Pixels(), lambda x: x
     image = normal(2, *size, 3).clip(-1, 1)
     want = resized(image, 32).permute(0, 2, 3, 1).reshape(2, -1, 3)
@@ -171,7 +176,7 @@ def test_ram_encoder():
     project = randomise(torch.nn.Linear(48, 20), seed=1)
     state |= {f"image_proj.{key}": value for key, value in project.state_dict().items()}
     kw = plan("odd_shift")
-    mine = from_torch(lambda rngs: RAMEncoder(image_proj_dim=20, **kw, rngs=rngs), state)
+    mine = from_torch(lambda rngs: RAMEncoder(sizes(20, **kw), rngs=rngs), state)
     image = normal(2, 40, 30, 3).clip(-1, 1)
     out = theirs(resized(image, kw["image_size"]))
     want = project(torch.cat([out.pooler_output[:, None], out.last_hidden_state], 1))
@@ -180,10 +185,10 @@ def test_ram_encoder():
 
 
 def test_bfloat16_tokens_are_near_float32_ones():
-    kw = {**plan("odd_shift"), "depths": (2,), "num_heads": (3,), "image_proj_dim": 20}
+    kw = {**plan("odd_shift"), "depths": (2,), "num_heads": (3,)}
     low = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
-    exact = filled(lambda rngs: RAMEncoder(**kw, rngs=rngs))
-    half = filled(lambda rngs: RAMEncoder(**kw, **low, rngs=rngs))
+    exact = filled(lambda rngs: RAMEncoder(sizes(20, **kw), rngs=rngs))
+    half = filled(lambda rngs: RAMEncoder(sizes(20, **kw), **low, rngs=rngs))
     image = normal(1, 24, 24, 3).clip(-1, 1)
     want, got = call(exact, image), call(half, image)
     assert got.dtype == jnp.bfloat16

@@ -8,6 +8,7 @@ import torch
 from convert import abstract, call, close, count, from_torch, norm_epsilons, normal, randomise
 
 from benchmarks.references import Tagger as Reference
+from osdhuman_jax.networks.configs import TaggerConfig
 from osdhuman_jax.networks.tagger import Tagger, select_tags
 
 PLAN = {
@@ -19,15 +20,11 @@ PLAN = {
     "num_attention_heads": 3,
     "intermediate_size": 40,
 }
-RAM = {
-    "num_tags": 4585,
-    "label_dim": 512,
-    "hidden_size": 768,
-    "context_dim": 512,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 3072,
-}
+
+
+def tagger(rngs, **kw) -> Tagger:
+    sizes = {k: v for k, v in PLAN.items() if k != "context_dim"}
+    return Tagger(TaggerConfig(**sizes), PLAN["context_dim"], rngs=rngs, **kw)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +32,7 @@ def pair():
     """(PyTorch's network, ours with its weights)."""
     theirs = randomise(Reference(PLAN))
     theirs.label_embed.data *= 20**0.5  # the queries should matter as much as the image
-    return theirs, from_torch(lambda rngs: Tagger(**PLAN, rngs=rngs), theirs)
+    return theirs, from_torch(tagger, theirs)
 
 
 def test_logits(pair):
@@ -56,7 +53,7 @@ def test_layer(pair):
 
 def test_size_of_ram():
     """Two layers of 7.5 million, the projection of the labels, 4,585 labels of 512."""
-    net = abstract(lambda rngs: Tagger(**RAM, rngs=rngs))
+    net = abstract(lambda rngs: Tagger(TaggerConfig.ram(), 512, rngs=rngs))
     attention = 2 * (768 * 768 + 768) + 2 * (512 * 768 + 768) + 2 * 768
     mlp = 2 * 768 * 3072 + 3072 + 768 + 2 * 768
     assert count(net) == 2 * (attention + mlp) + 512 * 768 + 768 + 769 + 4585 * 512
@@ -66,7 +63,7 @@ def test_size_of_ram():
 
 def test_logits_are_float32_in_a_bfloat16_network():
     low = {"dtype": jnp.bfloat16, "param_dtype": jnp.bfloat16}
-    net = abstract(lambda rngs: Tagger(**PLAN, **low, rngs=rngs))
+    net = abstract(lambda rngs: tagger(rngs, **low))
     out = jax.eval_shape(lambda net: net(jnp.zeros((1, 7, 16), jnp.bfloat16)), net)
     assert out.dtype == jnp.float32 and net.fc.kernel.dtype == jnp.bfloat16
 

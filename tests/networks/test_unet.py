@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel as Reference
 from dtypes import convolutions
 
 from osdhuman_jax.methods import lora
+from osdhuman_jax.networks.configs import UNetConfig
 from osdhuman_jax.networks.unet import UNet2DConditionModel, up_resnet_inputs
 
 CONTEXT = 40
@@ -33,9 +34,8 @@ PLANS = {"sd": SD, "plain_first": PLAIN_FIRST}
 
 
 def ours(plan: dict, rngs, **kw) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        **plan, cross_attention_dim=CONTEXT, norm_num_groups=8, rngs=rngs, **kw
-    )
+    config = UNetConfig(**plan, cross_attention_dim=CONTEXT, norm_num_groups=8)
+    return UNet2DConditionModel(config, rngs=rngs, **kw)
 
 
 def reference(plan: dict) -> Reference:

@@ -11,8 +11,9 @@ from diffusers import AutoencoderKL as Reference
 from dtypes import convolutions
 from flax import nnx
 
-from osdhuman_jax.config import HFIEConfig, ModelConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.methods import lora
+from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.networks.layers import depth_to_space, space_to_depth
 from osdhuman_jax.networks.vae import AutoencoderKL
 from osdhuman_jax.weights import random_restorer
@@ -24,14 +25,13 @@ PLANS = {
 
 
 def ours(name: str, rngs, **kw) -> AutoencoderKL:
-    return AutoencoderKL(
+    config = VAEConfig(
         **PLANS[name],
         mid_block_add_attention=name != "no_attention",
         norm_num_groups=8,
         scaling_factor=0.18215,
-        rngs=rngs,
-        **kw,
     )
+    return AutoencoderKL(config, rngs=rngs, **kw)
 
 
 @lru_cache
@@ -111,7 +111,7 @@ def test_images_and_latents_are_float32_in_bfloat16_networks():
 RESIDUAL = ModelConfig(
     vae=VAEConfig(48, (16,), 1, 4, 1.0, False, stem=4),
     unet=UNetConfig(48, (16,), ("CrossAttnDownBlock2D",), 1, (2,), 8, 4),
-    swin=SwinConfig(16, 4, 4, (1,), (1,), window_size=2, image_proj_dim=8),
+    swin=SwinConfig(16, 4, 4, (1,), (1,), 2, 4.0, image_proj_dim=8),
     hfie=HFIEConfig(num_queries=3, num_heads=2),
 )
 
@@ -150,16 +150,7 @@ def test_residual_autoencoder_adds_what_it_has_learnt():
 
 def test_residual_latent_holds_every_pixel():
     with pytest.raises(ValueError, match="latent_channels: 16 are not the values of 4 x 4 pixels"):
-        AutoencoderKL(
-            latent_channels=16,
-            block_out_channels=(16,),
-            layers_per_block=1,
-            norm_num_groups=4,
-            scaling_factor=1.0,
-            mid_block_add_attention=False,
-            stem=4,
-            rngs=nnx.Rngs(0),
-        )
+        AutoencoderKL(VAEConfig(16, (16,), 1, 4, 1.0, False, stem=4), rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("rank", [0, 2])

@@ -70,7 +70,7 @@ def test_optimizer_equals_torch():
 
 def test_parts_cover_the_batch():
     batch = {"x": jnp.arange(12).reshape(12, 1)}
-    parts = np.asarray(optimizer.cut(batch, 3)["x"])[..., 0]
+    parts = np.asarray(optimizer.split_microbatches(batch, 3)["x"])[..., 0]
     assert parts.tolist() == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
 
 
@@ -78,10 +78,10 @@ def test_parts_cover_the_batch():
 def test_accumulated_mean_is_the_whole_batchs(count):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
     mean, kept = optimizer.accumulate(
-        lambda part: ({"m": jnp.mean(part, 0)}, 2 * part), optimizer.cut(x, count)
+        lambda part: ({"m": jnp.mean(part, 0)}, 2 * part), optimizer.split_microbatches(x, count)
     )
     np.testing.assert_allclose(mean["m"], np.mean(x, 0), rtol=1e-6)
-    np.testing.assert_array_equal(kept, 2 * optimizer.cut(x, count))
+    np.testing.assert_array_equal(kept, 2 * optimizer.split_microbatches(x, count))
 
 
 @pytest.mark.parametrize(("bad", "expected"), [(1.0, True), (np.nan, False), (np.inf, False)])
@@ -91,7 +91,7 @@ def test_one_bad_number_is_enough(bad, expected):
 
 def test_average_starts_fast_and_ends_at_its_decay():
     one, zero = {"a": jnp.ones(2)}, {"a": jnp.zeros(2)}
-    first = optimizer.averaged(zero, one, jnp.int32(0), 0.99)["a"]
-    late = optimizer.averaged(zero, one, jnp.int32(10**6), 0.99)["a"]
+    first = optimizer.ema_update(zero, one, jnp.int32(0), 0.99)["a"]
+    late = optimizer.ema_update(zero, one, jnp.int32(10**6), 0.99)["a"]
     np.testing.assert_allclose(first, 0.9, rtol=1e-6)
     np.testing.assert_allclose(late, 0.01, rtol=1e-4)

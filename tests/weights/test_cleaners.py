@@ -17,8 +17,8 @@ from small import MODEL, restorer
 
 from osdhuman_jax.commands import export
 from osdhuman_jax.commands.weights import main
-from osdhuman_jax.config import RRDBNetConfig
 from osdhuman_jax.disk import file_digest
+from osdhuman_jax.networks.configs import RRDBNetConfig
 from osdhuman_jax.weights import (
     WeightsError,
     load_base,

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.data
@@ -27,7 +26,6 @@ from osdhuman_jax.commands import restore
 from osdhuman_jax.commands.weights import main
 from osdhuman_jax.config import Config
 from osdhuman_jax.images.codec import to_float
-from osdhuman_jax.methods.prompts import save_prompt
 from osdhuman_jax.networks.tokenizer import Tokenizer
 from osdhuman_jax.training.prompting import Prompts
 from osdhuman_jax.weights import (
@@ -203,7 +201,7 @@ def test_training_gives_the_same_prompts_and_hands_the_extractor_on(theirs, tmp_
 
 def test_prompt_of_a_file(theirs, tmp_path):
     tokens = theirs.prompt("a dog")[0].numpy()
-    save_prompt(tmp_path / "dog.npy", jnp.asarray(tokens))
+    np.save(tmp_path / "dog.npy", tokens)
     args = (theirs.sd, theirs.ram, tmp_path / "m")
     import_model(*args, generator=theirs.generator, prompt_file=tmp_path / "dog.npy")
     close(ours(tmp_path / "m"), theirs.restore(torch.from_numpy(tokens)[None]))

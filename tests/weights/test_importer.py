@@ -302,7 +302,7 @@ def test_restoration_is_torchs(nets, model):
     lq, tokens = normal(1, 32, 32, 3).clip(-1, 1), normal(1, 5, files.CONTEXT, seed=1)
     restorer = load_model(model).restorer
     want = restored_by_torch(nets, lq, tokens)
-    got = np.asarray(call(restorer, lq, None, tokens))
+    got = np.asarray(call(restorer, lq, tokens))
     assert want.std() > 0.1
     assert np.abs(got - want).max() < 2 / 255  # one level of 255
 
@@ -334,9 +334,9 @@ def test_osediff_restores_as_it_does_in_torch(published, model):
     lq, tokens = normal(1, 32, 32, 3).clip(-1, 1), normal(1, 5, files.CONTEXT, seed=1)
     restorer = load_model(folder).restorer
     want = restored_by_torch(nets, lq, tokens)
-    assert np.abs(np.asarray(call(restorer, lq, None, tokens)) - want).max() < 2 / 255
+    assert np.abs(np.asarray(call(restorer, lq, tokens)) - want).max() < 2 / 255
     base = load_model(model).restorer
-    assert np.abs(np.asarray(call(base, lq, None, tokens)) - want).max() > 0.1
+    assert np.abs(np.asarray(call(base, lq, tokens)) - want).max() > 0.1
     with pytest.raises(ValueError, match="no prompter"):
         restorer(jnp.asarray(lq))
 

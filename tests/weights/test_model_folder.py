@@ -249,7 +249,7 @@ def transpose(tensors: dict) -> None:
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda f: (f / CONFIG).unlink(), "copy: not a model folder (no config.json)"),
-    "no folder": (shutil.rmtree, "copy: no model folder; make one by python -m"),
+    "no folder": (shutil.rmtree, "copy: no model folder; make one by osdhuman weights import"),
     "no JSON": (lambda f: (f / CONFIG).write_text("{"), "config.json: not JSON"),
     "binary config": (lambda f: (f / CONFIG).write_bytes(b"\xff\xfe\0"), "config.json: not JSON"),
     "a list": (lambda f: (f / CONFIG).write_text("[]"), "config.json: not a model description"),

@@ -1,0 +1,209 @@
+"""Sizes of the networks: a dataclass for each, whose classmethods are the published ones.
+
+A network takes its config whole, as in `UNet2DConditionModel(UNetConfig.sd21(), rngs=rngs)`, and a
+model folder holds its fields in `config.json`. Their names are those of the libraries that
+published the weights. This module imports nothing, so that settings are read without JAX.
+
+The four that `ModelConfig` is made of are not frozen: `ml_collections.config_flags` assigns to
+their fields, which is how `--config.model.unet.layers_per_block=1` works. Nothing else should.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# VGG16's 3x3 convolutions by their widths, 0 for a pooling; its last pooling comes after all taps.
+VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
+
+
+def added(default: T) -> T:
+    """A field that is younger than folders on disk; where they lack it, they mean `default`."""
+    return field(default=default, metadata={"added": True})
+
+
+@dataclass
+class VAEConfig:
+    """AutoencoderKL; the names are diffusers'."""
+
+    latent_channels: int  # 4 in Stable Diffusion
+    block_out_channels: tuple[int, ...]  # width of each level
+    layers_per_block: int  # residual blocks of a level; the decoder has one more
+    norm_num_groups: int  # of every group norm
+    scaling_factor: float  # latent = scaling_factor * posterior
+    mid_block_add_attention: bool  # one head over all of the latent
+    stem: int = added(1)  # pixels a side that enter as channels; above 1 it is residual
+
+    @classmethod
+    def sd21(cls) -> "VAEConfig":
+        """Stable Diffusion's, from vae/config.json of 2.1-base: 83,653,863 parameters."""
+        return cls(
+            latent_channels=4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            norm_num_groups=32,
+            scaling_factor=0.18215,
+            mid_block_add_attention=True,
+        )
+
+    @property
+    def downscale(self) -> int:
+        """Side of the image / side of the latent."""
+        return self.stem * 2 ** (len(self.block_out_channels) - 1)
+
+
+@dataclass
+class UNetConfig:
+    """UNet2DConditionModel; the names are diffusers'."""
+
+    in_channels: int  # those of the latent
+    block_out_channels: tuple[int, ...]  # width of each level
+    down_block_types: tuple[str, ...]  # the up path mirrors it; the middle block always attends
+    layers_per_block: int  # residual blocks of a level; the up path has one more
+    num_attention_heads: tuple[int, ...]  # of each level; attention_head_dim in diffusers' files
+    cross_attention_dim: int  # width of the prompt's tokens
+    norm_num_groups: int  # of every group norm
+
+    @classmethod
+    def sd21(cls) -> "UNetConfig":
+        """Stable Diffusion 2.1-base's, from its unet/config.json: 865,910,724 parameters."""
+        return cls(
+            in_channels=4,
+            block_out_channels=(320, 640, 1280, 1280),
+            down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"),
+            layers_per_block=2,
+            num_attention_heads=(5, 10, 20, 20),
+            cross_attention_dim=1024,
+            norm_num_groups=32,
+        )
+
+    def attends(self, level: int) -> bool:
+        """Whether the blocks of a level have attention to the prompt."""
+        return self.down_block_types[level] == "CrossAttnDownBlock2D"
+
+
+@dataclass
+class SwinConfig:
+    """Swin Transformer with RAM's `image_proj`; the names are RAM's and the original Swin's."""
+
+    image_size: int  # pixels, side of the square that it sees
+    patch_size: int  # pixels
+    embed_dim: int  # width of the first level, doubled at each next
+    depths: tuple[int, ...]  # blocks of each level
+    num_heads: tuple[int, ...]  # of each level
+    window_size: int  # side of an attention window, in patches
+    mlp_ratio: float  # hidden width / width
+    image_proj_dim: int  # width of the embeddings
+
+    @classmethod
+    def ram(cls) -> "SwinConfig":
+        """Swin-L/384 of ram_swin_large_14m.pth, from RAM's configs/swin/config_swinL_384.json."""
+        return cls(
+            image_size=384,
+            patch_size=4,
+            embed_dim=192,
+            depths=(2, 2, 18, 2),
+            num_heads=(6, 12, 24, 48),
+            window_size=12,
+            mlp_ratio=4.0,
+            image_proj_dim=512,
+        )
+
+    @property
+    def width(self) -> int:
+        """Channels of the last level's features."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+
+@dataclass
+class HFIEConfig:
+    """High-fidelity image embedder (section 3.3, Eq. 5); the output width is the U-Net's."""
+
+    num_queries: int = 77  # tokens of a prompt; CLIP's length
+    num_heads: int = 16  # the paper names none; 16 x 64 is SD 2.1's cross-attention
+    query_init_std: float = 1.0  # standard deviation of the learnt queries at the start
+
+
+@dataclass(frozen=True)
+class CLIPConfig:
+    """CLIP's text encoder; the names are transformers'."""
+
+    vocab_size: int
+    max_position_embeddings: int  # tokens of a text
+    hidden_size: int  # width
+    num_hidden_layers: int
+    num_attention_heads: int  # of each layer
+    intermediate_size: int  # hidden width of the MLPs
+
+    @classmethod
+    def sd21(cls) -> "CLIPConfig":
+        """Stable Diffusion 2.1's: 23 of OpenCLIP ViT-H's 24 layers, its penultimate output."""
+        return cls(
+            vocab_size=49408,
+            max_position_embeddings=77,
+            hidden_size=1024,
+            num_hidden_layers=23,
+            num_attention_heads=16,
+            intermediate_size=4096,
+        )
+
+
+@dataclass(frozen=True)
+class TaggerConfig:
+    """RAM's tagging head; the image embeddings' width is the Swin's `image_proj_dim`."""
+
+    num_tags: int
+    label_dim: int  # width of a tag's embedding
+    hidden_size: int  # width
+    num_hidden_layers: int
+    num_attention_heads: int  # of each layer
+    intermediate_size: int  # hidden width of the MLPs
+
+    @classmethod
+    def ram(cls) -> "TaggerConfig":
+        """RAM's, from its configs/q2l_config.json, with the 4585 tags of its list."""
+        return cls(
+            num_tags=4585,
+            label_dim=512,
+            hidden_size=768,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=3072,
+        )
+
+
+@dataclass(frozen=True)
+class LPIPSConfig:
+    """LPIPS' feature network: widths of its 3x3 convolutions in order, 0 for a pooling."""
+
+    plan: tuple[int, ...]
+
+    @classmethod
+    def vgg16(cls, narrow: int = 1) -> "LPIPSConfig":
+        """VGG16 of LPIPS v0.1, or one with as many layers whose widths are a `narrow`-th."""
+        return cls(tuple(width // narrow for width in VGG16))
+
+
+@dataclass(frozen=True)
+class RRDBNetConfig:
+    """RRDBNet of ESRGAN and Real-ESRGAN; the names are BasicSR's."""
+
+    num_feat: int  # width of the features
+    num_grow_ch: int  # what each convolution of a dense block adds to it
+    num_block: int
+    scale: int  # 4, 2 or 1: side of the output / side of the input
+
+    @classmethod
+    def x4plus(cls) -> "RRDBNetConfig":
+        """RealESRGAN_x4plus, ESRGAN and BSRNet: 16,697,987 parameters."""
+        return cls(num_feat=64, num_grow_ch=32, num_block=23, scale=4)
+
+    @classmethod
+    def x2plus(cls) -> "RRDBNetConfig":
+        """RealESRGAN_x2plus: 16,703,171 parameters."""
+        return cls(num_feat=64, num_grow_ch=32, num_block=23, scale=2)
+
+    @classmethod
+    def x4plus_anime(cls) -> "RRDBNetConfig":
+        """RealESRGAN_x4plus_anime_6B: 4,467,779 parameters."""
+        return cls(num_feat=64, num_grow_ch=32, num_block=6, scale=4)
