@@ -11,6 +11,7 @@ Training saves and resumes here; `infer.py --checkpoint` and `weights export` re
 `load_run` and `load_generator`. This is the only module that knows Orbax.
 """
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -33,6 +34,7 @@ from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.training.experiment import trainable
+from osdhuman_jax.training.train_step import TrainState
 from osdhuman_jax.weights import (
     Model,
     WeightsError,
@@ -258,23 +260,27 @@ class Checkpoints:
         reason = re.sub(r"\s+", " ", str(error)).strip()
         return SaveError(f"cannot write a checkpoint; last good state: {good} ({reason:.300})")
 
-    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, int]]:
+    def restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, int]]:
         """State (placed and shaped as `like`) and data position of a step.
 
-        Raises CheckpointError where the files are damaged or hold another state.
+        Parts of `like` that hold no array are not looked for: a checkpoint that was written before
+        the state had such a part is as good. Raises CheckpointError where the files are damaged or
+        hold another state.
         """
-        # Shapes with their sharding: arrays come back on the devices of this run, not of that one.
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = {"state": ocp.args.StandardRestore(abstract), "data": ocp.args.JsonRestore()}
+        parts = {f.name: getattr(like, f.name) for f in dataclasses.fields(like)}
+        wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            found = _restored(self._folder / str(step), wanted)
+            position = self._manager.restore(
+                step, args=ocp.args.Composite(data=ocp.args.JsonRestore())
+            )
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = re.sub(r"\s+", " ", str(error)).strip()
             advice = "damaged; without this folder the run goes on from the checkpoint before"
             raise CheckpointError(
                 f"{self._folder / str(step)}: {advice} ({reason:.300})"
             ) from error
-        return found["state"], found["data"]
+        return dataclasses.replace(like, **found), position["data"]
 
     def close(self) -> None:
         """Wait for the save that is under way. Raises SaveError if it fails."""
@@ -286,19 +292,24 @@ class Checkpoints:
         self._tell()
 
 
-def _params(workdir: Path, step: int, like: nnx.State, averaged: bool) -> nnx.State:
-    """The trainable parameters alone of a checkpoint, or their average."""
-    folder = (workdir / "checkpoints" / str(step) / "state").resolve()
-    name = "ema" if averaged else "params"
-    # Of a checkpoint's arrays these are a third or less: the moments of AdamW are not read.
-    abstract = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
+def _restored(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a checkpoint's state that are `wanted`, each placed and shaped as given."""
+    # Shapes with their sharding: arrays come back on the devices of this run, not of that one. What
+    # is not wanted is not read: of a checkpoint's arrays the parameters are a third or less.
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
     restore = ocp.args.PyTreeRestore(
         abstract,
         restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
         partial_restore=True,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder, args=restore)[name]
+        return checkpointer.restore((folder / "state").resolve(), args=restore)
+
+
+def _params(workdir: Path, step: int, like: nnx.State, averaged: bool) -> nnx.State:
+    """The trainable parameters alone of a checkpoint, or their average."""
+    name = "ema" if averaged else "params"
+    return _restored(workdir / "checkpoints" / str(step), {name: like})[name]
 
 
 def steps_saved(workdir: Path) -> list[int]:
