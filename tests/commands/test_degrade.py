@@ -132,7 +132,7 @@ def test_command_overwrites_only_when_told(folder, tmp_path, capsys):
 
 def test_module_runs_without_jax(folder, tmp_path):
     code = "import sys, runpy; sys.argv[0] = 'degrade'\n"
-    code += "try: runpy.run_module('osdhuman_jax.degrade.second_order', run_name='__main__')\n"
+    code += "try: runpy.run_module('osdhuman_jax.commands.degrade', run_name='__main__')\n"
     code += "finally: print(sorted({'jax', 'flax', 'torch'} & set(sys.modules)))"
     flags = ["--input", str(folder / "c.png"), "--output", str(tmp_path / "lq"), "--seed", "0"]
     command = [sys.executable, "-c", code, *flags]
@@ -185,7 +185,7 @@ def test_profile_gives_the_same_bytes_on_another_processor(folder, tmp_path):
     """Without AVX-512 and with one thread; the log has the digest of every file."""
     assert profile(folder, tmp_path / "here") == 0
     flags = "--profile persona-val --crop 64 --seed 5 --input".split()
-    command_line = [sys.executable, "-m", "osdhuman_jax.degrade.second_order", *flags, str(folder)]
+    command_line = [sys.executable, "-m", "osdhuman_jax.commands.degrade", *flags, str(folder)]
     off = {"OPENCV_CPU_DISABLE": "AVX512-SKX", "OPENCV_FOR_THREADS_NUM": "1"}
     subprocess.run(
         [*command_line, "--output", str(tmp_path / "there")],

@@ -119,7 +119,7 @@ def picture(path: Path) -> Path:
 
 
 COMMANDS = {
-    "infer": "infer --input {photos} --output {out}",
+    "infer": "osdhuman_jax.commands.restore --input {photos} --output {out}",
     "degrade": "osdhuman_jax.commands.degrade --seed 0 --input {photos} --output {out}",
     "evaluate": "osdhuman_jax.commands.evaluate --restored A={photos} --metrics psnr "
     "--reference {photos} --output {out}",
@@ -298,7 +298,7 @@ MODULES = "app degrade evaluate compare export label weights".split()
 @pytest.mark.parametrize(
     "argv",
     [["train.py"], ["infer.py"]]
-    + [["-m", f"osdhuman_jax.{name}"] for name in MODULES]
+    + [["-m", "osdhuman_jax", name] for name in MODULES]
     + [["-m", f"curate.{name}"] for name in ("run", "unpack", "demo", "niqe")],
     ids=lambda argv: argv[-1],
 )

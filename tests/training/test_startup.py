@@ -23,7 +23,9 @@ def lines(config: Config, done: int = 0) -> list[str]:
     params = nnx.State({"unet": network(30_000), "vae": network(4_500)})
     state = TrainState(jnp.int32(done), params, ())
     state.reg = nnx.State({"unet": network(25_000)})
-    frozen = Frozen(nnx.State({"prompter": network(1_234_000)}), lpips={"w": np.zeros(70_000)})
+    frozen = Frozen(
+        nnx.State({"prompter": network(1_234_000)}), lpips=nnx.State({"w": np.zeros(70_000)})
+    )
     base = Path(config.run.init or WORKDIR / "init")
     return startup_lines(config, make_mesh(1, 1), state, frozen, workdir=WORKDIR, base=base)
 

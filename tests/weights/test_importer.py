@@ -801,7 +801,7 @@ def test_withdrawn_model_is_looked_for_on_mirrors(monkeypatch, tmp_path):
 
 
 def command(*args: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "osdhuman_jax.weights", *map(str, args)]
+    words = [sys.executable, "-m", "osdhuman_jax", "weights", *map(str, args)]
     return subprocess.run(words, capture_output=True, text=True)
 
 
