@@ -1,7 +1,8 @@
-"""What version 0.1 wrote still loads: a run of `train.py`, its model and a restored folder.
+"""What version 0.1 wrote still loads: a run, its model, a restored and a curated folder.
 
 `stored/version_0_1.tar.xz` was written by that version: the thinnest model, a checkpoint after two
-of four steps, and two photographs restored by the finished model.
+of four steps, two photographs restored by the finished model, and two drawings that curation
+indexed, cropped and scored.
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from curate import run
 from osdhuman_jax.commands import restore
 from osdhuman_jax.images.codec import read_image
 from osdhuman_jax.inference.pipeline import Pipeline
@@ -52,6 +54,18 @@ def test_a_run_is_read(stored: Path) -> None:
     picture = read_image(stored / "photos" / "a.png")
     pipeline = Pipeline.from_run(stored / "run")
     assert pipeline.restore([picture])[0].size == picture.size
+
+
+def test_a_curated_folder_is_read_and_not_done_again(stored: Path) -> None:
+    """Scoring finds its shards done, byte for byte; the report is made of what is there."""
+    folder = stored / "curated"
+    marks = {path: path.read_bytes() for path in (folder / "done").rglob("*.json")}
+    assert len(marks) == 4
+    for stage in ("score", "report"):
+        assert run.main([stage, f"--output={folder}"]) == 0
+    assert {path: path.read_bytes() for path in (folder / "done").rglob("*.json")} == marks
+    funnel = json.loads((folder / "report" / "report.json").read_text())["funnel"]
+    assert {"images": 2, "candidates": 2}.items() <= funnel["person"].items()
 
 
 @pytest.mark.slow
