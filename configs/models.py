@@ -7,7 +7,7 @@ PLAIN, CROSS = "DownBlock2D", "CrossAttnDownBlock2D"
 
 
 def nano() -> ModelConfig:
-    """The bundled model: levels so thin that two CPU cores can train and run it."""
+    """The paper's chain in small: levels so thin that two CPU cores can train and run it."""
     return ModelConfig(
         vae=VAEConfig(
             latent_channels=16,
@@ -42,7 +42,7 @@ def nano() -> ModelConfig:
 
 
 def small() -> ModelConfig:
-    """Nearly all its layers work at a quarter of the side.
+    """The bundled model: nearly all its layers work at a quarter of the side.
 
     What is left of a heavily degraded picture has that size, and two CPU cores can train and run
     many channels there.

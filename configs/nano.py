@@ -1,10 +1,9 @@
-"""Third stage of the bundled model: one step from degraded to restored, by the data terms.
+"""Third stage of a small restorer: one step from degraded to restored, by the data terms.
 
     python train.py --config configs/nano.py --workdir runs/nano
 
 After configs/nano_diffusion.py, from whose result it starts. 61 minutes on two CPU cores that had
-other work. `mse` and `structure` fall, `val_psnr_y` rises above the degraded pictures'. The same
-settings train the bundled model on, on other pictures: "Your own pictures" in docs/training.md.
+other work. `mse` and `structure` fall, `val_psnr_y` rises above the degraded pictures'.
 """
 
 from configs import nano_vae

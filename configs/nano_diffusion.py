@@ -1,4 +1,4 @@
-"""Second stage of the bundled model: a small diffusion prior, prompted by the picture itself.
+"""Second stage of a small restorer: a small diffusion prior, prompted by the picture itself.
 
     python train.py --config configs/nano_diffusion.py --workdir runs/nano_diffusion
 

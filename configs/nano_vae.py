@@ -1,4 +1,4 @@
-"""First stage of the bundled model: a small autoencoder on HQ pictures.
+"""First stage of a small restorer by the paper's chain: a small autoencoder on HQ pictures.
 
     python train.py --config configs/nano_vae.py --workdir runs/nano_vae
 

@@ -1,10 +1,9 @@
-"""Fourth stage of the bundled model: the whole objective, VSD beside the data terms.
+"""Fourth stage of a small restorer: the whole objective, VSD beside the data terms.
 
     python train.py --config configs/nano_vsd.py --workdir runs/nano_vsd
 
 After configs/nano.py, from whose result it starts. 19 minutes on two CPU cores; runs/nano_vsd/model
-is the bundled model, but for `use` in its config.json. Beside the data terms VSD changes little at
-this weight (models/nano/README.md).
+is what version 0.1 bundled. Beside the data terms VSD changes little at this weight.
 """
 
 from configs import nano

