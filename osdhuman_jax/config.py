@@ -233,3 +233,11 @@ def from_dict(cls: type[T], values: object) -> T:
 
     given = {name: f.type for name, f in fields.items() if name in values}
     return cls(**{name: typed(values[name], kind) for name, kind in given.items()})
+
+
+def use_of(meta: dict[str, Any]) -> UseConfig:
+    """How the model of a folder's config.json is best used; folders of before 0.2 do not say.
+
+    Raises ConfigError where what is said there is not understood.
+    """
+    return from_dict(UseConfig, meta["use"]) if "use" in meta else UseConfig()

@@ -121,3 +121,15 @@ class Halve(OneStepRestorer):
 def halving(gain: float = 0.5, digest: str = "0" * 64, **options: Any) -> Pipeline:
     """A pipeline whose output is its input with half the contrast."""
     return Pipeline(Model(Halve(gain), MODEL, digest, "halve"), **options)
+
+
+def arrays(tree: nnx.State) -> dict[str, np.ndarray]:
+    """Leaves by dotted path."""
+    return {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(tree)}
+
+
+def changed(before: nnx.State, after: nnx.State) -> set[str]:
+    """Names of the leaves that are not the same; both must have the same names."""
+    old, new = arrays(before), arrays(after)
+    assert set(old) == set(new)
+    return {name for name in old if not np.array_equal(old[name], new[name])}

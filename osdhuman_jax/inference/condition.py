@@ -44,8 +44,8 @@ def is_clean(picture: Pixels) -> bool:
     """Whether (h, w, 3) RGB, of 8 or 16 bits, shows neither blur, nor noise, nor JPEG's blocks."""
     if min(picture.shape[:2]) < FEW:
         return False
-    top, left = (max(0, n - MANY) // 2 // BLOCK * BLOCK for n in picture.shape[:2])
     # From a multiple of eight, so that JPEG's blocks begin where they are looked for.
+    top, left = (max(0, n - MANY) // 2 // BLOCK * BLOCK for n in picture.shape[:2])
     middle = picture[top : top + MANY, left : left + MANY].astype(np.float32)
     white = np.float32(np.iinfo(picture.dtype).max)
     luma = cv2.cvtColor(middle * (255 / white), cv2.COLOR_RGB2GRAY)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from osdhuman_jax.config import ConfigError, UseConfig, from_dict
+from osdhuman_jax.config import ConfigError, UseConfig, use_of
 from osdhuman_jax.disk import file_digest
 
 PRECISIONS = ("fp32", "bf16")
@@ -42,8 +42,7 @@ def read_identity(folder: Path) -> ModelIdentity | None:
     path = folder / "config.json"
     try:
         meta = json.loads(path.read_text(encoding="utf-8-sig"))
-        use = from_dict(UseConfig, meta["use"]) if "use" in meta else UseConfig()
-        return ModelIdentity(file_digest(path), use)
+        return ModelIdentity(file_digest(path), use_of(meta))
     except (OSError, ValueError, TypeError, ConfigError):
         return None
 

@@ -54,8 +54,8 @@ from osdhuman_jax.weights import encode_text, load_part
 from osdhuman_jax.weights.model_folder import (
     DTYPES,
     abstract,
-    initial_values,
-    parameters,
+    begin_at_zero,
+    draw_parameters,
     read_meta,
 )
 
@@ -95,7 +95,8 @@ class Trainer:
         remat.set_policy(restorer, config.run.remat)
         self.graphdef = nnx.graphdef(restorer)
         self.regularizer = _regularizer(config, model)
-        self.critic = _critic(config)
+        critic = _critic(config)
+        self.critic, self._critic_start = (None, None) if critic is None else nnx.split(critic)
         self.lpips: nnx.GraphDef | None = None
 
     def start(
@@ -119,7 +120,7 @@ class Trainer:
             state.reg = jax.tree.map(jnp.copy, self.regularizer.params)
             state.reg_opt = self.reg_tx.init(state.reg)
         if self.critic is not None:
-            state.critic = critic_parameters(self.config)
+            state.critic = jax.tree.map(jnp.copy, self._critic_start)
             state.critic_opt = self.tx.init(state.critic)
         if self.config.optim.ema:
             state.ema = jax.tree.map(jnp.copy, params)
@@ -287,26 +288,15 @@ def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
     return Regularizer(plain, adapted)
 
 
-def _critic(config: Config) -> nnx.GraphDef | None:
-    """The critic's graph, where a run has one."""
+def _critic(config: Config) -> Critic | None:
+    """A critic drawn by the seed, where a run has one; it begins without an opinion."""
     if not has_critic(config):
         return None
-    return nnx.graphdef(abstract(lambda rngs: _make_critic(config, rngs)))
-
-
-def _make_critic(config: Config, rngs: nnx.Rngs) -> Critic:
-    exact = {"dtype": jnp.float32, "param_dtype": jnp.float32}
-    return Critic(config.loss.critic_width, rngs=rngs, **exact)
-
-
-def critic_parameters(config: Config) -> nnx.State:
-    """A critic's weights before the first step, drawn by the seed; it begins without an opinion."""
-    critic = abstract(lambda rngs: _make_critic(config, rngs))
-    rng = np.random.default_rng([config.run.seed, 2])
-    for name, variable in parameters(critic).items():
-        variable.set_value(jnp.asarray(initial_values(name, variable.shape, rng), variable.dtype))
-    critic.conv_out.kernel.set_value(jnp.zeros_like(critic.conv_out.kernel[...]))
-    return nnx.state(critic)
+    width, exact = config.loss.critic_width, jnp.float32
+    critic = abstract(lambda rngs: Critic(width, rngs=rngs, dtype=exact, param_dtype=exact))
+    draw_parameters(critic, np.random.default_rng([config.run.seed, 2]))
+    begin_at_zero(critic.conv_out)
+    return critic
 
 
 def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:

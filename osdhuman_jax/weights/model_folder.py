@@ -31,6 +31,7 @@ from osdhuman_jax.config import (
     UseConfig,
     from_dict,
     to_dict,
+    use_of,
 )
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
@@ -90,16 +91,26 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
     # Parameters come in the order of their names, so that a seed means one model.
     rng = np.random.default_rng(seed)
     restorer, _ = abstract_restorer(config, precision=precision)
-    for name, variable in parameters(restorer).items():
-        variable.set_value(jnp.asarray(initial_values(name, variable.shape, rng), variable.dtype))
+    draw_parameters(restorer, rng)
     if restorer.vae.residual:
         # It begins as the identity: nothing is added by either half, or taken away by the U-Net.
         for layer in (restorer.vae.encoder, restorer.vae.decoder, restorer.unet):
-            layer.conv_out.kernel.set_value(jnp.zeros_like(layer.conv_out.kernel[...]))
+            begin_at_zero(layer.conv_out)
     if isinstance(restorer.prompter, HFIEPrompter):
         query = restorer.prompter.hfie.query
         query.set_value(config.hfie.query_init_std * query.get_value())
     return restorer
+
+
+def draw_parameters(network: nnx.Module, rng: np.random.Generator) -> None:
+    """Random values of all parameters of an abstract network, in place; see `initial_values`."""
+    for name, variable in parameters(network).items():
+        variable.set_value(jnp.asarray(initial_values(name, variable.shape, rng), variable.dtype))
+
+
+def begin_at_zero(layer: nnx.Conv) -> None:
+    """Make a convolution's kernel zero, in place: only its bias, drawn as zero, is left."""
+    layer.kernel.set_value(jnp.zeros_like(layer.kernel[...]))
 
 
 def initial_values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -272,7 +283,7 @@ def _described(folder: Path) -> Json:
 def read_use(folder: Path, meta: Json) -> UseConfig:
     """How the model is best used; folders of earlier versions do not say."""
     try:
-        return from_dict(UseConfig, meta["use"]) if "use" in meta else UseConfig()
+        return use_of(meta)
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
 

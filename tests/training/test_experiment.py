@@ -22,25 +22,6 @@ KINDS = ("vae", "diffusion", "restorer")
 HFIE = {"query"} | {f"{p}_proj.{w}" for p in "q k v out".split() for w in ("kernel", "bias")}
 
 
-def arrays(tree: nnx.State) -> dict[str, np.ndarray]:
-    """Leaves by dotted path."""
-    return {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(tree)}
-
-
-def changed(before: nnx.State, after: nnx.State) -> set[str]:
-    old, new = arrays(before), arrays(after)
-    assert set(old) == set(new)
-    return {name for name in old if not np.array_equal(old[name], new[name])}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A base model with random weights."""
-    folder = tmp_path_factory.mktemp("base")
-    save_model(folder, small.MODEL, random_restorer(small.MODEL, 0))
-    return folder
-
-
 # What is trained.
 
 
@@ -210,7 +191,7 @@ def test_timestep_is_the_configs_and_scale_the_folders(folder):
 def test_lora_follows_the_seed_and_starts_from_zero(folder):
     config = small.config("restorer")
     first, other = (experiment.prepare(replace_seed(config, s), folder)[0] for s in (1, 2))
-    a = [arrays(nnx.state(model, lora.LoRAParam)) for model in (first, other)]
+    a = [small.arrays(nnx.state(model, lora.LoRAParam)) for model in (first, other)]
     assert all((not np.any(a[0][n])) == n.endswith("lora_B") for n in a[0])
     assert not any(np.array_equal(a[0][n], a[1][n]) for n in a[0] if n.endswith("lora_A"))
 
@@ -222,7 +203,7 @@ def test_a_generator_goes_on_with_what_it_has_learnt(folder, tmp_path):
         value[...] = value[...] + 1
     save_model(tmp_path / "generator", sizes, model, generator=config.lora)
     again, _ = experiment.prepare(replace_seed(config, 7), tmp_path / "generator")
-    assert not changed(nnx.state(model, nnx.Param), nnx.state(again, nnx.Param))
+    assert not small.changed(nnx.state(model, nnx.Param), nnx.state(again, nnx.Param))
     other = replace(config, lora=replace(config.lora, alpha=3.0))
     with pytest.raises(ConfigError, match="lora: .*alpha=3.0.* differs from that of"):
         experiment.prepare(other, tmp_path / "generator")
@@ -262,4 +243,4 @@ def test_random_base_is_drawn_once_and_kept(tmp_path):
     assert experiment.base_folder(config, tmp_path) == first
     assert {p.name: p.stat().st_mtime_ns for p in first.iterdir()} == written
     models = (random_restorer(config.model, config.run.seed), load_base(first)[0])
-    assert not changed(*(nnx.state(model, nnx.Param) for model in models))
+    assert not small.changed(*(nnx.state(model, nnx.Param) for model in models))

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from flax import nnx
 
 from osdhuman_jax.config import Config
 from osdhuman_jax.training import train_step
-from osdhuman_jax.weights import load_base, random_restorer, save_model
+from osdhuman_jax.weights import load_base
 
 KINDS = ("vae", "diffusion", "restorer")
 STEPS = 10
@@ -25,26 +24,6 @@ SCALARS = {
     "diffusion": {"diffusion"},
     "restorer": {"mse", "clamp_rate"},
 }
-HFIE = {"query"} | {f"{p}_proj.{w}" for p in "q k v out".split() for w in ("kernel", "bias")}
-
-
-def arrays(tree: nnx.State) -> dict[str, np.ndarray]:
-    """Leaves by dotted path."""
-    return {".".join(map(str, path)): np.asarray(v[...]) for path, v in nnx.to_flat_state(tree)}
-
-
-def changed(before: nnx.State, after: nnx.State) -> set[str]:
-    old, new = arrays(before), arrays(after)
-    assert set(old) == set(new)
-    return {name for name in old if not np.array_equal(old[name], new[name])}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A base model with random weights."""
-    folder = tmp_path_factory.mktemp("base")
-    save_model(folder, small.MODEL, random_restorer(small.MODEL, 0))
-    return folder
 
 
 def test_all_weights_of_a_restorer_can_be_trained(folder):
@@ -58,9 +37,9 @@ def test_all_weights_of_a_restorer_can_be_trained(folder):
     total = sum(float(scalars[name]) for name in ("mse", "l1", "gradient", "colour"))
     assert float(scalars["loss"]) == pytest.approx(total, rel=1e-5)
     whole, _, _ = load_base(folder)
-    names = set(arrays(nnx.state(whole, nnx.Param)))
-    assert set(arrays(after.params)) == names
-    moved = changed(state.params, after.params)
+    names = set(small.arrays(nnx.state(whole, nnx.Param)))
+    assert set(small.arrays(after.params)) == names
+    moved = small.changed(state.params, after.params)
     assert {"vae.encoder.conv_in.kernel", "vae.decoder.conv_out.kernel"} <= moved
     assert {n.split(".")[0] for n in moved} == {"vae", "unet", "prompter"}
 
@@ -118,23 +97,25 @@ def test_steps_are_counted(run):
 def test_every_trained_leaf_changes(run):
     """LoRA's A has no gradient while B is zero, so it waits for the second step."""
     params = [state.params for state in run.states]
-    names = set(arrays(params[0]))
+    names = set(small.arrays(params[0]))
     waiting = {n for n in names if n.endswith("lora_A")}
-    assert changed(params[0], params[1]) == names - waiting
-    assert changed(params[0], params[2]) == names
+    assert small.changed(params[0], params[1]) == names - waiting
+    assert small.changed(params[0], params[2]) == names
     assert bool(waiting) == (run.config.run.kind == "restorer")
 
 
 def test_trained_leaves_stay_float32(run):
-    assert {v.dtype for v in arrays(run.states[-1].params).values()} == {np.dtype(np.float32)}
+    assert {v.dtype for v in small.arrays(run.states[-1].params).values()} == {np.dtype(np.float32)}
 
 
 def test_everything_else_stays_as_in_the_folder(run, folder):
     """As `train.py` ends a run: state and frozen weights back into the module."""
     model = nnx.merge(run.trainer.graphdef, run.states[-1].params, run.frozen.restorer)
-    base = arrays(nnx.state(load_base(folder)[0], nnx.Param))
-    found = {n.replace(".base.", "."): v for n, v in arrays(nnx.state(model, nnx.Param)).items()}
-    trained = {n.replace(".base.", ".") for n in arrays(run.states[-1].params)}
+    base = small.arrays(nnx.state(load_base(folder)[0], nnx.Param))
+    found = {
+        n.replace(".base.", "."): v for n, v in small.arrays(nnx.state(model, nnx.Param)).items()
+    }
+    trained = {n.replace(".base.", ".") for n in small.arrays(run.states[-1].params)}
     assert set(found) - set(base) == {n for n in trained if ".lora_" in n}
     assert {n for n in base if not np.array_equal(base[n], found[n])} == trained & set(base)
 
@@ -163,7 +144,7 @@ def test_randomness_is_a_function_of_the_step(run):
 
 def test_scalars_say_what_was_done(run):
     _, values = again(run, run.states[0], 0)
-    old, new = (arrays(run.states[n].params) for n in (0, 1))
+    old, new = (small.arrays(run.states[n].params) for n in (0, 1))
     moved = np.sqrt(sum(np.sum((new[n] - old[n]).astype(np.float64) ** 2) for n in old))
     np.testing.assert_allclose(values["update_norm"], moved, rtol=1e-3)
     loss, kind = float(values["loss"]), run.config.run.kind
@@ -195,7 +176,7 @@ def test_clamped_pixels_give_no_gradient(run):
     frozen = lifted(run.frozen, [100.0, 0.0, 0.0])
     other = {**run.batch, "hq": run.batch["hq"].at[..., 0].set(0)}
     one, two = (run.step(run.states[2], frozen, batch) for batch in (run.batch, other))
-    assert not changed(one[0].params, two[0].params)
+    assert not small.changed(one[0].params, two[0].params)
     assert one[1]["grad_norm"] == two[1]["grad_norm"] > 0
     assert float(two[1]["mse"]) > float(one[1]["mse"]) + 0.1
     assert float(one[1]["clamp_rate"]) >= 1 / 3

@@ -1,0 +1,16 @@
+"""The base model that the tests of training start from."""
+
+from pathlib import Path
+
+import pytest
+import small
+
+from osdhuman_jax.weights import random_restorer, save_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model with random weights."""
+    folder = tmp_path_factory.mktemp("base")
+    save_model(folder, small.MODEL, random_restorer(small.MODEL, 0))
+    return folder
