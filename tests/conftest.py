@@ -28,7 +28,7 @@ def sd21():
 
     from osdhuman_jax.config import ModelConfig
     from osdhuman_jax.methods import lora
-    from osdhuman_jax.methods.osdhuman import build_restorer
+    from osdhuman_jax.methods.build import build_restorer
 
     def build(rngs):
         model = build_restorer(ModelConfig(), rngs=rngs)

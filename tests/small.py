@@ -10,7 +10,8 @@ from flax import nnx
 
 from osdhuman_jax.config import Config, LoRAConfig, ModelConfig
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.networks.configs import HFIEConfig, LPIPSConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import train_step

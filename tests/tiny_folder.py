@@ -9,7 +9,8 @@ from flax import nnx
 from skimage.data import astronaut
 
 from osdhuman_jax.config import ModelConfig
-from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
 
 TINY = ModelConfig(

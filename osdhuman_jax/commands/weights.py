@@ -15,6 +15,7 @@ from osdhuman_jax.training.checkpoint import CheckpointError, load_generator
 from osdhuman_jax.weights.cleaners import PACKAGE
 from osdhuman_jax.weights.exporter import FORMATS, export_model
 from osdhuman_jax.weights.extractors import KINDS
+from osdhuman_jax.weights.haodiff import import_haodiff
 from osdhuman_jax.weights.importer import import_cleaner, import_model
 from osdhuman_jax.weights.info import describe
 from osdhuman_jax.weights.torch_files import WeightsError
@@ -37,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
         "--cleaner",
         type=some_text,
         help=f"RealESRGAN_x4plus.pth, .safetensors, ncnn's .param or .bin, or {PACKAGE}; alone",
+    )
+    make.add_argument(
+        "--haodiff",
+        type=some_text,
+        help="folder of img_encoder_weights.pth and pytorch_lora_weights.safetensors; with --sd",
     )
     make.add_argument("--dape", type=some_text, help="DAPE.pth: the tagger for degraded pictures")
     make.add_argument(
@@ -93,8 +99,17 @@ def run_import(options: dict[str, Any]) -> None:
             raise WeightsError(f"--cleaner goes alone, without --{', --'.join(others)}")
         import_cleaner(cleaner, options["output"], overwrite=options["overwrite"])
         return
+    haodiff = options.pop("haodiff")
+    if haodiff:
+        others = [k for k, v in options.items() if v and k not in ("sd", "output", "overwrite")]
+        if others or not options["sd"]:
+            also = f", without --{', --'.join(others)}" if others else ""
+            raise WeightsError(f"--haodiff goes with --sd{also}")
+        where = options["sd"], haodiff, options["output"]
+        import_haodiff(*where, overwrite=options["overwrite"])
+        return
     if not (options["sd"] and options["ram"]):
-        raise WeightsError("import needs --sd and --ram, or --cleaner")
+        raise WeightsError("import needs --sd and --ram, --sd and --haodiff, or --cleaner")
     # A run's generator lies in a checkpoint, which Orbax reads; all else are files of weights.
     generator = options["generator"]
     if generator and (Path(generator) / "checkpoints").is_dir():

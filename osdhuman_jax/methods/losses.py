@@ -66,7 +66,7 @@ def kl(mean: Latent, logvar: Latent) -> Scalar:
 
 
 def guide(
-    eps: Latent, eps_unconditional: Latent | None = None, scale: float = 1.0
+    eps: Latent, eps_unconditional: Latent | None = None, scale: float | Scalar = 1.0
 ) -> Float[Array, "b zh zw zc"]:
     """Classifier-free guidance: eps_0 + scale (eps - eps_0), or eps where there is no eps_0."""
     eps = eps.astype(jnp.float32)

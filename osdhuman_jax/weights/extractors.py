@@ -1,6 +1,6 @@
 """The prompt extractor of a model folder, made of its parts (Table 4's ablation).
 
-    hfie        in the restorer itself: nothing is made here
+    hfie, dual  in the restorer itself: nothing is made here
     dape, ram   tagger.safetensors, the list of tags, CLIP: pictures -> tokens, outside the restorer
     null        CLIP's tokens of a single space, the same for every picture
     fixed       the tokens in prompt.npy
@@ -28,11 +28,11 @@ from osdhuman_jax.methods.prompts import (
 from osdhuman_jax.networks.configs import CLIPConfig
 from osdhuman_jax.networks.tokenizer import Tokenizer
 from osdhuman_jax.networks.types import Tokens
-from osdhuman_jax.weights.model_folder import CONFIG, read_configs, read_meta, verify
+from osdhuman_jax.weights.model_folder import CONFIG, OWN_PROMPTS, read_configs, read_meta, verify
 from osdhuman_jax.weights.parts import load_part, part_config
 from osdhuman_jax.weights.torch_files import WeightsError
 
-KINDS = ("hfie", "dape", "ram", "null", "fixed")
+KINDS = ("hfie", "dual", "dape", "ram", "null", "fixed")
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 TAGS = ("tags/ram_tag_list.txt", "tags/ram_tag_list_threshold.txt")  # RAM's names
 PROMPT = "prompt.npy"
@@ -40,6 +40,7 @@ THRESHOLD = 0.68  # RAM's, where tags have none of their own
 # What a kind needs in the folder: parts, small files.
 NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hfie": ((), ()),
+    "dual": ((), ()),
     "dape": (("tagger", "clip"), (*TOKENIZER, *TAGS)),
     "ram": (("tagger", "clip"), (*TOKENIZER, *TAGS)),
     "null": (("clip",), TOKENIZER),
@@ -50,7 +51,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def load_prompter(
     folder: Path | str, kind: str = "", *, precision: str = "fp32"
 ) -> FixedPrompter | TagPrompter | None:
-    """The extractor of a folder: by default of its own kind, which for HFIE is None.
+    """The extractor of a folder: by default of its own kind; None where the restorer has it.
 
     A FixedPrompter belongs into the restorer; a TagPrompter's tokens are given to it. Raises
     WeightsError where the folder lacks what the kind needs, or a file was changed.
@@ -59,7 +60,7 @@ def load_prompter(
     meta = read_meta(folder)
     kind = kind or meta.get("prompt", "hfie")
     check_kind(folder, meta, kind)
-    if kind == "hfie":
+    if kind in OWN_PROMPTS:
         return None
     # Parts verify themselves; the small files are verified here.
     verify(folder, meta, *NEEDS[kind][1])

@@ -35,8 +35,10 @@ from osdhuman_jax.config import (
 )
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
-from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import HFIEPrompter
+from osdhuman_jax.networks.performer import FixedParam, orthogonal_features
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
 
 FORMAT = 1
@@ -47,6 +49,9 @@ KINDS = {
     CLEANER: ("a cleaner, which restores by itself (RRDBNet)", {"model", "digests"}),
 }
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
+# Modules by which a prompter learns; all else of it is frozen.
+OWN_PROMPTS = ("hfie", "dual")  # kinds of prompts that a restorer makes itself
+EMBEDDERS = {"hfie", "main_performer", "aux_performer"}
 # What building a network raises where its sizes, read from a file, make no sense.
 IMPOSSIBLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
@@ -120,8 +125,10 @@ def initial_values(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
         return np.repeat(np.array([0.0, -6.0], np.float32), shape[0] // 2)
     if kind in ("bias", "scale"):
         return np.full(shape, kind == "scale", np.float32)
-    if kind == "relative_position_bias_table":
+    if kind in ("relative_position_bias_table", "pos_embed", "absolute_pos_embed"):
         return 0.02 * rng.standard_normal(shape, np.float32)
+    if kind == "projection_matrix":
+        return orthogonal_features(*shape, rng)
     fan_in = 1 if kind == "query" else np.prod(shape[:-1])
     return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(fan_in))
 
@@ -136,9 +143,13 @@ def add_lora(restorer: OneStepRestorer, config: LoRAConfig, rng: np.random.Gener
 
 
 def is_generator(config: LoRAConfig, path: lora.Path, value: object) -> bool:
-    """nnx filter (after `partial`) of what the restorer's training changes: LoRA, HFIE, conv_in."""
+    """nnx filter (after `partial`) of what the restorer's training changes.
+
+    That is LoRA, HFIE or HAODiff's embedders, and conv_in where it is asked for.
+    """
     conv_in = config.train_conv_in and path[:2] == ("unet", "conv_in")
-    return isinstance(value, lora.LoRAParam) or "hfie" in path or conv_in
+    prompts = not EMBEDDERS.isdisjoint(path) and not isinstance(value, FixedParam)
+    return isinstance(value, lora.LoRAParam) or prompts or conv_in
 
 
 def parameters(module: nnx.Module) -> dict[str, nnx.Param]:
@@ -230,7 +241,7 @@ def save_model(
     # The description is written last, with the digests of what is there by then.
     meta = {
         "format": FORMAT,
-        "prompt": "hfie",
+        "prompt": "dual" if config.dual else "hfie",
         "model": to_dict(config),
         "lora": to_dict(generator) if generator else None,
         "digests": {name: file_digest(folder / name) for name in files},
@@ -346,7 +357,7 @@ def load_model(folder: Path | str, *, precision: str = "fp32") -> Model:
     # Merged, adapters cost nothing at use.
     lora.merge(restorer)
     meta = read_meta(folder)
-    if meta.get("prompt", "hfie") != "hfie":
+    if meta.get("prompt", "hfie") not in OWN_PROMPTS:
         restorer.prompter = None
     digest, name = file_digest(folder / CONFIG), folder.resolve().name
     return Model(restorer, config, digest, name, read_use(folder, meta))

@@ -22,7 +22,7 @@ from osdhuman_jax.images.sizes import enlarge, pad_reflect, scaled_size, squash
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.pipeline import VIEW, Pipeline
 from osdhuman_jax.inference.plans import WHOLE
-from osdhuman_jax.methods.osdhuman import build_restorer
+from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.prompts import FixedPrompter
 from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.weights import Model

@@ -303,7 +303,7 @@ TRAINERS: list[train_step.Trainer] = []
 
 def wide_start(config: Config):
     """State and frozen weights, the trainer left in TRAINERS: shapes alone pass out of a trace."""
-    from osdhuman_jax.methods.osdhuman import build_restorer
+    from osdhuman_jax.methods.build import build_restorer
     from osdhuman_jax.weights import add_lora
 
     model = build_restorer(config.model, rngs=nnx.Rngs(0))
