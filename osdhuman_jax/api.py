@@ -59,6 +59,7 @@ class Restorer:
         upscale: float = ...,
         color_fix: str | None = ...,
         blend: float | None = ...,
+        guidance: float | None = ...,
         progress: Progress | None = ...,
     ) -> Still: ...
 
@@ -70,6 +71,7 @@ class Restorer:
         upscale: float = ...,
         color_fix: str | None = ...,
         blend: float | None = ...,
+        guidance: float | None = ...,
         progress: Progress | None = ...,
     ) -> list[Still]: ...
 
@@ -80,6 +82,7 @@ class Restorer:
         upscale: float = 1.0,
         color_fix: str | None = None,
         blend: float | None = None,
+        guidance: float | None = None,
         progress: Progress | None = None,
     ) -> Still | list[Still]:
         """Restored: one for one, a list for a list; Pillow's for Pillow's, arrays for arrays.
@@ -95,7 +98,9 @@ class Restorer:
         given = list(images) if several else [images]
         with want_of_memory_said():
             pictures = [_picture(image) for image in given]
-            restored = self.pipeline.restore(pictures, upscale, color_fix, blend, progress)
+            restored = self.pipeline.restore(
+                pictures, upscale, color_fix, blend, progress, guidance
+            )
             results: list[Any] = [_like(image, p) for image, p in zip(given, restored, strict=True)]
         return results if several else results[0]
 

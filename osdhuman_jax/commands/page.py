@@ -18,7 +18,7 @@ from osdhuman_jax.images.sizes import enlarge, scaled_size
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.folder_plan import one_line
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.inference.settings import COLOR_FIXES
+from osdhuman_jax.inference.settings import COLOR_FIXES, GUIDANCE
 
 WAITING = 8  # pictures in the queue; the next is asked to come back
 LONGEST = 255  # bytes of a name, as file systems have it
@@ -54,7 +54,13 @@ class ContentPolicy:
 
 
 def restore_file(
-    pipeline: Pipeline, path: Path, upscale: float, color_fix: str, max_pixels: int, progress: Any
+    pipeline: Pipeline,
+    path: Path,
+    upscale: float,
+    color_fix: str,
+    guidance: float | None,
+    max_pixels: int,
+    progress: Any,
 ) -> tuple[Picture, Picture]:
     """The enlarged input and its restoration, as infer.py makes it.
 
@@ -66,7 +72,9 @@ def restore_file(
         limit = f"{max_pixels / 1e6:g} million"
         raise ImageError(f"{width} x {height} after upscaling is more than {limit} pixels")
     picture = decode(path.read_bytes(), max_pixels, deep=True)
-    (restored,) = pipeline.restore([picture], upscale, color_fix, progress=progress)
+    (restored,) = pipeline.restore(
+        [picture], upscale, color_fix, progress=progress, guidance=guidance
+    )
     return enlarge(picture, upscale), restored
 
 
@@ -104,10 +112,13 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
     """The page as Gradio's Blocks; `card` is Markdown about the model."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
+    own = pipeline.model.restorer.guidance
+
     def restore(
         file: tuple[str, str | None] | None,
         upscale: int | float,  # Gradio's sliders give 1 for 1.0
         color_fix: str,
+        guidance: int | float,
         progress: Any = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
     ) -> tuple[Any, Any]:
         if file is None:
@@ -120,6 +131,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
                 path,
                 float(upscale),
                 color_fix,
+                float(guidance) if own is not None else None,
                 max_pixels,
                 lambda done, total: progress((done, total), unit="tiles"),
             )
@@ -149,6 +161,15 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
                     label="Colour fix",
                     info="Take the colours of the input: all statistics, or the low frequencies.",
                 )
+                # Shown for a model of two prompts; others have nothing to guide.
+                guidance = gr.Slider(
+                    *GUIDANCE,
+                    own or GUIDANCE[0],
+                    step=0.5,
+                    label="Guidance",
+                    info="How far from what is wrong with the picture; the model's own is best.",
+                    visible=own is not None,
+                )
                 button = gr.Button("Restore", variant="primary")
                 download = gr.DownloadButton("Download PNG", interactive=False)
             with gr.Column(scale=2):
@@ -157,7 +178,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
                 )
         with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
             gr.Markdown(card)
-        inputs, outputs = [file, upscale, color_fix], [slider, download]
+        inputs, outputs = [file, upscale, color_fix, guidance], [slider, download]
         button.click(restore, inputs, outputs, api_visibility="private", concurrency_limit=1)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 

@@ -25,6 +25,8 @@ from osdhuman_jax.networks.vae import AutoencoderKL
 class DualPromptRestorer(OneStepRestorer):
     """A one-step restorer whose prompts are (B, 2 N, D), the negative half first."""
 
+    guidance: float
+
     def __init__(
         self,
         vae: AutoencoderKL,

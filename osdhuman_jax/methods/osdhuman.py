@@ -29,6 +29,7 @@ class OneStepRestorer(nnx.Module):
     """
 
     scale = 1  # side of the output / side of the input
+    guidance: float | None = None  # of two prompts, where there are two (haodiff.py)
     reach = None  # the whole picture, by its prompt and by the norms, changes every pixel
 
     def __init__(

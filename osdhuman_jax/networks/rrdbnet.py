@@ -78,7 +78,7 @@ class RRDBNet(nnx.Module):
     scale.
     """
 
-    prompter = None  # which a pipeline asks of every network
+    prompter = guidance = None  # which a pipeline asks of every network
 
     def __init__(
         self,

@@ -128,7 +128,8 @@ def initial_values(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
     if kind in ("relative_position_bias_table", "pos_embed", "absolute_pos_embed"):
         return 0.02 * rng.standard_normal(shape, np.float32)
     if kind == "projection_matrix":
-        return orthogonal_features(*shape, rng)
+        count, dim = shape
+        return orthogonal_features(count, dim, rng)
     fan_in = 1 if kind == "query" else np.prod(shape[:-1])
     return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(fan_in))
 
