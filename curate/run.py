@@ -51,7 +51,7 @@ from curate.selection.manifest import (
     read_manifest,
 )
 from curate.selection.pool import SelectError
-from curate.selection.select import SelectJob, read_review, read_statistics
+from curate.selection.select_job import SelectJob, read_review, read_statistics
 from osdhuman_jax.cli import (
     CommandError,
     Parser,

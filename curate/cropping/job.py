@@ -50,7 +50,8 @@ from curate.schema import (
 CODE = 3
 # Other versions may decode or resize to other pixels, so that they are part of every key.
 LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
-# Level 3 of 9 is quick: lossless WebP takes six times as long. What is kept is packed smaller later.
+# Level 3 of 9 is quick, since what is kept is packed smaller later: lossless WebP takes six times
+# as long.
 PNG = (cv2.IMWRITE_PNG_COMPRESSION, 3)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from curate.config import CurateConfig
 from curate.selection.pool import Pool, SelectError
-from curate.selection.select import choose_test, fails, rank_pool, read_statistics, sample_test
+from curate.selection.select_job import choose_test, fails, rank_pool, read_statistics, sample_test
 
 PASSING = {"clipiqa": 0.7, "maniqa": 0.7, "musiq": 72.0, "niqe": 3.0}
 
