@@ -43,6 +43,7 @@ from curate.quality import scores
 from curate.quality.score_job import ScoreJob
 from curate.schema import InputError
 from curate.selection.barred import barred_files
+from curate.selection.decisions import read_statistics
 from curate.selection.manifest import (
     ManifestError,
     check_counts,
@@ -51,7 +52,8 @@ from curate.selection.manifest import (
     read_manifest,
 )
 from curate.selection.pool import SelectError
-from curate.selection.select_job import SelectJob, read_review, read_statistics
+from curate.selection.reviews import read_review
+from curate.selection.select_job import SelectJob
 from osdhuman_jax.cli import (
     CommandError,
     Parser,

@@ -1,17 +1,15 @@
-"""From scores to the set: Eq. 1, the top third, thresholds, reviews, copies, splits, manifest.
+"""The select job: every score in, the manifest and what is kept out.
 
-This is the one global step. It reads numbers only (never a picture), so another threshold costs
-seconds. Crops are taken in the order of their names, so neither shards nor their number matter.
-The file is longer than others because the decisions build on each other in one order.
+This is the one global step: ranking, test sets, reviews, copies and splits build on each other in
+this order (section 3.1 of the paper, and its splits of PERSONA). It reads numbers only, never a
+picture, so that another threshold costs seconds. Crops are taken in the order of their names: how
+they were dealt to shards does not matter.
 """
 
-import csv
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -22,219 +20,20 @@ from curate.cropping.job import CODE, LIBRARIES
 from curate.engine.ledger import ShardLedger, digest
 from curate.engine.parquet import Row, read_rows, read_table, write_rows, write_table
 from curate.engine.worker import ItemRunner
-from curate.quality import scores, statistics
-from curate.readers.text_files import open_text
-from curate.schema import MANIFEST_VERSION, RANKED, Column, Reason, sorted_counts
+from curate.quality import scores
+from curate.schema import MANIFEST_VERSION, Facts, Json, sorted_counts
+from curate.selection.decisions import STATS_FILE, Decisions, SelectionFacts, read_statistics
 from curate.selection.manifest import join_decisions, manifest_schema
-from curate.selection.pool import Pool, SelectError, read_pool
-from curate.selection.split import (
-    Member,
-    RankedCrop,
-    assign,
-    group_images,
-    sample_strata,
-    seeded_key,
-)
+from curate.selection.pool import Pool, read_pool
+from curate.selection.ranking import rank_pool
+from curate.selection.reviews import apply_review, read_review
+from curate.selection.sampling import keep_fit, sample_test
+from curate.selection.split import Member, RankedCrop, assign, group_images, seeded_key
 from osdhuman_jax.disk import file_digest
 
 
-@dataclass
-class Decisions:
-    """What is to become of the pool: reasons ("" = kept) and what they rest on."""
-
-    reasons: list[str]
-    z: Column
-    rank: list[int | None]
-    groups: list[str | None]
-    splits: list[str]
-    statistics: dict[str, Any] = field(default_factory=dict)
-
-
-def thresholds_of(config: CurateConfig, names: Iterable[str]) -> dict[str, float]:
-    """Thresholds of those metrics that have one; none for metrics without weights."""
-    select = config.select
-    known = {
-        "clipiqa": select.clipiqa_min,
-        "maniqa": select.maniqa_min,
-        "musiq": select.musiq_min,
-        "niqe": select.niqe_max,
-    }
-    learned = config.score.iqa != "classic"
-    return {n: known[n] for n in names if n in known} if select.thresholds and learned else {}
-
-
-def rank_pool(pool: Pool, config: CurateConfig, frozen: dict[str, Any] | None = None) -> Decisions:
-    """Everything up to the thresholds.
-
-    A pool that Eq. 1 cannot be computed over (of one crop, or with a metric that is the same for
-    all) is dropped as a whole, and the statistics say why, as "unranked".
-
-    Args:
-        frozen: statistics of another pool (a test set is measured by the training pool's).
-    """
-    directions = scores.directions(config.score)
-    # Crops that cannot be ranked: by licence, by a blurred source, or without all scores.
-    blur_min = pool.blur_min() if config.blur.auto else 0.0
-    reasons = unfit(pool, config, blur_min)
-    used = np.array([pool.values[name] for name in directions]).T
-    for at in np.flatnonzero(~np.isfinite(used).all(axis=1)):
-        reasons[at] = reasons[at] or pool.errors[at] or Reason.NAN_SCORE
-    candidates = np.array([at for at, reason in enumerate(reasons) if not reason], np.int64)
-    values = {name: pool.values[name][candidates] for name in directions}
-    # mu and sigma over all others; a pool that has none is dropped as a whole.
-    z = np.full(len(reasons), np.nan)
-    rank: list[int | None] = [None] * len(reasons)
-    result = Decisions(reasons, z, rank, [None] * len(reasons), [""] * len(reasons))
-    result.statistics = {"blur_min": blur_min} if config.blur.auto else {}
-    try:
-        stats = (
-            statistics.PoolStatistics.from_dict(frozen)
-            if frozen
-            else statistics.fit_statistics(values)
-        )
-    except statistics.StatisticsError as error:
-        for at in candidates:
-            reasons[at] = Reason.UNRANKED
-        result.statistics |= {"pool": None, "thresholds": {}, "unranked": str(error)}
-        return result
-    # Eq. 1 and the ranks, which the top share and the thresholds are taken of.
-    z[candidates] = statistics.z_scores(values, stats, directions)
-    places = statistics.ranks(z[candidates], [pool.crop_ids[at] for at in candidates])
-    for at, place in zip(candidates, places, strict=True):
-        rank[at] = int(place)
-    thresholds = apply_thresholds(pool, config, result, candidates, directions)
-    if config.select.source_most:
-        cap_sources(pool, config.select.source_most, result)
-    result.statistics |= {"pool": stats.to_dict(), "thresholds": thresholds}
-    return result
-
-
-def unfit(pool: Pool, config: CurateConfig, blur_min: float) -> list[str]:
-    """Reasons of the crops that are not to be ranked at all, "" for the others."""
-    allowed = set(config.select.license_allow)
-    barred = [bool(allowed) and (name or "unknown") not in allowed for name in pool.licenses]
-    blurred = pool.source_blur < blur_min
-    pairs = zip(barred, blurred, strict=True)
-    return [Reason.LICENSE if bad else Reason.BLUR if soft else "" for bad, soft in pairs]
-
-
-def apply_thresholds(
-    pool: Pool, config: CurateConfig, result: Decisions, candidates: np.ndarray, directions: dict
-) -> dict[str, float]:
-    """Drop what is not in the top share or fails a threshold; returns the thresholds."""
-    # The epsilon undoes the rounding of products such as 3 * (1 / 3).
-    most = int(np.floor(len(candidates) * config.select.top + 1e-9))
-    top = [int(at) for at in candidates if (result.rank[at] or 0) <= most]
-    for at in set(map(int, candidates)) - set(top):
-        result.reasons[at] = Reason.NOT_TOP_THIRD
-    values = {name: pool.values[name][top] for name in directions}
-    thresholds = thresholds_of(config, directions)
-    if config.select.calibrate and top:
-        thresholds = statistics.calibrate(values, directions, config.select.calibrate)
-    for at, failing in zip(
-        top, statistics.first_failing(values, thresholds, directions), strict=True
-    ):
-        result.reasons[at] = f"{Reason.BELOW_THRESHOLD}:{failing}" if failing else ""
-    return thresholds
-
-
-def cap_sources(pool: Pool, most: int, result: Decisions) -> None:
-    """Drop what a source has beyond its `most` best; a global rank favours some of them."""
-    left: dict[str, int] = defaultdict(lambda: most)
-    kept = [at for at, reason in enumerate(result.reasons) if not reason]
-    for at in sorted(kept, key=lambda at: result.rank[at] or 0):
-        source = pool.image_ids[at].split("/", 1)[0]
-        if left[source] == 0:
-            result.reasons[at] = Reason.SOURCE_CAP
-        else:
-            left[source] -= 1
-
-
-def read_statistics(path: Path) -> dict[str, Any]:
-    """Statistics of another run's pool, from its stats.json. Raises SelectError."""
-    try:
-        with open_text(path) as file:
-            pool = json.load(file)["pool"]
-    except (ValueError, KeyError, TypeError):
-        raise SelectError(f"{path}: not the stats.json of a run") from None
-    if pool is None:
-        raise SelectError(f"{path}: of a run that could not rank its crops")
-    return pool
-
-
-def read_review(path: Path) -> dict[str, bool]:
-    """Decisions by crop: the review page's csv with columns crop_id and keep (1 or 0).
-
-    Raises SelectError, naming the line.
-    """
-    with open_text(path, errors="replace") as file:
-        reader = csv.DictReader(file)
-        if not {"crop_id", "keep"} <= set(reader.fieldnames or ()):
-            raise SelectError(f"{path}: needs columns crop_id and keep")
-        decisions = {}
-        for number, row in enumerate(reader, 2):
-            # A second header comes from files that were put together.
-            if row["keep"] == "keep":
-                continue
-            if row["keep"] not in ("0", "1"):
-                raise SelectError(f"{path}, line {number}: keep is {row['keep']!r}, not 0 or 1")
-            decisions[row["crop_id"]] = row["keep"] == "1"
-    return decisions
-
-
-def apply_review(
-    pool: Pool, result: Decisions, decisions: dict[str, bool], forgotten: bool = False
-) -> None:
-    """A person's word goes above rank and thresholds. Raises SelectError on unknown crops.
-
-    Once images were `forgotten` nobody can tell their crops from unknown ones: these are counted.
-    """
-    places = {name: at for at, name in enumerate(pool.crop_ids)}
-    unknown = sorted(set(decisions) - set(places))
-    if unknown and not forgotten:
-        raise SelectError(f"review: {len(unknown)} unknown crops, such as {unknown[0]}")
-    result.statistics |= {"review_unknown": len(unknown)} if unknown else {}
-    for name, keep in decisions.items():
-        if (at := places.get(name)) is None:
-            continue
-        if not keep:
-            result.reasons[at] = result.reasons[at] or Reason.REVIEW
-        elif result.reasons[at].startswith(RANKED):
-            result.reasons[at] = ""
-
-
-def fails(pool: Pool, config: CurateConfig, at: int) -> int:
-    """How many of the training set's thresholds a crop fails."""
-    directions = scores.directions(config.score)
-    values = {name: pool.values[name][[at]] for name in directions}
-    limits = thresholds_of(config, directions)
-    tests = ({name: limit} for name, limit in limits.items())
-    return sum(statistics.first_failing(values, test, directions)[0] != "" for test in tests)
-
-
-def choose_test(pool: Pool, config: CurateConfig, result: Decisions) -> list[int]:
-    """Crops fit for a test set, which is to be of lower quality than the training set.
-
-    With the paper's metrics: at least two thresholds failed, CLIPIQA in [0.25, 0.65] and MUSIQ in
-    [35, 70]; with metrics that need no weights, all (the report says so).
-    """
-    candidates = [at for at, reason in enumerate(result.reasons) if _scored(reason)]
-    if config.score.iqa == "classic":
-        return candidates
-    clipiqa, musiq = pool.values["clipiqa"], pool.values["musiq"]
-    return [
-        at
-        for at in candidates
-        if 0.25 <= clipiqa[at] <= 0.65 and 35 <= musiq[at] <= 70 and fails(pool, config, at) >= 2
-    ]
-
-
-def _scored(reason: str) -> bool:
-    return not reason or reason.startswith(RANKED)
-
-
 def read_members(ledger: ShardLedger, shards: Iterable[str], wanted: set[str]) -> list[Member]:
-    """Fingerprints of the wanted images, each followed by those of its crops."""
+    """Fingerprints of the wanted images, the whole of each before its crops."""
     return [
         _member(row)
         for shard in shards
@@ -244,6 +43,7 @@ def read_members(ledger: ShardLedger, shards: Iterable[str], wanted: set[str]) -
 
 
 def _member(row: Row) -> Member:
+    """A row of FINGERPRINT_SCHEMA as the split sees it."""
     marks = Fingerprint(row["phash"], row["mirrored"], row["thumb"])
     names = ("image_id", "file_sha256", "pixel_sha256", "flickr_id", "pixels")
     return Member(**{name: row[name] for name in names}, fingerprint=marks)
@@ -256,7 +56,7 @@ def decide_splits(
     members: Sequence[Member],
     barred: Sequence[Member],
 ) -> None:
-    """Groups, copies and splits of the crops that are kept so far, in place.
+    """Give the crops that are kept so far their group and their split, and drop copies.
 
     Args:
         members: fingerprints of the images with kept crops, the whole image before its crops.
@@ -287,30 +87,19 @@ def decide_splits(
         sample_test(pool, config, result)
 
 
-def sample_test(pool: Pool, config: CurateConfig, result: Decisions) -> None:
-    """Draw the test set from what is fit for it: equal shares of five quantiles of quality."""
-    fit = [at for at, reason in enumerate(result.reasons) if not reason]
-    metric = result.z if config.score.iqa == "classic" else pool.values["musiq"]
-    names = [pool.crop_ids[at] for at in fit]
-    seed = config.split.seed
-    drawn = sample_strata([float(metric[at]) for at in fit], names, config.split.test, seed)
-    for at in fit:
-        if pool.crop_ids[at] in drawn:
-            result.splits[at] = "test"
-        else:
-            result.splits[at], result.reasons[at] = "", Reason.NOT_SAMPLED
-
-
 @dataclass(frozen=True)
 class SelectJob:
-    """One shard, "all"; outputs: a manifest part for each crop shard, selected.parquet, stats.json.
+    """The select job. It has one shard, "all".
+
+    Outputs a part of the manifest for each crop shard, selected.parquet (what is kept, in the order
+    in which it is packed) and stats.json.
 
     Attributes:
-        shards: the crop job's.
-        review: csv of decisions, "" = none.
-        statistics: stats.json of another run whose pool measures this one, "" = own.
+        shards: names of the crop job's shards.
+        review: path of a csv of decisions, "" = none.
+        statistics: path of another run's stats.json, whose pool measures this one, "" = none.
         barred: fingerprint files of sets to be kept apart (see `curate.selection.barred`).
-        forgotten: whether images were, whose crops a review may still name.
+        forgotten: whether any image was forgotten; a review may still name its crops.
     """
 
     config: CurateConfig
@@ -325,41 +114,39 @@ class SelectJob:
     def key(self, ledger: ShardLedger, shard: str) -> str:
         jobs = ["crop", *(f"score-{group}" for group in scores.groups(self.config.score))]
         inputs = [ledger.outputs_key(job, shard) for job in jobs for shard in self.shards]
+        # Files are known by their content; which of them there are has to be said besides.
         files = [file_digest(Path(p)) for p in (self.review, self.statistics, *self.barred) if p]
         which = [bool(self.review), bool(self.statistics), len(self.barred), self.forgotten]
         config = self.config
         settings = [asdict(s) for s in (config.score, config.select, config.split)]
         return digest(CODE, settings, config.blur.auto, inputs, files, which)
 
-    def work(
-        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
-    ) -> dict[str, Any]:
+    def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> Facts:
         pool = read_pool(ledger, self.shards, scores.groups(self.config.score))
         result = self.decide(ledger, pool)
         facts = self.facts(pool, result)
         tally = self.write_manifest(ledger, folder, pool, result, facts)
-        (folder / "stats.json").write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
+        (folder / STATS_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
         return tally
 
     def decide(self, ledger: ShardLedger, pool: Pool) -> Decisions:
-        """All decisions, in the order of the pool."""
+        """All decisions on the pool's crops."""
+        # By rank and thresholds, or by what is fit for a test set.
         frozen = read_statistics(Path(self.statistics)) if self.statistics else None
         result = rank_pool(pool, self.config, frozen)
         if self.config.split.test:
-            fit = set(choose_test(pool, self.config, result))
-            for at, reason in enumerate(result.reasons):
-                if _scored(reason):
-                    result.reasons[at] = "" if at in fit else reason or Reason.NOT_SAMPLED
+            keep_fit(pool, self.config, result)
         if self.review:
             apply_review(pool, result, read_review(Path(self.review)), self.forgotten)
+        # Copies and splits are decided among what is left, so that no dropped crop takes a place.
         kept = {i for i, r in zip(pool.image_ids, result.reasons, strict=True) if not r}
         members = read_members(ledger, self.shards, kept)
         barred = [_member(row) for path in self.barred for row in read_rows(Path(path))]
         decide_splits(pool, self.config, result, members, barred)
         return result
 
-    def facts(self, pool: Pool, result: Decisions) -> dict[str, Any]:
-        """stats.json: what Eq. 1 and the thresholds were, for reports and for other sets."""
+    def facts(self, pool: Pool, result: Decisions) -> SelectionFacts:
+        """The content of stats.json."""
         config = self.config
         return {
             **result.statistics,
@@ -375,12 +162,19 @@ class SelectJob:
         }
 
     def write_manifest(
-        self, ledger: ShardLedger, folder: Path, pool: Pool, result: Decisions, facts: dict
-    ) -> dict[str, Any]:
-        """A part for each shard and the list of what is kept; returns counts."""
+        self,
+        ledger: ShardLedger,
+        folder: Path,
+        pool: Pool,
+        result: Decisions,
+        facts: SelectionFacts,
+    ) -> Facts:
+        """Write a part for each shard and the list of what is kept; returns counts."""
+        # What the numbers were made by travels with the files.
         metrics, places = list(pool.values), {n: at for at, n in enumerate(pool.crop_ids)}
         meta = {k: facts[k] for k in ("manifest_version", "code", "profile", "iqa")}
         schema = manifest_schema(metrics, {"curate": json.dumps(meta)})
+        # A part has the crop job's rows of a shard, with the decisions on those that are left.
         selected: list[Row] = []
         for name in self.shards:
             rows = read_table(ledger.output("crop", name, "rows.parquet"))
@@ -389,6 +183,7 @@ class SelectJob:
             table = join_decisions(rows, schema, columns)
             selected += table.filter(table["kept"]).to_pylist()
             write_table(folder / f"part-{name}.parquet", table)
+        # In a seeded order, so that a trainer that reads from the start sees a fair sample.
         seed = self.config.split.seed
         selected.sort(
             key=lambda row: (row["split"], seeded_key(seed, row["crop_id"]), row["crop_id"])
@@ -397,8 +192,9 @@ class SelectJob:
         return {"kept": sorted_counts(row["split"] for row in selected)}
 
 
-def decision_columns(pool: Pool, result: Decisions, places: list[int]) -> dict[str, list]:
-    """What the selection adds to the candidates at these places of the pool."""
+def decision_columns(pool: Pool, result: Decisions, places: list[int]) -> dict[str, list[Json]]:
+    """Values of the manifest's columns that the selection adds, of crops at these places."""
+    # A z that is not there is null: readers of Parquet treat NaN in different ways.
     z = [float(result.z[at]) if np.isfinite(result.z[at]) else None for at in places]
     return {
         **{name: column[places].tolist() for name, column in pool.values.items()},
