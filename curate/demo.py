@@ -142,6 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (CommandError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    # Two workers, so that processes are part of what is tried.
     settings = [f"--set={setting}" for setting in SETTINGS]
     status = run.main([f"--output={output / 'set'}", "--workers=2", *sources, *settings])
     if status:

@@ -77,6 +77,7 @@ def parse_sources(texts: Sequence[str]) -> list[SourceSpec]:
             raise ConfigError(
                 f"--source {text}: write KIND=PATH,... or NAME:KIND=PATH,... with one of {known}"
             )
+        # The name, if one is given, and what else it must not be.
         if colon and (not SOURCE_NAME.fullmatch(name) or name in RESERVED):
             known = " or ".join(RESERVED)
             raise ConfigError(f"--source {text}: a name is of letters, digits, . _ -; not {known}")

@@ -74,6 +74,7 @@ def bars(
         directions: 1 where higher values of a metric are better, -1 where lower ones are.
         mark: the watermark; "" = none.
     """
+    # The panels of all metrics are alike, but each has a scale of its own.
     names = list(table)
     metrics = list(next(iter(table.values())))
     figure, axes = _figure(len(metrics), min(3, len(metrics)), mark)

@@ -273,6 +273,7 @@ def report_markdown(facts: ReportFacts, parts: dict[str, Funnel]) -> str:
     classic = facts["iqa"] == "classic"
     total = merge_funnels(list(parts.values()))
     names = [f"{d}, a fallback" if d == "hog" else d for d in facts["detectors"]]
+    # In the order of a reader's questions: what it is, what became of all, how good it is.
     sections = [
         f"# Report (profile {facts['profile']})",
         f"**Classic metrics.** {NOTICE}" if classic else "",

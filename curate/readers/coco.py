@@ -63,6 +63,7 @@ def _read(
     try:
         labels = _Labels(annotations, pictures, notes)
         split = annotations.stem.removeprefix("instances_")
+        # All names have been claimed by now, so that each picture can be asked for.
         listed = (image for key, rest in members(annotations) if key == "images" for image in rest)
         for image in listed:
             size = length(image.get("width")), length(image.get("height"))
@@ -79,6 +80,7 @@ def _read(
                 license=labels.license(image.get("license")),
             )
     except FAULTS as error:
+        # A ReaderError is a ValueError too, and says more than this could.
         if isinstance(error, ReaderError):
             raise
         raise ReaderError(f"{annotations}: an entry is not as it should be: {error!r}") from None

@@ -50,7 +50,7 @@ def clean(name: str) -> str:
     if address := URL.match(text):
         text = re.split("[?#]", text[address.end() :])[0]
     text = text.replace("\\", "/")
-    # C:photos/1.jpg and C:/photos/1.jpg are both paths on a drive.
+    # A letter and a colon are a drive only before a slash; else they may be part of a name.
     if DRIVE.match(text):
         text = text[2:]
     parts: list[str] = []
