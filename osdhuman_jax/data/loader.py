@@ -40,7 +40,8 @@ from osdhuman_jax.data.sources import (
     read_pixels,
 )
 from osdhuman_jax.degrade.mixture import grayed, mixed
-from osdhuman_jax.degrade.second_order import degrade, from_unit, sample_rng, to_unit, usm_sharpen
+from osdhuman_jax.degrade.operations import from_unit, to_unit, usm_sharpen
+from osdhuman_jax.degrade.second_order import degrade, sample_rng
 
 Square = UInt8[np.ndarray, "crop crop 3"]
 
