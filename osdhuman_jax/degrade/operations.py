@@ -32,7 +32,7 @@ DIRECT_TAPS = 129
 
 def filter2d(image: UnitImage, kernel: Kernel) -> UnitImage:
     """Cross-correlation of every channel with an odd square kernel; the border mirrors (101)."""
-    # Small kernels: OpenCV's own filter is direct, and exact at the border.
+    # Small kernels go to OpenCV as they are.
     if kernel.size <= DIRECT_TAPS:
         return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
     # The kernel in strips of rows, each few enough for OpenCV's direct filter, summed.

@@ -139,7 +139,7 @@ def degrade(
     """
     if hq.dtype != np.uint8 or hq.ndim != 3 or hq.shape[2] != 3:
         raise ValueError(f"expected (h, w, 3) uint8, got {hq.shape} {hq.dtype}")
-    # Smaller ones would have no pixels left after the two resizes.
+    # Of much smaller ones the two resizes would leave no picture.
     h, w = hq.shape[:2]
     if min(h, w) < MIN_SIDE:
         raise ValueError(f"{w} x {h} is below {MIN_SIDE} pixels a side")
