@@ -23,7 +23,7 @@ Path = tuple[Hashable, ...]  # attribute names and list indices
 
 
 class LoRAParam(nnx.Param):
-    """A trainable low-rank factor; training finds these, and nothing else, by their type."""
+    """A trainable low-rank factor, which training finds by this type."""
 
 
 class LoRA(nnx.Module):

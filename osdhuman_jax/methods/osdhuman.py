@@ -52,7 +52,7 @@ class OneStepRestorer(nnx.Module):
     def multiple(self) -> int:
         """Sides of the picture should be multiples of this, in pixels.
 
-        The latent then halves at every level without a rest, and no level needs a resize.
+        The latent can then be halved at every level of the U-Net, and no level needs a resize.
         """
         return self.vae.downscale * 2 ** (len(self.unet.down_blocks) - 1)
 

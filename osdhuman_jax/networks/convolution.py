@@ -101,8 +101,8 @@ def winograd(x: Feature, kernel: Kernel) -> Convolved:
     def write(index: Array, lines: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(lines, stripe(index), index, 0)
 
-    # What the loop fills may begin with whatever values: they are x's own, since the compiler would
-    # make, and hold, zeros for all layers at the program's beginning.
+    # The loop fills all of this, so that it may begin with any value, here one of x. Zeros are
+    # constants, which the compiler makes for all layers at the program's beginning, and holds.
     shape = (b * stripes, 2 * rows, 2 * across, kernel.shape[-1])
     lines = jax.lax.fori_loop(0, b * stripes, write, jnp.broadcast_to(x[0, 0, 0, 0], shape))
     return lines.reshape(b, 2 * stripes * rows, 2 * across, -1)[:, :h, :w]  # [B, H, W, O]

@@ -1,7 +1,7 @@
 """Types that stand in many signatures: arrays by their axes, and what layers are built with.
 
-Images and latents are (batch, height, width, channels); images are in [-1, 1]. The letters in the
-shapes of a signature mean the same number wherever they stand in it.
+Images and latents are (batch, height, width, channels); images are in [-1, 1]. A letter in
+the shapes of a signature means the same number wherever it stands there.
 """
 
 from typing import NotRequired, TypedDict
