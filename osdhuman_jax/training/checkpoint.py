@@ -22,13 +22,14 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import PyTree
-from orbax.checkpoint.checkpoint_managers import PolicyCheckpointInfo, preservation_policy
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from osdhuman_jax.config import Config, ConfigError, Json, from_dict, to_dict
 from osdhuman_jax.disk import file_digest, write_json
@@ -135,6 +136,13 @@ def record_run(workdir: Path, config: Config, folder: Path, *, write: bool = Tru
         write_json(workdir / "config.json", to_dict(config))
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """What a policy of Orbax is told of a checkpoint, as far as `Best` reads it."""
+
+    metrics: Json | None
+
+
 class Best:
     """Orbax's preservation policy that keeps the checkpoint of the best finite metric.
 
@@ -152,7 +160,7 @@ class Best:
 
     def should_preserve(
         self,
-        checkpoints: Sequence[PolicyCheckpointInfo],
+        checkpoints: Sequence[Measured],
         *,
         context: preservation_policy.PreservationContext,
     ) -> Sequence[bool]:

@@ -73,16 +73,16 @@ PICTURES = ("hq", "lq")
 class TrainState:
     """What a step changes and a checkpoint holds; None where a run has no such part."""
 
-    # JAX also builds this class around shapes and placeholders, so that no class of arrays can
-    # stand where a field is a single array.
+    # JAX and Orbax also build this class around shapes and placeholders, so that no narrower type
+    # can stand where a field is one array, or none.
     step: PyTree  # int32 scalar: steps done
     params: nnx.State  # the trainable part of the restorer, float32
     opt_state: optax.OptState
-    reg: nnx.State | None = None  # adapters of the finetuned regularizer, float32
-    reg_opt: optax.OptState | None = None
-    critic: nnx.State | None = None  # parameters of the critic, float32
-    critic_opt: optax.OptState | None = None
-    ema: nnx.State | None = None  # averaged copy of `params`
+    reg: PyTree = None  # nnx.State: adapters of the finetuned regularizer, float32
+    reg_opt: PyTree = None
+    critic: PyTree = None  # nnx.State: parameters of the critic, float32
+    critic_opt: PyTree = None
+    ema: PyTree = None  # nnx.State: averaged copy of `params`
     nonfinite: PyTree = None  # int32 scalar: steps in a row, up to now, that were skipped
 
     @property
