@@ -1,16 +1,18 @@
 """Settings of the pipeline, typed; `configs/curate.py` holds the profiles as values.
 
-Numbers marked [P] are the OSDHuman paper's. It publishes no thresholds, so all others are this
-project's choice, to be stated with every result.
+Each stage takes the part of `CurateConfig` that is its own. A command line sets single values by
+their dotted names (`put`). Numbers marked [P] are the OSDHuman paper's. The paper publishes no
+thresholds, so all others are this project's choice, to be stated with every result.
 """
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
 
-from curate.schema import InputError
+from curate.schema import Facts, InputError
 
-BLUR_FLOOR = 50.0  # least threshold of `blur.auto`
+# The least threshold that `blur.auto` may choose: a pool of blurred photographs must not make blur
+# acceptable.
+BLUR_FLOOR = 50.0
 
 
 class ConfigError(InputError):
@@ -21,32 +23,46 @@ class ConfigError(InputError):
 class DecodeConfig:
     """Which files count as photographs."""
 
-    max_pixels: int = 64_000_000  # more: too_large
-    blocked: tuple[str, ...] = ()  # sha256 of files that stand for photos that are gone: corrupt
+    # A picture of more pixels is dropped as too_large; decoding it would take too much memory.
+    max_pixels: int = 64_000_000
+    # sha256 of files that stand for photographs that are gone, as Flickr's gray placeholder is.
+    # They are dropped as corrupt.
+    blocked: tuple[str, ...] = ()
 
 
 @dataclass
 class BlurConfig:
-    """Variance of the Laplacian."""
+    """Least variance of the Laplacian, of sources and of crops; 0 switches a test off."""
 
-    source_min: float = 100.0  # of the source; 0 = off
-    auto: bool = False  # instead of it the 20th percentile of all sources, or BLUR_FLOOR
-    at: str = "short512"  # measured after scaling the shorter side to 512, or "native"
-    crop_min: float = 100.0  # of the finished crop; 0 = off
+    # 100 is what blur filters of other data pipelines have as their default.
+    source_min: float = 100.0
+    # Use the 20th percentile of all sources, or BLUR_FLOOR if that is more, in place of source_min.
+    auto: bool = False
+    # "short512" measures after the shorter side is scaled down to 512 pixels, since the variance
+    # changes with size; "native" measures the picture as it is.
+    at: str = "short512"
+    # A sharp background can make a source pass whose person is blurred, hence a test of the crop.
+    crop_min: float = 100.0
 
     @property
     def floor(self) -> float:
-        """Below this a source is dropped at once; `auto` drops more once all are measured."""
+        """The threshold below which a source is dropped at once.
+
+        With `auto` the real threshold is known, and applied, only when all sources are measured.
+        """
         return BLUR_FLOOR if self.auto else self.source_min
 
 
 @dataclass
 class BoxConfig:
-    """Which person boxes are worth a crop."""
+    """Which person boxes are worth a crop. The paper drops low-resolution people, unquantified."""
 
-    long_min: float = 256.0  # pixels of the longer side
-    short_min: float = 96.0  # pixels of the shorter side
-    area_min: float = 0.02  # share of the image
+    # Pixels of the longer and of the shorter side.
+    long_min: float = 256.0
+    short_min: float = 96.0
+    # Share of the image.
+    area_min: float = 0.02
+    # Longer side over shorter; beyond it a box is a label's mistake more often than a person.
     aspect_max: float = 5.0
 
 
@@ -54,40 +70,55 @@ class BoxConfig:
 class SquareConfig:
     """The square around a box."""
 
-    margin: float = 0.0  # share of the longer side added all round
-    side_min: int = 384  # pixels; smaller squares would be enlarged too much: crop_small
-    border_loss: float = 0.25  # share of the box that may be lost where the image is too narrow
+    # Share of the longer side that is added all round; the paper mentions none.
+    margin: float = 0.0
+    # Pixels. A smaller square is dropped as crop_small, since it would be enlarged more than 1.34
+    # times. A limit of 512 would drop all of COCO and VOC, which the paper uses.
+    side_min: int = 384
+    # Share of the box that may be lost where the image is too narrow for the whole square.
+    border_loss: float = 0.25
 
 
 @dataclass
 class DenseConfig:
-    """What is too crowded."""
+    """What is too crowded. Groups are to stay: the paper's crops show 3.4 people on average [P]."""
 
+    # A candidate is dropped if so many other boxes overlap it by so much.
     overlap_iou: float = 0.3
-    overlap_count: int = 3  # boxes overlapping this one by `overlap_iou`
-    inside_most: int = 10  # persons at least half inside the square
-    ignore_share: float = 0.3  # of the square under one ignore box
-    median_side: float = 0.125  # of the square's side: smaller people inside
+    overlap_count: int = 3
+    # Most persons that may lie at least half inside the square.
+    inside_most: int = 10
+    # Most of the square that one ignore box (a crowd) may cover.
+    ignore_share: float = 0.3
+    # Least median length of the boxes inside, as a share of the square's side.
+    median_side: float = 0.125
 
 
 @dataclass
 class NmsConfig:
-    """Squares of one image, those nearest its centre first [P]."""
+    """Non-maximum suppression of one image's squares, those nearest its centre first [P]."""
 
     iou: float = 0.5
-    most: int = 4  # crops an image
+    # Crops an image may have.
+    most: int = 4
 
 
 @dataclass
 class DetectConfig:
     """Person detector for sources without labels."""
 
-    kind: str = "none"  # none | yolo | hog | whole-image | boxes
-    weights: str = ""  # yolo: .onnx or .pt; boxes: a csv file
+    # One of none, yolo, hog, whole-image, boxes.
+    kind: str = "none"
+    # For yolo a .onnx or .pt file, for boxes a csv file.
+    weights: str = ""
+    # Stricter than ultralytics' 0.25: a box that is no person becomes a crop without one.
     conf: float = 0.35
     iou: float = 0.6
-    size: int = 640  # letterbox, pixels
-    tile: int = 2560  # yolo: pictures longer than this are looked at in tiles too; 0 = never
+    # Pixels of YOLO's square input (letterbox), its own default.
+    size: int = 640
+    # YOLO looks at pictures longer than this in tiles of this size too; 0 = never.
+    tile: int = 2560
+    # Boxes a picture may have.
     most: int = 300
 
 
@@ -95,28 +126,41 @@ class DetectConfig:
 class ScoreConfig:
     """Quality metrics of the crops."""
 
-    iqa: str = "classic"  # classic (no weights) | pyiqa (the paper's four, the user's weights)
-    weights: str = ""  # folder of the metrics' weight files
-    niqe_params: str = ""  # .mat or .npz; classic: adds niqe
-    report_only: tuple[str, ...] = ("brisque",)  # not in Eq. 1 [P]; or classic
-    persons: str = ""  # YOLO weights that count the people on each crop, for the report
+    # "classic" needs no weights; "pyiqa" gives the paper's four metrics by the user's weights.
+    iqa: str = "classic"
+    # Folder of the metrics' weight files.
+    weights: str = ""
+    # A .mat or .npz file of NIQE's parameters; with "classic" it adds niqe.
+    niqe_params: str = ""
+    # Metrics that are scored but not part of Eq. 1 [P]; "classic" may be one of them.
+    report_only: tuple[str, ...] = ("brisque",)
+    # YOLO weights that count the people on each crop, for the report.
+    persons: str = ""
     device: str = "cpu"
+    # Crops scored at once.
     batch: int = 8
 
 
 @dataclass
 class SelectConfig:
-    """Eq. 1, the top share, the thresholds."""
+    """Eq. 1, the top share, the thresholds of single metrics."""
 
-    top: float = 1 / 3  # [P]
+    # Share of the pool that is kept by the rank of Eq. 1 [P].
+    top: float = 1 / 3
+    # The paper has thresholds but does not publish them. These lie between the means of its sources
+    # and those of PERSONA in its Table 1.
     clipiqa_min: float = 0.65
     maniqa_min: float = 0.66
     musiq_min: float = 70.0
     niqe_max: float = 4.0
     thresholds: bool = True
-    source_most: int = 0  # crops of one source, best first; 0 = all that the global rank leaves
-    calibrate: float = 0.0  # share of the top third that thresholds are to keep; 0.744 from [P]
-    license_allow: tuple[str, ...] = ()  # as sources name them, or "unknown"; empty = all
+    # Crops of one source, best first; 0 = as many as the rank over all sources leaves.
+    source_most: int = 0
+    # Share of the top third that thresholds are to keep; 0 = use those above. The paper's would be
+    # 0.744: 109,053 crops of a third of 440,000 [P].
+    calibrate: float = 0.0
+    # Licences as sources name them, or "unknown"; empty = all.
+    license_allow: tuple[str, ...] = ()
 
 
 @dataclass
@@ -124,23 +168,30 @@ class SplitConfig:
     """Train, validation, test."""
 
     seed: int = 123
-    val: int = 4216  # crops [P]
-    max_per_group: int = 4  # crops of one photograph
-    test: int = 0  # > 0: this run makes a test set of so many crops (3,000 [P]) and nothing else
+    # Crops of the validation split [P].
+    val: int = 4216
+    # Crops of one photograph.
+    max_per_group: int = 4
+    # Above 0 this run makes a test set of so many crops (the paper's has 3,000 [P]) and no other.
+    test: int = 0
 
 
 @dataclass
 class PackConfig:
     """The packed set."""
 
-    to: str = "arrayrecord"  # arrayrecord | folder | parquet | webdataset
-    codec: str = "webp"  # lossless; or png, or jpeg (quality 95, 4:4:4)
-    per_file: int = 2048  # crops at most, about; at least half as many
+    # One of arrayrecord, folder, parquet, webdataset.
+    to: str = "arrayrecord"
+    # Lossless webp or png; or jpeg (quality 95, 4:4:4), a third of the size, whose blocks a model
+    # then learns as truth.
+    codec: str = "webp"
+    # Crops a file has at most, about, and half as many at least.
+    per_file: int = 2048
 
 
 @dataclass
 class CurateConfig:
-    """All of it."""
+    """The settings of all stages."""
 
     profile: str = "default"
     decode: DecodeConfig = field(default_factory=DecodeConfig)
@@ -154,37 +205,49 @@ class CurateConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     pack: PackConfig = field(default_factory=PackConfig)
-    shard_images: int = 1000  # source images a shard; small sources get smaller ones
-    limit: float = 60.0  # seconds an image may take
+    # Source images a shard; small sources get smaller shards.
+    shard_images: int = 1000
+    # Seconds an image may take.
+    limit: float = 60.0
 
 
-def put(config: Any, name: str, text: str) -> None:
+def put(config: CurateConfig, name: str, text: str) -> None:
     """Set `config.a.b` by its dotted name from text, in the type that is there.
 
     Raises ConfigError for an unknown name or a text that is no such value.
     """
     *parents, leaf = name.split(".")
+    place: object = config
     for parent in parents:
-        config = getattr(config, parent, None)
-    if config is None or not hasattr(config, leaf):
+        place = getattr(place, parent, None)
+    if place is None or not hasattr(place, leaf):
         raise ConfigError(f"no setting {name!r}")
-    old = getattr(config, leaf)
+    old = getattr(place, leaf)
     try:
-        setattr(config, leaf, _parse(old, text))
+        setattr(place, leaf, _parse(old, text))
     except (ValueError, KeyError):
         raise ConfigError(f"{name}={text}: not a {type(old).__name__}") from None
 
 
-def _parse(old: Any, text: str) -> Any:
+def _parse(old: object, text: str) -> object:
+    """`text` as a value of the type of `old`. Raises ValueError or KeyError."""
+    # bool is a kind of int, and int("true") would fail, so that it comes first.
     if isinstance(old, bool):
         return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
     if isinstance(old, tuple):
         return tuple(part for part in text.split(",") if part)
-    return type(old)(text)
+    if isinstance(old, int | float | str):
+        return type(old)(text)
+    # A whole section, such as `select`, has no text that stands for it.
+    raise ValueError(text)
 
 
-def from_dict(values: dict[str, Any]) -> CurateConfig:
-    """Inverse of dataclasses.asdict, of JSON values. Raises ConfigError on unknown names."""
+def from_dict(values: Facts) -> CurateConfig:
+    """The settings that `dataclasses.asdict` made JSON values of.
+
+    Settings that are not among the values keep their defaults, so that plans of earlier versions
+    can be read. Raises ConfigError on unknown names.
+    """
     config = CurateConfig()
     for name, value in values.items():
         old = getattr(config, name, None)
@@ -192,6 +255,7 @@ def from_dict(values: dict[str, Any]) -> CurateConfig:
             unknown = set(value) - set(vars(old))
             if unknown:
                 raise ConfigError(f"no setting {name}.{sorted(unknown)[0]}")
+            # JSON has no tuples: they come back as lists.
             vars(old).update({k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
         elif old is None:
             raise ConfigError(f"no setting {name!r}")
@@ -201,7 +265,7 @@ def from_dict(values: dict[str, Any]) -> CurateConfig:
 
 
 def make_absolute(config: CurateConfig) -> None:
-    """Have the paths in it name the same files for a process in any folder."""
+    """Make the paths in `config` absolute: workers and later commands may run in other folders."""
     detector, metrics = config.detect, config.score
     detector.weights = absolute(detector.weights)
     metrics.weights = absolute(metrics.weights)
@@ -210,12 +274,13 @@ def make_absolute(config: CurateConfig) -> None:
 
 
 def absolute(path: str) -> str:
-    """The path from the root; "" where there is none."""
+    """`path` as an absolute path; an empty one, which stands for no file, stays empty."""
     return os.path.abspath(path) if path else ""
 
 
 def check(config: CurateConfig) -> None:
-    """Values that cannot be meant. Raises ConfigError."""
+    """Raises ConfigError that names every value which cannot be meant."""
+    # All faults in one message: a person mends them in one go.
     wrong = [
         (config.blur.at not in ("short512", "native"), "blur.at is short512 or native"),
         (config.score.iqa not in ("classic", "pyiqa"), "score.iqa is classic or pyiqa"),

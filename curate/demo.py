@@ -1,9 +1,9 @@
 """python -m curate.demo --output results/curate
 
-The whole pipeline on photographs that scikit-image and matplotlib ship, with annotations in real
-formats written for them, and a minute of training on what it packed. No network, no weights.
-Two of the photographs show a person and are labelled so. The others stand in for a set whose
-every picture is of one person: what is demonstrated is the machinery.
+Runs the whole pipeline on photographs that scikit-image and matplotlib ship, with annotations in
+real formats written for them, and trains for a minute on what it packed. It needs no network and no
+weights. Two of the photographs show a person and are labelled so. The others stand in for a set
+whose every picture is of one person: what is demonstrated is the machinery.
 """
 
 import json
@@ -18,15 +18,18 @@ import skimage
 from PIL import Image
 
 from curate import run
-from curate.schema import Pixels
+from curate.schema import Facts, Pixels
 from osdhuman_jax.cli import CommandError, Parser, check_folder, some_path
 from osdhuman_jax.images.listing import real
 
 ROOT = Path(__file__).parent.parent
-PORTRAITS = {"astronaut": (60, 0, 400, 512), "hopper": (20, 30, 500, 600)}  # x0, y0, x1, y1
+# The box of the person on each: x0, y0, x1, y1.
+PORTRAITS = {"astronaut": (60, 0, 400, 512), "hopper": (20, 30, 500, 600)}
 STAND_INS = "coffee rocket retina ihc motorcycle_left motorcycle_right hubble_deep_field".split()
-UNFIT = ("camera", "logo", "chelsea")  # gray, transparent, small
+# A gray picture, a transparent one, a small one.
+UNFIT = ("camera", "logo", "chelsea")
 LICENSES = {1: "CC-BY 2.0", 2: "CC-BY-NC 2.0"}
+# Looser than the defaults, which would leave nothing of so few and small photographs.
 SETTINGS = (
     "select.top=0.75",
     "split.val=1",
@@ -46,14 +49,14 @@ def photograph(name: str) -> Pixels:
 
 
 def write_jpeg(path: Path, rgb: Pixels) -> tuple[int, int]:
-    """A picture as JPEG; returns width and height."""
+    """Write a picture as JPEG with little loss; returns width and height."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rgb).save(path, quality=95, subsampling=0)
     return rgb.shape[1], rgb.shape[0]
 
 
-def coco_json(images: list[dict], boxes: dict[int, list[float]]) -> dict:
-    """An instances json; `boxes` are x, y, w, h of the person on an image, by its id."""
+def coco_json(images: list[Facts], boxes: dict[int, list[float]]) -> Facts:
+    """The content of an instances json; `boxes` are x, y, w, h of an image's person, by its id."""
     return {
         "images": images,
         "annotations": [
@@ -66,8 +69,10 @@ def coco_json(images: list[dict], boxes: dict[int, list[float]]) -> dict:
 
 
 def write_coco(root: Path) -> str:
-    """The two people, a cat and a photograph that is gone, as COCO."""
-    images, boxes = [], {}
+    """Write the two people, a cat and a photograph that is gone as COCO; returns the --source."""
+    images: list[Facts] = []
+    boxes: dict[int, list[float]] = {}
+    # Two licences, so that --license_allow has something to do.
     for i, name in enumerate([*PORTRAITS, "chelsea"], 1):
         width, height = write_jpeg(root / "train2017" / f"{i:012d}.jpg", photograph(name))
         image = {"id": i, "file_name": f"{i:012d}.jpg", "width": width, "height": height}
@@ -75,6 +80,7 @@ def write_coco(root: Path) -> str:
         if name in PORTRAITS:
             x0, y0, x1, y1 = PORTRAITS[name]
             boxes[i] = [x0, y0, x1 - x0, y1 - y0]
+    # Labels often list photographs that are gone: this one ends as missing_file.
     images.append({"id": 9, "file_name": "000000000009.jpg", "width": 640, "height": 480})
     boxes[9] = [10, 10, 400, 400]
     path = root / "instances_train2017.json"
@@ -83,9 +89,13 @@ def write_coco(root: Path) -> str:
 
 
 def write_voc(root: Path) -> str:
-    """The first person again, mirrored and smaller: a copy that the split has to find."""
+    """Write the first person again as VOC; returns the --source.
+
+    The picture is mirrored and smaller: a copy that the split has to find.
+    """
     rgb = cv2.resize(photograph("astronaut")[:, ::-1], (480, 480), interpolation=cv2.INTER_AREA)
     write_jpeg(root / "JPEGImages" / "2012_000001.jpg", rgb)
+    # VOC counts pixels from 1, and both ends belong to a box.
     x0, y0, x1, y1 = (round(v * 480 / 512) for v in PORTRAITS["astronaut"])
     box = {"xmin": 480 - x1 + 1, "ymin": y0 + 1, "xmax": 480 - x0, "ymax": y1}
     sides = "".join(f"<{k}>{v}</{k}>" for k, v in box.items())
@@ -99,24 +109,28 @@ def write_voc(root: Path) -> str:
 
 
 def write_person(root: Path) -> str:
-    """The other photographs, three that are unfit, and one that is damaged."""
+    """Write the other photographs, three unfit ones and a damaged one; returns the --source."""
     for name in STAND_INS:
         write_jpeg(root / f"{name}.jpg", photograph(name))
     for name in UNFIT:
         path = next((Path(skimage.__file__).parent / "data").glob(f"{name}.*"))
         (root / path.name).write_bytes(path.read_bytes())
+    # Half of a JPEG file, as a broken download leaves it.
     whole = (root / f"{STAND_INS[0]}.jpg").read_bytes()
     (root / "damaged.jpg").write_bytes(whole[: len(whole) // 2])
     return f"person={root}"
 
 
 def write_sources(root: Path) -> list[str]:
-    """All of them below `root`; returns the values of --source."""
+    """Write all sources below `root`; returns the values of --source."""
     return [write_coco(root / "coco"), write_voc(root / "voc"), write_person(root / "person")]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Curate, then train. Exit status of the command that failed, 2 on a bad output, 0 done."""
+    """Curate, then train.
+
+    Returns the exit status: 0 done, 2 bad output, else that of the command that failed.
+    """
     parser = Parser("python -m curate.demo", "Curate shipped photographs, then train.")
     parser.add_argument(
         "--output", type=some_path, required=True, help="folder of all that is made"
@@ -128,10 +142,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (CommandError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
+    # Two workers, so that processes are part of what is tried.
     settings = [f"--set={setting}" for setting in SETTINGS]
     status = run.main([f"--output={output / 'set'}", "--workers=2", *sources, *settings])
     if status:
         return status
+    # The training is the package's own command, in a process of its own: curate imports no JAX.
     data = f"--config.data.sources=('{output / 'set' / 'packed' / 'train'}',)"
     command = ["train.py", "--config=configs/debug.py", f"--workdir={output / 'train'}", data]
     try:

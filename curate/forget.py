@@ -9,7 +9,7 @@ so that the same command goes on wherever it was stopped. The source's own file 
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from typing import Any
+from pathlib import Path
 
 from curate.config import ConfigError
 from curate.cropping.index import IndexJob, deal
@@ -31,27 +31,31 @@ from curate.engine.parquet import (
 from curate.engine.worker import ShardJob
 from curate.plan import CurationPlan
 from curate.quality.score_job import ScoreJob
+from curate.schema import Facts
 
-Facts = dict[str, Any]
+# What others may see of a set, below OUT.
 PUBLISHED = ("packed", "report")
 # No job has this key, so a shard under it is redone when its job runs next.
 STALE_KEY = "stale"
 
 
 def find(ledger: ShardLedger, image_id: str) -> str | None:
-    """The crop shard that an image of an indexed source is dealt to, in the index or not."""
+    """The crop shard that an image is dealt to, whether the image is there or not.
+
+    None where its source is not indexed.
+    """
     source = source_of(image_id)
-    count = len((ledger.marker("index", source) or {"outputs": {}})["outputs"])
+    count = len(ledger.outputs("index", source))
     return f"{source}-{deal(image_id) % count:05d}" if count else None
 
 
 def source_of(image_id: str) -> str:
-    """The name of an image's source."""
+    """The name of the source that an image is of."""
     return image_id.split("/", 1)[0]
 
 
 def check_known(ledger: ShardLedger, forgotten: Iterable[str], image_ids: Iterable[str]) -> None:
-    """Raises ConfigError unless each image is in the index, or was once and is `forgotten`."""
+    """Raises ConfigError unless each image is in the index, or was and is `forgotten` already."""
     for image_id in set(image_ids) - set(forgotten):
         shard = find(ledger, image_id)
         if shard is None or image_id not in (row["image_id"] for row in indexed(ledger, shard)):
@@ -59,7 +63,7 @@ def check_known(ledger: ShardLedger, forgotten: Iterable[str], image_ids: Iterab
 
 
 def indexed(ledger: ShardLedger, shard: str) -> list[Row]:
-    """The index of a crop shard; empty where there is none."""
+    """The rows of a crop shard's index; none where there is no index."""
     try:
         return read_rows(index_file(ledger, shard))
     except LedgerError:
@@ -67,7 +71,10 @@ def indexed(ledger: ShardLedger, shard: str) -> list[Row]:
 
 
 def forget(engine: Engine, plan: CurationPlan, image_ids: Iterable[str]) -> None:
-    """Drop images, forgotten by the plan already, from all that is published and every shard."""
+    """Take images out of all that is published and out of every shard.
+
+    The plan must hold them as forgotten, and must be written.
+    """
     ledger, gone = ShardLedger(engine.root), set(image_ids)
     # What others can see goes first.
     withdraw(ledger, gone)
@@ -79,6 +86,7 @@ def forget(engine: Engine, plan: CurationPlan, image_ids: Iterable[str]) -> None
     # Every shard without the images: a current one stays current, under its new key.
     for shard in shards:
         left = [row for row in before[shard] if row["image_id"] not in gone]
+        # Keys are asked for before the crops change, since those of scores depend on them.
         same = current[shard] and indexed(ledger, shard) == left
         scored = [ScoreJob(group, plan.config.score) for group in score_groups(ledger)]
         scored = [(job, is_current(ledger, job, shard)) for job in scored]
@@ -91,19 +99,21 @@ def forget(engine: Engine, plan: CurationPlan, image_ids: Iterable[str]) -> None
 
 
 def withdraw(ledger: ShardLedger, gone: set[str]) -> None:
-    """Empty what is published, which the last steps make anew; drop packs that hold the images."""
-    # The empty folders stay, and tell the next steps that there was something.
+    """Empty what is published, which the last stages make anew, and drop packs with the images."""
+    # The empty folders stay: they tell `curate.run` which stages to do again.
     for name in PUBLISHED:
         for path in (ledger.root / name).glob("*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for shard in ledger.shards("pack"):
         headers = json.loads(ledger.output("pack", shard, "headers.json").read_text())
+        # A pack holds a few thousand crops; most do not hold any of the images, and stay.
         if any(header["image_id"] in gone for header in headers):
             ledger.forget_shard("pack", shard)
 
 
 def holders(ledger: ShardLedger, gone: set[str]) -> list[str]:
-    """Crop shards that may hold any of the images, those of other settings too."""
+    """Crop shards that may hold any of the images, also those made with other settings."""
+    # With other settings an image may have been dealt elsewhere, so that rows are looked into.
     dealt = {find(ledger, name) for name in gone}
     sources = {source_of(name) for name in gone}
     return [
@@ -120,7 +130,7 @@ def holds(ledger: ShardLedger, shard: str, gone: set[str]) -> bool:
 
 
 def is_current(ledger: ShardLedger, job: ShardJob, shard: str) -> bool:
-    """Whether a shard is what the job would make of its present inputs."""
+    """Whether a shard is done, and is what the job would make of its present inputs."""
     try:
         return ledger.is_done(job.name, shard, job.key(ledger, shard))
     except (LedgerError, ConfigError):
@@ -129,13 +139,16 @@ def is_current(ledger: ShardLedger, job: ShardJob, shard: str) -> bool:
 
 
 def score_groups(ledger: ShardLedger) -> list[str]:
-    """All that were ever computed, whether the settings still ask for them or not."""
+    """Names of all groups of metrics that were ever computed, asked for by the settings or not."""
     names = (path.name for path in sorted((ledger.root / "done").glob("score-*")))
     return [name.removeprefix("score-") for name in names]
 
 
 def reindex(engine: Engine, plan: CurationPlan, sources: set[str]) -> None:
-    """Index the images' sources without them; of a source that is named no more, drop the index."""
+    """Index these sources without the plan's forgotten images.
+
+    Of a source that the plan does not name any more the index is dropped.
+    """
     job = IndexJob(tuple(plan.sources), plan.config.shard_images, tuple(plan.forgotten))
     named = {source.name for source in plan.sources}
     engine.here().run(job, sorted(sources & named))
@@ -144,9 +157,14 @@ def reindex(engine: Engine, plan: CurationPlan, sources: set[str]) -> None:
 
 
 def rewrite(
-    ledger: ShardLedger, job: ShardJob, shard: str, current: bool, write: Callable[[Any], Facts]
+    ledger: ShardLedger, job: ShardJob, shard: str, current: bool, write: Callable[[Path], Facts]
 ) -> None:
-    """Put other outputs in the place of a shard's; what was not `current` remains to be redone."""
+    """Put other outputs in the place of a shard's.
+
+    Args:
+        current: whether the outputs are to count as done; else the job does the shard again.
+        write: writes the outputs into a folder, and returns the shard's facts.
+    """
     ledger.begin(job.name, shard)
     with ledger.workspace() as folder:
         facts = write(folder)
@@ -157,13 +175,15 @@ def rewrite(
 def drop_crops(
     ledger: ShardLedger, job: CropJob, shard: str, gone: set[str], current: bool
 ) -> None:
-    """Filter a crop shard; crops keep their order and are numbered anew."""
+    """Take images out of a crop shard; crops keep their order and are numbered anew."""
+    # Everything is read first, since `rewrite` removes the files.
     rows = read_rows(ledger.output("crop", shard, "rows.parquet"))
     fingerprints = read_rows(ledger.output("crop", shard, "prints.parquet"))
     crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
     left = [row for row in rows if row["image_id"] not in gone]
 
-    def write(folder: Any) -> Facts:
+    def write(folder: Path) -> Facts:
+        # PNGs are copied as they are: their digests stand in the rows.
         with crop_writer(folder / "crops.parquet") as pictures:
             for row in left:
                 if row["crop_row"] is not None:
@@ -179,11 +199,11 @@ def drop_crops(
 
 
 def drop_scores(ledger: ShardLedger, job: ScoreJob, shard: str, current: bool) -> None:
-    """Keep the scores of those crops that are still there."""
+    """Take the scores of crops that are gone out of a score shard."""
     left = {name for name, _ in CropFile(ledger.output("crop", shard, "crops.parquet")).items()}
     scored = read_table(ledger.output(job.name, shard, "scores.parquet"))
 
-    def write(folder: Any) -> Facts:
+    def write(folder: Path) -> Facts:
         kept = [row for row in scored.to_pylist() if row["crop_id"] in left]
         write_scores(folder / "scores.parquet", score_columns(scored), kept)
         return {"crops": len(kept)}

@@ -2,8 +2,9 @@
 
     python -m curate.niqe FOLDER --output niqe.npz
 
-Scores by them are named `niqe-local`, since they compare with no published ones. The mathematics is
-in osdhuman_jax/evaluation/niqe.py.
+Needed where the authors' parameters must not be used, whose licence is for research. Scores by the
+user's own are named `niqe-local`, since they compare with no published ones. A folder of pictures
+goes in, an .npz file comes out. The mathematics is in osdhuman_jax/evaluation/niqe.py.
 """
 
 import sys
@@ -23,6 +24,7 @@ from osdhuman_jax.filenames import spelled
 
 
 def _pictures(folder: Path) -> Iterable[Pixels]:
+    """The pictures of a folder, without those that cannot be used, each of which is named."""
     for image in folders.read_person("pristine", folders.Notes(), folder):
         try:
             yield decode_source(image, DecodeConfig()).rgb
@@ -31,7 +33,7 @@ def _pictures(folder: Path) -> Iterable[Pixels]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Fit parameters to a folder. Exit status 2 on bad input."""
+    """Fit parameters to a folder. Returns the exit status, 2 on bad input."""
     parser = Parser("python -m curate.niqe", "Fit NIQE.")
     parser.add_argument(
         "folder", type=some_path, help="pictures without blur, noise or compression"
@@ -41,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if flags.output.suffix != ".npz":
             raise NiqeError(f"--output {flags.output}: give it the suffix .npz")
+        # Told now, and not after every picture was read: whether the output can be written.
         check_file("output", flags.output)
         model = fit(_pictures(flags.folder))
         arrays = dict(zip(LOCAL, (model.mean, model.covariance), strict=True))

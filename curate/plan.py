@@ -1,7 +1,7 @@
 """What one output folder is made of, kept as OUT/plan.json: settings, sources, decisions.
 
-A command takes from here what its flags leave out. `parse_sources` turns the values of --source
-into `SourceSpec`s.
+A command takes from the plan what its flags leave out, so that a second command needs to name only
+what changes. `parse_sources` turns the values of --source into `SourceSpec`s.
 """
 
 import json
@@ -17,25 +17,31 @@ from curate.config import ConfigError, CurateConfig
 from curate.readers import SourceSpec
 from osdhuman_jax.disk import write_json
 
-SOURCE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)  # of a source: part of file names
+# A source's name becomes part of file names, so that it has only letters that are safe in them.
+SOURCE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 # The report uses these names beside those of the sources.
 RESERVED = ("all", "kept")
 
 
 @dataclass
 class CurationPlan:
-    """What is run: kept as OUT/plan.json."""
+    """What is run. Paths are absolute; "" = none."""
 
     config: CurateConfig
     sources: list[SourceSpec]
+    # A csv of decisions by hand.
     review: str = ""
+    # stats.json of the run whose pool measures this one.
     stats: str = ""
+    # Sets that must have no photograph in common with this one.
     exclude: list[str] = field(default_factory=list)
+    # Parquet with the crops' tags, for the report.
     tags: str = ""
+    # Names of images that are left out for good.
     forgotten: list[str] = field(default_factory=list)
 
     def write(self, root: Path) -> None:
-        """Keep it for later commands."""
+        """Write plan.json below `root`, for later commands."""
         write_json(root / "plan.json", asdict(self))
 
 
@@ -45,7 +51,8 @@ def read_plan(root: Path) -> CurationPlan | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        # From bytes: people edit this file, and some editors begin it with a byte order mark.
+        values = json.loads(path.read_bytes())
         values["config"] = settings.from_dict(values["config"])
         values["sources"] = [
             SourceSpec(**{**s, "paths": tuple(s["paths"])}) for s in values["sources"]
@@ -56,9 +63,10 @@ def read_plan(root: Path) -> CurationPlan | None:
 
 
 def parse_sources(texts: Sequence[str]) -> list[SourceSpec]:
-    """[NAME:]KIND=PATH[,PATH] of each; names are KIND, KIND2, ... if not given.
+    """Sources from texts of the form [NAME:]KIND=PATH[,PATH].
 
-    Raises ConfigError.
+    A source without a name is called KIND, the next one of its kind KIND2 and so on. Raises
+    ConfigError on texts of another form and on a name that is given twice.
     """
     sources: list[SourceSpec] = []
     for text in texts:
@@ -69,9 +77,11 @@ def parse_sources(texts: Sequence[str]) -> list[SourceSpec]:
             raise ConfigError(
                 f"--source {text}: write KIND=PATH,... or NAME:KIND=PATH,... with one of {known}"
             )
+        # The name, if one is given, and what else it must not be.
         if colon and (not SOURCE_NAME.fullmatch(name) or name in RESERVED):
             known = " or ".join(RESERVED)
             raise ConfigError(f"--source {text}: a name is of letters, digits, . _ -; not {known}")
+        # Absolute, since a later command may run in another folder.
         absolute = tuple(os.path.abspath(path) for path in paths.split(","))
         taken = [source.name for source in sources]
         count = sum(source.kind == kind for source in sources)

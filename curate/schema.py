@@ -1,14 +1,16 @@
 """What the stages hand to each other: source images, their boxes, candidates, reasons.
 
-Every source image and every candidate box ends in the manifest once, either kept or with one
-reason of a closed list. Boxes are 0-based, half-open xyxy in pixels of the upright image.
+Every room of `curate` imports this module, and it imports none of them. Every source image and
+every candidate box ends in the manifest exactly once, either kept or with one reason of a closed
+list. Boxes are xyxy in pixels of the upright image, counted from 0, without their right and lower
+ends (half-open).
 """
 
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -17,22 +19,34 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 CropBatch = UInt8[np.ndarray, "n h w 3"]
 BoxKind = Literal["person", "ignore"]
 BoxPolicy = Literal["labels", "detect", "whole_image"]
-Column = Float64[np.ndarray, " n"]  # a number for each crop
+# One number for each crop of a pool or of a batch.
+Column = Float64[np.ndarray, " n"]
+# A value of a JSON text or of a Parquet row whose type only the file knows. Code that takes one out
+# of a file that a person gave has to expect TypeError and KeyError.
+Json: TypeAlias = Any
+# What a job or a metric says about itself: values that can be written as JSON.
+Facts = dict[str, Json]
 
-MANIFEST_VERSION = 1  # of the manifest's columns
-CROP_SIDE = 512  # pixels of a crop
-WHOLE_PICTURE = (
-    "whole"  # flag of a box that is all of the picture: its square may lose what it must
-)
+# Raised when the manifest's columns change their meaning; written into the manifest's files.
+MANIFEST_VERSION = 1
+# Pixels of a crop's side (section 3.1 of the paper).
+CROP_SIDE = 512
+# The flag of a box that is all of the picture. Its square may lose whatever part of it must go.
+WHOLE_PICTURE = "whole"
 
 
 class InputError(ValueError):
-    """What a person gave is at fault: one line that says what, where, what to do."""
+    """What a person gave is at fault. The message is one line: what is wrong, where, what to do."""
 
 
 class Reason(StrEnum):
-    """Why an image or a candidate is not in the set. Some are followed by ":detail"."""
+    """Why an image or a candidate is not in the set.
 
+    BELOW_THRESHOLD and STAGE_ERROR are followed by a colon and a detail: the metric that failed,
+    the type of the exception.
+    """
+
+    # The picture as a file, and as a whole.
     MISSING_FILE = "missing_file"
     CORRUPT = "corrupt"
     TOO_LARGE = "too_large"
@@ -41,6 +55,7 @@ class Reason(StrEnum):
     ALPHA = "alpha"
     NO_PERSON = "no_person"
     BLUR = "blur"
+    # A box, its square and its crop.
     BOX_SMALL = "box_small"
     BOX_INVALID = "box_invalid"
     CROP_SMALL = "crop_small"
@@ -48,22 +63,27 @@ class Reason(StrEnum):
     DENSE = "dense"
     NMS = "nms"
     CROP_BLUR = "crop_blur"
+    # Scores and ranks. UNRANKED: Eq. 1 cannot be computed over this pool.
     NAN_SCORE = "nan_score"
-    UNRANKED = "unranked"  # Eq. 1 cannot be computed over this pool
+    UNRANKED = "unranked"
     NOT_TOP_THIRD = "not_top_third"
-    BELOW_THRESHOLD = "below_threshold"  # :metric
-    SOURCE_CAP = "source_cap"  # its source has select.source_most better ones
+    BELOW_THRESHOLD = "below_threshold"
+    # The crop's source has select.source_most better ones.
+    SOURCE_CAP = "source_cap"
+    # Copies, other sets, licences that --license_allow does not name, a person's decision.
     DUP_EXACT = "dup_exact"
     DUP_NEAR = "dup_near"
     SPLIT_CONFLICT = "split_conflict"
-    LICENSE = "license"  # not in --license_allow
-    REVIEW = "review"  # rejected by hand
-    NOT_SAMPLED = "not_sampled"  # test profile: fit, but not drawn
+    LICENSE = "license"
+    REVIEW = "review"
+    # Only where a test set is made: the crop is fit for it, but was not drawn.
+    NOT_SAMPLED = "not_sampled"
+    # The process died or an exception was raised while the image or the crop was worked on.
     DECODER_CRASH = "decoder_crash"
-    STAGE_ERROR = "stage_error"  # :type
+    STAGE_ERROR = "stage_error"
 
 
-# What a review by hand outweighs.
+# Reasons that a person's decision to keep the crop outweighs: those that come from its rank.
 RANKED = (Reason.NOT_TOP_THIRD, Reason.BELOW_THRESHOLD, Reason.SOURCE_CAP)
 
 
@@ -83,8 +103,10 @@ class Box:
     xyxy: tuple[float, float, float, float]
     kind: BoxKind = "person"
     raw_label: str = "person"
-    flags: tuple[str, ...] = ()  # crowd group depiction difficult truncated occluded ...
-    score: float = 1.0  # the detector's; 1 = labelled
+    # Some of crowd, group, depiction, difficult, truncated, occluded and others of one format.
+    flags: tuple[str, ...] = ()
+    # The detector's confidence; 1 for a labelled box.
+    score: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -92,21 +114,28 @@ class SourceImage:
     """One picture of a source, as its labels describe it, before anything is decoded.
 
     `policy` says where boxes come from: "labels" (the `boxes` here, and the pixels are those the
-    labels were drawn on), "detect" (a detector's) or "whole_image" (one box: all of it).
+    labels were drawn on), "detect" (a detector finds them) or "whole_image" (one box around
+    everything).
     """
 
-    image_id: str  # dataset/split/key: unique over all sources
+    # Dataset/split/key, which is unique over all sources.
+    image_id: str
     dataset: str
-    path: str  # of the file, spelled (see osdhuman_jax.filenames)
+    # Of the file, spelled as osdhuman_jax.filenames does.
+    path: str
     split_of_source: str = ""
-    label_w: int = 0  # size that the labels state; 0 = unknown
+    # The size in pixels that the labels state; 0 where they state none.
+    label_w: int = 0
     label_h: int = 0
-    normalized: bool = False  # boxes are shares of width and height
-    rotation: int = 0  # degrees counterclockwise to turn image and boxes (Open Images)
+    # Whether boxes are shares of width and height rather than pixels.
+    normalized: bool = False
+    # Degrees counterclockwise by which image and boxes are to be turned (Open Images).
+    rotation: int = 0
     boxes: tuple[Box, ...] = ()
     policy: BoxPolicy = "labels"
     flickr_id: str = ""
-    license: str = ""  # as the source states it; empty = unknown
+    # As the source states it; empty where it is unknown.
+    license: str = ""
 
 
 @dataclass
@@ -115,25 +144,27 @@ class Candidate:
 
     box_index: int
     box: Box
-    reason: str = ""  # empty = not dropped
+    # Empty as long as no rule has dropped the candidate.
+    reason: str = ""
     detail: str = ""
-    x0: int | None = None  # the square, in pixels of the upright image
+    # The square: its corner and side in pixels of the upright image.
+    x0: int | None = None
     y0: int | None = None
     s: int | None = None
     lap_crop: float | None = None
-    persons: int | None = None  # labelled persons on the crop
-    crop: Pixels | None = field(default=None, repr=False)  # SIDE x SIDE
+    # The square resized to CROP_SIDE.
+    crop: Pixels | None = field(default=None, repr=False)
 
 
 def crop_id(image_id: str, x0: int, y0: int, s: int, rule: str) -> str:
-    """Name of a crop: the same square of the same image by the same resize rule, everywhere."""
+    """Name of a crop: the same square of the same image by the same resize rule has one name."""
     text = "|".join(map(str, (image_id, x0, y0, s, rule)))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def sorted_counts(reasons: Iterable[str]) -> dict[str, int]:
-    """How often each reason occurs, sorted by name; details merged for all but thresholds."""
+def sorted_counts(names: Iterable[str]) -> dict[str, int]:
+    """How often each name occurs, sorted by name."""
     found: dict[str, int] = {}
-    for reason in reasons:
-        found[reason] = found.get(reason, 0) + 1
+    for name in names:
+        found[name] = found.get(name, 0) + 1
     return dict(sorted(found.items()))

@@ -1,7 +1,7 @@
 """python -m curate.unpack OUT/packed/val --output DIR
 
-A packed split's pictures as files, CROP.webp (or what its codec is), for programs that read no
-records. The set itself, `forget` and later runs know nothing of them.
+Writes a packed split's pictures as files, CROP.webp (or with its codec's suffix), for programs that
+read no records. The set itself, `forget` and later runs know nothing of these files.
 """
 
 import hashlib
@@ -27,12 +27,14 @@ def unpack(packed: Path, output: Path) -> int:
         raise PackError(f"{packed}: no packed split; give OUT/packed/SPLIT")
     check_folder("output", output)
     try:
+        # Only the index is read here: it says what the folder is to hold in the end.
         rows = read_rows(packed / "index.parquet", ["header"])
         names = {picture_name(json.loads(row["header"])) for row in rows}
         output.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise PackError(f"{packed}: {reason}; pack again, or name another --output") from error
+    # Pictures of an earlier attempt may be there; files of another set would be taken for its own.
     if others := sorted({path.name for path in output.glob("[!.]*")} - names):
         raise PackError(
             f"--output {output}: {others[0]} is none of its pictures; give a new folder"
@@ -45,7 +47,11 @@ def unpack(packed: Path, output: Path) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 done; 1 stopped by a failure (the same command goes on from there); 2 bad input."""
+    """Unpack a split.
+
+    Returns the exit status: 0 done, 1 stopped by a failure (the same command goes on from there),
+    2 bad input.
+    """
     parser = Parser("python -m curate.unpack", "Unpack a split.")
     parser.add_argument("packed", type=some_path, help="OUT/packed/SPLIT")
     parser.add_argument("--output", type=some_path, required=True, help="a folder of its own")

@@ -1,10 +1,12 @@
 """Files to pixels, with boxes that lie on them: strict, and with one reason for each refusal.
 
-A `SourceImage` goes in; a `DecodedPicture` in upright sRGB comes out, or `Refused` is raised.
-Labels refer to the stored pixels, or to the upright picture, of a file whose EXIF says that it is
-to be turned; the size that the labels state tells which. Pictures without labels are turned
-upright. Files are those that osdhuman_jax.images reads, of which the damaged, gray, transparent and
-those deeper than eight bits are refused.
+A `SourceImage` goes in; a `DecodedPicture` in upright sRGB comes out, or `Refused` is raised. Files
+are those that osdhuman_jax.images reads. Damaged, gray and transparent ones, and those deeper than
+eight bits, are refused.
+
+EXIF may say that a file is to be turned. Its labels then refer either to the stored pixels or to
+the upright picture, and the size that the labels state tells which. Pictures without labels are
+turned upright.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from osdhuman_jax.images import exif
 from osdhuman_jax.images.codec import ImageError, Opened, TooLargeError, opened
 from osdhuman_jax.images.icc import rgb_to_srgb
 
-# Labels drawn on a scaled copy are scaled back.
+# Labels drawn on a copy of another size are scaled if its aspect differs by no more than this.
 ASPECT_TOLERANCE = 0.01
 # Levels between channels that a gray photograph stays below.
 GRAY_SPREAD = 4
@@ -43,17 +45,21 @@ class DecodedPicture:
 
     rgb: Pixels
     boxes: tuple[Box, ...]
-    orientation: int  # EXIF orientation that was applied; 1 = none
-    flags: tuple[str, ...]  # exif, rotated, scaled_boxes, icc, cmyk, palette
+    # The EXIF orientation that was applied; 1 = none.
+    orientation: int
+    # Some of exif, rotated, scaled_boxes, icc, cmyk, palette.
+    flags: tuple[str, ...]
     file_sha256: str
 
 
 def decode_source(image: SourceImage, config: DecodeConfig) -> DecodedPicture:
     """Decode a source image. Raises Refused."""
+    # The digest is of the file, so that placeholders are known without decoding them.
     data = read_file(unspelled_path(image.path))
     digest = hashlib.sha256(data).hexdigest()
     if digest in config.blocked:
         raise Refused(Reason.CORRUPT, "placeholder of a photo that is gone")
+    # Pillow warns of odd files; here they are either decoded or refused with a reason.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -79,8 +85,8 @@ def read_file(path: Path) -> bytes:
 def _pixels(data: bytes, max_pixels: int) -> tuple[Pixels, int, list[str]]:
     """Stored pixels in sRGB, the EXIF orientation, flags. Raises Refused or ImageError."""
     with opened(io.BytesIO(data), max_pixels) as found:
-        # what is refused by its header alone is not decoded; nor may Refused leave this block,
-        # where whatever is raised becomes an ImageError
+        # What is refused by its header alone is not decoded. Refused is raised after this block,
+        # inside which every exception becomes an ImageError.
         refused = _refusal(found)
         picture = None if refused else found.picture(upright=False)
         orientation, mode = exif.orientation(found.image), found.image.mode
@@ -88,6 +94,7 @@ def _pixels(data: bytes, max_pixels: int) -> tuple[Pixels, int, list[str]]:
         raise refused or Refused(Reason.CORRUPT)
     if picture.alpha is not None and picture.alpha.min() < 255:
         raise Refused(Reason.ALPHA, "transparent pixels")
+    # Pixels with a colour profile are converted to sRGB, which the rest of the pipeline assumes.
     flags = {"CMYK": ["cmyk"], "P": ["palette"]}.get(mode, [])
     converted = rgb_to_srgb(Image.fromarray(picture.rgb), picture.icc) if picture.icc else None
     if converted is None:
@@ -105,7 +112,8 @@ def _refusal(found: Opened) -> Refused | None:
 
 
 def refuse_gray(rgb: Pixels) -> Pixels:
-    """The same picture. Raises Refused if its colours are gray (on a 64-pixel thumbnail)."""
+    """Gives the picture back. Raises Refused if it is gray, judged on a thumbnail of 64 pixels."""
+    # A percentile in place of the maximum: a coloured date stamp does not make a gray scan colour.
     step = max(1, max(rgb.shape[:2]) // 64)
     small = rgb[::step, ::step].astype(np.int16)
     spread = np.abs(small[..., :2] - small[..., 1:]).max(axis=-1)
@@ -114,7 +122,7 @@ def refuse_gray(rgb: Pixels) -> Pixels:
     return rgb
 
 
-# Degrees counterclockwise, each with the EXIF orientation that turns a picture likewise.
+# The EXIF orientation that turns a picture by so many degrees counterclockwise.
 QUARTERS = {90: 8, 180: 3, 270: 6}
 
 
@@ -122,6 +130,7 @@ def turn_point(
     point: tuple[float, float], orientation: int, width: int, height: int
 ) -> tuple[float, float]:
     """Where a point of a (width, height) picture lies after an EXIF turn."""
+    # Orientations from 5 on swap the axes, after a mirroring of one, of both or of none.
     x, y = point
     if orientation in (2, 3, 7, 8):
         x = width - x
@@ -132,6 +141,7 @@ def turn_point(
 
 def turn_box(box: Box, orientation: int, width: int, height: int) -> Box:
     """The box after an EXIF turn of its (width, height) picture."""
+    # A turn can make the left upper corner any of the four, so that corners are sorted anew.
     x0, y0, x1, y1 = box.xyxy
     (ax, ay), (bx, by) = (turn_point(p, orientation, width, height) for p in ((x0, y0), (x1, y1)))
     return replace(box, xyxy=(min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)))
@@ -140,11 +150,17 @@ def turn_box(box: Box, orientation: int, width: int, height: int) -> Box:
 def orient(
     rgb: Pixels, image: SourceImage, orientation: int, flags: list[str], digest: str
 ) -> DecodedPicture:
-    """Turn pixels as the labels (or, without labels, EXIF) want it; then as Open Images says."""
+    """Turn pixels and boxes upright.
+
+    First comes the turn that the labels were drawn after (without labels, EXIF's), then the one
+    that Open Images states for the picture. Raises Refused if no turn fits the labels.
+    """
+    # Boxes that are shares of the size become pixels.
     height, width = rgb.shape[:2]
     boxes, applied = image.boxes, 1
     if image.normalized:
         boxes = tuple(_scale_box(box, width, height) for box in boxes)
+    # EXIF's turn, if the boxes do not lie on the stored pixels.
     if image.policy != "labels":
         applied = orientation
     elif image.label_w and image.label_h:
@@ -153,6 +169,7 @@ def orient(
             flags = [*flags, "scaled_boxes"]
             boxes = tuple(_scale_box(box, *scale) for box in boxes)
     rgb = exif.TURNS[applied](rgb)
+    # Open Images' rotation comes last, since its boxes lie on the picture before it.
     if image.rotation % 360:
         boxes, rgb = _rotate(boxes, rgb, image.rotation % 360)
         flags = [*flags, "rotated"]
@@ -163,13 +180,17 @@ def orient(
 def _match(
     image: SourceImage, width: int, height: int, orientation: int
 ) -> tuple[int, tuple[float, float]]:
-    """The EXIF turn that gives the labels' size, and the scale from labels to pixels."""
+    """The EXIF turn that gives the labels' size, and the scale from labels to pixels.
+
+    Raises Refused if none does.
+    """
     stated = (image.label_w, image.label_h)
     turned = (height, width) if orientation >= 5 else (width, height)
     if stated == (width, height):
         return 1, (1.0, 1.0)
     if stated == turned:
         return orientation, (1.0, 1.0)
+    # No turn gives the very size: the labels may be of a copy of another size.
     for applied, (w, h) in ((1, (width, height)), (orientation, turned)):
         across, down = w / stated[0], h / stated[1]
         if abs(across / down - 1) <= ASPECT_TOLERANCE:
@@ -183,7 +204,7 @@ def _scale_box(box: Box, across: float, down: float) -> Box:
 
 
 def _rotate(boxes: tuple[Box, ...], rgb: Pixels, degrees: int) -> tuple[tuple[Box, ...], Pixels]:
-    """Boxes and pixels turned by quarter turns counterclockwise."""
+    """Boxes and pixels turned counterclockwise. Raises Refused unless it is by quarter turns."""
     if degrees not in QUARTERS:
         raise Refused(Reason.SIZE_MISMATCH, f"rotation by {degrees} degrees")
     height, width = rgb.shape[:2]

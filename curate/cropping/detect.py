@@ -1,8 +1,9 @@
 """Person detectors for pictures without labels: the user's YOLO11, HOG, a csv, the whole image.
 
-Nothing is bundled or fetched. YOLO11's weights, and ultralytics, which a .pt file needs and which
-unpickles it, are under AGPL-3.0: whoever names such a file has to mind that. OpenCV's HOG detector
-knows standing pedestrians only and misses most portraits.
+A decoded picture goes in, boxes in its pixels come out. The paper detects people with YOLO11
+(section 3.1). Nothing is bundled or fetched. YOLO11's weights are under AGPL-3.0, and so is
+ultralytics, which a .pt file needs and which unpickles it: whoever names such a file has to mind
+that. OpenCV's HOG detector knows standing pedestrians only and misses most portraits.
 """
 
 import csv
@@ -11,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,16 +21,18 @@ from curate.config import ConfigError, DetectConfig
 from curate.cropping import stages
 from curate.cropping.stages import BoxCorners
 from curate.readers.text_files import open_text
-from curate.schema import WHOLE_PICTURE, Box, Pixels, SourceImage
+from curate.schema import WHOLE_PICTURE, Box, Facts, Pixels, SourceImage
 from osdhuman_jax.disk import known_digest
 
 # Boxes by source ("" = any source) and by the picture's path below the source's folder.
 Listed = dict[tuple[str, str], list[Box]]
 DETECTORS = ("yolo", "hog", "whole-image", "boxes")
-PERSON = 0  # COCO's first class in YOLO's order
+# The class "person" in the order of YOLO's classes, which is COCO's without gaps.
+PERSON = 0
 # The gray level that YOLO's own letterbox puts around a picture.
 PAD = 114
-HOG_WEIGHT = 1.0  # least score of a HOG detection
+# The least score of a HOG detection. In a trial, boxes that missed the person had up to 0.7.
+HOG_WEIGHT = 1.0
 HELP = (
     "pictures without labels need --detector: yolo (--detector_weights FILE.onnx or .pt), "
     "boxes (--detector_weights FILE.csv), whole-image (each picture is of one person) or hog "
@@ -39,7 +41,10 @@ HELP = (
 
 
 class Detector:
-    """Finds the people of a picture: `detector(rgb, image)` gives boxes in its pixels."""
+    """Finds the people of a picture: `detector(rgb, image)` gives boxes in the picture's pixels.
+
+    Its name goes into the manifest and into the report.
+    """
 
     def __init__(self, name: str, find: Callable[[Pixels, SourceImage], list[Box]]) -> None:
         self.name = name
@@ -60,9 +65,9 @@ def check(config: DetectConfig, needed: bool) -> None:
         raise ConfigError(f"--detector {config.kind} needs --detector_weights {given}: not there")
 
 
-def describe(config: DetectConfig) -> dict[str, Any]:
-    """All that boxes depend on, but for the picture."""
-    facts: dict[str, Any] = {"kind": config.kind}
+def describe(config: DetectConfig) -> Facts:
+    """All that a detector's boxes depend on, except the picture; part of the crop job's key."""
+    facts: Facts = {"kind": config.kind}
     if config.kind in ("yolo", "boxes"):
         facts["sha256"] = known_digest(Path(config.weights))
     if config.kind == "yolo":
@@ -85,27 +90,29 @@ def make_detector(config: DetectConfig) -> Detector:
     return Detector("none", _refuse)
 
 
+# A source that needs a detector is refused by `check` before this could be called.
 def _refuse(rgb: Pixels, image: SourceImage) -> list[Box]:
     raise ConfigError(HELP)
 
 
 def whole(rgb: Pixels) -> Box:
-    """One box: all of the picture."""
+    """A box around the whole picture."""
     height, width = rgb.shape[:2]
     return Box((0.0, 0.0, float(width), float(height)), flags=(WHOLE_PICTURE,))
 
 
 def read_boxes(path: Path) -> Listed:
-    """Boxes by picture of a csv: path,x0,y0,x1,y1[,score][,source].
+    """The boxes of a csv file with columns path,x0,y0,x1,y1[,score][,source].
 
     Paths are relative to the source's folder, corners are pixels of the upright picture. Raises
-    ConfigError.
+    ConfigError that names the line.
     """
     found: Listed = defaultdict(list)
     with open_text(path) as file:
         reader = csv.DictReader(file)
         if not {"path", "x0", "y0", "x1", "y1"} <= set(reader.fieldnames or ()):
             raise ConfigError(f"{path}: the first line is to name path,x0,y0,x1,y1")
+        # Line 1 is the header. A row without a source is for the picture of any source.
         for number, row in enumerate(reader, 2):
             try:
                 x0, y0, x1, y1 = (float(row[name]) for name in ("x0", "y0", "x1", "y1"))
@@ -118,18 +125,22 @@ def read_boxes(path: Path) -> Listed:
 
 
 def _listed(boxes: Listed, image: SourceImage) -> list[Box]:
+    """The boxes of one picture in a csv file."""
     source, path = picture_of(image.image_id)
     return boxes.get(("", path), []) + boxes.get((source, path), [])
 
 
 def picture_of(image_id: str) -> tuple[str, str]:
-    """Source, and path below its folder, of a picture without labels."""
+    """The source of a picture without labels, and the picture's path below its folder."""
     source, _, path = image_id.split("/", 2)
     return source, path
 
 
 def check_listed(config: DetectConfig, image_ids: Iterable[str]) -> None:
-    """Raises ConfigError on boxes of a csv that belong to no picture, or to one of each source."""
+    """Raises ConfigError where boxes of the csv file belong to no picture, or to several.
+
+    The latter is so where two sources have a picture of that path and the row names no source.
+    """
     sources: dict[str, list[str]] = defaultdict(list)
     for source, path in sorted(map(picture_of, image_ids)):
         sources[path].append(source)
@@ -147,11 +158,12 @@ def check_listed(config: DetectConfig, image_ids: Iterable[str]) -> None:
 
 
 def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:
+    """OpenCV's detector of pedestrians. Raises ConfigError where OpenCV has none."""
+    # OpenCV 5 moved it out of the main module.
     if not hasattr(cv2, "HOGDescriptor"):
         raise ConfigError(f"OpenCV {cv2.__version__} has no HOG detector; 4.13 has")
     hog = cv2.HOGDescriptor()
-    people: Any = cv2.HOGDescriptor.getDefaultPeopleDetector()
-    hog.setSVMDetector(people)
+    hog.setSVMDetector(np.asarray(cv2.HOGDescriptor.getDefaultPeopleDetector(), np.float32))
 
     def find(rgb: Pixels, image: SourceImage) -> list[Box]:
         # HOG's window is 128 pixels high, so smaller pedestrians are not seen at this scale.
@@ -160,6 +172,7 @@ def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:
         if min(small.shape[:2]) < 128:
             return []
         found, weights = hog.detectMultiScale(small[..., ::-1].copy(), winStride=(8, 8), scale=1.05)
+        # Sorted, so that the order of boxes is the same on every machine.
         return [
             Box((x / scale, y / scale, (x + w) / scale, (y + h) / scale), score=float(weight))
             for (x, y, w, h), weight in sorted(
@@ -172,13 +185,16 @@ def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:
 
 
 def _yolo(config: DetectConfig) -> Callable[[Pixels, SourceImage], list[Box]]:
+    """YOLO11 from the user's file: .onnx is run by onnxruntime, .pt by ultralytics."""
     run = _onnx(config) if config.weights.endswith(".onnx") else _ultralytics(config)
     return lambda rgb, image: in_tiles(run, rgb, config)
 
 
 def in_tiles(run: Callable[[Pixels], list[Box]], rgb: Pixels, config: DetectConfig) -> list[Box]:
-    """Boxes of the whole picture and, if it is a long one, of its tiles, the best of overlapping
-    ones. What a tile cuts off is left to its neighbours and to the whole picture.
+    """Boxes that `run` finds in a picture and, if the picture is a long one, in its tiles.
+
+    Scaled down to YOLO's input as a whole, a long picture would lose its smaller people. Of
+    overlapping boxes the best stays.
     """
     height, width = rgb.shape[:2]
     found = run(rgb)
@@ -188,6 +204,7 @@ def in_tiles(run: Callable[[Pixels], list[Box]], rgb: Pixels, config: DetectConf
         for left in tile_starts(width, config.tile):
             part = np.ascontiguousarray(rgb[top : top + config.tile, left : left + config.tile])
             moved = (shift(box, left, top) for box in run(part))
+            # What a tile cuts off is left to its neighbours and to the whole picture.
             edges = (left, top, left + part.shape[1], top + part.shape[0])
             found += [box for box in moved if not is_cut(box, edges, width, height)]
     corners = np.array([box.xyxy for box in found], np.float64).reshape(-1, 4)
@@ -196,7 +213,7 @@ def in_tiles(run: Callable[[Pixels], list[Box]], rgb: Pixels, config: DetectConf
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin that cover a length, each overlapping the next by a quarter at least."""
+    """Where the tiles begin that cover a length, each overlapping the next by a quarter or more."""
     if length <= tile:
         return [0]
     count = -(-(length - tile) // (tile * 3 // 4)) + 1
@@ -204,19 +221,25 @@ def tile_starts(length: int, tile: int) -> list[int]:
 
 
 def shift(box: Box, left: int, top: int) -> Box:
-    """The box of a tile in the picture."""
+    """A tile's box in the pixels of the picture, where the tile begins at (left, top)."""
     x0, y0, x1, y1 = box.xyxy
     return replace(box, xyxy=(x0 + left, y0 + top, x1 + left, y1 + top))
 
 
 def is_cut(box: Box, edges: tuple[int, int, int, int], width: int, height: int) -> bool:
-    """Whether a box ends at an edge of its tile that is none of the picture."""
+    """Whether a box ends at an edge of its tile that is no edge of the picture.
+
+    Args:
+        edges: left, top, right and lower edge of the tile.
+        width, height: of the picture.
+    """
     outer = (0, 0, width, height)
     pairs = zip(box.xyxy, edges, outer, strict=True)
     return any(edge != rim and abs(side - edge) < 2 for side, edge, rim in pairs)
 
 
 def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
+    """YOLO11 exported to ONNX, on the CPU. Raises ConfigError if the file is no such network."""
     try:
         import onnxruntime
     except ImportError:
@@ -249,7 +272,7 @@ def _onnx(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
 
 
 def in_picture(boxes: list[Box], rgb: Pixels) -> list[Box]:
-    """The parts of boxes in the picture; none of those in the gray around it."""
+    """Boxes clipped to the picture, without those that lie in the gray around it."""
     height, width = rgb.shape[:2]
     clipped = [replace(box, xyxy=stages.clip(box, width, height)) for box in boxes]
     return [b for b in clipped if b.xyxy[0] < b.xyxy[2] and b.xyxy[1] < b.xyxy[3]]
@@ -258,7 +281,11 @@ def in_picture(boxes: list[Box], rgb: Pixels) -> list[Box]:
 def letterbox(
     rgb: Pixels, size: int
 ) -> tuple[Float32[np.ndarray, "1 3 size size"], float, tuple[float, float]]:
-    """The picture scaled into a gray square, channels first in [0, 1]; scale; offset (x, y)."""
+    """Scale a picture into the middle of a gray square, as YOLO was trained on.
+
+    Returns the square in [0, 1] with channels first, the scale, and the picture's offset (x, y) in
+    it.
+    """
     height, width = rgb.shape[:2]
     scale = size / max(height, width)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
@@ -272,21 +299,26 @@ def letterbox(
 def decode_yolo(
     output: np.ndarray, scale: float, offset: tuple[float, float], config: DetectConfig
 ) -> list[Box]:
-    """People in (4 + classes, anchors): rows cx, cy, w, h and a probability each class.
+    """The people in YOLO's output, as boxes in the pixels of the picture.
 
-    A person is where the person class is the likeliest. The best of overlapping boxes stays.
+    A person is where the person class is the likeliest one. Of overlapping boxes the best stays.
+
+    Args:
+        output: (4 + classes, anchors); its rows are cx, cy, w, h and the probability of each class.
+        scale, offset: of the picture in the square (see `letterbox`).
     """
     scores = output[4 + PERSON].astype(np.float64)
     people = (scores >= config.conf) & (output[4:].argmax(axis=0) == PERSON)
     cx, cy, w, h = output[:4, people].astype(np.float64)
     corners = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
+    # From the square back to the picture.
     corners = (corners - np.array([*offset, *offset])) / scale
     kept = greedy_nms(corners, scores[people], config.iou)[: config.most]
     return [Box(tuple(corners[i].tolist()), score=float(scores[people][i])) for i in kept]
 
 
 def greedy_nms(boxes: BoxCorners, scores: np.ndarray, iou: float) -> list[int]:
-    """Greedy suppression: places of the boxes that stay, best first."""
+    """Places of the boxes that stay when each suppresses those that overlap it, best first."""
     overlap, kept = stages.ious(boxes, boxes), []
     for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
         if all(overlap[i, j] <= iou for j in kept):
@@ -295,6 +327,8 @@ def greedy_nms(boxes: BoxCorners, scores: np.ndarray, iou: float) -> list[int]:
 
 
 def _ultralytics(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
+    """YOLO11 from a .pt file. Raises ConfigError where ultralytics is not installed."""
+    # Left to itself, ultralytics would use the network, and install packages that it misses.
     os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
     try:
         from ultralytics import YOLO  # pyright: ignore[reportMissingImports]
@@ -307,6 +341,7 @@ def _ultralytics(config: DetectConfig) -> Callable[[Pixels], list[Box]]:
 
     def find(rgb: Pixels) -> list[Box]:
         options = {"conf": config.conf, "iou": config.iou, "imgsz": config.size}
+        # Arrays are taken for OpenCV's, whose channels are blue, green, red.
         bgr = np.ascontiguousarray(rgb[..., ::-1])
         result = model.predict(
             bgr, classes=[PERSON], max_det=config.most, verbose=False, **options

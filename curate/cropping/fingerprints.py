@@ -1,4 +1,4 @@
-"""By what a photograph, or a crop of one, is recognised again: digests, hashes, a thumbnail.
+"""Fingerprints, by which a photograph or a crop of one is recognised: digests, hashes, a thumbnail.
 
 The crop job writes a fingerprint for every image with crops and for each of the crops. The
 selection compares them (`curate.selection.split`), so that no copy of a photograph is kept twice or
@@ -16,17 +16,21 @@ from jaxtyping import UInt8
 from curate.engine.parquet import Row
 from curate.schema import Candidate, Pixels, SourceImage, crop_id
 
-THUMB_SIDE = 64  # pixels of a thumbnail
-RESIZE_RULE = "area-lanczos4-512"  # part of a crop's name
+# Pixels of a thumbnail's side: enough to tell two scenes apart, and 4 KB an image.
+THUMB_SIDE = 64
+# How `stages.cut_square` resizes, as part of a crop's name: another rule makes another crop.
+RESIZE_RULE = "area-lanczos4-512"
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """How an image is recognised."""
+    """What is compared of two images to find out whether they show the same."""
 
     phash: int
-    mirrored: int  # hash of the mirror image
-    thumb: bytes  # THUMB_SIDE * THUMB_SIDE gray values
+    # The hash of the mirror image.
+    mirrored: int
+    # THUMB_SIDE * THUMB_SIDE gray values.
+    thumb: bytes
 
 
 def fingerprint(rgb: UInt8[np.ndarray, "h w 3"]) -> Fingerprint:
@@ -37,7 +41,8 @@ def fingerprint(rgb: UInt8[np.ndarray, "h w 3"]) -> Fingerprint:
 
 
 def _phash(thumb: UInt8[np.ndarray, "64 64"]) -> int:
-    """Signs of the 64 lowest DCT coefficients of 32 x 32 pixels against their median."""
+    """The DCT hash of 64 bits: which of the 64 lowest coefficients are above their median."""
+    # From 32 x 32 pixels, the usual size: noise and compression are averaged away.
     small = cv2.resize(thumb.astype(np.float32), (32, 32), interpolation=cv2.INTER_AREA)
     low = cv2.dct(small)[:8, :8].ravel()
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
@@ -46,7 +51,11 @@ def _phash(thumb: UInt8[np.ndarray, "64 64"]) -> int:
 def fingerprint_rows(
     image: SourceImage, rgb: Pixels, facts: Row, kept: Iterable[Candidate]
 ) -> list[Row]:
-    """Fingerprints of the whole image first, then of its crops."""
+    """Rows for an image and its crops, the whole image first.
+
+    Args:
+        facts: file_sha256 and pixel_sha256 of the image.
+    """
     whole = fingerprint_row(image.image_id, image.flickr_id, rgb, facts)
     crops = []
     for candidate in kept:
@@ -59,7 +68,7 @@ def fingerprint_rows(
 
 
 def fingerprint_row(name: str, flickr_id: str, rgb: Pixels, facts: Row) -> Row:
-    """A fingerprint; `facts` gives file_sha256 and pixel_sha256."""
+    """A row of FINGERPRINT_SCHEMA; `facts` gives file_sha256 and pixel_sha256."""
     marks = fingerprint(rgb)
     return {
         "image_id": name,
@@ -74,5 +83,5 @@ def fingerprint_row(name: str, flickr_id: str, rgb: Pixels, facts: Row) -> Row:
 
 
 def pixels_digest(rgb: Pixels) -> str:
-    """sha256 of the pixels' bytes."""
+    """sha256 of the pixels' bytes, which is the same for lossless copies in other formats."""
     return hashlib.sha256(np.ascontiguousarray(rgb).data).hexdigest()

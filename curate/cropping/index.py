@@ -1,8 +1,8 @@
 """The index job: labels in, a row for every picture of a source out.
 
-What is written depends on parameters and inputs alone, and the key names them all. A source's
-images are dealt to shards by the digest of their names, so that another source added later leaves
-the shards that are done alone.
+It is needed first: all other jobs work on the shards that it deals pictures to. A picture's shard
+depends on the digest of its name alone, so that shards which are done stay done when another source
+is added.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,28 +25,35 @@ from curate.engine.parquet import (
 )
 from curate.engine.worker import ItemRunner
 from curate.readers import Notes, ReaderError, SourceSpec
-from curate.schema import SourceImage
+from curate.schema import Facts, SourceImage
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.filenames import unspelled_path
 
 # Raised when the readers give other rows for the same files.
 READERS = 3
-MISSING_NAMED = 3  # missing pictures that are named
+# How many of the missing pictures are named.
+MISSING_NAMED = 3
 
 
 def shard_count(images: int, per_shard: int) -> int:
-    """Shards of a source: `per_shard` images each, but 16 at least if there are enough images."""
+    """How many shards a source has: as many as `per_shard` images each make, but one at least.
+
+    A small source has up to 16, if each of them gets 8 images, so that all cores have some work.
+    """
     return max(1, -(-images // per_shard), min(16, images // 8))
 
 
 def deal(image_id: str) -> int:
-    """The number, far larger than any count of shards, whose remainder is the image's shard."""
+    """A number of 64 bits; its remainder by the number of shards is the image's shard."""
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
 class IndexJob:
-    """Shard = a source's name; outputs 00000.parquet ...: its images, dealt and sorted by name."""
+    """The index job. A shard is a source, by its name.
+
+    Outputs 00000.parquet and so on, each with the images of one crop shard, sorted by name.
+    """
 
     sources: tuple[SourceSpec, ...]
     per_shard: int
@@ -60,9 +67,7 @@ class IndexJob:
         parameters = (source.kind, source.paths, source.name, self.per_shard, forgotten)
         return digest(CODE, READERS, parameters, inputs_digest(source))
 
-    def work(
-        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
-    ) -> dict[str, Any]:
+    def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> Facts:
         forgotten, source = set(self.forgotten), self._source(shard)
         survey, notes = Survey(), Notes()
         with open(folder / "spool", "w+b") as file:
@@ -101,13 +106,17 @@ class IndexJob:
 class Survey:
     """What a source has, counted while it is read."""
 
+    # Pictures whose files are there, and those whose files are not.
     found: int = 0
     missing: int = 0
-    people: int = 0  # with boxes; none where a detector is to find them
-    first_missing: list[str] = field(default_factory=list)  # paths
+    # People with boxes; none where a detector has to find them.
+    people: int = 0
+    # Paths of the first few pictures that are missing.
+    first_missing: list[str] = field(default_factory=list)
 
     def count(self, image: SourceImage) -> SourceImage:
         """Count an image, and return it. Raises ReaderError if its name is no text."""
+        # Parquet holds text as UTF-8, which has no lone surrogates.
         try:
             f"{image.image_id}{image.path}".encode()
         except UnicodeEncodeError:
@@ -131,8 +140,12 @@ class Survey:
             )
 
 
-def survey_line(source: str, facts: dict[str, Any]) -> str:
-    """What `index` found in a source and what it did not understand: one line."""
+def survey_line(source: str, facts: Facts) -> str:
+    """One line on what the index job found in a source, and what it did not understand.
+
+    Args:
+        facts: of the source's shard: the fields of Survey, and "notes".
+    """
     line = f"{source}: {facts['found']:,} pictures found"
     if facts["missing"]:
         more = " ..." if facts["missing"] > len(facts["first_missing"]) else ""
@@ -142,8 +155,11 @@ def survey_line(source: str, facts: dict[str, Any]) -> str:
     return f"{line}; not used or not understood: {', '.join(told)}" if told else line
 
 
-def spool(images: Iterable[SourceImage], file: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Write images one after the other; returns `deal` numbers and offsets, uint64 and int64."""
+def spool(images: Iterable[SourceImage], file: BinaryIO) -> tuple[np.ndarray, np.ndarray]:
+    """Write images to a file, one after the other.
+
+    Returns of each image its number by `deal` (uint64) and its offset in the file (int64).
+    """
     hashes, offsets = [], []
     for image in images:
         hashes.append(deal(image.image_id))
@@ -153,7 +169,10 @@ def spool(images: Iterable[SourceImage], file: Any) -> tuple[np.ndarray, np.ndar
 
 
 def refuse_image_twins(rows: list[Row]) -> None:
-    """Two images of one name would be one image further on. Raises ReaderError."""
+    """Raises ReaderError if two rows, sorted by name, are of one name.
+
+    All later steps would take them for one image.
+    """
     for a, b in zip(rows, rows[1:], strict=False):
         if a["image_id"] == b["image_id"]:
             raise ReaderError(
@@ -163,7 +182,10 @@ def refuse_image_twins(rows: list[Row]) -> None:
 
 
 def inputs_digest(source: SourceSpec) -> str:
-    """Digest of the label files' bytes; without labels, of the pictures' names and sizes."""
+    """A digest that changes with what a source holds.
+
+    It is of the label files' bytes or, where there are none, of the pictures' names and sizes.
+    """
     if labels := readers.label_files(source):
         return digest([(path.name, file_digest(path)) for path in labels])
     images = readers.read(source)
@@ -171,13 +193,13 @@ def inputs_digest(source: SourceSpec) -> str:
 
 
 def file_size(path: str) -> int:
-    """Bytes of a file; -1 if it is missing, as behind a link to a disk that is not there."""
+    """The size of a file in bytes; -1 if it is missing, as behind a link to a missing disk."""
     file = unspelled_path(path)
     return file.stat().st_size if file.exists() else -1
 
 
 def crop_shards(ledger: ShardLedger, sources: Iterable[SourceSpec]) -> list[str]:
-    """Names of all shards of indexed sources. Raises LedgerError."""
+    """Names of the crop job's shards. Raises LedgerError where a source is not indexed."""
     names = []
     for source in sources:
         count = len(ledger.outputs_key("index", source.name))

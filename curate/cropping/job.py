@@ -1,7 +1,8 @@
 """The crop job: pictures in, 512 x 512 crops out, and a row for every image and every candidate.
 
-It puts decoding, detection, the stages and the fingerprints together, one picture at a time. What a
-later step needs is in its three files, so that no picture has to be decoded twice.
+It puts decoding, detection, the stages and the fingerprints together, one picture at a time: the
+first half of section 3.1 of the paper. What a later step needs is in its three files, so that no
+picture has to be decoded twice.
 """
 
 import hashlib
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -38,6 +38,7 @@ from curate.schema import (
     WHOLE_PICTURE,
     Box,
     Candidate,
+    Facts,
     Pixels,
     Reason,
     SourceImage,
@@ -47,13 +48,20 @@ from curate.schema import (
 
 # Raised whenever a job's output for the same input changes.
 CODE = 3
+# Other versions may decode or resize to other pixels, so that they are part of every key.
 LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__, "numpy": np.__version__}
+# Level 3 of 9 is quick, since what is kept is packed smaller later: lossless WebP takes six times
+# as long.
 PNG = (cv2.IMWRITE_PNG_COMPRESSION, 3)
 
 
 @dataclass(frozen=True)
 class CropJob:
-    """Shard = part of a source; outputs rows.parquet, crops.parquet, prints.parquet."""
+    """The crop job. A shard is a part of a source, `SOURCE-00000`.
+
+    Outputs rows.parquet (images and candidates), crops.parquet (PNGs) and prints.parquet
+    (fingerprints).
+    """
 
     config: CurateConfig
     sources: tuple[readers.SourceSpec, ...] = ()
@@ -61,18 +69,18 @@ class CropJob:
     gpus: float = 0.0
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
+        # Of the settings those that a crop depends on: another threshold of scores changes none.
         c = self.config
         settings = [asdict(s) for s in (c.decode, c.blur, c.box, c.square, c.dense, c.nms)]
         detector = detect.describe(c.detect)
         index = file_name_digest(index_file(ledger, shard))
         return digest(CODE, LIBRARIES, settings, detector, index)
 
-    def work(
-        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
-    ) -> dict[str, Any]:
+    def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> Facts:
         require(source for source in self.sources if source.name == source_and_number(shard)[0])
         images = [source_image(row) for row in read_rows(index_file(ledger, shard))]
         results = run.each(partial(make_cropper, self.config), images)
+        # Crops are written as they come in: a shard's pictures are more than memory should hold.
         with crop_writer(folder / "crops.parquet") as crops:
             tally = Tally(shard, crops)
             for image, result in zip(images, results, strict=True):
@@ -90,7 +98,7 @@ class CropJob:
 def require(sources: Iterable[readers.SourceSpec]) -> None:
     """Raises ReaderError where this machine lacks a source: all its pictures would seem missing.
 
-    An empty folder is where a file system should have been mounted.
+    An empty folder counts as missing: a file system should have been mounted there.
     """
     for path in (Path(path) for source in sources for path in source.paths):
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -100,20 +108,25 @@ def require(sources: Iterable[readers.SourceSpec]) -> None:
 
 @dataclass
 class Cropped:
-    """What became of one image: facts for its rows, candidates, PNGs of those that are left."""
+    """What became of one image: values of the manifest's columns, pictures, fingerprints."""
 
+    # Of the image.
     facts: Row
+    # Of each candidate.
     candidates: list[Row] = field(default_factory=list)
+    # The crops of those candidates that no rule has dropped, in their order.
     pngs: list[bytes] = field(default_factory=list)
     fingerprints: list[Row] = field(default_factory=list)
-    reason: str = ""  # of an image without candidates
+    # Why the image has no candidates.
+    reason: str = ""
     detail: str = ""
+    # CPU seconds by stage.
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Tally:
-    """A shard's rows as they come in; pictures go to `crops` and are not held."""
+    """Gathers a shard's rows as they come in; pictures go to the file `crops` and are not held."""
 
     shard: str
     crops: RowWriter
@@ -123,11 +136,13 @@ class Tally:
 
     def add(self, image: SourceImage, result: Cropped | Failure) -> None:
         """Take in what `crop_image` made of an image."""
+        # An image that could not be worked on is a row with its reason, as all others are.
         if isinstance(result, Failure):
             result = Cropped({}, reason=result.reason, detail=result.detail)
         base = {**label_facts(image), **result.facts}
         if not result.candidates:
             self.rows.append({**base, "reason": result.reason, "detail": result.detail})
+        # Each candidate is a row; that of a crop says where its PNG lies.
         pngs = iter(result.pngs)
         for candidate in result.candidates:
             row = {**base, **candidate}
@@ -143,32 +158,32 @@ class Tally:
 
 
 def label_facts(image: SourceImage) -> Row:
-    """The columns that the labels alone fill."""
+    """Values of the columns that the labels alone fill."""
     names = ("image_id", "dataset", "split_of_source", "path", "flickr_id", "license")
     return {name: getattr(image, name) for name in names}
 
 
 class Clock:
-    """CPU seconds by stage."""
+    """Adds up CPU seconds by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.process_time()
 
     def lap(self, stage: str) -> None:
-        """Book the time since the last lap."""
+        """Count the time since the last lap for `stage`."""
         now = time.process_time()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
         self._last = now
 
 
 def make_cropper(config: CurateConfig) -> Callable[[SourceImage], Cropped]:
-    """The function on images that a worker process runs; loads the detector."""
+    """The function on images that a worker process runs, with its detector loaded."""
     cv2.setNumThreads(1)
     return partial(crop_image, config, detect.make_detector(config.detect))
 
 
-def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropped:
+def crop_image(config: CurateConfig, detector: detect.Detector, image: SourceImage) -> Cropped:
     """Decode one picture and cut its crops out."""
     clock = Clock()
     if image.policy == "labels" and not any(box.kind == "person" for box in image.boxes):
@@ -207,8 +222,10 @@ def crop_image(config: CurateConfig, detector: Any, image: SourceImage) -> Cropp
     return result
 
 
-def picture_facts(picture: Any, image: SourceImage, detector: Any) -> Row:
-    """The columns that the decoded picture fills."""
+def picture_facts(
+    picture: decode.DecodedPicture, image: SourceImage, detector: detect.Detector
+) -> Row:
+    """Values of the columns that the decoded picture fills."""
     height, width = picture.rgb.shape[:2]
     return {
         "file_sha256": picture.file_sha256,
@@ -221,15 +238,17 @@ def picture_facts(picture: Any, image: SourceImage, detector: Any) -> Row:
     }
 
 
-def find_boxes(image: SourceImage, picture: Any, detector: Any) -> tuple[Box, ...]:
-    """By the image's policy: the labels', the detector's, or one box around it all."""
+def find_boxes(
+    image: SourceImage, picture: decode.DecodedPicture, detector: detect.Detector
+) -> tuple[Box, ...]:
+    """Boxes by the image's policy: from labels, from the detector, or one around everything."""
     if image.policy == "detect":
         return detector(picture.rgb, image)
     return (detect.whole(picture.rgb),) if image.policy == "whole_image" else picture.boxes
 
 
 def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ...]) -> Row:
-    """The columns of the manifest that one candidate fills."""
+    """Values of the columns that one candidate fills; `boxes` are all of the image."""
     c, (x0, y0, x1, y1) = candidate, candidate.box.xyxy
     row: Row = {
         "box_index": c.box_index,
@@ -241,6 +260,7 @@ def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ..
         "reason": c.reason,
         "detail": c.detail,
     }
+    # A box that was dropped for itself has no square.
     if c.x0 is not None and c.y0 is not None and c.s is not None:
         row |= {"x0": c.x0, "y0": c.y0, "s": c.s, "scale_factor": CROP_SIDE / c.s}
         row["crop_id"] = crop_id(image.image_id, c.x0, c.y0, c.s, RESIZE_RULE)
@@ -251,11 +271,15 @@ def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ..
 
 
 def count_persons(boxes: Iterable[Box], x0: int, y0: int, s: int) -> int:
-    """Persons at least half inside the square and 24 pixels long once it is 512 wide."""
+    """How many persons the crop of a square shows, for the report's mean (the paper's is 3.4154).
+
+    A person counts if half of the box is inside, and if it is 24 pixels long on the finished crop.
+    """
     return sum(_shows(box, x0, y0, s) for box in boxes if box.kind == "person")
 
 
 def _shows(box: Box, x0: int, y0: int, s: int) -> bool:
+    """Whether a square's crop shows the person in a box."""
     left, top, right, bottom = box.xyxy
     width = max(0.0, min(right, x0 + s) - max(left, x0))
     height = max(0.0, min(bottom, y0 + s) - max(top, y0))
@@ -266,12 +290,12 @@ def _shows(box: Box, x0: int, y0: int, s: int) -> bool:
 
 
 def encode_crop(rgb: Pixels) -> bytes:
-    """Lossless and fast; crops that are kept are packed smaller later."""
+    """A crop as PNG."""
     return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), PNG)[1].tobytes()
 
 
 def decode_crop(data: bytes) -> Pixels:
-    """The pixels of a stored crop."""
+    """The pixels of a PNG by `encode_crop`. Raises ValueError if it is damaged."""
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:
         raise ValueError("a stored crop is no picture")
@@ -279,17 +303,17 @@ def decode_crop(data: bytes) -> Pixels:
 
 
 def index_file(ledger: ShardLedger, shard: str) -> Path:
-    """The index of a crop shard."""
+    """The file with the index of a crop shard. Raises LedgerError where there is none."""
     source, number = source_and_number(shard)
     return ledger.output("index", source, f"{number}.parquet")
 
 
 def source_and_number(shard: str) -> tuple[str, str]:
-    """What a crop shard's name, `SOURCE-00000`, is made of."""
+    """The two parts of a crop shard's name, `SOURCE-00000`."""
     source, number = shard.rsplit("-", 1)
     return source, number
 
 
 def file_name_digest(path: Path) -> str:
-    """The content's digest that a committed file carries in its name."""
+    """The digest of a committed file's content, which is a part of the file's name."""
     return path.name.removesuffix(f"-{path.name.rsplit('-', 1)[1]}").rsplit("-", 1)[1]

@@ -1,8 +1,8 @@
 """The stages between a decoded picture and its crops: pure functions of pixels and boxes.
 
 Their order and purpose are the paper's (section 3.1): blur, boxes, squares, crowds, non-maximum
-suppression, crops. It gives no numbers, so they come from the configuration. A candidate that a
-rule drops keeps what was computed for it, and the first reason alone.
+suppression, crops. The paper gives no numbers, so they come from the configuration. A candidate
+keeps what was computed for it when a rule drops it, and only the first reason counts.
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,20 @@ from curate.config import BlurConfig, BoxConfig, CurateConfig, DenseConfig, NmsC
 from curate.schema import CROP_SIDE, WHOLE_PICTURE, Box, Candidate, Pixels, Reason
 
 BoxCorners = Float64[np.ndarray, "n 4"]
-# Pixels of the shorter side at which a source's sharpness is measured.
+# Pixels of the shorter side at which a source's sharpness is measured. The variance of the
+# Laplacian changes with size, so that one threshold needs one size.
 SHORT = 512
 
 
 def laplacian_variance(rgb: Pixels) -> float:
     """Variance of the Laplacian of the luma (3 x 3 kernel 0 1 0, 1 -4 1, 0 1 0)."""
+    # In 64-bit floats, since eight bits would cut off what is negative.
     return float(cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
 
 
 def source_blur(rgb: Pixels, config: BlurConfig) -> float:
-    """Sharpness of a source; with `at` "short512" of the picture scaled down, never up."""
+    """Variance of the Laplacian of a source, as the settings want it measured."""
+    # Scaled down, never up: enlarging a small picture would blur it.
     scale = SHORT / min(rgb.shape[:2])
     if config.at == "short512" and scale < 1:
         size = [max(1, round(n * scale)) for n in rgb.shape[1::-1]]
@@ -41,7 +44,8 @@ def clip(box: Box, width: int, height: int) -> tuple[float, float, float, float]
 
 
 def judge_box(box: Box, width: int, height: int, config: BoxConfig) -> str:
-    """box_invalid, box_small or "" for a box as it lies in the image."""
+    """Why a box is not worth a crop: box_invalid, box_small, or "" if it is."""
+    # Only the part inside the image counts.
     x0, y0, x1, y1 = clip(box, width, height)
     w, h = x1 - x0, y1 - y0
     if not all(map(np.isfinite, box.xyxy)) or min(w, h) <= 1:
@@ -61,6 +65,7 @@ def square(
     the box and then shifted into the image. Where the image is too narrow for it, it is as large
     as the image allows and stands at the top of the box (heads stay). Otherwise it holds the box.
     """
+    # The square has to hold all pixels that the box touches.
     x0, y0, x1, y1 = box
     hull = max(np.ceil(x1) - np.floor(x0), np.ceil(y1) - np.floor(y0))
     # A square larger than the image would have to be padded; it is made smaller instead.
@@ -70,6 +75,7 @@ def square(
     if s < y1 - y0:
         top = y0
     sx, sy = _place(left, x0, x1, s, width), _place(top, y0, y1, s, height)
+    # What of the box is not in the square.
     overlap_w = min(x1, sx + s) - max(x0, sx)
     overlap_h = min(y1, sy + s) - max(y0, sy)
     lost = 1 - overlap_w * overlap_h / ((x1 - x0) * (y1 - y0))
@@ -89,14 +95,14 @@ def _place(start: float, low: float, high: float, s: int, size: int) -> int:
 
 
 def overlaps(a: BoxCorners, b: BoxCorners) -> Float64[np.ndarray, "n m"]:
-    """Areas that boxes have in common."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    """The area that each box of `a` has in common with each of `b`."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])  # [n, m, 2]
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])  # [n, m, 2]
     return np.prod(np.maximum(high - low, 0.0), axis=-1)
 
 
 def areas(boxes: BoxCorners) -> Float64[np.ndarray, " n"]:
-    """Areas of boxes."""
+    """The area of each box; 0 where a side is negative."""
     return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0), axis=-1)
 
 
@@ -110,10 +116,12 @@ def ious(a: BoxCorners, b: BoxCorners) -> Float64[np.ndarray, "n m"]:
 def is_dense(
     at: int, xyxy: BoxCorners, persons: np.ndarray, region: BoxCorners, config: DenseConfig
 ) -> str:
-    """Why the candidate at place `at` stands in a crowd, or "".
+    """Why a candidate stands in a crowd, or "" if it does not.
 
     Args:
-        xyxy: all boxes of the image, clipped; `persons` marks those that are not "ignore".
+        at: the place of the candidate's box among all.
+        xyxy: all boxes of the image, clipped, also those that were dropped.
+        persons: (n,) booleans, False for those that are "ignore".
         region: (1, 4), the candidate's square.
     """
     # Boxes that overlap this one: limbs of others would be on the crop.
@@ -140,9 +148,10 @@ def is_dense(
 def centre_first_nms(
     candidates: Sequence[Candidate], width: int, height: int, config: NmsConfig
 ) -> list[Candidate]:
-    """Those to keep: nearest to the image's centre first [P], none overlapping one before it.
+    """The candidates to keep, none of whose squares overlaps that of one before it.
 
-    Equal distances: the larger box, then the lower index. At most `config.most`.
+    Those nearest to the image's centre come first, as in the paper; at equal distances the larger
+    box, then the lower index. At most `config.most` are kept.
     """
     diagonal = float(np.hypot(width, height))
 
@@ -151,6 +160,7 @@ def centre_first_nms(
         away = float(np.hypot((x0 + x1 - width) / 2, (y0 + y1 - height) / 2)) / diagonal
         return away, -(x1 - x0) * (y1 - y0), c.box_index
 
+    # Squares are compared, not boxes: two crops must not show the same.
     kept: list[Candidate] = []
     for candidate in sorted(candidates, key=order):
         region = squares([candidate])
@@ -161,13 +171,13 @@ def centre_first_nms(
 
 
 def squares(candidates: Sequence[Candidate]) -> BoxCorners:
-    """The squares of candidates as boxes."""
+    """The squares of candidates as corners, one row each."""
     found = [(c.x0 or 0, c.y0 or 0, c.s or 0) for c in candidates]
     return np.array([(x, y, x + s, y + s) for x, y, s in found], np.float64).reshape(-1, 4)
 
 
 def cut_square(rgb: Pixels, x0: int, y0: int, s: int) -> Pixels:
-    """The square at SIDE x SIDE pixels: area filter down, Lanczos up, a copy at equal size."""
+    """The square at CROP_SIDE pixels: area filter down, Lanczos up, a copy at equal size."""
     region = np.ascontiguousarray(rgb[y0 : y0 + s, x0 : x0 + s])
     if s == CROP_SIDE:
         return region
@@ -186,6 +196,7 @@ def make_candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> 
         c.reason = judge_box(c.box, width, height, config.box)
         if not c.reason:
             region = tuple(xyxy[c.box_index].tolist())
+            # A box around the whole picture has no person to lose.
             rules = (
                 replace(config.square, border_loss=1.0)
                 if WHOLE_PICTURE in c.box.flags

@@ -1,13 +1,14 @@
 """Shards on Ray: many machines, the same bytes.
 
 Ray only places calls of `run_shard`. What is done, what is redone and what a result is stays the
-ledger's business, so losing a node, or the driver, costs the shards that were under way.
+ledger's business, so losing a node, or the driver, costs the shards that were under way. Only
+`--engine ray` needs this module, and only it imports Ray.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
 
 import cv2
 
@@ -15,18 +16,20 @@ from curate.engine.worker import BREAKS, EngineError, Outcome, ShardJob, Task, r
 
 
 @contextmanager
-def session(workers: int) -> Iterator[Any]:
-    """Ray, the cluster that RAY_ADDRESS names, else `workers` cores of this machine.
+def session(workers: int) -> Iterator[ModuleType]:
+    """Gives the ray module, connected to a cluster while the block runs.
 
-    One inside another is the same one, since starting takes a while. Raises EngineError if Ray is
+    The cluster is the one that RAY_ADDRESS names, else `workers` cores of this machine. A session
+    inside another uses the outer one, since starting takes a while. Raises EngineError if Ray is
     not installed.
     """
     ray = import_ray()
-    where: dict[str, Any] = {}
+    where: dict[str, str | int] = {}
     # Left to itself, Ray would take any cluster that runs on this machine.
     if not os.environ.get("RAY_ADDRESS"):
         where = {"address": "local", "num_cpus": max(1, workers)}
     started = not ray.is_initialized()
+    # Ray's log lines would break up the progress bar; failures come back as outcomes.
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **where)
     try:
@@ -37,9 +40,15 @@ def session(workers: int) -> Iterator[Any]:
 
 
 def run_ray(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
-    """Outcomes as they come in. All paths must be absolute, and the same on all nodes."""
+    """Run tasks on the cluster; yields their outcomes as they come in.
+
+    All paths must be absolute, and the same on all nodes.
+    """
+    # All tasks are of one job, so that the first one tells what they need.
     gpus = tasks[0][1].gpus if tasks else 0
     with session(workers) as ray:
+        # Ray runs a task again whose process died. The ledger's note of the first attempt then
+        # makes `run_shard` work its items in isolation.
         remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=BREAKS)(_run_on_ray)
         names = {remote.remote(*task): task[2] for task in tasks}
         while names:
@@ -48,16 +57,20 @@ def run_ray(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
                 try:
                     yield ray.get(future)
                 except ray.exceptions.RayError as error:
+                    # The shard is not done; the engine's second pass takes it up again.
                     yield Outcome(shard, error=f"Ray: {str(error).splitlines()[0]}")
 
 
 def _run_on_ray(root: str, job: ShardJob, shard: str, key: str, limit: float) -> Outcome:
+    """`run_shard` in one of Ray's processes, which have not run `prepare_process`."""
     cv2.setNumThreads(1)
     return run_shard(root, job, shard, key, limit, watched=True)
 
 
-def import_ray() -> Any:
-    """The ray module. Raises EngineError if it is not installed."""
+def import_ray() -> ModuleType:
+    """The ray module, without the report of its use that it sends home by default.
+
+    Raises EngineError if it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray

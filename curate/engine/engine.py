@@ -1,8 +1,9 @@
 """Shards through a job, on this machine's cores or on Ray, with the same bytes as result.
 
 Exactly-once comes from the ledger, not from the executor: a shard's worker is a pure function of
-the shard, so any executor may run it again. A job is at fault, not an item, if its shards go on
-killing their workers.
+the shard, so any executor may run it again. A job and the names of its shards go in; what comes out
+are files that the ledger knows, and a line for each shard in OUT/log.jsonl. A job is at fault, not
+an item, if its shards go on killing their workers.
 """
 
 import itertools
@@ -37,7 +38,7 @@ WATCH = 5.0
 
 
 def run_here(tasks: Sequence[Task]) -> Iterator[Outcome]:
-    """One after the other in this process."""
+    """Run tasks one after the other in this process."""
     for task in tasks:
         yield run_shard(*task)
 
@@ -45,9 +46,10 @@ def run_here(tasks: Sequence[Task]) -> Iterator[Outcome]:
 def run_local(
     tasks: Sequence[Task], workers: int, shards_a_worker: int = SHARDS_A_WORKER
 ) -> Iterator[Outcome]:
-    """On `workers` processes: new ones after `shards_a_worker` shards each, and when one dies.
+    """Run tasks on `workers` processes, which are replaced after `shards_a_worker` shards each.
 
-    Raises EngineError when workers go on dying, or are gone, and no shard gets done.
+    They are replaced, too, when one of them dies. Raises EngineError when workers go on dying, or
+    are gone, and no shard gets done.
     """
     left, breaks = {task[2]: task for task in tasks}, 0
     while left:
@@ -57,6 +59,7 @@ def run_local(
         for outcome in _one_pool(batch, min(workers, len(batch))):
             del left[outcome.shard]
             yield outcome
+        # A death is forgiven as long as some shard was finished since the last one.
         breaks = 0 if len(left) < before else breaks + 1
         if left and breaks >= BREAKS:
             raise EngineError(
@@ -66,11 +69,12 @@ def run_local(
 
 
 def _one_pool(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
-    """Outcomes until all are done or a worker dies.
+    """Run tasks in a pool of their own; yields outcomes until all are done or a worker dies.
 
     A pool lives for one call: `max_tasks_per_child` would replace its workers as well, but a
     worker that leaves while all work is handed out already is never replaced (CPython gh-115634).
     """
+    # Workers are spawned: a forked one would inherit locks that threads of OpenCV or Arrow hold.
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare_process)
     pending: set[Future] = set()
@@ -96,7 +100,7 @@ def _one_pool(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
 
 
 def _ours(others: Set[BaseProcess]) -> list[BaseProcess]:
-    """Living children of this process, but for those that it had before."""
+    """The living children of this process that are not among `others`."""
     return [child for child in multiprocessing.active_children() if child not in others]
 
 
@@ -105,17 +109,21 @@ class Engine:
     """Where and how jobs run."""
 
     root: Path
-    kind: str = "local"  # or "ray"
-    workers: int = 0  # 0 = in this process (local only); those that share a GPU: one
-    limit: float = 60.0  # seconds an item may take
-    verify: bool = False  # compare digests of what is done, not sizes only
+    # "local" or "ray".
+    kind: str = "local"
+    # Processes; 0 = in this process (local only). Of a job that needs a GPU there is one at most.
+    workers: int = 0
+    # Seconds an item may take.
+    limit: float = 60.0
+    # Whether digests of what is done are compared, and not sizes only.
+    verify: bool = False
 
     def here(self) -> "Engine":
-        """The same in this process, for the steps that are one shard."""
+        """This engine without other processes, for the steps that are one shard."""
         return replace(self, kind="local", workers=0)
 
     def todo(self, job: ShardJob, shards: Sequence[str]) -> dict[str, str]:
-        """Those shards, with their keys, that are not done with their present inputs."""
+        """Key by shard, of those shards that are not done with their present inputs."""
         ledger = ShardLedger(self.root)
         keys = {shard: job.key(ledger, shard) for shard in shards}
         return {s: k for s, k in keys.items() if not ledger.is_done(job.name, s, k, self.verify)}
@@ -126,7 +134,8 @@ class Engine:
         """Do what is not done yet of `shards`; a shard that fails is tried once more.
 
         `report` is called with each outcome. Returns how many shards were worked on. Raises
-        EngineError that names the shards which could not be done (the others are), or InputError.
+        EngineError that names the shards which could not be done (the others are done), or
+        InputError where what a person gave is at fault.
         """
         # A failure may be the machine's, such as a full disk, so each shard has a second chance.
         todo = self.todo(job, shards)
@@ -140,10 +149,12 @@ class Engine:
     def _pass(
         self, job: ShardJob, keys: dict[str, str], report: Callable[[Outcome], None] | None
     ) -> list[Outcome]:
+        """Work these shards once; returns the outcomes of those that failed."""
         tasks = [(str(self.root), job, shard, key, self.limit) for shard, key in keys.items()]
         failed = []
         for outcome in self._execute(tasks):
             self._log(job, outcome)
+            # Every shard would fail by the same fault of the input, so the first one ends it all.
             if outcome.blame:
                 raise InputError(outcome.error)
             if outcome.error:
@@ -153,14 +164,17 @@ class Engine:
         return failed
 
     def _execute(self, tasks: Sequence[Task]) -> Iterator[Outcome]:
+        """Run tasks by the executor that the settings ask for."""
         if not tasks:
             return iter(())
         if self.kind == "ray":
             return run_ray(tasks, self.workers)
+        # Several processes on one GPU would each hold the network's weights there.
         workers = min(self.workers, 1) if tasks[0][1].gpus else self.workers
         return run_local(tasks, workers) if workers else run_here(tasks)
 
     def _log(self, job: ShardJob, outcome: Outcome) -> None:
+        """Add a line on an outcome to log.jsonl, which nothing reads but people."""
         line = {"job": job.name, "shard": outcome.shard, "seconds": round(outcome.seconds, 3)}
         line |= {"error": outcome.error, "trace": outcome.trace} if outcome.error else {}
         append_line(self.root / "log.jsonl", json.dumps({**line, **outcome.facts}))

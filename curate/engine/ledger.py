@@ -23,9 +23,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from curate.schema import InputError
+from curate.schema import Facts, InputError
 from osdhuman_jax import disk
 from osdhuman_jax.disk import STALE, file_digest, remove_leftovers, sync
 
@@ -37,25 +37,48 @@ class LedgerError(InputError):
     """An output that should be there and is not."""
 
 
-def digest(*values: Any) -> str:
-    """sha256 of JSON values, whatever the order of their keys."""
+class Output(TypedDict):
+    """A file of a shard, as its marker describes it; `path` is relative to the ledger's root."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Marker(TypedDict):
+    """The content of done/JOB/SHARD.json; `outputs` are by the names that the job gave them."""
+
+    key: str
+    outputs: dict[str, Output]
+    facts: Facts
+
+
+def digest(*values: object) -> str:
+    """sha256 of JSON values, whatever the order of their keys. Raises TypeError on other values."""
+    # Paths may hold bytes that are no UTF-8; Python carries them as surrogates.
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 class ShardLedger:
-    """The markers of one output folder."""
+    """The markers of one output folder, and the files that they name."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
-    def marker(self, job: str, shard: str) -> dict[str, Any] | None:
-        """The marker, or None where there is none or it is damaged."""
+    def marker(self, job: str, shard: str) -> Marker | None:
+        """A shard's marker, or None where there is none or it is damaged."""
+        # A damaged marker only means that the shard is done again.
         try:
             marker = json.loads((self.root / "done" / job / f"{shard}.json").read_bytes())
             return marker if isinstance(marker["outputs"], dict) and marker["key"] else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def outputs(self, job: str, shard: str) -> dict[str, Output]:
+        """A shard's outputs by name; none where it is not done."""
+        marker = self.marker(job, shard)
+        return marker["outputs"] if marker else {}
 
     def is_done(self, job: str, shard: str, key: str, verify: bool = False) -> bool:
         """Whether these inputs were worked before and all outputs are there.
@@ -69,7 +92,8 @@ class ShardLedger:
             and all(self._whole(output, verify) for output in marker["outputs"].values())
         )
 
-    def _whole(self, output: dict[str, Any], verify: bool) -> bool:
+    def _whole(self, output: Output, verify: bool) -> bool:
+        """Whether a file is there as it was committed."""
         path = self.root / output["path"]
         try:
             same = path.stat().st_size == output["bytes"]
@@ -78,11 +102,11 @@ class ShardLedger:
             return False
 
     def output(self, job: str, shard: str, name: str) -> Path:
-        """A committed file. Raises LedgerError."""
-        marker = self.marker(job, shard)
-        if marker is None or name not in marker["outputs"]:
+        """The path of a committed file. Raises LedgerError where there is none."""
+        outputs = self.outputs(job, shard)
+        if name not in outputs:
             raise LedgerError(f"{self.root}: {job} {shard} is not done: run `{job}` first")
-        return self.root / marker["outputs"][name]["path"]
+        return self.root / outputs[name]["path"]
 
     def outputs_key(self, job: str, shard: str) -> list[str]:
         """Digests of a shard's outputs: what jobs that read them depend on. Raises LedgerError."""
@@ -97,41 +121,42 @@ class ShardLedger:
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        """A folder for unfinished outputs; gone afterwards."""
+        """Gives a folder for unfinished outputs, which is removed when the block ends."""
         (self.root / "tmp").mkdir(parents=True, exist_ok=True)
         with disk.workspace(self.root / "tmp") as folder:
             yield folder
 
     def begin(self, job: str, shard: str) -> bool:
-        """Note that work starts. True if an earlier attempt never ended."""
+        """Note that work on a shard starts. Returns whether an earlier attempt never ended."""
         note = self.root / "running" / job / shard
         crashed = note.exists()
         note.parent.mkdir(parents=True, exist_ok=True)
         note.touch()
         return crashed
 
-    def commit(self, job: str, shard: str, key: str, folder: Path, facts: dict[str, Any]) -> None:
+    def commit(self, job: str, shard: str, key: str, folder: Path, facts: Facts) -> None:
         """Make the files in `folder` the shard's outputs. Raises OSError: then nothing is done."""
         # Files first, under names that no marker has yet.
-        old = self.marker(job, shard)
+        old = self.outputs(job, shard)
         outputs = {file.name: self._place(job, shard, file) for file in sorted(folder.iterdir())}
         if outputs:
             sync(self.root / job)
         # The marker makes them the shard's outputs in one step.
-        marker = {"key": key, "outputs": outputs, "facts": facts}
+        marker: Marker = {"key": key, "outputs": outputs, "facts": facts}
         text = json.dumps(marker, indent=1, sort_keys=True)
         path = self.root / "done" / job / f"{shard}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         disk.write_text(path, text)
         # Nothing names the old outputs any more.
         paths = {output["path"] for output in outputs.values()}
-        for output in (old or {"outputs": {}})["outputs"].values():
+        for output in old.values():
             if output["path"] not in paths:
                 (self.root / output["path"]).unlink(missing_ok=True)
         # The last of all: while it lies there, `clean` looks for files that no marker names.
         (self.root / "running" / job / shard).unlink(missing_ok=True)
 
-    def _place(self, job: str, shard: str, file: Path) -> dict[str, Any]:
+    def _place(self, job: str, shard: str, file: Path) -> Output:
+        """Move a finished file to the name that carries its digest."""
         sync(file)
         # The file is read back, so that the marker promises what the disk really holds.
         sha256 = file_digest(file)
@@ -142,22 +167,24 @@ class ShardLedger:
         return {"path": path, "bytes": size, "sha256": sha256}
 
     def forget_shard(self, job: str, shard: str) -> None:
-        """Take a shard's marker and outputs away."""
-        marker = self.marker(job, shard)
+        """Remove a shard's marker and outputs, so that it is no longer done."""
+        # The marker goes first: it must never name files that are not there.
+        outputs = self.outputs(job, shard)
         (self.root / "done" / job / f"{shard}.json").unlink(missing_ok=True)
-        for output in (marker or {"outputs": {}})["outputs"].values():
+        for output in outputs.values():
             (self.root / output["path"]).unlink(missing_ok=True)
 
     def clean(self) -> int:
         """Remove what killed runs left, and nothing of a living one; returns bytes freed.
 
-        Half files and workspaces; and outputs that no marker names, of shards whose attempt never
-        ended, unless another run is at work on this folder.
+        That is half-written files and workspaces. Unless another run is at work on this folder it
+        is also the outputs that no marker names, of shards whose attempt never ended.
         """
         folders = [self.root, self.root / "tmp", *self.root.glob("done/*")]
         freed = sum(map(remove_leftovers, folders))
         if disk.tickets(self.root / "tmp"):
             return freed
+        # The notes of `begin` tell where to look, so that no folder is searched in vain.
         for notes in self.root.glob("running/*"):
             shards = "|".join(re.escape(note.name) for note in notes.iterdir())
             own = re.compile(rf"(?:{shards})-[0-9a-f]{{16}}-.+")
@@ -172,18 +199,19 @@ class ShardLedger:
             self.root / output["path"]
             for job in jobs
             for shard in self.shards(job)
-            for output in (self.marker(job, shard) or {"outputs": {}})["outputs"].values()
+            for output in self.outputs(job, shard).values()
         }
 
     def collect_garbage(self, older_than: float = STALE) -> int:
-        """Remove files of dead attempts: those no marker names, of jobs that have markers.
+        """Remove the files that dead attempts left: those that no marker names.
 
-        Younger ones than `older_than` seconds are left, since they may be a living worker's.
-        Returns the number of bytes freed.
+        Only folders of jobs that have markers are searched. Files younger than `older_than` seconds
+        are left, since they may be a living worker's. Returns the number of bytes freed.
         """
         freed = self.clean()
         jobs = [path.name for path in sorted((self.root / "done").glob("*"))]
         named = self._named(jobs)
+        # `clean` looks only where a note of `begin` lies; here every file is looked at.
         folders = [self.root / job for job in jobs] + [self.root / "tmp"]
         files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
         limit = time.time() - older_than
@@ -204,7 +232,10 @@ def _remove(path: Path) -> int:
 
 
 def tree_digest(root: str | Path) -> str:
-    """One digest of every result below `root`: names and bytes, no times, hosts, hidden files."""
+    """One digest of all results below `root`, by which two runs are compared.
+
+    It depends on names and bytes, not on times, hosts or hidden files.
+    """
     root = Path(root)
     files = (path for path in root.rglob("[!.]*") if path.is_file())
     names = sorted(path.relative_to(root).as_posix() for path in files)

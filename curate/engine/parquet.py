@@ -1,21 +1,22 @@
 """Parquet in and out, with settings fixed so that the same rows give the same bytes.
 
-The columns of every file of the pipeline are here. Files are written group by group, so that no
-more than a group of rows is held.
+The columns of every file of the pipeline are here. Rows go in and come out as dictionaries by
+column. Files are written group by group, so that no more than a group of rows is held. Pages carry
+checksums, which are compared when they are read.
 """
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.schema import Box, SourceImage
+from curate.schema import Box, Json, SourceImage
 
-Row = dict[str, Any]
+# A row of any of these files; the schema says the type of each value.
+Row = dict[str, Json]
 # The column that says why a crop has no scores.
 ERROR = "error"
 
@@ -29,6 +30,7 @@ _BOX = pa.struct(
         ("score", pa.float64()),
     ]
 )
+# What the index job writes: the fields of SourceImage, in their order.
 INDEX_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -45,14 +47,18 @@ INDEX_SCHEMA = pa.schema(
         ("license", pa.string()),
     ]
 )
+# What the crop job writes, and the first columns of the manifest: a row for each candidate, or one
+# for an image without candidates.
 CANDIDATE_SCHEMA = pa.schema(
     [
+        # What the labels say of the image.
         ("image_id", pa.string()),
         ("dataset", pa.string()),
         ("split_of_source", pa.string()),
         ("path", pa.string()),
         ("flickr_id", pa.string()),
         ("license", pa.string()),
+        # What the decoded image says; null where it was not decoded.
         ("file_sha256", pa.string()),
         ("pixel_sha256", pa.string()),
         ("phash", pa.string()),
@@ -61,25 +67,30 @@ CANDIDATE_SCHEMA = pa.schema(
         ("orientation", pa.int32()),
         ("image_flags", _TEXTS),
         ("lap_src", pa.float64()),
-        ("box_index", pa.int32()),  # null: an image without candidates
+        # The candidate's box; its index is null where an image has no candidates.
+        ("box_index", pa.int32()),
         ("box_x0", pa.float64()),
         ("box_y0", pa.float64()),
         ("box_x1", pa.float64()),
         ("box_y1", pa.float64()),
         ("raw_label", pa.string()),
         ("box_flags", _TEXTS),
-        ("detector", pa.string()),  # null: labelled
+        # Null where the box is labelled.
+        ("detector", pa.string()),
         ("box_score", pa.float64()),
+        # Its square in pixels of the source, and the stored side over the source's.
         ("crop_id", pa.string()),
         ("x0", pa.int32()),
         ("y0", pa.int32()),
         ("s", pa.int32()),
-        ("scale_factor", pa.float64()),  # stored side over source side
+        ("scale_factor", pa.float64()),
+        # Its crop: sharpness, labelled persons, digest of the stored PNG, where that lies.
         ("lap_crop", pa.float64()),
-        ("persons", pa.int32()),  # labelled persons on the crop
-        ("crop_sha256", pa.string()),  # of the stored PNG
+        ("persons", pa.int32()),
+        ("crop_sha256", pa.string()),
         ("crop_shard", pa.string()),
         ("crop_row", pa.int32()),
+        # Empty where no rule has dropped the candidate.
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
@@ -88,8 +99,10 @@ CROP_SCHEMA = pa.schema([("crop_id", pa.string()), ("png", pa.binary())])
 FINGERPRINT_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
-        ("crop_id", pa.string()),  # null: the whole image
-        ("file_sha256", pa.string()),  # of the image's file, for crops too
+        # Null where the fingerprint is of the whole image.
+        ("crop_id", pa.string()),
+        # The digest of the image's file, for crops too.
+        ("file_sha256", pa.string()),
         ("pixel_sha256", pa.string()),
         ("flickr_id", pa.string()),
         ("pixels", pa.int64()),
@@ -103,7 +116,12 @@ FINGERPRINT_SCHEMA = pa.schema(
 def write_rows(
     path: Path, schema: pa.Schema, rows: Iterable[Row], group: int = 65536, zip_: bool = True
 ) -> int:
-    """Write rows; `group` rows are held, and later read, at once. Returns how many there were."""
+    """Write rows; returns how many there were.
+
+    Args:
+        group: rows that are held, and later read, at once.
+        zip_: whether columns are compressed, which is of no use for pictures.
+    """
     with RowWriter(path, schema, group, zip_) as file:
         for row in rows:
             file.add(row)
@@ -111,14 +129,14 @@ def write_rows(
 
 
 def write_scores(path: Path, metrics: Sequence[str], rows: Sequence[Row]) -> None:
-    """A score job's output: crop_id, the metrics and, where any crop has one, ERROR."""
+    """Write a score job's output: crop_id, the metrics and, where any crop has one, ERROR."""
     fields = [("crop_id", pa.string()), *((name, pa.float64()) for name in metrics)]
     fields += [(ERROR, pa.string())] if any(row.get(ERROR) for row in rows) else []
     write_rows(path, pa.schema(fields), rows)
 
 
 def score_columns(table: pa.Table) -> list[str]:
-    """The metrics of a score job's output."""
+    """Names of the metrics in a score job's output."""
     return [name for name in table.column_names if name not in ("crop_id", ERROR)]
 
 
@@ -130,13 +148,14 @@ class RowWriter:
         self._schema, self._group = schema, group
         self._rows: list[Row] = []
         compression = "zstd" if zip_ else "none"
+        # Arrow would open paths of UTF-8 only; its own file object takes the bytes of any name.
         self._sink = pa.OSFile(os.fsencode(path), "wb")
         self._file = pq.ParquetWriter(
             self._sink, schema, compression=compression, write_page_checksum=True
         )
 
     def add(self, row: Row) -> None:
-        """Write one more."""
+        """Take one more row, and write the group if it is full."""
         self._rows.append(row)
         self.count += 1
         if len(self._rows) == self._group:
@@ -150,6 +169,7 @@ class RowWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
+        # After an error the file is of no use to anyone, so its last rows need not be written.
         if self._rows and kind is None:
             self._flush()
         self._file.close()
@@ -157,25 +177,25 @@ class RowWriter:
 
 
 def crop_writer(path: Path) -> RowWriter:
-    """A file for rows of CROPS, read a crop at a time (see `CropFile`)."""
+    """A file for rows of CROP_SCHEMA, from which `CropFile` reads single crops."""
     return RowWriter(path, CROP_SCHEMA, group=1, zip_=False)
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table."""
+    """Write a table with the compression and checksums of all files."""
     with pa.OSFile(os.fsencode(path), "wb") as sink:
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A whole file or some columns of it."""
+    """A whole file, or some columns of it, as a table."""
     wanted = list(columns) if columns else None
     with open_parquet(path) as file:
         return pq.read_table(file, columns=wanted, page_checksum_verification=True)
 
 
 def open_parquet(path: Path) -> pa.NativeFile:
-    """A file of any name; Arrow's own opening wants names of UTF-8."""
+    """Open a file whose name may be of any bytes; Arrow by itself wants names of UTF-8."""
     return pa.OSFile(os.fsencode(path))
 
 
@@ -194,11 +214,12 @@ class CropFile:
         return self._file.metadata.num_rows
 
     def png(self, row: int) -> bytes:
-        """The crop in a row."""
+        """The PNG in a row of the file."""
+        # `crop_writer` makes every row a group, so that this reads one crop and no more.
         return self._file.read_row_group(row, ["png"]).column(0)[0].as_py()
 
     def items(self) -> Iterator[tuple[str, bytes]]:
-        """(crop_id, PNG) of all."""
+        """Yields (crop_id, PNG) of every row."""
         for group in range(self._file.num_row_groups):
             for row in self._file.read_row_group(group).to_pylist():
                 yield row["crop_id"], row["png"]

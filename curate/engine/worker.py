@@ -4,7 +4,8 @@ The engine hands `run_shard` to whichever process has room. The ledger makes a s
 repeat, so all that this module has to settle is which item is at fault when a process dies. An item
 that kills its process (a decoder that crashes on one picture) is told from a process that was
 killed: a shard whose earlier attempt never ended is worked with its items in a child process, and
-only an item that takes its child down twice is condemned.
+only an item that takes its child down twice is given up. A job that has items calls
+`ItemRunner.each` and needs to know nothing of this.
 """
 
 import faulthandler
@@ -18,18 +19,22 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import cv2
 
 from curate.engine.ledger import ShardLedger
-from curate.schema import InputError, Reason
+from curate.schema import Facts, InputError, Reason
 
 # Times in a row that workers may die with no shard finished in between.
 BREAKS = 3
 # Times an item may take its process down before it is given up.
 ATTEMPTS = 2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class EngineError(RuntimeError):
@@ -37,26 +42,24 @@ class EngineError(RuntimeError):
 
 
 class ShardJob(Protocol):
-    """A pure map from shards to files; picklable."""
+    """A pure map from shards to files; it can be pickled, and so sent to other processes."""
 
     @property
     def name(self) -> str:
-        """The job's folder."""
+        """The name of the job and of its folder below the ledger's root."""
         ...
 
     @property
     def gpus(self) -> float:
-        """GPUs a worker needs (Ray places by it)."""
+        """How many GPUs a worker needs; Ray places workers by it."""
         ...
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
         """Digest of all that the outputs depend on: own parameters, inputs, versions."""
         ...
 
-    def work(
-        self, ledger: ShardLedger, shard: str, folder: Path, run: "ItemRunner"
-    ) -> dict[str, Any]:
-        """Write the shard's files into `folder`; returns JSON facts (counts, seconds)."""
+    def work(self, ledger: ShardLedger, shard: str, folder: Path, run: "ItemRunner") -> Facts:
+        """Write the shard's files into `folder`; returns counts and times for its marker."""
         ...
 
 
@@ -65,10 +68,13 @@ class Outcome:
     """How a shard ended."""
 
     shard: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
     seconds: float = 0.0
-    error: str = ""  # one line; empty = done
-    blame: bool = False  # the input is at fault: another attempt is of no use
+    # One line; empty where the shard is done.
+    error: str = ""
+    # Whether what a person gave is at fault, so that another attempt is of no use.
+    blame: bool = False
+    # The exception's traceback, for the log.
     trace: str = ""
 
 
@@ -81,7 +87,7 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class ItemRunner:
-    """Calls a function on items so that no single one can take the shard down.
+    """Calls a function on a shard's items so that no single one can take the shard down.
 
     Attributes:
         isolated: items run in a child process, after an attempt at this shard that never ended.
@@ -94,9 +100,13 @@ class ItemRunner:
     limit: float = 60.0
 
     def each(
-        self, setup: Callable[[], Callable[[Any], Any]], items: Iterable[Any]
-    ) -> Iterator[Any]:
-        """Results, or Failures, of `setup()(item)` for each item, in order; all picklable."""
+        self, setup: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
+    ) -> Iterator[Result | Failure]:
+        """Yields the result, or the Failure, of `setup()(item)` for each item, in order.
+
+        `setup`, items and results must be picklable. Raises InputError where what a person gave is
+        at fault.
+        """
         if self.isolated:
             yield from self._each_isolated(setup, items)
             return
@@ -108,9 +118,11 @@ class ItemRunner:
 
     @contextmanager
     def _watch(self) -> Iterator[None]:
+        """Ends this process if the block takes longer than the limit."""
         if not self.watched:
             yield
             return
+        # faulthandler's thread is not Python's: it ends even a process that hangs in foreign code.
         with open(os.devnull, "w") as nowhere:
             faulthandler.dump_traceback_later(self.limit, exit=True, file=nowhere)
             try:
@@ -118,28 +130,29 @@ class ItemRunner:
             finally:
                 faulthandler.cancel_dump_traceback_later()
 
-    def _each_isolated(self, setup: Callable, items: Iterable[Any]) -> Iterator[Any]:
-        child: Child | None = None
+    def _each_isolated(
+        self, setup: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
+    ) -> Iterator[Result | Failure]:
+        child: Child[Item, Result] | None = None
         # The child lives on from item to item; a new one is started after each death.
         try:
             for item in items:
-                failure = None
+                answer: Result | Failure = Failure(Reason.DECODER_CRASH, "")
                 for _ in range(ATTEMPTS):
                     child = child or Child(setup)
                     try:
-                        failure = None
-                        result = child(item, self.limit)
+                        answer = child(item, self.limit)
                         break
                     except ChildDied as death:
-                        child, failure = None, death.failure
-                yield failure or result  # pyright: ignore[reportPossiblyUnboundVariable]
+                        child, answer = None, death.failure
+                yield answer
         finally:
             if child is not None:
                 child.close()
 
 
-def attempt(function: Callable[[Any], Any], item: Any) -> Any:
-    """The function's result, or a Failure named by the exception.
+def attempt(function: Callable[[Item], Result], item: Item) -> Result | Failure:
+    """The function's result, or a Failure that names the exception.
 
     Raises InputError: what a person gave is at fault then, not the item.
     """
@@ -161,19 +174,24 @@ class ChildDied(Exception):
         self.failure = failure
 
 
-class Child:
+class Child(Generic[Item, Result]):
     """A process that serves calls one by one and may die of any of them."""
 
-    def __init__(self, setup: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self, setup: Callable[[], Callable[[Item], Result]]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, far = context.Pipe()
         self._process = context.Process(target=_serve, args=(far, setup))
         self._process.start()
+        # With its other end open here, the pipe would not end when the child does.
         far.close()
         self._ready = False
 
-    def __call__(self, item: Any, limit: float) -> Any:
-        """Result or Failure. Raises ChildDied; the child is of no use then. Raises InputError."""
+    def __call__(self, item: Item, limit: float) -> Result | Failure:
+        """The result, or the Failure, of one item within `limit` seconds.
+
+        Raises ChildDied, after which the child is of no use, or InputError where what a person gave
+        is at fault.
+        """
         try:
             # Starting the process does not count as the item's time.
             if not self._ready:
@@ -194,7 +212,7 @@ class Child:
             self.close()
             raise
 
-    def _receive(self) -> Any:
+    def _receive(self) -> Result | Failure:
         answer = self._pipe.recv()
         if isinstance(answer, InputError):
             raise answer
@@ -207,10 +225,12 @@ class Child:
         self._process.join()
 
 
-def _serve(pipe: Any, setup: Callable[[], Callable[[Any], Any]]) -> None:
+def _serve(pipe: Connection, setup: Callable[[], Callable[[Item], Result]]) -> None:
+    """What the child does: set up once, then answer each item that comes through the pipe."""
     prepare_process()
     try:
         function = setup()
+        # The first message says that the child is ready, and from now on its time counts.
         pipe.send(None)
         while True:
             pipe.send(attempt(function, pipe.recv()))
@@ -222,7 +242,11 @@ def _serve(pipe: Any, setup: Callable[[], Callable[[Any], Any]]) -> None:
 
 
 def prepare_process() -> None:
-    """A worker: one OpenCV thread; Ctrl-C is the driver's; ends when its parent is gone."""
+    """Make this process a worker.
+
+    It uses one OpenCV thread, since there is a worker for every core. It leaves Ctrl-C to the
+    driver. It ends when its parent is gone, so that a killed driver leaves no workers behind.
+    """
     cv2.setNumThreads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
@@ -239,11 +263,13 @@ def run_shard(
     root: str, job: ShardJob, shard: str, key: str, limit: float, watched: bool = False
 ) -> Outcome:
     """Work one shard and commit it. Errors come back as text; the shard is then not done."""
+    # A note of an attempt that never ended makes the items run in isolation.
     ledger, start = ShardLedger(root), time.monotonic()
     runner = ItemRunner(ledger.begin(job.name, shard), watched, limit)
     try:
         with ledger.workspace() as folder:
             facts = job.work(ledger, shard, folder, runner)
+            # Times and hosts go into the marker and not into the files, which are to be the same.
             seconds = time.monotonic() - start
             record = {**facts, "seconds": round(seconds, 3), "host": socket.gethostname()}
             ledger.commit(job.name, shard, key, folder, record)
@@ -255,4 +281,5 @@ def run_shard(
     return Outcome(shard, facts, seconds)
 
 
-Task = tuple[str, ShardJob, str, str, float]  # run_shard's arguments
+# The arguments of `run_shard` up to `limit`.
+Task = tuple[str, ShardJob, str, str, float]

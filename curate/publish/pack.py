@@ -3,7 +3,8 @@
 A record is what the trainer reads: `osdhuman_jax.data.records` encodes a header and a picture as
 one. Records lie in ArrayRecord files with one record a group, so that access is random. The other
 containers hold the same header and picture: Parquet (columns header, image), WebDataset tars
-(CROP.json, CROP.EXT), or plain folders (CROP.EXT, headers in index.parquet).
+(CROP.json, CROP.EXT), or plain folders (CROP.EXT, headers in index.parquet). The selection and the
+stored crops go in, OUT/packed/SPLIT comes out.
 """
 
 import hashlib
@@ -12,10 +13,10 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import cv2
 import pyarrow as pa
@@ -26,21 +27,26 @@ from curate.cropping.job import CODE, LIBRARIES, decode_crop
 from curate.engine.engine import Engine
 from curate.engine.ledger import ShardLedger, digest
 from curate.engine.parquet import Row, read_rows, write_rows
-from curate.engine.worker import ItemRunner
-from curate.schema import InputError, Pixels, sorted_counts
+from curate.engine.worker import ItemRunner, Outcome
+from curate.schema import Facts, InputError, Pixels, sorted_counts
+from curate.selection.decisions import read_facts
 from curate.selection.manifest import Crops, selected_rows
 from curate.selection.split import seeded_key
 from osdhuman_jax.data.records import RecordError, decode_record, encode_record
 from osdhuman_jax.disk import file_digest, staged_folder, write_text
 
+# Suffix of a shard's file by container. A folder's pictures come in tars too, and are taken out of
+# them when the set is published: a shard has one file, whose digest the ledger knows.
 CONTAINER_SUFFIXES = {
     "arrayrecord": "arrayrecord",
     "parquet": "parquet",
     "webdataset": "tar",
     "folder": "tar",
 }
+# Suffix of a picture by codec.
 EXTENSIONS = {"webp": "webp", "png": "png", "jpeg": "jpg"}
-CARRIED = ("image_id", "dataset", "license", "x0", "y0", "s", "split")  # into the header
+# The manifest's columns that a record's header has too.
+CARRIED = ("image_id", "dataset", "license", "x0", "y0", "s", "split")
 RECORD_SCHEMA = pa.schema([("header", pa.string()), ("image", pa.binary())])
 PACK_INDEX_SCHEMA = pa.schema(
     [
@@ -50,16 +56,31 @@ PACK_INDEX_SCHEMA = pa.schema(
         ("header", pa.string()),
     ]
 )
-Record = tuple[dict[str, Any], bytes]
+# A header (crop_id, w, h, codec, CARRIED, sha256) and an encoded picture.
+Record = tuple[Facts, bytes]
 
 
 class PackError(InputError):
     """Nothing to pack, an unknown container, or a crop that is not the one in the manifest."""
 
 
+class SaveOptions(TypedDict, total=False):
+    """Pillow's options for saving a picture."""
+
+    format: str
+    lossless: bool
+    quality: int
+    method: int
+    exact: bool
+    compress_level: int
+    subsampling: int
+
+
 def encode_picture(rgb: Pixels, codec: str) -> bytes:
     """Pixels as webp (lossless), png, or jpeg (quality 95, colour at full resolution)."""
-    options: dict[str, dict[str, Any]] = {
+    # Stated in full, so that another default of Pillow's changes no bytes. In lossless WebP quality
+    # and method are effort.
+    options: dict[str, SaveOptions] = {
         "webp": {"format": "WEBP", "lossless": True, "quality": 75, "method": 4, "exact": True},
         "png": {"format": "PNG", "compress_level": 6},
         "jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
@@ -70,7 +91,7 @@ def encode_picture(rgb: Pixels, codec: str) -> bytes:
 
 
 def make_record(row: Row, png: bytes, codec: str) -> Record:
-    """Header and picture of a kept crop. Raises PackError if the stored PNG is another one."""
+    """Header and picture of a kept crop. Raises PackError if the stored PNG is damaged."""
     if hashlib.sha256(png).hexdigest() != row["crop_sha256"]:
         raise PackError(f"crop {row['crop_id']}: stored picture is damaged; run with --verify")
     rgb = decode_crop(png)
@@ -80,15 +101,16 @@ def make_record(row: Row, png: bytes, codec: str) -> Record:
     return {**header, "sha256": hashlib.sha256(data).hexdigest()}, data
 
 
-def picture_name(header: dict[str, Any]) -> str:
-    """What a record's picture is called as a file."""
+def picture_name(header: Facts) -> str:
+    """The name of a record's picture as a file."""
     return f"{header['crop_id']}.{EXTENSIONS[header['codec']]}"
 
 
-def write_container(path: Path, kind: str, records: Iterable[Record]) -> list[dict[str, Any]]:
-    """Write one file; returns the headers."""
-    headers: list[dict[str, Any]] = []
+def write_container(path: Path, kind: str, records: Iterable[Record]) -> list[Facts]:
+    """Write one file of a container; returns the headers of its records."""
+    headers: list[Facts] = []
 
+    # Records go through one by one, since pictures of a file are more than memory should hold.
     def noted() -> Iterator[Record]:
         for record in records:
             headers.append(record[0])
@@ -105,6 +127,8 @@ def write_container(path: Path, kind: str, records: Iterable[Record]) -> list[di
 
 
 def _write_arrayrecord(path: Path, records: Iterable[Record]) -> None:
+    """One record a group, for random access; uncompressed, since pictures are compressed."""
+    # Not installed everywhere: there are no wheels for Windows.
     from array_record.python.array_record_module import ArrayRecordWriter
 
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
@@ -114,6 +138,7 @@ def _write_arrayrecord(path: Path, records: Iterable[Record]) -> None:
 
 
 def _write_tar(path: Path, records: Iterable[Record]) -> None:
+    """WebDataset: members that share a name up to the suffix are one sample."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for header, data in records:
             text = json.dumps(header).encode()
@@ -126,7 +151,7 @@ def _write_tar(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_container(path: Path) -> Iterator[Record]:
-    """Header and picture of every record in a file, or in a packed folder of any kind."""
+    """Yields header and picture of every record in a file, or in a packed folder of any kind."""
     if path.is_dir():
         yield from _read_folder(path)
     elif path.suffix == ".arrayrecord":
@@ -139,6 +164,8 @@ def read_container(path: Path) -> Iterator[Record]:
 
 
 def _read_folder(path: Path) -> Iterator[Record]:
+    """Records of a published folder, in the order of its index."""
+    # A row's file is its picture, or a container that is read at its first row.
     for row in read_rows(path / "index.parquet"):
         header = json.loads(row["header"])
         if Path(row["file"]).suffix.lstrip(".") in EXTENSIONS.values():
@@ -171,7 +198,10 @@ def _read_tar(path: Path) -> Iterator[Record]:
 
 @dataclass(frozen=True)
 class PackJob:
-    """Shard = `SPLIT-00000-of-00001`: some of a split's crops; outputs the file and its headers."""
+    """The job of one file. A shard, `SPLIT-00000-of-00001`, is some of a split's crops.
+
+    Outputs the file and its headers, which are also read without it.
+    """
 
     config: PackConfig
     seed: int
@@ -179,6 +209,7 @@ class PackJob:
     gpus: float = 0.0
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
+        # All that a file holds follows from these, besides the settings.
         rows = [(r["crop_id"], r["crop_sha256"], r["license"]) for r in self.rows(ledger, shard)]
         return digest(CODE, LIBRARIES, asdict(self.config), rows)
 
@@ -188,9 +219,7 @@ class PackJob:
         rows = selected_rows(ledger).get(split, [])
         return [r for r in rows if file_number(self.seed, r["crop_id"], int(count)) == int(number)]
 
-    def work(
-        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
-    ) -> dict[str, Any]:
+    def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> Facts:
         cv2.setNumThreads(1)
         rows, crops = self.rows(ledger, shard), Crops(ledger)
         records = (make_record(row, crops.png(row), self.config.codec) for row in rows)
@@ -201,12 +230,13 @@ class PackJob:
 
 
 def file_count(crops: int, per_file: int) -> int:
-    """A power of two, so that one crop more or less hardly ever deals all of them anew."""
+    """How many files a split has, of about `per_file` crops at most."""
+    # A power of two: one crop more or less hardly ever deals all of them anew.
     return 1 << max(0, -(-crops // per_file) - 1).bit_length()
 
 
 def file_number(seed: int, crop: str, files: int) -> int:
-    """The file of a crop. Files are stretches of one order, that of `seeded_key`."""
+    """The number of the file that a crop is in. Files are stretches of the seeded order."""
     return int(seeded_key(seed, crop)[:8], 16) * files >> 32
 
 
@@ -217,12 +247,19 @@ def check_container(config: PackConfig) -> None:
         raise PackError(f"pack: no container {config.to!r} with codec {config.codec!r}: {known}")
 
 
-def pack(engine: Engine, config: PackConfig, seed: int, report: Any = None) -> dict[str, int]:
-    """Pack every split into OUTPUT/packed/SPLIT. Returns the number of crops of each.
+def pack(
+    engine: Engine,
+    config: PackConfig,
+    seed: int,
+    report: Callable[[Outcome], None] | None = None,
+) -> dict[str, int]:
+    """Pack every split into OUT/packed/SPLIT; returns the number of crops of each.
 
-    Raises PackError if nothing is selected or a setting is unknown.
+    `report` is called with each file's outcome. Raises PackError if nothing is selected or a
+    setting is unknown.
     """
     check_container(config)
+    # Each split has its files, each file is a shard of one job.
     ledger = ShardLedger(engine.root)
     sizes = {split: len(rows) for split, rows in sorted(selected_rows(ledger).items())}
     if not sizes:
@@ -245,14 +282,14 @@ def pack(engine: Engine, config: PackConfig, seed: int, report: Any = None) -> d
 
 
 def shard_names(split: str, files: int) -> list[str]:
-    """What the split's files are called."""
+    """Names of a split's files without suffix."""
     return [f"{split}-{k:05d}-of-{files:05d}" for k in range(files)]
 
 
 def publish(
     ledger: ShardLedger, config: PackConfig, split: str, shards: list[str], folder: Path
 ) -> None:
-    """A split's folder: its files under plain names, index.parquet, dataset.json."""
+    """Make a split's folder: its files under plain names, index.parquet, dataset.json."""
     folder.mkdir()
     suffix, index = CONTAINER_SUFFIXES[config.to], []
     for shard in shards:
@@ -264,6 +301,7 @@ def publish(
         if config.to == "folder":
             names = list(_extract(source, folder))
         else:
+            # A second name for the committed file costs no space.
             _link(source, folder / f"{shard}.{suffix}")
             names = [f"{shard}.{suffix}"] * len(headers)
         index += [
@@ -275,7 +313,7 @@ def publish(
 
 
 def _extract(tar: Path, folder: Path) -> Iterator[str]:
-    """Pictures out of a tar, one file each; yields their names."""
+    """Write the pictures of a tar as files; yields their names."""
     for header, data in _read_tar(tar):
         name = picture_name(header)
         (folder / name).write_bytes(data)
@@ -283,7 +321,7 @@ def _extract(tar: Path, folder: Path) -> Iterator[str]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
+    """Give a file a second name, or copy it where the file system knows no second names."""
     try:
         os.link(source, target)
     except OSError:
@@ -293,8 +331,8 @@ def _link(source: Path, target: Path) -> None:
 def _dataset(
     ledger: ShardLedger, config: PackConfig, split: str, folder: Path, index: list[Row]
 ) -> str:
-    """dataset.json: what the files are, how many crops of which licence, digests."""
-    stats = json.loads(ledger.output("select", "all", "stats.json").read_text())
+    """The text of dataset.json: what the files are, how many crops of which licence, digests."""
+    stats = read_facts(ledger)
     headers = [json.loads(row["header"]) for row in index]
     files = sorted({row["file"] for row in index})
     facts = {

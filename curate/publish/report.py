@@ -6,12 +6,15 @@
 
 Values with which the paper describes PERSONA stand beside ours only where the same metrics were
 used. Scores of metrics without weights are marked as such wherever they are shown.
+
+`write_report` reads the manifest, computes everything that is said as `ReportFacts`, and writes it
+as text, figures and JSON.
 """
 
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +27,7 @@ from curate.publish import figures, review
 from curate.publish.categories import by_category
 from curate.quality.scores import PERSONS
 from curate.schema import InputError
+from curate.selection.decisions import SelectionFacts, read_facts
 from curate.selection.manifest import (
     Crops,
     Funnel,
@@ -36,37 +40,75 @@ from curate.selection.manifest import (
 from curate.selection.split import seeded_key
 from osdhuman_jax.disk import staged_folder
 
-PERSONA_MEANS = {  # Table 1 of the paper, row PERSONA
+# Table 1 of the paper, row PERSONA.
+PERSONA_MEANS = {
     "brisque": 10.3758,
     "niqe": 2.8659,
     "clipiqa": 0.7632,
     "maniqa": 0.7198,
     "musiq": 74.7808,
 }
-PAPER_PERSONS, PAPER_TAGS = 3.4154, 13.32  # means an image
+# The paper's means of persons and of tags on an image.
+PAPER_PERSONS, PAPER_TAGS = 3.4154, 13.32
+# What figures of metrics without weights carry across them.
 WATERMARK = "classic metrics"
 # The row of the made set beside those of its sources.
 KEPT = "kept"
-# Crops of a dataset that Table 1 averages over.
+# Crops of a dataset that Table 1 averages over: they give a mean to 0.03 standard deviations.
 TABLE_1_CROPS = 5000
+# Crops of the contact sheet, four lines of eight, and those among which they are searched: the time
+# of the search grows with the product of both.
+SHEET_CROPS, SHEET_POOL = 32, 20_000
 NOTICE = (
     "Scores are of sharpness, noise and compression only; they see neither "
     "content nor beauty and say nothing about quality in the paper's sense."
 )
+# A `summary` by dataset and metric.
 MetricTable = dict[str, dict[str, dict[str, float]]]
 
 
+class TagFacts(TypedDict):
+    """Tags of the kept crops: how many crops have some, sums, occurrences by tag and category."""
+
+    images: int
+    occurrences: int
+    tags: dict[str, int]
+    categories: dict[str, dict[str, int]]
+
+
+class ReportFacts(TypedDict):
+    """All that the report says; report.json holds it as it is."""
+
+    profile: str
+    iqa: str
+    table_1: MetricTable
+    # The fields of a Funnel by dataset.
+    funnel: dict[str, dict[str, int | dict[str, int]]]
+    # Persons on the kept crops, by the labels of their sources and by a detector on the crops.
+    persons: dict[str, float]
+    detected_persons: dict[str, float]
+    thresholds: dict[str, float]
+    licenses: dict[str, int]
+    detectors: list[str]
+    # Only where the user gave tags.
+    tags: NotRequired[TagFacts]
+
+
 class ReportError(InputError):
-    """Tags that do not fit the set."""
+    """Tags that do not fit the set, or cannot be read."""
 
 
 def scored_rows(table: pa.Table) -> pa.Table:
-    """Rows with scores: the pool before selection."""
+    """The manifest's rows with a z: the pool that was selected from."""
     return table.filter(table["z"].is_valid())
 
 
 def summary(values: np.ndarray) -> dict[str, float]:
-    """Mean of the finite values with n, standard deviation, half a 95 % interval; missing ones."""
+    """What Table 1 says of one metric.
+
+    "n" finite values and "nan" others; of the finite ones the mean, the sample's standard deviation
+    and half of the mean's 95 % interval.
+    """
     finite = values[np.isfinite(values)]
     n = len(finite)
     std = float(finite.std(ddof=1)) if n > 1 else float("nan")
@@ -80,10 +122,11 @@ def summary(values: np.ndarray) -> dict[str, float]:
 
 
 def table_one(pool: pa.Table, metrics: list[str], seed: int) -> MetricTable:
-    """Mean of each metric by dataset over crops before selection, and over what is kept."""
+    """Table 1: a summary of each metric over every dataset's pool, and over what is kept."""
     parts = {}
     for name in sorted(pool["dataset"].unique().to_pylist()):
         part = pool.filter(pc.field("dataset") == name)
+        # A large dataset is represented by a seeded draw.
         order = sorted(range(len(part)), key=lambda i: seeded_key(seed, part["crop_id"][i].as_py()))
         parts[name] = part.take(order[:TABLE_1_CROPS]) if len(part) > TABLE_1_CROPS else part
     parts[KEPT] = pool.filter(pool["kept"])
@@ -94,12 +137,12 @@ def table_one(pool: pa.Table, metrics: list[str], seed: int) -> MetricTable:
 
 
 def float_column(table: pa.Table, name: str) -> np.ndarray:
-    """A column as float64; null = NaN."""
+    """A column as float64, with NaN in place of null."""
     return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)
 
 
 def persons(table: pa.Table, name: str) -> dict[str, float]:
-    """Persons on the kept crops by a column: mean, median, shares."""
+    """Numbers of persons on crops, from a column of counts: mean, median, shares of crops."""
     counts = float_column(table, name)
     counts = counts[np.isfinite(counts)]
     if not len(counts):
@@ -115,14 +158,21 @@ def persons(table: pa.Table, name: str) -> dict[str, float]:
     }
 
 
-def tag_counts(path: Path, kept: set[str]) -> dict[str, Any]:
-    """Occurrences of tags on the kept crops. Raises ReportError if it has none of them."""
+def tag_counts(path: Path, kept: set[str]) -> TagFacts:
+    """Occurrences of tags on the kept crops.
+
+    Args:
+        path: Parquet with columns crop_id and tags (lists of texts).
+
+    Raises ReportError if it has no such columns, or none of the kept crops.
+    """
     try:
         rows = [row for row in read_rows(path, ["crop_id", "tags"]) if row["crop_id"] in kept]
     except (OSError, ValueError) as error:
         raise ReportError(f"--tags {path}: needs columns crop_id and tags: {error}") from None
     if not rows:
         raise ReportError(f"--tags {path}: none of the kept crops are in it")
+    # A tag that a tagger gives twice to one crop counts once, as in the paper's sum of sets.
     found = Counter(tag for row in rows for tag in set(row["tags"]))
     total = sum(found.values())
     tags = dict(sorted(found.items()))
@@ -131,7 +181,7 @@ def tag_counts(path: Path, kept: set[str]) -> dict[str, Any]:
 
 
 def most_unlike(hashes: list[int], count: int) -> list[int]:
-    """Up to `count` places, each as far (in bits) from those before it as can be."""
+    """Places of up to `count` hashes, each as far from the ones before it as can be, in bits."""
     if not hashes:
         return []
     values = np.array(hashes, np.uint64)
@@ -145,27 +195,34 @@ def most_unlike(hashes: list[int], count: int) -> list[int]:
 
 
 def contact_sheet(kept: pa.Table, crops: Crops, seed: int) -> np.ndarray | None:
-    """32 crops as unlike each other as can be; None if nothing is kept."""
+    """Figure 6: kept crops that are as unlike each other as can be; None if nothing is kept."""
     columns = ["crop_id", "phash", "crop_shard", "crop_row"]
     rows = kept.select(columns).to_pylist()
     rows.sort(key=lambda row: seeded_key(seed, row["crop_id"]))
-    # The search for unlike crops is quadratic.
-    rows = rows[:20_000]
-    chosen = [rows[at] for at in most_unlike([int(row["phash"], 16) for row in rows], 32)]
+    rows = rows[:SHEET_POOL]
+    hashes = [int(row["phash"], 16) for row in rows]
+    chosen = [rows[at] for at in most_unlike(hashes, SHEET_CROPS)]
     tiles = [(decode_crop(crops.png(row)), row["crop_id"][:12]) for row in chosen]
     return figures.tile_pictures(tiles) if tiles else None
 
 
 def write_report(ledger: ShardLedger, tags: str = "") -> None:
-    """Write OUT/report anew. Raises LedgerError before a selection, ReportError on odd tags."""
-    stats = json.loads(ledger.output("select", "all", "stats.json").read_text())
+    """Write OUT/report anew.
+
+    Args:
+        tags: path of the crops' tags (see `tag_counts`); "" = none.
+
+    Raises LedgerError before a selection, ManifestError if the manifest's counts do not add up, and
+    ReportError on tags that do not fit.
+    """
+    stats = read_facts(ledger)
     manifest = read_manifest(ledger)
     check_counts(manifest)
     pool = scored_rows(manifest)
     kept = pool.filter(pool["kept"])
     # All that the report says, as report.json holds it too.
     parts, seed = funnels(manifest), stats["settings"]["split"]["seed"]
-    facts: dict[str, Any] = {
+    facts: ReportFacts = {
         "profile": stats["profile"],
         "iqa": stats["iqa"],
         "table_1": table_one(pool, [m for m in stats["metrics"] if m != PERSONS], seed),
@@ -185,13 +242,13 @@ def write_report(ledger: ShardLedger, tags: str = "") -> None:
         review.write_page(folder, pool, crops, seed, NOTICE if stats["iqa"] == "classic" else "")
         text = json.dumps(facts, indent=1, sort_keys=True)
         (folder / "report.json").write_text(text + "\n")
-        (folder / "report.md").write_text(report_markdown(facts, stats, parts))
+        (folder / "report.md").write_text(report_markdown(facts, parts))
 
 
 def draw_figures(
     folder: Path,
-    stats: dict[str, Any],
-    facts: dict[str, Any],
+    stats: SelectionFacts,
+    facts: ReportFacts,
     pool: pa.Table,
     kept: pa.Table,
     crops: Crops,
@@ -210,11 +267,13 @@ def draw_figures(
         figures.tags(folder / "figure_7.png", facts["tags"]["tags"], facts["tags"]["categories"])
 
 
-def report_markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[str, Funnel]) -> str:
+def report_markdown(facts: ReportFacts, parts: dict[str, Funnel]) -> str:
     """The text of report.md."""
-    classic = stats["iqa"] == "classic"
+    # What is only there sometimes is an empty section, which is left out at the end.
+    classic = facts["iqa"] == "classic"
     total = merge_funnels(list(parts.values()))
     names = [f"{d}, a fallback" if d == "hog" else d for d in facts["detectors"]]
+    # In the order of a reader's questions: what it is, what became of all, how good it is.
     sections = [
         f"# Report (profile {facts['profile']})",
         f"**Classic metrics.** {NOTICE}" if classic else "",
@@ -244,11 +303,13 @@ def report_markdown(facts: dict[str, Any], stats: dict[str, Any], parts: dict[st
 
 def score_table(table: MetricTable, classic: bool) -> str:
     """Table 1 as Markdown, with the paper's PERSONA below where metrics are the same."""
+    # One line for each dataset.
     metrics = list(next(iter(table.values())))
     lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
     for name, row in table.items():
         cells = (f"{d['mean']:.4g} ± {d['ci95']:.2g} ({d['n']:,})" for d in row.values())
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    # The paper's values, and how far the made set is from them.
     if not classic:
         cells = (f"{PERSONA_MEANS[m]:.4g}" if m in PERSONA_MEANS else "" for m in metrics)
         lines.append("| PERSONA (paper) | " + " | ".join(cells) + " |")
@@ -260,8 +321,11 @@ def score_table(table: MetricTable, classic: bool) -> str:
     return "\n".join(lines)
 
 
-def persons_text(facts: dict[str, Any]) -> str:
-    """Counts on the crop by a detector, if there was one, and by labels, beside the paper's."""
+def persons_text(facts: ReportFacts) -> str:
+    """Lines on the persons on a crop, by a detector and by labels, with the paper's mean.
+
+    What is not known is left out; "-" where nothing is.
+    """
     lines = [
         f"- By {how}: mean {count['mean']:.3f} (n {count['n']:,}), median {count['median']:g}; "
         f"one {count['one']:.0%}, two {count['two']:.0%}, 3-5 {count['three_to_five']:.0%}, "
@@ -276,8 +340,8 @@ def persons_text(facts: dict[str, Any]) -> str:
     return "\n".join([*lines, paper]) if lines else "-"
 
 
-def tags_text(facts: dict[str, Any] | None) -> str:
-    """Sums of Figure 7, beside the paper's."""
+def tags_text(facts: TagFacts | None) -> str:
+    """The section on tags, with the sums of Figure 7 and the paper's mean; "" without tags."""
     if facts is None:
         return ""
     mean = facts["occurrences"] / facts["images"]

@@ -1,7 +1,8 @@
 """A page for a look by hand at the crops where a decision is closest, and at some others.
 
-It shows the lowest-ranked kept crops, the best of the dropped, and a random draw. Ticks are kept
-in the page; its button saves review.csv (crop_id, keep), which `--review` feeds back.
+It shows the lowest-ranked kept crops, the best of the dropped, and a random draw of the others.
+Ticks are kept in the page; its button saves review.csv (crop_id, keep), which `--review` reads.
+HQ-ACF has no such step; DiffBody's data set was inspected by hand (its section 4.1).
 """
 
 import html
@@ -17,9 +18,14 @@ from curate.schema import RANKED
 from curate.selection.manifest import Crops
 from curate.selection.split import seeded_key
 
-SECTION_CROPS = 200  # crops of each kind
-SHOWN_SIDE = 256  # pixels shown
+# Crops of each section: what a person can look through in a sitting.
+SECTION_CROPS = 200
+# Pixels of a shown crop's side.
+SHOWN_SIDE = 256
+# What is read of the manifest.
 REVIEW_COLUMNS = ["crop_id", "z", "kept", "reason", "crop_shard", "crop_row"]
+# One file without a server or a library, which any browser opens. Only what a person changed is
+# saved, so that a later selection may still decide on the rest.
 PAGE = """<!doctype html><meta charset="utf-8"><title>Review</title>
 <style>
 body{{font:14px sans-serif;margin:1em}} figure{{display:inline-block;margin:4px;width:{side}px}}
@@ -48,7 +54,8 @@ document.getElementById("save").onclick = () => {{
 
 
 def review_rows(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
-    """Rows to look at under a title each; no crop twice."""
+    """The crops to look at, by the titles of their sections; no crop comes twice."""
+    # Where a small change of a threshold would decide otherwise.
     rows = pool.select(REVIEW_COLUMNS).to_pylist()
     kept = [row for row in rows if row["kept"]]
     dropped = [row for row in rows if row["reason"].startswith(RANKED)]
@@ -58,6 +65,7 @@ def review_rows(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
             dropped, key=lambda r: (-r["z"], r["crop_id"])
         )[:SECTION_CROPS],
     }
+    # A random draw of the others, of which some may be wrong as well.
     seen = {row["crop_id"] for rows in sections.values() for row in rows}
     rest = [row for row in [*kept, *dropped] if row["crop_id"] not in seen]
     rest.sort(key=lambda row: seeded_key(seed, row["crop_id"]))
@@ -65,7 +73,12 @@ def review_rows(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
 
 
 def write_page(folder: Path, pool: pa.Table, crops: Crops, seed: int, notice: str = "") -> None:
-    """review.html and review/CROP.jpg; `notice` says what the scores are not."""
+    """Write review.html and its pictures review/CROP.jpg into the report's folder.
+
+    Args:
+        notice: what the scores must not be taken for, to be shown on the page.
+    """
+    # Small JPEGs beside the page, since hundreds of PNGs in it would be slow to open.
     (folder / "review").mkdir()
     sections = []
     for title, rows in review_rows(pool, seed).items():
@@ -82,7 +95,7 @@ def write_page(folder: Path, pool: pa.Table, crops: Crops, seed: int, notice: st
 
 
 def figure(row: Row) -> str:
-    """One crop with its tick."""
+    """The HTML of one crop with its tick."""
     name, tick = html.escape(row["crop_id"]), " checked" if row["kept"] else ""
     caption = html.escape(f"z {row['z']:.2f} {row['reason']}")
     return (

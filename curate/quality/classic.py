@@ -3,6 +3,11 @@
 They are used where the user has no weights of learned metrics. They see neither content nor beauty,
 so they rank photographs by technique only, and a report on them says so. A crop of uint8 RGB goes
 in, a number for each metric comes out.
+
+`osdhuman_jax.inference.condition` measures noise and blocks too, to tell whether one photograph
+needs restoring. It looks at other places on purpose: its picture has a known grid of blocks and any
+content, while a crop begins anywhere in its grid and is compared with crops of people only. What
+both have in common is Immerkaer's mask and its factor.
 """
 
 import math
@@ -15,24 +20,33 @@ from curate.schema import Pixels
 
 Gray = UInt8[np.ndarray, "h w"]
 
-CLASSIC_VERSION = 1  # raised when the numbers change
+# Raised when the numbers change, so that crops are scored anew.
+CLASSIC_VERSION = 1
 # Percentile of the blocks' responses that is taken for noise; louder blocks have texture too.
 CALM = 10
+# Immerkaer's mask, which a plane and a straight edge leave at zero.
 _NOISE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float64)
-_BLOCK = 16  # pixels
-_DARK, _LIGHT = 2, 253  # luma from which on details are lost
+# Pixels of a block's side in which noise is measured.
+_BLOCK = 16
+# Luma from which on, downwards and upwards, a camera has lost details.
+_DARK, _LIGHT = 2, 253
 
 
 def log_sharpness(gray: Gray) -> float:
-    """Logarithm of the Laplacian's variance."""
+    """Logarithm of the variance of the Laplacian.
+
+    The variance itself spans decades, and Eq. 1 would be ruled by its few highest values.
+    """
     return math.log1p(cv2.Laplacian(gray, cv2.CV_64F).var())
 
 
 def noise_level(gray: Gray) -> float:
-    """Standard deviation of the noise in levels (Immerkaer 1996), in the calmest blocks."""
+    """Standard deviation of the noise in the calmest blocks, in levels of 255 (Immerkaer 1996)."""
     response = np.abs(cv2.filter2D(gray.astype(np.float64), -1, _NOISE))
     height, width = (n - n % _BLOCK for n in gray.shape)
     blocks = response[:height, :width].reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK)
+    # The mean of |x| of Gaussian noise is sqrt(2 / pi) of its deviation, and the mask multiplies
+    # the deviation by 6, the root of the sum of its squares.
     calm = np.percentile(blocks.mean(axis=(1, 3)), CALM)
     return float(calm * math.sqrt(math.pi / 2) / 6)
 
@@ -49,6 +63,7 @@ def blockiness(gray: Gray) -> float:
 
 
 def _strongest_phase(steps: Float64[np.ndarray, "lines k"]) -> float:
+    """The mean step of the strongest of eight phases over that of a usual one."""
     # Adding 1 keeps flat pictures from dividing zero by zero.
     means = np.array([steps[phase::8].mean() for phase in range(8)]) + 1
     return float(means.max() / np.median(means))
@@ -66,13 +81,14 @@ def entropy(gray: Gray) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
+# Of each metric the function of the luma, and 1 where higher values are better or -1.
 CLASSIC_METRICS = {
     "sharpness": (log_sharpness, 1),
     "noise": (noise_level, -1),
     "blockiness": (blockiness, -1),
     "clipped": (clipped, -1),
     "entropy": (entropy, 1),
-}  # name: function of the luma, direction
+}
 
 
 def score(rgb: Pixels) -> dict[str, float]:

@@ -1,5 +1,8 @@
 """CLIPIQA, MANIQA, MUSIQ and BRISQUE by pyiqa, with weight files that the user names.
 
+These are the metrics of the paper's Eq. 1 and Table 1, except NIQE, which osdhuman_jax computes. A
+batch of crops goes in, a number for each crop comes out.
+
 pyiqa (the extra `eval`) is for non-commercial use, as are its weights, and it fetches what it does
 not find. Here it finds the files of one folder and nothing else: a missing one is an error before
 anything is scored. pyiqa unpickles what it loads, so that folder must hold its authors' files only.
@@ -10,14 +13,18 @@ import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 
 from curate.config import ConfigError
-from curate.schema import Column, CropBatch
+from curate.schema import Column, CropBatch, Facts
 from osdhuman_jax.disk import known_digest
 from osdhuman_jax.evaluation.offline import offline, process_folder
+
+if TYPE_CHECKING:
+    # At run time torch is imported only where a metric is made: it is an extra, and slow.
+    import torch
 
 
 class PyiqaMetric(NamedTuple):
@@ -28,7 +35,9 @@ class PyiqaMetric(NamedTuple):
     sha256: str
 
 
+# OpenAI's RN50.pt, whose sha256 stands in its address.
 CLIP = "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"
+# Files as pyiqa names them; the ends of two names are the beginnings of their sha256.
 PYIQA_METRICS = {
     "clipiqa": PyiqaMetric("clipiqa", "RN50.pt", CLIP),
     "maniqa": PyiqaMetric("maniqa-pipal", "MANIQA_PIPAL-ae6d356b.pth", "ae6d356b"),
@@ -39,7 +48,10 @@ WHERE = "huggingface.co/chaofengc/IQA-PyTorch-Weights (CC BY-NC-SA: not for comm
 
 
 def weight_file(folder: str, name: str, sha256: str = "") -> tuple[Path, str]:
-    """(path, digest) of a file anywhere below the user's folder. Raises ConfigError."""
+    """Path and sha256 of a file of this name anywhere below the user's folder.
+
+    Raises ConfigError where it is missing, or if its sha256 does not begin with `sha256`.
+    """
     path = next(iter(sorted(Path(folder).rglob(name))), None) if folder else None
     if path is None:
         starts = f", sha256 {sha256[:8]}..." if sha256 else ""
@@ -50,9 +62,13 @@ def weight_file(folder: str, name: str, sha256: str = "") -> tuple[Path, str]:
     return path, digest
 
 
-def describe(metric: str, weights: str, device: str) -> dict[str, Any]:
-    """All that a score depends on, but for the crop. Raises ConfigError if anything is missing."""
+def describe(metric: str, weights: str, device: str) -> Facts:
+    """All that a score depends on except the crop; part of the score job's key.
+
+    Raises ConfigError if anything is missing.
+    """
     known = PYIQA_METRICS[metric]
+    # Versions are read without importing the packages, which takes seconds.
     try:
         versions = {name: importlib.metadata.version(name) for name in ("pyiqa", "torch")}
     except importlib.metadata.PackageNotFoundError as error:
@@ -64,7 +80,8 @@ def describe(metric: str, weights: str, device: str) -> dict[str, Any]:
 
 
 def make_metric(metric: str, weights: str, device: str) -> Callable[[CropBatch], Column]:
-    """The function of batches that scores. Raises ConfigError if pyiqa cannot make it."""
+    """The function that scores batches, with its weights. Raises ConfigError if pyiqa fails."""
+    # What is missing is said before pyiqa is imported.
     describe(metric, weights, device)
     known = PYIQA_METRICS[metric]
     try:
@@ -81,7 +98,8 @@ def make_metric(metric: str, weights: str, device: str) -> Callable[[CropBatch],
     return functools.partial(_score, network, device)
 
 
-def _score(network: Any, device: str, batch: CropBatch) -> Column:
+def _score(network: "torch.nn.Module", device: str, batch: CropBatch) -> Column:
+    """Scores of a batch; pyiqa takes [0, 1] and channels first."""
     import torch
 
     unit = batch.astype(np.float32) * np.float32(1 / 255)
@@ -91,10 +109,11 @@ def _score(network: Any, device: str, batch: CropBatch) -> Column:
     return values.double().reshape(len(batch)).cpu().numpy()
 
 
-def _prepare_torch(device: str) -> Any:
-    """float32 in an order of sums that does not change with the number of threads."""
+def _prepare_torch(device: str) -> "torch.device":
+    """The device, after torch is told to give the same numbers each time, in full float32."""
     import torch
 
+    # Sums over several threads change with their number in the last digits.
     torch.set_num_threads(1)
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -103,13 +122,13 @@ def _prepare_torch(device: str) -> Any:
 
 @contextlib.contextmanager
 def _offline(file: Path) -> Iterator[None]:
-    """torch.hub's folder holds `file` alone, nothing is fetched, nothing is printed.
+    """While the block runs, torch.hub's folder holds `file` alone, and nothing is fetched.
 
     MANIQA's backbone is made without weights of its own: its file has them all.
     """
     import timm  # pyright: ignore[reportMissingImports]
 
-    def refuse(url: str) -> Any:
+    def refuse(url: str) -> NoReturn:
         raise ConfigError(f"pyiqa wants {url}, a file not asked")
 
     # A folder of our own in place of torch.hub's, with the one file under all names it may have.

@@ -1,7 +1,7 @@
 """The score job: crops in, a number of each metric for every crop out.
 
 Metrics are computed by group (see `curate.quality.scores`), a job for each, so that a metric which
-is added later leaves the numbers that are there alone.
+is added later leaves the numbers that are there alone. The selection reads the numbers.
 """
 
 import itertools
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,15 +20,15 @@ from curate.engine.ledger import ShardLedger, digest
 from curate.engine.parquet import ERROR, CropFile, Row, write_scores
 from curate.engine.worker import Failure, ItemRunner
 from curate.quality import scores
-from curate.schema import CropBatch, Pixels, sorted_counts
+from curate.schema import CropBatch, Facts, Pixels, sorted_counts
 
 
 @dataclass(frozen=True)
 class ScoreJob:
-    """Shard = the crop job's; output scores.parquet: crop_id and one column a metric.
+    """The job of one group of metrics. Its shards are those of the crop job.
 
-    `group` names the metrics that are computed together; a group more does not touch the others.
-    A crop that cannot be scored has NaN and, in the column `parquet.ERROR`, the reason.
+    The output scores.parquet has crop_id and a column for each metric. A crop that cannot be scored
+    has NaN there and, in the column `parquet.ERROR`, the reason.
     """
 
     group: str
@@ -44,12 +43,11 @@ class ScoreJob:
         return 1.0 if self.config.device.startswith("cuda") else 0.0
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
+        # Of the crop job's outputs the pictures alone: its rows may change without them.
         crops = file_name_digest(ledger.output("crop", shard, "crops.parquet"))
         return digest(CODE, LIBRARIES, scores.describe(self.group, self.config), crops)
 
-    def work(
-        self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner
-    ) -> dict[str, Any]:
+    def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> Facts:
         crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
         metrics = scores.names(self.group, self.config)
         failed = dict.fromkeys(metrics, math.nan)
@@ -63,17 +61,20 @@ class ScoreJob:
         return {"crops": len(rows), "reasons": errors}
 
     def results(self, crops: CropFile, run: ItemRunner) -> Iterator[tuple[str, Row | Failure]]:
-        """Values by metric of each crop, or a Failure: a batch that fails is taken one by one.
+        """Yields of each crop its name and its values by metric, or a Failure.
 
-        Raises RuntimeError if all of such a batch fail: then the metric, or what it runs on, is at
-        fault and not the crops.
+        A batch that fails is taken one by one. Raises RuntimeError if all of its crops fail then:
+        the metric, or what it runs on, is at fault and not the crops.
         """
+        # Items are whole batches, which may take as long as all of their crops.
         setup = partial(make_batch_scorer, self.group, self.config)
         patient = replace(run, limit=run.limit * self.config.batch)
+        # The runner takes the pixels and is ahead by one batch at most: `tee` holds no more.
         ours, theirs = itertools.tee(crop_batches(crops, self.config.batch))
         answers = patient.each(setup, (pixels for _, pixels in theirs))
         for (ids, pixels), values in zip(ours, answers, strict=True):
             if isinstance(values, Failure) and len(ids) > 1:
+                # One crop at a time, to find those that are at fault.
                 single = list(run.each(setup, pixels[:, None]))
                 if all(isinstance(value, Failure) for value in single):
                     raise RuntimeError(f"{self.group}: no crop can be scored: {values.detail}")
@@ -82,19 +83,19 @@ class ScoreJob:
 
 
 def make_batch_scorer(group: str, config: ScoreConfig) -> Callable[[CropBatch], list[Row]]:
-    """The function of batches that a worker process runs: values by metric of each crop."""
+    """The function on batches that a worker process runs, with the metrics' weights loaded."""
     cv2.setNumThreads(1)
     return partial(score_batch, scores.make_scorer(group, config))
 
 
 def score_batch(scorer: scores.MetricGroup, batch: CropBatch) -> list[Row]:
-    """A row of numbers for each crop."""
+    """Values by metric of each crop of a batch."""
     columns = scorer(batch)
     return [{name: float(columns[name][at]) for name in scorer.names} for at in range(len(batch))]
 
 
 def crop_batches(crops: CropFile, size: int) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Crops as (names, uint8 (n, 512, 512, 3)), n = `size` but for the last."""
+    """Yields names and pixels of `size` crops at a time, of what is left at the end."""
     ids: list[str] = []
     pixels: list[Pixels] = []
     for name, png in crops.items():

@@ -2,14 +2,14 @@
 
 With `iqa` "pyiqa" they are the paper's four (CLIPIQA, MANIQA, MUSIQ, NIQE) and, for the report,
 BRISQUE, by the user's weights. With "classic", the default, they need no weights, and what they
-select is sharp and clean but not the paper's notion of quality; every report says so.
+select is sharp and clean but not the paper's notion of quality; every report says so. A group's
+name and the settings go in, a `MetricGroup` comes out, which the score job calls with batches.
 """
 
 import functools
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,30 +17,37 @@ from curate.config import ConfigError, DetectConfig, ScoreConfig
 from curate.cropping import detect
 from curate.engine.ledger import digest
 from curate.quality import classic, learned
-from curate.schema import Column, CropBatch, SourceImage
+from curate.schema import Column, CropBatch, Facts, Pixels, SourceImage
 from osdhuman_jax.disk import known_digest
 from osdhuman_jax.evaluation import niqe
 
+# A crop is no picture of a source; a detector by pixels does not look at this.
 NOWHERE = SourceImage("", "", "")
 
-PAPER_DIRECTIONS = {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}  # Eq. 1 and its signs
-PERSONS = "detected_persons"  # a count, not a metric of quality
+# The metrics of Eq. 1 with their signs: of NIQE lower values are better.
+PAPER_DIRECTIONS = {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}
+# The column of the group "persons", which holds a count and no metric of quality.
+PERSONS = "detected_persons"
 
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """A group of metrics, ready: crops of equal size in, a column for each name out."""
+    """A group of metrics with its weights loaded.
+
+    Crops of equal size go in, a column for each of its names comes out.
+    """
 
     names: tuple[str, ...]
     score: Callable[[CropBatch], dict[str, Column]]
 
     def __call__(self, batch: CropBatch) -> dict[str, Column]:
-        """Values are NaN where a metric has none."""
+        """Columns of a batch's values by metric, NaN where a metric has none."""
         return self.score(batch)
 
 
 def groups(config: ScoreConfig) -> tuple[str, ...]:
-    """Names of the groups that a setting asks for. Raises ConfigError."""
+    """Names of the groups that the settings ask for. Raises ConfigError on unknown metrics."""
+    # The classic metrics are one group, since they are quick; learned ones are a group each.
     persons = ("persons",) if config.persons else ()
     if config.iqa == "classic":
         return ("classic", *(("niqe",) if config.niqe_params else ()), *persons)
@@ -54,15 +61,16 @@ def groups(config: ScoreConfig) -> tuple[str, ...]:
 
 
 def directions(config: ScoreConfig) -> dict[str, int]:
-    """The metrics of Eq. 1: 1 where higher is better, -1 where lower is."""
+    """The metrics of Eq. 1 with their signs: 1 where higher is better, -1 where lower is."""
+    # NIQE's name depends on its parameters: fitted to the user's pictures it is another metric.
     signs = {name: sign for name, (_, sign) in classic.CLASSIC_METRICS.items()}
     if config.iqa != "classic":
         signs = {name: sign for name, sign in PAPER_DIRECTIONS.items() if name != "niqe"}
     return signs | ({_niqe(config).name: -1} if "niqe" in groups(config) else {})
 
 
-def describe(group: str, config: ScoreConfig) -> dict[str, Any]:
-    """All that a group's scores depend on, but for the crops. Raises ConfigError."""
+def describe(group: str, config: ScoreConfig) -> Facts:
+    """All that a group's scores depend on except the crops. Raises ConfigError."""
     if group == "classic":
         return {"metrics": list(classic.CLASSIC_METRICS), "version": classic.CLASSIC_VERSION}
     if group == "niqe":
@@ -88,7 +96,7 @@ def check(config: ScoreConfig) -> None:
 
 
 def names(group: str, config: ScoreConfig) -> tuple[str, ...]:
-    """The metrics of a group. Raises ConfigError."""
+    """Names of the metrics of a group. Raises ConfigError."""
     if group == "classic":
         return tuple(classic.CLASSIC_METRICS)
     if group == "niqe":
@@ -98,6 +106,7 @@ def names(group: str, config: ScoreConfig) -> tuple[str, ...]:
 
 def make_scorer(group: str, config: ScoreConfig) -> MetricGroup:
     """A group with its weights, which stay loaded for the next shard. Raises ConfigError."""
+    # The digest is a key of the cache: another file under the same name is loaded anew.
     return _make_scorer(group, astuple(config), digest(describe(group, config)))
 
 
@@ -108,6 +117,7 @@ def _make_scorer(group: str, values: tuple, identity: str) -> MetricGroup:
 
 
 def _score_of(group: str, config: ScoreConfig) -> Callable[[CropBatch], dict[str, Column]]:
+    """The function on batches that computes a group's metrics."""
     if group == "classic":
         return _each(lambda rgb: classic.score(rgb))
     if group == "niqe":
@@ -121,9 +131,9 @@ def _score_of(group: str, config: ScoreConfig) -> Callable[[CropBatch], dict[str
 
 
 def _each(
-    score: Callable[[np.ndarray], dict[str, float]],
+    score: Callable[[Pixels], dict[str, float]],
 ) -> Callable[[CropBatch], dict[str, Column]]:
-    """A function of single crops as one of batches."""
+    """Turns a function on single crops into one on batches."""
 
     def columns(batch: CropBatch) -> dict[str, Column]:
         rows = [score(rgb) for rgb in batch]
@@ -133,13 +143,17 @@ def _each(
 
 
 def _counter(config: ScoreConfig) -> DetectConfig:
-    """YOLO at its usual settings. Raises ConfigError if there are no such weights."""
+    """The detector that counts people, YOLO at its usual settings. Raises ConfigError.
+
+    A crop is 512 pixels wide, so that it is never looked at in tiles.
+    """
     counter = DetectConfig("yolo", config.persons)
     detect.check(counter, needed=True)
     return counter
 
 
 def _niqe(config: ScoreConfig) -> niqe.Niqe:
+    """NIQE with the parameters that the settings name. Raises ConfigError."""
     path = _niqe_file(config)
     return _read_niqe(path, known_digest(path))
 
@@ -153,7 +167,7 @@ def _read_niqe(path: Path, digest: str) -> niqe.Niqe:
 
 
 def _niqe_file(config: ScoreConfig) -> Path:
-    """--niqe_params, or the original's file among the weights. Raises ConfigError."""
+    """The file of --niqe_params, or the authors' file among the weights. Raises ConfigError."""
     if not config.niqe_params:
         found = niqe.find_parameters(Path(config.weights)) if config.weights else None
         # Where there is none, the search for it says so.

@@ -1,22 +1,24 @@
 """Eq. 1 of the paper: z = mean over metrics of (M - mu) / sigma, and what is selected by it.
 
 mu and sigma (of the population: ddof 0) are those of the whole scored pool, all sources together,
-in float64. A metric whose lower values are better, as NIQE's, is negated first. Then come the
+in float64. A metric whose lower values are better, such as NIQE, is negated first. Then come the
 ranks, the thresholds of single metrics, and the search for thresholds that keep a wanted share.
+All functions are pure: columns of numbers go in, numbers come out. Section 3.1 of the paper.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from curate.schema import Column, InputError
+from curate.schema import Column, Facts, InputError
 
+# Values of all crops by metric.
 Columns = Mapping[str, Column]
-Directions = Mapping[str, int]  # 1: higher is better, -1: lower is
+# By metric 1 where higher values are better, -1 where lower ones are.
+Directions = Mapping[str, int]
 
 
 class StatisticsError(InputError):
@@ -31,18 +33,19 @@ class PoolStatistics:
     mean: dict[str, float]
     std: dict[str, float]
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+    def to_dict(self) -> Facts:
+        """The statistics as JSON values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "PoolStatistics":
-        """The statistics that `to_dict` gave."""
+    def from_dict(cls, values: Facts) -> "PoolStatistics":
+        """The statistics that `to_dict` made JSON values of."""
         return cls(values["count"], dict(values["mean"]), dict(values["std"]))
 
 
 def fit_statistics(values: Columns) -> PoolStatistics:
-    """mu and sigma. Raises StatisticsError where a metric says nothing or is not finite."""
+    """mu and sigma of each metric. Raises StatisticsError if one is constant or not finite."""
+    # Every metric must have a value of every crop, or z would mix means over different crops.
     sizes = {len(column) for column in values.values()}
     if len(sizes) != 1 or min(sizes) < 2:
         raise StatisticsError(
@@ -71,7 +74,7 @@ def mean_and_std(values: Column) -> tuple[float, float]:
 
 
 def z_scores(values: Columns, stats: PoolStatistics, directions: Directions) -> Column:
-    """Eq. 1 of each crop."""
+    """The z of Eq. 1 of each crop."""
     terms = [
         sign * (values[name] - stats.mean[name]) / stats.std[name]
         for name, sign in directions.items()
@@ -80,7 +83,8 @@ def z_scores(values: Columns, stats: PoolStatistics, directions: Directions) -> 
 
 
 def ranks(z: Column, names: Sequence[str]) -> Int64[np.ndarray, " n"]:
-    """1 for the highest z; equal ones by name."""
+    """Rank of each crop, 1 for the highest z."""
+    # Crops with equal z are ordered by name: the order of rows must not matter.
     order = sorted(range(len(names)), key=lambda i: (-z[i], names[i]))
     places = np.empty(len(names), np.int64)
     places[order] = np.arange(1, len(names) + 1)
@@ -90,10 +94,14 @@ def ranks(z: Column, names: Sequence[str]) -> Int64[np.ndarray, " n"]:
 def first_failing(
     values: Columns, thresholds: Mapping[str, float], directions: Directions
 ) -> list[str]:
-    """For each crop the first metric whose threshold it misses, or "". Thresholds are inclusive."""
+    """Of each crop the first metric whose threshold it fails, "" where it passes all.
+
+    A value equal to its threshold passes.
+    """
     count = len(next(iter(values.values()), ()))
     failing = [""] * count
     for name, limit in thresholds.items():
+        # The sign makes an upper limit of a metric whose lower values are better.
         short = directions[name] * (values[name] - limit) < 0
         for at in np.flatnonzero(short):
             failing[at] = failing[at] or name
@@ -103,12 +111,13 @@ def first_failing(
 def calibrate(values: Columns, directions: Directions, share: float) -> dict[str, float]:
     """Thresholds at one common quantile of each metric that together keep `share` of the crops.
 
-    Args:
-        values: of the top third alone.
-
     One metric's threshold after the other moves up by one crop, so that, ties apart, the share
     kept is the smallest possible that is not below what was asked for.
+
+    Args:
+        values: of the crops of the top third alone.
     """
+    # Step s leaves s values below the thresholds, spread evenly over the metrics.
     count = len(next(iter(values.values())))
     signed = {name: np.sort(sign * values[name]) for name, sign in directions.items()}
 

@@ -1,7 +1,12 @@
 """Sources: what lies on disk in each set's own format, as `SourceImage`s.
 
-People are found by the names in a set's own table of labels, never by a number. Labels that a
-table does not explain are an error, since skipping them would lose people in silence.
+Files of labels and folders of pictures go in, a description of each picture comes out; nothing is
+decoded here. People are found by the names in a set's own table of labels, never by a number.
+Labels that a table does not explain are an error, since skipping them would lose people in silence.
+
+    coco crowdhuman openimages voc folders    one file for each format
+    pictures                                  the pictures that labels name
+    entries text_files values common          what several formats need
 """
 
 from collections.abc import Callable, Iterator
@@ -38,12 +43,15 @@ class SourceSpec:
 
 
 class SourceFormat(NamedTuple):
-    """A format: its paths (for messages; [..] may be left out), reader, files with labels."""
+    """What the command line and the index job know of a format."""
 
+    # Names of its paths for messages; what is in [..] may be left out.
     usage: str
     read: Callable[..., Iterator[SourceImage]]
+    # The files that hold labels, on which the index depends.
     labels: Callable[..., list[Path]]
-    detect: bool = False  # pictures without boxes
+    # Whether its pictures have no boxes, so that a detector has to find people.
+    detect: bool = False
 
 
 SOURCE_FORMATS = {
@@ -62,6 +70,7 @@ SOURCE_FORMATS = {
 
 def check(source: SourceSpec) -> None:
     """Raises ReaderError unless a source has the files and folders that its kind needs."""
+    # The usage text says how many paths there are to be, and which of them are files.
     kind = SOURCE_FORMATS[source.kind]
     least = kind.usage.split("[")[0].count(",") + 1
     most = kind.usage.count(",") + 1
@@ -78,9 +87,9 @@ def check(source: SourceSpec) -> None:
 
 
 def read(source: SourceSpec, notes: Notes | None = None) -> Iterator[SourceImage]:
-    """Every image of a source. Raises ReaderError: one line that names file and fault.
+    """Yields every image of a source. Raises ReaderError: one line that names file and fault.
 
-    Counts in `notes` what was not understood, by its words; it is complete when the last image
+    `notes` counts what was not understood, by the words for it; it is complete when the last image
     has been read.
     """
     check(source)
@@ -94,5 +103,5 @@ def label_files(source: SourceSpec) -> list[Path]:
 
 
 def needs_detector(source: SourceSpec) -> bool:
-    """Whether nothing says where people are."""
+    """Whether a source has no labels, so that a detector has to find the people."""
     return SOURCE_FORMATS[source.kind].detect

@@ -1,7 +1,8 @@
 """COCO's instances json, and Objects365's, which is the same with flags of its own.
 
-bbox is x, y, width, height from 0. Crowds (and Objects365's fakes and reflections) are "ignore".
-Files have millions of boxes, so they are read as a stream, and of each box numbers are held only.
+A box is [x, y, width, height] in pixels from 0. Crowds (and Objects365's fakes and reflections) are
+"ignore". Files have millions of boxes, so they are read as a stream, and only numbers are held of
+each box. A damaged entry is an error that names the file.
 """
 
 import json
@@ -9,7 +10,6 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -18,15 +18,19 @@ from curate.readers.common import Notes, ReaderError, flickr_id, note_size
 from curate.readers.entries import members
 from curate.readers.pictures import PictureFinder
 from curate.readers.values import canonical_id, flag, length
-from curate.schema import Box, SourceImage
+from curate.schema import Box, Facts, Json, SourceImage
 
+# Flags of an annotation that make it "ignore", by their names in `Box.flags`.
 FLAGS = {"iscrowd": "crowd", "isfake": "fake", "isreflected": "reflected"}
+# Members that a file must have, and those that an annotation must have.
 NEEDED = {"images", "annotations", "categories"}
 KEYS = {"image_id", "category_id", "bbox"}
 # Numbers that are held of a box: image, x, y, width, height, flags (a bit each).
 WIDTH = 6
+# What damaged entries set off; RecursionError comes of values nested too deep.
 FAULTS = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
-TOLD = 3  # examples that an error names
+# Examples that an error names.
+TOLD = 3
 
 Id = int | str
 
@@ -51,10 +55,15 @@ def read_objects365(
 def _read(
     name: str, notes: Notes, annotations: Path, pictures: PictureFinder
 ) -> Iterator[SourceImage]:
-    # The first pass holds the boxes, the second yields the images with them.
+    """Images of one json file.
+
+    The first pass over it collects the boxes, since they may come before or after the images; the
+    second yields the images with their boxes.
+    """
     try:
         labels = _Labels(annotations, pictures, notes)
         split = annotations.stem.removeprefix("instances_")
+        # All names have been claimed by now, so that each picture can be asked for.
         listed = (image for key, rest in members(annotations) if key == "images" for image in rest)
         for image in listed:
             size = length(image.get("width")), length(image.get("height"))
@@ -71,16 +80,20 @@ def _read(
                 license=labels.license(image.get("license")),
             )
     except FAULTS as error:
+        # A ReaderError is a ValueError too, and says more than this could.
         if isinstance(error, ReaderError):
             raise
         raise ReaderError(f"{annotations}: an entry is not as it should be: {error!r}") from None
 
 
 class _Labels:
-    """The people of a file by image, and its licences by number. Raises ReaderError."""
+    """The people of a file by image, and its licences by number.
+
+    Every method raises ReaderError on entries that cannot be what they should be.
+    """
 
     def __init__(self, path: Path, pictures: PictureFinder, notes: Notes) -> None:
-        """Claims the pictures of all images that are listed."""
+        """Read the whole file, and claim the pictures of all images that are listed."""
         self._path, self._notes = path, notes
         self._licenses: dict[Id, str] = {}
         # Images are numbered in the order in which they are met.
@@ -88,7 +101,7 @@ class _Labels:
         # By number: 1 where the image is among the file's "images".
         self._listed = bytearray()
         # The first annotation of each category whose bbox is not four numbers.
-        self._bad: dict[Id, dict] = {}
+        self._bad: dict[Id, Facts] = {}
         names: dict[Id, str] = {}
         seen: set[str] = set()
         # Boxes are kept by category, since the categories' names come last in the file.
@@ -114,7 +127,8 @@ class _Labels:
         self._rows = self._sorted(boxes, names)
         self._starts = np.searchsorted(self._rows[:, 0], np.arange(len(self._images) + 1))
 
-    def _list(self, image: dict[str, Any]) -> None:
+    def _list(self, image: Facts) -> None:
+        """Take in an entry of "images"."""
         if not isinstance(image["file_name"], str):
             raise ReaderError(
                 f"{self._path}: image {image['id']}: its file_name is "
@@ -128,14 +142,16 @@ class _Labels:
             )
         self._listed[number] = 1
 
-    def _number(self, image_id: Any) -> int:
-        """The number of an image, which is a new one if it has not been met."""
+    def _number(self, image_id: object) -> int:
+        """The number of an image, which is a new one if the image has not been met before."""
         number = self._images.setdefault(canonical_id(image_id), len(self._images))
         if number == len(self._listed):
             self._listed.append(0)
         return number
 
-    def _names(self, entries: Iterable[Any]) -> dict[Id, str]:
+    def _names(self, entries: Iterable[Json]) -> dict[Id, str]:
+        """Names of the categories by their ids."""
+        # Releases of Objects365 differ in letter case and in blanks at the end of a name.
         names: dict[Id, str] = {}
         for entry in entries:
             name = entry["name"].strip().lower()
@@ -143,7 +159,8 @@ class _Labels:
                 raise ReaderError(f"{self._path}: two categories have the id {entry['id']}")
         return names
 
-    def _add(self, entry: Any, boxes: dict[Id, array]) -> None:
+    def _add(self, entry: Json, boxes: dict[Id, array]) -> None:
+        """Take in an entry of "annotations": its numbers go to the boxes of its category."""
         if not isinstance(entry, dict) or not entry.keys() >= KEYS:
             raise ReaderError(
                 f"{self._path}: an annotation lacks image_id, category_id or bbox: "
@@ -161,6 +178,7 @@ class _Labels:
 
     def _sorted(self, boxes: dict[Id, array], names: dict[Id, str]) -> Float64[np.ndarray, "n 6"]:
         """Rows of the people by image, in the order of the file."""
+        # Every category must have a name, or its boxes might be people.
         if "person" not in names.values():
             known = ", ".join(names.values())[:200]
             raise ReaderError(f"{self._path}: no category is named person: {known}")
@@ -168,6 +186,7 @@ class _Labels:
             raise ReaderError(f"{self._path}: category {unknown[0]} is not in its table")
         if bad := [entry for category, entry in self._bad.items() if names[category] == "person"]:
             raise ReaderError(f"{self._path}: bbox is not x, y, width, height: {str(bad[0])[:200]}")
+        # The numbers of a category as a table, without copying them.
         rows = {
             category: np.frombuffer(found, np.float64).reshape(-1, WIDTH)
             for category, found in boxes.items()
@@ -176,11 +195,15 @@ class _Labels:
         self._check_listed(
             people, [found for category, found in rows.items() if names[category] != "person"]
         )
+        # A stable sort by image keeps the order of the file within each image.
         joined = np.concatenate([np.empty((0, WIDTH)), *people])
         return joined[np.argsort(joined[:, 0], kind="stable")]
 
     def _check_listed(self, people: list[np.ndarray], others: list[np.ndarray]) -> None:
-        """Raises ReaderError where people are of images that are not listed; counts the others."""
+        """Raises ReaderError where people are on images that are not listed.
+
+        Other things on such images are only counted: nobody is lost with them.
+        """
         listed = np.frombuffer(self._listed, np.uint8).astype(bool)
 
         def unlisted(rows: np.ndarray) -> np.ndarray:
@@ -204,12 +227,13 @@ class _Labels:
         rows = self._rows[self._starts[image] : self._starts[image + 1]].tolist()
         return tuple(note_size(_box(row), self._notes) for row in rows)
 
-    def license(self, license_id: Any) -> str:
-        """A licence by its number; empty if none is known."""
+    def license(self, license_id: object) -> str:
+        """The name of a licence by its number; empty if none is known."""
         return "" if license_id is None else self._licenses.get(canonical_id(license_id), "")
 
 
 def _box(row: list[float]) -> Box:
+    """A row of numbers as a box."""
     _, x, y, w, h, bits = row
     flags = tuple(flag for bit, flag in enumerate(FLAGS.values()) if int(bits) & 1 << bit)
     return Box((x, y, x + w, y + h), "ignore" if flags else "person", flags=flags)

@@ -1,19 +1,18 @@
-"""CrowdHuman's odgt: a json object a line. An ID holds a comma; its picture is ID.jpg.
+"""CrowdHuman's odgt files: each line is a json object on one picture, which is named ID.jpg.
 
-The visible box (vbox) is used: the full one (fbox) is a guess that leaves the picture. It is kept
-as a flag. Masks and boxes marked as to be ignored are "ignore".
+The visible box (vbox) is used. The full one (fbox) is a guess at what is hidden and may reach out
+of the picture; it is kept as a flag. Masks, and boxes that say so themselves, are "ignore".
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from curate.readers.common import Notes, ReaderError, note_size
 from curate.readers.pictures import PictureFinder
 from curate.readers.text_files import open_text
 from curate.readers.values import canonical_id, flag
-from curate.schema import Box, SourceImage
+from curate.schema import Box, Facts, Json, SourceImage
 
 
 def labels(annotations: Path, images: Path) -> list[Path]:
@@ -24,6 +23,7 @@ def labels(annotations: Path, images: Path) -> list[Path]:
 def read(name: str, notes: Notes, annotations: Path, images: Path) -> Iterator[SourceImage]:
     """Images of `ANNOTATIONS.odgt,IMAGES`."""
     pictures, split = PictureFinder(images, notes), annotations.stem.removeprefix("annotation_")
+    # All names are told first: which picture a name means depends on the others.
     for _, entry in _lines(annotations):
         pictures.claim(str(canonical_id(entry["ID"])))
     for number, entry in _lines(annotations):
@@ -34,6 +34,7 @@ def read(name: str, notes: Notes, annotations: Path, images: Path) -> Iterator[S
                 dataset=name,
                 split_of_source=split,
                 path=pictures.find(key),
+                # Masks stay in as "ignore", since they count where a crowd is looked for.
                 boxes=tuple(note_size(_box(box), notes) for box in entry["gtboxes"]),
                 license="research only",
             )
@@ -41,12 +42,13 @@ def read(name: str, notes: Notes, annotations: Path, images: Path) -> Iterator[S
             raise ReaderError(f"{annotations}, line {number}: {error!r}") from None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Number and entry of each line; an entry has an ID. Raises ReaderError."""
+def _lines(path: Path) -> Iterator[tuple[int, Facts]]:
+    """Yields the number and the entry of each line. Raises ReaderError, also if it has no ID."""
     number = 0
     try:
         with open_text(path) as lines:
             for number, line in enumerate(lines, 1):
+                # Editors leave empty lines at the end.
                 if line.strip():
                     entry = _decoded(line)
                     canonical_id(entry["ID"])
@@ -57,19 +59,21 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise ReaderError(f"{path}, line {max(number, 1)}: {error!r}") from None
 
 
-def _decoded(line: str) -> Any:
-    """A line's value. Raises ValueError if it is no json, or deeper than any labels are."""
+def _decoded(line: str) -> Json:
+    """The value in a line. Raises ValueError if it is no json, or deeper than any labels are."""
     try:
         return json.loads(line)
     except RecursionError:
         raise ValueError("values in values, too deep to be labels") from None
 
 
-def _box(entry: dict[str, Any]) -> Box:
+def _box(entry: Facts) -> Box:
+    """One of a line's gtboxes."""
     tag = entry["tag"]
     if tag not in ("person", "mask"):
         raise ValueError(f"unknown tag {tag!r}")
     ignored = tag == "mask" or flag((entry.get("extra") or {}).get("ignore"))
+    # fbox is always there; vbox, "extra" and its "ignore" may be missing.
     full = [float(v) for v in entry["fbox"]]
     x, y, w, h = (float(v) for v in entry.get("vbox") or full)
     flags = [f"fbox {' '.join(f'{v:g}' for v in full)}"]

@@ -1,7 +1,8 @@
 """A JSON file larger than memory, read entry by entry.
 
-Label files are one object whose long members are lists. An entry is held for as long as its reader
-needs it, and the file's text never is. Python's own JSON scanner reads the entries; this module
+Label files are one object whose long members are lists. A path goes in; names of members and the
+entries of their lists come out. An entry is held for as long as its reader needs it, and of the
+file's text only what is being read. Python's own JSON scanner reads the entries; this module
 only refills its buffer. The library for this, ijson, was tried: it is no faster (38 MB of boxes
 took it 1.7 to 2.0 CPU seconds, and this module 1.0), and its parser refuses the NaN that Python
 writes, turns a broken surrogate in a file's name into "?" without a word, and names no place.
@@ -11,22 +12,26 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from curate.readers.common import ReaderError
 from curate.readers.text_files import open_text
+from curate.schema import Json
 
-CHUNK = 1 << 20  # characters read at a time
-ENTRY_LIMIT = 1 << 26  # characters an entry may have
+# Characters that are read at a time.
+CHUNK = 1 << 20
+# Characters an entry may have; a longer one is a file that is not what it seems.
+ENTRY_LIMIT = 1 << 26
+# What JSON allows between values.
 SPACE = re.compile(r"[ \t\n\r]*")
 raw_decode = json.JSONDecoder().raw_decode
 
 
-def members(path: Path) -> Iterator[tuple[str, Iterator[Any]]]:
-    """Names of the members of the object in a file, each with the entries of its list.
+def members(path: Path) -> Iterator[tuple[str, Iterator[Json]]]:
+    """Yields the names of the members of the object in a file, with the entries of their lists.
 
-    What is no list is one entry. Entries that are left are passed over. Raises ReaderError where
-    the file is no json object.
+    A value that is no list is one entry. Entries that the caller does not take are passed over.
+    Raises ReaderError where the file is no json object.
     """
     try:
         with open_text(path) as file:
@@ -36,6 +41,7 @@ def members(path: Path) -> Iterator[tuple[str, Iterator[Any]]]:
                 text.take(":")
                 rest = _entries(text)
                 yield name, rest
+                # The next member begins after this one's last entry.
                 for _ in rest:
                     pass
             if text.peek():
@@ -44,7 +50,7 @@ def members(path: Path) -> Iterator[tuple[str, Iterator[Any]]]:
         raise ReaderError(f"{path}: not a json file: {error}") from None
 
 
-def _entries(text: "_Text") -> Iterator[Any]:
+def _entries(text: "_Text") -> Iterator[Json]:
     if text.peek() != "[":
         yield text.value()
         return
@@ -53,7 +59,7 @@ def _entries(text: "_Text") -> Iterator[Any]:
 
 
 class _Text:
-    """A file's text from a place on, of which no more is held than is needed."""
+    """A place in a file's text that moves on as values are taken; what is behind it is dropped."""
 
     def __init__(self, path: Path, file: TextIO) -> None:
         self._path, self._file = path, file
@@ -81,7 +87,10 @@ class _Text:
         return found
 
     def items(self, start: str, end: str) -> Iterator[None]:
-        """Between brackets: stops where each item begins, for the caller to go past it."""
+        """Go through what is between two brackets.
+
+        Yields where each item begins; the caller goes past the item before it asks for the next.
+        """
         self.take(start)
         if self.peek() == end:
             self.take(end)
@@ -91,13 +100,14 @@ class _Text:
             if self.take(f",{end}") == end:
                 return
 
-    def value(self) -> Any:
+    def value(self) -> Json:
         """Go past a value, and return it. Raises ReaderError if it is damaged."""
         self.peek()
         while True:
             try:
                 value, end = raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
+                # The value may only be cut off by the end of what was read.
                 if not self._more():
                     raise self.fault(error.msg) from None
             except RecursionError:
@@ -109,7 +119,8 @@ class _Text:
                     return value
 
     def _more(self) -> bool:
-        """Read on; False at the end of the file."""
+        """Read on; returns False at the end of the file."""
+        # As much again as is held: an entry of n characters is then scanned log n times, not n.
         held = len(self._text) - self._at
         if held > ENTRY_LIMIT:
             raise self.fault(f"an entry of more than {ENTRY_LIMIT:,} characters")

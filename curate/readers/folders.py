@@ -1,6 +1,7 @@
 """Pictures without labels: LSDIR, plain folders, and sets whose every picture is of one person.
 
-Where people are in the pictures of the first two is for a detector to find.
+A detector finds the people in pictures of the first two; in the third the whole picture is the box.
+A folder goes in, a `SourceImage` for each picture anywhere below it comes out.
 """
 
 import os
@@ -12,7 +13,8 @@ from curate.schema import BoxPolicy, SourceImage
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SUFFIXES, list_images, other_pictures
 
-DEGRADED = {"x2", "x3", "x4", "lr", "lq"}  # LSDIR's folders of small copies
+# LSDIR's folders of small copies. They are damaged on purpose, and must not become targets.
+DEGRADED = {"x2", "x3", "x4", "lr", "lq"}
 
 
 def labels(root: Path) -> list[Path]:
@@ -26,9 +28,10 @@ def read_folder(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
 
 
 def read_lsdir(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
-    """All pictures below a folder but LSDIR's small copies."""
+    """All pictures below a folder except LSDIR's small copies."""
 
     def is_original(path: str) -> bool:
+        # Copies are told by their folder or, as in 0000001x4.png, by the end of their name.
         parts = Path(path.lower()).parts
         copies = any(part in DEGRADED for part in parts[:-1])
         return not copies and not parts[-1].rsplit(".", 1)[0].endswith(("x2", "x3", "x4"))
@@ -47,6 +50,7 @@ def _pictures(root: Path) -> list[str]:
         raise ReaderError(f"{spelled(root)}: not a folder of pictures")
     found = [name.as_posix() for _, name in list_images(root)]
     if not found:
+        # The error says what is there instead, such as pictures of a format that is not read.
         others = other_pictures(root)
         but = f" (but {others})" if others else ""
         raise ReaderError(f"{root}: no pictures ({', '.join(SUFFIXES)}) in this folder{but}")

@@ -1,8 +1,9 @@
 """Open Images V4 to V7: boxes as csv with shares of width and height, labels as mids.
 
-Columns are found by the header. Person, Man, Woman, Boy, Girl and Human body are people, by name
-in the set's own table; parts of bodies, dolls and statues are not. Two boxes of different person
-labels on one person are one. Groups and depictions are "ignore".
+Releases differ in their columns, which are therefore found by the header. Person, Man, Woman, Boy,
+Girl and Human body are people, by name in the set's own table; parts of bodies, dolls and statues
+are not. Two boxes of different person labels on one person are merged. Groups and depictions are
+"ignore". The pictures' table, if given, adds rotation, Flickr number and licence.
 """
 
 import csv
@@ -10,7 +11,6 @@ import math
 import sys
 from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from curate.readers.common import Notes, ReaderError, flickr_id, iou, note_size
 from curate.readers.pictures import PictureFinder
@@ -18,15 +18,19 @@ from curate.readers.text_files import open_text
 from curate.readers.values import flag
 from curate.schema import Box, SourceImage
 
-PERSON_CLASSES = ("Man", "Woman", "Boy", "Girl", "Person", "Human body")  # the more telling first
+# The more telling first: of two boxes on one person the one with the earlier label stays.
+PERSON_CLASSES = ("Man", "Woman", "Boy", "Girl", "Person", "Human body")
+# By these, names are found whatever their letter case.
 KNOWN = {name.lower(): name for name in PERSON_CLASSES}
-SAME = 0.8  # IoU of two boxes of one person
+# IoU from which two boxes of different person labels are on one person.
+SAME = 0.8
 FLAGS = {
     "IsOccluded": "occluded",
     "IsTruncated": "truncated",
     "IsGroupOf": "group",
     "IsDepiction": "depiction",
 }
+# A group is more than five people that touch; a depiction is a drawing or a statue.
 IGNORED = {"group", "depiction"}
 SIDES = ("XMin", "YMin", "XMax", "YMax")
 
@@ -40,11 +44,13 @@ def read(
     name: str, notes: Notes, boxes: Path, classes: Path, images: Path, info: Path | None = None
 ) -> Iterator[SourceImage]:
     """Images of `BOXES.csv,CLASSES.csv,IMAGES[,IMAGE_INFO.csv]`."""
+    # Both tables as a whole, since the rows of one image need not be next to each other.
     found = _boxes(boxes, _classes(classes), notes)
     facts = _info(info, found) if info else {}
     if info and (unknown := len(found) - len(facts)):
         notes[f"pictures not in {info.name}"] += unknown
     pictures, split = PictureFinder(images, notes), _split(boxes)
+    # All names are told first: which picture a name means depends on the others.
     for image in found:
         pictures.claim(image)
     for image, people in found.items():
@@ -63,12 +69,16 @@ def read(
 
 
 def _split(path: Path) -> str:
+    """The split that the name of a table of boxes says, as train in oidv6-train-annotations."""
     words = path.stem.replace("_", "-").split("-")
     return next((word for word in words if word in ("train", "validation", "test")), path.stem)
 
 
 def _rows(path: Path, needed: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Rows by column, of which those needed have a value. Raises ReaderError."""
+    """Yields a table's rows as values by column.
+
+    Raises ReaderError where a column of those needed is missing.
+    """
     needed = list(needed)
     try:
         with open_text(path) as file:
@@ -82,7 +92,10 @@ def _rows(path: Path, needed: Iterable[str]) -> Iterator[dict[str, str]]:
 
 
 def _classes(path: Path) -> dict[str, str]:
-    """Name by mid; the table has a header in some releases."""
+    """Name of each class by its mid.
+
+    Some releases have a header: its line becomes one more class, which no box has.
+    """
     try:
         with open_text(path) as file:
             rows = [row for row in csv.reader(file) if row]
@@ -90,6 +103,7 @@ def _classes(path: Path) -> dict[str, str]:
         raise ReaderError(f"{path}: not a csv file: {error}") from None
     if any(len(row) < 2 for row in rows):
         raise ReaderError(f"{path}: lines are to be MID,NAME")
+    # Two names of one mid would make it a person or not by the order of rows.
     names: dict[str, str] = {}
     for mid, name in ((row[0].strip(), row[1].strip()) for row in rows):
         name = KNOWN.get(name.lower(), name)
@@ -101,8 +115,9 @@ def _classes(path: Path) -> dict[str, str]:
 
 
 def _boxes(path: Path, names: dict[str, str], notes: Notes) -> dict[str, list[Box]]:
-    """People by image; images without people have none."""
+    """The people of every image that is listed, also of those without any."""
     found: dict[str, list[Box]] = {}
+    # Line 1 is the header.
     for number, row in enumerate(_rows(path, ("ImageID", "LabelName", *SIDES)), 2):
         try:
             people = found.setdefault(row["ImageID"].strip(), [])
@@ -116,7 +131,8 @@ def _boxes(path: Path, names: dict[str, str], notes: Notes) -> dict[str, list[Bo
     return found
 
 
-def _box(row: dict[str, Any], label: str) -> Box:
+def _box(row: dict[str, str], label: str) -> Box:
+    """A row as a box in shares of width and height."""
     x0, y0, x1, y1 = (float(row[side]) for side in SIDES)
     # In this table -1 means unknown, which is not set.
     flags = [name for column, name in FLAGS.items() if flag(row.get(column))]
@@ -126,10 +142,11 @@ def _box(row: dict[str, Any], label: str) -> Box:
 
 
 def merge_people(boxes: list[Box]) -> list[Box]:
-    """One box for each person, by its most telling label, in the order of the file."""
+    """One box for each person, the one with the most telling label, in the order of the file."""
     kept: list[int] = []
     order = sorted(range(len(boxes)), key=lambda i: (PERSON_CLASSES.index(boxes[i].raw_label), i))
     for i in order:
+        # Boxes of one label are never merged: they are two people who stand close.
         twin = any(
             boxes[i].raw_label != boxes[j].raw_label and iou(boxes[i], boxes[j]) >= SAME
             for j in kept
@@ -140,7 +157,7 @@ def merge_people(boxes: list[Box]) -> list[Box]:
 
 
 def _info(path: Path, wanted: Container[str]) -> dict[str, tuple[int, str, str]]:
-    """Rotation, address and licence by image: all that is used of a table of twelve columns."""
+    """Rotation, address and licence of each wanted image, from the table of all pictures."""
     found: dict[str, tuple[int, str, str]] = {}
     for number, row in enumerate(_rows(path, ("ImageID", "Rotation")), 2):
         image = (row["ImageID"] or "").strip()
@@ -152,6 +169,7 @@ def _info(path: Path, wanted: Container[str]) -> dict[str, tuple[int, str, str]]
             raise ReaderError(
                 f"{path}, line {number}: Rotation {row['Rotation']!r} is no number of degrees"
             ) from None
+        # A few licences stand in millions of rows: interned, each is held once.
         facts = rotation, row.get("OriginalURL") or "", sys.intern(row.get("License") or "")
         if found.setdefault(image, facts) != facts:
             raise ReaderError(
@@ -161,9 +179,10 @@ def _info(path: Path, wanted: Container[str]) -> dict[str, tuple[int, str, str]]
 
 
 def _rotation(text: str) -> int:
-    """Degrees counterclockwise; the table says nan or nothing where the photo is gone.
+    """Degrees counterclockwise, in [0, 360); 0 where the table says nan or nothing.
 
-    Raises ValueError or OverflowError on what is no finite number.
+    It says so where the photo is gone from Flickr. Raises ValueError or OverflowError on what is no
+    finite number.
     """
     degrees = float(text.strip() or 0)
     return 0 if math.isnan(degrees) else int(degrees) % 360

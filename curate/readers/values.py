@@ -1,18 +1,23 @@
-"""Values as label files write them: ids, flags and numbers, each also as text."""
+"""Values as label files write them: ids, flags and numbers, each also as text.
+
+Every converter takes what a JSON, csv or xml file gave and raises ValueError where it can be no
+such value, so that a mistake in labels is an error rather than a lost person.
+"""
 
 import math
 import re
-from typing import Any
 
-# What a number is always written as. "000001" is no such form, and is another id than 1: sets
+# The usual form of a whole number. "000001" is no such form, and is another id than 1: sets
 # whose ids are file names have both, and one taken for the other puts labels on a wrong picture.
 DECIMAL = re.compile(r"0|-?[1-9][0-9]*", re.ASCII)
+# Words that export tools write for flags, in lower case.
 NO = {"", "no", "n", "false", "f", "none", "null", "nan", "unknown", "unspecified"}
 YES = {"yes", "y", "true", "t"}
 
 
-def canonical_id(value: Any) -> int | str:
-    """The one form of an id: 1, 1.0 and "1" are the same one. Raises ValueError if it is none."""
+def canonical_id(value: object) -> int | str:
+    """The one form of an id: 1, 1.0 and "1" are the same. Raises ValueError if it is no id."""
+    # True is an int for Python, but no id.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not an id")
     if isinstance(value, str):
@@ -25,8 +30,8 @@ def canonical_id(value: Any) -> int | str:
     return value
 
 
-def flag(value: Any) -> bool:
-    """Whether a flag is set: 1, "1", true, "yes". Unknown (-1, null, "Unspecified") is not set.
+def flag(value: object) -> bool:
+    """Whether a flag is set, as by 1, "1", true, "yes". Unknown (-1, null, "Unspecified") is not.
 
     Raises ValueError on what says neither.
     """
@@ -39,6 +44,6 @@ def flag(value: Any) -> bool:
         raise ValueError(f"{value!r} is neither yes nor no") from None
 
 
-def length(value: Any) -> int:
+def length(value: str | float | None) -> int:
     """A picture's width or height in whole pixels; 0 where it is not said. Raises ValueError."""
     return int(float(value or 0))

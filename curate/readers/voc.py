@@ -1,8 +1,8 @@
-"""Pascal VOC: Annotations/STEM.xml, or xml in folders below that, beside JPEGImages.
+"""Pascal VOC: Annotations/STEM.xml, or xml files in folders below that, beside JPEGImages.
 
 Pixels are counted from 1 and both ends belong to a box, so (xmin, xmax) is [xmin - 1, xmax).
 Only an object's own bndbox counts: its parts have boxes too. The picture is the one that the xml
-names; where that is missing, or is another xml's, it is the one that is called as the xml is.
+names. Where that is missing, or belongs to another xml, it is the one with the xml's own name.
 """
 
 import re
@@ -18,18 +18,22 @@ from curate.schema import Box, SourceImage
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import SYSTEM_FOLDERS, tree
 
+# A real annotation has a few thousand bytes; a larger file would only use up memory.
 MOST_BYTES = 1_000_000
-DOCTYPE = re.compile(r"<!DOCTYPE\s+[\w.:-]+\s*>")  # it names the root, and nothing else
+# A document type that names the root element and nothing else.
+DOCTYPE = re.compile(r"<!DOCTYPE\s+[\w.:-]+\s*>")
 FLAGS = ("truncated", "occluded", "difficult")
+# What damaged files set off.
 FAULTS = (ElementTree.ParseError, AttributeError, TypeError, ValueError, OSError, OverflowError)
 
 
 def labels(root: Path) -> list[Path]:
-    """All xml files of DIR, or of the years below a VOCdevkit."""
+    """All xml files of a VOC folder, or of the years below a VOCdevkit."""
     return [path for folder in _years(root) for path in _xmls(folder)]
 
 
 def _years(root: Path) -> list[Path]:
+    """The folders that hold Annotations: the given one, or VOC2007, VOC2012 and so on below it."""
     if (root / "Annotations").is_dir():
         return [root]
     years = sorted(path.parent for path in root.glob("*/Annotations") if path.is_dir())
@@ -39,11 +43,15 @@ def _years(root: Path) -> list[Path]:
 
 
 def _xmls(folder: Path) -> list[Path]:
-    """Sorted; without what other systems put beside files, such as names that begin with a dot."""
+    """The xml files below a folder's Annotations, sorted.
+
+    What other systems put beside files, such as names that begin with a dot, is left out.
+    """
 
     def enter(name: str) -> bool:
         return not name.startswith(".") and name not in SYSTEM_FOLDERS
 
+    # Links to xml files that are gone are listed too: reading them is an error, not a lost label.
     root = folder / "Annotations"
     try:
         found = tree(root, enter)
@@ -55,7 +63,7 @@ def _xmls(folder: Path) -> list[Path]:
 
 
 def _key(folder: Path, path: Path) -> str:
-    """An xml file's path below Annotations without suffix: its name, and one of its picture's."""
+    """An xml file's path below Annotations without suffix, which may be its picture's name too."""
     return path.relative_to(folder / "Annotations").with_suffix("").as_posix()
 
 
@@ -64,8 +72,8 @@ def read(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
     for folder in _years(root):
         images = folder / "JPEGImages"
         pictures = PictureFinder(images if images.is_dir() else folder, notes)
-        # Read twice: a picture can be told only when all names are known, and xml are too many
-        # to be held.
+        # Every xml is read twice: which picture it means is known only when all names are, and they
+        # are too many to be held.
         for path in _xmls(folder):
             key = _key(folder, path)
             pictures.claim(*_names(key, _parse(path)), owner=key)
@@ -82,15 +90,17 @@ def read(name: str, notes: Notes, root: Path) -> Iterator[SourceImage]:
 def _names(key: str, root: ElementTree.Element) -> list[str]:
     """Names of an xml's picture, the most telling first.
 
-    <filename> is often what the picture was called before it was renamed along with its xml; if
-    both names are a picture, and no other xml has the better claim on either, nothing is certain.
-    Without folders it is of the folder that the xml is in: others may have a picture of that name.
+    <filename> is often what the picture was called before it was renamed along with its xml. If
+    both names lead to a picture, and no other xml has a better claim on either, neither is certain.
+    A <filename> without folders is in the folder that the xml is in, since other folders may have a
+    picture of that name.
     """
     folder, _, stem = key.rpartition("/")
     written = (root.findtext("filename") or "").strip()
     above, _, last = clean(written).rpartition("/")
     if not last:
         return [key]
+    # One name is enough where both say the same.
     if folder and not above:
         written = f"{folder}/{last}"
     if stem.casefold() in (last.casefold(), Path(last).stem.casefold()):
@@ -101,6 +111,8 @@ def _names(key: str, root: ElementTree.Element) -> list[str]:
 def _image(
     start: str, key: str, root: ElementTree.Element, pictures: PictureFinder, notes: Notes
 ) -> SourceImage:
+    """The description of one xml's picture; `start` is SOURCE/YEAR."""
+    # A 0 in place of the number means that it is not known.
     flickr = root.findtext("source/flickrid") or ""
     people = (_box(o, notes) for o in root.findall("object") if _label(o) == "person")
     name, split = start.split("/", 1)
@@ -121,10 +133,12 @@ def _parse(path: Path) -> ElementTree.Element:
     try:
         data = path.read_bytes()
         encoding = marked_encoding(data)
-        # Decoded first where a mark says how: else what is looked for next might not be seen.
+        # Where a mark names the encoding the text is decoded first: in UTF-16, say, the check would
+        # not see what it looks for.
         text = data.decode(encoding) if encoding else data
         _check_plain(text if isinstance(text, str) else text.decode("latin-1"), len(data))
         root = ElementTree.fromstring(text)
+        # Exporters put elements into namespaces of their own.
         for element in root.iter():
             element.tag = element.tag.rpartition("}")[2]
         _check_annotation(root)
@@ -134,7 +148,7 @@ def _parse(path: Path) -> ElementTree.Element:
 
 
 def _check_plain(text: str, size: int) -> None:
-    """Raises ValueError on what might be more than it seems when it is parsed."""
+    """Raises ValueError on a text that could expand, or read other files, when it is parsed."""
     if size > MOST_BYTES:
         raise ValueError(f"longer than {MOST_BYTES:,} bytes, as no annotation is")
     if "\0" in text:
@@ -144,7 +158,7 @@ def _check_plain(text: str, size: int) -> None:
 
 
 def _check_annotation(root: ElementTree.Element) -> None:
-    """Raises ValueError where objects are not where VOC has them: they would be lost."""
+    """Raises ValueError where objects are in other places than VOC's: they would be lost."""
     if root.tag != "annotation":
         raise ValueError(f"its root is <{root.tag}>, not VOC's <annotation>")
     if lost := sum(1 for _ in root.iter("object")) - len(root.findall("object")):
@@ -154,6 +168,7 @@ def _check_annotation(root: ElementTree.Element) -> None:
 
 
 def _label(entry: ElementTree.Element) -> str:
+    """What an <object> is. Raises ValueError where it does not say."""
     label = entry.findtext("name")
     if not label:
         raise ValueError("an object without a name")
@@ -161,6 +176,8 @@ def _label(entry: ElementTree.Element) -> str:
 
 
 def _box(entry: ElementTree.Element, notes: Notes) -> Box:
+    """An <object>'s box, from pixels that are counted from 1 with both ends."""
+    # A side that is missing becomes NaN, and the box is dropped as box_invalid later.
     x0, y0, x1, y1 = (
         float(entry.findtext(f"bndbox/{side}") or "nan")
         for side in ("xmin", "ymin", "xmax", "ymax")
@@ -171,7 +188,11 @@ def _box(entry: ElementTree.Element, notes: Notes) -> Box:
 
 
 def _is_set(entry: ElementTree.Element, name: str, notes: Notes) -> bool:
-    """Whether a flag is set; of those that decide nothing, one that is not understood is noted."""
+    """Whether a flag is set.
+
+    Only "difficult" decides anything. Of the others a value that is not understood is noted; of
+    "difficult" it raises ValueError.
+    """
     text = entry.findtext(name)
     try:
         return flag(text)

@@ -2,14 +2,14 @@
 
 Parquet, a part for each crop shard. A row with a `box_index` is a candidate; a row without one is
 an image that had none. The counting law: an image is one row without candidates or has one row
-for each of them; a candidate is kept or carries one reason of the closed list.
+for each of them; a candidate is kept or carries one reason of the closed list. The select job
+writes the manifest. The report, the packs and people read it.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from curate.engine.ledger import ShardLedger
 from curate.engine.parquet import CANDIDATE_SCHEMA, CropFile, Row, read_rows, read_table
 from curate.schema import is_reason, sorted_counts
 
+# The columns that the selection adds, besides scores, "reason" and "kept".
 DECISIONS = {
     "z": pa.float64(),
     "rank": pa.int64(),
@@ -34,7 +35,7 @@ class ManifestError(ValueError):
 
 
 def manifest_schema(metrics: Sequence[str], facts: Mapping[str, str]) -> pa.Schema:
-    """Columns; `facts` (versions, digests) travel as the file's metadata."""
+    """The manifest's columns; `facts` (versions, digests) travel as the files' metadata."""
     scores = [pa.field(name, pa.float64()) for name in metrics]
     decisions = [pa.field(name, kind) for name, kind in DECISIONS.items()]
     kept = [pa.field("kept", pa.bool_())]
@@ -47,10 +48,12 @@ def join_decisions(rows: pa.Table, schema: pa.Schema, columns: Mapping[str, list
     Args:
         columns: a value for each row without a reason, in order: scores, `DECISIONS` and "reason".
     """
+    # The rows that the values of `columns` belong to.
     reasons = rows["reason"].to_pylist()
     left = [at for at, reason in enumerate(reasons) if not reason]
     place = np.full(len(rows), -1)
     place[left] = np.arange(len(left))
+    # Taking from a column at a null place gives null: so have rows that were dropped earlier.
     take = pa.array(place, mask=place < 0)
     for at, reason in zip(left, columns["reason"], strict=True):
         reasons[at] = reason
@@ -62,27 +65,30 @@ def join_decisions(rows: pa.Table, schema: pa.Schema, columns: Mapping[str, list
 
 
 def manifest_parts(ledger: ShardLedger) -> list[Path]:
-    """The manifest's files. Raises LedgerError."""
-    # This raises LedgerError where nothing has been selected.
+    """The manifest's files. Raises LedgerError where nothing has been selected."""
+    # A selection may have no parts, so that it is asked for a file that it always has.
     ledger.output("select", "all", "selected.parquet")
-    marker = ledger.marker("select", "all") or {"outputs": {}}
-    names = sorted(name for name in marker["outputs"] if name.startswith("part-"))
+    outputs = ledger.outputs("select", "all")
+    names = sorted(name for name in outputs if name.startswith("part-"))
     return [ledger.output("select", "all", name) for name in names]
 
 
 def read_manifest(ledger: ShardLedger, columns: Sequence[str] | None = None) -> pa.Table:
-    """Some columns of the whole manifest. Raises LedgerError."""
+    """All of the manifest, or some columns of it. Raises LedgerError before a selection."""
     return pa.concat_tables([read_table(path, columns) for path in manifest_parts(ledger)])
 
 
 def selected_rows(ledger: ShardLedger) -> dict[str, list[Row]]:
-    """What is kept, by split, in the order in which it is packed. Raises LedgerError."""
+    """Rows of what is kept, by split, in the order in which it is packed.
+
+    Raises LedgerError before a selection.
+    """
     return _selected(ledger.output("select", "all", "selected.parquet"))
 
 
 @functools.lru_cache(maxsize=1)
 def _selected(path: Path) -> dict[str, list[Row]]:
-    """A committed path names its content, so it may be read once."""
+    """The rows of a file, which is read once: a committed path names its content."""
     rows: dict[str, list[Row]] = {}
     for row in read_rows(path):
         rows.setdefault(row["split"], []).append(row)
@@ -91,7 +97,7 @@ def _selected(path: Path) -> dict[str, list[Row]]:
 
 @dataclass
 class Funnel:
-    """What became of a dataset's images and candidates."""
+    """What became of a dataset's images and candidates, in numbers."""
 
     images: int = 0
     with_candidates: int = 0
@@ -102,10 +108,15 @@ class Funnel:
 
 
 def funnels(table: pa.Table) -> dict[str, Funnel]:
-    """Funnels by dataset, from the manifest's columns dataset, image_id, box_index, reason."""
+    """The funnel of each dataset, by its name.
+
+    Args:
+        table: the manifest; the columns dataset, image_id, box_index and reason are enough.
+    """
     found = {}
     for dataset in sorted(table["dataset"].unique().to_pylist()):
         part = table.filter(pc.field("dataset") == dataset)
+        # Rows without a candidate stand for their image.
         bare = pc.field("box_index").is_null()
         images, candidates = part.filter(bare), part.filter(~bare)
         reasons = sorted_counts(candidates["reason"].to_pylist())
@@ -121,7 +132,7 @@ def funnels(table: pa.Table) -> dict[str, Funnel]:
 
 
 def check_counts(table: pa.Table) -> None:
-    """The counting law. Raises ManifestError that names the dataset and the sums."""
+    """Raises ManifestError, with the dataset and the sums, if the counting law does not hold."""
     for name, funnel in funnels(table).items():
         bare = sum(funnel.image_reasons.values())
         if funnel.images != funnel.with_candidates + bare:
@@ -140,23 +151,32 @@ def check_counts(table: pa.Table) -> None:
 
 
 def merge_funnels(parts: Sequence[Funnel]) -> Funnel:
-    """The sum of the funnels of all datasets."""
-    total = Funnel()
-    for part in parts:
-        for name in ("images", "with_candidates", "candidates", "kept"):
-            setattr(total, name, getattr(total, name) + getattr(part, name))
-        for name in ("image_reasons", "reasons"):
-            merged: dict[str, Any] = getattr(total, name)
-            for reason, number in getattr(part, name).items():
-                merged[reason] = merged.get(reason, 0) + number
+    """The sum of several datasets' funnels."""
+    return Funnel(
+        images=sum(part.images for part in parts),
+        with_candidates=sum(part.with_candidates for part in parts),
+        image_reasons=_summed(part.image_reasons for part in parts),
+        candidates=sum(part.candidates for part in parts),
+        kept=sum(part.kept for part in parts),
+        reasons=_summed(part.reasons for part in parts),
+    )
+
+
+def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Counts of the same names added up."""
+    total: dict[str, int] = {}
+    for count in counts:
+        for name, number in count.items():
+            total[name] = total.get(name, 0) + number
     return total
 
 
 def funnel_text(parts: Mapping[str, Funnel]) -> str:
-    """A table: a line for each count, a column for each dataset and, at the end, their sum."""
+    """A table as text: a line for each count, a column for each dataset and for their sum."""
     columns = (
         {**parts, "all": merge_funnels(list(parts.values()))} if len(parts) > 1 else dict(parts)
     )
+    # Images with the reasons that drop them, then candidates with theirs, then what is kept.
     lines: list[tuple[str, list[int]]] = [("images", [f.images for f in columns.values()])]
     for kind, title in (("image_reasons", ""), ("reasons", "candidates")):
         if title:
@@ -167,6 +187,7 @@ def funnel_text(parts: Mapping[str, Funnel]) -> str:
             for name in names
         ]
     lines.append(("kept", [f.kept for f in columns.values()]))
+    # Names on the left, numbers right-aligned below the names of the datasets.
     width = max(len(name) for name, _ in lines) + 2
     head = " " * width + "".join(f"{name:>14}" for name in columns)
     body = (name.ljust(width) + "".join(f"{n:>14,}" for n in ns) for name, ns in lines)
@@ -177,6 +198,7 @@ class Crops:
     """Stored crops by manifest row."""
 
     def __init__(self, ledger: ShardLedger) -> None:
+        # Of each instance its own cache, which goes with it.
         @functools.lru_cache(OPEN)
         def opened(shard: str) -> CropFile:
             return CropFile(ledger.output("crop", shard, "crops.parquet"))
@@ -184,5 +206,5 @@ class Crops:
         self._opened = opened
 
     def png(self, row: Row) -> bytes:
-        """The PNG of a row with crop_shard and crop_row. Raises LedgerError."""
+        """The PNG of a manifest row that has a crop. Raises LedgerError where it is gone."""
         return self._opened(row["crop_shard"]).png(row["crop_row"])

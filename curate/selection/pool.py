@@ -1,6 +1,7 @@
 """The pool that is selected from: every scored crop, and how sharp every source was.
 
-It is read from the files of the crop job and of the score jobs, and sorted by the crops' names.
+It is read from the files of the crop job and of the score jobs, and sorted by the crops' names. The
+ranking takes all that it needs from here.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from curate.engine.ledger import ShardLedger
 from curate.engine.parquet import ERROR, Row, read_table, score_columns
 from curate.schema import Column, InputError
 
+# What is read of the crop job's rows, which have many columns more.
 POOL_COLUMNS = ("crop_id", "image_id", "license", "reason", "lap_src")
 # Percentile of the sources' sharpness below which `blur.auto` drops.
 BLURRED = 20
@@ -26,15 +28,22 @@ class SelectError(InputError):
 
 @dataclass(frozen=True)
 class Pool:
-    """All scored crops of all sources, by name; arrays of equal length but for `measured`."""
+    """All scored crops of all sources, sorted by name.
+
+    Everything has a value for each crop, in one order, except `measured`.
+    """
 
     crop_ids: list[str]
     image_ids: list[str]
     licenses: list[str]
-    source_blur: Column  # Laplacian variance of each crop's source
-    values: dict[str, Column]  # by metric
-    measured: Column  # Laplacian variances of all decoded sources, with crops or without
-    errors: list[str]  # why a crop has no scores, "" = it has
+    # Variance of the Laplacian of each crop's source.
+    source_blur: Column
+    # Scores by metric.
+    values: dict[str, Column]
+    # Variance of the Laplacian of every decoded source image, with crops or without.
+    measured: Column
+    # Why a crop has no scores; "" where it has them.
+    errors: list[str]
 
     def blur_min(self) -> float:
         """The threshold that the pool itself suggests; never below BLUR_FLOOR."""
@@ -44,7 +53,10 @@ class Pool:
 
 
 def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str]) -> Pool:
-    """Candidates that are left, with their scores. Raises LedgerError, or SelectError on twins."""
+    """The candidates that are left in these shards, with their scores by these groups of metrics.
+
+    Raises LedgerError where a shard is not scored, and SelectError if two crops have one name.
+    """
     rows: list[Row] = []
     sources: dict[str, float] = {}
     # The files' columns name the metrics, since there may be no crop at all.
@@ -79,18 +91,18 @@ def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str])
 
 
 def measured(table: pa.Table) -> dict[str, float]:
-    """Sharpness by image, of those that were decoded."""
+    """Sharpness of each image that was decoded, by its name."""
     pairs = zip(table["image_id"].to_pylist(), table["lap_src"].to_pylist(), strict=True)
     return {name: value for name, value in pairs if value is not None}
 
 
 def refuse_crop_twins(rows: Sequence[Row]) -> None:
-    """Sorted rows of one crop twice. Raises SelectError."""
+    """Raises SelectError if two rows, sorted by name, are of one crop."""
     for a, b in zip(rows, rows[1:], strict=False):
         if a["crop_id"] == b["crop_id"]:
             raise SelectError(f"image {a['image_id']} came from two sources: name them apart")
 
 
 def score_column(rows: Sequence[Row], name: str) -> Column:
-    """A column as float64."""
+    """A column of the rows as float64; what is missing is NaN."""
     return np.array([row[name] for row in rows], np.float64)

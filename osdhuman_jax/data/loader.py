@@ -22,7 +22,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import cv2
 import grain
@@ -40,7 +40,8 @@ from osdhuman_jax.data.sources import (
     read_pixels,
 )
 from osdhuman_jax.degrade.mixture import grayed, mixed
-from osdhuman_jax.degrade.second_order import degrade, from_unit, sample_rng, to_unit, usm_sharpen
+from osdhuman_jax.degrade.operations import from_unit, to_unit, usm_sharpen
+from osdhuman_jax.degrade.second_order import degrade, sample_rng
 
 Square = UInt8[np.ndarray, "crop crop 3"]
 
@@ -48,6 +49,32 @@ Square = UInt8[np.ndarray, "crop crop 3"]
 KILLED = "terminated unexpectedly"
 
 _log = logging.getLogger(__name__)
+
+
+class Pair(TypedDict):
+    """A training picture and its degraded twin."""
+
+    hq: Square
+    lq: Square
+
+
+class Sample(TypedDict):
+    """One sample: its pictures, where they come from, and what could not be read for them."""
+
+    hq: Square
+    lq: NotRequired[Square]
+    index: int  # of the picture that was asked for
+    failures: tuple[str, ...]  # a line for each unreadable picture that was passed over
+
+
+class WorkerBatch(TypedDict):
+    """What a worker hands over: the arrays of a batch, and lines for the log."""
+
+    hq: UInt8[np.ndarray, "b crop crop 3"]
+    lq: NotRequired[UInt8[np.ndarray, "b crop crop 3"]]
+    index: Int64[np.ndarray, " b"]
+    skipped: Int64[np.ndarray, " b"]
+    failures: list[str]
 
 
 def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short: int) -> Square:
@@ -67,18 +94,18 @@ def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short
     window = image[top : top + side, left : left + side]
     if side == crop:
         return window
+    # The area filter alone leaves no aliases where it shrinks, and blocks where it enlarges.
     filter_ = cv2.INTER_AREA if side > crop else cv2.INTER_CUBIC
     return cv2.resize(window, (crop, crop), interpolation=filter_)
 
 
-def labelled_sample(
-    labelled: LabelledSource, config: DataConfig, rng: np.random.Generator
-) -> dict[str, Any]:
+def labelled_sample(labelled: LabelledSource, config: DataConfig, rng: np.random.Generator) -> Pair:
     """A window of a labelled picture; its target "hq" leans to the label by `teacher_share`.
 
     What a teacher makes of a degraded picture is a function of that picture: unlike the original,
     of which much is lost, it can be learned without a blur.
     """
+    # One window for both, at a place that both have.
     lq, label = labelled.read(int(rng.integers(len(labelled))))
     height, width = (side - config.crop for side in lq.shape[:2])
     if min(height, width) < 0:
@@ -89,7 +116,7 @@ def labelled_sample(
     # A label may be followed in part: the rest of the target is the picture as it came.
     share = config.teacher_share
     target = np.rint(share * label.astype(np.float32) + (1 - share) * lq).astype(np.uint8)
-    return {"hq": target, "lq": lq, "failures": ()}
+    return {"hq": target, "lq": lq}
 
 
 def make_sample(
@@ -98,13 +125,11 @@ def make_sample(
     epoch: int,
     index: int,
     labelled: LabelledSource | None = None,
-) -> dict[str, Any]:
-    """One sample, a pure function of its arguments.
+) -> Sample:
+    """One sample, a pure function of its arguments; "lq" is there if `config.degrade`.
 
-    Returns:
-        "hq" uint8 (crop, crop, 3); "lq" the same shape, if `config.degrade`; "index" as given;
-        "failures": a line for each unreadable picture that was passed over. The picture is that
-        of (index + len(failures)) % n.
+    The picture is that of (index + len(failures)) % n. Of a labelled picture "index" tells nothing
+    but the place in the order.
 
     Raises IndexError if there is no such index, DataError if nothing is readable from there on.
     """
@@ -113,14 +138,15 @@ def make_sample(
     # All that is random below comes from this one generator, in this order.
     rng = sample_rng(config.seed, epoch, index)
     if labelled and rng.random() < config.labelled_share:
-        return _varied({"index": index, **labelled_sample(labelled, config, rng)}, config, rng)
+        pair = _varied(labelled_sample(labelled, config, rng), config, rng)
+        return {**pair, "index": index, "failures": ()}
     # The HQ: a random window, mirrored half of the time.
     image, failures = read_pixels(source, index)
     hq = random_crop(image, rng, config.crop, config.resize_short)
     # Drawn even when unused: what follows must not depend on `config.flip`.
     flip = rng.random() < 0.5
     hq = np.ascontiguousarray(hq[:, ::-1] if config.flip and flip else hq)
-    sample = {"hq": hq, "index": index, "failures": failures}
+    sample: Sample = {"hq": hq, "index": index, "failures": failures}
     if not config.degrade:
         return sample
     # The LQ: by a mixture of kinds where the config has one, else by the paper's degradation.
@@ -135,13 +161,15 @@ def make_sample(
     return sample
 
 
-def _varied(sample: dict[str, Any], config: DataConfig, rng: np.random.Generator) -> dict[str, Any]:
-    """A labelled sample mirrored half of the time and, at the share of these, without colour."""
+def _varied(pair: Pair, config: DataConfig, rng: np.random.Generator) -> Pair:
+    """A labelled pair mirrored half of the time and, at the share of these, without colour."""
     flip, gray = rng.random() < 0.5, rng.random() < config.gray
-    for name in ("hq", "lq"):
-        picture = grayed(sample[name]) if gray else sample[name]
-        sample[name] = np.ascontiguousarray(picture[:, ::-1] if config.flip and flip else picture)
-    return sample
+
+    def varied(picture: Square) -> Square:
+        picture = grayed(picture) if gray else picture
+        return np.ascontiguousarray(picture[:, ::-1] if config.flip and flip else picture)
+
+    return {"hq": varied(pair["hq"]), "lq": varied(pair["lq"])}
 
 
 @functools.lru_cache(maxsize=2)
@@ -155,7 +183,10 @@ def epoch_order(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"
 
 @dataclass(frozen=True)
 class BatchMaker:
-    """Position of a global batch -> this process's slice of it."""
+    """Makes this process's slice of the global batch that begins at a position.
+
+    It is sent to the worker processes whole, so that all it holds can be pickled.
+    """
 
     source: Source
     config: DataConfig
@@ -163,18 +194,22 @@ class BatchMaker:
     offset: int  # where the slice starts in the global batch
     labelled: LabelledSource | None = None
 
-    def __call__(self, position: int) -> dict[str, Any]:
+    def __call__(self, position: int) -> WorkerBatch:
         """Arrays of `size` samples, and the lines of "failures" for the log."""
         first = position + self.offset
         samples = [self.sample(p) for p in range(first, first + self.size)]
-        pictures = [key for key in ("hq", "lq") if key in samples[0]]
-        batch: dict[str, Any] = {key: np.stack([s[key] for s in samples]) for key in pictures}
-        batch["index"] = np.array([s["index"] for s in samples], np.int64)
-        batch["skipped"] = np.array([len(s["failures"]) for s in samples], np.int64)
-        batch["failures"] = [line for s in samples for line in s["failures"]]
+        batch: WorkerBatch = {
+            "hq": np.stack([s["hq"] for s in samples]),
+            "index": np.array([s["index"] for s in samples], np.int64),
+            "skipped": np.array([len(s["failures"]) for s in samples], np.int64),
+            "failures": [line for s in samples for line in s["failures"]],
+        }
+        # Whether there is an LQ is a matter of the config: all samples have one, or none.
+        if degraded := [s["lq"] for s in samples if "lq" in s]:
+            batch["lq"] = np.stack(degraded)
         return batch
 
-    def sample(self, position: int) -> dict[str, Any]:
+    def sample(self, position: int) -> Sample:
         """The run's sample number `position`."""
         epoch, place = divmod(position, len(self.source))
         index = epoch_order(self.config.seed, epoch, len(self.source))[place]
@@ -215,11 +250,11 @@ class Loader:
             raise StopIteration
         batch = self._read(again=True)
         self._position += self._stride
-        self._warn(batch.pop("failures"))
+        self._warn(batch["failures"])
         # Copies, so that no batch keeps a piece of a worker's shared memory alive.
-        return {key: np.array(value) for key, value in batch.items()}
+        return {key: np.array(value) for key, value in batch.items() if key != "failures"}
 
-    def _read(self, again: bool) -> dict[str, Any]:
+    def _read(self, again: bool) -> WorkerBatch:
         """The batch at this position; workers that were killed are started `again`, but once."""
         if not self._running:
             self._running.append(self._start())
@@ -260,6 +295,7 @@ class Loader:
         self.close()
 
     def _start(self) -> grain.DatasetIterator:
+        """Grain's iterator from this position on; with workers, it starts them."""
         # Grain hands out positions; what a position means is BatchMaker's arithmetic.
         starts = grain.MapDataset.range(self._position, self._stop, self._stride)
         batches = starts.map(self._make_batch)
@@ -267,6 +303,7 @@ class Loader:
         if not workers:
             read = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
             return iter(batches.to_iter_dataset(read))
+        # Workers: each makes whole batches, one ahead, and reads them in its main thread.
         # Grain's workers read absl flags, which only an absl program has parsed.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
@@ -279,6 +316,7 @@ class Loader:
         return iterator
 
     def _warn(self, failures: Sequence[str]) -> None:
+        # Once for each picture: in a run of a hundred epochs it comes a hundred times.
         for line in failures:
             if line not in self._logged:
                 self._logged.add(line)
@@ -286,20 +324,23 @@ class Loader:
 
 
 def _close(running: list[grain.DatasetIterator]) -> None:
+    """Stop the workers. A function of the list, since the loader itself may be gone by then."""
     while running:
         running.pop().close()
 
 
 def _init_worker(index: int, count: int) -> None:
-    """One OpenCV thread a worker; signals to the group are the parent's; its death ends all."""
+    """What a worker does first: one thread for OpenCV, no signals, and an end with its parent."""
     cv2.setNumThreads(1)
+    # Ctrl-C reaches the whole group of processes: the parent alone decides what it means.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.SIG_IGN)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
 def _exit_with_parent() -> None:
-    """A parent that was killed outright tells its workers nothing: they would stay for ever."""
+    """Wait for the parent's end, and end with it."""
+    # A parent that was killed outright tells its workers nothing: they would stay for ever.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

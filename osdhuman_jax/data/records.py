@@ -12,11 +12,13 @@ or JPEG) to the end. Records lie in ArrayRecord files written with "group_size:1
 import hashlib
 import json
 import struct
-from typing import Any
+
+from osdhuman_jax.config import Json
 
 MAGIC = b"OHR"
 VERSION = 1
-FIELDS = ("crop_id", "w", "h", "codec")  # the writer's; sha256 is added here
+# What the writer gives of a picture; sha256 is added here.
+FIELDS = ("crop_id", "w", "h", "codec")
 # Magic, version, the header's length in bytes.
 _PREFIX = struct.Struct("<3sBI")
 
@@ -25,7 +27,7 @@ class RecordError(ValueError):
     """Bytes that are not a whole record, or a picture that is not the one that was packed."""
 
 
-def encode_record(header: dict[str, Any], payload: bytes) -> bytes:
+def encode_record(header: Json, payload: bytes) -> bytes:
     """Packs one encoded picture.
 
     Args:
@@ -37,6 +39,7 @@ def encode_record(header: dict[str, Any], payload: bytes) -> bytes:
     """
     if missing := [name for name in FIELDS if name not in header]:
         raise RecordError(f"record header lacks {', '.join(missing)}")
+    # A digest that came with the picture is proof that nothing happened to it on its way here.
     digest = hashlib.sha256(payload).hexdigest()
     if header.get("sha256", digest) != digest:
         raise RecordError(f"record {header['crop_id']}: sha256 given is not the payload's")
@@ -44,8 +47,8 @@ def encode_record(header: dict[str, Any], payload: bytes) -> bytes:
     return _PREFIX.pack(MAGIC, VERSION, len(text)) + text + payload
 
 
-def decode_record(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Inverse of `encode_record`: the header, sha256 included, and the encoded picture.
+def decode_record(data: bytes) -> tuple[Json, bytes]:
+    """The header, sha256 included, and the encoded picture that `encode_record` packed.
 
     Raises:
         RecordError: bad magic, unknown version, truncated, bad header, digest mismatch.
@@ -58,8 +61,9 @@ def decode_record(data: bytes) -> tuple[dict[str, Any], bytes]:
     return header, payload
 
 
-def _decode_header(data: bytes) -> tuple[dict[str, Any], int]:
-    """The header and where the payload starts."""
+def _decode_header(data: bytes) -> tuple[Json, int]:
+    """The header and where the payload starts. Raises RecordError."""
+    # From the outside in, so that the message names the first thing that is wrong.
     if not data.startswith(MAGIC):
         raise RecordError(f"not a record: starts with {data[:4]!r}, not {MAGIC!r}")
     if len(data) < _PREFIX.size:
@@ -67,6 +71,7 @@ def _decode_header(data: bytes) -> tuple[dict[str, Any], int]:
     _, version, length = _PREFIX.unpack_from(data)
     if version != VERSION:
         raise RecordError(f"record version {version}; this program reads {VERSION}")
+    # The length is believed only as far as there are bytes for it.
     end = _PREFIX.size + length
     if len(data) < end:
         raise RecordError(f"truncated record: {len(data)} bytes, the header ends at {end}")

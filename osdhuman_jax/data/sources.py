@@ -23,8 +23,10 @@ from osdhuman_jax.images.listing import SUFFIXES, list_images
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
+# The first is what `curate` writes, the second what Grain's documentation calls its files.
 RECORD_SUFFIXES = (".arrayrecord", ".array_record")
 MAX_TRIES = 100  # unreadable pictures in a row before the run is stopped
+# What reading one picture may raise where it is the picture's fault, not the program's.
 UNREADABLE = (ImageError, RecordError, OSError)
 
 
@@ -50,6 +52,7 @@ class FolderSource:
     """
 
     def __init__(self, path: str | Path) -> None:
+        # Sorted, since a folder's own order differs from disk to disk, and with it the run.
         self.root = Path(path)
         self.files = sorted(name.as_posix() for _, name in list_images(self.root))
         if not self.files:
@@ -69,8 +72,10 @@ class RecordSource:
     """One ArrayRecord file of packed records. Raises DataError if it is damaged or empty."""
 
     def __init__(self, path: str | Path) -> None:
+        # Opening reads the index at the file's end, which a copy that was cut off lacks.
         self.path = str(path)
         try:
+            # Grain's types do not say that it has a length.
             self._records: Any = grain.sources.ArrayRecordDataSource([self.path])
         except RuntimeError as error:
             raise DataError(f"{path}: no whole ArrayRecord file: {error}") from error
@@ -124,7 +129,7 @@ class LabelledSource:
     """
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
-        # LQ and teacher's output of each picture.
+        # Pairs of LQ and teacher's output, of all folders in a row.
         self.files: list[tuple[Path, Path]] = []
         for path in map(Path, paths):
             found = FolderSource(path / "teacher").files

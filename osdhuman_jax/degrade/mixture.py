@@ -15,27 +15,29 @@ import cv2
 import numpy as np
 
 from osdhuman_jax.config import DegradationConfig
-from osdhuman_jax.degrade.second_order import (
+from osdhuman_jax.degrade.kernels import gaussian_kernel
+from osdhuman_jax.degrade.operations import (
     LUMA,
-    MODES,
     Image8,
     Rng,
-    degrade,
     filter2d,
     from_unit,
-    gaussian_kernel,
     gaussian_noise,
     jpeg,
     resize,
     to_unit,
 )
+from osdhuman_jax.degrade.second_order import MODES, degrade
 
 Kind = Literal["heavy", "mild", "jpeg", "small", "clean"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order of `DataConfig.kinds`
 
 
 def mixed(hq: Image8, rng: Rng, shares: Sequence[float], heavy: DegradationConfig) -> Image8:
-    """LQ of `hq` by a kind that is drawn by its share; "heavy" is the paper's degradation."""
+    """LQ of `hq` by a kind that is drawn by its share; "heavy" is the paper's degradation.
+
+    `shares` are those of `KINDS` in their order; `heavy` is what the first of them draws from.
+    """
     # Shares need not sum to one, and rounding must not draw a kind beyond the last.
     bounds = np.cumsum(shares)
     at = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
@@ -45,11 +47,13 @@ def mixed(hq: Image8, rng: Rng, shares: Sequence[float], heavy: DegradationConfi
 
 def mild(hq: Image8, rng: Rng) -> Image8:
     """A little blur, a smaller size and back, a little noise, a good JPEG: each at one in two."""
+    # Each part is left out half of the time, so that most pictures have one or two of them.
     image, size = to_unit(hq), (hq.shape[0], hq.shape[1])
     if rng.random() < 0.5:
         sigma = rng.uniform(0.2, 1.2)
         image = filter2d(image, gaussian_kernel(7, sigma, sigma))
     if rng.random() < 0.5:
+        # Shrunk as a camera or a messenger does it, and enlarged as a viewer does.
         less = rng.uniform(0.5, 1.0)
         small = (round(size[0] * less), round(size[1] * less))
         image = resize(resize(image, "area", small), "bicubic", size)

@@ -8,33 +8,39 @@ The probabilities and ranges are `config.DegradationConfig`: those of Real-ESRGA
 options/train_realesrgan_x4plus.yml, which OSEDiff's params_realesrgan.yml repeats. A number in this
 file is one that their code holds outside these files.
 
-Images are (h, w, 3) RGB, float32 in [0, 1] inside and uint8 at both ends. An operation takes its
-parameters as plain numbers; a `draw_*` function draws them from `rng` and returns them as a dict
-ready for JSON. Kernels, filters, resizes and noise are those of BasicSR's PyTorch code. The module
-is long because it holds the whole chain: kernels, operations, draws and their order.
+A `draw_*` function draws the parameters of one operation from `rng` and returns them as a dict
+ready for JSON: all of them together are the record of a sample, by which it can be made again. The
+operations are in `operations.py`, the kernels in `kernels.py`. Images are (h, w, 3) RGB, float32
+in [0, 1] inside and uint8 at both ends.
 """
 
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
-import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
-from scipy.sparse import csr_array
-from scipy.special import j1
 
-from osdhuman_jax.config import DegradationConfig
+from osdhuman_jax.config import DegradationConfig, Json
+from osdhuman_jax.degrade.kernels import Kernel, gaussian_kernel, plateau_kernel, sinc_kernel
+from osdhuman_jax.degrade.operations import (
+    Image8,
+    Resized,
+    Rng,
+    Size,
+    UnitImage,
+    filter2d,
+    from_unit,
+    gaussian_noise,
+    jpeg,
+    poisson_noise,
+    resize,
+    to_unit,
+    usm_sharpen,
+)
 
-UnitImage = Float32[np.ndarray, "h w 3"]
-Resized = Float32[np.ndarray, "h2 w2 3"]
-Image8 = UInt8[np.ndarray, "h w 3"]
-Rng = np.random.Generator
-Kernel = Float32[np.ndarray, "k k"]
-Size = tuple[int, int]  # height, width
+T = TypeVar("T")
 Range = tuple[float, float]  # low, high
-Params = dict[str, Any]  # what a `draw_*` function drew
+Params = Json  # what a `draw_*` function drew
 
 # The order of `kernel_list` in the yml, to which `kernel_prob` refers.
 KERNELS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
@@ -42,217 +48,7 @@ KERNELS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso"
 MODES = ("area", "bilinear", "bicubic")
 # realesrgan_model.py takes the first or the second, at one half each.
 ORDERS = ("resize_sinc_jpeg", "jpeg_resize_sinc")
-# torchvision's rgb_to_grayscale, by which BasicSR makes noise gray.
-LUMA = np.array([[0.2989, 0.587, 0.114]], np.float32)
 MIN_SIDE = 32  # pixels
-# With more taps cv2.filter2D turns to a DFT, ten times slower at these sizes.
-DIRECT_TAPS = 129
-
-
-# Kernels -----------------------------------------------------------------------------------------
-
-
-def gaussian_kernel(
-    size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, beta: float = 1.0
-) -> Kernel:
-    """exp(-(x' S^-1 x)^beta / 2), S = R diag(sigma^2) R'; sigmas in pixels, rotation in radians."""
-    return _normalised(np.exp(-0.5 * _quadratic(size, sigma_x, sigma_y, rotation) ** beta))
-
-
-def plateau_kernel(
-    size: int, sigma_x: float, sigma_y: float, rotation: float = 0.0, beta: float = 1.0
-) -> Kernel:
-    """1 / (1 + (x' S^-1 x)^beta), arguments as `gaussian_kernel`'s."""
-    return _normalised(1 / (1 + _quadratic(size, sigma_x, sigma_y, rotation) ** beta))
-
-
-def sinc_kernel(size: int, omega: float) -> Kernel:
-    """Circular low-pass omega J1(omega r) / (2 pi r) of cutoff omega, radians per pixel."""
-    radius = np.hypot(*_offsets(size))
-    radius[size // 2, size // 2] = 1  # avoids 0 / 0; the limit is filled in below
-    kernel = omega * j1(omega * radius) / (2 * np.pi * radius)
-    kernel[size // 2, size // 2] = omega**2 / (4 * np.pi)
-    return _normalised(kernel)
-
-
-def _offsets(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """x and y of each tap from the centre, two (size, size) arrays."""
-    axis = np.arange(size) - (size - 1) / 2
-    x, y = np.meshgrid(axis, axis)
-    return x, y
-
-
-def _quadratic(size: int, sigma_x: float, sigma_y: float, rotation: float) -> np.ndarray:
-    """x' S^-1 x at every tap: the offset in the rotated frame, in sigmas, squared."""
-    x, y = _offsets(size)
-    c, s = math.cos(rotation), math.sin(rotation)
-    return ((c * x + s * y) / sigma_x) ** 2 + ((c * y - s * x) / sigma_y) ** 2
-
-
-def _normalised(kernel: np.ndarray) -> Kernel:
-    kernel = kernel / kernel.sum()
-    kernel[np.abs(kernel) < 1e-10] = 0  # skipped by the filter, and denormals would be very slow
-    return kernel.astype(np.float32)
-
-
-def make_kernel(params: Params) -> Kernel:
-    """Kernel that `draw_blur` or `draw_final_sinc` described.
-
-    The reference pads it with zeros to 21 x 21; under the reflected border that changes nothing.
-    """
-    if params["kind"] == "sinc":
-        return sinc_kernel(params["size"], params["omega"])
-    make = plateau_kernel if params["kind"].startswith("plateau") else gaussian_kernel
-    return make(*(params[k] for k in ("size", "sigma_x", "sigma_y", "rotation", "beta")))
-
-
-# Operations --------------------------------------------------------------------------------------
-
-
-def filter2d(image: UnitImage, kernel: Kernel) -> UnitImage:
-    """Cross-correlation of every channel with an odd square kernel; the border mirrors (101)."""
-    if kernel.size <= DIRECT_TAPS:
-        return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
-    # The kernel in strips of rows, each few enough for OpenCV's direct filter, summed.
-    (h, w), k = image.shape[:2], len(kernel)
-    r = k // 2
-    padded = cv2.copyMakeBorder(image, r, r, r, r, cv2.BORDER_REFLECT_101)
-    out = np.zeros(image.shape, np.float32)
-    for y in range(0, k, DIRECT_TAPS // k):
-        strip = kernel[y : y + DIRECT_TAPS // k]
-        part = cv2.filter2D(padded[y : y + h + len(strip) - 1], -1, strip, anchor=(r, 0))
-        cv2.add(out, part[:h, r : r + w], dst=out)
-    return out
-
-
-def resize(
-    image: UnitImage, mode: str, size: Size | None = None, scale: float | None = None
-) -> Resized:
-    """torch's F.interpolate: "area", "bilinear" or "bicubic" (a = -0.75), no antialias, no clamp.
-
-    With `size` (height, width) coordinates follow the ratio of sizes. With `scale` the size is
-    floor(side * scale) and coordinates follow the scale itself, as torch does by default.
-    """
-    if (size is None) == (scale is None):
-        raise ValueError("resize takes either size or scale")
-    h, w = image.shape[:2]
-    new_h, new_w = size or (math.floor(h * scale), math.floor(w * scale))
-    if (new_h, new_w) == (h, w) and scale in (None, 1):
-        return image  # what all modes give
-    # Separable: rows, then columns, each a sparse matrix that is kept for the next picture.
-    rows = _resample_matrix(mode, h, new_h, 1 / scale if scale else h / new_h)
-    columns = _resample_matrix(mode, w, new_w, 1 / scale if scale else w / new_w)
-    image = (rows @ image.reshape(h, -1)).reshape(new_h, w, 3)
-    image = (columns @ cv2.transpose(image).reshape(w, -1)).reshape(new_w, new_h, 3)
-    return cv2.transpose(image)
-
-
-@functools.lru_cache(maxsize=64)
-def _resample_matrix(mode: str, n_in: int, n_out: int, step: float) -> csr_array:
-    """(n_out, n_in) weights of one axis, float32; `step` is input pixels per output pixel."""
-    taps = {"area": _area_taps, "bilinear": _bilinear_taps, "bicubic": _bicubic_taps}[mode]
-    index, weight = taps(n_in, n_out, step)
-    index = np.clip(index, 0, n_in - 1)
-    rows = np.arange(0, index.size + 1, index.shape[1])
-    data = weight.astype(np.float32).ravel()
-    return csr_array((data, index.ravel(), rows), shape=(n_out, n_in))
-
-
-def _area_taps(n_in: int, n_out: int, _step: float) -> tuple[np.ndarray, np.ndarray]:
-    """adaptive_avg_pool: means over bins [floor(i in / out), ceil((i + 1) in / out))."""
-    i = np.arange(n_out)
-    start, stop = i * n_in // n_out, -(-(i + 1) * n_in // n_out)
-    count = (stop - start)[:, None]
-    offset = np.arange(count.max())
-    return start[:, None] + offset, (offset < count) / count
-
-
-def _bilinear_taps(n_in: int, n_out: int, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two nearest centres; equal sizes copy, as torch's bilinear (not its bicubic) does on CPU."""
-    step = 1.0 if n_in == n_out else step
-    position = (np.arange(n_out) + 0.5) * step - 0.5
-    left = np.floor(position)
-    t = position - left
-    return left.astype(int)[:, None] + np.arange(2), np.stack([1 - t, t], axis=1)
-
-
-def _bicubic_taps(n_in: int, n_out: int, step: float) -> tuple[np.ndarray, np.ndarray]:
-    """Keys' kernel with a = -0.75: one cubic within a pixel of the centre, another up to two."""
-    a = -0.75
-    position = (np.arange(n_out) + 0.5) * step - 0.5
-    left = np.floor(position)
-    offset = np.arange(-1, 3)
-    d = np.abs((position - left)[:, None] - offset)
-    near = ((a + 2) * d - (a + 3)) * d**2 + 1
-    far = a * (((d - 5) * d + 8) * d - 4)
-    return left.astype(int)[:, None] + offset, np.where(d <= 1, near, far)
-
-
-def gaussian_noise(image: UnitImage, rng: Rng, sigma: float, gray: bool) -> UnitImage:
-    """White noise of deviation sigma / 255, the same in all channels if gray; clips to [0, 1]."""
-    shape = (*image.shape[:2], 1 if gray else 3)
-    noise = rng.standard_normal(shape, dtype=np.float32) * np.float32(sigma / 255)
-    return np.clip(image + noise, 0, 1)
-
-
-def poisson_noise(image: UnitImage, rng: Rng, scale: float, gray: bool) -> UnitImage:
-    """Shot noise, in [0, 1]: image + scale * (Poisson(v x) / v - x), x the image in 8-bit steps.
-
-    v = 2^ceil(log2(number of distinct values of x)). If gray, x is the luma, and all channels
-    share its noise.
-    """
-    # A picture has 256 levels at most: their rates and means are looked up, not computed per pixel.
-    levels = from_unit(image)
-    if gray:
-        luma = cv2.transform(levels.astype(np.float32), LUMA)
-        levels = np.rint(luma).astype(np.uint8)[..., None]
-    distinct = np.count_nonzero(np.bincount(levels.ravel(), minlength=256))
-    v = 2.0 ** math.ceil(math.log2(distinct))
-    x = np.arange(256) / 255
-    noise = rng.poisson((v * x)[levels]).astype(np.float32)
-    noise *= np.float32(scale / v)
-    noise -= (scale * x).astype(np.float32)[levels]
-    return np.clip(image + noise, 0, 1)
-
-
-def jpeg(image: UnitImage, quality: int) -> UnitImage:
-    """libjpeg and back at 4:2:0, the image clamped to [0, 1] first.
-
-    Stands for the reference's DiffJPEG, which takes a fractional quality, neither rounds nor
-    clips its tables, repeats chroma where libjpeg interpolates, and does not round to 8 bits.
-    """
-    flags = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    flags += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420]
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(from_unit(image), cv2.COLOR_RGB2BGR), flags)
-    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-    assert decoded is not None  # libjpeg reads what it wrote
-    return to_unit(decoded)
-
-
-def usm_sharpen(
-    image: UnitImage, weight: float = 0.5, radius: int = 51, threshold: float = 10.0
-) -> UnitImage:
-    """Real-ESRGAN's unsharp mask, softly limited to where the detail exceeds `threshold` / 255.
-
-    `radius` is the odd width of the Gaussian in pixels; its sigma is OpenCV's for that width.
-    """
-
-    def blur(x: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(x, (radius, radius), 0, borderType=cv2.BORDER_REFLECT_101)
-
-    detail = image - blur(image)
-    mask = blur((np.abs(detail) * 255 > threshold).astype(np.float32))
-    return mask * np.clip(image + weight * detail, 0, 1) + (1 - mask) * image
-
-
-def to_unit(image: Image8) -> UnitImage:
-    """uint8 to float32 in [0, 1]."""
-    return image.astype(np.float32) / np.float32(255)
-
-
-def from_unit(image: UnitImage) -> Image8:
-    """clamp(round(255 x))."""
-    return np.clip(np.rint(image * np.float32(255)), 0, 255).astype(np.uint8)
 
 
 # Draws -------------------------------------------------------------------------------------------
@@ -263,8 +59,9 @@ def sample_rng(seed: int, epoch: int, index: int) -> Rng:
     return np.random.default_rng([seed, epoch, index])
 
 
-def _pick(rng: Rng, options: Sequence, probs: Sequence[float] | None = None) -> Any:
-    """One of `options`, uniformly or by `probs`; rng.choice costs ten times as much."""
+def _pick(rng: Rng, options: Sequence[T], probs: Sequence[float] | None = None) -> T:
+    """One of `options`, uniformly or by `probs`, which need not sum to one."""
+    # Not rng.choice, which costs ten times as much and draws other numbers.
     if probs is None:
         return options[int(rng.integers(len(options)))]
     bounds = np.cumsum(probs)
@@ -273,10 +70,12 @@ def _pick(rng: Rng, options: Sequence, probs: Sequence[float] | None = None) -> 
 
 def draw_blur(rng: Rng, config: DegradationConfig, sigmas: Range) -> Params:
     """A blur kernel of either stage; `sigmas` bounds both axes, in pixels."""
+    # A sinc filter now and then, for the rings of bad sharpening.
     size = _pick(rng, config.blur_kernel_sizes)
     if rng.random() < config.sinc_prob:
         # realesrgan_dataset.py has these lower bounds.
         return _draw_sinc(rng, size, math.pi / 3 if size < 13 else math.pi / 5)
+    # Otherwise a Gaussian or a plateau, round or, by a second sigma and an angle, stretched.
     kind = _pick(rng, KERNELS, config.kernel_probs)
     sigma_x = sigma_y = rng.uniform(*sigmas)
     rotation = 0.0
@@ -331,7 +130,7 @@ def draw_quality(rng: Rng, config: DegradationConfig) -> int:
 
 def degrade(
     hq: np.ndarray, rng: Rng, config: DegradationConfig, full: bool = True
-) -> tuple[np.ndarray, Params]:
+) -> tuple[Image8, Params]:
     """LQ of `hq`, both (h, w, 3) uint8 RGB, and the record of all that was drawn.
 
     If not `full`, the LQ is not resized back and stays (h // scale, w // scale, 3). With
@@ -340,9 +139,11 @@ def degrade(
     """
     if hq.dtype != np.uint8 or hq.ndim != 3 or hq.shape[2] != 3:
         raise ValueError(f"expected (h, w, 3) uint8, got {hq.shape} {hq.dtype}")
+    # Of much smaller ones the two resizes would leave no picture.
     h, w = hq.shape[:2]
     if min(h, w) < MIN_SIDE:
         raise ValueError(f"{w} x {h} is below {MIN_SIDE} pixels a side")
+    # First all parameters, then what they make: the noises alone are drawn on the way.
     record = draw_record(rng, config, (h, w))
     lq = apply_record(to_unit(hq), record, rng)
     return from_unit(resize(lq, record["resize_back"], (h, w)) if full else lq), record
@@ -350,6 +151,7 @@ def degrade(
 
 def draw_record(rng: Rng, config: DegradationConfig, size: Size) -> Params:
     """All parameters of one sample of an HQ of `size`, whatever its pixels."""
+    # In this order, which belongs to the format: another one would draw other samples by a seed.
     record: Params = {
         "size": list(size),
         "usm": config.usm,
@@ -369,6 +171,7 @@ def draw_record(rng: Rng, config: DegradationConfig, size: Size) -> Params:
     # Drawn last, so that the other parameters are the same whether there is a second blur or not.
     if rng.random() < config.second_blur_prob:
         record["blur2"] = draw_blur(rng, config, config.blur_sigma2)
+    # The second resize goes to a size that is taken from the HQ's, not from the picture before it.
     scale = record["resize2"]["scale"] / config.scale
     record["resize2"]["size"] = [max(1, int(side * scale)) for side in size]
     return record
@@ -397,10 +200,24 @@ def apply_record(image: UnitImage, record: Params, rng: Rng) -> Resized:
     return jpeg(image, record["jpeg2"]) if record["order"] == "resize_sinc_jpeg" else image
 
 
+def make_kernel(params: Params) -> Kernel:
+    """Kernel that `draw_blur` or `draw_final_sinc` described.
+
+    The reference pads it with zeros to 21 x 21; under the reflected border that changes nothing.
+    """
+    # A record names its kernel; the numbers that the kernel needs have the names of its arguments.
+    if params["kind"] == "sinc":
+        return sinc_kernel(params["size"], params["omega"])
+    make = plateau_kernel if params["kind"].startswith("plateau") else gaussian_kernel
+    return make(*(params[k] for k in ("size", "sigma_x", "sigma_y", "rotation", "beta")))
+
+
 def _blur(image: UnitImage, params: Params) -> UnitImage:
+    """The image under a kernel that was drawn, or as it is."""
     return image if params["kind"] == "none" else filter2d(image, make_kernel(params))
 
 
 def _add_noise(image: UnitImage, rng: Rng, params: Params) -> UnitImage:
+    """The image with a noise that was drawn; its pixels' values come from `rng`."""
     add = gaussian_noise if params["kind"] == "gaussian" else poisson_noise
     return add(image, rng, params["level"], params["gray"])

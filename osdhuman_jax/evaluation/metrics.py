@@ -7,7 +7,6 @@ published numbers were taken. Images are uint8 RGB (height, width, 3).
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import cv2
 import numpy as np
@@ -28,7 +27,7 @@ class Metric:
     engine: str  # "numpy", "jax" or "pyiqa", where its name is `name`
     variant: str
     decimals: int = 4  # as the paper prints it
-    options: dict[str, Any] = field(default_factory=dict)  # of pyiqa.create_metric
+    options: dict[str, object] = field(default_factory=dict)  # of pyiqa.create_metric
     whole_set: bool = False  # one value for two sets, none for a picture
 
     @property
@@ -38,8 +37,10 @@ class Metric:
 
 
 _Y = "Y of YCbCr (BT.601, 16-235), no border crop"
-_UP, _DOWN, _WITH, _WITHOUT = True, False, True, False  # higher is better; with a reference
-METRICS = {  # in the order of the paper's Table 2; BRISQUE is in Table 1 only
+# Whether higher is better, and whether there is a reference.
+_UP, _DOWN, _WITH, _WITHOUT = True, False, True, False
+# In the order of the paper's Table 2; BRISQUE is in Table 1 only.
+METRICS = {
     metric.name: metric
     for metric in (
         Metric("dists", "DISTS", _DOWN, _WITH, "pyiqa", "DISTS, VGG16"),
@@ -98,12 +99,14 @@ def bt601_luma(pixels: Pixels) -> Luma:
 
 
 def _check(a: Pixels, b: Pixels) -> None:
+    """Raises ValueError where two images differ in size."""
     if a.shape != b.shape:
         raise ValueError(f"images differ in size: {a.shape} and {b.shape}")
 
 
 def _blur(values: Luma) -> Float64[np.ndarray, "h-10 w-10"]:
     """Gaussian window means, only where the whole window fits."""
+    # The border that OpenCV makes up is cut off again: the published SSIM has "valid" windows.
     taps = np.exp(-((np.arange(_WINDOW) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
     taps /= taps.sum()
     half = _WINDOW // 2

@@ -28,12 +28,16 @@ Vector = Float64[np.ndarray, " n"]
 Features = Float64[np.ndarray, "n 36"]
 
 VERSION = 1  # raised when the numbers change
-BLOCK = 96  # pixels
-SHARP = 0.75  # share of a picture's sharpest block that a block needs to serve as an example
+# Both are the paper's: a block's side in pixels, and how sharp, as a share of the sharpest block of
+# its picture, a block must be to serve as an example.
+BLOCK = 96
+SHARP = 0.75
 LEAST = 100  # blocks that a fit needs: 36 features have 666 covariances
+# Neighbours to the right, below, and on both diagonals; the other four give the same products.
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
+# Names of mean and covariance in LIVE's file, in BasicSR's, and in what `fit` makes.
 NAMES = (("mu_prisparam", "cov_prisparam"), ("mu_pris_param", "cov_pris_param"))
-LOCAL = ("mu_local", "cov_local")  # of `fit`
+LOCAL = ("mu_local", "cov_local")
 FILES = ("niqe_modelparameters.mat", "niqe_pris_params.npz")  # as pyiqa and BasicSR publish them
 
 # The authors' table of shapes of a generalised Gaussian, and the ratio of moments of each.
@@ -43,11 +47,12 @@ _LINE = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
 # In pyiqa, the source of the paper's values, the window is float32: it does not quite sum to one,
 # and the sign of that rest counts wherever a picture is flat.
 _WINDOW = (np.outer(_LINE, _LINE) / _LINE.sum() ** 2).astype(np.float32).astype(np.float64)
-_HALVING = np.array([-0.0234375, -0.0703125, 0.2265625, 0.8671875])  # bicubic (-0.5), 2 x wide
+# Half of a bicubic filter (a = -0.5) that is stretched twofold against aliases.
+_HALVING = np.array([-0.0234375, -0.0703125, 0.2265625, 0.8671875])
 
 
 class NiqeError(ValueError):
-    """Parameters that are none, or pictures that yield none, in one line."""
+    """A file that holds no parameters of NIQE, or pictures that yield none, in one line."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,11 @@ class Niqe:
 
     @property
     def name(self) -> str:
-        """Of the score."""
+        """The name of its scores; those by fitted parameters are told from published ones."""
         return "niqe-local" if self.local else "niqe"
 
     def __call__(self, rgb: Pixels) -> float:
-        """NaN where fewer than two blocks have any texture."""
+        """The score of a picture; NaN where fewer than two of its blocks have any texture."""
         values = features(yiq_luma(rgb))
         whole = values[np.isfinite(values).all(axis=1)]
         if len(whole) < 2:
@@ -84,11 +89,13 @@ def find_parameters(folder: Path) -> Path | None:
 
 def read_parameters(path: Path) -> Niqe:
     """Parameters from a .mat or .npz file. Raises NiqeError."""
+    # scipy and zipfile have classes of their own for damaged files, so that any error counts.
     try:
         table = dict(np.load(path)) if path.suffix == ".npz" else loadmat(path)
-    except Exception as error:  # scipy and zipfile have classes of their own for damaged files
+    except Exception as error:
         line = " ".join(str(error).split())
         raise NiqeError(f"{path}: not a .mat or .npz file of NIQE's parameters: {line}") from None
+    # Which names a file has tells whose it is.
     for mean, covariance in (*NAMES, LOCAL):
         if mean in table and covariance in table:
             found = np.ravel(table[mean]), np.asarray(table[covariance])
@@ -101,11 +108,13 @@ def read_parameters(path: Path) -> Niqe:
 
 
 def _are_numbers(array: np.ndarray) -> bool:
+    """Whether all of an array is finite numbers, of whatever kind."""
     return array.dtype.kind in "fiu" and bool(np.isfinite(array).all())
 
 
 def yiq_luma(rgb: Pixels) -> Plane:
-    """Y of YIQ in whole levels, with halves rounded as pyiqa's float32 happens to (fused sums)."""
+    """Y of YIQ in whole levels."""
+    # Each step as pyiqa's float32 with fused sums does it, since that decides how halves round.
     unit = (rgb.astype(np.float32) * np.float32(1 / 255)).astype(np.float64)
     total = np.zeros(rgb.shape[:2], np.float32)
     weights = np.array([0.299, 0.587, 0.114], np.float32).astype(np.float64)
@@ -115,7 +124,7 @@ def yiq_luma(rgb: Pixels) -> Plane:
 
 
 def features(plane: Plane) -> Features:
-    """Of each whole block, row by row; what remains at the right and bottom is not seen."""
+    """36 features of each whole block, row by row; what remains at the right and bottom is cut."""
     height, width = (n - n % BLOCK for n in plane.shape)
     plane = plane[:height, :width]
     if not plane.size:
@@ -127,7 +136,7 @@ def features(plane: Plane) -> Features:
 
 
 def normalize(plane: Plane) -> tuple[Plane, Plane]:
-    """(deviation from the local mean, over the local standard deviation + 1; the latter)."""
+    """Contrast-normalised luma (the paper's Eq. 1), and the local standard deviation in it."""
 
     def blur(values: Plane) -> Plane:
         return cv2.filter2D(values, cv2.CV_64F, _WINDOW, borderType=cv2.BORDER_REPLICATE)
@@ -140,6 +149,7 @@ def normalize(plane: Plane) -> tuple[Plane, Plane]:
 def halve(plane: Plane) -> Half:
     """Half the size, bicubic with antialiasing, as Matlab's imresize does it."""
     line = np.concatenate([_HALVING, _HALVING[::-1]]) / (2 * _HALVING.sum())
+    # Rows first, then, with the plane turned over, columns, which turns it back.
     for _ in range(2):
         padded = np.pad(plane, ((3, 3), (0, 0)), "symmetric")
         count = len(plane) // 2
@@ -156,7 +166,8 @@ def _blocks(plane: Plane, size: int) -> Blocks:
 
 
 def _describe(blocks: Blocks) -> Float64[np.ndarray, "n 18"]:
-    """Fits of the coefficients and of their products with four neighbours."""
+    """18 features: fits to the coefficients, and to their products with four neighbours."""
+    # Of the coefficients two numbers are kept, of each of the four products four.
     shape, left, right = fit_gaussians(blocks)
     columns = [shape, (left + right) / 2]
     for shift in SHIFTS:

@@ -15,15 +15,14 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 # A module, the name of an attribute in it, and what stands there for a while.
-Replacement = tuple[ModuleType, str, Any]
+Replacement = tuple[ModuleType, str, object]
 
 
 @contextlib.contextmanager
 def offline(
-    serve: Callable[[str], Any], hub_folder: Path, replaced: Iterable[Replacement] = ()
+    serve: Callable[[str], object], hub_folder: Path, replaced: Iterable[Replacement] = ()
 ) -> Iterator[None]:
     """Run the code inside without a network; afterwards everything is as it was.
 
@@ -34,13 +33,15 @@ def offline(
     """
     import torch
 
-    def answer(request: Any, *_: Any, **__: Any) -> Any:
-        return serve(getattr(request, "full_url", request))
+    def answer(request: str | urllib.request.Request, *_: object, **__: object) -> object:
+        # torch.hub asks with headers of its own, in a Request; others ask with a URL.
+        return serve(request if isinstance(request, str) else request.full_url)
 
     # torch.hub has imported the function by name, so that it is replaced twice.
     every = [(urllib.request, "urlopen", answer), (torch.hub, "urlopen", answer), *replaced]
     saved = [(module, name, getattr(module, name)) for module, name, _ in every]
     before, silent = torch.hub.get_dir(), io.StringIO()
+    # Whatever happens inside, nobody else in this process must find the replacements.
     try:
         torch.hub.set_dir(str(hub_folder))
         for module, name, value in every:
@@ -54,14 +55,12 @@ def offline(
 
 
 def process_folder() -> Path:
-    """A temporary folder, always the same one; it goes when the process ends.
-
-    pyiqa keeps the name of torch.hub's folder from when it was first imported, so that a process
-    must give it one folder.
-    """
+    """A temporary folder, always the same one, which goes when the process ends."""
+    # pyiqa keeps the name of torch.hub's folder from when it was first imported.
     return Path(_temporary().name)
 
 
 @functools.cache
 def _temporary() -> tempfile.TemporaryDirectory[str]:
+    """The folder's object, which removes it when it is forgotten."""
     return tempfile.TemporaryDirectory(prefix="osdhuman-jax-")

@@ -16,13 +16,14 @@ from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import ImageError, decode
 from osdhuman_jax.images.listing import named_images
 
-REFERENCE = "reference"  # its name among the folders
+# By this name the folder of references stands among those of the methods.
+REFERENCE = "reference"
 LISTED = 20  # names in one refusal
 
 
 @dataclass(frozen=True)
 class File:
-    """A picture on disk that was decoded once, whole."""
+    """A picture on disk that could be decoded."""
 
     path: Path
     digest: str
@@ -39,6 +40,8 @@ class Pictures:
 
     @property
     def names(self) -> list[str]:
+        """Names of all pictures, in order."""
+        # Every method has the same ones.
         return sorted(next(iter(self.methods.values())))
 
 
@@ -78,7 +81,8 @@ def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool
 
 
 def _open(path: Path) -> File:
-    """Raises ImageError, with the path, where the file is no picture or cannot be read."""
+    """Read and decode a file. Raises ImageError, with the path, where that fails."""
+    # The digest is of the file, since values are kept by it; the pixels are dropped again.
     try:
         data = path.read_bytes()
         return File(path, hashlib.sha256(data).hexdigest(), decode(data).size)
@@ -88,6 +92,7 @@ def _open(path: Path) -> File:
 
 def _unequal(files: dict[str, dict[str, File]]) -> dict[str, str]:
     """Sizes of pictures that differ from their partners, by name."""
+    # As people say it, width first.
     by_name = {
         name: {label: f"{f[name].size[1]} x {f[name].size[0]}" for label, f in files.items()}
         for name in next(iter(files.values()))

@@ -18,7 +18,8 @@ MethodValues = Mapping[str, Sequence[float]]  # of each method, picture by pictu
 
 # The palette of Okabe and Ito, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-DOTS = 500  # at most, of a method
+# Dots of a method at most: more of them are a blot.
+DOTS = 500
 
 
 def plot(metric: Metric, values: MethodValues) -> bytes:
@@ -26,6 +27,7 @@ def plot(metric: Metric, values: MethodValues) -> bytes:
 
     A picture is a dot, a box spans the quartiles; the bars on the right are 95 % intervals.
     """
+    # A method alone has no differences to show.
     several = len(values) > 1
     size = (10 if several else 5, 1.6 + 0.6 * len(values))
     figure = Figure(figsize=size, layout="constrained")
@@ -34,6 +36,7 @@ def plot(metric: Metric, values: MethodValues) -> bytes:
     if several:
         _differences(axes[1], metric, values)
     buffer = io.BytesIO()
+    # Without the library's version in it, equal plots are equal files.
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
 
@@ -46,6 +49,8 @@ def _rows(axis: Axes, names: Sequence[str]) -> None:
 
 
 def _distribution(axis: Axes, metric: Metric, values: MethodValues) -> None:
+    """Draw a box and the single values of each method."""
+    # Outliers are among the dots already.
     axis.boxplot(
         list(values.values()),
         positions=range(len(values)),
@@ -64,6 +69,7 @@ def _distribution(axis: Axes, metric: Metric, values: MethodValues) -> None:
 
 
 def _differences(axis: Axes, metric: Metric, values: MethodValues) -> None:
+    """Draw the mean difference of each method from the first, with its interval."""
     (first, base), *others = values.items()
     axis.axvline(0, color="black", linewidth=1)
     for row, (_, found) in enumerate(others, start=1):

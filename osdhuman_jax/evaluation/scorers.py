@@ -25,6 +25,7 @@ from flax import nnx
 from huggingface_hub import constants as hub
 from jaxtyping import Float32, UInt8
 
+from osdhuman_jax.config import Json
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.evaluation import niqe
 from osdhuman_jax.evaluation.metrics import Metric, psnr_y, ssim_y
@@ -33,7 +34,10 @@ from osdhuman_jax.images.codec import to_float
 from osdhuman_jax.weights.parts import load_part
 
 PixelBatch = UInt8[np.ndarray, "b h w 3"]
+# A torch.nn.Module, which has no type here: torch is there with the extra `eval` alone.
+Network = Any
 
+# By the names of `metrics.METRICS`.
 NATIVE = {"psnr": psnr_y, "ssim": ssim_y}
 # What pyiqa takes from a hub cache, not as a file.
 REPOSITORIES = {"maniqa-pipal": "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"}
@@ -54,7 +58,7 @@ class Scorer:
     """
 
     metric: Metric
-    identity: dict[str, Any]  # all that the value depends on, but for the pictures
+    identity: Json  # all that the value depends on, but for the pictures
     score: Callable[..., list[float]]
 
 
@@ -63,6 +67,7 @@ def open_scorer(metric: Metric, weights: Path | None, model: Path | None) -> Sco
 
     Raises MissingMetric.
     """
+    # Three ways to a value need nothing but this package; pyiqa has all the others.
     if metric.name == "niqe":
         return _niqe(metric, weights)
     if metric.engine == "numpy":
@@ -72,17 +77,19 @@ def open_scorer(metric: Metric, weights: Path | None, model: Path | None) -> Sco
     return _pyiqa(metric, weights)
 
 
-def _identity(metric: Metric, library: str, weights: dict[str, str]) -> dict[str, Any]:
+def _identity(metric: Metric, library: str, weights: dict[str, str]) -> Json:
+    """What a scorer's value depends on; `weights` are the digests of files by their names."""
     names = {"metric": metric.name, "variant": metric.variant, "options": metric.options}
     return {**names, "library": library, "weights": dict(sorted(weights.items()))}
 
 
 def _own(*names: str) -> str:
-    """`osdhuman-jax 0.1.0, numpy 2.4.6`, for one."""
+    """Versions of this package and of others, as in `osdhuman-jax 0.1.0, numpy 2.4.6`."""
     return ", ".join(f"{n} {importlib.metadata.version(n)}" for n in ("osdhuman-jax", *names))
 
 
 def _native(metric: Metric) -> Scorer:
+    """PSNR and SSIM, by NumPy."""
     measure = NATIVE[metric.name]
 
     def score(restored: PixelBatch, reference: PixelBatch) -> list[float]:
@@ -92,7 +99,8 @@ def _native(metric: Metric) -> Scorer:
 
 
 def _niqe(metric: Metric, weights: Path | None) -> Scorer:
-    """NIQE by its authors' parameters."""
+    """NIQE by its authors' parameters. Raises MissingMetric without them."""
+    # Fitted ones are a file of the same kind, and a table must not hold their values as NIQE.
     path = _niqe_file(weights)
     try:
         model = niqe.read_parameters(path)
@@ -124,6 +132,7 @@ def _niqe_file(weights: Path | None) -> Path:
 
 
 def _jax_lpips(metric: Metric, model: Path | None) -> Scorer:
+    """LPIPS on VGG16 by the weights in a model folder. Raises MissingMetric without them."""
     if model is None:
         raise MissingMetric("needs --model, a folder made by `weights import --lpips`")
     try:
@@ -142,6 +151,8 @@ def _jax_lpips(metric: Metric, model: Path | None) -> Scorer:
 
 
 def _pyiqa(metric: Metric, weights: Path | None) -> Scorer:
+    """One of pyiqa's metrics, its files from below `weights`. Raises MissingMetric."""
+    # Its files are asked for while it is made, and noted: their digests belong to the identity.
     used: dict[str, str] = {}
     try:
         with _weights_only(weights, metric.name, used):
@@ -158,46 +169,56 @@ def _pyiqa(metric: Metric, weights: Path | None) -> Scorer:
         raise MissingMetric(f"pyiqa fails: {type(error).__name__}: {lines[0]}") from error
     import torch
 
+    # How it is called: for a batch, for each picture, or for two folders.
     library = f"pyiqa {pyiqa.__version__}, torch {torch.__version__}"
     score = _score_one_by_one if metric.name in ONE_BY_ONE else _score_batches
     score = _score_folders if metric.whole_set else score
     return Scorer(metric, _identity(metric, library, used), functools.partial(score, network))
 
 
-def _score_batches(network: Any, restored: PixelBatch, reference: PixelBatch | None) -> list[float]:
+def _score_batches(
+    network: Network, restored: PixelBatch, reference: PixelBatch | None
+) -> list[float]:
+    """A value for each picture of a batch."""
     import torch
 
+    # A metric with a full reference ("FR") takes both, the others take the restored one alone.
     tensors = [torch.from_numpy(to_unit(x)) for x in (restored, reference) if x is not None]
     values = network(*tensors if network.metric_mode == "FR" else tensors[:1])
     return values.detach().double().reshape(len(restored)).cpu().tolist()
 
 
-def _score_one_by_one(network: Any, restored: PixelBatch, _reference: None) -> list[float]:
+def _score_one_by_one(network: Network, restored: PixelBatch, _reference: None) -> list[float]:
+    """A value for each picture of a batch, computed alone."""
     return [_score_batches(network, picture[None], None)[0] for picture in restored]
 
 
-def _score_folders(network: Any, restored: Path, reference: Path) -> list[float]:
+def _score_folders(network: Network, restored: Path, reference: Path) -> list[float]:
+    """The one value of two folders."""
     return [float(network(str(restored), str(reference), num_workers=0, verbose=False))]
 
 
 def to_unit(pixels: PixelBatch) -> Float32[np.ndarray, "b 3 h w"]:
-    """[0, 1] as the GPUs have it on which published values were taken.
-
-    They divide by 255 by multiplying with its reciprocal. That decides how luma rounds where it
-    lies halfway between two levels, and with it the third decimal of NIQE.
-    """
+    """Pictures as torch's metrics take them: float32 in [0, 1], channels first."""
+    # The GPUs on which published values were taken divide by 255 by multiplying with its
+    # reciprocal. That decides how luma rounds where it lies halfway between two levels, and with it
+    # the third decimal of NIQE.
     unit = pixels.astype(np.float32) * np.float32(1 / 255)
     return np.ascontiguousarray(unit.transpose(0, 3, 1, 2))
 
 
 @contextlib.contextmanager
 def _weights_only(weights: Path | None, name: str, used: dict[str, str]) -> Iterator[None]:
-    """What the code inside would download comes from `weights`; `used` gets each file's digest."""
+    """Context in which files come from below `weights`, and none is downloaded.
+
+    `name` is the metric's. `used` gets the digest of each file that was asked for.
+    """
+    # Files go by their names alone, in whatever folder below `weights` they lie.
     paths = weights.rglob("*") if weights else ()
     files = {path.name: path for path in sorted(paths) if path.is_file()}
     open_url = urllib.request.urlopen
 
-    def serve(url: str) -> Any:
+    def serve(url: str) -> object:
         file = url.rsplit("/", 1)[-1]
         if file not in files:
             raise MissingMetric(f"needs {file} below --weights; it is at {url}")
@@ -217,6 +238,7 @@ def _weights_only(weights: Path | None, name: str, used: dict[str, str]) -> Iter
 
 def _hub_cache(weights: Path | None, repository: str, used: dict[str, str]) -> str:
     """The hub cache below `weights` that holds a repository. Raises MissingMetric."""
+    # The hub's own layout: a folder for each repository, in it a snapshot for each revision.
     folder = "models--" + repository.replace("/", "--")
     for found in sorted(weights.rglob(folder)) if weights else ():
         for file in sorted(found.glob("snapshots/*/*.safetensors")):

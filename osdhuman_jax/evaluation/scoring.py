@@ -15,16 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
 from tqdm import tqdm
 
 from osdhuman_jax.disk import append_line, json_lines
 from osdhuman_jax.evaluation.metrics import Metric
 from osdhuman_jax.evaluation.pairs import File, Pictures
-from osdhuman_jax.evaluation.scorers import MissingMetric, Scorer, open_scorer
+from osdhuman_jax.evaluation.scorers import MissingMetric, PixelBatch, Scorer, open_scorer
 from osdhuman_jax.images.codec import read_rgb, write_png
 from osdhuman_jax.images.listing import real
 
@@ -32,9 +30,13 @@ Values = dict[str, float | None]  # by picture
 
 
 class ScoreFile:
-    """Values that were computed, in a file that only grows; a torn last line is lost, no more."""
+    """Values that were computed, in a file that only grows, a line for each.
+
+    Where a process was killed while it wrote, the last line is lost and no other.
+    """
 
     def __init__(self, path: Path) -> None:
+        # A line that holds no value, whoever wrote it, costs computing that value again.
         self._values: dict[str, float] = {}
         for entry in json_lines(path.read_bytes() if path.exists() else b""):
             try:
@@ -46,22 +48,27 @@ class ScoreFile:
         path.open("ab").close()
 
     def get(self, key: str) -> float | None:
+        """The value of a key, if it is known."""
         return self._values.get(key)
 
     def put(self, key: str, value: float, **notes: str) -> None:
+        """Keep a value; `notes` say in its line what it is of, for people who read the file."""
         self._values[key] = value
         append_line(self._path, json.dumps({**notes, "key": key, "value": value}))
 
 
 class Examiner:
-    """Computes what the ledger does not have; `faults` says what could not be, by metric."""
+    """Computes the values that the ledger does not have.
+
+    `faults` says by metric, in one line, why a value could not be computed.
+    """
 
     def __init__(self, pictures: Pictures, ledger: ScoreFile, batch_size: int) -> None:
         self.pictures, self.ledger, self.batch_size = pictures, ledger, batch_size
         self.faults: dict[str, str] = {}
 
     def values(self, scorer: Scorer, method: str, bar: tqdm) -> Values:
-        """A value for each picture; None, and a fault, where there is none."""
+        """The value of each picture of a method; where there is none, None and a fault."""
         # What is known costs nothing; the rest goes in batches of pictures of one size.
         keys = {name: self._key(scorer, method, [name]) for name in self.pictures.names}
         todo = [name for name, key in keys.items() if self.ledger.get(key) is None]
@@ -80,6 +87,7 @@ class Examiner:
 
     def set_value(self, scorer: Scorer, method: str) -> float | None:
         """The one value of a metric that compares sets."""
+        # A set is a folder to pyiqa, so that its pictures are gathered in one.
         metric, files, reference = scorer.metric, *self._files(method)
         key = self._key(scorer, method, self.pictures.names)
         if self.ledger.get(key) is None and len(files) < 2:
@@ -92,6 +100,7 @@ class Examiner:
         return self.ledger.get(key)
 
     def _files(self, method: str) -> tuple[dict[str, File], dict[str, File]]:
+        """Files of a method and of the references, by name; the latter may be none."""
         return self.pictures.methods[method], self.pictures.reference or {}
 
     def _key(self, scorer: Scorer, method: str, names: Sequence[str]) -> str:
@@ -107,8 +116,11 @@ class Examiner:
     def _batch(self, scorer: Scorer, method: str, names: list[str]) -> list[float | None]:
         """Values of pictures of one size; if they fail together, one by one."""
         restored, reference = self._files(method)
-        batches: list[Any] = [_stack(restored, names)]
-        batches.append(_stack(reference, names) if scorer.metric.reference else None)
+        batches = (
+            _stack(restored, names),
+            _stack(reference, names) if scorer.metric.reference else None,
+        )
+        # A picture that fails alone is told of.
         if len(names) == 1:
             found = self._attempt(scorer, f"{method}, {names[0]}", *batches)
             return list(found) if found else [None]
@@ -117,25 +129,26 @@ class Examiner:
             if all(map(math.isfinite, found)):
                 return list(found)
         except Exception:
-            # Of any of these libraries; it is told of when a single picture fails.
+            # These libraries raise nearly anything. What it was shows where a picture fails alone.
             pass
         return [self._batch(scorer, method, [name])[0] for name in names]
 
-    def _attempt(self, scorer: Scorer, where: str, *what: Any) -> list[float] | None:
-        """Finite values, or None and a fault."""
+    def _attempt(self, scorer: Scorer, where: str, *what: object) -> list[float] | None:
+        """The scorer's values of `what`, if all are finite; else None and a fault."""
         try:
             found = scorer.score(*what)
             if all(map(math.isfinite, found)):
                 return found
             reason = "the value is not finite"
         except Exception as error:
-            # Of any of these libraries, which raise nearly anything.
+            # These libraries raise nearly anything, and the first line says enough.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         self.faults.setdefault(scorer.metric.name, f"{where}: {reason}")
         return None
 
 
-def _stack(files: dict[str, File], names: Sequence[str]) -> UInt8[np.ndarray, "b h w 3"]:
+def _stack(files: dict[str, File], names: Sequence[str]) -> PixelBatch:
+    """Pictures of one size as one array."""
     return np.stack([read_rgb(files[name].path) for name in names])
 
 
@@ -177,6 +190,7 @@ def examine(
     found = Results({m: {} for m in pictures.methods}, {m: {} for m in pictures.methods}, {}, {})
     examiner = Examiner(pictures, ledger, batch_size)
     total = len(metrics) * len(pictures.methods) * len(pictures.names)
+    # What cannot be computed here is told of once, and has no mean in any method's row.
     with tqdm(total=total, unit="picture", file=sys.stderr) as bar:
         for done, metric in enumerate(metrics, start=1):
             bar.set_description(metric.name)
@@ -195,7 +209,8 @@ def examine(
 
 
 def _fill(found: Results, examiner: Examiner, scorer: Scorer, bar: tqdm) -> None:
-    """Add one metric's values and means; a mean is there only if every picture has a value."""
+    """Add one metric's values and means to `found`."""
+    # A mean over fewer pictures than the others' would look better or worse than it is.
     name = scorer.metric.name
     for method in examiner.pictures.methods:
         if scorer.metric.whole_set:

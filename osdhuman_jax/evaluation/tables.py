@@ -1,9 +1,8 @@
 """Tables of methods by metrics, as the paper prints them: Markdown, LaTeX, CSV.
 
-Columns, arrows and decimals are those of `metrics.METRICS`; the best value of a column is bold, the
-second best underlined, by the digits that are shown.
-
-`Means` is {method: {metric: mean or None}}; None, not computed, shows as a dash.
+`evaluate` makes a table in each of these formats of the means that it computed. Columns, arrows and
+decimals are those of `metrics.METRICS`; the best value of a column is bold, the second best is
+underlined, judged by the digits that are shown. A mean that was not computed shows as a dash.
 """
 
 import csv
@@ -17,6 +16,7 @@ from scipy import stats
 
 from osdhuman_jax.evaluation.metrics import METRICS, Metric
 
+# {method: {metric: mean}}; None where it was not computed.
 Means = Mapping[str, Mapping[str, float | None]]
 
 DASH = "–"
@@ -37,6 +37,7 @@ class Difference:
 
 def difference(values: Sequence[float], base: Sequence[float]) -> Difference:
     """Student's interval of values - base, pair by pair; it is infinite for a single pair."""
+    # Pair by pair, since pictures differ much more from one another than methods do.
     d = np.asarray(values) - np.asarray(base)
     n = len(d)
     # A single pair says nothing of the spread.
@@ -48,7 +49,7 @@ def difference(values: Sequence[float], base: Sequence[float]) -> Difference:
 
 
 def as_json(found: Difference) -> dict[str, float | int | None]:
-    """Its fields, None for infinite, which JSON does not have."""
+    """The fields of a difference; None for what is infinite, which JSON does not have."""
     return {k: v if math.isfinite(v) else None for k, v in asdict(found).items()}
 
 
@@ -63,7 +64,7 @@ def shown(metric: Metric, value: float | None) -> str:
 
 
 def marks(metric: Metric, values: Sequence[float | None]) -> list[str]:
-    """ "best", "second" or "" for each, by what is shown: equal digits share a mark."""
+    """For each value "best", "second" or ""; values that are shown alike share a mark."""
     # Compared as printed: what a reader sees as equal must not look like a ranking.
     digits = [None if v is None else float(shown(metric, v)) for v in values]
     levels = sorted({v for v in digits if v is not None}, reverse=metric.higher)
@@ -74,7 +75,7 @@ def marks(metric: Metric, values: Sequence[float | None]) -> list[str]:
 
 
 def cells(means: Means, columns: Sequence[Metric], styles: Mapping[str, str]) -> list[list[str]]:
-    """A row for each method, marked in `styles`."""
+    """The cells of a table, a row for each method; `styles` says how a mark is written."""
     # Marks go by column, the result by row.
     by_column = []
     for metric in columns:
@@ -85,7 +86,7 @@ def cells(means: Means, columns: Sequence[Metric], styles: Mapping[str, str]) ->
 
 
 def markdown(means: Means, columns: Sequence[Metric], corner: str = "") -> str:
-    """Best bold, second best underlined."""
+    """A table in Markdown; `corner` is the head of the methods' column."""
     # A bar in a method's name would end its cell.
     lines = [[corner, *(metric.head for metric in columns)], ["---"] * (len(columns) + 1)]
     for name, row in zip(means, cells(means, columns, MARKDOWN), strict=True):
@@ -94,7 +95,8 @@ def markdown(means: Means, columns: Sequence[Metric], corner: str = "") -> str:
 
 
 def latex(means: Means, columns: Sequence[Metric]) -> str:
-    """A tabular that needs no package."""
+    """A table in LaTeX, which needs no package."""
+    # What LaTeX reads as a command in a method's name is escaped; numbers need none of it.
     arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
     heads = [f"{metric.title} {arrows[metric.higher]}" for metric in columns]
     rows = [["Method", *heads]]
@@ -110,7 +112,8 @@ def csv_text(
     means: Means,
     columns: Sequence[Metric],
 ) -> str:
-    """A line for each method and picture, then one for the method's mean, at full precision."""
+    """CSV at full precision: a line for each picture of a method, then one for the means."""
+    # The line of the means has "(mean)" in the picture's place.
     buffer = io.StringIO()
     names = [metric.name for metric in columns]
     writer = csv.DictWriter(buffer, ["method", "image", *names], lineterminator="\n")

@@ -1,13 +1,17 @@
-"""LoRA (Hu et al. 2022) as surgery on a loaded network, which does not know about it.
+"""LoRA (Hu et al. 2022, section 4.1) as surgery on a loaded network, which does not know about it.
 
-y = base(x) + scale * (op(x, A) @ B), op being the base's convolution or matrix product. A has the
-base kernel's shape but `rank` outputs, B is (rank, out), scale = alpha / rank. A ~ N(0, std 1/rank)
-and B = 0 (peft's "gaussian"), so an injected network computes what it did before.
+OSDHuman trains the VAE's encoder and the U-Net by it (its section 4.1). An adapted layer computes
+
+    y = base(x) + scale * (op(x, A) @ B)
+
+where op is the base's convolution or matrix product. A has the base kernel's shape but `rank`
+outputs, B is (rank, out), and scale = alpha / rank. At first A ~ N(0, std 1/rank) and B = 0 (peft's
+"gaussian"), so that a network computes what it did before. `inject` puts adapters around layers,
+`merge` folds them into the weights once they are trained.
 """
 
 from collections.abc import Callable, Hashable, Iterator
 from functools import reduce
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +23,7 @@ Path = tuple[Hashable, ...]  # attribute names and list indices
 
 
 class LoRAParam(nnx.Param):
-    """A trainable low-rank factor."""
+    """A trainable low-rank factor, which training finds by this type."""
 
 
 class LoRA(nnx.Module):
@@ -44,6 +48,7 @@ class LoRA(nnx.Module):
         return y + self.scale * jnp.matmul(down, b, precision=self.base.precision)
 
     def _down(self, x: Array, a: Array) -> Array:
+        """op(x, A): the base's operation with A in the place of its kernel."""
         if isinstance(self.base, nnx.Linear):
             return jnp.matmul(x, a, precision=self.base.precision)
         return jax.lax.conv_general_dilated(
@@ -77,12 +82,14 @@ def leaves_by_name(state: nnx.State) -> dict[str, nnx.Variable]:
 
 
 def _layers(model: nnx.Module) -> Iterator[tuple[Path, nnx.Module]]:
+    """Every convolution and linear layer of a model, with its path."""
     kinds = (nnx.Linear, nnx.Conv)
     return ((path, m) for path, m in nnx.iter_modules(model) if isinstance(m, kinds))
 
 
 def unet_targets(unet: nnx.Module) -> list[Path]:
     """Every convolution and linear layer but the time embedding's (258 in SD 2.1)."""
+    # OSEDiff's list of layers lacks those that see the timestep alone.
     skip = ("time_embedding", "time_emb_proj")
     return [path for path, _ in _layers(unet) if not set(skip) & set(path)]
 
@@ -92,17 +99,22 @@ def vae_encoder_targets(vae: nnx.Module) -> list[Path]:
     return [path for path, _ in _layers(vae) if path[0] in ("encoder", "quant_conv")]
 
 
-def _child(module: Any, name: Hashable) -> Any:
-    return module[name] if isinstance(name, int) else getattr(module, str(name))
+def _child(module: nnx.Module, name: Hashable) -> nnx.Module:
+    """A module inside another, by its index in a list or its attribute's name."""
+    if isinstance(module, nnx.List) and isinstance(name, int):
+        return module[name]
+    return getattr(module, str(name))
 
 
 def _replace(model: nnx.Module, path: Path, make: Callable[[nnx.Module], nnx.Module]) -> None:
+    """Put `make(layer)` in the place of the layer at a path."""
     *parents, name = path
     owner = reduce(_child, parents, model)
-    if isinstance(name, int):
-        owner[name] = make(owner[name])
+    made = make(_child(owner, name))
+    if isinstance(owner, nnx.List) and isinstance(name, int):
+        owner[name] = made
     else:
-        setattr(owner, str(name), make(getattr(owner, str(name))))
+        setattr(owner, str(name), made)
 
 
 def inject(

@@ -1,7 +1,9 @@
 """Formulas of the objectives: pure functions of arrays, computed in float32 whatever comes in.
 
-Which network is asked for their arguments, and with which weights they are summed, stands in
-objectives.py. Images are in [-1, 1]: the squared error is four times that of images in [0, 1].
+They are the terms of OSDHuman's Eqs. 4, 6 and 7, and those that small models have in the place of
+LPIPS and VSD. Which network is asked for their arguments, and with which weights they are summed,
+stands in objectives.py. Images are (B, H, W, 3) in [-1, 1]: the squared error is four times that of
+images in [0, 1].
 """
 
 import jax
@@ -12,7 +14,8 @@ from jaxtyping import Float
 
 from osdhuman_jax.networks.types import Image, Latent, Scalar
 
-_LUMA = np.array([65.481, 128.553, 24.966], np.float32) / 255  # BT.601, studio swing
+# Luma of ITU-R BT.601 in studio swing, whose black is 16: as the metric SSIM-Y has it.
+_LUMA = np.array([65.481, 128.553, 24.966], np.float32) / 255
 _BLACK = 16 / 255
 # SSIM's window: 11 taps of a Gaussian of deviation 1.5, which sum to one.
 _TAPS = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2)).astype(np.float32)
@@ -20,7 +23,7 @@ _TAPS /= _TAPS.sum()
 
 
 def mse(prediction: Image | Latent, target: Image | Latent) -> Scalar:
-    """Mean squared error: the data term of Eq. 4, the diffusion loss of Eq. 7."""
+    """Mean squared error: the data term of Eq. 4 and the diffusion loss of Eq. 7."""
     return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)))
 
 
@@ -30,12 +33,17 @@ def chroma(prediction: Image, target: Image) -> Scalar:
     In photographs of people green against magenta has one percent of the variance of RGB, so that a
     small autoencoder trained on squared error alone drops it, and skin turns orange.
     """
+    # A difference of errors is the error of the difference: both pairs in one subtraction.
     error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     return jnp.mean(jnp.square(error[..., 0::2] - error[..., 1:2]))
 
 
 def l1(prediction: Image, target: Image) -> Scalar:
-    """Mean absolute error: it takes the most likely of sharp answers, not their blurred mean."""
+    """Mean absolute error, which blurs less than the squared one.
+
+    Where several sharp answers are possible it is least for one in their middle (their median),
+    the squared error for their blurred mean.
+    """
     return jnp.mean(jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32)))
 
 
@@ -47,9 +55,9 @@ def gradient(prediction: Image, target: Image) -> Scalar:
 
 
 def colour(prediction: Image, source: Image, side: int = 16) -> Scalar:
-    """Squared error of the means of whole squares of `side` pixels; the rest is left out.
+    """Mean squared error of the means of squares of `side` x `side` pixels.
 
-    Noise and JPEG leave these means as they are, so they are taken from the degraded picture.
+    Noise and JPEG leave these means as they are, so `source` is the degraded picture itself.
     """
     error = prediction.astype(jnp.float32) - source.astype(jnp.float32)
     b, h, w, c = error.shape
@@ -68,7 +76,10 @@ def kl(mean: Latent, logvar: Latent) -> Scalar:
 def guide(
     eps: Latent, eps_unconditional: Latent | None = None, scale: float | Scalar = 1.0
 ) -> Float[Array, "b zh zw zc"]:
-    """Classifier-free guidance: eps_0 + scale (eps - eps_0), or eps where there is no eps_0."""
+    """Classifier-free guidance (Ho & Salimans 2022): eps_0 + scale (eps - eps_0).
+
+    eps_0 is `eps_unconditional`; without it there is no guidance, and eps is the result.
+    """
     eps = eps.astype(jnp.float32)
     if eps_unconditional is None:
         return eps
@@ -77,7 +88,7 @@ def guide(
 
 
 def score_error(noise: Latent, eps: Latent) -> Float[Array, "b 1 1 1"]:
-    """mean |noise - eps| of each sample: what `vsd_gradient` divides by, its factor cancelled."""
+    """mean |noise - eps| of each sample, by which `vsd_gradient` divides."""
     error = jnp.abs(noise.astype(jnp.float32) - eps.astype(jnp.float32))
     return jnp.mean(error, axis=(1, 2, 3), keepdims=True)
 
@@ -125,8 +136,8 @@ def relativistic(better: Float[Array, "b h w"], worse: Float[Array, "b h w"]) ->
 def steadiness(logits: Float[Array, "b h w"], beside: Float[Array, "b h w"]) -> Scalar:
     """Squared difference of a critic's answers to a picture and to the same with faint noise.
 
-    R1's penalty, the squared gradient by the picture, without a second derivative (Lin et al. 2025,
-    APT): of noise of deviation s it is s^2 times R1.
+    It is R1's penalty, the squared gradient by the picture, without a second derivative (Lin et al.
+    2025, APT): for noise of deviation s it is s^2 times R1.
     """
     difference = logits.astype(jnp.float32) - beside.astype(jnp.float32)
     return jnp.mean(jnp.square(difference))
@@ -155,5 +166,7 @@ def _window(values: Array) -> Array:
     """Gaussian window means of (batch, h, w), only where the whole window fits."""
     # A Gaussian is separable: eleven shifted sums down and eleven across, not 121.
     height, width = (n - len(_TAPS) + 1 for n in values.shape[1:])
-    rows = jnp.asarray(sum(tap * values[:, i : i + height] for i, tap in enumerate(_TAPS)))
-    return jnp.asarray(sum(tap * rows[:, :, i : i + width] for i, tap in enumerate(_TAPS)))
+    down = sum(tap * values[:, i : i + height] for i, tap in enumerate(_TAPS))
+    rows = jnp.asarray(down)  # [B, H - 10, W]
+    across = sum(tap * rows[:, :, i : i + width] for i, tap in enumerate(_TAPS))
+    return jnp.asarray(across)  # [B, H - 10, W - 10]

@@ -20,13 +20,13 @@ microbatch, drawn by `draw` for the whole batch: it does not depend on how a bat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, LoRAConfig, LossConfig
 from osdhuman_jax.methods import lora, losses
@@ -45,14 +45,15 @@ Scalars = dict[str, Scalar]
 @jax.tree_util.register_dataclass
 @dataclass
 class Frozen:
-    """What no step changes. The compiled step takes it as an argument, and holds it once."""
+    """What no step changes; the compiled step takes it as an argument, so that it is held once."""
 
     restorer: nnx.State  # everything of the restorer that is not trained
     # Base values of what the generator trains of the U-Net, by name: the regularizers' own.
     unet: dict[str, nnx.Variable] = field(default_factory=dict)
     lpips: nnx.State | None = None
-    # Tokens (1, N, D) that the frozen regularizer is guided away from; Any, since shapes pass too.
-    negative: Any = None
+    # Tokens (1, N, D) that the frozen regularizer is guided away from. JAX also builds this class
+    # around shapes and placeholders, so that no class of arrays can stand here.
+    negative: PyTree = None
 
 
 @jax.tree_util.register_dataclass
@@ -68,10 +69,10 @@ class Loss:
 
 
 class Regularizer:
-    """Both regularizers over the generator's frozen U-Net: nothing of it is held twice.
+    """Both regularizers, phi and phi', over the generator's frozen U-Net, which is held once.
 
-    A U-Net's graph is kept with and without adapters. Called, its weights are those of the frozen
-    tree, whose paths differ by what is wrapped in adapters, so they go by name.
+    Kept are two graphs of the U-Net, with and without adapters. Its weights are put in when one of
+    them is asked for: by name, since an adapter around a layer changes the layer's path.
     """
 
     def __init__(self, plain: UNet2DConditionModel, adapted: UNet2DConditionModel) -> None:
@@ -81,6 +82,8 @@ class Regularizer:
 
     @staticmethod
     def _base(frozen: Frozen, slots: nnx.State) -> nnx.State:
+        """The base weights at the paths of `slots`."""
+        # What the generator trains of the U-Net is kept beside it as it was before.
         base = {**lora.leaves_by_name(frozen.restorer["unet"]), **frozen.unet}
         paths = [path for path, _ in nnx.to_flat_state(slots)]
         return nnx.from_flat_state([(path, base[lora.leaf_name(path)]) for path in paths])
@@ -102,7 +105,7 @@ def regularizer_targets(unet: UNet2DConditionModel, scope: str) -> list[lora.Pat
 def inject_regularizer(
     unet: UNet2DConditionModel, config: LoRAConfig, scope: str, rng: np.random.Generator
 ) -> None:
-    """Adapters of the generator's rank, in place."""
+    """Put adapters of the generator's rank into a U-Net, in place."""
     targets = regularizer_targets(unet, scope)
     lora.inject(unet, targets, rank=config.rank, alpha=config.alpha, rng=rng)
 
@@ -122,6 +125,7 @@ def draw(
     def timesteps(bounds: tuple[int, int]) -> Timestep:
         return jax.random.randint(next(keys), (count,), *bounds)
 
+    # Each kind of run draws what its objective reads.
     drawn = {"posterior": normal(next(keys))}
     if config.run.kind == "diffusion":
         drawn |= {"t": timesteps((0, Schedule.num_train_timesteps)), "noise": normal(next(keys))}
@@ -130,6 +134,7 @@ def draw(
         for n in range(config.loss.reg_updates):
             drawn[f"reg_t{n}"] = timesteps(config.loss.reg_timesteps)
             drawn[f"reg_noise{n}"] = normal(next(keys))
+    # The critic's noise has keys beside these: a run without a critic draws as it always did.
     if has_critic(config):
         pair = jax.random.split(jax.random.fold_in(key, 0))
         for name, own in zip(("hq", "image"), pair, strict=True):
@@ -161,7 +166,10 @@ Objective = Callable[[OneStepRestorer, Context, Microbatch], Loss]
 
 
 def vae_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
-    """Squared error of the reconstruction from a posterior sample, in RGB and colour, and KL."""
+    """Reconstruction from a posterior sample, in RGB and in colour differences, and KL.
+
+    This is the first stage of latent diffusion (Rombach et al. 2022, section 3.1) without a critic.
+    """
     weights, hq = context.config.loss, microbatch["hq"]
     mean, logvar = model.vae.encode(hq)
     image = model.vae.decode(posterior_sample(mean, logvar, microbatch["posterior"]))
@@ -175,8 +183,12 @@ def vae_objective(model: OneStepRestorer, context: Context, microbatch: Microbat
 
 
 def diffusion_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
-    """Eps-prediction on latents of HQ pictures, all timesteps alike, prompted by the pictures."""
-    del context  # its one term has no weight
+    """Prediction of the noise in latents of HQ pictures (Ho et al. 2020, Eq. 14).
+
+    All timesteps are equally likely, and the pictures themselves are the prompts.
+    """
+    # Its one term has no weight. The autoencoder is finished by then, and gets no gradient.
+    del context
     hq, t, noise = (microbatch[name] for name in ("hq", "t", "noise"))
     z0 = jax.lax.stop_gradient(model.encode(hq, microbatch["posterior"]))
     loss = diffusion_loss(model.unet, z0, t, noise, model.tokens(hq))
@@ -218,7 +230,10 @@ def scores(
 
 
 def vsd_terms(context: Context, microbatch: Microbatch, latent: Latent, prompt: Tokens) -> Scalars:
-    """Eq. 6 on the generator's latent, and what to watch: both regularizers are constants here."""
+    """Eq. 6 on the generator's latent, and two numbers to watch; no regularizer gets a gradient.
+
+    Raises ValueError where the run has no regularizers.
+    """
     regularizer, frozen, reg = context.regularizer, context.frozen, context.reg
     if regularizer is None or reg is None:
         raise ValueError("the VSD term needs both regularizers")
@@ -278,7 +293,8 @@ def generator_objective(model: OneStepRestorer, context: Context, microbatch: Mi
 
 
 def small_model_terms(weights: LossConfig, decoded: Image, hq: Image, lq: Image) -> Scalars:
-    """Terms that have a weight, of what is not clamped: beyond white a clamp has no gradient."""
+    """Those terms of small models that have a weight."""
+    # Of the picture before its clamp: beyond white a clamp has no gradient.
     terms: Scalars = {}
     if weights.l1:
         terms["l1"] = losses.l1(decoded, hq)
@@ -290,9 +306,10 @@ def small_model_terms(weights: LossConfig, decoded: Image, hq: Image, lq: Image)
 
 
 def critic_terms(critic: Critic, image: Image, hq: Image, lq: Image) -> Scalars:
-    """What a critic finds of the generator's image: how real, and how far from HQ by its features.
+    """What a critic says of the generator's image: how real it is, and how unlike HQ it finds it.
 
-    Of the critic's own features none is normed: each layer's mean absolute error counts alike.
+    The second is the mean absolute error of the critic's features, of which each layer's counts
+    alike (feature matching, Salimans et al. 2016, section 3.1).
     """
     # The answers to HQ are targets, which no gradient changes.
     (real, wanted), (fake, found) = jax.lax.stop_gradient(critic(hq, lq)), critic(image, lq)
@@ -306,7 +323,10 @@ def critic_terms(critic: Critic, image: Image, hq: Image, lq: Image) -> Scalars:
 def critic_objective(
     config: LossConfig, critic: Critic, image: Image, microbatch: Microbatch
 ) -> Loss:
-    """The critic's own loss on the generator's detached image: tell it from HQ, and be steady."""
+    """The critic's own loss on the generator's detached image.
+
+    A critic must tell the image from HQ, and its answers must not change by faint noise.
+    """
     hq, lq = microbatch["hq"], microbatch["lq"]
     beside = [config.critic_noise * microbatch[f"critic_{name}"] for name in ("hq", "image")]
     # One pass over four pictures of each sample: HQ and ours, as they are and with faint noise.

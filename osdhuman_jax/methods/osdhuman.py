@@ -25,12 +25,14 @@ from osdhuman_jax.networks.vae import AutoencoderKL, posterior_sample
 class OneStepRestorer(nnx.Module):
     """VAE, U-Net and prompt extractor, with the timestep T_L of the one step.
 
-    Without a prompter (one that is no module, as of tags) every call brings its prompt.
+    Where the prompt is not made by a module (tags are made on the host), there is no prompter, and
+    every call brings its prompt.
     """
 
     scale = 1  # side of the output / side of the input
     guidance: float | None = None  # of two prompts, where there are two (haodiff.py)
-    reach = None  # the whole picture, by its prompt and by the norms, changes every pixel
+    # No tile can be restored as in the whole picture: its prompt and its norms reach every pixel.
+    reach = None
 
     def __init__(
         self,
@@ -46,12 +48,16 @@ class OneStepRestorer(nnx.Module):
 
     @property
     def multiple(self) -> int:
-        """Image sides that are multiples of this need no resize to a skip anywhere."""
+        """Sides of the picture should be multiples of this, in pixels.
+
+        The latent can then be halved at every level of the U-Net, and no level needs a resize.
+        """
         return self.vae.downscale * 2 ** (len(self.unet.down_blocks) - 1)
 
     def encode(self, image: Image, noise: Latent | None = None) -> Latent:
         """Scaled latent: the posterior's mean or, with `noise` from N(0, 1), a sample of it."""
         mean, logvar = self.vae.encode(image)  # [B, H/8, W/8, 4] in Stable Diffusion
+        # OSEDiff samples in training; in use the mean is taken, so that a picture has one result.
         z = mean if noise is None else posterior_sample(mean, logvar, noise)
         return self.vae.scaling_factor * z
 
@@ -76,8 +82,9 @@ class OneStepRestorer(nnx.Module):
     def __call__(self, lq: Image, prompt: Tokens | None = None) -> Image:
         """Restore images (B, H, W, 3) in [-1, 1]; H and W multiples of the VAE's downscale.
 
-        `prompt` stands in for the prompter's tokens of `lq`, as it must where `lq` is padded: the
-        prompt is the picture's alone. Raises ValueError where there is neither.
+        `prompt` takes the place of the prompter's tokens of `lq`. It must be given where `lq` is
+        padded or a tile, since the prompt is that of the whole picture and of nothing else. Raises
+        ValueError where there is neither a prompt nor a prompter.
         """
         # The order of the paper's Figure 2; encoder and prompter do not need each other.
         tokens = self.tokens(lq) if prompt is None else prompt  # [B, 77, 1024]

@@ -4,9 +4,10 @@
     tags   RAM's or DAPE's tags as text through CLIP; which of the two is a matter of weights
     fixed  the same tokens for every image: a single space through CLIP ("null"), or a file
 
-All of them are a `Prompter`. The first and the last are modules and live in a `OneStepRestorer`.
-Tags are strings, which no compiled program holds: `TagPrompter` runs outside, and the restorer is
-given its tokens.
+Whatever restores or trains needs one of them. All are a `Prompter`: images (B, H, W, 3) in [-1, 1]
+in, tokens (B, N, D) out. The first and the last are modules and live in a `OneStepRestorer`. Tags
+are strings, which no compiled program holds: `TagPrompter` runs outside, and the restorer is given
+its tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +32,8 @@ from osdhuman_jax.networks.tagger import Tagger, select_tags
 from osdhuman_jax.networks.types import Image, Tokens
 
 Tokenize = Callable[[Sequence[str]], Int32[np.ndarray, "b t"]]
-Images = Image | Float[np.ndarray, "b h w 3"]  # on a device or on the host
+# On a device or on the host.
+Images = Image | Float[np.ndarray, "b h w 3"]
 
 
 @runtime_checkable
@@ -103,16 +105,18 @@ class HFIEPrompter(nnx.Module):
 
 
 class FixedPrompter(nnx.Module):
-    """The same tokens (N, D) whatever the picture."""
+    """Gives the same tokens (N, D) for every picture."""
 
-    input_size = 1  # nothing is looked at
+    # Nothing is looked at: one pixel of a picture is enough.
+    input_size = 1
 
     def __init__(self, tokens: Float[Array, "n d"]):
         # A parameter, so that it is an argument of compiled programs and not a constant in them.
         self.tokens = nnx.Param(tokens)
 
     def __call__(self, images: Images) -> Tokens:
-        return jnp.broadcast_to(self.tokens[...], (images.shape[0], *self.tokens.shape))
+        tokens = self.tokens[...]
+        return jnp.broadcast_to(tokens, (images.shape[0], *tokens.shape))  # [B, N, D]
 
 
 class ImageTagger(nnx.Module):
@@ -128,7 +132,8 @@ class ImageTagger(nnx.Module):
 
 @partial(jax.jit, static_argnums=0)
 def _forward(graphdef: nnx.GraphDef, state: nnx.State, x: Array | np.ndarray) -> Array:
-    """A module with its weights as arguments: closed over, they would become constants."""
+    """Run a module on an array."""
+    # The weights are arguments: closed over, they would become constants of the program.
     return nnx.merge(graphdef, state)(x)
 
 
@@ -159,7 +164,7 @@ class TagPrompter:
         user_prompt: str = "",
     ) -> None:
         """`names` and `thresholds` are RAM's lists; `user_prompt` is for `tag_text`, in use."""
-        # Kept as functions of arrays; modules are split once, here.
+        # Modules become functions of arrays once, here, so that a call splits nothing.
         self.input_size = image_tagger.image_encoder.input_size  # pixels, of the square it sees
         self._logits = partial(_forward, *nnx.split(image_tagger))
         self._names, self._thresholds = tuple(names), thresholds

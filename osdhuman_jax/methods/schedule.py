@@ -1,6 +1,9 @@
-"""The DDPM noise schedule of Stable Diffusion and the one-step estimate of Eq. 2, all in float32.
+"""The DDPM noise schedule of Stable Diffusion and the one-step estimate of OSDHuman's Eq. 2.
 
-z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps, with t in [0, 1000); latents are (B, H, W, C).
+    z_t = sqrt(abar_t) z_0 + sqrt(1 - abar_t) eps,   t in [0, 1000)
+
+Restoring needs the second alone, which solves this for z_0; training also needs the first, to add
+noise. Latents are (B, H, W, C), timesteps (B,); everything is computed in float32.
 """
 
 from dataclasses import dataclass
@@ -30,6 +33,7 @@ class Schedule:
 
     def coefficients(self, t: Timestep) -> tuple[Array, Array]:
         """(sqrt(abar_t), sqrt(1 - abar_t)), each (B, 1, 1, 1) float32."""
+        # Both from the same product, so that their squares sum to one.
         alpha_bar = self.alphas_bar[t][:, None, None, None]  # [B, 1, 1, 1]
         return jnp.sqrt(alpha_bar), jnp.sqrt(1.0 - alpha_bar)
 

@@ -1,4 +1,9 @@
-"""Scaled dot-product attention: the one entry point for every network."""
+"""Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1) for every network here.
+
+`attend` takes queries, keys and values as (B, T, heads, D) and gives (B, T, heads, D); which
+program computes it, `kernel` decides by shapes, dtype and platform. `split_heads` and `join_heads`
+go to these shapes and back from (B, T, C).
+"""
 
 import math
 from typing import Literal
@@ -13,7 +18,8 @@ from osdhuman_jax.networks.target import platform
 
 Tokens = Float[Array, "_ d"]
 
-FLASH_WIDTH = 128  # of a head, the most that cuDNN takes on every GPU that it serves
+# The widest head that cuDNN takes on every GPU that it serves.
+FLASH_WIDTH = 128
 # On a CPU, by measurement: weights of one head from which blocks pay, and queries of a block.
 LARGE = 2**16
 BLOCK = 512
@@ -24,17 +30,19 @@ Kernel = Literal["cudnn", "blocks", "xla"]
 def kernel(
     platform: str, dtype: DTypeLike, width: int, lengths: tuple[int, int], biased: bool
 ) -> Kernel:
-    """cuDNN's fused attention, blocks on a CPU, or XLA's own, which stores every weight.
+    """Which program computes an attention whose heads have `width` channels.
 
-    For cuDNN a head's width must be a multiple of 8 and at most 128: the U-Net's 64 is, the VAE's
-    512 not. JAX's gradient of it refuses odd `lengths` (of queries and keys): those of prompts are
-    small, and stay with XLA, like windows with a bias (Swin).
+    They are cuDNN's fused one, ours by blocks on a CPU, and XLA's, which stores every weight.
+    `lengths` are the numbers of queries and of keys; `biased` says whether logits get a bias.
     """
+    # cuDNN takes the U-Net's heads of 64 channels, not the VAE's one of 512. JAX's gradient of it
+    # refuses odd lengths, such as 77 tokens of a prompt: these are small, and stay with XLA.
     half = dtype in (jnp.bfloat16, jnp.float16)
     fits = width % 8 == 0 and width <= FLASH_WIDTH
     even = all(length % 2 == 0 for length in lengths)
     if platform == "cuda" and half and fits and even and not biased:
         return "cudnn"
+    # A bias, as Swin's windows have it, is not cut into blocks: windows are small.
     large = math.prod(lengths) >= LARGE
     return "blocks" if platform == "cpu" and large and not biased else "xla"
 
@@ -55,14 +63,15 @@ def attend(
     chosen = kernel(platform(), q.dtype, q.shape[-1], lengths, bias is not None)
     if chosen == "blocks":
         return by_blocks(q, k, v)
-    with jax.numpy_dtype_promotion("standard"):  # JAX's own function needs it for bfloat16
+    # JAX's own function mixes float32 and bfloat16, which strict promotion would refuse.
+    with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=chosen)
 
 
 def by_blocks(
     q: Float[Array, "b t h d"], k: Float[Array, "b s h d"], v: Float[Array, "b s h d"]
 ) -> Float[Array, "b t h d"]:
-    """The same, head by head and BLOCK queries at a time, so that the weights stay in the cache.
+    """`attend` head by head and BLOCK queries at a time, so that the weights stay in the cache.
 
     Plain products of matrices are also what XLA's CPU backend does best. The backward pass
     computes a block's weights again.
@@ -85,6 +94,7 @@ def by_blocks(
     def split(x: Array) -> Array:
         return x.transpose(0, 2, 1, 3).reshape(batch * heads, -1, width)  # [B heads, T, D]
 
+    # Queries are scaled, not logits: there are fewer of them.
     rows = jnp.pad(split(q * width**-0.5), ((0, 0), (0, count * size - length), (0, 0)))
     out = jax.lax.map(head, (rows.reshape(-1, count, size, width), split(k), split(v)))
     out = out.reshape(batch, heads, -1, width)[:, :, :length]  # [B, heads, T, D]
@@ -92,10 +102,10 @@ def by_blocks(
 
 
 def split_heads(x: Float[Array, "b t c"], heads: int) -> Float[Array, "b t h d"]:
-    """Cut the channels into heads."""
+    """Cut the channels into `heads` heads."""
     return x.reshape(*x.shape[:2], heads, -1)  # [B, T, heads, C / heads]
 
 
 def join_heads(x: Float[Array, "b t h d"]) -> Float[Array, "b t c"]:
-    """Inverse of `split_heads`."""
+    """Put the heads' channels side by side again, which undoes `split_heads`."""
     return x.reshape(*x.shape[:2], -1)  # [B, T, C]

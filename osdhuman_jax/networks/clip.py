@@ -1,7 +1,9 @@
 """CLIP's text encoder: token ids (B, T) -> hidden states (B, T, D) after the final norm.
 
-Attribute names are transformers' below `text_model`. Stable Diffusion 2.1 uses 23 of OpenCLIP
-ViT-H's 24 layers, that is its penultimate hidden state, and does not mask the padding.
+It is needed where a prompt is text: for tags, for the null prompt and for a negative prompt (rows
+of OSDHuman's Table 4; Radford et al. 2021). HFIE needs none. Attribute names are transformers'
+below `text_model`. Stable Diffusion 2.1 uses 23 of OpenCLIP ViT-H's 24 layers, which gives the
+penultimate hidden state, and does not mask the padding.
 """
 
 from typing import Unpack
@@ -23,7 +25,8 @@ Ids = Int[Array, "b t"]
 
 
 def causal_mask(length: int) -> np.ndarray:
-    """(length, length): 0 up to the diagonal, the lowest float32 above it."""
+    """A bias (length, length) for logits: 0 up to the diagonal, the lowest float32 above it."""
+    # Not minus infinity, whose difference with itself is no number.
     return np.triu(np.full((length, length), np.finfo(np.float32).min), k=1)
 
 
@@ -74,7 +77,7 @@ class CLIPEncoderLayer(nnx.Module):
 
 
 class CLIPEncoder(nnx.Module):
-    """The stack of layers."""
+    """All layers, one after the other."""
 
     def __init__(self, config: CLIPConfig, **kw: Unpack[LayerOptions]):
         self.layers = nnx.List(
@@ -96,12 +99,13 @@ class CLIPTextEmbeddings(nnx.Module):
         self.position_embedding = nnx.Embed(config.max_position_embeddings, width, **kw)
 
     def __call__(self, ids: Ids) -> Tokens:
+        # Positions are learnt vectors: a text can have no more tokens than there are of them.
         places = self.position_embedding(jnp.arange(ids.shape[1]))  # [T, D]
         return self.token_embedding(ids) + places[None]  # [B, T, D]
 
 
 class CLIPTextModel(nnx.Module):
-    """Prompt tokens of padded token ids."""
+    """The whole encoder: padded token ids in, tokens for the U-Net's cross-attention out."""
 
     def __init__(
         self,
@@ -117,4 +121,5 @@ class CLIPTextModel(nnx.Module):
         self.final_layer_norm = LayerNorm(config.hidden_size, **kw)
 
     def __call__(self, ids: Ids) -> Tokens:
+        # Stable Diffusion takes all tokens, those of the padding too, and not CLIP's pooled one.
         return self.final_layer_norm(self.encoder(self.embeddings(ids)))

@@ -1,4 +1,4 @@
-"""Sizes of the networks: a dataclass for each, whose classmethods are the published ones.
+"""Sizes of the networks: a dataclass for each, whose classmethods give the published sizes.
 
 A network takes its config whole, as in `UNet2DConditionModel(UNetConfig.sd21(), rngs=rngs)`, and a
 model folder holds its fields in `config.json`. Their names are those of the libraries that
@@ -18,7 +18,7 @@ VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 5
 
 
 def added(default: T) -> T:
-    """A field that is younger than folders on disk; where they lack it, they mean `default`."""
+    """A field that older model folders lack; in these it has the value `default`."""
     return field(default=default, metadata={"added": True})
 
 
@@ -49,6 +49,7 @@ class VAEConfig:
     @property
     def downscale(self) -> int:
         """Side of the image / side of the latent."""
+        # Every level halves the size but the last.
         return self.stem * 2 ** (len(self.block_out_channels) - 1)
 
 
@@ -67,6 +68,7 @@ class UNetConfig:
     @classmethod
     def sd21(cls) -> "UNetConfig":
         """Stable Diffusion 2.1-base's, from its unet/config.json: 865,910,724 parameters."""
+        # diffusers' file calls the numbers of heads `attention_head_dim`; the heads are 64 wide.
         return cls(
             in_channels=4,
             block_out_channels=(320, 640, 1280, 1280),
@@ -112,6 +114,7 @@ class SwinConfig:
     @property
     def width(self) -> int:
         """Channels of the last level's features."""
+        # Each merging between two levels doubles them.
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
 
@@ -120,7 +123,8 @@ class HFIEConfig:
     """High-fidelity image embedder (section 3.3, Eq. 5); the output width is the U-Net's."""
 
     num_queries: int = 77  # tokens of a prompt; CLIP's length
-    num_heads: int = 16  # the paper names none; 16 x 64 is SD 2.1's cross-attention
+    # The paper names no number of heads; 16 of 64 channels are as wide as SD 2.1's tokens.
+    num_heads: int = 16
     query_init_std: float = 1.0  # standard deviation of the learnt queries at the start
 
 
@@ -239,8 +243,9 @@ class TaggerConfig:
 
 @dataclass(frozen=True)
 class LPIPSConfig:
-    """LPIPS' feature network: widths of its 3x3 convolutions in order, 0 for a pooling."""
+    """LPIPS' feature network."""
 
+    # Widths of its 3x3 convolutions in order, 0 for a pooling.
     plan: tuple[int, ...]
 
     @classmethod

@@ -1,7 +1,9 @@
-"""Building blocks of VAE and U-Net. Attribute names are diffusers', feature maps are (B, H, W, C).
+"""Building blocks of VAE and U-Net: norms, residual blocks, resizes, attention, time embedding.
 
-Convolutions pad explicitly (XLA's SAME differs from PyTorch at stride 2); group norms compute their
-statistics in two passes in float32. Every block takes `dtype` (compute) and `param_dtype`.
+They are those of latent diffusion (Rombach et al. 2022); attribute names are diffusers', so that
+its weights fit by name. Feature maps are (B, H, W, C), sequences (B, T, C). Convolutions
+pad explicitly, since XLA's SAME differs from PyTorch at stride 2. Every block takes `dtype`, in
+which it computes, and `param_dtype`, in which its parameters are kept.
 """
 
 from typing import Unpack
@@ -61,17 +63,22 @@ class GroupNorm(nnx.GroupNorm):
         return self.scaled(centred, self._means(jnp.square(centred)))
 
     def scaled(self, centred: Feature, variance: Float[Array, "_ 1 1 c"]) -> Feature:
-        """What is centred already, by its variance at each channel and the learnt parameters."""
+        """Divides what is centred already by its deviation, and applies the learnt parameters.
+
+        `variance` may be of each picture or one for all of them, as where tiles share it.
+        """
+        # One product a pixel, not two: the deviation goes into the learnt scale.
         scale, bias = (
             p[...].astype(jnp.float32)[None, None, None] for p in (self.scale, self.bias)
-        )
+        )  # [1, 1, 1, C] each
         gain = jax.lax.rsqrt(variance + self.epsilon)
         return (centred * (gain * scale) + bias).astype(self.out_dtype)
 
     def _means(self, x: Feature) -> Float[Array, "b 1 1 c"]:
-        """Each group's mean, at each of its channels; by channels first: CPUs sum many at once."""
+        """Each group's mean, at each of its channels."""
+        # Over the pixels first: CPUs add up many channels at once, and then few numbers are left.
         groups = x.mean((1, 2)).reshape(x.shape[0], self.num_groups, -1).mean(-1)  # [B, groups]
-        return jnp.repeat(groups, self.group_size, axis=1)[:, None, None]
+        return jnp.repeat(groups, self.group_size, axis=1)[:, None, None]  # [B, 1, 1, C]
 
 
 class LayerNorm(nnx.LayerNorm):
@@ -101,14 +108,17 @@ class LayerNorm(nnx.LayerNorm):
 
 
 class Identity(nnx.Module):
-    """Holds the place of dropout, so that list indices equal the reference's."""
+    """Takes the place of a dropout, so that layers have the same indices as in diffusers."""
 
     def __call__(self, x: Array) -> Array:
         return x
 
 
 class ResnetBlock2D(nnx.Module):
-    """norm, SiLU, conv, (+ time embedding,) norm, SiLU, conv, + input."""
+    """Twice norm, SiLU and 3x3 convolution, around which the input is added (He et al. 2016).
+
+    With `temb_channels` the timestep's embedding is added in between; the VAE has none.
+    """
 
     def __init__(
         self,
@@ -137,7 +147,7 @@ class ResnetBlock2D(nnx.Module):
         h = self.conv1(jax.nn.silu(self.norm1(x)))  # [B, H, W, O]
         # The timestep is one vector a picture, the same at every pixel.
         if self.time_emb_proj is not None and temb is not None:
-            h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]
+            h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]  # [B, H, W, O]
         h = self.conv2(jax.nn.silu(self.norm2(h)))
         # Where the width changes, a pointwise convolution brings the input to it.
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
@@ -158,17 +168,17 @@ class Downsample2D(nnx.Module):
 def space_to_depth(x: Feature, factor: int) -> Resized:
     """Pixels of `factor` x `factor` squares as channels: no value is lost, none is computed."""
     b, h, w, c = x.shape
-    x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c)  # [B, H/f, f, W/f, f, C]
     x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H/f, W/f, f, f, C]
-    return x.reshape(b, h // factor, w // factor, -1)
+    return x.reshape(b, h // factor, w // factor, -1)  # [B, H/f, W/f, f^2 C]
 
 
 def depth_to_space(x: Feature, factor: int) -> Resized:
     """Channels as pixels of `factor` x `factor` squares, which undoes `space_to_depth`."""
     b, h, w, _ = x.shape
-    x = x.reshape(b, h, w, factor, factor, -1)
+    x = x.reshape(b, h, w, factor, factor, -1)  # [B, H, W, f, f, C/f^2]
     x = x.transpose(0, 1, 3, 2, 4, 5)  # [B, H, f, W, f, C/f^2]
-    return x.reshape(b, h * factor, w * factor, -1)
+    return x.reshape(b, h * factor, w * factor, -1)  # [B, f H, f W, C/f^2]
 
 
 def nearest(x: Feature, size: tuple[int, int]) -> Float[Array, "b _ _ c"]:
@@ -178,10 +188,11 @@ def nearest(x: Feature, size: tuple[int, int]) -> Float[Array, "b _ _ c"]:
         return x
     # The usual case needs no gather, which is slow on every accelerator.
     if size == (2 * h, 2 * w):
-        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # [B, 2H, 2W, C]
+    # In integers, where the quotient of floats may fall below a whole number.
     rows = jnp.arange(size[0]) * h // size[0]
     columns = jnp.arange(size[1]) * w // size[1]
-    return x[:, rows][:, :, columns]
+    return x[:, rows][:, :, columns]  # [B, *size, C]
 
 
 class Upsample2D(nnx.Module):
@@ -204,6 +215,7 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
     Of the nine pixels under the kernel only four differ: the taps on equal ones are added first.
     Rows (and columns) 2 i see x's rows i - 1, i, i; rows 2 i + 1 see i, i, i + 1.
     """
+    # The taps are added in float32, and rounded once.
     x = x.astype(conv.dtype)
     kernel = conv.kernel[...].astype(jnp.float32)
     settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
@@ -215,14 +227,18 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
             taps = _added(rows, column, axis=1).astype(conv.dtype)
             padding = ((1 - row, row), (1 - column, column))
             quarters.append(jax.lax.conv_general_dilated(x, taps, (1, 1), padding, **settings))
+    # Each is a fourth of the result, to be woven together.
     b, h, w, c = quarters[0].shape
-    out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)
+    out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)  # [B, H, W, row, column, C]
     out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)  # [B, 2H, 2W, C]
     return out if conv.bias is None else out + conv.bias[...].astype(out.dtype)[None, None, None]
 
 
 def _added(kernel: Array, parity: int, axis: int) -> Array:
-    """Three taps on an even or odd line of an enlarged picture as two on the lines it came from."""
+    """Three taps on a line of an enlarged picture as two on the lines that it came from.
+
+    `parity` says whether that line is an even one (0) or an odd one (1).
+    """
     a, b, c = jnp.split(kernel, 3, axis)
     return jnp.concatenate([a, b + c] if parity == 0 else [a + b, c], axis)
 
@@ -239,6 +255,7 @@ class Attention(nnx.Module):
         bias: bool = False,
         **kw: Unpack[LayerOptions],
     ):
+        # Of Stable Diffusion's attentions the VAE's alone has biases in these three layers.
         source = context_dim or query_dim
         self.heads = heads
         self.to_q = nnx.Linear(query_dim, query_dim, use_bias=bias, **kw)
@@ -266,11 +283,11 @@ class SpatialAttention(Attention):
     @rematerialised
     def __call__(self, x: Feature) -> Feature:
         tokens = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
-        return x + super().__call__(tokens).reshape(x.shape)
+        return x + super().__call__(tokens).reshape(x.shape)  # [B, H, W, C]
 
 
 class GEGLU(nnx.Module):
-    """value * gelu(gate), with the exact GELU."""
+    """A gated linear layer: value * gelu(gate), with the exact GELU (Shazeer 2020)."""
 
     def __init__(self, dim: int, inner: int, **kw: Unpack[LayerOptions]):
         self.proj = nnx.Linear(dim, 2 * inner, **kw)
@@ -282,10 +299,11 @@ class GEGLU(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """GEGLU of four times the width."""
+    """The two layers that each token passes alone: a GEGLU and a linear layer."""
 
     def __init__(self, dim: int, **kw: Unpack[LayerOptions]):
-        inner = 4 * dim  # diffusers' `mult`
+        # Four times the width in between: `mult` in diffusers.
+        inner = 4 * dim
         self.net = nnx.List([GEGLU(dim, inner, **kw), Identity(), nnx.Linear(inner, dim, **kw)])
 
     def __call__(self, x: Sequence) -> Sequence:
@@ -338,20 +356,20 @@ class Transformer2DModel(nnx.Module):
         tokens = self.proj_in(tokens)
         for block in self.transformer_blocks:
             tokens = block(tokens, context)
-        return x + self.proj_out(tokens).reshape(x.shape)
+        return x + self.proj_out(tokens).reshape(x.shape)  # [B, H, W, C]
 
 
 def sinusoidal_embedding(t: Timestep, dim: int) -> Float[Array, "b d"]:
-    """[cos(t f), sin(t f)], f_i = 10000^(-i / (dim / 2)), float32."""
+    """[cos(t f), sin(t f)], f_i = 10000^(-i / (dim / 2)), float32 (Vaswani et al. 2017)."""
     # Cosines come first: `flip_sin_to_cos` of Stable Diffusion's config.
     half = dim // 2
     frequencies = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]  # [B, dim / 2]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)  # [B, dim]
 
 
 class TimestepEmbedding(nnx.Module):
-    """Two-layer MLP on the sinusoidal embedding."""
+    """Two linear layers on the sinusoidal embedding: what every residual block is told of t."""
 
     def __init__(self, in_dim: int, dim: int, **kw: Unpack[LayerOptions]):
         self.linear_1 = nnx.Linear(in_dim, dim, **kw)

@@ -1,7 +1,9 @@
-"""LPIPS v0.1 on VGG16 (Zhang et al. 2018), the perceptual term of Eq. 4: two images -> distances.
+"""LPIPS v0.1 on VGG16 (Zhang et al. 2018, section 3): how far apart two images look.
 
-`features` has torchvision's indices, so the names of its weights are torchvision's; `lin` are the
-1x1 convolutions without bias, non-negative as learnt, that weigh the channels.
+It is the perceptual term of OSDHuman's Eq. 4 and a metric of its Table 2. Two batches of images
+(B, H, W, 3) go in, B distances come out. `features` has torchvision's indices, so that the names of
+its weights are torchvision's; `lin` are the 1x1 convolutions without bias, non-negative as learnt,
+that weigh the channels.
 """
 
 from itertools import pairwise
@@ -22,14 +24,14 @@ EPSILON = 1e-10  # beside a feature's norm; lpips' `normalize_tensor`
 
 
 class ReLU(nnx.Module):
-    """Holds its own place in `features`."""
+    """ReLU as a layer, since it has an index of its own among torchvision's `features`."""
 
     def __call__(self, x: Feature) -> Feature:
         return jax.nn.relu(x)
 
 
 class MaxPool(nnx.Module):
-    """2x2, stride 2; an odd row or column at the end is dropped."""
+    """The largest of each 2x2 pixels; an odd row or column at the end is dropped."""
 
     def __call__(self, x: Feature) -> Resized:
         return nnx.max_pool(x, (2, 2), (2, 2))
@@ -40,6 +42,7 @@ def unit(x: Feature) -> Feature:
 
     Where all channels are zero the root's derivative is infinite; ReLU's, a selection, drops it.
     """
+    # The constant is beside the root, not under it, as in the published code.
     x = x.astype(jnp.float32)
     return x / (jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True)) + EPSILON)
 
@@ -66,7 +69,8 @@ class LPIPS(nnx.Module):
         layers: list[Conv3x3 | ReLU | MaxPool] = []
         taps: list[int] = []  # indices of layers
         tapped: list[int] = []  # widths there
-        width = 3  # of RGB
+        # From RGB's three channels on; before each pooling is a tap.
+        width = 3
         for wanted in config.plan:
             if wanted:
                 layers += [Conv3x3(width, wanted, **kw), ReLU()]
@@ -83,6 +87,7 @@ class LPIPS(nnx.Module):
 
     def activations(self, image: Image) -> list[Array]:
         """Feature maps (B, h, w, C) after each of `taps`."""
+        # Shift and scale are ImageNet's, brought from [0, 1] to [-1, 1] by the authors.
         shift, scale = (jnp.asarray(v)[None, None, None] for v in (self.SHIFT, self.SCALE))
         x = (image.astype(jnp.float32) - shift) / scale
         # From tap to tap, so that each layer runs once.
@@ -95,6 +100,7 @@ class LPIPS(nnx.Module):
 
     def __call__(self, image: Image, target: Image) -> Float[Array, " b"]:
         """Sum over taps of the spatial mean of lin((unit(f) - unit(g))^2)."""
+        # The squared differences of unit vectors, weighed by channel and averaged over the places.
         pairs = zip(self.lin, self.activations(image), self.activations(target), strict=True)
         maps = [lin(jnp.square(unit(f) - unit(g))) for lin, f, g in pairs]  # [B, h, w, 1] each
         return sum((jnp.mean(m, axis=(1, 2, 3)) for m in maps), jnp.zeros(image.shape[0]))

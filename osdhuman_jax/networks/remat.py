@@ -5,7 +5,9 @@
               weights and LoRA's products, which cost little, are computed again
     blocks    the block's inputs alone are kept: least memory, a second forward pass
 
-A block is a module whose `__call__` is decorated with `rematerialised`.
+A run chooses one by `run.remat` (after Chen et al. 2016, "Training deep nets with sublinear memory
+cost"). A block is a module whose `__call__` is decorated with `rematerialised`; what it computes
+is the same by all three.
 """
 
 import functools
@@ -16,11 +18,13 @@ from typing import Any
 import jax
 from flax import nnx
 from jax import Array
+from jax.core import ShapedArray
 
-WORTH_KEEPING = 64  # multiplications per element of a product; LoRA's second has its rank
+# Multiplications for each element of a product; LoRA's second product has as many as its rank.
+WORTH_KEEPING = 64
 
 
-def _costly(primitive: object, *operands: Any, **params: Any) -> bool:
+def _costly(primitive: object, *operands: ShapedArray, **params: Any) -> bool:
     """Whether a product is one of weights and has `WORTH_KEEPING` terms or more."""
     # A kernel has one multiplication an output for each of its values but the outputs' axis.
     if primitive is jax.lax.conv_general_dilated_p:
@@ -42,7 +46,7 @@ POLICIES: dict[str, Callable[..., bool] | None] = {
 
 
 def rematerialised(call: Callable[..., Array]) -> Callable[..., Array]:
-    """Decorator of a block's `__call__`: obeys the policy that `set_policy` left in the block."""
+    """Decorator of a block's `__call__`, which then obeys the policy that `set_policy` gave it."""
 
     @functools.wraps(call)
     def run(block: nnx.Module, *inputs: Array | None) -> Array:
@@ -57,13 +61,15 @@ def rematerialised(call: Callable[..., Array]) -> Callable[..., Array]:
 
         return jax.checkpoint(pure, policy=policy)(state, *inputs)
 
+    # By this `set_policy` knows the blocks of a model.
     run.obeys_remat = True  # type: ignore[attr-defined]
     return run
 
 
 def set_policy(model: nnx.Module, name: str) -> None:
-    """Give every block of a model a policy, in place. Raises KeyError if it has no such name."""
-    POLICIES[name]  # a name that is none fails here, not while a step is traced
+    """Give every block of a model the policy `name`, in place. Raises KeyError if there is none."""
+    # A wrong name fails here, not while a step is traced.
+    POLICIES[name]
     for _, module in nnx.iter_modules(model):
         if hasattr(type(module).__call__, "obeys_remat"):
             module.remat = name  # type: ignore[attr-defined]

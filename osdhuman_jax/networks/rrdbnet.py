@@ -1,10 +1,10 @@
 """RRDBNet, the network of ESRGAN and Real-ESRGAN: a picture in, the picture restored and enlarged.
 
 It is a generator of its own, without a prompt and without a diffusion model (Wang et al. 2018,
-ESRGAN, section 3.1; Wang et al. 2021, Real-ESRGAN, section 4.1). Attributes have the names of the
-released weights.
-
-Images are (B, H, W, 3) in [-1, 1] outside; inside the network computes with RGB in [0, 1].
+ESRGAN, section 3.1; Wang et al. 2021, Real-ESRGAN, section 4.1). It is needed to use such weights
+as they are, to clean a picture before a diffusion model sees it, and as a teacher. Attributes have
+the names of the released weights. Images are (B, H, W, 3) in [-1, 1] outside; inside the network
+computes with RGB in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,9 @@ from osdhuman_jax.networks.types import Image, LayerOptions
 # Both are BasicSR's, and are no part of the weights' files.
 SLOPE = 0.2  # of every LeakyReLU
 SHARE = 0.2  # of each residual that is added to its input
-REACH = 48  # features; the released weights of 23 blocks differ by a level or two at the most there
+# In features, by measurement: this far from a cut the released weights of 23 blocks give what they
+# give of the whole picture, but for a level or two.
+REACH = 48
 ENLARGED = 4  # times that the features grow on their way to the picture
 
 Larger = Float[Array, "b _ _ 3"]
@@ -36,7 +38,7 @@ def leaky(x: Array) -> Array:
 
 
 class ResidualDenseBlock(nnx.Module):
-    """Four convolutions that each see all features before them, and a fifth that sums up."""
+    """Four convolutions that each add channels, and a fifth that goes back to the block's width."""
 
     def __init__(self, config: RRDBNetConfig, **kw: Unpack[LayerOptions]):
         width, more = config.num_feat, config.num_grow_ch
@@ -78,7 +80,8 @@ class RRDBNet(nnx.Module):
     scale.
     """
 
-    prompter = guidance = None  # which a pipeline asks of every network
+    # A pipeline asks every network for these; this one has no prompts.
+    prompter = guidance = None
 
     def __init__(
         self,
@@ -103,28 +106,29 @@ class RRDBNet(nnx.Module):
 
     @property
     def multiple(self) -> int:
-        """What the sides of its input are multiples of."""
+        """The sides of the input must be multiples of this, in pixels."""
         return ENLARGED // self.scale
 
     @property
     def reach(self) -> int:
-        """How far from a tile's edge, in pixels of the input, the output is the whole picture's."""
+        """How far into a tile, in pixels of the input, the output shows that it was cut out."""
         return REACH * self.multiple
 
     def __call__(self, lq: Image) -> Larger:
         """Restored images (B, scale H, scale W, 3), clamped to [-1, 1]."""
-        # At an input's size, or at a half or a quarter of it.
+        # Features at the input's size or, at scales 2 and 1, at a half or a quarter of it.
         x = ((lq + 1.0) / 2.0).astype(self.dtype)
-        first = self.conv_first(unshuffled(x, self.multiple))
+        first = self.conv_first(unshuffled(x, self.multiple))  # [B, h, w, C]
         features = first
         for block in self.body:
             features = block(features)
         features = first + self.conv_body(features)
 
         # Nearest x2 and a convolution, twice.
-        features = leaky(upsampled(self.conv_up1, features))  # [B, 2H, 2W, C]
-        features = leaky(upsampled(self.conv_up2, features))  # [B, 4H, 4W, C]
+        features = leaky(upsampled(self.conv_up1, features))  # [B, 2h, 2w, C]
+        features = leaky(upsampled(self.conv_up2, features))  # [B, 4h, 4w, C]
 
+        # Two more convolutions make the picture; it is clamped as files would clamp it.
         rgb = self.conv_last(leaky(self.conv_hr(features))).astype(jnp.float32)
         return jnp.clip(2.0 * rgb - 1.0, -1.0, 1.0)
 
@@ -134,6 +138,7 @@ def unshuffled(x: Feature, factor: int) -> Float[Array, "b _ _ _"]:
     if factor == 1:
         return x
     b, h, w, c = x.shape
-    x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+    # Released weights expect this order, which is not that of `space_to_depth`.
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c)  # [B, H/f, f, W/f, f, C]
     x = x.transpose(0, 1, 3, 5, 2, 4)  # [B, H/f, W/f, C, f, f]
-    return x.reshape(b, h // factor, w // factor, c * factor**2)
+    return x.reshape(b, h // factor, w // factor, c * factor**2)  # [B, H/f, W/f, C f^2]

@@ -1,6 +1,9 @@
-"""Swin Transformer image encoder of RAM: image (B, S, S, 3) -> (B, 1 + N, D), pooled token first.
+"""RAM's image encoder, a Swin Transformer: image (B, H, W, 3) -> embeddings (B, 1 + N, D).
 
-Attribute names are RAM's (`visual_encoder.*`, `image_proj`), that is the original Swin's.
+Its embeddings are what HFIE turns into a prompt (OSDHuman's section 3.3, Eq. 5), and what RAM's
+tagging head reads. The pooled one comes first, then one for each of the N places of the last map.
+The network is Liu et al. 2021 (section 3), its weights are RAM's (Zhang et al. 2023); attribute
+names are RAM's, `visual_encoder.*` and `image_proj`, and below these the original Swin's.
 """
 
 from functools import lru_cache
@@ -19,42 +22,47 @@ from osdhuman_jax.networks.configs import SwinConfig
 from osdhuman_jax.networks.layers import Feature, LayerNorm, Resized, Sequence
 from osdhuman_jax.networks.types import Image, LayerOptions
 
-Map = TypeVar("Map", Array, np.ndarray)  # the mask of windows is made by NumPy
+# Pictures are JAX's arrays; the mask of windows is made by NumPy, once, from a map of regions.
+Map = TypeVar("Map", Array, np.ndarray)
 
 
 @lru_cache
 def relative_position_index(window: int) -> np.ndarray:
-    """(W*W, W*W) rows of the bias table: query minus key, shifted to start at zero."""
+    """(W*W, W*W): the row of the bias table for each pair of a query and a key of a window."""
+    # The offset of a query from a key, shifted so that the smallest one is 0.
     coords = np.stack(np.meshgrid(*[np.arange(window)] * 2, indexing="ij")).reshape(2, -1)
-    delta = coords[:, :, None] - coords[:, None, :] + window - 1
+    delta = coords[:, :, None] - coords[:, None, :] + window - 1  # [2, W W, W W]
     return delta[0] * (2 * window - 1) + delta[1]
 
 
 @lru_cache
 def shift_mask(resolution: int, window: int, shift: int) -> np.ndarray:
-    """(windows, W*W, W*W): -100 between pixels that only the cyclic shift made neighbours."""
+    """(windows, W*W, W*W): -100 between pixels that only the cyclic shift made neighbours.
+
+    This is a bias of logits, after which such a pair has no weight (Liu et al. 2021, Figure 4).
+    """
     # A shifted map has up to nine regions that were not neighbours before; each has a number.
     bounds = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
     region = np.zeros((1, resolution, resolution, 1), np.float32)
     for i, rows in enumerate(bounds):
         for j, columns in enumerate(bounds):
             region[:, rows, columns] = 3 * i + j
-    flat = np.asarray(_windows(region, window)).reshape(-1, window * window)
+    flat = np.asarray(_windows(region, window)).reshape(-1, window * window)  # [windows, W W]
     return np.where(flat[:, None, :] != flat[:, :, None], -100.0, 0.0).astype(np.float32)
 
 
 def _windows(x: Map, window: int) -> Map:
-    """(B, H, W, C) -> (B * windows, W * W, C)."""
+    """A map (B, H, W, C) cut into windows: (B * windows, W * W, C), picture by picture."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // window, window, w // window, window, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window * window, c)  # [B windows, W W, C]
 
 
 def _unwindows(x: Float[Array, "n t c"], window: int, side: int) -> Feature:
-    """(B * windows, W * W, C) -> (B, side, side, C), which undoes `_windows`."""
+    """Windows (B * windows, W * W, C) put together to a map (B, side, side, C)."""
     n = side // window
-    x = x.reshape(-1, n, n, window, window, x.shape[-1])
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side, side, x.shape[-1])
+    x = x.reshape(-1, n, n, window, window, x.shape[-1])  # [B, n, n, W, W, C]
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side, side, x.shape[-1])  # [B, S, S, C]
 
 
 class WindowAttention(nnx.Module):
@@ -66,6 +74,7 @@ class WindowAttention(nnx.Module):
         dtype = kw.get("param_dtype", jnp.float32)
         table = jax.random.normal(kw["rngs"].params(), (rows, heads), dtype)
         self.heads, self.window = heads, window
+        # Swin's standard deviation at the start.
         self.relative_position_bias_table = nnx.Param(0.02 * table)
         self.qkv = nnx.Linear(dim, 3 * dim, **kw)
         self.proj = nnx.Linear(dim, dim, **kw)
@@ -73,14 +82,17 @@ class WindowAttention(nnx.Module):
     def __call__(self, x: Sequence, mask: np.ndarray | None) -> Sequence:
         b, t, c = x.shape
         qkv = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads)  # [B, T, 3, heads, D]
+        # The bias of a logit depends on the head and on how query and key lie to each other.
         table = self.relative_position_bias_table[...].astype(jnp.float32)
-        bias = table[relative_position_index(self.window)].transpose(2, 0, 1)[None]
+        bias = table[relative_position_index(self.window)].transpose(2, 0, 1)  # [heads, T, T]
+        bias = bias[None]
         if mask is not None:
             # Windows of one picture follow one another, so the mask repeats once a picture.
-            tiled = jnp.tile(mask, (b // mask.shape[0], 1, 1))
+            tiled = jnp.tile(mask, (b // mask.shape[0], 1, 1))  # [B windows, T, T]
             bias = bias + tiled[:, None]
         bias = jnp.broadcast_to(bias, (b, self.heads, t, t))
-        return self.proj(join_heads(attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias)))
+        q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, heads, D] each
+        return self.proj(join_heads(attend(q, k, v, bias)))
 
 
 class Mlp(nnx.Module):
@@ -126,7 +138,7 @@ class SwinTransformerBlock(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-    """2x2 neighbours onto the channels, norm, 4C -> 2C."""
+    """Halves the sides: 2x2 neighbours go onto the channels, and their 4C are mapped to 2C."""
 
     def __init__(self, dim: int, **kw: Unpack[LayerOptions]):
         self.norm = LayerNorm(4 * dim, **kw)
@@ -135,7 +147,7 @@ class PatchMerging(nnx.Module):
     def __call__(self, x: Feature) -> Resized:
         # The columns' parity changes slowest: the order in which the weights were learnt.
         corners = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.reduction(self.norm(jnp.concatenate(corners, axis=-1)))
+        return self.reduction(self.norm(jnp.concatenate(corners, axis=-1)))  # [B, S/2, S/2, 2C]
 
 
 class BasicLayer(nnx.Module):
@@ -157,7 +169,7 @@ class BasicLayer(nnx.Module):
 
 
 class PatchEmbed(nnx.Module):
-    """Non-overlapping patches -> (B, S/p, S/p, C), normed."""
+    """Patches of p x p pixels that do not overlap, each mapped to C channels and normed."""
 
     def __init__(self, config: SwinConfig, **kw: Unpack[LayerOptions]):
         patch, dim = config.patch_size, config.embed_dim
@@ -165,7 +177,7 @@ class PatchEmbed(nnx.Module):
         self.norm = LayerNorm(dim, **kw)
 
     def __call__(self, x: Image) -> Resized:
-        return self.norm(self.proj(x))
+        return self.norm(self.proj(x))  # [B, S/p, S/p, C]
 
 
 class SwinTransformer(nnx.Module):
@@ -193,9 +205,9 @@ class SwinTransformer(nnx.Module):
 
 
 class RAMEncoder(nnx.Module):
-    """RAM's image embeddings: Swin, the mean token prepended (RAM's code: index 0), projection."""
+    """RAM's image embeddings: the Swin's tokens, their mean before them, and a projection."""
 
-    # ImageNet's, of RGB in [0, 1].
+    # ImageNet's mean and deviation of RGB in [0, 1].
     MEAN = (0.485, 0.456, 0.406)
     STD = (0.229, 0.224, 0.225)
 
@@ -228,5 +240,6 @@ class RAMEncoder(nnx.Module):
         )
         mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in (self.MEAN, self.STD))
         tokens = self.visual_encoder((x - mean) / std)
+        # RAM's code has the mean at index 0, where its tagging head was taught to look for it.
         pooled = jnp.mean(tokens, axis=1, keepdims=True)  # [B, 1, width]
-        return self.image_proj(jnp.concatenate([pooled, tokens], axis=1))
+        return self.image_proj(jnp.concatenate([pooled, tokens], axis=1))  # [B, 1 + N, D]

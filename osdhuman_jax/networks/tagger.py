@@ -1,6 +1,7 @@
 """RAM's tagging head: image embeddings (B, N, D) -> logits (B, n_tags) -> names of tags.
 
-Each tag's embedding is a query that two BERT layers, without self-attention, answer from the
+It is needed for prompts made of tags, a row of OSDHuman's Table 4; RAM is Zhang et al. 2023. Each
+tag's embedding is a query that two BERT layers, without self-attention, answer from the
 image's tokens. Attribute names are RAM's (`label_embed`, `wordvec_proj`, `tagging_head`, `fc`).
 """
 
@@ -21,7 +22,8 @@ from osdhuman_jax.networks.layers import LayerNorm, Sequence
 from osdhuman_jax.networks.types import LayerOptions
 
 Context = Float[Array, "b s d"]
-EPSILON = 1e-12  # of BERT's norms
+# Of BERT's norms: `layer_norm_eps` of its config.
+EPSILON = 1e-12
 
 
 class BertCrossAttention(nnx.Module):
@@ -42,7 +44,7 @@ class BertCrossAttention(nnx.Module):
 
 
 class BertOutput(nnx.Module):
-    """Linear layer, residual, norm after it."""
+    """A linear layer whose result is added to the residual; the sum is normed."""
 
     def __init__(self, width: int, dim: int, **kw: Unpack[LayerOptions]):
         self.dense = nnx.Linear(width, dim, **kw)
@@ -75,7 +77,7 @@ class BertIntermediate(nnx.Module):
 
 
 class BertLayer(nnx.Module):
-    """A BERT layer in RAM's "tagging" mode."""
+    """A BERT layer in RAM's "tagging" mode: cross-attention and MLP."""
 
     def __init__(self, config: TaggerConfig, context_dim: int, **kw: Unpack[LayerOptions]):
         dim, hidden = config.hidden_size, config.intermediate_size
@@ -90,7 +92,7 @@ class BertLayer(nnx.Module):
 
 
 class BertEncoder(nnx.Module):
-    """The stack of layers."""
+    """All layers, one after the other."""
 
     def __init__(self, config: TaggerConfig, context_dim: int, **kw: Unpack[LayerOptions]):
         self.layer = nnx.List(
@@ -131,16 +133,18 @@ class Tagger(nnx.Module):
         kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         shape = (config.num_tags, config.label_dim)
         labels = jax.random.normal(rngs.params(), shape, param_dtype)
-        self.label_embed = nnx.Param(0.02 * labels)  # BERT's standard deviation
+        # BERT's standard deviation at the start.
+        self.label_embed = nnx.Param(0.02 * labels)
         self.wordvec_proj = nnx.Linear(config.label_dim, config.hidden_size, **kw)
         self.tagging_head = TaggingHead(config, context_dim, **kw)
         self.fc = nnx.Linear(config.hidden_size, 1, **kw)
 
     def __call__(self, embeddings: Context) -> Float[Array, "b n"]:
-        """float32 logits."""
+        """Logits of all tags, float32."""
         # The tags' embeddings are the same for every picture.
         queries = jax.nn.relu(self.wordvec_proj(self.label_embed[...]))  # [n_tags, hidden]
-        queries = jnp.broadcast_to(queries, (embeddings.shape[0], *queries.shape))
+        queries = jnp.broadcast_to(queries, (embeddings.shape[0], *queries.shape))  # [B, n, h]
+        # One logit for each query: the same layer for all tags.
         return self.fc(self.tagging_head(queries, embeddings))[..., 0].astype(jnp.float32)
 
 

@@ -1,4 +1,9 @@
-"""Which platform a program is traced for, where operations have kernels of their own."""
+"""Which platform a program is traced for, where operations have kernels of their own.
+
+Attention and convolution ask `platform()` which of their programs is best. That is the platform of
+this process, but for a program that is made here to run elsewhere: an export, or a count of
+operations. Such a program is traced inside `traced_for`.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,12 +11,13 @@ from contextvars import ContextVar
 
 import jax
 
+# A context variable, so that what one thread traces for is no matter of another.
 _target: ContextVar[str | None] = ContextVar("target", default=None)
 
 
 @contextmanager
 def traced_for(name: str) -> Iterator[None]:
-    """What is traced inside is for another platform than this process runs on."""
+    """Context in which programs are traced for the platform `name`, whatever this process has."""
     token = _target.set(name)
     try:
         yield
@@ -20,9 +26,10 @@ def traced_for(name: str) -> Iterator[None]:
 
 
 def platform() -> str:
-    """What programs run on: cpu, cuda, tpu; other GPUs, which JAX calls gpu as well, are gpu."""
+    """What programs run on: "cpu", "cuda", "tpu", or "gpu" for GPUs that are not NVIDIA's."""
     if target := _target.get():
         return target
+    # JAX calls NVIDIA's and AMD's backends both "gpu"; only the first has cuDNN.
     name = jax.default_backend()
     cuda = name == "gpu" and "cuda" in jax.devices()[0].client.platform_version
     return "cuda" if cuda else name

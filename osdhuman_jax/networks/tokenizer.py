@@ -1,8 +1,9 @@
 """Prompts as CLIP's token ids: BOS, at most 75 tokens, EOS, then padding up to 77.
 
-Stable Diffusion 2 pads with id 0 ("!"), as OpenCLIP does; files that came with it name another
-padding token, and libraries differ in which they obey. Hence `transformers` cuts words to tokens
-and nothing else; ends and padding are put here.
+It is needed wherever `clip.py` is: texts go in, ids (B, 77) for the text encoder come out. Stable
+Diffusion 2 pads with id 0 ("!"), as OpenCLIP does; files that came with it name another padding
+token, and libraries differ in which they obey. Hence `transformers` cuts words to tokens and
+nothing else; ends and padding are put here.
 """
 
 import json
@@ -12,24 +13,28 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-BOS, EOS = "<|startoftext|>", "<|endoftext|>"  # 49406 and 49407
+# Ids 49406 and 49407 in CLIP's vocabulary.
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 PAD_ID = 0
 LENGTH = 77
+# Where tokenizer.json holds the two tables.
+_MODEL = ("vocab", "merges")
 
 
 class Tokenizer:
-    """Byte-pair encoding by `vocab.json` and `merges.txt` of a folder."""
+    """CLIP's byte-pair encoding, by the vocabulary in a folder (`read_vocabulary`)."""
 
     def __init__(self, folder: str | Path, length: int = LENGTH) -> None:
         """Raises FileNotFoundError, or ValueError where the files are not CLIP's."""
         vocab, merges = read_vocabulary(Path(folder))
-        from transformers import CLIPTokenizer  # takes a second, and few commands need it
+        # Imported here because it takes a second, and few commands need it.
+        from transformers import CLIPTokenizer
 
         self.length, self.bos, self.eos = length, vocab[BOS], vocab[EOS]
         self._words = CLIPTokenizer(vocab=vocab, merges=merges)  # type: ignore[arg-type]
 
     def __call__(self, texts: Sequence[str]) -> Int32[np.ndarray, "b t"]:
-        """Ids (B, length); what a text has too much of is cut off its end."""
+        """Ids (B, length) of texts; the end of a text that is too long is cut off."""
         # Two places are left for the ends, whatever the text's length.
         ids = np.full((len(texts), self.length), PAD_ID, np.int32)
         for row, text in zip(ids, texts, strict=True):
@@ -44,6 +49,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     Read are `vocab.json` and `merges.txt`, or `tokenizer.json` where it stands alone. Raises
     FileNotFoundError, or ValueError where they are not CLIP's.
     """
+    # Either all is in one file, as newer folders have it, or it is in two.
     rows: list[str | list[str]] | None
     file = whole = folder / "tokenizer.json"
     if whole.is_file() and not (folder / "vocab.json").exists():
@@ -55,15 +61,13 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
         whole, file = folder / "vocab.json", folder / "merges.txt"
         lines = file.read_text(encoding="utf-8-sig").strip().split("\n")
         rows = [line for line in lines if not line.startswith("#version")]
+    # Anybody's file may lie there: what is not CLIP's is refused before a word is looked up in it.
     if not isinstance(vocab, dict) or not {BOS, EOS} <= set(vocab):
         raise ValueError(f"{whole}: not CLIP's vocabulary (no {BOS} or {EOS})")
     if not all(type(i) is int and i >= 0 for i in vocab.values()):
         raise ValueError(f"{whole}: not CLIP's vocabulary (ids that are no numbers)")
-    # a pair is "a b" or, in newer files of the `tokenizers` library, ["a", "b"]
+    # A pair is "a b" or, in newer files of the `tokenizers` library, ["a", "b"].
     pairs = [row.split() if isinstance(row, str) else row for row in rows or ()]
     if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"{file}: not pairs of tokens")
     return vocab, [(pair[0], pair[1]) for pair in pairs]
-
-
-_MODEL = ("vocab", "merges")  # of tokenizer.json's "model"

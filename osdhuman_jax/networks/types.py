@@ -1,6 +1,7 @@
 """Types that stand in many signatures: arrays by their axes, and what layers are built with.
 
-Images and latents are (batch, height, width, channels); images are in [-1, 1].
+Images and latents are (batch, height, width, channels); images are in [-1, 1]. A letter in
+the shapes of a signature means the same number wherever it stands there.
 """
 
 from typing import NotRequired, TypedDict
@@ -11,6 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int, UInt8
 
+# A latent's axes have letters of their own, since it often stands beside an image.
 Image = Float[Array, "b h w 3"]
 Image8 = UInt8[Array, "b h w 3"]
 Latent = Float[Array, "b zh zw zc"]
@@ -28,7 +30,7 @@ class LayerOptions(TypedDict):
 
 
 class ConvolutionOptions(LayerOptions):
-    """What convolutions take besides."""
+    """What convolutions take beside what every layer takes."""
 
     precision: NotRequired[jax.lax.Precision]  # of the products, where an accelerator would round
     use_bias: NotRequired[bool]

@@ -1,6 +1,8 @@
-"""UNet2DConditionModel of Stable Diffusion: latent (B, H, W, C), timestep, tokens -> eps, float32.
+"""Stable Diffusion's U-Net: latent (B, H, W, C), timestep and prompt tokens -> noise, float32.
 
-Attribute names are diffusers'. Any H, W: where a level's side is odd, the way up resizes to it.
+It is the denoiser U of OSDHuman's section 3.2, which adds LoRA to it (Rombach et al. 2022, section
+3.3). Attribute names are those of diffusers' UNet2DConditionModel. H and W may be whatever they
+are: where a level's side is odd, the way up resizes to it.
 """
 
 from typing import Unpack
@@ -34,7 +36,8 @@ from osdhuman_jax.networks.types import (
     Tokens,
 )
 
-EPSILON = 1e-5  # `norm_eps` of Stable Diffusion's unet/config.json
+# `norm_eps` of Stable Diffusion's unet/config.json.
+EPSILON = 1e-5
 Embedding = Float[Array, "b e"]
 
 
@@ -52,7 +55,7 @@ def _resnet(config: UNetConfig, cin: int, cout: int, **kw: Unpack[LayerOptions])
 def _transformers(
     config: UNetConfig, level: int, count: int, **kw: Unpack[LayerOptions]
 ) -> nnx.List[Transformer2DModel]:
-    """As many as a block has resnets, one after each."""
+    """The `count` transformers of a block at a level; each follows one of its resnets."""
     return nnx.List(
         Transformer2DModel(
             config.block_out_channels[level],
@@ -100,7 +103,7 @@ class DownBlock2D(nnx.Module):
 
 
 class UNetMidBlock2DCrossAttn(nnx.Module):
-    """Resnet, attention, resnet."""
+    """The middle block, at the smallest size: resnet, attention, resnet."""
 
     def __init__(self, config: UNetConfig, **kw: Unpack[LayerOptions]):
         width = config.block_out_channels[-1]
@@ -127,7 +130,7 @@ class UpBlock2D(nnx.Module):
     ) -> Resized:
         # Skips are taken from the end: the last that was made is the first that is joined.
         for i, resnet in enumerate(self.resnets):
-            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)
+            x = resnet(jnp.concatenate([x, skips.pop()], axis=-1), temb)  # [B, H, W, C_out]
             x = self.attentions[i](x, context) if len(self.attentions) else x
         # To the next skip's own size, since a halved odd side does not double to what it was.
         for upsample in self.upsamplers:
@@ -174,11 +177,14 @@ class UNet2DConditionModel(nnx.Module):
         # Up: every level joins the skips of its own size, which leaves none in the end.
         for block in self.up_blocks:
             x = block(x, skips, temb, context)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))  # [B, H, W, C]
 
 
 def up_resnet_inputs(channels: tuple[int, ...], level: int, layers: int) -> list[int]:
-    """Input channels of the resnets of one up block: hidden + skip, deepest skip first."""
+    """Input channels of the resnets of one up block: those of the hidden map and of its skip.
+
+    The deepest skip, which was made last on the way down, is joined first.
+    """
     # Levels are counted from the top; what comes from below has the width of the level there.
     below = channels[min(level + 1, len(channels) - 1)]
     skips = [channels[level]] * layers + [channels[max(level - 1, 0)]]

@@ -1,6 +1,8 @@
-"""AutoencoderKL of Stable Diffusion: image (B, H, W, 3) in [-1, 1] <-> latent (B, H/f, W/f, C).
+"""Stable Diffusion's autoencoder: image (B, H, W, 3) in [-1, 1] <-> latent (B, H/f, W/f, C).
 
-Attribute names are diffusers'. Latents are the raw posterior; the caller applies the scale.
+It is E and D of OSDHuman's section 3.2, and the first stage of latent diffusion (Rombach et al.
+2022, section 3.1). Attribute names are those of diffusers' AutoencoderKL. Latents are the raw
+posterior; the caller applies the scaling factor.
 
 With a `stem` above 1 it is a small residual autoencoder instead (as in Chen et al. 2024, DC-AE):
 squares of stem x stem pixels enter and leave as channels, and latent and image are these channels
@@ -36,7 +38,8 @@ from osdhuman_jax.networks.types import (
     LayerOptions,
 )
 
-EPSILON = 1e-6  # of the group norms, fixed in diffusers' and latent diffusion's code
+# Of the group norms; it stands in the code of diffusers and latent diffusion, in no config.
+EPSILON = 1e-6
 
 
 def _resnet(config: VAEConfig, cin: int, cout: int, **kw: Unpack[LayerOptions]) -> ResnetBlock2D:
@@ -82,7 +85,7 @@ class UpDecoderBlock2D(nnx.Module):
 
 
 class UNetMidBlock2D(nnx.Module):
-    """Resnet, attention, resnet; the attention can be left out."""
+    """The middle block, at the smallest size: resnet, attention (if the config has it), resnet."""
 
     def __init__(self, config: VAEConfig, **kw: Unpack[LayerOptions]):
         width, groups = config.block_out_channels[-1], config.norm_num_groups
@@ -128,7 +131,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latent -> image; no output activation."""
+    """Unscaled latent -> image, which nothing keeps within [-1, 1]."""
 
     def __init__(self, config: VAEConfig, **kw: Unpack[LayerOptions]):
         channels = config.block_out_channels
@@ -150,14 +153,15 @@ class Decoder(nnx.Module):
 
 
 def posterior_sample(mean: Latent, logvar: Latent, noise: Latent) -> Latent:
-    """A sample of the posterior by `noise` from N(0, 1) (Kingma & Welling 2014, Eq. 10)."""
+    """A sample of the posterior, made of `noise` from N(0, 1) (Kingma & Welling 2014, Eq. 10)."""
     return mean + jnp.exp(0.5 * logvar) * noise
 
 
 class AutoencoderKL(nnx.Module):
     """Encoder, decoder and the two pointwise convolutions beside the latent.
 
-    Raises ValueError where a residual one's latent has not as many channels as a square has values.
+    Raises ValueError where it is residual and its latent has not as many channels as a square of
+    pixels has values.
     """
 
     def __init__(
@@ -172,7 +176,7 @@ class AutoencoderKL(nnx.Module):
         channels = config.latent_channels
         self.scaling_factor = config.scaling_factor
         self.downscale = config.downscale
-        # Only as many channels as a square of pixels has values can hold the picture itself.
+        # A residual one's latent holds the picture itself, so it needs a channel for each value.
         self.residual = config.stem > 1
         if self.residual and channels != 3 * self.downscale**2:
             text = f"{self.downscale} x {self.downscale} pixels"

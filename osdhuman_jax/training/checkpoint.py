@@ -5,10 +5,11 @@
     WORKDIR/checkpoints/N/  after step N: trainable parameters, adapters of the regularizer, both
                             optimizers, average, step, data position, and what validation measured
 
-Randomness is a function of (seed, step), so the step is its state. A checkpoint is written under
-another name and renamed when it is whole: whatever ends the process, the ones there can be loaded.
-Training saves and resumes here; `infer.py --checkpoint` and `weights export` read a run through
-`load_run` and `load_generator`. This is the only module that knows Orbax.
+Randomness is a function of (seed, step), so that the step is all of its state. A checkpoint is
+written under another name and renamed when it is whole: whatever ends the process, the checkpoints
+that are there can be loaded. Training saves and resumes here; `infer.py --checkpoint` and `weights
+export` read a run through `load_run` and `load_generator`. This is the only module that knows
+Orbax.
 """
 
 import dataclasses
@@ -21,15 +22,16 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from osdhuman_jax.config import Config, ConfigError, from_dict, to_dict
+from osdhuman_jax.config import Config, ConfigError, Json, from_dict, to_dict
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
@@ -52,7 +54,8 @@ from osdhuman_jax.weights.model_folder import (
 )
 from osdhuman_jax.weights.torch_files import Tensor
 
-# What may differ between the run that wrote a checkpoint and the one that goes on from it.
+# What may differ between the run that wrote a checkpoint and the one that goes on from it: none of
+# it changes what is learnt.
 FREE = {
     "run": {
         "log_every",
@@ -70,7 +73,6 @@ FREE = {
     "optim": {"accumulate", "max_nonfinite"},
     "use": {"color_fix", "blend", "work_side", "sides"},
 }
-
 
 # Orbax's own suffix of a folder that it is still writing.
 UNFINISHED = "*.orbax-checkpoint-tmp"
@@ -110,9 +112,10 @@ def read_config(workdir: Path) -> Config:
     path = workdir / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{workdir}: not a training run (no config.json)")
+    # A ConfigError is a ValueError too, as is what is no JSON.
     try:
         return from_dict(Config, json.loads(path.read_text()))
-    except ValueError as error:  # a ConfigError too
+    except ValueError as error:
         raise CheckpointError(f"{path}: not the configuration of a run ({error})") from error
 
 
@@ -133,6 +136,13 @@ def record_run(workdir: Path, config: Config, folder: Path, *, write: bool = Tru
         write_json(workdir / "config.json", to_dict(config))
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """What a policy of Orbax is told of a checkpoint, as far as `Best` reads it."""
+
+    metrics: Json | None
+
+
 class Best:
     """Orbax's preservation policy that keeps the checkpoint of the best finite metric.
 
@@ -143,18 +153,21 @@ class Best:
         """`name` is the metric that tells the best one: highest, of LPIPS lowest."""
         self._name, self._sign = name, -1.0 if name == "val_lpips" else 1.0
 
-    def value(self, metrics: dict[str, Any] | None) -> float:
+    def value(self, metrics: Json | None) -> float:
         """What ranks a checkpoint; without a finite metric it is below all others."""
         value = (metrics or {}).get(self._name)
         return self._sign * value if value is not None and math.isfinite(value) else -math.inf
 
     def should_preserve(
         self,
-        checkpoints: Sequence[Any],
+        checkpoints: Sequence[Measured],
         *,
         context: preservation_policy.PreservationContext,
     ) -> Sequence[bool]:
-        """Whether each is the best one: of equal ones the newest, of none with a metric none."""
+        """For each checkpoint, whether it is the best one; of equally good ones the newest is.
+
+        Where no checkpoint has a metric, none is the best.
+        """
         values = [self.value(checkpoint.metrics) for checkpoint in checkpoints]
         best = max(range(len(values)), key=lambda i: (values[i], i), default=-1)
         return [i == best and value > -math.inf for i, value in enumerate(values)]
@@ -164,7 +177,7 @@ class Checkpoints:
     """The checkpoints of one run, newest and best; saving goes on in the background."""
 
     def __init__(self, workdir: Path, keep: int, best: str = "val_psnr_y"):
-        """`best` is the metric that tells the best one: highest, of LPIPS lowest."""
+        """`keep` newest ones stay; `best` is the metric that tells the best one (see `Best`)."""
         self._folder = (workdir / "checkpoints").resolve()
         # A process that was killed while it saved has left a part, which Orbax would keep.
         if jax.process_index() == 0:
@@ -185,9 +198,10 @@ class Checkpoints:
         self._failure: SaveError | None = None
 
     def latest(self) -> int | None:
-        """The last step that was saved, when the save that is under way has come to its end.
+        """The last step that was saved, after waiting for the save that is under way.
 
-        Where that one fails, the step before is the last, and the next call but this one says so.
+        Where that one fails, the last step is the one before it, and the next call of another
+        method raises its SaveError.
         """
         self._settle()
         return self._manager.latest_step()
@@ -195,7 +209,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: Any,
+        state: TrainState,
         position: dict[str, int],
         metrics: dict[str, float] | None = None,
     ) -> None:
@@ -209,6 +223,7 @@ class Checkpoints:
         # The last step of a run may have been saved because it was time for it already.
         if step == self._manager.latest_step():
             return
+        # State and data position are saved together: one without the other is of no use.
         self._need(sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state)))
         items = {"state": ocp.args.StandardSave(state), "data": ocp.args.JsonSave(position)}
         # Orbax keeps metrics as JSON, which has no NaN.
@@ -244,13 +259,13 @@ class Checkpoints:
             self._failure.__cause__ = error
 
     def _tell(self) -> None:
-        """Raises the failure that was not told yet."""
+        """Raises the failure of a save in the background, if it was not raised yet."""
         failure, self._failure = self._failure, None
         if failure:
             raise failure
 
     def _failed(self, error: Exception) -> SaveError:
-        """Drops half-written checkpoints, so that a full disk is less so."""
+        """The SaveError of what Orbax raised; first, half a checkpoint is dropped from the disk."""
         for rest in self._folder.glob(UNFINISHED):
             shutil.rmtree(rest, ignore_errors=True)
         # The manager forgets what the new checkpoint was to replace before that one is written.
@@ -267,6 +282,7 @@ class Checkpoints:
         the state had such a part is as good. Raises CheckpointError where the files are damaged or
         hold another state.
         """
+        # None among the parts: this run has no such part, or the state had none in older versions.
         parts = {f.name: getattr(like, f.name) for f in dataclasses.fields(like)}
         wanted = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
         try:
@@ -292,7 +308,7 @@ class Checkpoints:
         self._tell()
 
 
-def _restored(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+def _restored(folder: Path, wanted: dict[str, PyTree]) -> dict[str, PyTree]:
     """The parts of a checkpoint's state that are `wanted`, each placed and shaped as given."""
     # Shapes with their sharding: arrays come back on the devices of this run, not of that one. What
     # is not wanted is not read: of a checkpoint's arrays the parameters are a third or less.
@@ -308,12 +324,14 @@ def _restored(folder: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 def _params(workdir: Path, step: int, like: nnx.State, averaged: bool) -> nnx.State:
     """The trainable parameters alone of a checkpoint, or their average."""
+    # Where a run keeps an average, that is what it validated, and what is used.
     name = "ema" if averaged else "params"
     return _restored(workdir / "checkpoints" / str(step), {name: like})[name]
 
 
 def steps_saved(workdir: Path) -> list[int]:
     """Finished checkpoints of a run, in order."""
+    # Those that are being written have another name, with letters in it.
     folder = workdir / "checkpoints"
     return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit())
 
@@ -383,7 +401,8 @@ def _restorer_run(workdir: Path, step: int | None) -> tuple[Config, int]:
 
 
 def _base_folder(workdir: Path) -> Path:
-    """The model folder that the run started from, if it still is what it was."""
+    """The model folder that the run started from. Raises WeightsError if it is another one now."""
+    # A folder that is gone is not told of here: whoever loads it names the file that is missing.
     recorded = json.loads((workdir / "init.json").read_text())
     folder = workdir / recorded["folder"]
     if (folder / "config.json").is_file():
@@ -394,6 +413,7 @@ def _base_folder(workdir: Path) -> Path:
 
 def _digest(workdir: Path, step: int) -> str:
     """Digest of all that the restorer's output depends on: the base model and the checkpoint."""
+    # By it `infer.py` knows whether a picture was restored by this very model.
     base = json.loads((workdir / "init.json").read_text())["digest"]
     files = sorted(p for p in (workdir / "checkpoints" / str(step)).rglob("*") if p.is_file())
     parts = [base, *(file_digest(path) for path in files)]

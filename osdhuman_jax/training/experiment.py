@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +33,15 @@ from osdhuman_jax.weights import (
 from osdhuman_jax.weights.extractors import KINDS
 from osdhuman_jax.weights.model_folder import DTYPES, read_meta
 
-POSITIVE = (  # settings that may not be 0
+# Settings that may not be 0.
+POSITIVE = (
     *("lora.rank", "loss.reg_updates", "data.batch_size", "data.crop"),
     *("optim.learning_rate", "optim.eps", "optim.clip_norm"),
     *("optim.accumulate", "optim.max_nonfinite"),
     *("run.steps", "run.log_every", "run.checkpoint_every", "run.keep"),
     *("run.eval_images", "run.eval_crop"),
 )
+# Settings below 1, and settings that are 1 at most.
 DECAYS = ("optim.b1", "optim.b2", "optim.ema")
 SHARES = ("data.labelled_share", "data.teacher_share", "data.gray", "use.blend")
 
@@ -96,14 +97,16 @@ def _check_numbers(config: Config) -> None:
     if config.data.batch_size % ways:
         text = f"{jax.device_count()} device(s) x {config.optim.accumulate} part(s)"
         raise ConfigError(f"data.batch_size: {config.data.batch_size} does not divide among {text}")
+    # Timesteps of the two ranges of Eqs. 6 and 7 must be in the schedule.
     for name in ("vsd_timesteps", "reg_timesteps"):
         bounds = getattr(config.loss, name)
         if not 0 <= bounds[0] < bounds[1] <= Schedule.num_train_timesteps:
             raise ConfigError(f"loss.{name}: {bounds} is no range within (0, 1000)")
 
 
-def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of a config's plain dict with the name of its setting."""
+def _numbers(value: object, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number of a config's plain dict with the name of its setting, as "optim.b1"."""
+    # True and False are numbers to Python, and none to a person.
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _numbers(inner, f"{name}.{key}" if name else key)
@@ -116,6 +119,7 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 def check_sources(config: Config) -> None:
     """Raise ConfigError where the data or the base model's folder are missing."""
+    # Opening lists the files, and reads none of the pictures.
     for name, paths in (
         ("data.sources", config.data.sources),
         ("run.eval_sources", config.run.eval_sources),
@@ -130,7 +134,7 @@ def check_sources(config: Config) -> None:
 
 
 def trainable(config: Config) -> nnx.filterlib.Filter:
-    """Which parameters a run trains."""
+    """Which parameters of a restorer a run trains: a filter for `nnx.split` and `nnx.state`."""
     if config.run.kind == "restorer" and config.run.train == "all":
         return nnx.Param
     return {
@@ -188,10 +192,10 @@ def prepare(
 
 
 def store_as_computed(model: nnx.Module, trained: nnx.filterlib.Filter) -> None:
-    """Frozen weights of layers that compute in bfloat16 as bfloat16, in place: the same results.
+    """Keep frozen weights as they are computed with: in bfloat16, in layers that compute in it.
 
-    Norms, the layers around the latent and what is trained compute or add up in float32, and stay
-    so.
+    Results do not change. Norms and the layers around the latent compute in float32, and what is
+    trained adds up small updates; these stay as they are. The model is changed in place.
     """
     # An update of 1e-5 of a weight is lost in bfloat16, which has less than three digits.
     kept = {path for path, _ in nnx.to_flat_state(nnx.state(model, trained))}

@@ -1,18 +1,19 @@
 """Floating-point operations of a program, counted from its jaxpr, and what devices can do at most.
 
 The log's `mfu`, the share of the devices' peak that a run uses, and the benchmarks need both.
-Counted are matrix products and convolutions, two operations a multiplication, as everybody does
-who states a utilisation; whatever XLA makes of the program, the number is the same.
+Counted are matrix products and convolutions, two operations for each multiplication, as is usual
+where a utilisation is stated (PaLM, Chowdhery et al. 2022, appendix B). Whatever XLA makes of the
+program, the number is the same.
 """
 
 import math
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.core import ShapedArray
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
 
 from osdhuman_jax.methods.objectives import Frozen
 from osdhuman_jax.networks.target import traced_for
@@ -37,20 +38,25 @@ PEAKS = {
 
 def peak(device_kind: str) -> float | None:
     """Peak operations a second of a device; None of one that is not in the table."""
+    # In the table's order, where a longer name stands before the one that it begins with.
     return next((v for name, v in PEAKS.items() if name in device_kind), None)
 
 
-def _shape(variable: Any) -> tuple[int, ...]:
-    """Of a jaxpr's variable, whose abstract value JAX's types do not know to be an array's."""
+def _shape(variable: Var | Literal) -> tuple[int, ...]:
+    """Shape of what goes into a product or comes out of it."""
+    # For type checkers, to which an abstract value may be something without a shape.
+    assert isinstance(variable.aval, ShapedArray)
     return variable.aval.shape
 
 
 def _product(eqn: JaxprEqn) -> int:
     """Operations of one product: 2 x elements of the result x terms of each."""
+    # A matrix product sums over the axes that it contracts.
     out = math.prod(_shape(eqn.outvars[0]))
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
         return 2 * out * math.prod(_shape(eqn.invars[0])[i] for i in contracted)
+    # A convolution sums over its kernel, but for the axis of the outputs.
     kernel = _shape(eqn.invars[1])
     outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
     # A convolution over an input dilated with zeros (the backward pass of a stride) skips them.
@@ -59,7 +65,10 @@ def _product(eqn: JaxprEqn) -> int:
 
 
 def operations(jaxpr: Jaxpr | ClosedJaxpr) -> int:
-    """Operations of a (closed) jaxpr; loops by their length, the dearest branch of a condition."""
+    """Operations of a (closed) jaxpr.
+
+    A loop counts as often as it runs, a condition as its branch with the most operations.
+    """
     total = 0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         name = eqn.primitive.name
@@ -75,7 +84,7 @@ def operations(jaxpr: Jaxpr | ClosedJaxpr) -> int:
 
 def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
     """Matrix and convolution operations of one step, without what rematerialisation repeats."""
-    # The same program without memory's sake: nothing is computed twice, nothing is split.
+    # The same step without what is done to save memory: nothing computed twice, nothing split.
     config = replace(
         trainer.config,
         run=replace(trainer.config.run, remat="none"),
@@ -89,5 +98,6 @@ def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
     restorer = nnx.merge(trainer.graphdef, shapes[0].params, shapes[1].restorer)
     plain = Trainer(config, trainer.model, restorer)
     plain.lpips = trainer.lpips
-    with traced_for("none"):  # kernels hide products from a count, or repeat some
+    # On no platform of its own: cuDNN's kernels hide products from a count, blocks repeat some.
+    with traced_for("none"):
         return operations(jax.make_jaxpr(plain.step)(*shapes, pictures))

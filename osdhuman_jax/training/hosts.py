@@ -13,14 +13,18 @@ aside because it hears SIGTERM alone, not Ctrl-C, and nothing at all in a run of
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from osdhuman_jax.config import ConfigError
 
+# What `signal.signal` takes and gives: a function, or one of Python's two constants.
+Handler = Callable[[int, FrameType | None], object] | int | None
+
+# Where batch systems say which of a job's processes this is.
 INDEX_VARIABLES = ("SLURM_PROCID", "JOB_COMPLETION_INDEX")
 
 
@@ -50,7 +54,8 @@ def join(coordinator: str, processes: int, process: int) -> None:
 
 
 def _local_devices() -> list[int] | None:
-    """Under Slurm JAX gives each task one device: with one task on a host, let it have them all."""
+    """Which devices of its host a process takes, for `jax.distributed.initialize`."""
+    # Under Slurm JAX gives each task one device: with one task on a host, let it have them all.
     tasks, hosts = (os.environ.get(f"SLURM_STEP_NUM_{name}") for name in ("TASKS", "NODES"))
     return [] if tasks and tasks == hosts else None
 
@@ -61,7 +66,7 @@ def is_first() -> bool:
 
 
 def wait(name: str) -> None:
-    """Go on when every process has come here."""
+    """Return when every process has come here; `name` must be the same in all of them."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -76,9 +81,11 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._before: dict[int, Any] = {}
+        # What stood there before, for as long as it does not stand there again.
+        self._before: dict[int, Handler] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # With the old handlers back, a second signal ends a process that does not stop by itself.
         self.received = signal.Signals(number)
         self._restore()
 

@@ -1,9 +1,9 @@
 """The training loop: an experiment built, its steps done, its result written; resumed if begun.
 
 `train` reads from top to bottom: what is checked, what is loaded, where the run stands, its steps,
-its result. It takes a configuration and a workdir, and leaves there what `checkpoint.py` and
-`monitor.py` list, and a model folder at the end (sections 3 and 4 of the paper are in
-`methods/objectives.py` and in the configuration's defaults).
+its result. It takes a configuration and a workdir, and leaves in the workdir what `checkpoint.py`
+and `monitor.py` list, and at the end a model folder. What the paper says of training (its sections
+3.2 and 4.1) stands in `methods/objectives.py` and in the configuration's defaults.
 
 A step is dispatched before the one before it is looked at, so that the device never waits for the
 host. Whatever ends the loop, the last whole step is saved.
@@ -76,6 +76,7 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     cpu = jax.local_devices(backend="cpu")[0]
     with jax.default_device(cpu):
         trainer, _, state, frozen = train_step.build(config, base)
+    # The trained part is small and goes to every device, the frozen one in shares.
     state, frozen = put_everywhere(mesh, state), put_weights(mesh, frozen)
     prompts = Prompts(config, base)
     val |= prompts.in_use(val)
@@ -94,12 +95,14 @@ def train(config: Config, workdir: Path, profile: int) -> int:
             state, position = checkpoints.restore(latest, state)
             loader.set_state(position)
         first = latest or 0
+        # One process writes, and says what is about to happen.
         monitor = Monitor(workdir, first, config.run.steps) if hosts.is_first() else None
         if monitor:
             stack.callback(monitor.close)
             for line in startup_lines(config, mesh, state, frozen, workdir=workdir, base=base):
                 monitor.say(line)
 
+        # The steps.
         validator = Validator(trainer, mesh, frozen, lambda: signals.received is not None)
         validate = partial(validation, validator, names, val, monitor)
         run = Loop(
@@ -124,12 +127,14 @@ def write_model(
     val: Mapping[str, np.ndarray],
 ) -> None:
     """Write WORKDIR/model/, the run's result as a model folder, frozen weights as they came."""
+    # The base model once more, in full precision, with what was learnt in its place.
     restorer, model = experiment.prepare(config, base, "fp32")
     nnx.update(restorer, params)
     if config.run.kind == "vae":
         # Stable Diffusion's rule: latents of unit variance, here measured on the validation set.
         std = train_step.latent_std(restorer, train_step.to_images(val)["hq"])
         model.vae.scaling_factor = round(1.0 / std, 5)
+    # Adapters go into a file of their own; a run without them writes whole weights.
     adapted = config.run.kind == "restorer" and config.run.train == "lora"
     generator = config.lora if adapted else None
     provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
@@ -142,7 +147,7 @@ def write_model(
 
 @contextmanager
 def files_needed(workdir: Path) -> Iterator[None]:
-    """A SaveError, in one line, in the place of what the system says of a file (OSError)."""
+    """Context in which an OSError becomes a SaveError of one line that says how to go on."""
     try:
         yield
     except OSError as error:
@@ -152,7 +157,7 @@ def files_needed(workdir: Path) -> Iterator[None]:
 
 
 def resume_point(workdir: Path) -> str:
-    """Where the same command would go on."""
+    """Where the same command would go on, in words."""
     saved = steps_saved(workdir)
     return f"step {saved[-1]} in {workdir / 'checkpoints'}" if saved else "the beginning"
 
@@ -167,13 +172,14 @@ def training_loader(config: Config) -> Loader:
 
 
 def consumed(state: train_step.TrainState) -> bool:
-    """Whether a step has taken its arrays, and failed."""
+    """Whether a step that failed has taken the state's arrays."""
+    # They were donated to it, so that its result could be written in their place.
     return any(x.is_deleted() for x in jax.tree.leaves(state))
 
 
 @dataclass
 class Loop:
-    """Steps up to `run.steps`, with logs, validation and checkpoints at their times."""
+    """The steps of a run, with logs, validation and checkpoints when it is time for them."""
 
     config: Config
     mesh: Mesh
@@ -189,9 +195,10 @@ class Loop:
     def __call__(
         self, state: train_step.TrainState, first: int, trace: ProfilerTrace
     ) -> tuple[int, train_step.TrainState]:
-        """(exit status, last state); whatever ends the loop, the last whole step is saved.
+        """Do the steps after `first`. Returns the exit status and the last state.
 
-        One of several processes that fails alone cannot save: there the newest checkpoint counts.
+        Whatever ends the loop, the last whole step is saved. One of several processes that fails
+        alone cannot save: there the newest checkpoint counts.
         """
         step_fn = jax.jit(self.trainer.step, donate_argnums=0, out_shardings=replicated(self.mesh))
         rates = Rates(self.config.data.batch_size, self._work(state))
@@ -212,10 +219,12 @@ class Loop:
                     status = self._status(before, rates)
                     self._report(done, state, scalars, rates)
         except SaveError:
+            # Nothing could be saved now either.
             raise
         except Exception:
             if jax.process_count() == 1 and not consumed(state):
-                with suppress(SaveError):  # what went wrong first is what is told
+                # If saving fails too, what went wrong first is what is told.
+                with suppress(SaveError):
                     self._save(done, state)
                     self.checkpoints.close()
             raise
@@ -238,6 +247,7 @@ class Loop:
             with jax.transfer_guard("disallow"):
                 return step()
 
+        # It takes minutes, in which a person should know what is going on.
         side = self.config.data.crop
         if self.monitor:
             self.monitor.say(f"compiling the training step for {side} x {side} ...")
@@ -257,6 +267,7 @@ class Loop:
 
     def _batch(self, rates: Rates) -> train_step.Batch:
         """The next batch on the devices, with its prompts and whether a signal has come here."""
+        # A signal travels in the batch: every process reads the largest of all their marks.
         batch = rates.next_batch(self.loader)
         rates.unreadable += int(batch["skipped"].sum())
         pictures = {k: batch[k] for k in train_step.PICTURES if k in batch}
@@ -278,6 +289,7 @@ class Loop:
         self, step: int, state: train_step.TrainState, scalars: Scalars, rates: Rates
     ) -> None:
         """Log, validate and save where it is time."""
+        # A save in the background that failed ends the run now, not at its end.
         self.checkpoints.check()
         run, last = self.config.run, step == self.config.run.steps
         if self.monitor:
@@ -290,9 +302,11 @@ class Loop:
                 self.monitor.scalars(step, values)
         metrics = None
         if self.validate and run.sample_every and (step % run.sample_every == 0 or last):
-            with suppress(Stopped):  # before it was compiled: the next step is told of the signal
+            # Stopped before it was compiled: the next step is told of the signal.
+            with suppress(Stopped):
                 metrics = self.validate(step, state.learnt)
             rates.restart()
+        # What was measured is saved with what it was measured of: the best one is one of these.
         if metrics or step % run.checkpoint_every == 0 or last:
             self._save(step, state, metrics)
 

@@ -1,8 +1,9 @@
 """What a person sees of a run: a progress bar, lines on the terminal, JSON lines, TensorBoard.
 
-One process of a run has a monitor. The files are made to survive a kill: a line of metrics.jsonl
-is on disk when `scalars` returns, and a run that is resumed drops what it is about to do again.
-Records of TensorBoard are written by TensorBoard's own writer.
+One process of a run has a monitor; what it is given are numbers, pictures and lines of text. The
+files are made to survive a kill: a line of metrics.jsonl is on disk when `scalars` returns, and a
+run that is resumed drops the lines of the steps that it is about to do again. Records of
+TensorBoard are written by TensorBoard's own writer.
 """
 
 import json
@@ -11,7 +12,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2
@@ -25,8 +25,7 @@ from osdhuman_jax.images.codec import encode_png, write_png
 Event, SessionLog = event_pb2.Event, event_pb2.SessionLog  # type: ignore[attr-defined]
 Summary = summary_pb2.Summary  # type: ignore[attr-defined]
 
-
-# The steps after which a run says how long it will take, from those after the first two, which
+# A run says after step 20 how long it will take, judged by the steps after the first two, which
 # compile.
 SETTLED, MEASURED = 2, 20
 
@@ -73,6 +72,7 @@ class Monitor:
         append_line(self._lines, json.dumps({"step": step, **known}, allow_nan=False))
         summary = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
         self._write(step, Summary(value=summary))
+        # The bar has room for few: how well it goes, and how fast.
         shown = {
             k: f"{v:.4g}" for k, v in values.items() if k in ("loss", "val_psnr_y", "images_s")
         }
@@ -93,10 +93,11 @@ class Monitor:
         )
         self._write(step, Summary(value=[Summary.Value(tag="samples", image=image)]))
 
-    def _write(self, step: int, summary: Any) -> None:
+    def _write(self, step: int, summary: object) -> None:
+        """Give TensorBoard a `Summary` of a step."""
         self._events.add_event(Event(step=step, wall_time=time.time(), summary=summary))
 
     def close(self) -> None:
-        """Flush everything."""
+        """End the bar, and write what TensorBoard's writer still holds."""
         self._bar.close()
         self._events.close()

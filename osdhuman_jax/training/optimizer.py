@@ -1,30 +1,28 @@
-"""AdamW (section 4.1), and what a step does with gradients: measure, average, skip.
+"""AdamW (OSDHuman's section 4.1), and what a step does with gradients: measure, average, skip.
 
-Generator, regularizer and critic each have an optimizer of this kind. All functions are pure, on
-pytrees, and are called inside the compiled step.
+Generator, regularizer and critic each have an optimizer of this kind. The functions are pure and
+work on pytrees of arrays; they are called inside the compiled step, and nothing else needs them.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import Array
-from jaxtyping import Bool
+from jaxtyping import Bool, PyTree
 
 from osdhuman_jax.config import OptimConfig
 from osdhuman_jax.networks.types import Scalar
 
-Tree = Any  # a pytree of arrays
-
 
 def learning_rate(config: OptimConfig, steps: int, updates: int = 1) -> optax.Schedule:
-    """Linear warm-up, then constant or cosine decay to zero at the last of `steps`.
+    """Linear warm-up, then a constant rate or a cosine down to zero at the last of `steps`.
 
-    The schedule is one of updates, of which a step has `updates`.
+    An optimizer counts its own updates; `updates` is how many of them a step of the run has.
     """
+    # All in updates: warm-up and decay end where the run's steps say, however many there are.
     warm = config.warmup_steps * updates
     after = max(steps * updates - warm, 1)
     peak = config.learning_rate
@@ -39,7 +37,8 @@ def learning_rate(config: OptimConfig, steps: int, updates: int = 1) -> optax.Sc
 def make_optimizer(
     config: OptimConfig, steps: int, updates: int = 1
 ) -> optax.GradientTransformation:
-    """AdamW with decoupled decay after clipping by the global norm (section 4.1)."""
+    """AdamW (Loshchilov & Hutter 2019) of gradients that are clipped by their global norm."""
+    # Clipped first, so that one wild batch does not stay in Adam's averages.
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -51,14 +50,25 @@ def make_optimizer(
         ),
     )
 
-    def update(updates: Tree, state: Tree, params: Tree | None = None):
-        with jax.numpy_dtype_promotion("standard"):  # optax's arithmetic counts on it
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree | None = None
+    ) -> tuple[PyTree, PyTree]:
+        # optax mixes dtypes, which strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
             return chain.update(updates, state, params)
 
     return optax.GradientTransformation(chain.init, update)
 
 
-def group_norms(tree: Any, name: str) -> dict[str, Scalar]:
+def updated(
+    optimizer: optax.GradientTransformation, gradients: PyTree, state: PyTree, params: PyTree
+) -> tuple[PyTree, PyTree, PyTree]:
+    """One update. Returns the new parameters, the optimizer's new state, and what was added."""
+    updates, state = optimizer.update(gradients, state, params)
+    return optax.apply_updates(params, updates), state, updates
+
+
+def group_norms(tree: nnx.State, name: str) -> dict[str, Scalar]:
     """Norm of a whole state as `name`, and of each network in it as `name_network`."""
     networks = sorted({str(path[0]) for path, _ in nnx.to_flat_state(tree)})
     parts = {f"{name}_{key}": optax.tree.norm(tree[key]) for key in networks}
@@ -66,51 +76,57 @@ def group_norms(tree: Any, name: str) -> dict[str, Scalar]:
 
 
 def accumulate(
-    function: Callable[[Tree], tuple[Tree, Tree]], microbatches: Tree
-) -> tuple[Tree, Tree]:
-    """`function` of each microbatch (their index is every leaf's first axis), one at a time.
+    function: Callable[[PyTree], tuple[PyTree, PyTree]], microbatches: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Calls `function` for each microbatch, one at a time, and gathers what it returns.
 
-    It returns (what is averaged over them, what is stacked).
+    The first axis of every leaf of `microbatches` counts them. `function` returns two trees: the
+    first is averaged over the microbatches, the second is stacked along a new first axis.
     """
+    # One microbatch needs no loop, and compiles to a simpler program.
     count = jax.tree.leaves(microbatches)[0].shape[0]
     if count == 1:
         mean, kept = function(jax.tree.map(lambda x: x[0], microbatches))
         return mean, jax.tree.map(lambda x: x[None], kept)
 
-    def body(total: Tree, microbatch: Tree) -> tuple[Tree, Tree]:
+    def body(total: PyTree, microbatch: PyTree) -> tuple[PyTree, PyTree]:
         found, kept = function(microbatch)
         return jax.tree.map(jnp.add, total, found), kept
 
+    # A scan wants its sum's shapes before the first microbatch has been seen.
     shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], microbatches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, kept = jax.lax.scan(body, zeros, microbatches)
     return jax.tree.map(lambda x: x / count, total), kept
 
 
-def split_microbatches(batch: Tree, count: int) -> Tree:
+def split_microbatches(batch: PyTree, count: int) -> PyTree:
     """A batch as `count` microbatches, (B, ...) -> (count, B / count, ...).
 
     Each takes every `count`-th sample, so that one on many devices takes from all of them.
     """
 
     def leaf(x: Array) -> Array:
-        return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(x.shape[0] // count, count, *x.shape[1:])  # [B / count, count, ...]
+        return x.swapaxes(0, 1)  # [count, B / count, ...]
 
     return jax.tree.map(leaf, batch)
 
 
 def all_finite(*values: Scalar) -> Bool[Array, ""]:
-    """Whether every number is finite; of a norm, whether every element under it is."""
+    """Whether every number is finite; a norm is where all that it is taken of is."""
     return jnp.all(jnp.isfinite(jnp.stack(values)))
 
 
-def tree_where(condition: Bool[Array, ""], new: Tree, old: Tree) -> Tree:
-    """The leaves of `new`, or all those of `old`."""
+def tree_where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    """All leaves of `new` where the condition holds, else all those of `old`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def ema_update(ema: Tree, params: Tree, step: Array, decay: float) -> Tree:
-    """Exponential moving average; the first steps weigh more: decay <= (1 + step) / (10 + step)."""
+def ema_update(ema: PyTree, params: PyTree, step: Array, decay: float) -> PyTree:
+    """The exponential moving average `ema` after `params`, the result of a step, joins it."""
+    # At first a slow average would still be the beginning: hence TensorFlow's warm-up,
+    # decay <= (1 + step) / (10 + step).
     n = step.astype(jnp.float32)
     rate = 1.0 - jnp.minimum(decay, (1.0 + n) / (10.0 + n))
     return jax.tree.map(lambda old, new: old + rate * (new - old), ema, params)

@@ -29,12 +29,13 @@ class Prompts:
 
     def __call__(self, batch: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
         """{"prompt": tokens} of the pictures `source` for a step; {} for HFIE."""
+        # Trained on bare tags, and used with a user's prompt after them: both as OSEDiff has it.
         extract = self._extract
         extract = extract.bare if isinstance(extract, TagPrompter) else extract
         return self._by(extract, batch, source)
 
     def in_use(self, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The same as a trained model gets them: of the LQ, tags in the text of `tag_text`."""
+        """Tokens as a trained model gets them: of the LQ, with tags in the text of `tag_text`."""
         return self._by(self._extract, batch, "lq")
 
     @staticmethod

@@ -6,15 +6,18 @@ weight is split where it is large enough to be worth it.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 from osdhuman_jax.config import ConfigError
 
-# Elements; below, a copy on every device is cheaper than gathering.
+Tree = TypeVar("Tree")  # any pytree of arrays
+
+# In elements; a smaller weight is cheaper to copy to every device than to gather from them.
 SMALLEST_SPLIT = 2**16
 
 
@@ -28,6 +31,7 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
         sizes[sizes.index(-1)] = max(count // max(other, 1), 1)
     if sizes[0] * sizes[1] != count or min(sizes) < 1:
         raise ConfigError(f"mesh: data={data}, fsdp={fsdp} do not fit {count} device(s)")
+    # "Auto": the compiler finds out how what lies between arguments and results is split.
     return jax.make_mesh(tuple(sizes), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
@@ -42,7 +46,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def weight_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """The largest axis that `fsdp` divides is split; small or indivisible weights are copied."""
+    """How a frozen weight of `shape` lies on the devices.
+
+    Its largest axis that `fsdp` divides is split; small and indivisible weights are copied.
+    """
+    # By shape alone: no layer needs to say how its weights are split.
     parts = mesh.shape["fsdp"]
     fits = [axis for axis, size in enumerate(shape) if size % parts == 0]
     if parts == 1 or not fits or np.prod(shape) < SMALLEST_SPLIT:
@@ -51,7 +59,7 @@ def weight_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
 
-def put(x: Any, sharding: NamedSharding) -> jax.Array:
+def put(x: ArrayLike, sharding: NamedSharding) -> jax.Array:
     """An array, the same in every process, placed on the devices of all of them."""
     if jax.process_count() == 1:
         return jax.device_put(x, sharding)
@@ -60,17 +68,17 @@ def put(x: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def put_everywhere(mesh: Mesh, tree: Any) -> Any:
+def put_everywhere(mesh: Mesh, tree: Tree) -> Tree:
     """A pytree copied to every device."""
     return jax.tree.map(lambda x: put(x, replicated(mesh)), tree)
 
 
-def put_weights(mesh: Mesh, tree: Any) -> Any:
+def put_weights(mesh: Mesh, tree: Tree) -> Tree:
     """A pytree of frozen weights, each split or copied by its shape."""
     return jax.tree.map(lambda x: put(x, weight_sharding(mesh, x.shape)), tree)
 
 
 def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's share of the global batch, on its devices."""
+    """The global batch, of which each process gives its share and holds that on its devices."""
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

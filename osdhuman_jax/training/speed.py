@@ -7,21 +7,25 @@ Perfetto's view of what the device did (`train.py --profile N`).
 
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from osdhuman_jax.data.loader import Loader
 
-WARM_UP = 2  # steps before a trace: the first ones compile
+# Steps before a trace: the first ones compile.
+WARM_UP = 2
 
 
 class Rates:
     """Pictures a second, the share of time spent waiting, and what was skipped up to now."""
 
     def __init__(self, batch_size: int, work: float | None) -> None:
-        """`work`: share of the devices' peak that one step a second would be, if known."""
+        """`batch_size` is the global one.
+
+        `work` is the share of the devices' peak that one step a second would be, if known.
+        """
         self._size, self._work = batch_size, work
         self.skipped = 0  # steps that were not finite, in this process's life
         self.unreadable = 0  # pictures of its batches that were passed over, likewise
@@ -29,6 +33,7 @@ class Rates:
 
     def restart(self) -> None:
         """Begin to measure anew; what took time before this does not count."""
+        # Compiling and validating, for two, say nothing of how fast steps are.
         self._since, self._waited, self._steps = time.monotonic(), 0.0, 0
 
     def next_batch(self, loader: Loader) -> dict[str, np.ndarray]:
@@ -44,6 +49,7 @@ class Rates:
         # Dispatched steps stand for finished ones: at most one is still under way.
         seconds = time.monotonic() - self._since
         rate = self._steps / seconds
+        # A run with `data_wait` near 1 needs more workers; `mfu` is known on known devices only.
         values = {"images_s": rate * self._size, "data_wait": self._waited / seconds}
         values |= {"skipped_steps": float(self.skipped), "skipped": float(self.unreadable)}
         if self._work:
@@ -62,7 +68,7 @@ class ProfilerTrace:
         self._last = self._first + steps
         self._on = False
 
-    def at(self, step: int, done: Any) -> None:
+    def at(self, step: int, done: PyTree) -> None:
         """Start before a step's work, stop when the work of the last one is done."""
         # Neither the first steps, which compile, nor what comes after the wanted ones.
         if self._first < self._last and step == self._first + 1:
@@ -71,8 +77,9 @@ class ProfilerTrace:
         if self._on and step == self._last + 1:
             self.close(done)
 
-    def close(self, done: Any) -> None:
+    def close(self, done: PyTree) -> None:
         """Write the trace, if one is being taken, once the arrays `done` are computed."""
+        # Steps are dispatched ahead: without waiting, the last ones would be missing.
         if self._on:
             jax.block_until_ready(done)
             jax.profiler.stop_trace()

@@ -7,17 +7,18 @@ from disk or computed here.
 """
 
 from pathlib import Path
-from typing import Any
 
 import jax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
-from osdhuman_jax.config import Config, to_dict
+from osdhuman_jax.config import Config, Json, to_dict
 from osdhuman_jax.methods.objectives import Frozen
 from osdhuman_jax.training.train_step import TrainState
 
-MOST = 20  # settings that are named; a terminal shows some forty lines
+# Settings that are named at most: a terminal shows some forty lines.
+MOST = 20
 
 
 def startup_lines(
@@ -27,6 +28,7 @@ def startup_lines(
 
     `base` is the model folder that the run began from. `state.step` is read from its device.
     """
+    # Where the run stands, and what is trained beside the restorer.
     done, run, data = int(jax.device_get(state.step)), config.run, config.data
     beside = {"regularizer": state.reg, "critic": state.critic}
     parts = config.optim.accumulate
@@ -47,7 +49,8 @@ def startup_lines(
 
 
 def _devices() -> str:
-    """For one, `8 x NVIDIA H100 80GB HBM3 in 2 processes`."""
+    """All devices of all processes, as in `8 x NVIDIA H100 80GB HBM3 in 2 processes`."""
+    # The first one's name stands for all: JAX runs on devices of one kind.
     processes = jax.process_count()
     kind = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return f"{kind} in {processes} process{'es' if processes > 1 else ''}"
@@ -57,13 +60,14 @@ def _counts(sizes: dict[str, int]) -> str:
     return " x ".join(f"{name} {size}" for name, size in sizes.items())
 
 
-def _networks(state: nnx.State) -> dict[str, Any]:
+def _networks(state: nnx.State) -> dict[str, PyTree]:
     """The networks of a restorer's state by name."""
     return {str(name): state[name] for name in state}
 
 
-def _parameters(trees: dict[str, Any]) -> str:
-    """For one, `3.21 million parameters (unet 3.1, vae 0.11)`; empty trees are not named."""
+def _parameters(trees: dict[str, PyTree]) -> str:
+    """How many numbers the trees hold, as in `3.21 million parameters (unet 3.1, vae 0.11)`."""
+    # Empty trees, as of a critic that a run does not have, are not named.
     sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in trees.items()}
     named = ", ".join(f"{name} {size / 1e6:.3g}" for name, size in sizes.items() if size)
     return f"{sum(sizes.values()) / 1e6:.3g} million parameters ({named or 'none'})"
@@ -82,9 +86,9 @@ def _changed_settings(config: Config, workdir: Path) -> list[str]:
     return ["settings that differ from the defaults:", *changed[:MOST], *rest]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim.b1": 0.9, ...} of a config's plain dict."""
-    found: dict[str, Any] = {}
+def _flat(values: Json, prefix: str = "") -> Json:
+    """The settings of a config's plain dict by their whole names: {"optim.b1": 0.9, ...}."""
+    found: Json = {}
     for name, value in values.items():
         inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
         found |= {f"{prefix}{name}": value} if inner is None else inner

@@ -1,15 +1,17 @@
-"""One jitted, donated training step for every kind of run, and what surrounds it.
+"""One training step for every kind of run, to be compiled, and what it begins with.
 
-`objectives.py` says what is minimised. A step updates the generator (or the autoencoder, or the
-small prior), then the finetuned regularizer on the same, detached latents. A step that is not
-finite changes nothing but the counters.
+`build` makes a run's programs and their first arguments from a base model's folder; `Trainer.step`
+takes the state, the frozen weights and a batch of uint8 pictures, and gives the next state and
+scalars for the log. What is minimised stands in `objectives.py` (OSDHuman's section 3.2). A step
+updates the generator (or the autoencoder, or the small prior), then the finetuned regularizer on
+the same, detached latents, and the critic where there is one. A step that is not finite changes
+nothing but the counters.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.methods import lora
@@ -49,6 +52,7 @@ from osdhuman_jax.training.optimizer import (
     make_optimizer,
     split_microbatches,
     tree_where,
+    updated,
 )
 from osdhuman_jax.weights import encode_text, load_part
 from osdhuman_jax.weights.model_folder import (
@@ -60,6 +64,7 @@ from osdhuman_jax.weights.model_folder import (
 )
 
 Batch = Mapping[str, Array]
+# What of a batch is pictures; beside them are prompts and whether a signal has come.
 PICTURES = ("hq", "lq")
 
 
@@ -68,15 +73,17 @@ PICTURES = ("hq", "lq")
 class TrainState:
     """What a step changes and a checkpoint holds; None where a run has no such part."""
 
-    step: Any  # int32 scalar array: steps done; Any, since shapes pass here too
+    # JAX and Orbax also build this class around shapes and placeholders, so that no narrower type
+    # can stand where a field is one array, or none.
+    step: PyTree  # int32 scalar: steps done
     params: nnx.State  # the trainable part of the restorer, float32
     opt_state: optax.OptState
-    reg: Any = None  # adapters of the finetuned regularizer, float32
-    reg_opt: Any = None
-    critic: Any = None  # parameters of the critic, float32
-    critic_opt: Any = None
-    ema: Any = None  # averaged copy of `params`
-    nonfinite: Any = None  # int32: steps in a row, up to now, that were skipped
+    reg: PyTree = None  # nnx.State: adapters of the finetuned regularizer, float32
+    reg_opt: PyTree = None
+    critic: PyTree = None  # nnx.State: parameters of the critic, float32
+    critic_opt: PyTree = None
+    ema: PyTree = None  # nnx.State: averaged copy of `params`
+    nonfinite: PyTree = None  # int32 scalar: steps in a row, up to now, that were skipped
 
     @property
     def learnt(self) -> nnx.State:
@@ -88,9 +95,10 @@ class Trainer:
     """The programs of a run: pure functions of state, frozen weights and batch."""
 
     def __init__(self, config: Config, model: ModelConfig, restorer: OneStepRestorer) -> None:
-        """`restorer` with LoRA where the run trains LoRA; its arrays are not kept."""
+        """`restorer` has LoRA where the run trains LoRA; only its graph is kept, no array."""
         self.config, self.model = config, model
         self.tx = make_optimizer(config.optim, config.run.steps)
+        # The regularizer may be updated more often than once a step: its schedule counts that.
         self.reg_tx = make_optimizer(config.optim, config.run.steps, config.loss.reg_updates)
         remat.set_policy(restorer, config.run.remat)
         self.graphdef = nnx.graphdef(restorer)
@@ -102,7 +110,7 @@ class Trainer:
     def start(
         self, restorer: OneStepRestorer, lpips: nnx.Module | None = None
     ) -> tuple[TrainState, Frozen]:
-        """The state before the first step, and what stays."""
+        """The state before the first step, and the weights that no step changes."""
         wanted = trainable(self.config)
         _, params, rest = nnx.split(restorer, wanted, ...)
         frozen = Frozen(rest)
@@ -116,12 +124,13 @@ class Trainer:
         # Copies, since a step donates its state: nothing in it may be held twice.
         state = TrainState(jnp.zeros((), jnp.int32), params, self.tx.init(params))
         state.nonfinite = jnp.zeros((), jnp.int32)
+        # What is trained beside the generator, each with an optimizer of its own.
         if self.regularizer:
-            state.reg = jax.tree.map(jnp.copy, self.regularizer.params)
-            state.reg_opt = self.reg_tx.init(state.reg)
+            reg = jax.tree.map(jnp.copy, self.regularizer.params)
+            state.reg, state.reg_opt = reg, self.reg_tx.init(reg)
         if self.critic is not None:
-            state.critic = jax.tree.map(jnp.copy, self._critic_start)
-            state.critic_opt = self.tx.init(state.critic)
+            critic = jax.tree.map(jnp.copy, self._critic_start)
+            state.critic, state.critic_opt = critic, self.tx.init(critic)
         if self.config.optim.ema:
             state.ema = jax.tree.map(jnp.copy, params)
         return state, frozen
@@ -132,14 +141,15 @@ class Trainer:
         Randomness is a function of (seed, step) alone. A step whose losses or gradients are not
         all finite leaves everything as it was, and counts in `nonfinite`.
         """
+        # The generator: gradients of Eq. 4, and an update of its parameters.
         microbatches = self._microbatches(state, frozen, batch)
         grads, scalars, made = self._gradients(state, frozen, microbatches)
-        updates, opt_state = self.tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state, updates = updated(self.tx, grads, state.opt_state, state.params)
         # What is logged, and of it what tells whether the step may count.
         scalars |= group_norms(grads, "grad_norm") | group_norms(updates, "update_norm")
         watched = [scalars["loss"], scalars["grad_norm"]]
-        new = TrainState(state.step + 1, params, opt_state)  # type: ignore[arg-type]
+        new = TrainState(state.step + 1, params, opt_state)
+        # Regularizer and critic learn from what the generator made before this update.
         new.reg, new.reg_opt, reg_scalars = self._regularize(state, frozen, microbatches, made)
         new.critic, new.critic_opt, critic_scalars = self._criticise(state, microbatches, made)
         reg_scalars |= critic_scalars
@@ -147,6 +157,7 @@ class Trainer:
         watched += [reg_scalars[k] for k in others if k in reg_scalars]
         if state.ema is not None:
             new.ema = ema_update(state.ema, params, state.step, self.config.optim.ema)
+        # One number that is not finite, and all of it is as before; only the counters go on.
         finite = all_finite(*watched)
         new.nonfinite = state.nonfinite
         new = tree_where(finite, new, state)
@@ -160,6 +171,7 @@ class Trainer:
 
     def _microbatches(self, state: TrainState, frozen: Frozen, batch: Batch) -> Microbatch:
         """Images, prompts and draws of the batch, split into `optim.accumulate` microbatches."""
+        # Drawn for the whole batch before it is split, so that a split changes nothing.
         key = jax.random.fold_in(jax.random.key(self.config.run.seed), state.step)
         images = to_images(batch)
         model = nnx.merge(self.graphdef, state.params, frozen.restorer)
@@ -171,7 +183,9 @@ class Trainer:
     def _objective(
         self, params: nnx.State, state: TrainState, frozen: Frozen, microbatch: Microbatch
     ) -> Loss:
+        """The run's objective on a microbatch, of which only `params` is to be differentiated."""
         model = nnx.merge(self.graphdef, params, frozen.restorer)
+        # LPIPS may be there as a metric of the validation alone.
         perceptual = self.lpips if self.config.loss.lpips else None
         context = Context(
             self.config,
@@ -183,14 +197,17 @@ class Trainer:
         )
         return OBJECTIVES[self.config.run.kind](model, context, microbatch)
 
-    def _gradients(self, state: TrainState, frozen: Frozen, microbatches: Microbatch):
+    def _gradients(
+        self, state: TrainState, frozen: Frozen, microbatches: Microbatch
+    ) -> tuple[nnx.State, Scalars, dict[str, Array | None]]:
         """Gradients and scalars, means over the microbatches; what each made for the others."""
 
-        def of(microbatch: Microbatch):
+        def of(microbatch: Microbatch) -> tuple[PyTree, PyTree]:
             def loss(params: nnx.State):
                 found = self._objective(params, state, frozen, microbatch)
                 return found.value, found
 
+            # Averaged are gradients and scalars; latents, prompts and images are stacked.
             grads, found = jax.grad(loss, has_aux=True)(state.params)
             return (grads, {"loss": found.value, **found.scalars}), {
                 "latent": found.latent,
@@ -202,24 +219,35 @@ class Trainer:
         return grads, scalars, made
 
     def _regularize(
-        self, state: TrainState, frozen: Frozen, microbatches: Microbatch, made: dict[str, Any]
-    ) -> tuple[Any, Any, Scalars]:
-        """Eq. 7, `reg_updates` times, on the generator's latents and prompts."""
+        self,
+        state: TrainState,
+        frozen: Frozen,
+        microbatches: Microbatch,
+        made: dict[str, Array | None],
+    ) -> tuple[nnx.State | None, optax.OptState | None, Scalars]:
+        """Eq. 7, `reg_updates` times, on the generator's latents and prompts.
+
+        Returns the adapters, their optimizer's state, and scalars of the last update.
+        """
         reg, opt = state.reg, state.reg_opt
         if self.regularizer is None:
             return reg, opt, {}
         scalars: Scalars = {}
+        # Each update has noise and timesteps of its own; the latents are the same.
         for n in range(self.config.loss.reg_updates):
             drawn = microbatches[f"reg_t{n}"], microbatches[f"reg_noise{n}"]
             grads, loss = self._reg_gradients(reg, frozen, (made, drawn))
-            updates, opt = self.reg_tx.update(grads, opt, reg)
-            reg = optax.apply_updates(reg, updates)
+            reg, opt, updates = updated(self.reg_tx, grads, opt, reg)
             norms = {"reg_grad_norm": optax.tree.norm(grads)}
             scalars = {"reg_loss": loss, **norms, "reg_update_norm": optax.tree.norm(updates)}
         return reg, opt, scalars
 
-    def _reg_gradients(self, reg: Any, frozen: Frozen, parts: Any) -> tuple[Any, Array]:
-        def of(part: Any):
+    def _reg_gradients(
+        self, reg: nnx.State | None, frozen: Frozen, parts: PyTree
+    ) -> tuple[nnx.State, Array]:
+        """Gradients of Eq. 7 by the adapters, and its value; means over the microbatches."""
+
+        def of(part: PyTree) -> tuple[PyTree, PyTree]:
             made, (t, noise) = part
 
             def loss(reg: nnx.State):
@@ -232,14 +260,17 @@ class Trainer:
         return accumulate(of, parts)[0]
 
     def _criticise(
-        self, state: TrainState, microbatches: Microbatch, made: dict[str, Any]
-    ) -> tuple[Any, Any, Scalars]:
-        """The critic's update, on the generator's images."""
+        self, state: TrainState, microbatches: Microbatch, made: dict[str, Array | None]
+    ) -> tuple[nnx.State | None, optax.OptState | None, Scalars]:
+        """The critic's update, on the generator's images.
+
+        Returns its parameters, its optimizer's state, and scalars.
+        """
         graph = self.critic
         if graph is None:
             return state.critic, state.critic_opt, {}
 
-        def of(part: Any):
+        def of(part: PyTree) -> tuple[PyTree, PyTree]:
             images, microbatch = part
 
             def loss(params: nnx.State):
@@ -250,9 +281,8 @@ class Trainer:
             return jax.grad(loss, has_aux=True)(state.critic), ()
 
         (grads, scalars), _ = accumulate(of, (made["image"], microbatches))
-        updates, opt = self.tx.update(grads, state.critic_opt, state.critic)
-        scalars["critic_grad_norm"] = optax.tree.norm(grads)
-        return optax.apply_updates(state.critic, updates), opt, scalars
+        critic, opt, _ = updated(self.tx, grads, state.critic_opt, state.critic)
+        return critic, opt, {**scalars, "critic_grad_norm": optax.tree.norm(grads)}
 
     def images(self, params: nnx.State, frozen: Frozen, batch: Batch) -> Image:
         """Reconstruction (vae), one-step estimate from t = 500 (diffusion), or restored picture."""
@@ -270,6 +300,7 @@ class Trainer:
 
 
 def _estimate(model: OneStepRestorer, hq: Image, seed: int) -> Image:
+    """What a small prior makes in one step of HQ pictures with noise of half the schedule."""
     z0 = model.encode(hq)
     t = jnp.full(z0.shape[:1], Schedule.num_train_timesteps // 2, jnp.int32)
     z = Schedule().add_noise(z0, jax.random.normal(jax.random.key(seed), z0.shape), t)
@@ -281,7 +312,9 @@ def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
     if config.run.kind != "restorer" or not config.loss.vsd:
         return None
     make = partial(UNet2DConditionModel, model.unet, dtype=DTYPES[config.run.precision])
+    # Shapes are enough: the weights are those of the generator's frozen U-Net.
     plain, adapted = (abstract(lambda rngs: make(rngs=rngs)) for _ in "ab")
+    # The second word tells what is drawn apart: 1 the regularizer's adapters, 2 the critic.
     rng = np.random.default_rng([config.run.seed, 1])
     inject_regularizer(adapted, config.lora, config.loss.reg_lora_scope, rng)
     remat.set_policy(adapted, config.run.remat)
@@ -289,12 +322,13 @@ def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
 
 
 def _critic(config: Config) -> Critic | None:
-    """A critic drawn by the seed, where a run has one; it begins without an opinion."""
+    """A critic drawn by the seed, where a run has one."""
     if not has_critic(config):
         return None
     width, exact = config.loss.critic_width, jnp.float32
     critic = abstract(lambda rngs: Critic(width, rngs=rngs, dtype=exact, param_dtype=exact))
     draw_parameters(critic, np.random.default_rng([config.run.seed, 2]))
+    # It begins without an opinion: every logit is 0, and no picture is better than another.
     begin_at_zero(critic.conv_out)
     return critic
 
@@ -312,6 +346,7 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
         lpips = load_part(folder, "lpips", precision=config.run.precision)
         store_as_computed(lpips, False)
     store_as_computed(restorer, trainable(config))
+    # The programs and their arguments; guidance needs the negative prompt's tokens too.
     trainer = Trainer(config, model, restorer)
     state, frozen = trainer.start(restorer, lpips)
     if trainer.regularizer and config.loss.cfg_vsd != 1.0:
@@ -321,7 +356,8 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
 
 
 def _check_lengths(config: Config, model: ModelConfig, length: int) -> None:
-    """Guidance runs both prompts as one batch."""
+    """Raises ConfigError where the negative prompt has not as many tokens as HFIE's."""
+    # Guidance runs both prompts as one batch.
     if config.prompt.kind == "hfie" and model.hfie.num_queries != length:
         pair = f"{length} tokens, HFIE's {model.hfie.num_queries}"
         raise ConfigError(f"loss.cfg_vsd: the negative prompt has {pair}; set it to 1")

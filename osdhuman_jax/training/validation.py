@@ -35,7 +35,11 @@ NOT_FINITE = (255, 0, 255)
 
 
 def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Names and the first `eval_images` pictures of the validation sources, degraded by a seed."""
+    """Names and pictures of the validation, the latter uint8 arrays "hq" and, if degraded, "lq".
+
+    They are the first `eval_images` of the validation's sources, or else of the training's. Raises
+    DataError where the sources hold nothing that can be read.
+    """
     source = open_sources(config.run.eval_sources or config.data.sources)
     images = min(config.run.eval_images, len(source))
     # The paper's degradation alone, whatever mixture a run trains on: its values compare.
@@ -44,7 +48,9 @@ def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
     samples = [make_sample(source, data, 0, index) for index in range(images)]
     # A picture that cannot be read has given its place to the next one that can.
     read = [(s["index"] + len(s["failures"])) % len(source) for s in samples]
-    pictures = {k: np.stack([s[k] for s in samples]) for k in ("hq", "lq") if k in samples[0]}
+    pictures = {"hq": np.stack([s["hq"] for s in samples])}
+    if degraded := [s["lq"] for s in samples if "lq" in s]:
+        pictures["lq"] = np.stack(degraded)
     return [source.name(index) for index in read], pictures
 
 
@@ -70,10 +76,11 @@ class Validator:
     def __call__(
         self, params: nnx.State, val: Mapping[str, np.ndarray]
     ) -> tuple[Images, list[float]]:
-        """Pictures in [-1, 1], and their LPIPS or an empty list.
+        """The pictures of `val` restored with `params`, in [-1, 1], and their LPIPS if measured.
 
         Raises interruption.Stopped where a signal was noted while the programs were compiled.
         """
+        # One at a time: so it needs no memory that the training leaves free.
         pictures, distances = [], []
         for i in range(len(val["hq"])):
             image, distance = self._run(params, {k: v[i : i + 1] for k, v in val.items()})
@@ -85,6 +92,7 @@ class Validator:
         """One picture, and its LPIPS if there is one; in a thread of its own the first time."""
 
         def work() -> tuple[Images, list[float]]:
+            # A picture is too little to be split: every device computes the same.
             batch = put_everywhere(self._mesh, dict(one))
             image = self._images(params, self._frozen, batch)
             distance = self._lpips(self._frozen, image, batch) if self._lpips else np.empty(0)
@@ -138,7 +146,8 @@ def picture_metrics(
 
     `distances` are the pictures' LPIPS, if measured. An output that is not finite has NaN as each.
     """
-    finite = np.isfinite(images).all(axis=(1, 2, 3))
+    # Measured as a person would see it, in 8 bits.
+    finite = np.isfinite(images).all(axis=(1, 2, 3))  # [B]
     pairs = list(zip(_shown(images), hq, strict=True))
     found = {
         "val_psnr_y": [psnr_y(a, b) for a, b in pairs],
@@ -154,11 +163,13 @@ def sample_grid(images: Images, batch: Mapping[str, np.ndarray]) -> Grid:
 
     An output that is not finite is magenta.
     """
+    # Pictures of a column one below the other, then the columns side by side.
     columns = [*([batch["lq"]] if "lq" in batch else []), _shown(images), batch["hq"]]
     return np.concatenate([np.concatenate(list(c), axis=0) for c in columns], axis=1)
 
 
 def _shown(images: Images) -> UInt8[np.ndarray, "b h w 3"]:
+    """Outputs in 8 bits; one that is not finite has no pixels, and is magenta."""
     finite = np.isfinite(images).all(axis=(1, 2, 3))
     shown = np.empty(images.shape, np.uint8)
     shown[finite], shown[~finite] = to_uint8(images[finite]), NOT_FINITE

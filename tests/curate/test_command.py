@@ -14,9 +14,11 @@ import pytest
 from curation_runs import SETTINGS
 
 from benchmarks.curate import write_set
-from curate import demo, run
-from curate.config import CurateConfig
+from curate import demo
+from curate.config import ConfigError, CurateConfig, put
+from curate.curation import notes
 from curate.engine.ledger import ShardLedger
+from curate.plan import CurationPlan, read_plan
 from curate.selection.manifest import manifest_parts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -80,10 +82,26 @@ def test_calibrated_thresholds_are_shown_beside_the_usual_ones():
     config = CurateConfig()
     config.select.calibrate = 0.744
     facts = {"metrics": ["clipiqa", "niqe"], "thresholds": {"clipiqa": 0.71234, "niqe": 3.5}}
-    lines = run.notes(facts | {"settings": asdict(config), "blur_min": 61.23}, [])
+    lines = notes(facts | {"settings": asdict(config), "blur_min": 61.23}, [])
     assert "thresholds: clipiqa 0.7123, niqe 3.5" in lines
     assert any("keep 74.4%" in line and "musiq 70, niqe 4" in line for line in lines)
     assert "not computed: brisque, maniqa, musiq" in lines[1] and "61.2" in lines[-1]
+
+
+def test_a_section_of_settings_takes_no_value():
+    config = CurateConfig()
+    with pytest.raises(ConfigError, match="select=0.5"):
+        put(config, "select", "0.5")
+    assert config == CurateConfig()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_plan_that_an_editor_saved_is_read(tmp_path, encoding):
+    plan = CurationPlan(CurateConfig(), [], review="/prüfung.csv")
+    plan.write(tmp_path)
+    text = (tmp_path / "plan.json").read_text(encoding="utf-8")
+    (tmp_path / "plan.json").write_text(text, encoding=encoding)
+    assert read_plan(tmp_path) == plan
 
 
 if COCO := os.environ.get("COCO_VAL2017"):  # a folder with val2017/ and the instances json

@@ -13,7 +13,7 @@ from curate.cropping.detect import read_boxes
 from curate.engine.ledger import ShardLedger
 from curate.engine.parquet import read_rows
 from curate.selection.barred import pictures
-from curate.selection.select import read_review
+from curate.selection.reviews import read_review
 
 
 def test_pictures_that_were_added_are_found_after_two_markers_are_gone(tmp_path):

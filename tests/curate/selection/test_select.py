@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from curate.config import CurateConfig
+from curate.selection.decisions import read_statistics
 from curate.selection.pool import Pool, SelectError
-from curate.selection.select import choose_test, fails, rank_pool, read_statistics, sample_test
+from curate.selection.ranking import rank_pool
+from curate.selection.sampling import choose_test, fails, sample_test
 
 PASSING = {"clipiqa": 0.7, "maniqa": 0.7, "musiq": 72.0, "niqe": 3.0}
 
