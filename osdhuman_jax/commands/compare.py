@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from osdhuman_jax.cli import Parser, check_file, end, some_path, some_text
+from osdhuman_jax.cli import Parser, bar, check_file, end, some_path, some_text
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import ImageError, read_rgb, write_png
 from osdhuman_jax.images.listing import named_images, real
@@ -182,7 +182,13 @@ def _rows(folders: dict[str, Path], names: Sequence[str] | None, count: int) -> 
         raise ValueError("the columns have no picture of one name")
     if absent := [name for name in wanted if name not in common]:
         raise ValueError(f"not in every column: {', '.join(absent)}")
-    return [Row([_read(found[name]) for found in files.values()], (name,)) for name in wanted]
+    # Large photographs take a second each to decode.
+    rows = []
+    with bar(len(wanted), "row", shown=len(wanted) > 1) as progress:
+        for name in wanted:
+            rows.append(Row([_read(found[name]) for found in files.values()], (name,)))
+            progress.update()
+    return rows
 
 
 def _read(path: Path) -> Pixels:

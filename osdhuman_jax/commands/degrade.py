@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from osdhuman_jax.cli import Parser, check_folder, end, some_path
+from osdhuman_jax.cli import Parser, bar, check_folder, end, say, some_path
 from osdhuman_jax.config import DegradationConfig
 from osdhuman_jax.degrade.second_order import (
     MIN_SIDE,
@@ -61,13 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # One by one; a picture that cannot be degraded does not stop the others.
     work = _make_pair if args.profile else _degrade_file
     lines = []
-    for index, (source, name, targets) in enumerate(jobs):
-        try:
-            entry = work(source, targets, index, args)
-        except (OSError, ValueError) as error:
-            print(f"degrade: {spelled(source)}: {error}", file=sys.stderr)
-            continue
-        lines.append(json.dumps({"file": name, "seed": args.seed, **entry}) + "\n")
+    with bar(len(jobs), "picture", shown=len(jobs) > 1) as progress:
+        for index, (source, name, targets) in enumerate(jobs):
+            try:
+                entry = work(source, targets, index, args)
+                lines.append(json.dumps({"file": name, "seed": args.seed, **entry}) + "\n")
+            except (OSError, ValueError) as error:
+                say(f"degrade: {spelled(source)}: {error}")
+            progress.update()
     if not lines:
         return 2
     # The log is written at the end, so that it is of whole runs alone.

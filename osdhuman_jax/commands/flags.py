@@ -6,8 +6,8 @@ makes the one line that a person reads. The standard library alone is imported: 
 
 import argparse
 import logging
-import sys
 
+from osdhuman_jax.cli import say
 from osdhuman_jax.images.formats import LOSSLESS
 from osdhuman_jax.inference.memory import parse_bytes
 
@@ -56,9 +56,7 @@ class _AboveTheBar(logging.Handler):
     """Writes a line to the terminal, past a progress bar that may be there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm  # where nothing is said it is not needed
-
-        tqdm.write(self.format(record), file=sys.stderr)
+        say(self.format(record))
 
 
 def speak() -> None:

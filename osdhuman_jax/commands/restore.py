@@ -10,13 +10,13 @@ named), 130 interrupted.
 """
 
 import argparse
-import signal
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from osdhuman_jax.cli import Parser, bar, called, check_folder, some_path, some_text
+from osdhuman_jax.cli import Parser, bar, called, check_folder, end, some_path, some_text
 from osdhuman_jax.commands.flags import count, factor, memory, quality, share, speak
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.formats import LOSSLESS, SUFFIXES
@@ -32,7 +32,6 @@ from osdhuman_jax.inference.settings import (
     identity,
     read_identity,
 )
-from osdhuman_jax.interruption import leave
 from osdhuman_jax.models import BUNDLED
 
 if TYPE_CHECKING:
@@ -140,8 +139,8 @@ def main(argv: list[str] | None = None) -> int:
 
                 pipeline = pipeline or load_pipeline(args)
                 runner = Runner(pipeline, settings, args.output, ledger)
-                with bar(len(jobs), "picture", skipped, len(jobs) > 1) as advance:
-                    runner.run(left, advance)
+                with bar(len(jobs), "picture", skipped, len(jobs) > 1) as progress:
+                    runner.run(left, progress.update)
     except (ValueError, OSError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1 if runner and runner.ledger.has_pictures else 2
@@ -174,13 +173,11 @@ def report(failures: list[tuple[Job, str]], total: int, skipped: int, output: Pa
 
 def command() -> NoReturn:
     """Run the command as the whole process."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
+    # A start makes a million objects that stay, of which a tenth of its time went into looking for
+    # garbage (benchmarks/startup.py).
+    gc.set_threshold(50_000)
     keep_programs()
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print(f"{NAME}: interrupted; the same command goes on where it was", file=sys.stderr)
-        leave(130)
+    end(NAME, main, "the same command goes on where it was")
 
 
 if __name__ == "__main__":
