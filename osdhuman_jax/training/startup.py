@@ -68,7 +68,7 @@ def _parameters(trees: dict[str, Any]) -> str:
 
 
 def _changed_settings(config: Config) -> list[str]:
-    """A line for each section that has settings unlike the defaults; the model's sizes come last."""
+    """A line for each section with settings unlike the defaults; the model's sizes come last."""
     ours, defaults = _flat(to_dict(config)), _flat(to_dict(Config()))
     sections: dict[str, list[str]] = {}
     for name, value in ours.items():
