@@ -151,7 +151,7 @@ def say(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-def call_config(path: Path, *arguments: str) -> Any:
+def call_config(path: Path, *arguments: str) -> object:
     """What a Python file's `get_config` gives. Raises CommandError, in one line, where it cannot.
 
     The file is run, so that anything may be wrong with it.

@@ -235,7 +235,7 @@ def from_dict(cls: type[T], values: object) -> T:
     return cls(**{name: typed(values[name], kind) for name, kind in given.items()})
 
 
-def use_of(meta: dict[str, Any]) -> UseConfig:
+def use_of(meta: Json) -> UseConfig:
     """How the model of a folder's config.json is best used; folders of before 0.2 do not say.
 
     Raises ConfigError where what is said there is not understood.

@@ -8,8 +8,11 @@ interrupted.
 import os
 import socket
 import tempfile
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from osdhuman_jax.images.codec import ImageError, Picture, decode, encode, read_size, to_pillow
 from osdhuman_jax.images.formats import SUFFIXES
@@ -17,8 +20,14 @@ from osdhuman_jax.images.listing import SUFFIXES as LISTED
 from osdhuman_jax.images.sizes import enlarge, scaled_size
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.folder_plan import one_line
-from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.inference.pipeline import Pipeline, Progress
 from osdhuman_jax.inference.settings import COLOR_FIXES
+
+Gradio = Any  # a type of Gradio's, which need not be installed where this file is read
+Message = Mapping[str, Any]  # of ASGI, as are the three below
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 WAITING = 8  # pictures in the queue; the next is asked to come back
 LONGEST = 255  # bytes of a name, as file systems have it
@@ -40,11 +49,11 @@ STYLE = """
 class ContentPolicy:
     """ASGI middleware that adds POLICY to every answer."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Application) -> None:
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 header = (b"content-security-policy", POLICY.encode())
                 message = {**message, "headers": [*message.get("headers", []), header]}
@@ -54,7 +63,12 @@ class ContentPolicy:
 
 
 def restore_file(
-    pipeline: Pipeline, path: Path, upscale: float, color_fix: str, max_pixels: int, progress: Any
+    pipeline: Pipeline,
+    path: Path,
+    upscale: float,
+    color_fix: str,
+    max_pixels: int,
+    progress: Progress | None,
 ) -> tuple[Picture, Picture]:
     """The enlarged input and its restoration, as infer.py makes it.
 
@@ -70,8 +84,8 @@ def restore_file(
     return enlarge(picture, upscale), restored
 
 
-def preview(picture: Picture) -> Any:
-    """Pillow image of at most SHOWN pixels a side, without what the file carries along."""
+def preview(picture: Picture) -> Image.Image:
+    """The picture with at most SHOWN pixels a side, without what the file carries along."""
     image = to_pillow(Picture(picture.rgb))
     image.thumbnail((SHOWN, SHOWN))
     return image
@@ -100,7 +114,7 @@ def _restored(name: str) -> str:
     return Path(name).with_suffix(SUFFIXES["png"]).name
 
 
-def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
+def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradio:
     """The page as Gradio's Blocks; `card` is Markdown about the model."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
@@ -108,8 +122,8 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
         file: tuple[str, str | None] | None,
         upscale: int | float,  # Gradio's sliders give 1 for 1.0
         color_fix: str,
-        progress: Any = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
-    ) -> tuple[Any, Any]:
+        progress: Gradio = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
+    ) -> tuple[tuple[Image.Image, Image.Image], Gradio]:
         if file is None:
             raise gr.Error("Choose a picture first.", print_exception=False)
         path, uploaded = Path(file[0]), file[1]
@@ -138,7 +152,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
         gr.Markdown("# OSDHuman\nHuman body restoration in one diffusion step.")
         with gr.Row():
             with gr.Column(scale=1):
-                file: Any = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(LISTED))
+                file: Gradio = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(LISTED))
                 # Gradio's own drops the name that the browser gave.
                 path_of = file.preprocess
                 file.preprocess = lambda given: given and (path_of(given), given.orig_name)
@@ -162,7 +176,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
-def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
+def serve(page: Gradio, host: str, port: int, max_file_size: int) -> None:
     """Serve the page until interrupted. Raises OSError where the address cannot be had."""
     from gradio import themes  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
     from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]

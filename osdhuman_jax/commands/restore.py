@@ -92,9 +92,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def load_pipeline(args: argparse.Namespace) -> "osdhuman_jax.inference.pipeline.Pipeline":
     """The pipeline that the flags name. Raises ValueError or OSError."""
     # With JAX and Flax, the most of a start: it waits until a picture is to be restored.
-    from osdhuman_jax.inference.pipeline import Pipeline
+    from osdhuman_jax.inference.pipeline import Pipeline, PipelineOptions
 
-    options = {"batch_size": args.batch_size, "max_memory": args.max_memory}
+    options: PipelineOptions = {"batch_size": args.batch_size, "max_memory": args.max_memory}
     if args.checkpoint is None:
         return Pipeline.from_folder(args.model, args.precision, **options)
     workdir, at, step = args.checkpoint.rpartition("@")

@@ -8,9 +8,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from osdhuman_jax.commands.compare import Row, sheet
+from osdhuman_jax.config import Json
 from osdhuman_jax.disk import write_bytes, write_text
 from osdhuman_jax.evaluation import tables
 from osdhuman_jax.evaluation.metrics import Metric
@@ -22,7 +22,7 @@ from osdhuman_jax.images.codec import read_rgb, write_png
 from osdhuman_jax.images.listing import named_images
 
 
-def differences(found: Results, columns: Sequence[Metric]) -> dict[str, dict[str, Any]]:
+def differences(found: Results, columns: Sequence[Metric]) -> dict[str, Json]:
     """Paired differences of each further method from the first, by metric."""
     first, *others = found.values
     return {

@@ -7,9 +7,10 @@ PyTorch's libraries load. Exit status: 0 done, 2 bad input (one line), 130 inter
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from osdhuman_jax.cli import CommandError, Parser, end, some_path, some_text
+from osdhuman_jax.config import Json
 from osdhuman_jax.weights.choices import LAYOUTS, PACKAGE, PROMPTS
 
 
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> str:
     return describe(arguments.output if arguments.command == "import" else arguments.folder)
 
 
-def run_import(options: dict[str, Any]) -> None:
+def run_import(options: Json) -> None:
     """Import what was named. Raises a ValueError on too little, or what does not go together."""
     from osdhuman_jax.training.checkpoint import load_generator
     from osdhuman_jax.weights.importer import import_cleaner, import_model

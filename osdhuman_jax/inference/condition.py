@@ -17,6 +17,7 @@ from osdhuman_jax.images.sizes import Pixels
 
 Luma = Float[np.ndarray, "h w"]  # [0, 255]
 
+# Bounds by the 26 photographs: to be clean a picture must pass all three.
 SHARP = 1.2  # gradient of the steepest 5 %, over that after a blur of one pixel
 QUIET = 2.0  # deviation of the noise in flat regions, of 255
 SMOOTH = 1.2  # step at every eighth line, over that at the others
@@ -29,6 +30,7 @@ def remark(picture: Pixels, use: UseConfig, enlarged: bool = False) -> str:
 
     `enlarged` says that it shall come out larger: then a clean one has something to gain.
     """
+    # Size first: of a picture that the model is not made for the rest says little.
     short, (least, most) = min(picture.shape[:2]), use.sides
     if short < least:
         return f"its shorter side has {short} pixels, the model is made for {least} and more"
@@ -81,9 +83,11 @@ def noise(luma: Luma, blurred: Luma) -> float:
 
 def blocking(luma: Luma) -> float:
     """Mean step across JPEG's block edges over that across other lines, both ways; 1: none."""
+    # JPEG's blocks of eight begin at the corner, so the step before every eighth line is theirs.
     ratios = []
     for axis in (0, 1):
         steps = np.abs(np.diff(luma, axis=axis)).mean(1 - axis)
+        # Medians: one edge of the picture along a line would outweigh all blocks.
         means = [float(np.median(steps[i::BLOCK])) for i in range(BLOCK)]
         ratios.append(means[-1] / max(float(np.median(means[:-1])), 0.1))
     return float(np.mean(ratios))

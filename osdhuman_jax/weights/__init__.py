@@ -7,6 +7,7 @@ command line can read its flags without it.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# For type checkers and editors, which do not run `__getattr__`.
 if TYPE_CHECKING:
     from osdhuman_jax.weights.cleaners import Cleaner, load_cleaner
     from osdhuman_jax.weights.extractors import copy_prompter, encode_text, load_prompter
@@ -53,6 +54,7 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """A name of `__all__`, from the module that has it."""
+    # Python asks here for what the module itself does not have, submodules among it.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = import_module(f"{__name__}.{_HOMES.get(name, 'model_folder')}")

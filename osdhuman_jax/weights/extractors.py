@@ -33,6 +33,7 @@ from osdhuman_jax.weights.model_folder import CONFIG, read_configs, read_meta, v
 from osdhuman_jax.weights.parts import load_part, part_config
 from osdhuman_jax.weights.torch_files import WeightsError
 
+# Small files by their places in a model folder.
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 TAGS = ("tags/ram_tag_list.txt", "tags/ram_tag_list_threshold.txt")  # RAM's names
 PROMPT = "prompt.npy"
@@ -57,6 +58,7 @@ def load_prompter(
     """
     folder = Path(folder)
     meta = read_meta(folder)
+    # Folders of version 0.1 do not say; all of them were HFIE's.
     kind = kind or meta.get("prompt", "hfie")
     check_kind(folder, meta, kind)
     if kind == "hfie":
@@ -67,6 +69,7 @@ def load_prompter(
         if kind == "fixed":
             model, _ = read_configs(folder, meta)
             return load_prompt(folder / PROMPT, model.unet.cross_attention_dim)
+        # Both kinds that are left are text, which CLIP turns into tokens.
         encode = _text_encoder(folder, meta, precision)
         if kind == "null":
             return null_prompter(encode)
@@ -132,6 +135,7 @@ def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:
     Without a file of thresholds every tag has RAM's usual one. Raises WeightsError where the names
     are missing, the files of unlike lengths or the thresholds no probabilities.
     """
+    # RAM's repository keeps both in one folder, under these names.
     names_file, limits_file = (folder / Path(name).name for name in TAGS)
     try:
         names = names_file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
@@ -145,6 +149,7 @@ def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:
         raise WeightsError(f"{folder}: its lists of tags are not UTF-8 ({error})") from error
     except ValueError as error:
         raise WeightsError(f"{limits_file}: a number a line is needed ({error})") from error
+    # A list shifted by a line would give every tag its neighbour's threshold, in silence.
     if len(names) != len(limits):
         raise WeightsError(f"{folder}: {len(names)} tags and {len(limits)} thresholds")
     if not ((limits >= 0) & (limits <= 1)).all():
