@@ -24,6 +24,7 @@ renamed.install()
 
 def __getattr__(name: str) -> object:
     """`Restorer` at its first use: modules that need no JAX are imported without it."""
+    # Python asks here for what the module itself does not have.
     if name == "Restorer":
         from osdhuman_jax.api import Restorer
 

@@ -48,6 +48,7 @@ class Restorer:
         The rest is as infer.py's flags; `max_memory` is 2**32 or "4GiB".
         Raises ValueError or FileNotFoundError on a folder that is no whole model.
         """
+        # As on the command line, or a number.
         limit = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
         pipeline = Pipeline.from_folder(model, precision, batch_size=batch_size, max_memory=limit)
         return cls(pipeline)
@@ -93,9 +94,11 @@ class Restorer:
         """
         # An array is no sequence by this test, nor is a Pillow image.
         several = isinstance(images, Sequence)
+        # What comes in is proved, one by one, before the first is computed.
         given = list(images) if several else [images]
         with want_of_memory_said():
             pictures = [_picture(image) for image in given]
+            # Together, so that pictures of one size share a batch.
             restored = self.pipeline.restore(pictures, upscale, color_fix, blend, progress)
             results = [_like(image, p) for image, p in zip(given, restored, strict=True)]
         return results if several else results[0]
@@ -107,6 +110,7 @@ def _picture(image: AnyStill) -> Picture:
         return from_pillow(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"a picture is a NumPy array or a Pillow image, not {type(image).__name__}")
+    # Floats are refused: nobody can tell [0, 1] from [-1, 1] or [0, 255] by looking.
     fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
     if not fits or not image.size or image.dtype not in (np.uint8, np.uint16):
         want = "uint8 or uint16 of shape (height, width) or (height, width, 3 or 4)"

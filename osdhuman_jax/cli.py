@@ -32,6 +32,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds a flag's default to its help, unless there is none or the help tells of it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        # A default of None, False or "" tells a person nothing.
         told = "default" in (action.help or "")
         return action.help if told or not action.default else super()._get_help_string(action)
 
@@ -40,6 +41,7 @@ class Parser(argparse.ArgumentParser):
     """Shows defaults, takes no abbreviations, and refuses in one line with status 2."""
 
     def __init__(self, prog: str, description: str = "", **options: Any) -> None:
+        # Abbreviations would take a new flag's beginning for an old flag.
         options = {"formatter_class": _Formatter} | options
         super().__init__(prog, description=description, allow_abbrev=False, **options)
 
@@ -160,11 +162,13 @@ def call_config(path: Path, *arguments: str) -> object:
     if not path.is_file():
         what = "a folder, not a file" if path.is_dir() else "no such file"
         raise CommandError(f"{spelled(path)}: {what}; {advice}")
+    # As a module of its own: the name of the file need not be one that Python could import.
     spec = importlib.util.spec_from_file_location("given_config", path)
     if spec is None or spec.loader is None:
         raise CommandError(f"{spelled(path)}: not a Python file; {advice}")
     module = importlib.util.module_from_spec(spec)
     try:
+        # Whatever the file does wrong, a person gets one line that names the file.
         spec.loader.exec_module(module)
         return module.get_config(*arguments)
     except (Exception, SystemExit) as error:

@@ -31,6 +31,7 @@ def define_config(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -
         flag = word.lstrip("-").partition("=")[0]
         if word.startswith("-") and flag.startswith("config."):
             _check_setting(config, flag)
+    # ml_collections checks each value's type by the field's annotation.
     config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=rest)
     return rest
 

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the teacher")
     try:
         arguments = parser.parse_args(argv)
+        # What argparse cannot refuse.
         if arguments.count < 1 or arguments.seed < 0:
             parser.error("--count takes at least 1, --seed at least 0")
         # JAX, Grain and the networks, which `--help` does without.

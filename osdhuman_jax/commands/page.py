@@ -75,6 +75,7 @@ def restore_file(
     Raises ImageError on a file that is no picture or a larger one than `max_pixels` (after
     `upscale`), which its header tells before it is decoded, and RestoreError.
     """
+    # By the header: a page is open to whoever reaches it, and a bomb is small before it is decoded.
     height, width = scaled_size(read_size(path, max_pixels), upscale)
     if height * width > max_pixels:
         limit = f"{max_pixels / 1e6:g} million"
@@ -86,6 +87,7 @@ def restore_file(
 
 def preview(picture: Picture) -> Image.Image:
     """The picture with at most SHOWN pixels a side, without what the file carries along."""
+    # Profile and EXIF, where a photograph was taken for one, stay out of the page.
     image = to_pillow(Picture(picture.rgb))
     image.thumbnail((SHOWN, SHOWN))
     return image
@@ -104,6 +106,7 @@ def download_name(path: Path, uploaded: str | None) -> str:
 def _is_name(text: str) -> bool:
     """Whether a file in a folder can have this name, and its restoration too."""
     try:
+        # A browser may state anything, a path out of the folder too.
         odd = text != Path(text).name or text in ("", "..") or "\0" in text
         return not odd and len(os.fsencode(_restored(text))) <= LONGEST
     except UnicodeEncodeError:  # half a character of UTF-16, as JSON may have it
@@ -124,6 +127,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
         color_fix: str,
         progress: Gradio = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
     ) -> tuple[tuple[Image.Image, Image.Image], Gradio]:
+        # What a person did wrong comes back as a message on the page, without a traceback.
         if file is None:
             raise gr.Error("Choose a picture first.", print_exception=False)
         path, uploaded = Path(file[0]), file[1]
@@ -137,9 +141,11 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
                 max_pixels,
                 lambda done, total: progress((done, total), unit="tiles"),
             )
+            # PNG, whatever came in: the download is what was restored, to the bit.
             data = encode(after)
         except (ImageError, RestoreError, OSError, MemoryError) as error:
             raise gr.Error(f"{path.name}: {one_line(error)}", print_exception=False) from None
+        # A folder for each: two visitors may have pictures of one name.
         result = Path(tempfile.mkdtemp(dir=folder)) / download_name(path, uploaded)
         result.write_bytes(data)
         download = gr.DownloadButton(value=str(result), interactive=True)
@@ -169,8 +175,10 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
                 slider = gr.ImageSlider(
                     label="Before | after", type="pil", interactive=False, buttons=["fullscreen"]
                 )
+        # Below: what the model is, for whoever wants to know.
         with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
             gr.Markdown(card)
+        # One picture at a time: two would need twice the memory that was planned.
         inputs, outputs = [file, upscale, color_fix], [slider, download]
         button.click(restore, inputs, outputs, api_visibility="private", concurrency_limit=1)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
@@ -188,6 +196,7 @@ def serve(page: Gradio, host: str, port: int, max_file_size: int) -> None:
         raise OSError(f"--host {host} --port {port}: {error}; name another address") from error
     # The default theme's own fonts come from a font server
     theme = themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    # Nothing of Gradio's that asks another machine: no tunnel, no links, no server of Node.
     _, url, _ = page.launch(
         server_name=host,
         server_port=port,

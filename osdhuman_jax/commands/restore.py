@@ -49,6 +49,7 @@ SHOWN = 20  # remarks that are told one by one
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser(NAME, "Restore photographs of people in one diffusion step.")
+    # What is restored, and where it goes.
     add = parser.add_argument
     add(
         "pictures",
@@ -59,6 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--input", type=some_text, help="the same as a flag")
     add("--output", type=some_path, help=OUTPUT_HELP)
+    # By which model.
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "--model", type=some_path, default=BUNDLED, help="folder; default: the bundled one"
@@ -69,6 +71,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="WORKDIR[@STEP]",
         help="training run to load instead",
     )
+    # How, and in which form.
     add("--upscale", type=factor, default=1.0, help="enlarge by this factor (>= 1) beforehand")
     add("--color_fix", choices=COLOR_FIXES, help="take the input's colours; default: the model's")
     add("--blend", type=share, help="1: the restored picture, 0: the input; default: the model's")
@@ -79,6 +82,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max_memory", type=memory, help="bytes for the model, as 4GiB; default: half the host's")
     add("--overwrite", action="store_true", help="replace outputs of other inputs or settings")
     args = parser.parse_args(argv)
+    # What argparse cannot refuse.
     if (args.input is None) == (args.pictures is None):
         parser.error("name what to restore once: as INPUT or by --input")
     # Scripts that say --input have always had to say --output: a forgotten one is not guessed.
@@ -97,6 +101,7 @@ def load_pipeline(args: argparse.Namespace) -> "osdhuman_jax.inference.pipeline.
     options: PipelineOptions = {"batch_size": args.batch_size, "max_memory": args.max_memory}
     if args.checkpoint is None:
         return Pipeline.from_folder(args.model, args.precision, **options)
+    # A folder may have an @ in its name: only a number behind the last one is a step.
     workdir, at, step = args.checkpoint.rpartition("@")
     if not (at and step.isdecimal()):
         workdir, step = args.checkpoint, ""
@@ -144,6 +149,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1 if runner and runner.ledger.has_pictures else 2
+    # What was not asked of the model is said last, where it is seen.
     if others:
         print(f"not restored: {others}", file=sys.stderr)
     if runner:

@@ -23,6 +23,7 @@ from osdhuman_jax.inference.pipeline import Pipeline
 SIDE = 512  # pixels of a crop, for a teacher that restores at a quarter of the side
 ZOOM = (1.0, 2.2)  # how much larger than the photograph: a face then is as large as in a portrait
 LOG = "labels.jsonl"
+# By their names on disk, where `data.sources` finds them.
 KINDS = ("lq", "teacher")  # folders
 
 
@@ -32,6 +33,7 @@ def crop(source: Source, seed: int, number: int) -> Image8:
     epoch, place = divmod(number, len(source))
     index = int(epoch_order(seed, epoch, len(source))[place])
     rng = sample_rng(seed, epoch, index)
+    # Drawn in one fixed order, so that a number means one crop.
     zoom = rng.uniform(*ZOOM)
     photograph, _ = read_pixels(source, index)
     window = random_crop(photograph, rng, SIDE, round(min(photograph.shape[:2]) * zoom))
@@ -65,6 +67,7 @@ def make_pairs(arguments: argparse.Namespace) -> int:
     """Make the pairs that are missing; returns how many. Raises ValueError or OSError."""
     check_folder("output", arguments.output)
     source, output = open_source(arguments.input), arguments.output
+    # Whatever can be wrong is known before a folder is made.
     pipeline = Pipeline.from_folder(arguments.model, arguments.precision)
     identity = {"seed": arguments.seed, "photographs": len(source), "model": pipeline.model.digest}
     for kind in KINDS:

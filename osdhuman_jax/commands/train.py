@@ -11,7 +11,6 @@ full or a file cannot be read or written; 75 stopped by SIGTERM or SIGINT: run i
 
 import errno
 import logging as standard_logging
-import signal
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +30,7 @@ PROFILE = flags.DEFINE_integer("profile", 0, "Write a trace of this many steps t
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
 PROCESSES = flags.DEFINE_integer("processes", -1, "How many processes there are.")
 PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
+# Errors that room on the disk would mend.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REASONS = {
     NOT_FINITE: "loss or gradient not finite in too many steps in a row (optim.max_nonfinite), "
@@ -42,6 +42,7 @@ REASONS = {
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but a bad flag or config file is one line and status 2."""
+    # Before absl looks: its help needs a config that can be read.
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
         print(usage())
         sys.exit(DONE)
@@ -67,7 +68,7 @@ def usage() -> str:
 
 
 def fail(status: int, reason: object) -> NoReturn:
-    """One line, and the process's end."""
+    """Write one line to stderr and end the process."""
     print(f"{NAME}: {reason}", file=sys.stderr)
     leave(status)
 
@@ -75,7 +76,7 @@ def fail(status: int, reason: object) -> NoReturn:
 def quieter_hook(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Without what TensorStore's threads say, an array at a time, after a write has failed."""
+    """Python's hook, silent on what TensorStore's threads say after a write has failed."""
     if not (kind is RuntimeError and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, trace)
 
@@ -95,8 +96,6 @@ def run(_) -> None:
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)
     sys.excepthook = quieter_hook
-    # As Ctrl-C, until the loop begins, which has handlers of its own.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # The loader's workers are processes; threads of OpenCV in each would only contend.
     cv2.setNumThreads(1)
     # Each way to fail has one line and one status, on which scripts and batch systems rely.

@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         type=some_text,
         help=f"RealESRGAN_x4plus.pth, .safetensors, ncnn's .param or .bin, or {PACKAGE}; alone",
     )
+    # Parts beside the restorer, and where its prompt comes from.
     make.add_argument("--dape", type=some_text, help="DAPE.pth: the tagger for degraded pictures")
     make.add_argument(
         "--lpips",
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--generator", type=some_text, help="osediff.pkl, a model folder or a workdir of train.py"
     )
+    # Where it goes.
     make.add_argument("--output", required=True, type=some_path)
     make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
     make.add_argument("--overwrite", action="store_true")

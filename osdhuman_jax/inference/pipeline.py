@@ -202,6 +202,7 @@ class Pipeline:
             # Batches of one padded size, whose outputs go back to where their pictures stood.
             inputs = [enlarge(picture, upscale) for picture in pictures]
             for indices in self.batches([picture.size for picture in inputs]):
+                # What the network is given of each, and what it makes of them together.
                 batch = [self.seen(pictures[i], inputs[i]) for i in indices]
                 outputs = self.compute(batch, progress)
                 for i, output in zip(indices, outputs, strict=True):

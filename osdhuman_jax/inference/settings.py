@@ -52,6 +52,7 @@ def read_identity(folder: Path) -> ModelIdentity | None:
 
 def chosen(use: UseConfig, color_fix: str | None, blend: float | None) -> tuple[str, float]:
     """Colour fix and blend that are asked for, or (None) with which a model is best used."""
+    # What a person asks for counts before what the model is best used with.
     color_fix = use.color_fix if color_fix is None else color_fix
     return color_fix, use.blend if blend is None else blend
 

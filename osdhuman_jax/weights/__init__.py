@@ -57,5 +57,6 @@ def __getattr__(name: str) -> object:
     # Python asks here for what the module itself does not have, submodules among it.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Its module keeps what was loaded: a second use costs a look into a dictionary.
     home = import_module(f"{__name__}.{_HOMES.get(name, 'model_folder')}")
     return getattr(home, name)

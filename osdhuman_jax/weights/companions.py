@@ -100,6 +100,7 @@ def _swin_sizes(path: Path, source: Mapping[str, Tensor]) -> SwinConfig:
         width = source["image_proj.weight"].shape[0]
         # A table of relative positions has (2 window - 1) squared rows.
         window = (math.isqrt(heads[0][0]) + 1) // 2
+        # The paper's RAM has 24 blocks in four stages; other files of its layout are read alike.
         return SwinConfig(
             image_size=_image_size(source, patch[2], window, len(depths)),
             patch_size=patch[2],

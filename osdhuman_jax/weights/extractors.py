@@ -152,6 +152,7 @@ def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:
     # A list shifted by a line would give every tag its neighbour's threshold, in silence.
     if len(names) != len(limits):
         raise WeightsError(f"{folder}: {len(names)} tags and {len(limits)} thresholds")
+    # Percents, for one, would switch every tag off.
     if not ((limits >= 0) & (limits <= 1)).all():
         raise WeightsError(f"{limits_file}: thresholds are probabilities, from 0 to 1")
     return [name.strip() for name in names], limits

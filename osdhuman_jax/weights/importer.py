@@ -322,6 +322,7 @@ def _provenance(
     found |= {name: {"files": named(part.files)} for name, part in parts.items()}
     if generator:
         found["generator"] = {"source": generator.where, "files": named(generator.files)}
+    # HFIE came with the generator: none was drawn.
     if generator and generator.prompt == "hfie":
         found.pop("hfie")
     return found

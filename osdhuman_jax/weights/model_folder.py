@@ -233,6 +233,7 @@ def save_model(
     files = {BASE: {n: v for n, v in tensors.items() if n not in trained}}
     if trained:
         files[GENERATOR] = {n: tensors[n] for n in sorted(trained)}
+    # Tensors first: a folder without a description is no model yet.
     for name, part in files.items():
         write_safetensors(folder / name, {n: Tensor.of(array) for n, array in part.items()})
     # The description is written last, with the digests of what is there by then.

@@ -66,10 +66,12 @@ def convert(
     for key, tensor in source.items():
         if any(re.fullmatch(pattern, key) for pattern in ignore):
             continue
+        # What the table says of this name, all of whose targets must be there.
         rules = _rules(rename(key), table)
         if not rules or any(name not in targets for name, _ in rules):
             faults["unknown"].append(key)
             continue
+        # Views, whose shapes show what is wrong before a byte is read.
         for name, transform in rules:
             made = tensor.view(transform)
             if name in found:

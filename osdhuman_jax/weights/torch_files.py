@@ -308,6 +308,7 @@ def _legacy(path: Path) -> Untrusted:
 
     # Objects come before their storages, so that places are known only when all is read.
     with path.open("rb") as f:
+        # Five pickles, one behind the other; the fourth is what was saved.
         _, _, machine, root, keys = (_unpickle(path, f, storage) for _ in range(5))
         if not (isinstance(machine, dict) and machine.get("little_endian") is True):
             raise WeightsError(f"{path}: big-endian, which is not supported")
