@@ -17,8 +17,8 @@ from osdhuman_jax.config import Config
 
 def get_config() -> Config:
     config = Config(model=small())
-    # Six samples in ten are the teacher's, all of them heavily degraded. The shares of the others are
-    # of degrade.KINDS: mild, JPEG, small and clean.
+    # Six samples in ten are the teacher's, all of them heavily degraded. The others are, by shares
+    # in the order of degrade.KINDS, mild, JPEG, small and clean.
     config.data.sources = ("data/photos",)
     config.data.labelled = ("data/labelled",)
     config.data.labelled_share = 0.6
