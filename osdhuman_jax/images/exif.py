@@ -7,8 +7,7 @@ what the written picture would make untrue (orientation, sizes, thumbnail).
 
 import math
 import struct
-from collections.abc import Callable, Iterable
-from typing import SupportsFloat
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -111,10 +110,13 @@ def _in_block(image: Image.Image) -> Density | None:
         return None
 
 
-def _sane(pair: Iterable[SupportsFloat] | None, inches: float) -> Density | None:
+def _sane(pair: object, inches: float) -> Density | None:
     """Two densities in pixels per inch, if they are such."""
+    # Callers of Pillow may put anything there, a text for one, which has characters and no numbers.
+    if not isinstance(pair, (tuple, list)):
+        return None
     try:
-        across, down = (float(value) * inches for value in pair or ())
+        across, down = (float(value) * inches for value in pair)
     except _DAMAGE:
         return None
     # Cameras write 0 or 1 where they do not know.
