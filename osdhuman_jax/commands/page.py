@@ -117,6 +117,17 @@ def _restored(name: str) -> str:
     return Path(name).with_suffix(SUFFIXES["png"]).name
 
 
+def write_download(picture: Picture, folder: Path, name: str) -> Path:
+    """Write a restored picture as PNG below `folder`; returns its path, which ends with `name`.
+
+    Raises ImageError or OSError.
+    """
+    # A folder for each: two visitors may have pictures of one name.
+    path = Path(tempfile.mkdtemp(dir=folder)) / name
+    path.write_bytes(encode(picture))
+    return path
+
+
 def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradio:
     """The page as Gradio's Blocks; `card` is Markdown about the model."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
@@ -127,7 +138,6 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
         color_fix: str,
         progress: Gradio = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
     ) -> tuple[tuple[Image.Image, Image.Image], Gradio]:
-        # What a person did wrong comes back as a message on the page, without a traceback.
         if file is None:
             raise gr.Error("Choose a picture first.", print_exception=False)
         path, uploaded = Path(file[0]), file[1]
@@ -141,13 +151,9 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
                 max_pixels,
                 lambda done, total: progress((done, total), unit="tiles"),
             )
-            # PNG, whatever came in: the download is what was restored, to the bit.
-            data = encode(after)
+            result = write_download(after, folder, download_name(path, uploaded))
         except (ImageError, RestoreError, OSError, MemoryError) as error:
             raise gr.Error(f"{path.name}: {one_line(error)}", print_exception=False) from None
-        # A folder for each: two visitors may have pictures of one name.
-        result = Path(tempfile.mkdtemp(dir=folder)) / download_name(path, uploaded)
-        result.write_bytes(data)
         download = gr.DownloadButton(value=str(result), interactive=True)
         return (preview(before), preview(after)), download
 
