@@ -3,7 +3,7 @@
 The same as `osdhuman restore`, which an installed package has; `--help` lists all flags.
 """
 
-from osdhuman_jax.commands.restore import command
+from osdhuman_jax.__main__ import start
 
 if __name__ == "__main__":
-    command()
+    start("restore", "infer.py")

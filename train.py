@@ -3,7 +3,7 @@
 The same as `osdhuman train`, which an installed package has; `--help` lists all settings.
 """
 
-from osdhuman_jax.commands.train import command
+from osdhuman_jax.__main__ import start
 
 if __name__ == "__main__":
-    command()
+    start("train", "train.py")

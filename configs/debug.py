@@ -2,8 +2,8 @@
 
     python train.py --config configs/debug.py --workdir runs/debug
 
-Nothing is learned in 20 steps; what can be seen is that data, step, validation, checkpoints and
-export work here. Most of the time is compilation.
+It takes minutes on two CPU cores, most of them for compiling. Nothing is learned in 20 steps: the
+loss is noise. What can be seen is that data, step, validation, checkpoints and export work here.
 """
 
 from pathlib import Path

@@ -2,8 +2,8 @@
 
     python train.py --config configs/nano.py --workdir runs/nano
 
-After configs/nano_diffusion.py, from whose result it starts. 61 minutes on two CPU cores that had
-other work. `mse` and `structure` fall, `val_psnr_y` rises above the degraded pictures'.
+It starts from the result of configs/nano_diffusion.py and took 61 minutes on two CPU cores that had
+other work. `mse` and `structure` fall, and `val_psnr_y` rises above that of the degraded pictures.
 """
 
 from configs import nano_vae

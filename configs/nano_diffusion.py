@@ -2,8 +2,8 @@
 
     python train.py --config configs/nano_diffusion.py --workdir runs/nano_diffusion
 
-After configs/nano_vae.py, from whose result it starts. 4 minutes on two CPU cores; the loss is that
-of eps-prediction and falls.
+It starts from the result of configs/nano_vae.py and took 4 minutes on two CPU cores. The loss is
+that of eps-prediction, and falls.
 """
 
 from configs import nano_vae

@@ -2,8 +2,8 @@
 
     python train.py --config configs/nano_vae.py --workdir runs/nano_vae
 
-data/photos are the photographs to train on, data/val a few others for the curves. 8.5 minutes on
-two CPU cores. The autoencoder's own output is in samples/, and `val_psnr_y` rises.
+data/photos are the photographs to train on, data/val a few others for the curves. It took 8.5
+minutes on two CPU cores. The autoencoder's own output is in samples/, and `val_psnr_y` rises.
 """
 
 from configs.models import nano

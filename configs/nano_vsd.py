@@ -2,8 +2,8 @@
 
     python train.py --config configs/nano_vsd.py --workdir runs/nano_vsd
 
-After configs/nano.py, from whose result it starts. 19 minutes on two CPU cores; runs/nano_vsd/model
-is what version 0.1 bundled. Beside the data terms VSD changes little at this weight.
+It starts from the result of configs/nano.py and took 19 minutes on two CPU cores. Version 0.1
+bundled its runs/nano_vsd/model. Beside the data terms VSD changes little at this weight.
 """
 
 from configs import nano

@@ -2,11 +2,11 @@
 
     python train.py --config configs/osediff.py --workdir runs/osediff
 
-models/sd21 needs the text encoder and the tags too (`weights import --clip --tags`). Guidance asks
-the frozen regularizer twice, so that a step takes more than that of configs/base.py; how much was
-not analysed, and it has not been run. `vsd` does not start at 0, because of the guidance.
-OSDHuman's paper has of OSEDiff trained on PERSONA, on PERSONA-Val: DISTS 0.1476, LPIPS 0.2756,
-PSNR 22.23, SSIM 0.6342, FID 17.22.
+models/sd21 needs the text encoder and the tags too (`weights import --clip --tags`). This run has
+not been made. Guidance asks the frozen regularizer twice, so that a step takes more than one of
+configs/base.py; how much more, and how many hours that makes, is not measured. `vsd` does not start
+at 0, because of the guidance. OSDHuman's paper trained OSEDiff on PERSONA too, and reports on
+PERSONA-Val: DISTS 0.1476, LPIPS 0.2756, PSNR 22.23, SSIM 0.6342, FID 17.22.
 """
 
 from configs import base

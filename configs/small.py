@@ -7,8 +7,8 @@
     python train.py --config configs/small.py --workdir runs/small
 
 What is heavily degraded is taught by Real-ESRGAN's output of it, all else by the originals. Two CPU
-cores take 1.6 s a step, 18 hours in all; no run has been that long yet (models/nano/README.md). At
-a rate of 1e-3 it learns next to nothing.
+cores take 1.6 s a step, 18 hours in all; no run has been that long yet, and what a shorter one
+reached is in models/nano/README.md. At a rate of 1e-3 it learns next to nothing.
 """
 
 from configs.models import small
@@ -17,6 +17,8 @@ from osdhuman_jax.config import Config
 
 def get_config() -> Config:
     config = Config(model=small())
+    # Six samples in ten are the teacher's, all of them heavily degraded. The others are, by shares
+    # in the order of degrade.KINDS, mild, JPEG, small and clean.
     config.data.sources = ("data/photos",)
     config.data.labelled = ("data/labelled",)
     config.data.labelled_share = 0.6
@@ -26,6 +28,8 @@ def get_config() -> Config:
     config.data.crop = 128
     config.data.batch_size = 8
     config.data.workers = 1
+    # No LPIPS and no VSD, which need networks that two CPU cores cannot run beside it. The mean
+    # absolute error blurs less than the squared one, and a critic makes up for the rest.
     config.loss.mse = 0.0
     config.loss.lpips = 0.0
     config.loss.vsd = 0.0
@@ -38,10 +42,14 @@ def get_config() -> Config:
     config.optim.weight_decay = 0.0
     config.optim.warmup_steps = 200
     config.optim.schedule = "cosine"
+    # The average of about 500 steps is what is validated and exported: a critic makes steps
+    # restless.
     config.optim.ema = 0.998
+    # How it is used, which goes into the model folder.
     config.use.blend = 0.9  # between fidelity and sharpness
     config.use.work_side = 512  # small pictures gain by it (models/nano/README.md)
     config.use.sides = (128, 2048)
+    # Small enough to train every weight, at the precision of the CPU.
     config.run.train = "all"
     config.run.latent = "mode"
     config.run.precision = "fp32"

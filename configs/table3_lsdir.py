@@ -2,8 +2,8 @@
 
     python train.py --config configs/table3_lsdir.py --workdir runs/lsdir
 
-It takes what configs/base.py takes, and has not been run either. The paper has of it, beside
-PERSONA's:
+It takes as long as configs/base.py, and like that one it has not been run. The paper reports of
+both data sets:
 
 | | Val: DISTS | LPIPS | PSNR | SSIM | FID | Test: CLIPIQA | MANIQA | MUSIQ | NIQE |
 |---|---|---|---|---|---|---|---|---|---|

@@ -3,7 +3,8 @@
     python train.py --config configs/table4_dape_hq.py --workdir runs/dape_hq
 
 models/sd21 needs DAPE, the text encoder and the tags too (`weights import --dape --clip --tags`).
-The tags are of the HQ picture in training, of the LQ one in use. It has not been run.
+The tags are of the HQ picture in training, of the LQ one in use. It has not been run, and how long
+a step takes beside one of configs/base.py is not measured.
 
 | PERSONA-Test, from the paper | CLIPIQA | MANIQA | MUSIQ | NIQE |
 |---|---|---|---|---|

@@ -2,7 +2,7 @@
 
     python train.py --config configs/table4_hfie_hq.py --workdir runs/hfie_hq
 
-It takes what configs/base.py takes, and has not been run either.
+It takes as long as configs/base.py, and like that one it has not been run.
 
 | PERSONA-Test, from the paper | CLIPIQA | MANIQA | MUSIQ | NIQE |
 |---|---|---|---|---|

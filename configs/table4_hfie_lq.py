@@ -2,7 +2,7 @@
 
     python train.py --config configs/table4_hfie_lq.py --workdir runs/hfie_lq
 
-What it takes and what the paper reports of it stand there.
+How long it takes, and what the paper reports of it, is in the docstring of configs/base.py.
 """
 
 from configs import base

@@ -3,8 +3,8 @@
     python train.py --config configs/table4_null.py --workdir runs/null
 
 models/sd21 needs the text encoder too (`weights import --clip`). The space is the same for every
-picture, and no prompt is trained: a step takes less than that of configs/base.py. It has
-not been run.
+picture, and no prompt is trained: a step takes less than one of configs/base.py. How much less is
+not measured, for it has not been run.
 
 | PERSONA-Test, from the paper | CLIPIQA | MANIQA | MUSIQ | NIQE |
 |---|---|---|---|---|

@@ -8,7 +8,7 @@ The import is light: JAX is loaded when `Restorer` is used for the first time. `
 one place of the package's number; the wheel takes it from here.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from osdhuman_jax import renamed
 
@@ -22,8 +22,9 @@ __version__ = "0.2.0.dev0"
 renamed.install()
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`Restorer` at its first use: modules that need no JAX are imported without it."""
+    # Python asks here for what the module itself does not have.
     if name == "Restorer":
         from osdhuman_jax.api import Restorer
 

@@ -8,6 +8,7 @@ that no command waits for what another one needs.
 
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 from osdhuman_jax import __version__
 
@@ -30,21 +31,42 @@ def usage() -> str:
     return "\n".join([(__doc__ or "").strip(), "", *lines])
 
 
-def main() -> None:
-    """Hand the command line over to the command that it names."""
-    name, rest = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+def start(command: str, name: str) -> NoReturn:
+    """Import a command and run it as the whole process; `name` is what a person called it by."""
+    # Its own end hears Ctrl-C once it runs. Importing takes seconds, in which a person may think
+    # better of it too.
+    try:
+        import_module(f"osdhuman_jax.commands.{command}").command()
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def tell(name: str) -> int:
+    """Answer a command line that names no command; returns the exit status."""
     if name in ("-h", "--help"):
         print(usage())
-    elif name == "--version":
+        return 0
+    if name == "--version":
         print(f"osdhuman {__version__}")
-    elif name not in COMMANDS:
-        there = ", ".join(COMMANDS)
-        print(f"osdhuman: {name!r} is no command; there are {there}", file=sys.stderr)
-        sys.exit(2)
-    else:
+        return 0
+    there = ", ".join(COMMANDS)
+    print(f"osdhuman: {name!r} is no command; there are {there}", file=sys.stderr)
+    return 2
+
+
+def main() -> NoReturn:
+    """Hand the command line over to the command that it names."""
+    name, rest = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    if name in COMMANDS:
         # Commands name themselves in refusals by what was called.
         sys.argv = [f"osdhuman {name}", *rest]
-        import_module(f"osdhuman_jax.commands.{name}").command()
+        start(name, sys.argv[0])
+    # Only commands need flags and files, which this imports.
+    from osdhuman_jax.cli import end
+
+    end("osdhuman", lambda: tell(name))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ module, is `osdhuman_jax.methods.osdhuman.OneStepRestorer`.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,7 @@ from osdhuman_jax.inference.memory import parse_bytes
 from osdhuman_jax.inference.pipeline import Pipeline, Progress, want_of_memory_said
 from osdhuman_jax.models import BUNDLED
 
+AnyStill = Image.Image | np.ndarray
 Still = TypeVar("Still", Image.Image, np.ndarray)
 
 
@@ -47,9 +48,10 @@ class Restorer:
         The rest is as infer.py's flags; `max_memory` is 2**32 or "4GiB".
         Raises ValueError or FileNotFoundError on a folder that is no whole model.
         """
+        # As on the command line, or a number.
         limit = parse_bytes(max_memory) if isinstance(max_memory, str) else max_memory
-        options = {"batch_size": batch_size, "max_memory": limit}
-        return cls(Pipeline.from_folder(model, precision, **options))
+        pipeline = Pipeline.from_folder(model, precision, batch_size=batch_size, max_memory=limit)
+        return cls(pipeline)
 
     @overload
     def __call__(
@@ -77,14 +79,14 @@ class Restorer:
 
     def __call__(
         self,
-        images: Still | Sequence[Still],
+        images: AnyStill | Sequence[AnyStill],
         *,
         upscale: float = 1.0,
         color_fix: str | None = None,
         blend: float | None = None,
         guidance: float | None = None,
         progress: Progress | None = None,
-    ) -> Still | list[Still]:
+    ) -> AnyStill | list[AnyStill]:
         """Restored: one for one, a list for a list; Pillow's for Pillow's, arrays for arrays.
 
         Arrays are uint8 or uint16, (height, width) gray or (height, width, 3 or 4) RGB(A), and come
@@ -95,22 +97,25 @@ class Restorer:
         """
         # An array is no sequence by this test, nor is a Pillow image.
         several = isinstance(images, Sequence)
+        # What comes in is proved, one by one, before the first is computed.
         given = list(images) if several else [images]
         with want_of_memory_said():
             pictures = [_picture(image) for image in given]
+            # Together, so that pictures of one size share a batch.
             restored = self.pipeline.restore(
                 pictures, upscale, color_fix, blend, progress, guidance
             )
-            results: list[Any] = [_like(image, p) for image, p in zip(given, restored, strict=True)]
+            results = [_like(image, p) for image, p in zip(given, restored, strict=True)]
         return results if several else results[0]
 
 
-def _picture(image: Image.Image | np.ndarray) -> Picture:
+def _picture(image: AnyStill) -> Picture:
     """Raises ValueError on an array that is no picture, TypeError on what is no array."""
     if isinstance(image, Image.Image):
         return from_pillow(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(f"a picture is a NumPy array or a Pillow image, not {type(image).__name__}")
+    # Floats are refused: nobody can tell [0, 1] from [-1, 1] or [0, 255] by looking.
     fits = image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))
     if not fits or not image.size or image.dtype not in (np.uint8, np.uint16):
         want = "uint8 or uint16 of shape (height, width) or (height, width, 3 or 4)"
@@ -121,7 +126,7 @@ def _picture(image: Image.Image | np.ndarray) -> Picture:
     return Picture(np.ascontiguousarray(channels[..., :3]), alpha)
 
 
-def _like(image: Image.Image | np.ndarray, picture: Picture) -> Image.Image | np.ndarray:
+def _like(image: AnyStill, picture: Picture) -> AnyStill:
     """The picture in the form of what was given."""
     if isinstance(image, Image.Image):
         return to_pillow(picture)

@@ -1,6 +1,7 @@
-"""What every command line has in common: one line and status 2 for what cannot be done.
+"""What every command line has in common: flags, refusals in one line, a progress bar, the end.
 
-Places are looked at before anything is made there, so that a refused command leaves nothing behind.
+What cannot be done is one line on stderr and status 2. Places are looked at before anything is made
+there, so that a refused command leaves nothing behind.
 """
 
 import argparse
@@ -9,12 +10,18 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from osdhuman_jax.filenames import spelled
+from osdhuman_jax.interruption import leave
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+# Exit statuses as shells give them to a process that a signal ended: 128 and the signal's number.
+INTERRUPTED, UNREAD = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 
 
 class CommandError(ValueError):
@@ -25,6 +32,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
     """Adds a flag's default to its help, unless there is none or the help tells of it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        # A default of None, False or "" tells a person nothing.
         told = "default" in (action.help or "")
         return action.help if told or not action.default else super()._get_help_string(action)
 
@@ -33,6 +41,7 @@ class Parser(argparse.ArgumentParser):
     """Shows defaults, takes no abbreviations, and refuses in one line with status 2."""
 
     def __init__(self, prog: str, description: str = "", **options: Any) -> None:
+        # Abbreviations would take a new flag's beginning for an old flag.
         options = {"formatter_class": _Formatter} | options
         super().__init__(prog, description=description, allow_abbrev=False, **options)
 
@@ -48,14 +57,27 @@ def called(script: str) -> str:
 def end(
     name: str, main: Callable[[], int], advice: str = "give the same command again"
 ) -> NoReturn:
-    """Run a command as the whole process; Ctrl-C and SIGTERM are one line and status 130."""
+    """Run a command as the whole process.
+
+    Ctrl-C and SIGTERM are one line and status 130. Where nobody reads its output any more, as
+    behind `| head -1`, the command ends in silence with status 141.
+    """
     # A service that ends a job sends SIGTERM: what cleans up after Ctrl-C serves both.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sys.exit(main())
+        try:
+            status = main()
+        finally:
+            # A pipe without a reader is noticed here, and not at the interpreter's end.
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{name}: interrupted; {advice}", file=sys.stderr)
-        sys.exit(130)
+        status = INTERRUPTED
+    except BrokenPipeError:
+        # What is still in the buffer must go somewhere when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = UNREAD
+    leave(status)
 
 
 def some_text(text: str) -> str:
@@ -104,21 +126,34 @@ def check_input(flag: str, path: Path) -> None:
         raise CommandError(f"--{flag} {spelled(path)}: cannot be read; name another folder")
 
 
-@contextmanager
-def bar(
-    total: int, unit: str, done: int = 0, shown: bool = True
-) -> Iterator[Callable[[int], object]]:
-    """The progress of a command, on stderr; gives the function that is told how many more are done.
+def bar(total: int, unit: str, done: int = 0, shown: bool = True) -> "tqdm":
+    """A command's progress bar on stderr, a context whose `update(n)` says that n more are done.
 
     `done` were there before, `unit` is one of them in words.
     """
-    from tqdm import tqdm  # where nothing is left to do it is not needed
+    # Where nothing is left to do it is not needed.
+    from tqdm import tqdm
 
-    with tqdm(total=total, initial=done, unit=unit, file=sys.stderr, disable=not shown) as progress:
-        yield progress.update
+    # Pictures differ in size: what is left is told by the mean of many, not by the last few.
+    return tqdm(
+        total=total,
+        initial=done,
+        unit=unit,
+        smoothing=0.05,
+        file=sys.stderr,
+        disable=not shown,
+    )
 
 
-def call_config(path: Path, *arguments: str) -> Any:
+def say(line: str) -> None:
+    """Write a line to stderr, above a progress bar that may be there."""
+    # Where nothing is said it is not needed.
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
+
+
+def call_config(path: Path, *arguments: str) -> object:
     """What a Python file's `get_config` gives. Raises CommandError, in one line, where it cannot.
 
     The file is run, so that anything may be wrong with it.
@@ -127,11 +162,13 @@ def call_config(path: Path, *arguments: str) -> Any:
     if not path.is_file():
         what = "a folder, not a file" if path.is_dir() else "no such file"
         raise CommandError(f"{spelled(path)}: {what}; {advice}")
+    # As a module of its own: the name of the file need not be one that Python could import.
     spec = importlib.util.spec_from_file_location("given_config", path)
     if spec is None or spec.loader is None:
         raise CommandError(f"{spelled(path)}: not a Python file; {advice}")
     module = importlib.util.module_from_spec(spec)
     try:
+        # Whatever the file does wrong, a person gets one line that names the file.
         spec.loader.exec_module(module)
         return module.get_config(*arguments)
     except (Exception, SystemExit) as error:

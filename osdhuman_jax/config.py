@@ -213,6 +213,7 @@ class ConfigError(ValueError):
 
 def to_dict(config: object) -> Json:
     """Plain dict of a config dataclass, tuples as lists: what JSON gives back."""
+    # Field by field, so that JSON has the order of the source.
     fields = dataclasses.fields(config)  # type: ignore[arg-type]
     return {f.name: _plain(getattr(config, f.name)) for f in fields}
 
@@ -228,8 +229,10 @@ def from_dict(cls: type[T], values: object) -> T:
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__}: not a table of fields ({values!r})")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    # A setting that nobody knows is a typing error, or of a later version.
     if unknown := sorted(set(values) - set(fields)):
         raise ConfigError(f"{cls.__name__}: unknown field(s) {', '.join(unknown)}")
+    # Folders of earlier versions lack what was added since, which has its default then.
     required = {name for name, f in fields.items() if not f.metadata.get("added")}
     if missing := sorted(required - set(values)):
         raise ConfigError(f"{cls.__name__}: missing field(s) {', '.join(missing)}")
@@ -241,11 +244,12 @@ def from_dict(cls: type[T], values: object) -> T:
                 return from_dict(option, value)
         return tuple(value) if isinstance(value, list) else value
 
+    # JSON has lists for tuples, and tables for sections.
     given = {name: f.type for name, f in fields.items() if name in values}
     return cls(**{name: typed(values[name], kind) for name, kind in given.items()})
 
 
-def use_of(meta: dict[str, Any]) -> UseConfig:
+def use_of(meta: Json) -> UseConfig:
     """How the model of a folder's config.json is best used; folders of before 0.2 do not say.
 
     Raises ConfigError where what is said there is not understood.

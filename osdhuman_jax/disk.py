@@ -75,7 +75,7 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: object) -> None:
     """Write a JSON file whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 

@@ -18,6 +18,7 @@ def spelled(name: str | os.PathLike[str]) -> str:
     A backslash in a name is spelled `\x5c` where it would read as such a byte, so that two names
     never have one spelling. All other names are their own.
     """
+    # A lone surrogate stands for one byte (PEP 383), which `fsencode` gives back.
     return _ODD.sub(lambda odd: rf"\x{os.fsencode(odd[0])[0]:02x}", os.fspath(name))
 
 

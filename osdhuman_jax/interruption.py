@@ -41,6 +41,7 @@ def apart(work: Callable[[], T], stopped: Callable[[], bool] = lambda: False) ->
     thread = threading.Thread(target=run, name="apart", daemon=True)
     _threads.append(thread)
     thread.start()
+    # Back in Python five times a second: there a handler can run, and `stopped` be asked.
     while not wait([future], PATIENCE).done:
         if stopped():
             raise Stopped

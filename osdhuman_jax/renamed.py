@@ -35,6 +35,7 @@ class RenamedFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Iterable[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        # Cheap for all other names, which Python asks for by the thousand.
         new = RENAMED.get(fullname.removeprefix(PACKAGE))
         if new is None or not fullname.startswith(PACKAGE):
             return None

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (  # the package from the ground up; a name is a folder or a file beside them
-    *("renamed", "filenames", "disk", "cli", "interruption"),
+    *("renamed", "filenames", "disk", "interruption", "cli"),
     *("networks", "config", "images", "methods", "degrade", "data", "weights"),
     *("evaluation", "training", "inference", "models", "api", "commands", "__main__"),
 )

@@ -33,6 +33,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")
     add("--max_memory", type=memory, help="bytes for the model; default: half the host's")
     args = parser.parse_args(argv)
+    # What argparse cannot refuse.
     if not 0 <= args.port < 2**16:
         parser.error(f"--port {args.port} is not between 0 and {2**16 - 1}")
     if args.max_pixels < 1:
@@ -48,15 +49,18 @@ def main(argv: list[str] | None = None) -> int:
     from osdhuman_jax.inference.pipeline import Pipeline
 
     speak()
+    # Gradio reads both when it is imported, which `build` does.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     folder = Path(tempfile.mkdtemp(prefix="osdhuman-page-"))
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     try:
+        # The model and its card, which the page shows, then the page until it is interrupted.
         pipeline = Pipeline.from_folder(args.model, args.precision, max_memory=args.max_memory)
         card = args.model / "README.md"
         text = card.read_text(encoding="utf-8-sig") if card.is_file() else "This model has no card."
         page = build(pipeline, text, args.max_pixels, folder)
         serve(page, args.host, args.port, args.max_file_size)
+    # Gradio is an extra: no other command needs it.
     except ImportError:
         print("app: the page needs the extra: pip install 'osdhuman-jax[app]'", file=sys.stderr)
         return 2
@@ -64,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"app: {error}", file=sys.stderr)
         return 2
     finally:
+        # Pictures that people gave do not outlive the page.
         shutil.rmtree(folder, ignore_errors=True)
     return 0
 

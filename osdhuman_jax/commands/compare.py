@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from osdhuman_jax.cli import Parser, check_file, end, some_path, some_text
+from osdhuman_jax.cli import Parser, bar, check_file, end, some_path, some_text
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import ImageError, read_rgb, write_png
 from osdhuman_jax.images.listing import named_images, real
@@ -26,6 +26,7 @@ from osdhuman_jax.images.listing import named_images, real
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Box = tuple[float, float, float]  # left, top, side as fractions of width, height, shorter side
 
+# The look of a sheet: as in the paper's figures, a red frame and an inset in a corner.
 GAP, HEAD, CAPTION = 6, 34, 22  # pixels
 FRAME = (230, 60, 40)
 DETAIL = 0.2  # side of the detail found, of the picture's shorter side
@@ -83,6 +84,7 @@ def _write(
 
 def fit(image: Pixels, width: int, scene: Sequence[Pixels]) -> Pixels:
     """Scaled to `width` and the proportions of the scene's largest picture."""
+    # A method may give smaller pictures than others: rows stay even.
     h, w = max((other.shape[:2] for other in scene), key=np.prod)
     size = (width, max(1, round(h * width / w)))
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
@@ -91,6 +93,7 @@ def fit(image: Pixels, width: int, scene: Sequence[Pixels]) -> Pixels:
 def focus(images: Sequence[Pixels]) -> Box:
     """The square where pictures of one size disagree most, or one picture has most detail."""
     gray = np.stack([cv2.cvtColor(i, cv2.COLOR_RGB2GRAY).astype(np.float32) for i in images])
+    # A single picture has nothing to disagree with: there edges decide.
     energy = gray.var(axis=0) if len(images) > 1 else cv2.Laplacian(gray[0], cv2.CV_32F) ** 2
     h, w = energy.shape
     side = max(1, round(DETAIL * min(h, w)))
@@ -154,6 +157,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=DIR",
         help="folders, left to right",
     )
+    # Which pictures, and how large.
     add("--output", required=True, type=some_path, help="the sheet, a PNG")
     add("--names", nargs="+", help="pictures to show, without suffix; default: the first ones")
     add("--rows", type=int, default=6, help="how many without --names (%(default)s)")
@@ -182,7 +186,13 @@ def _rows(folders: dict[str, Path], names: Sequence[str] | None, count: int) -> 
         raise ValueError("the columns have no picture of one name")
     if absent := [name for name in wanted if name not in common]:
         raise ValueError(f"not in every column: {', '.join(absent)}")
-    return [Row([_read(found[name]) for found in files.values()], (name,)) for name in wanted]
+    # Large photographs take a second each to decode.
+    rows = []
+    with bar(len(wanted), "row", shown=len(wanted) > 1) as progress:
+        for name in wanted:
+            rows.append(Row([_read(found[name]) for found in files.values()], (name,)))
+            progress.update()
+    return rows
 
 
 def _read(path: Path) -> Pixels:

@@ -9,7 +9,6 @@ import dataclasses
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -32,24 +31,28 @@ def define_config(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -
         flag = word.lstrip("-").partition("=")[0]
         if word.startswith("-") and flag.startswith("config."):
             _check_setting(config, flag)
+    # ml_collections checks each value's type by the field's annotation.
     config_flags.DEFINE_config_dataclass("config", config, flag_values=values, sys_argv=rest)
     return rest
 
 
 def _check_setting(config: Config, flag: str) -> None:
     """Raise CommandError where a flag names no setting."""
-    found: Any = config
+    found: object = config
     for part in flag.split(".")[1:]:
-        name = part.partition("[")[0]  # of a tuple one element may be set
-        names = [field.name for field in dataclasses.fields(found)] if _is_section(found) else []
-        if name not in names:
-            there = f"; there are {', '.join(names)}" if names else ""
+        # Of a tuple one element may be set.
+        name, inside = part.partition("[")[0], _fields(found)
+        if name not in inside:
+            there = f"; there are {', '.join(inside)}" if inside else ""
             raise CommandError(f"--{flag}: no such setting: {name!r}{there} (see --help)")
-        found = getattr(found, name)
+        found = inside[name]
 
 
-def _is_section(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+def _fields(section: object) -> dict[str, object]:
+    """The values of a config dataclass by their names; nothing of a value that is none."""
+    if not dataclasses.is_dataclass(section) or isinstance(section, type):
+        return {}
+    return {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
 
 
 def take_flag(argv: Sequence[str], name: str) -> tuple[str | None, list[str]]:
@@ -82,15 +85,16 @@ def settings(kind: type, prefix: str) -> Iterator[str]:
     yield from _settings(kind(), prefix)
 
 
-def _settings(defaults: Any, prefix: str) -> Iterator[str]:
+def _settings(defaults: object, prefix: str) -> Iterator[str]:
     notes = _notes(type(defaults))
-    for field in dataclasses.fields(defaults):
-        name, value = f"{prefix}.{field.name}", getattr(defaults, field.name)
+    for field, value in _fields(defaults).items():
+        name = f"{prefix}.{field}"
+        # A section has a headline, which is its docstring's, and its own fields below it.
         if dataclasses.is_dataclass(value):
             yield f"\n{name}: {(value.__doc__ or '').splitlines()[0]}"
             yield from _settings(value, name)
         else:
-            yield f"  --{name}={value!r}  {notes.get(field.name, '')}".rstrip()
+            yield f"  --{name}={value!r}  {notes.get(field, '')}".rstrip()
 
 
 def _notes(kind: type) -> dict[str, str]:
@@ -98,9 +102,9 @@ def _notes(kind: type) -> dict[str, str]:
     source = inspect.getsource(kind)
     lines = source.splitlines()
     (body,) = ast.parse(source).body
-    found: dict[str, Any] = {
+    # Python keeps no comments: lines of the source are found by its syntax tree.
+    return {
         node.target.id: lines[(node.end_lineno or 1) - 1].partition("  # ")[2]
         for node in ast.walk(body)
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
     }
-    return found

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from osdhuman_jax.cli import Parser, check_folder, end, some_path
+from osdhuman_jax.cli import Parser, bar, check_folder, end, say, some_path
 from osdhuman_jax.config import DegradationConfig
 from osdhuman_jax.degrade.second_order import (
     MIN_SIDE,
@@ -61,13 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # One by one; a picture that cannot be degraded does not stop the others.
     work = _make_pair if args.profile else _degrade_file
     lines = []
-    for index, (source, name, targets) in enumerate(jobs):
-        try:
-            entry = work(source, targets, index, args)
-        except (OSError, ValueError) as error:
-            print(f"degrade: {spelled(source)}: {error}", file=sys.stderr)
-            continue
-        lines.append(json.dumps({"file": name, "seed": args.seed, **entry}) + "\n")
+    with bar(len(jobs), "picture", shown=len(jobs) > 1) as progress:
+        for index, (source, name, targets) in enumerate(jobs):
+            try:
+                entry = work(source, targets, index, args)
+                lines.append(json.dumps({"file": name, "seed": args.seed, **entry}) + "\n")
+            except (OSError, ValueError) as error:
+                say(f"degrade: {spelled(source)}: {error}")
+            progress.update()
     if not lines:
         return 2
     # The log is written at the end, so that it is of whole runs alone.
@@ -89,14 +90,17 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", required=True, type=some_path, help=f"folder for PNG files and {LOG_NAME}"
     )
     parser.add_argument("--seed", required=True, type=int, help="of all that is drawn")
+    # What is degraded, and what becomes of it before.
     parser.add_argument("--resize_short", type=int, help="first bring the shorter side to this")
     parser.add_argument("--crop", type=int, help="then cut this many pixels square, centred")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    # Which sizes are written.
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="LQ of the HQ's size (the default)")
     size.add_argument("--model_scale", action="store_true", help="LQ of 1/scale the HQ's size")
     size.add_argument("--profile", choices=PROFILES, help=f"a benchmark's {', '.join(PAIR)}")
     args = parser.parse_args(argv)
+    # What argparse cannot refuse, and the profile's own sizes.
     if args.seed < 0:
         parser.error("--seed is negative")
     if any(side is not None and side < MIN_SIDE for side in (args.resize_short, args.crop)):
@@ -113,6 +117,7 @@ def _plan(
     """(source, relative name, targets) of each image, sorted. Raises ValueError if it cannot be."""
     if source.is_dir() and real(output).is_relative_to(real(source)):
         raise ValueError(f"--output {output} lies in --input {source}")
+    # A job for each picture; two of one name, or one that would overwrite an input, are refused.
     folders = [output / name for name in PAIR] if args.profile else [output]
     jobs: dict[Path, tuple[Path, str, list[Path]]] = {}
     for path, name in list_images(source):
@@ -138,6 +143,7 @@ def _degrade_file(
     """Write the LQ of one file. Raises ValueError (as ImageError is) or OSError."""
     picture = read_image(source)
     hq = _prepare(filled(picture.rgb, picture.alpha), args.resize_short, args.crop)
+    # As in training, where a sample's generator is a function of seed, epoch and index.
     rng = sample_rng(args.seed, 0, index)
     lq, record = degrade(hq, rng, DegradationConfig(), full=not args.model_scale)
     _write([lq], targets, picture.icc)
@@ -150,6 +156,7 @@ def _make_pair(source: Path, targets: list[Path], _index: int, args: argparse.Na
     hq = _prepare(filled(picture.rgb, picture.alpha), args.resize_short, args.crop)
     content, rng = content_rng(args.seed, hq)
     record = draw_record(rng, DegradationConfig(), hq.shape[:2])
+    # The record is drawn first and applied then, so that the log tells all that was done.
     lq = apply_record(to_unit(hq), record, rng)
     full = resize(lq, record["resize_back"], hq.shape[:2])
     digests = _write([hq, from_unit(full), from_unit(lq)], targets, picture.icc)
@@ -162,6 +169,7 @@ def _make_pair(source: Path, targets: list[Path], _index: int, args: argparse.Na
 
 def content_rng(seed: int, hq: Image8) -> tuple[str, Rng]:
     """BLAKE2b of seed, size and pixels as hexadecimal digits, and the generator it seeds."""
+    # The size is in the digest: pictures of the same bytes and other sides are two.
     head = f"{seed}|{hq.shape[0]}|{hq.shape[1]}|".encode()
     digest = hashlib.blake2b(head + np.ascontiguousarray(hq).tobytes(), digest_size=16).hexdigest()
     return digest, np.random.default_rng(int(digest, 16))

@@ -25,6 +25,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Flags; exits with status 2 on a bad one."""
     parser = Parser("evaluate", "The paper's tables from folders.")
     add = parser.add_argument
+    # What is compared.
     folder = "[NAME=]DIR"
     add(
         "--restored",
@@ -36,10 +37,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--reference", type=some_path, help="the pictures as they should be")
     add("--degraded", type=some_path, help="what was restored; shown in worst/, not measured")
+    # What is measured, and with which weights.
     add("--metrics", default="all", help=f"all, or some of {','.join(METRICS)}")
     add("--output", required=True, type=some_path, help="folder for tables, plots and sheets")
     add("--weights", type=some_path, help="folder below which metrics' weight files lie")
     add("--model", type=some_path, help="model folder with LPIPS, for lpips-vgg")
+    # How.
     add("--allow_missing", action="store_true", help="leave out what has no partner")
     add("--batch_size", type=int, default=8, help="pictures at once (%(default)s)")
     add("--worst", type=int, default=4, help="rows of the sheets in worst/ (%(default)s)")
@@ -58,6 +61,7 @@ def wanted(text: str, reference: bool, model: bool) -> list[Metric]:
     from osdhuman_jax.evaluation import tables
 
     if text == "all":
+        # What JAX measures needs a model folder, which holds the metric's weights.
         names = [m.name for m in METRICS.values() if reference or not m.reference]
         return tables.in_order([n for n in names if model or METRICS[n].engine != "jax"])
     names = text.split(",")
@@ -72,6 +76,7 @@ def _folders(args: argparse.Namespace) -> dict[str, Path]:
     """Method to folder. Raises ValueError where names clash or the output would be an input."""
     from osdhuman_jax.evaluation.pairs import REFERENCE
 
+    # Method by method, as they were given: the first one is what others are compared with.
     folders = dict(args.restored)
     if len(folders) < len(args.restored) or REFERENCE in folders:
         raise ValueError("two folders have one name: give them as --restored NAME=DIR")

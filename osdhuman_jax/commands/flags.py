@@ -6,14 +6,15 @@ makes the one line that a person reads. The standard library alone is imported: 
 
 import argparse
 import logging
-import sys
 
+from osdhuman_jax.cli import say
 from osdhuman_jax.images.formats import LOSSLESS
 from osdhuman_jax.inference.memory import parse_bytes
 
 
 def factor(text: str) -> float:
     """How much larger a picture shall be, 1 to 16."""
+    # Beyond 16 a thumbnail takes the memory of a poster: most likely a typing error.
     value = float(text)
     if not 1 <= value <= 16:
         raise argparse.ArgumentTypeError(f"{text} is not between 1 and 16")
@@ -56,13 +57,12 @@ class _AboveTheBar(logging.Handler):
     """Writes a line to the terminal, past a progress bar that may be there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm  # where nothing is said it is not needed
-
-        tqdm.write(self.format(record), file=sys.stderr)
+        say(self.format(record))
 
 
 def speak() -> None:
     """Let the package say on the terminal what it does; of JAX and Orbax only what goes wrong."""
+    # Libraries say at length what their authors need.
     for name in (None, "absl"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("osdhuman_jax").setLevel(logging.INFO)
@@ -72,5 +72,6 @@ def speak() -> None:
         # What a library's warning added before this: every line would come twice.
         if type(handler) is logging.StreamHandler:
             root.removeHandler(handler)
+    # Once, however many commands run in one process, as in tests.
     if not any(isinstance(handler, _AboveTheBar) for handler in root.handlers):
         root.addHandler(_AboveTheBar())

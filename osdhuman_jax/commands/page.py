@@ -8,8 +8,11 @@ interrupted.
 import os
 import socket
 import tempfile
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from osdhuman_jax.images.codec import ImageError, Picture, decode, encode, read_size, to_pillow
 from osdhuman_jax.images.formats import SUFFIXES
@@ -17,8 +20,14 @@ from osdhuman_jax.images.listing import SUFFIXES as LISTED
 from osdhuman_jax.images.sizes import enlarge, scaled_size
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.folder_plan import one_line
-from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.inference.pipeline import Pipeline, Progress
 from osdhuman_jax.inference.settings import COLOR_FIXES, GUIDANCE
+
+Gradio = Any  # a type of Gradio's, which need not be installed where this file is read
+Message = Mapping[str, Any]  # of ASGI, as are the three below
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 WAITING = 8  # pictures in the queue; the next is asked to come back
 LONGEST = 255  # bytes of a name, as file systems have it
@@ -40,11 +49,11 @@ STYLE = """
 class ContentPolicy:
     """ASGI middleware that adds POLICY to every answer."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Application) -> None:
         self.app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def guarded(message: Any) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 header = (b"content-security-policy", POLICY.encode())
                 message = {**message, "headers": [*message.get("headers", []), header]}
@@ -60,13 +69,14 @@ def restore_file(
     color_fix: str,
     guidance: float | None,
     max_pixels: int,
-    progress: Any,
+    progress: Progress | None,
 ) -> tuple[Picture, Picture]:
     """The enlarged input and its restoration, as infer.py makes it.
 
     Raises ImageError on a file that is no picture or a larger one than `max_pixels` (after
     `upscale`), which its header tells before it is decoded, and RestoreError.
     """
+    # By the header: a page is open to whoever reaches it, and a bomb is small before it is decoded.
     height, width = scaled_size(read_size(path, max_pixels), upscale)
     if height * width > max_pixels:
         limit = f"{max_pixels / 1e6:g} million"
@@ -78,8 +88,9 @@ def restore_file(
     return enlarge(picture, upscale), restored
 
 
-def preview(picture: Picture) -> Any:
-    """Pillow image of at most SHOWN pixels a side, without what the file carries along."""
+def preview(picture: Picture) -> Image.Image:
+    """The picture with at most SHOWN pixels a side, without what the file carries along."""
+    # Profile and EXIF, where a photograph was taken for one, stay out of the page.
     image = to_pillow(Picture(picture.rgb))
     image.thumbnail((SHOWN, SHOWN))
     return image
@@ -98,6 +109,7 @@ def download_name(path: Path, uploaded: str | None) -> str:
 def _is_name(text: str) -> bool:
     """Whether a file in a folder can have this name, and its restoration too."""
     try:
+        # A browser may state anything, a path out of the folder too.
         odd = text != Path(text).name or text in ("", "..") or "\0" in text
         return not odd and len(os.fsencode(_restored(text))) <= LONGEST
     except UnicodeEncodeError:  # half a character of UTF-16, as JSON may have it
@@ -108,8 +120,58 @@ def _restored(name: str) -> str:
     return Path(name).with_suffix(SUFFIXES["png"]).name
 
 
-def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
+def write_download(picture: Picture, folder: Path, name: str) -> Path:
+    """Write a restored picture as PNG below `folder`; returns its path, which ends with `name`.
+
+    Raises ImageError or OSError.
+    """
+    # A folder for each: two visitors may have pictures of one name.
+    path = Path(tempfile.mkdtemp(dir=folder)) / name
+    path.write_bytes(encode(picture))
+    return path
+
+
+def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradio:
     """The page as Gradio's Blocks; `card` is Markdown about the model."""
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+
+    restore = _handler(pipeline, max_pixels, folder)
+    # What is seen: on the left what is asked for, on the right before and after.
+    with gr.Blocks(
+        title="OSDHuman", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)
+    ) as page:
+        gr.Markdown("# OSDHuman\nHuman body restoration in one diffusion step.")
+        with gr.Row():
+            with gr.Column(scale=1):
+                file: Gradio = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(LISTED))
+                # Gradio's own drops the name that the browser gave.
+                path_of = file.preprocess
+                file.preprocess = lambda given: given and (path_of(given), given.orig_name)
+                upscale = gr.Slider(1, 4, 1, step=0.5, label="Upscale")
+                color_fix = gr.Radio(
+                    list(COLOR_FIXES),
+                    value=pipeline.model.use.color_fix,
+                    label="Colour fix",
+                    info="Take the colours of the input: all statistics, or the low frequencies.",
+                )
+                guidance = _guidance(pipeline.model.restorer.guidance)
+                button = gr.Button("Restore", variant="primary")
+                download = gr.DownloadButton("Download PNG", interactive=False)
+            with gr.Column(scale=2):
+                slider = gr.ImageSlider(
+                    label="Before | after", type="pil", interactive=False, buttons=["fullscreen"]
+                )
+        # Below: what the model is, for whoever wants to know.
+        with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
+            gr.Markdown(card)
+        # One picture at a time: two would need twice the memory that was planned.
+        inputs, outputs = [file, upscale, color_fix, guidance], [slider, download]
+        button.click(restore, inputs, outputs, api_visibility="private", concurrency_limit=1)
+    return page.queue(max_size=WAITING, default_concurrency_limit=1)
+
+
+def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[..., Any]:
+    """What the page's button does: a file and its settings -> both pictures and the download."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
     own = pipeline.model.restorer.guidance
@@ -119,8 +181,8 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
         upscale: int | float,  # Gradio's sliders give 1 for 1.0
         color_fix: str,
         guidance: int | float,
-        progress: Any = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
-    ) -> tuple[Any, Any]:
+        progress: Gradio = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
+    ) -> tuple[tuple[Image.Image, Image.Image], Gradio]:
         if file is None:
             raise gr.Error("Choose a picture first.", print_exception=False)
         path, uploaded = Path(file[0]), file[1]
@@ -135,55 +197,30 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Any:
                 max_pixels,
                 lambda done, total: progress((done, total), unit="tiles"),
             )
-            data = encode(after)
+            result = write_download(after, folder, download_name(path, uploaded))
         except (ImageError, RestoreError, OSError, MemoryError) as error:
             raise gr.Error(f"{path.name}: {one_line(error)}", print_exception=False) from None
-        result = Path(tempfile.mkdtemp(dir=folder)) / download_name(path, uploaded)
-        result.write_bytes(data)
         download = gr.DownloadButton(value=str(result), interactive=True)
         return (preview(before), preview(after)), download
 
-    # What is seen: on the left what is asked for, on the right before and after.
-    with gr.Blocks(
-        title="OSDHuman", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)
-    ) as page:
-        gr.Markdown("# OSDHuman\nHuman body restoration in one diffusion step.")
-        with gr.Row():
-            with gr.Column(scale=1):
-                file: Any = gr.File(label="Picture (PNG, JPEG, WebP)", file_types=list(LISTED))
-                # Gradio's own drops the name that the browser gave.
-                path_of = file.preprocess
-                file.preprocess = lambda given: given and (path_of(given), given.orig_name)
-                upscale = gr.Slider(1, 4, 1, step=0.5, label="Upscale")
-                color_fix = gr.Radio(
-                    list(COLOR_FIXES),
-                    value=pipeline.model.use.color_fix,
-                    label="Colour fix",
-                    info="Take the colours of the input: all statistics, or the low frequencies.",
-                )
-                # Shown for a model of two prompts; others have nothing to guide.
-                guidance = gr.Slider(
-                    *GUIDANCE,
-                    own or GUIDANCE[0],
-                    step=0.5,
-                    label="Guidance",
-                    info="How far from what is wrong with the picture; the model's own is best.",
-                    visible=own is not None,
-                )
-                button = gr.Button("Restore", variant="primary")
-                download = gr.DownloadButton("Download PNG", interactive=False)
-            with gr.Column(scale=2):
-                slider = gr.ImageSlider(
-                    label="Before | after", type="pil", interactive=False, buttons=["fullscreen"]
-                )
-        with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
-            gr.Markdown(card)
-        inputs, outputs = [file, upscale, color_fix, guidance], [slider, download]
-        button.click(restore, inputs, outputs, api_visibility="private", concurrency_limit=1)
-    return page.queue(max_size=WAITING, default_concurrency_limit=1)
+    return restore
 
 
-def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
+def _guidance(own: float | None) -> Gradio:
+    """A slider for a model of two prompts; it is hidden where there is nothing to guide."""
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+
+    return gr.Slider(
+        *GUIDANCE,
+        own or GUIDANCE[0],
+        step=0.5,
+        label="Guidance",
+        info="How far from what is wrong with the picture; the model's own is best.",
+        visible=own is not None,
+    )
+
+
+def serve(page: Gradio, host: str, port: int, max_file_size: int) -> None:
     """Serve the page until interrupted. Raises OSError where the address cannot be had."""
     from gradio import themes  # pyright: ignore[reportMissingImports, reportPrivateImportUsage]
     from starlette.middleware import Middleware  # pyright: ignore[reportMissingImports]
@@ -195,6 +232,7 @@ def serve(page: Any, host: str, port: int, max_file_size: int) -> None:
         raise OSError(f"--host {host} --port {port}: {error}; name another address") from error
     # The default theme's own fonts come from a font server
     theme = themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    # Nothing of Gradio's that asks another machine: no tunnel, no links, no server of Node.
     _, url, _ = page.launch(
         server_name=host,
         server_port=port,

@@ -10,13 +10,13 @@ named), 130 interrupted.
 """
 
 import argparse
-import signal
+import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from osdhuman_jax.cli import Parser, bar, called, check_folder, some_path, some_text
+from osdhuman_jax.cli import Parser, bar, called, check_folder, end, some_path, some_text
 from osdhuman_jax.commands.flags import count, factor, memory, quality, share, speak
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.formats import LOSSLESS, SUFFIXES
@@ -33,7 +33,6 @@ from osdhuman_jax.inference.settings import (
     identity,
     read_identity,
 )
-from osdhuman_jax.interruption import leave
 from osdhuman_jax.models import BUNDLED
 
 if TYPE_CHECKING:
@@ -51,6 +50,7 @@ SHOWN = 20  # remarks that are told one by one
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
     parser = Parser(NAME, "Restore photographs of people in one diffusion step.")
+    # What is restored, and where it goes.
     add = parser.add_argument
     add(
         "pictures",
@@ -61,6 +61,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--input", type=some_text, help="the same as a flag")
     add("--output", type=some_path, help=OUTPUT_HELP)
+    # By which model.
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "--model", type=some_path, default=BUNDLED, help="folder; default: the bundled one"
@@ -71,6 +72,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="WORKDIR[@STEP]",
         help="training run to load instead",
     )
+    # How, and in which form.
     add("--upscale", type=factor, default=1.0, help="enlarge by this factor (>= 1) beforehand")
     add("--color_fix", choices=COLOR_FIXES, help="take the input's colours; default: the model's")
     add("--blend", type=share, help="1: the restored picture, 0: the input; default: the model's")
@@ -82,6 +84,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max_memory", type=memory, help="bytes for the model, as 4GiB; default: half the host's")
     add("--overwrite", action="store_true", help="replace outputs of other inputs or settings")
     args = parser.parse_args(argv)
+    # What argparse cannot refuse.
     if (args.input is None) == (args.pictures is None):
         parser.error("name what to restore once: as INPUT or by --input")
     # Scripts that say --input have always had to say --output: a forgotten one is not guessed.
@@ -95,11 +98,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def load_pipeline(args: argparse.Namespace) -> "osdhuman_jax.inference.pipeline.Pipeline":
     """The pipeline that the flags name. Raises ValueError or OSError."""
     # With JAX and Flax, the most of a start: it waits until a picture is to be restored.
-    from osdhuman_jax.inference.pipeline import Pipeline
+    from osdhuman_jax.inference.pipeline import Pipeline, PipelineOptions
 
-    options = {"batch_size": args.batch_size, "max_memory": args.max_memory}
+    options: PipelineOptions = {"batch_size": args.batch_size, "max_memory": args.max_memory}
     if args.checkpoint is None:
         return Pipeline.from_folder(args.model, args.precision, **options)
+    # A folder may have an @ in its name: only a number behind the last one is a step.
     workdir, at, step = args.checkpoint.rpartition("@")
     if not (at and step.isdecimal()):
         workdir, step = args.checkpoint, ""
@@ -144,11 +148,12 @@ def main(argv: list[str] | None = None) -> int:
 
                 pipeline = pipeline or load_pipeline(args)
                 runner = Runner(pipeline, settings, args.output, ledger)
-                with bar(len(jobs), "picture", skipped, len(jobs) > 1) as advance:
-                    runner.run(left, advance)
+                with bar(len(jobs), "picture", skipped, len(jobs) > 1) as progress:
+                    runner.run(left, progress.update)
     except (ValueError, OSError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
         return 1 if runner and runner.ledger.has_pictures else 2
+    # What was not asked of the model is said last, where it is seen.
     if others:
         print(f"not restored: {others}", file=sys.stderr)
     if runner:
@@ -178,13 +183,11 @@ def report(failures: list[tuple[Job, str]], total: int, skipped: int, output: Pa
 
 def command() -> NoReturn:
     """Run the command as the whole process."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # cleans up as Ctrl-C does
+    # A start makes a million objects that stay, of which a tenth of its time went into looking for
+    # garbage (benchmarks/startup.py).
+    gc.set_threshold(50_000)
     keep_programs()
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        print(f"{NAME}: interrupted; the same command goes on where it was", file=sys.stderr)
-        leave(130)
+    end(NAME, main, "the same command goes on where it was")
 
 
 if __name__ == "__main__":

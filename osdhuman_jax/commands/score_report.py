@@ -8,9 +8,9 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from osdhuman_jax.commands.compare import Row, sheet
+from osdhuman_jax.config import Json
 from osdhuman_jax.disk import write_bytes, write_text
 from osdhuman_jax.evaluation import tables
 from osdhuman_jax.evaluation.metrics import Metric
@@ -22,7 +22,7 @@ from osdhuman_jax.images.codec import read_rgb, write_png
 from osdhuman_jax.images.listing import named_images
 
 
-def differences(found: Results, columns: Sequence[Metric]) -> dict[str, dict[str, Any]]:
+def differences(found: Results, columns: Sequence[Metric]) -> dict[str, Json]:
     """Paired differences of each further method from the first, by metric."""
     first, *others = found.values
     return {
@@ -38,6 +38,7 @@ def differences(found: Results, columns: Sequence[Metric]) -> dict[str, dict[str
 
 def _complete(found: Results, method: str, metric: Metric) -> list[float]:
     """Values in the order of names, or none if one is missing."""
+    # A mean or a difference over fewer pictures would compare unlike sets.
     values = list(found.values[method].get(metric.name, {}).values())
     known = [value for value in values if value is not None]
     return known if len(known) == len(values) else []
@@ -102,6 +103,7 @@ def _write_worst(
             paths.append(pictures.reference[name].path if pictures.reference else None)
             caption = f"{metric.title} {tables.shown(metric, values[name])}: {name}"
             rows.append(Row([read_rgb(path) for path in paths if path], (caption,)))
+        # Heads in the order of the pictures in a row.
         heads = [*(["degraded"] if degraded else []), method]
         heads += [REFERENCE] if pictures.reference else []
         path = args.output / "worst" / method / f"{metric.name}.png"

@@ -11,32 +11,18 @@ full or a file cannot be read or written; 75 stopped by SIGTERM or SIGINT: run i
 
 import errno
 import logging as standard_logging
-import signal
 import sys
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
-import cv2
 from absl import app, flags, logging
 
-from osdhuman_jax.cli import CommandError, called
+from osdhuman_jax.cli import CommandError, called, end
 from osdhuman_jax.commands.config_flags import define_config, settings
 from osdhuman_jax.config import Config, ConfigError
-from osdhuman_jax.data.sources import DataError
 from osdhuman_jax.interruption import leave
-from osdhuman_jax.training import hosts
-from osdhuman_jax.training.checkpoint import CheckpointError, SaveError, steps_saved
-from osdhuman_jax.training.loop import (
-    BAD,
-    DONE,
-    NOT_FINITE,
-    NOT_SAVED,
-    STOPPED,
-    resume_point,
-    train,
-)
-from osdhuman_jax.weights import WeightsError
+from osdhuman_jax.training.status import BAD, DONE, NOT_FINITE, NOT_SAVED, STOPPED
 
 NAME = called("train.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if need be, else resumed.")
@@ -44,7 +30,7 @@ PROFILE = flags.DEFINE_integer("profile", 0, "Write a trace of this many steps t
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
 PROCESSES = flags.DEFINE_integer("processes", -1, "How many processes there are.")
 PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
-BAD_INPUT = (CommandError, ConfigError, CheckpointError, DataError, WeightsError)
+# Errors that room on the disk would mend.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REASONS = {
     NOT_FINITE: "loss or gradient not finite in too many steps in a row (optim.max_nonfinite), "
@@ -56,6 +42,7 @@ REASONS = {
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but a bad flag or config file is one line and status 2."""
+    # Before absl looks: its help needs a config that can be read.
     if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv[1:]):
         print(usage())
         sys.exit(DONE)
@@ -81,7 +68,7 @@ def usage() -> str:
 
 
 def fail(status: int, reason: object) -> NoReturn:
-    """One line, and the process's end."""
+    """Write one line to stderr and end the process."""
     print(f"{NAME}: {reason}", file=sys.stderr)
     leave(status)
 
@@ -89,19 +76,26 @@ def fail(status: int, reason: object) -> NoReturn:
 def quieter_hook(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Without what TensorStore's threads say, an array at a time, after a write has failed."""
+    """Python's hook, silent on what TensorStore's threads say after a write has failed."""
     if not (kind is RuntimeError and str(error) == "Event loop is closed"):
         sys.__excepthook__(kind, error, trace)
 
 
 def run(_) -> None:
     """Parse flags, train, turn what went wrong into one line and a status."""
+    # OpenCV, JAX, Grain and Orbax, which `--help` does without.
+    import cv2
+
+    from osdhuman_jax.data.sources import DataError
+    from osdhuman_jax.training import hosts
+    from osdhuman_jax.training.checkpoint import CheckpointError, SaveError, steps_saved
+    from osdhuman_jax.training.loop import resume_point, train
+    from osdhuman_jax.weights import WeightsError
+
     # Orbax logs through absl, tracebacks of what is told below in one line among it.
     logging.set_verbosity(logging.WARNING)
     standard_logging.getLogger("absl").setLevel(standard_logging.CRITICAL)
     sys.excepthook = quieter_hook
-    # As Ctrl-C, until the loop begins, which has handlers of its own.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # The loader's workers are processes; threads of OpenCV in each would only contend.
     cv2.setNumThreads(1)
     # Each way to fail has one line and one status, on which scripts and batch systems rely.
@@ -111,7 +105,7 @@ def run(_) -> None:
             raise CommandError("--workdir is empty; name a folder ('.' is this one)")
         hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         status = train(flags.FLAGS.config, workdir, PROFILE.value)
-    except BAD_INPUT as error:
+    except (CommandError, ConfigError, CheckpointError, DataError, WeightsError) as error:
         fail(BAD, error)
     except SaveError as error:
         fail(NOT_SAVED, error)
@@ -126,11 +120,16 @@ def run(_) -> None:
             fail(status, REASONS[status].format(last, workdir / "checkpoints", before[-1]))
 
 
+def main() -> int:
+    """Run the command by absl; returns the exit status where nothing ended the process before."""
+    app.run(run, flags_parser=parse_flags)
+    return DONE
+
+
 def command() -> NoReturn:
     """Run the command as the whole process."""
     flags.mark_flag_as_required("workdir")
-    app.run(run, flags_parser=parse_flags)
-    sys.exit(DONE)
+    end(NAME, main)
 
 
 if __name__ == "__main__":

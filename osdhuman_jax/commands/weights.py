@@ -7,18 +7,11 @@ PyTorch's libraries load. Exit status: 0 done, 2 bad input (one line), 130 inter
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from osdhuman_jax.cli import CommandError, Parser, end, some_path, some_text
-from osdhuman_jax.config import ConfigError
-from osdhuman_jax.training.checkpoint import CheckpointError, load_generator
-from osdhuman_jax.weights.cleaners import PACKAGE
-from osdhuman_jax.weights.exporter import FORMATS, export_model
-from osdhuman_jax.weights.extractors import KINDS
-from osdhuman_jax.weights.haodiff import import_haodiff
-from osdhuman_jax.weights.importer import import_cleaner, import_model
-from osdhuman_jax.weights.info import describe
-from osdhuman_jax.weights.torch_files import WeightsError
+from osdhuman_jax.config import Json
+from osdhuman_jax.weights.choices import LAYOUTS, PACKAGE, PROMPTS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
         type=some_text,
         help="folder of img_encoder_weights.pth and pytorch_lora_weights.safetensors; with --sd",
     )
+    # Parts beside the restorer, and where its prompt comes from.
     make.add_argument("--dape", type=some_text, help="DAPE.pth: the tagger for degraded pictures")
     make.add_argument(
         "--lpips",
@@ -58,13 +52,16 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--tags", type=some_text, help="folder of ram_tag_list.txt and ram_tag_list_threshold.txt"
     )
-    make.add_argument("--prompt", default="", choices=KINDS, help="default: the generator's, hfie")
+    make.add_argument(
+        "--prompt", default="", choices=PROMPTS, help="default: the generator's, hfie"
+    )
     make.add_argument(
         "--prompt_file", type=some_text, help=".npy of tokens (N, width), instead of an extractor"
     )
     make.add_argument(
         "--generator", type=some_text, help="osediff.pkl, a model folder or a workdir of train.py"
     )
+    # Where it goes.
     make.add_argument("--output", required=True, type=some_path)
     make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
     make.add_argument("--overwrite", action="store_true")
@@ -74,42 +71,52 @@ def parser() -> argparse.ArgumentParser:
     tell.add_argument("folder", type=some_path)
     give = commands.add_parser("export", help="model folder -> what PyTorch's libraries load")
     give.add_argument("folder", type=some_path)
-    give.add_argument("--to", required=True, choices=tuple(FORMATS))
+    give.add_argument("--to", required=True, choices=LAYOUTS)
     give.add_argument("--output", required=True, type=some_path)
     return top
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Do what one command line asks. Raises WeightsError, ConfigError or CheckpointError."""
+def run(arguments: argparse.Namespace) -> str:
+    """Do what one command line asks; returns what it has to say. Raises ValueError or OSError."""
+    # With JAX and Flax, which `--help` does without.
+    from osdhuman_jax.weights.exporter import export_model
+    from osdhuman_jax.weights.info import describe
+
     options = {k: v for k, v in vars(arguments).items() if k != "command"}
     if arguments.command == "export":
         export_model(**options)
-        return
+        return ""
     if arguments.command == "import":
         run_import(options)
-    print(describe(arguments.output if arguments.command == "import" else arguments.folder))
+    return describe(arguments.output if arguments.command == "import" else arguments.folder)
 
 
-def run_import(options: dict[str, Any]) -> None:
-    """Import what was named. Raises WeightsError on too little, or on what does not go together."""
+def run_import(options: Json) -> None:
+    """Import what was named. Raises a ValueError on too little, or what does not go together."""
+    from osdhuman_jax.training.checkpoint import load_generator
+    from osdhuman_jax.weights.haodiff import import_haodiff
+    from osdhuman_jax.weights.importer import import_cleaner, import_model
+
+    # A cleaner is a network of its own.
     cleaner = options.pop("cleaner")
     if cleaner:
         others = [k for k, v in options.items() if v and k not in ("output", "overwrite")]
         if others:
-            raise WeightsError(f"--cleaner goes alone, without --{', --'.join(others)}")
+            raise CommandError(f"--cleaner goes alone, without --{', --'.join(others)}")
         import_cleaner(cleaner, options["output"], overwrite=options["overwrite"])
         return
+    # HAODiff brings its own prompts.
     haodiff = options.pop("haodiff")
     if haodiff:
         others = [k for k, v in options.items() if v and k not in ("sd", "output", "overwrite")]
         if others or not options["sd"]:
             also = f", without --{', --'.join(others)}" if others else ""
-            raise WeightsError(f"--haodiff goes with --sd{also}")
+            raise CommandError(f"--haodiff goes with --sd{also}")
         where = options["sd"], haodiff, options["output"]
         import_haodiff(*where, overwrite=options["overwrite"])
         return
     if not (options["sd"] and options["ram"]):
-        raise WeightsError("import needs --sd and --ram, --sd and --haodiff, or --cleaner")
+        raise CommandError("import needs --sd and --ram, --sd and --haodiff, or --cleaner")
     # A run's generator lies in a checkpoint, which Orbax reads; all else are files of weights.
     generator = options["generator"]
     if generator and (Path(generator) / "checkpoints").is_dir():
@@ -120,11 +127,14 @@ def run_import(options: dict[str, Any]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or 2 with one line on stderr."""
     arguments = parser().parse_args(argv)
+    # What weights, configs, checkpoints and flags have wrong are ValueErrors, each in one line.
     try:
-        run(arguments)
-    except (WeightsError, ConfigError, CheckpointError, CommandError, OSError) as error:
+        said = run(arguments)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if said:
+        print(said)
     return 0
 
 

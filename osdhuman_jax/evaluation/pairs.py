@@ -6,12 +6,10 @@ folder lacks, or has in another size, is an error that names it, before anything
 """
 
 import hashlib
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tqdm import tqdm
-
+from osdhuman_jax.cli import bar
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import ImageError, decode
 from osdhuman_jax.images.listing import named_images
@@ -63,14 +61,18 @@ def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool
     }
     # The rest is decoded once: a picture that is damaged in one folder counts in none.
     files: dict[str, dict[str, File]] = {label: {} for label in both}
-    for name in tqdm([n for n in names if n not in left_out], "reading", file=sys.stderr):
-        try:
-            opened = {label: _open(found[label][name]) for label in both}
-        except ImageError as error:
-            left_out[name] = str(error)
-            continue
-        for label, file in opened.items():
-            files[label][name] = file
+    common = [name for name in names if name not in left_out]
+    with bar(len(common), "picture") as progress:
+        progress.set_description("reading")
+        for name in common:
+            progress.update()
+            try:
+                opened = {label: _open(found[label][name]) for label in both}
+            except ImageError as error:
+                left_out[name] = str(error)
+                continue
+            for label, file in opened.items():
+                files[label][name] = file
     # What is left, or why there is nothing to compare.
     if left_out and not allow_missing:
         _refuse("pictures without a partner (--allow_missing leaves them out)", left_out)

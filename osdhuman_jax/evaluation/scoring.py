@@ -8,7 +8,6 @@ fails on a picture is told of and has no mean; the others are computed all the s
 import hashlib
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from osdhuman_jax.cli import bar
 from osdhuman_jax.disk import append_line, json_lines
 from osdhuman_jax.evaluation.metrics import Metric
 from osdhuman_jax.evaluation.pairs import File, Pictures
@@ -67,12 +67,12 @@ class Examiner:
         self.pictures, self.ledger, self.batch_size = pictures, ledger, batch_size
         self.faults: dict[str, str] = {}
 
-    def values(self, scorer: Scorer, method: str, bar: tqdm) -> Values:
+    def values(self, scorer: Scorer, method: str, progress: tqdm) -> Values:
         """The value of each picture of a method; where there is none, None and a fault."""
         # What is known costs nothing; the rest goes in batches of pictures of one size.
         keys = {name: self._key(scorer, method, [name]) for name in self.pictures.names}
         todo = [name for name, key in keys.items() if self.ledger.get(key) is None]
-        bar.update(len(keys) - len(todo))
+        progress.update(len(keys) - len(todo))
         files = self.pictures.methods[method]
         for _, group in groupby(todo, key=lambda name: files[name].size):
             same_size = list(group)
@@ -82,7 +82,7 @@ class Examiner:
                     if value is not None:
                         notes = {"metric": scorer.metric.name, "method": method, "image": name}
                         self.ledger.put(keys[name], value, **notes)
-                bar.update(len(batch))
+                progress.update(len(batch))
         return {name: self.ledger.get(key) for name, key in keys.items()}
 
     def set_value(self, scorer: Scorer, method: str) -> float | None:
@@ -191,9 +191,9 @@ def examine(
     examiner = Examiner(pictures, ledger, batch_size)
     total = len(metrics) * len(pictures.methods) * len(pictures.names)
     # What cannot be computed here is told of once, and has no mean in any method's row.
-    with tqdm(total=total, unit="picture", file=sys.stderr) as bar:
+    with bar(total, "picture") as progress:
         for done, metric in enumerate(metrics, start=1):
-            bar.set_description(metric.name)
+            progress.set_description(metric.name)
             try:
                 scorer = open_scorer(metric, weights, model)
             except MissingMetric as reason:
@@ -202,13 +202,13 @@ def examine(
                     means[metric.name] = None
             else:
                 found.scorers[metric.name] = scorer
-                _fill(found, examiner, scorer, bar)
-            bar.update(done * total // len(metrics) - bar.n)
+                _fill(found, examiner, scorer, progress)
+            progress.update(done * total // len(metrics) - progress.n)
     found.missing |= examiner.faults
     return found
 
 
-def _fill(found: Results, examiner: Examiner, scorer: Scorer, bar: tqdm) -> None:
+def _fill(found: Results, examiner: Examiner, scorer: Scorer, progress: tqdm) -> None:
     """Add one metric's values and means to `found`."""
     # A mean over fewer pictures than the others' would look better or worse than it is.
     name = scorer.metric.name
@@ -216,7 +216,7 @@ def _fill(found: Results, examiner: Examiner, scorer: Scorer, bar: tqdm) -> None
         if scorer.metric.whole_set:
             found.means[method][name] = examiner.set_value(scorer, method)
             continue
-        values = examiner.values(scorer, method, bar)
+        values = examiner.values(scorer, method, progress)
         found.values[method][name] = values
         known = [value for value in values.values() if value is not None]
         whole = len(known) == len(values)

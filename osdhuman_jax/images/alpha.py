@@ -12,7 +12,9 @@ Planes = np.ndarray  # uint8 or uint16, (h, w, 3)
 Colours = Float32[np.ndarray, "_ _ 3"]
 Weights = Float32[np.ndarray, "_ _"]
 
-_SOFT = 8 / 255  # what is more transparent than this takes its colour rather from around it
+# Alpha below which a pixel takes its colour rather from around it: so little is seen of it that its
+# own, divided by its weight, would be mostly rounding.
+_SOFT = 8 / 255
 
 
 def filled(rgb: Planes, alpha: np.ndarray | None) -> Planes:
@@ -20,15 +22,18 @@ def filled(rgb: Planes, alpha: np.ndarray | None) -> Planes:
     if alpha is None:
         return rgb
     hidden = alpha == 0
+    # Without a hidden pixel there is nothing to do, without a seen one no colour to take.
     if not hidden.any() or hidden.all():
         return rgb
     weights = alpha.astype(np.float32) / np.float32(np.iinfo(alpha.dtype).max)
+    # Colours count by how much of them is seen, so that black behind glass darkens nothing.
     half = _half(weights)
-    # At half the size already, a plane at a time: a large picture is not held as floats
+    # At half the size already, a plane at a time: a large picture is not held as floats.
     mixed = np.dstack([_half(rgb[..., i] * weights) for i in range(3)])
     around, result = _spread(mixed, half), rgb.copy()
     for i in range(3):
         plane = _fit(np.ascontiguousarray(around[..., i]), alpha.shape)
+        # Seen pixels stay as they are, to the bit: only what nobody saw is invented.
         result[..., i][hidden] = np.rint(plane[hidden])
     return result
 

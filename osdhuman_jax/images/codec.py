@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
@@ -33,9 +32,11 @@ Alpha = UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]
 Floats = Float[np.ndarray, "*b h w 3"]
 Samples = Float32[np.ndarray, "..."]
 
+# Every further parser of Pillow would be one more that a hostile file can reach.
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 200_000_000  # the largest phone sensors; 600 MB once decoded
 
+# What the two libraries and formats leave no choice about.
 _GRAY = ("1", "L", "I")  # how Pillow's modes of gray begin
 _JPEG_ICC = 255 * 65_519  # bytes of a profile that a JPEG's segments can hold
 
@@ -84,6 +85,7 @@ class Opened:
         """
         image = self.image
         image.load()
+        # Pillow keeps 16 bits of gray alone; of colour it would drop the lower eight in silence.
         if self.parts is None or self.depth != 16 or image.mode.startswith(_GRAY):
             return _picture(image, *_split(image), deep, upright)
         planes = png.deep_samples(self.parts)
@@ -106,6 +108,7 @@ def read_rgb(path: str | Path) -> Pixels:
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Upright (height, width) from the header alone. Raises ImageError or OSError."""
     with open(path, "rb") as file, opened(file, max_pixels, header_only=True) as found:
+        # EXIF turns the picture by a quarter in four of its eight orientations.
         width, height = found.image.size
         turned = exif.orientation(found.image) in exif.QUARTER_TURNED
         return (width, height) if turned else (height, width)
@@ -136,10 +139,12 @@ def from_pillow(image: Image.Image) -> Picture:
 
 def to_pillow(picture: Picture) -> Image.Image:
     """RGB or RGBA image of 8 bits, with profile, EXIF and density in its `info`."""
+    # Pillow has no mode of colour with 16 bits.
     planes = [p for p in (picture.rgb, picture.alpha) if p is not None]
     narrowed = [narrow(p) if p.dtype == np.uint16 else p for p in planes]
     image = Image.fromarray(np.dstack(narrowed) if narrowed[1:] else narrowed[0])
     block = exif.with_density(picture.exif, picture.density if picture.exif else None)
+    # In `info`, where Pillow's own savers look for it.
     image.info |= {"icc_profile": picture.icc} if picture.icc else {}
     image.info |= {"exif": block} if block else {}
     image.info |= {"dpi": picture.density} if picture.density else {}
@@ -149,12 +154,14 @@ def to_pillow(picture: Picture) -> Image.Image:
 def _picture(
     image: Image.Image, rgb: Pixels | Deep, alpha: Alpha | None, deep: bool, upright: bool
 ) -> Picture:
-    """With what else of the image is kept; gray is converted to sRGB by a profile of gray."""
+    """The picture of decoded planes and an image's `info`; gray becomes sRGB by its profile."""
     gray = image.mode.startswith(_GRAY)
     profile = described(image.info, gray)
     space = profile[16:20]
+    # A profile of gray is applied here: three channels cannot carry it (ICC.1:2010, 7.2.6).
     if space == b"GRAY" and gray:
         rgb = gray_levels(profile, rgb.dtype)[rgb]
+    # Upright first, so that everything behind this point knows one orientation only.
     turn = exif.TURNS[exif.orientation(image) if upright else 1]
     planes = [turn(plane) for plane in (rgb, alpha) if plane is not None]
     planes = [narrow(p) if p.dtype == np.uint16 and not deep else p for p in planes]
@@ -199,6 +206,7 @@ def opened(source: Source, max_pixels: int, header_only: bool = False) -> Iterat
 
 def _identified(source: Source) -> ImageFile.ImageFile:
     """Image.open without its guard: that one's limit is the process's, ours is an argument."""
+    # Plugins are registered by the first call alone.
     Image.init()
     source.seek(0)
     prefix = source.read(16)
@@ -207,6 +215,7 @@ def _identified(source: Source) -> ImageFile.ImageFile:
             source.seek(0)
             try:
                 return factory(source, "")
+            # How Pillow's readers say that a file is not theirs.
             except (SyntaxError, IndexError, TypeError, struct.error):
                 break
     raise ImageError("not a PNG, JPEG or WebP image, or its header is damaged")
@@ -223,9 +232,10 @@ def _refuse_unfit(image: Image.Image, max_pixels: int) -> None:
 
 
 def _complete(image: Image.Image, parts: png.Parts | None) -> None:
-    """Into `info`, what Pillow did not see of a PNG, or sees in another way than its pixels."""
+    """Add to `info` what Pillow does not see of a PNG, or sees otherwise than its pixels."""
     if parts is None:
         return
+    # It is required (PNG, 11.2.2): without it nobody knows what the indices mean.
     if parts.colour == 3 and not parts.palette:
         raise ImageError("damaged image: its palette is missing")
     image.info |= parts.info
@@ -241,6 +251,7 @@ def _with_its_end(source: Source, image: Image.Image) -> Source:
         return source
     source.seek(0)
     data = source.read()
+    # A camera that lost power, or a copy that was cut: told apart by decoding.
     whole = jpeg.mended(data)
     if whole is None:
         raise ImageError("damaged image: truncated before its last pixel")
@@ -252,8 +263,10 @@ def _split(image: Image.Image) -> tuple[Pixels | Deep, Alpha | None]:
     key = image.info.get("transparency")
     if image.mode.startswith("I") or (image.mode in ("1", "L") and isinstance(key, int)):
         return _split_gray(image, key)
+    # Print colours: pixels of RGB have no place for their profile, so it is used up here.
     if image.mode == "CMYK":
         return np.array(cmyk_to_srgb(image, image.info.get("icc_profile") or b"")), None
+    # Palettes and gray become RGB by Pillow, which knows their tables.
     if not image.has_transparency_data:
         return np.array(image.convert("RGB")), None
     rgba = np.array(image.convert("RGBA"))
@@ -261,7 +274,8 @@ def _split(image: Image.Image) -> tuple[Pixels | Deep, Alpha | None]:
 
 
 def _split_gray(image: Image.Image, key: int | None) -> tuple[Pixels | Deep, Alpha | None]:
-    """The same of gray with a transparent level, or of 16 bits, which Pillow would clip at 255."""
+    """RGB and alpha of gray with a transparent level, or of 16 bits, which Pillow clips at 255."""
+    # Bits of one become bytes of 255; the rest keeps its own range.
     kind = np.uint16 if image.mode.startswith("I") else np.uint8
     samples = np.asarray(image).astype(kind) * kind(255 if image.mode == "1" else 1)
     rgb = np.repeat(samples[..., None], 3, axis=-1)
@@ -272,6 +286,7 @@ def _split_gray(image: Image.Image, key: int | None) -> tuple[Pixels | Deep, Alp
 
 def to_float(samples: UInt8[np.ndarray, "..."] | UInt16[np.ndarray, "..."]) -> Samples:
     """uint8 [0, 255] or uint16 [0, 65535] to float32 [-1, 1]."""
+    # In place: a picture of 200 megapixels is 2.4 GB as floats, once.
     values = samples.astype(np.float32)
     values /= np.float32(np.iinfo(samples.dtype).max / 2)
     values -= np.float32(1)
@@ -333,7 +348,11 @@ def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
         return png.with_chunks(data, picture.icc, block, picture.density)
     # JPEG and WebP: by Pillow, with what each can hold.
     image = _image(replace(picture, alpha=None) if kind == "jpeg" else picture, kind)
-    options: dict[str, Any] = {"quality": quality, "icc_profile": picture.icc, "exif": block or b""}
+    options: dict[str, object] = {
+        "quality": quality,
+        "icc_profile": picture.icc,
+        "exif": block or b"",
+    }
     # WebP has no other place for density than EXIF.
     if kind == "webp":
         options["exif"] = exif.with_density(picture.exif, picture.density) or b""
@@ -352,6 +371,7 @@ def encode(picture: Picture, kind: str = "png", quality: int = 95) -> bytes:
 def _image(picture: Picture, kind: str) -> Image.Image:
     """The pixels alone, of 8 bits, for a file of `kind`; gray where such a file can be."""
     image = to_pillow(Picture(picture.rgb, picture.alpha))
+    # A gray photograph stays a gray file, where the format has such and no profile needs RGB.
     if picture.gray and picture.icc is None and kind != "webp":
         return image.convert("L" if picture.alpha is None else "LA")
     return image
@@ -359,10 +379,12 @@ def _image(picture: Picture, kind: str) -> Image.Image:
 
 def _png_pixels(picture: Picture) -> bytes:
     """A PNG of nothing but the pixels."""
+    # Eight bits by Pillow, which writes gray and transparency as they are.
     if picture.rgb.dtype == np.uint8:
         buffer = io.BytesIO()
         _image(picture, "png").save(buffer, "png", compress_level=6)
         return buffer.getvalue()
+    # Sixteen bits by OpenCV, plane by plane.
     planes = [picture.rgb[..., channel] for channel in range(3)]
     if picture.alpha is not None:
         planes.append(picture.alpha)

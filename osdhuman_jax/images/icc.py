@@ -9,7 +9,7 @@ numbers are those of ICC.1:2010; code points those of ITU-T H.273.
 import io
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,22 @@ from PIL import Image, ImageCms
 Curve = tuple[int, tuple[float, ...]]  # type and numbers of a parametric curve (10.15)
 Point = tuple[float, float]  # chromaticity x, y
 Primaries = tuple[Point, Point, Point, Point]  # white, red, green, blue
+Info = Mapping[Any, Any]  # what Pillow says of a file, `Image.info`
 
+# Profiles connect by the white of D50 (ICC.1:2010, 7.2.16), to which primaries are adapted.
+# Bradford's matrix is the one that annex E recommends for it.
 _D50 = (0.9642, 1.0, 0.8249)  # the white of profiles
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
 )
 _SRGB: Curve = (3, (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045))  # IEC 61966-2-1
+# ITU-R BT.709-6, section 1.2, turned from encoding to decoding.
 _BT709: Curve = (3, (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081))
+# CIE's daylight and the older C, by the chromaticities that H.273 gives them.
 _D65, _C = (0.3127, 0.329), (0.310, 0.316)
 _BT709_RGB: Primaries = (_D65, (0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
 _SMPTE_C: Primaries = (_D65, (0.630, 0.340), (0.310, 0.595), (0.155, 0.070))
+# H.273, table 2, whose number 2 is "unspecified".
 PRIMARIES: dict[int, Primaries] = {
     1: _BT709_RGB,
     4: (_C, (0.67, 0.33), (0.21, 0.71), (0.14, 0.08)),
@@ -38,6 +44,7 @@ PRIMARIES: dict[int, Primaries] = {
     11: ((0.314, 0.351), (0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
     12: (_D65, (0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),
 }
+# H.273, table 3; those that are no parametric curve are left to the profile beside them.
 TRANSFERS: dict[int, Curve] = {
     **dict.fromkeys((1, 6, 14, 15), _BT709),
     4: (0, (2.2,)),
@@ -55,12 +62,13 @@ class ColourError(ValueError):
     """Colours that are not understood: one line."""
 
 
-def described(info: Mapping[Any, Any], gray: bool) -> bytes:
+def described(info: Info, gray: bool) -> bytes:
     """Profile of a picture by what its file says, under Pillow's names; empty: sRGB.
 
     cICP counts before a profile, a profile before sRGB, and that before gAMA and cHRM. Of gray,
     the profile is one of gray. Raises ColourError on what only screens of high dynamic range show.
     """
+    # PNG, third edition, 11.3.2.6: cICP counts before every other chunk of colour.
     if cicp := info.get("cicp"):
         primaries, transfer, matrix, full = cicp
         if transfer in HIGH_RANGE:
@@ -70,6 +78,7 @@ def described(info: Mapping[Any, Any], gray: bool) -> bytes:
             raise ColourError("its cICP chunk tells of video levels, not of RGB of full range")
         if primaries in PRIMARIES and transfer in TRANSFERS:
             return _profile(PRIMARIES[primaries], TRANSFERS[transfer], gray)
+    # Then in the order of the same standard's table of precedence.
     if profile := info.get("icc_profile"):
         return profile
     if "srgb" in info:
@@ -77,23 +86,26 @@ def described(info: Mapping[Any, Any], gray: bool) -> bytes:
     return _profile(_by_chunk(info), _by_gamma(info), gray)
 
 
-def _by_chunk(info: Mapping[Any, Any]) -> Primaries:
+def _by_chunk(info: Info) -> Primaries:
     """Primaries of a cHRM chunk; sRGB's where there is none or it makes no sense."""
     values = info.get("chromaticity") or ()
+    # y divides in what follows, so none may be nought.
     if len(values) != 8 or not all(0 < y <= 1 for y in values[1::2]):
         return _BT709_RGB
     white, red, green, blue = zip(values[::2], values[1::2], strict=True)
     found = (white, red, green, blue)
+    # Programs round sRGB's chromaticities in several ways.
     near = np.abs(np.subtract(found, _BT709_RGB)).max() <= _SAME
     area = abs(np.linalg.det([[*point, 1] for point in (red, green, blue)]))
     return _BT709_RGB if near or area < _SAME else found
 
 
-def _by_gamma(info: Mapping[Any, Any]) -> Curve:
+def _by_gamma(info: Info) -> Curve:
     """Curve of a gAMA chunk; sRGB's where there is none, or it is that of sRGB."""
     gamma = info.get("gamma") or 0
     if not 0.01 < gamma < 100:
         return _SRGB
+    # The chunk holds an exponent, which sRGB's curve is not: 1 / 2.2 is what stands for it.
     srgb = abs(gamma / _SRGB_GAMMA - 1) < _NEAR
     if srgb and _by_chunk(info) == _BT709_RGB:
         return _SRGB
@@ -108,13 +120,14 @@ def _profile(primaries: Primaries, curve: Curve, gray: bool) -> bytes:
 
 
 def cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """By the embedded profile; without a usable one by Pillow's plain formula."""
+    """A CMYK image in sRGB by its profile; without a usable one by Pillow's plain formula."""
     return _converted(image, profile) or image.convert("RGB")
 
 
 def rgb_to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
     """An RGB image by its profile; None where that is sRGB's already or of no use."""
     try:
+        # By its name: its numbers differ from maker to maker, and converting would change pixels.
         name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile)))
     except (OSError, ImageCms.PyCMSError):
         return None
@@ -122,7 +135,7 @@ def rgb_to_srgb(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 
 def _converted(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """In sRGB; None where the profile is of no use."""
+    """The image in sRGB; None where the profile is of no use."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         srgb = ImageCms.createProfile("sRGB")
@@ -133,6 +146,7 @@ def _converted(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 def gray_levels(profile: bytes, dtype: np.dtype) -> np.ndarray:
     """sRGB's level for each level of gray, uint8 or uint16, by a profile; if unusable, itself."""
+    # A table of all levels costs less than converting the pixels, and is exact for 16 bits.
     levels = np.arange(np.iinfo(dtype).max + 1, dtype=dtype)
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
@@ -154,11 +168,14 @@ def gray_profile(kind: int, *numbers: float) -> bytes:
 def rgb_profile(primaries: Primaries, curve: Curve) -> bytes:
     """Profile of RGB with these primaries and one parametric tone curve."""
     white, *colours = (np.array([x / y, 1, (1 - x - y) / y]) for x, y in primaries)
+    # Chromaticities to XYZ, scaled so that the three together are white.
     columns = np.stack(colours, axis=1)
     mixed = columns * np.linalg.solve(columns, white)  # so that their sum is white
+    # From the file's white to the profile's (annex E).
     gains = np.diag((_BRADFORD @ _D50) / (_BRADFORD @ white))
     adapt = np.linalg.inv(_BRADFORD) @ gains @ _BRADFORD
     red, green, blue = (_xyz(*column) for column in (adapt @ mixed).T)
+    # What a matrix profile of a display must have (8.4.3).
     tags = {b"rXYZ": red, b"gXYZ": green, b"bXYZ": blue}
     tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _curve(*curve))
     tags[b"chad"] = b"sf32" + bytes(4) + struct.pack(">9i", *_fixed(adapt.ravel()))
@@ -169,11 +186,14 @@ def _file(space: bytes, tags: dict[bytes, bytes]) -> bytes:
     """A display profile of version 4.2 with these tags and those that every profile has."""
     tags = {b"desc": _words("colours of the PNG"), b"cprt": _words("CC0")} | tags
     tags[b"wtpt"] = _xyz(*_D50)
+    # The header of 128 bytes, a count, and a row of the table for each tag (7.2, 7.3).
     start = 132 + 12 * len(tags)
     table, body = struct.pack(">I", len(tags)), b""
+    # Data begin at multiples of four bytes.
     for name, data in tags.items():
         table += name + struct.pack(">2I", start + len(body), len(data))
         body += data.ljust(-(-len(data) // 4) * 4, b"\0")
+    # Version 4.2, a display, and where colours meet: XYZ under D50 (7.2.4 to 7.2.16).
     head = struct.pack(">I4xI", start + len(body), 0x04200000)
     head += (b"mntr" + space + b"XYZ ").ljust(24, b"\0") + b"acsp"
     return (head.ljust(68, b"\0") + _xyz(*_D50)[8:]).ljust(128, b"\0") + table + body
@@ -188,11 +208,11 @@ def _xyz(*values: float) -> bytes:
 
 
 def _words(text: str) -> bytes:
-    """English text (10.13)."""
+    """A text in English as multiLocalizedUnicodeType (10.13)."""
     data = text.encode("utf-16-be")
     return struct.pack(">4s4x2I4s2I", b"mluc", 1, 12, b"enUS", len(data), 28) + data
 
 
-def _fixed(numbers: Any) -> list[int]:
-    """In 65536ths."""
+def _fixed(numbers: Iterable[float]) -> list[int]:
+    """Numbers as s15Fixed16Number (4.6): in 65536ths, to the nearest."""
     return [math.floor(number * 65_536 + 0.5) for number in numbers]

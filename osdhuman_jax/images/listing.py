@@ -15,11 +15,13 @@ from typing import NamedTuple
 
 from osdhuman_jax.filenames import spelled
 
+# What codec.py decodes, and what it does not but a person may believe to be restored.
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")  # the usual one first
 OTHERS = (  # pictures that nothing here reads
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".psd", ".tif", ".tiff"),
     *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
 )
+# Of Windows, macOS and Synology: thumbnails and rubbish, never a person's own pictures.
 SYSTEM_FILES = ("Thumbs.db", "ehthumbs.db", "desktop.ini")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 
@@ -31,6 +33,7 @@ def list_images(source: str | Path) -> list[tuple[Path, Path]]:
     else is a glob pattern (`**` descends) whose root is its part that is there by that very name,
     or has no wildcards. Raises OSError on a folder that cannot be read.
     """
+    # Not `resolve`: names that a person gave stay as they are, links and all.
     path = Path(os.path.abspath(source))
     if path.is_file():
         return [(path, Path(path.name))]
@@ -47,6 +50,7 @@ def named_images(folder: str | Path) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path, relative in list_images(folder) if Path(folder).is_dir() else []:
+        # Restored pictures may have another format than their references.
         name = spelled(relative.with_suffix("").as_posix())
         if name in found:
             both = " and ".join(spelled(other.name) for other in (found[name], path))
@@ -91,14 +95,18 @@ def tree(root: Path, enter: Callable[[str], bool] = lambda name: True) -> Tree:
         folder = folders.pop() if folders else links.pop(0)
         stat = os.stat(root / folder)
         first = known.setdefault((stat.st_dev, stat.st_ino), folder)
+        # Another way into the same folder: told of, and not walked again, so that no loop is
+        # endless.
         if first != folder:
             found.aliases[folder] = first
             continue
         found.folders.append(folder)
         lists = {"folder": folders, "link": links, "file": found.files, "gone": found.dangling}
+        # Sorted as bytes: the order is that of the names, whatever the language of the machine.
         with os.scandir(root / folder) as entries:
             inside = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         for entry in inside:
+            # Files are taken whatever their names; only folders can be refused.
             kind = _kind_of(entry, above)
             if kind in ("folder", "link") and not enter(entry.name):
                 continue
@@ -153,6 +161,7 @@ def _is_entered(folder: str) -> bool:
 
 def _expand(pattern: Path) -> tuple[Path, list[Path]]:
     """Root and files of a glob pattern, links to such that are gone too."""
+    # A folder may be called [a]: as far as names are there, they are names and no patterns.
     there = next(parent for parent in pattern.parents if parent.is_dir())
     root, parts = there, pattern.relative_to(there).parts
     matches = (Path(match) for match in _matches(there, parts))
@@ -160,7 +169,7 @@ def _expand(pattern: Path) -> tuple[Path, list[Path]]:
 
 
 def _is_meant(match: Path) -> bool:
-    """Whether a pattern's match is a file, or a link that leads nowhere and is to fail by name."""
+    """Whether a match is a file, or a link that leads nowhere, which is to fail by its name."""
     return match.is_file() or (match.is_symlink() and not match.exists())
 
 
@@ -172,12 +181,14 @@ def _matches(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
     part, rest = parts[0], parts[1:]
     if os.path.lexists(folder / part):
         yield from _matches(folder / part, rest)
+    # Any number of folders, none among them.
     elif part == "**":
         found = tree(folder, _is_entered) if folder.is_dir() else Tree([], [], [], {})
         if not rest:
             yield from (folder / path for path in (*found.files, *found.dangling))
         for base in found.folders if rest else ():
             yield from _matches(folder / base, rest)
+    # Links and hidden folders are not entered by a wildcard, as shells have it.
     elif glob.has_magic(part) and folder.is_dir():
         for name in os.listdir(folder):
             if fnmatchcase(name, part) and not (rest and _is_closed(folder / name)):

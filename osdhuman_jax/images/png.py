@@ -21,6 +21,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LARGEST = 64 * 2**20  # bytes of profile, EXIF or one text once inflated: against bombs
 METRE = 0.0254  # of an inch
 
+# Chunks by what becomes of them (PNG, third edition, section 11); all others are dropped.
 _PIXELS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"acTL", b"fcTL", b"IEND"}
 _KEPT = {b"iCCP", b"cICP", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"eXIf"}
 _TEXTS = {b"tEXt", b"zTXt", b"iTXt"}
@@ -47,21 +48,26 @@ def take_apart(file: Source, header_only: bool = False) -> Parts:
     Raises nothing on damage: a damaged chunk that makes pixels is left for the decoder to refuse,
     one that does not is as good as not there.
     """
+    # One walk over the file: chunks of pixels are copied, those of meaning read under bounds.
     file.seek(len(SIGNATURE))
     pieces, found, texts = [SIGNATURE], {}, {}
     for name, size in _chunks(file):
         if name in _PIXELS and not (header_only and name == b"IDAT"):
+            # With its length, name and checksum, which the decoder looks at.
             file.seek(-8, 1)
             pieces.append(file.read(size + 12))
         elif name in _KEPT and size <= LARGEST:
+            # Each may be there once (5.6): of several the first one counts.
             found.setdefault(name, _body(file, name, size))
         elif name in _TEXTS and size <= LARGEST:
             keyword, text = _text(name, _body(file, name, size) or b"")
             texts.setdefault(keyword, text)
+    # Pillow needs one chunk of pixels before it believes the header.
     if header_only:
         pieces.insert(-1 if pieces[-1][4:8] == b"IEND" else len(pieces), chunk(b"IDAT", b""))
     bare = b"".join(pieces)
     parts = Parts(bare, palette=any(piece[4:8] == b"PLTE" for piece in pieces))
+    # Byte 24 and 25 of a file: depth and kind of colour (11.2.1).
     if len(bare) >= _HEADER:
         parts.depth, parts.colour = bare[24], bare[25]
     parts.info = _info({name: body for name, body in found.items() if body is not None}, texts)
@@ -74,6 +80,7 @@ def _chunks(file: Source) -> Iterator[tuple[bytes, int]]:
         size, name = struct.unpack(">I4s", head)
         after = file.tell() + size + 4
         yield name, size
+        # What follows the end, a second picture or a letter, is no part of the file.
         if name == b"IEND":
             return
         file.seek(after)
@@ -88,9 +95,11 @@ def _body(file: Source, name: bytes, size: int) -> bytes | None:
 
 def _text(name: bytes, body: bytes) -> tuple[bytes, bytes]:
     """Keyword and text of one of the two kinds that matter here; else two empty ones."""
+    # Of thousands of words that programs write, two say which way up the picture is.
     keyword, _, rest = body.partition(b"\0")
     if keyword not in (_XMP, _RAW_EXIF):
         return b"", b""
+    # iTXt has a flag and three more fields before its text (11.3.3.4), zTXt one byte of method.
     packed = name == b"zTXt"
     if name == b"iTXt":
         packed, rest = rest[:1] == b"\1", (rest[2:].split(b"\0", 2) + [b"", b""])[2]
@@ -103,6 +112,7 @@ def inflate(packed: bytes) -> bytes | None:
     """What a zlib stream holds; None where it is damaged or holds more than LARGEST."""
     stream = zlib.decompressobj()
     try:
+        # A megabyte may inflate to a gigabyte: no more is asked of zlib than is taken.
         data = stream.decompress(packed, LARGEST)
     except zlib.error:
         return None
@@ -112,6 +122,7 @@ def inflate(packed: bytes) -> bytes | None:
 def _info(found: dict[bytes, bytes], texts: dict[bytes, bytes]) -> dict[str, object]:
     """What the chunks say, under the names by which Pillow has it; cICP as "cicp"."""
     info: dict[str, object] = {}
+    # A name, a method and the profile (11.3.2.3).
     profile = found.get(b"iCCP", b"").partition(b"\0")[2]
     if icc := inflate(profile[1:]):
         info["icc_profile"] = icc
@@ -119,15 +130,18 @@ def _info(found: dict[bytes, bytes], texts: dict[bytes, bytes]) -> dict[str, obj
         info["cicp"] = tuple(body)
     if b"sRGB" in found:
         info["srgb"] = found[b"sRGB"][:1]
+    # Numbers with a fraction are whole ones of 100,000ths (11.3.2.1, 11.3.2.2).
     if len(body := found.get(b"gAMA", b"")) == 4:
         info["gamma"] = struct.unpack(">I", body)[0] / 100_000
     if len(body := found.get(b"cHRM", b"")) == 32:
         info["chromaticity"] = tuple(value / 100_000 for value in struct.unpack(">8I", body))
     if len(body := found.get(b"pHYs", b"")) == 9 and body[8] == 1:  # a unit other than 1 is none
         info["dpi"] = tuple(value * METRE for value in struct.unpack(">2I", body[:8]))
+    # The chunk of its own is newer than many programs, which hide EXIF in a text.
     exif = found.get(b"eXIf") or _raw_exif(texts.get(_RAW_EXIF, b""))
     if exif:
         info["exif"] = _EXIF_PREFIX + exif.removeprefix(_EXIF_PREFIX)
+    # Of XMP the orientation alone: Pillow reads it there where EXIF has none.
     if turned := _TURNED.search(texts.get(_XMP, b"")):
         info["xmp"] = turned[0]
     return info
@@ -146,6 +160,7 @@ def deep_samples(parts: Parts) -> list[np.ndarray] | None:
 
     OpenCV reads colour, of which Pillow keeps eight bits.
     """
+    # Unchanged: neither turned by EXIF nor cut to eight bits. Channels come as blue, green, red.
     samples = cv2.imdecode(np.frombuffer(parts.bare, np.uint8), cv2.IMREAD_UNCHANGED)
     if samples is None or samples.dtype != np.uint16 or samples.ndim != 3:
         return None
@@ -154,6 +169,7 @@ def deep_samples(parts: Parts) -> list[np.ndarray] | None:
 
 def encode_deep(planes: list[np.ndarray]) -> bytes | None:
     """16-bit file of one plane (gray), three (R, G, B) or four (with alpha); None if it fails."""
+    # OpenCV's order of channels: blue, green, red, alpha.
     order = (2, 1, 0, 3)[: len(planes)] if planes[1:] else (0,)
     stacked = np.dstack([planes[channel] for channel in order])
     written, data = cv2.imencode(".png", stacked, [cv2.IMWRITE_PNG_COMPRESSION, 6])
@@ -164,6 +180,7 @@ def with_chunks(
     data: bytes, icc: bytes | None, exif: bytes | None, dpi: tuple[float, float] | None
 ) -> bytes:
     """The file with profile, EXIF and density behind its header."""
+    # Profile and density must stand before the pixels (5.6).
     extra = b""
     if icc:
         extra += chunk(b"iCCP", b"ICC Profile\0\0" + zlib.compress(icc))

@@ -22,6 +22,7 @@ Size = tuple[int, int]  # height, width
 
 def step(side: int, unit: int) -> int:
     """The side rounded up to 1, 2, 3, 4, 6, 8, 12, 16, .. units."""
+    # Two steps an octave: a program serves all sides up to half as long again.
     units = -(-side // unit)
     coarse = 2 ** max((units - 1).bit_length() - 2, 0)
     return -(-units // coarse) * coarse * unit
@@ -40,11 +41,13 @@ def enlarge(picture: Picture, factor: float) -> Picture:
     """
     if not 1 <= factor < math.inf:
         raise ValueError(f"upscale must be at least 1, got {factor}")
+    # Before any mixing of neighbours, that of the resize here included.
     picture = replace(picture, rgb=filled(picture.rgb, picture.alpha))
     size = scaled_size(picture.size, factor)
     if size == picture.size:
         return picture
     alpha = None if picture.alpha is None else resized(picture.alpha, size)
+    # More pixels in the same inches.
     dense = picture.density and (picture.density[0] * factor, picture.density[1] * factor)
     return replace(picture, rgb=resized(picture.rgb, size), alpha=alpha, density=dense)
 
@@ -66,8 +69,10 @@ def seen(pixels: Pixels, size: Size, scale: int) -> Pixels:
     # What the output covers, in pixels of the picture.
     extent = [h * w * scale / s for h, w, s in zip(have, wanted, size, strict=True)]
     ratios = {side / w for side, w in zip(extent, wanted, strict=True)}
+    # Nothing to resize: the pixels are given as they are, to the bit.
     if ratios == {1.0}:
         return pixels
+    # Where sides divide, the mean of squares reduces without aliasing and without a shift.
     whole = all(ratio > 1 and ratio.is_integer() for ratio in ratios)
     kind = Image.Resampling.BOX if whole else Image.Resampling.BICUBIC
     grown = pad_reflect(pixels, (math.ceil(extent[0]), math.ceil(extent[1])))
@@ -80,12 +85,17 @@ def resized(
     kind: Image.Resampling = Image.Resampling.BICUBIC,
     box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
-    """A `box` (left, top, right, bottom) or all; 16-bit colour, which Pillow lacks, by planes."""
+    """A plane or picture scaled to `size`: all of it, or a `box` (left, top, right, bottom).
+
+    Colour of 16 bits, which Pillow lacks, is scaled plane by plane.
+    """
     shape = (size[1], size[0])
+    # Pillow resizes bytes of any number of channels, and floats of one.
     if plane.dtype == np.uint8:
         return np.asarray(Image.fromarray(plane).resize(shape, kind, box))
     if plane.ndim == 3:
         return np.stack([resized(plane[..., i], size, kind, box) for i in range(3)], axis=-1)
+    # A cubic overshoots at edges: beyond the range it would wrap around.
     values = np.asarray(Image.fromarray(plane.astype(np.float32)).resize(shape, kind, box))
     return np.round(values.clip(0, 65_535)).astype(np.uint16)
 
@@ -120,6 +130,7 @@ def pad_reflect(pixels: Pixels, size: Size) -> Pixels:
 
 def _mirror(have: int, want: int) -> np.ndarray:
     """Indices 0, 1, .., have-1, have-2, .., 1, 0, 1, .. of length `want`."""
+    # To the far edge and back, neither edge twice.
     period = max(2 * (have - 1), 1)
     steps = np.arange(want) % period
     return np.minimum(steps, period - steps) if have > 1 else steps

@@ -76,13 +76,14 @@ def is_gray(rgb: Pixels) -> bool:
 
 
 def luma(values: Floats) -> Floats:
-    """The same three channels of each pixel: its brightness, by the weights of ITU-R BT.601."""
+    """Each pixel's brightness, by the weights of ITU-R BT.601, in all three channels."""
+    # Section 2.5.1 of the recommendation.
     weights = np.array([0.299, 0.587, 0.114], np.float32)
     return np.repeat((values @ weights)[..., None], 3, axis=-1)
 
 
 def moments(parts: Iterable[Unit]) -> Moments:
-    """Of a picture in parts; the deviation is unbiased, that of a single pixel 0."""
+    """Moments of a picture in parts; the deviation is unbiased, and 0 of a single pixel."""
     # In float64: a difference of large sums.
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     for part in parts:
@@ -90,6 +91,7 @@ def moments(parts: Iterable[Unit]) -> Moments:
         count, total = count + len(values), total + values.sum(0)
         squares += np.square(values).sum(0)
     mean = total / count
+    # Unbiased, as PyTorch's `std`, which StableSR and OSEDiff use; rounding may go below nought.
     variance = np.maximum(squares - count * mean**2, 0) / max(count - 1, 1)
     return Moments(mean, np.sqrt(variance + _EPS))
 
@@ -115,6 +117,7 @@ def _low_band(image: Unit) -> Unit:
 
 def _smooth(image: Unit, step: int, axis: int) -> Unit:
     """Binomial filter [1, 2, 1] / 4 with holes of `step` along one axis, edges repeated."""
+    # By slices, not by a convolution: three additions a pixel, whatever the step.
     margin = [(step, step) if i == axis else (0, 0) for i in range(3)]
     padded = np.moveaxis(np.pad(image, margin, mode="edge"), axis, 0)
     before, after = padded[: -2 * step], padded[2 * step :]

@@ -27,6 +27,7 @@ def fitted(output: Floats, working: Size, size: Size) -> Floats:
     working size it is reduced by the area filter.
     """
     output = output[: working[0], : working[1]]
+    # The area filter is the one that leaves no aliasing when many pixels become one.
     if working == size:
         return output
     return cv2.resize(np.ascontiguousarray(output), size[::-1], interpolation=cv2.INTER_AREA)
@@ -58,6 +59,7 @@ def finish(output: Floats, source: Picture, color_fix: str, blend: float) -> Pic
     for rows in colour.bands(source.size):
         values = corrected(rows)
         if blend < 1:
+            # Clipped before it is mixed: what is brighter than white would lighten the mixture.
             values = np.float32(blend) * np.clip(values, -1, 1)
             values = values + np.float32(1 - blend) * to_float(source.rgb[rows])
         pixels[rows] = quantized(colour.luma(values) if gray else values)

@@ -61,6 +61,7 @@ def _are_found(source: str, outputs: Iterable[Path]) -> bool:
     """Whether outputs that lie where the inputs do would be found beside them."""
     if Path(source).is_file():
         return False
+    # A glob finds outputs again only where it matches their new suffix.
     pattern = "*" if Path(source).is_dir() else Path(source).name
     return any(fnmatch(output.name, pattern) for output in outputs)
 
@@ -81,11 +82,13 @@ def refuse(why: str, names: list[Path]) -> None:
 def _inspect(path: Path, output: Path, settings: Settings) -> Job:
     """The job of one file; marked broken if its header rules it out."""
     try:
+        # From the header: a folder of thousands is planned in seconds.
         height, width = scaled_size(read_size(path), settings.upscale)
         if height * width > MAX_PIXELS:
             raise ImageError(f"more than {MAX_PIXELS} pixels after upscaling")
         check_side((height, width), settings.format)
     except (ImageError, OSError) as error:
+        # A bad file is a job that fails, so that the others are done and this one is reported.
         return Job(path, output, broken=one_line(error))
     return Job(path, output, (height, width))
 
@@ -94,5 +97,6 @@ def one_line(error: BaseException) -> str:
     """An error's first line; an OSError's without the path, which is told beside it."""
     if is_exhausted(error):
         return EXHAUSTED
+    # A record and a report have one line for each file.
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return (text.strip().splitlines() or [type(error).__name__])[0]

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from osdhuman_jax.config import Json
 from osdhuman_jax.disk import staged
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import (
@@ -50,6 +50,7 @@ class Loaded:
 
 def batches(jobs: list[Job], pipeline: Pipeline) -> Iterator[list[Job]]:
     """Jobs of one padded size together, so that batches are full and programs compile once."""
+    # In the order of names, so that a person can follow a run.
     sound = sorted((job for job in jobs if not job.broken), key=lambda job: job.output)
     for indices in pipeline.batches([job.size for job in sound]):
         yield [sound[i] for i in indices]
@@ -106,7 +107,10 @@ class Runner:
 
     def _advance(self, reading: Future[list[Loaded]], writer: ThreadPoolExecutor) -> Future[int]:
         """Compute one batch and hand it to the writer."""
+        # Seconds are wall-clock, the wait for the reader in them: what a person waits for a
+        # picture.
         start, loaded = time.perf_counter(), reading.result()
+        # In the caller's thread, which hears signals.
         outputs = self._compute(loaded)
         seconds = (time.perf_counter() - start) / max(1, len(loaded))
         tile = self.pipeline.tiling(loaded[0].enlarged.size) if outputs else None
@@ -117,11 +121,15 @@ class Runner:
         """Read, decode and enlarge; what cannot be is recorded as failed."""
         loaded = []
         for job in batch:
+            # Known as soon as the bytes are, so that a failure too is recorded with its input.
             digest = None
             try:
+                # Read once: digest and pixels are of the same bytes, whatever happens to the file
+                # meanwhile.
                 data = job.source.read_bytes()
                 digest = hashlib.sha256(data).hexdigest()
                 picture = decode(data, deep=True)
+                # What the format cannot hold is refused before the picture is computed.
                 check_alpha(picture, self.settings.format)
                 enlarged = enlarge(picture, self.settings.upscale)
                 seen = self.pipeline.seen(picture, enlarged)
@@ -146,8 +154,9 @@ class Runner:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)
             return []
 
-    def _write_all(self, loaded: list[Loaded], outputs: list[Floats], made: dict[str, Any]) -> int:
+    def _write_all(self, loaded: list[Loaded], outputs: list[Floats], made: Json) -> int:
         """Encode, write and record a batch; returns how many jobs that ended."""
+        # No outputs at all where the computation failed: those jobs are recorded already.
         for item, output in zip(loaded, outputs, strict=False):
             try:
                 settings = self.settings
@@ -163,7 +172,7 @@ class Runner:
                 self._fail(item.job, reason, input_sha256=item.digest)
         return len(loaded)
 
-    def _write(self, item: Loaded, result: Picture, data: bytes, made: dict[str, Any]) -> None:
+    def _write(self, item: Loaded, result: Picture, data: bytes, made: Json) -> None:
         """The line first, then the picture: a picture without a line would block the next run."""
         path = self.output / item.job.output
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
+from osdhuman_jax.config import Json
 from osdhuman_jax.disk import file_digest, hold, json_lines, remove_leftovers
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.inference.folder_plan import refuse
@@ -33,17 +33,20 @@ class Ledger:
 
     def __init__(self, folder: Path, file: FileIO) -> None:
         self._folder, self._file, self._lock = folder, file, Lock()
+        # Read once, when the folder is held: nobody else adds lines after that.
         data = file.readall()
         self._torn = bool(data) and not data.endswith(b"\n")
-        self._finished: dict[str, dict[str, Any]] = {}  # last line of each output
+        self._finished: dict[str, Json] = {}  # last line of each output
         self.has_pictures = False  # or had: some line says that a picture was written
+        # Of several lines for an output the last one counts.
         for line in json_lines(data):
             if line.get("status") == "ok":
                 self._finished[line.get("output", "")] = line
                 self.has_pictures = True
 
-    def add(self, line: dict[str, Any]) -> None:
+    def add(self, line: Json) -> None:
         """Append a line; a torn one, which a killed run left, is ended first."""
+        # All fields in one order, null where one is not known, so that lines are a table.
         text = json.dumps(dict.fromkeys(RECORD) | line) + "\n"
         with self._lock:
             # Until the line is whole on the disk, it counts as torn.
@@ -55,8 +58,9 @@ class Ledger:
             self._torn = False
             self.has_pictures |= line["status"] == "ok"
 
-    def finished(self, job: Job, identity: dict[str, Any]) -> bool:
+    def finished(self, job: Job, identity: Json) -> bool:
         """Whether the job's output is there, as its line says, from this input and `identity`."""
+        # First what the line says, which costs nothing; then the bytes on the disk.
         line = self._finished.get(spelled(job.output.as_posix()), {})
         if any(line.get(key) != value for key, value in identity.items()):
             return False
@@ -80,6 +84,7 @@ def held(folder: Path) -> Iterator[Ledger]:
     path = folder / PROVENANCE
     try:
         with hold(path) as file:
+            # Pictures lie at any depth below the folder, and so may halves of them.
             remove_leftovers(folder, deep=True)
             ledger = Ledger(folder, file)
             try:
@@ -99,7 +104,7 @@ def held(folder: Path) -> Iterator[Ledger]:
 
 
 def remaining(
-    jobs: list[Job], output: Path, ledger: Ledger, identity: dict[str, Any], overwrite: bool
+    jobs: list[Job], output: Path, ledger: Ledger, identity: Json, overwrite: bool
 ) -> list[Job]:
     """The jobs that are not finished. Raises UsageError where other outputs would be replaced."""
     # Digests are taken of what has a line; a picture that is there without one is a person's.

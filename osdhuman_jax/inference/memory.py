@@ -1,8 +1,7 @@
 """How much memory restoring may take, and whether an error says that there was too little.
 
 The budget of a program, in bytes, is a share of its device's memory, or on a CPU of the host's or
-container's.
-Flags' amounts ("4GiB") are read here too, without JAX.
+container's. Flags' amounts ("4GiB") are read here too, without JAX.
 """
 
 import os
@@ -30,10 +29,12 @@ def budget() -> int:
 
 def host_memory() -> int:
     """Bytes of memory of this machine, or of the container that the process runs in."""
+    # A container is killed at its own limit, which the machine's memory does not show.
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limits = [physical]
     for name in _LIMITS:
         path = CONTROL_GROUPS / name
+        # Version 2 writes "max", version 1 a number beyond all memory, where there is no limit.
         text = path.read_text().strip() if path.is_file() else ""
         limits += [int(text)] if text.isdecimal() else []
     return min(limits)
@@ -50,4 +51,5 @@ def parse_bytes(text: str) -> int:
 
 def is_exhausted(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on the host or on a device."""
+    # JAX has one class for all errors of its runtime: the status is in the text.
     return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TypedDict, Unpack
 
 import jax
 import numpy as np
@@ -61,9 +61,18 @@ Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
 VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
 
+# Beyond this there is nothing of a person left that more pixels could show.
 MOST_ENLARGED = 4.0  # times, of a picture smaller than the model works at
 
 log = logging.getLogger(__name__)
+
+
+class PipelineOptions(TypedDict, total=False):
+    """What a pipeline takes besides its model; see `Pipeline.__init__`."""
+
+    batch_size: int
+    bucket: int
+    max_memory: int | None
 
 
 @contextmanager
@@ -127,8 +136,11 @@ class Pipeline:
         self._lock = Lock()
 
     @classmethod
-    def from_folder(cls, folder: str | Path, precision: str = "fp32", **options: Any) -> "Pipeline":
+    def from_folder(
+        cls, folder: str | Path, precision: str = "fp32", **options: Unpack[PipelineOptions]
+    ) -> "Pipeline":
         """Pipeline of a model folder. Raises ValueError or FileNotFoundError on a bad one."""
+        # A cleaner is its own network, with neither prompts nor adapters.
         if kind_of(Path(folder)) == CLEANER:
             return cls(load_cleaner(folder, precision=precision), precision, **options)
         model = load_model(folder, precision=precision)
@@ -140,8 +152,9 @@ class Pipeline:
         prompter: FixedPrompter | TagPrompter | None,
         model: Model,
         precision: str,
-        options: dict[str, Any],
+        options: PipelineOptions,
     ) -> "Pipeline":
+        # Fixed tokens are a weight of the restorer; prompts of tags are made outside of it.
         if isinstance(prompter, FixedPrompter):
             model.restorer.prompter, prompter = prompter, None
         return cls(model, precision, prompter=prompter, **options)
@@ -152,7 +165,7 @@ class Pipeline:
         workdir: str | Path,
         step: int | None = None,
         precision: str = "fp32",
-        **options: Any,
+        **options: Unpack[PipelineOptions],
     ) -> "Pipeline":
         """Pipeline of a training run's checkpoint, the latest by default. Raises as above."""
         # Orbax takes long to load, and only checkpoints need it.
@@ -162,11 +175,11 @@ class Pipeline:
         return cls._with(load_run_prompter(workdir, precision), model, precision, options)
 
     def padded_size(self, size: Size) -> Size:
-        """See `Planner`; of what the network sees."""
+        """Size to which what the network sees is padded; see `Planner`."""
         return self.planner.padded_size(size)
 
     def plans(self, padded: Size) -> list[Plan]:
-        """See `Planner`."""
+        """What can be tried for a padded size, the largest first; see `Planner`."""
         return self.planner.plans(padded)
 
     def restore(
@@ -181,10 +194,9 @@ class Pipeline:
         """Restored pictures in the order given, each `scaled_size(size, upscale)` large.
 
         See `finish` for `color_fix` and `blend`, haodiff.py for `guidance` (1 to 10, of models with
-        two prompts alone); None is what the model is best used with.
-        Transparency is resized with its picture; profile,
-        EXIF and the size of a print are kept. Raises RestoreError if the model's output is not
-        finite or memory does not suffice, ValueError on a bad option.
+        two prompts alone); None is what the model is best used with. Transparency is resized with
+        its picture; profile, EXIF and the size of a print are kept. Raises RestoreError if the
+        model's output is not finite or memory does not suffice, ValueError on a bad option.
         """
         # Options are refused before anything is computed.
         color_fix, blend = self.chosen(color_fix, blend)
@@ -195,6 +207,7 @@ class Pipeline:
             # Batches of one padded size, whose outputs go back to where their pictures stood.
             inputs = [enlarge(picture, upscale) for picture in pictures]
             for indices in self.batches([picture.size for picture in inputs]):
+                # What the network is given of each, and what it makes of them together.
                 batch = [self.seen(pictures[i], inputs[i]) for i in indices]
                 outputs = self.compute(batch, progress, guidance)
                 for i, output in zip(indices, outputs, strict=True):
@@ -208,6 +221,7 @@ class Pipeline:
 
     def working_size(self, size: Size) -> Size:
         """Size at which an output of `size` is computed: small pictures are enlarged for it."""
+        # In both directions alike, as an upscale that a person asks for.
         factor = self.model.use.work_side / min(size)
         return scaled_size(size, min(factor, MOST_ENLARGED)) if factor > 1 else size
 
@@ -229,6 +243,7 @@ class Pipeline:
         """Indices of outputs that have one padded size, at most `batch_size` together."""
         groups: dict[Size, list[int]] = {}
         for i, size in enumerate(sizes):
+            # One program serves a group; the smallest sizes come first, which show soonest.
             padded = self.padded_size(covering(self.working_size(size), self.scale))
             groups.setdefault(padded, []).append(i)
         for padded in sorted(groups):
@@ -276,6 +291,7 @@ class Pipeline:
 
     def _first_fit(self, padded: Size, after: Plan | None = None) -> Plan:
         """The largest plan whose programs fit into memory; `after` one that did not in practice."""
+        # Plans come from the largest to the smallest.
         plans = self.plans(padded)
         left = plans if after is None else plans[plans.index(after) + 1 :]
         if not left:
@@ -292,6 +308,7 @@ class Pipeline:
 
     def _footprint(self, plan: Plan) -> int:
         """Bytes of the plan's programs, which it compiles."""
+        # The programs are compiled before anything runs, so that none fails half-way.
         shape = (plan.batch, *(plan.tile or plan.padded), 3)
         needed = max(self.programs.memory(kind, shape) for kind in self._compile(plan, shape))
         self._footprints.append((plan.pixels, needed))
@@ -307,6 +324,7 @@ class Pipeline:
         if not self._prompted:
             self.programs.alone(shape)
             return ("alone",)
+        # Tiles need two programs: one measures the norms, one restores.
         prompt = (plan.batch, *self._prompt_shape())
         if plan.tile:
             self.programs.measure(shape, prompt)
@@ -325,6 +343,7 @@ class Pipeline:
         Beyond the weights, memory grows with the pixels or faster: what is far from fitting need
         not be compiled.
         """
+        # 0.7 leaves room for what does not grow with the pixels.
         weights = self.programs.weight_bytes
         least = [
             weights + int(0.7 * (taken - weights) * plan.pixels / pixels)
@@ -337,6 +356,8 @@ class Pipeline:
         """Shape of one picture's tokens."""
         if self._prompter is None:
             return self.programs.tokens_shape(self._views_shape(1))[1:]
+        # A prompter from outside tells its shape only by an answer: a gray picture is asked of it,
+        # once.
         if not self._outer_shape:
             gray = np.zeros(self._views_shape(1), np.float32)
             self._outer_shape = tuple(self._prompter(gray).shape[1:])
@@ -359,6 +380,7 @@ class Pipeline:
             outputs = np.asarray(self.programs.whole(lq.shape, tokens.shape)(lq, tokens, *scale))
         else:
             outputs = np.asarray(self.programs.alone(lq.shape)(lq))
+        # What was padded is cut off again, and repetitions are left out.
         sizes = [self._scaled(pixels.shape[:2]) for pixels in batch]
         return [outputs[i, :height, :width] for i, (height, width) in enumerate(sizes)]
 
@@ -377,10 +399,12 @@ class Pipeline:
         """One picture in tiles, all restored by the same program."""
         picture, count = pad_reflect(pixels, plan.padded), plan.batch
         run = self._tile_program(pixels, picture, plan, tile, scale)
+        # Places on the picture, and where their outputs lie on the canvas.
         canvas = Canvas(self._scaled(plan.padded), self._scaled(tile))
         network = self.model.restorer
         places = corners(plan.padded, tile, network.multiple, network.reach or 0)
         for done, group in enumerate(groups_of(places, count)):
+            # A program takes `count` tiles always: the last group is filled up by repetition.
             filled = group + [group[-1]] * (count - len(group))
             restored = np.asarray(run(cut(picture, filled, tile)))
             for corner, values in zip(group, restored, strict=False):

@@ -60,6 +60,7 @@ class Planner:
         height, width = (step(side, self.unit) for side in size)
         if self.is_whole((height, width)):
             return height, width
+        # A tile is never larger than the largest: beyond it steps would only add pixels to compute.
         own, largest = self.own, TILES[0][0]
         height, width = (
             step(side, self.unit) if side <= largest else -(-side // own) * own for side in size
@@ -68,6 +69,8 @@ class Planner:
 
     def is_whole(self, padded: Size) -> bool:
         """Whether a padded size is one of the few that are computed whole."""
+        # Sizes of tiled pictures are any multiple of the network's own, for which no program is
+        # kept.
         few = all(step(side, self.unit) == side for side in padded)
         small = math.prod(padded) <= WHOLE // self.scale
         return few and small and max(padded) <= LONGEST // self.scale

@@ -22,6 +22,7 @@ def keep_programs() -> None:
         # No home at all is a RuntimeError: a container's user without a line in its passwd.
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or _cache_home() / "osdhuman_jax"
         Path(folder).mkdir(parents=True, exist_ok=True)
+        # By writing: permissions do not tell of a read-only file system or a full disk.
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, RuntimeError) as error:
@@ -43,5 +44,6 @@ def _set(name: str, value: str | bool) -> None:
 
 def _cache_home() -> Path:
     """Where programs may keep what they can make again."""
+    # The XDG base directory specification.
     given = os.environ.get("XDG_CACHE_HOME")
     return Path(given) if given else Path.home() / ".cache"

@@ -6,7 +6,7 @@ Batches are split over the local devices, weights are copied to each.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import lru_cache, partial
 from threading import Lock
 from typing import Any
@@ -32,6 +32,7 @@ class Programs:
     """One restorer's weights and what it was compiled to; threads may share it."""
 
     def __init__(self, restorer: OneStepRestorer | RRDBNet) -> None:
+        # Batches lie over all devices of this process; each has all weights.
         devices = jax.local_devices()
         mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
         self.devices = len(devices)
@@ -39,9 +40,10 @@ class Programs:
         self._copied = NamedSharding(mesh, PartitionSpec())
         # A scalar more goes into programs of a restorer that is guided: none is compiled anew.
         self._guidance: tuple[Shape, ...] = ((),) if restorer.guidance is not None else ()
+        # Weights are arguments, not constants of a program: pipelines of one architecture share it.
         self._graphdef, weights = nnx.split(restorer)
         self._weights = jax.device_put(weights, self._copied)
-        self._compiled: dict[tuple[Any, ...], jax.stages.Compiled] = {}
+        self._compiled: dict[tuple[object, ...], jax.stages.Compiled] = {}
         self._lock = Lock()
 
     @property
@@ -81,16 +83,23 @@ class Programs:
 
     def memory(self, kind: str, pictures: Shape) -> int:
         """Bytes on one device that the program of this kind and shape takes, weights included."""
+        # The compiler's own account.
         (program,) = (p for key, p in self._compiled.items() if key[:2] == (kind, pictures))
         found = program.memory_analysis()
         if found is None:
             return 0
+        # An output that takes an argument's place needs no room of its own.
         parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
         return sum(getattr(found, part) for part in parts) - found.alias_size_in_bytes
 
     def _run(
-        self, kind: str, function: Callable, pictures: Shape, *shapes: Shape, known: Any = None
-    ) -> Any:
+        self,
+        kind: str,
+        function: Callable,
+        pictures: Shape,
+        *shapes: Shape,
+        known: nnx.State | None = None,
+    ) -> Program:
         """The program, compiled if it is new, with the weights already given."""
         # Two threads that ask for one program compile it once.
         key = (kind, pictures, *shapes)
@@ -105,9 +114,11 @@ class Programs:
         """Shapes of a program's outputs, by the trace that it is compiled of."""
         return traced(function, self._graphdef, *self._arguments(shapes)).out_info
 
-    def _arguments(self, shapes: tuple[Shape, ...], known: Any = None) -> tuple[Any, Leaves]:
+    def _arguments(
+        self, shapes: tuple[Shape, ...], known: nnx.State | None = None
+    ) -> tuple[Hashable, Leaves]:
         """Tree and leaves of a program's abstract arguments: weights, arrays, what is known."""
-        arguments: list[Any] = [self._abstract(shape) for shape in shapes]
+        arguments: list[object] = [self._abstract(shape) for shape in shapes]
         if known is not None:
             arguments.insert(0, jax.tree.map(lambda x: self._abstract(x.shape), known))
         weights = jax.tree.map(self._like, self._weights)
@@ -119,6 +130,7 @@ class Programs:
 
     def _abstract(self, shape: Shape) -> jax.ShapeDtypeStruct:
         """A float32 array; four axes are pictures, three tokens, whose first is the batch's."""
+        # Statistics, of two axes, are the same for all tiles.
         split = len(shape) > 2 and shape[0] % self.devices == 0
         sharding = self._split if split else self._copied
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
@@ -126,6 +138,7 @@ class Programs:
 
 def _title(kind: str, shape: Shape) -> str:
     """What a program is, in words for the person who waits for it."""
+    # Width before height, as people say it.
     size = f"{shape[2]} x {shape[1]}"
     return {
         "whole": f"the restorer for {size}",
@@ -140,8 +153,8 @@ def _title(kind: str, shape: Shape) -> str:
 def compiled(
     title: str,
     function: Callable,
-    graphdef: Any,
-    tree: Any,
+    graphdef: nnx.GraphDef,
+    tree: Hashable,
     leaves: Leaves,
 ) -> jax.stages.Compiled:
     """A function of a network and abstract arguments; restorers of one architecture share it.
@@ -158,8 +171,10 @@ def compiled(
 
 
 @lru_cache(maxsize=256)
-def traced(function: Callable, graphdef: Any, tree: Any, leaves: Leaves) -> jax.stages.Traced:
-    """The same as JAX's own instructions, of which outputs' shapes are known without compiling.
+def traced(
+    function: Callable, graphdef: nnx.GraphDef, tree: Hashable, leaves: Leaves
+) -> jax.stages.Traced:
+    """A function traced to JAX's own instructions: shapes of its outputs are known by then.
 
     Weights that a program does not use are on the device all the same: its account counts them.
     """
@@ -186,6 +201,7 @@ def _measure(
     graphdef: nnx.GraphDef, weights: nnx.State, tiles: Image, prompt: Tokens, *guidance: Scalar
 ) -> nnx.State:
     restorer = nnx.merge(graphdef, weights)
+    # In the traced copy alone: the caller's network keeps its norms.
     share_norms(restorer, measure=True)
     restorer(tiles, prompt, *guidance)
     return nnx.state(restorer, Statistics)
@@ -201,5 +217,6 @@ def _tiles(
 ) -> jax.Array:
     restorer = nnx.merge(graphdef, weights)
     share_norms(restorer, measure=False)
+    # What `_measure` gave, in the place of what these tiles would show.
     nnx.update(restorer, statistics)
     return restorer(tiles, prompt, *guidance)

@@ -7,11 +7,12 @@ for, before any network or array library is loaded: this module needs the standa
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from osdhuman_jax.config import ConfigError, UseConfig, use_of
+from osdhuman_jax.config import ConfigError, Json, UseConfig, use_of
 from osdhuman_jax.disk import file_digest
 
+# What a flag can choose of.
 PRECISIONS = ("fp32", "bf16")
 COLOR_FIXES = ("none", "adain", "wavelet")
 GUIDANCE = (1, 10)  # scales that are taken; 1 is the positive prompt alone
@@ -44,6 +45,8 @@ def read_identity(folder: Path) -> ModelIdentity | None:
     """
     path = folder / "config.json"
     try:
+        # The digest of config.json stands for the weights, whose digests are in it: gigabytes need
+        # not be read to see that a folder is finished.
         meta = json.loads(path.read_text(encoding="utf-8-sig"))
         guidance = (meta.get("model", {}).get("dual") or {}).get("guidance")
         return ModelIdentity(file_digest(path), use_of(meta), guidance)
@@ -53,6 +56,7 @@ def read_identity(folder: Path) -> ModelIdentity | None:
 
 def chosen(use: UseConfig, color_fix: str | None, blend: float | None) -> tuple[str, float]:
     """Colour fix and blend that are asked for, or (None) with which a model is best used."""
+    # What a person asks for counts before what the model is best used with.
     color_fix = use.color_fix if color_fix is None else color_fix
     return color_fix, use.blend if blend is None else blend
 
@@ -71,7 +75,7 @@ def guided(own: float | None, asked: float | None) -> float | None:
     return asked
 
 
-def identity(digest: str, precision: str, settings: Settings) -> dict[str, Any]:
+def identity(digest: str, precision: str, settings: Settings) -> Json:
     """What a provenance line must say for its output to be this model's with these settings."""
     # A setting that a model lacks is not in its record, nor is it in records of earlier versions.
     made = {name: value for name, value in asdict(settings).items() if value is not None}

@@ -6,7 +6,6 @@ stands in the file. Comes out: the bytes of the file. `osdhuman export` tells ho
 
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
 
 import jax
 import jax.extend.core
@@ -18,6 +17,8 @@ from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.networks.target import traced_for
 from osdhuman_jax.networks.types import Image8
 
+Restore = Callable[[list[jax.Array], Image8], Image8]  # (weights, pictures) -> pictures
+
 ONNX_LIMIT = 2**31  # bytes of one protocol buffer
 
 
@@ -25,13 +26,14 @@ class ExportError(ValueError):
     """A model or a request that cannot be exported, in one line."""
 
 
-def program(restorer: OneStepRestorer) -> tuple[Callable[[list[Any], Any], Any], list[jax.Array]]:
+def program(restorer: OneStepRestorer) -> tuple[Restore, list[jax.Array]]:
     """What is exported, (weights, uint8 pictures) -> uint8 pictures, and the weights."""
     graphdef, state = nnx.split(restorer)
     weights, tree = jax.tree.flatten(state)
 
     def restore(weights: list[jax.Array], pictures: Image8) -> Image8:
         network = nnx.merge(graphdef, jax.tree.unflatten(tree, weights))
+        # Conversion is part of the file: who runs it need not know the network's range.
         restored = network(pictures.astype(jnp.float32) / 127.5 - 1.0)
         return jnp.round((jnp.clip(restored, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
@@ -47,11 +49,12 @@ def to_npz(restorer: OneStepRestorer, shape: tuple[int, ...], platform: str) -> 
     plain = "cpu" if platform == "cpu" else "gpu"
     with traced_for(plain):
         exported = jax.export.export(jax.jit(restore), platforms=[platform])(abstract, pictures)
-    arrays: dict[str, Any] = {f"weight_{i}": np.asarray(w) for i, w in enumerate(weights)}
+    arrays = {f"weight_{i}": np.asarray(w) for i, w in enumerate(weights)}
+    # The program stands as bytes among the weights, in an archive that NumPy alone opens.
     arrays["program"] = np.frombuffer(exported.serialize(), np.uint8)
-    arrays["weights"] = np.int64(len(weights))
+    arrays["weights"] = np.asarray(len(weights), np.int64)
     buffer = BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
@@ -62,6 +65,7 @@ def to_onnx(restorer: OneStepRestorer, shape: tuple[int, ...]) -> bytes:
     except ImportError:
         raise ExportError("ONNX needs the extra: pip install 'osdhuman-jax[export]'") from None
     restore, weights = program(restorer)
+    # Weights become constants of the one protocol buffer that an .onnx is.
     if sum(weight.nbytes for weight in weights) >= ONNX_LIMIT:
         raise ExportError("an ONNX file holds less than 2 GiB of weights: export to .npz")
     pictures = jax.ShapeDtypeStruct(shape, jnp.uint8)

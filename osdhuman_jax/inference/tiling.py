@@ -37,8 +37,10 @@ class SharedNorm(nnx.Module):
         self.statistics = Statistics(jnp.zeros((2, prompts, norm.num_groups), jnp.float32))
 
     def __call__(self, x: Feature) -> Feature:
+        # As the norm itself: statistics in float32 and in two passes.
         norm, wide = self.norm, x.astype(jnp.float32)
         if self.measure:
+            # Over all tiles at once, without their edges.
             grouped = inside(wide).reshape(self.prompts, -1, norm.num_groups, norm.group_size)
             mean = grouped.mean((1, 3), keepdims=True)  # [P, 1, groups, 1]
             variance = jnp.square(grouped - mean).mean((1, 3))  # [P, groups]
@@ -51,7 +53,8 @@ class SharedNorm(nnx.Module):
 
 
 def inside(x: Feature) -> Resized:
-    """Without an eighth at each edge, which is where a tile differs from the picture."""
+    """The map without an eighth at each edge, where a tile differs from the picture."""
+    # Half of the least overlap: what lies further inside is some tile's middle.
     rows, columns = x.shape[1] // 8, x.shape[2] // 8
     return x[:, rows : x.shape[1] - rows, columns : x.shape[2] - columns]
 
@@ -62,6 +65,7 @@ def share_norms(model: nnx.Module, measure: bool) -> None:
     guided = getattr(model, "guidance", None) is not None
     for path, module in list(nnx.iter_modules(model)):
         prompts = 2 if guided and path[:1] == ("unet",) else 1
+        # Lists, for what is walked over is changed on the way.
         for name, child in list(vars(module).items()):
             if isinstance(child, GroupNorm):
                 setattr(module, name, SharedNorm(child, measure, prompts))
@@ -73,6 +77,7 @@ def starts(length: int, tile: int, multiple: int, reach: int = 0) -> list[int]:
     They overlap by at least OVERLAP of their side, and by twice `reach` unless that is more than
     half of it; the first and last touch the picture's edges.
     """
+    # Where the reach is known, nothing of a pixel's surroundings is missing in the tile's middle.
     overlap = max(OVERLAP * tile, min(2 * reach, tile // 2))
     stride = max(int(tile - overlap) // multiple * multiple, multiple)
     return [*range(0, length - tile, stride), length - tile]
@@ -86,11 +91,13 @@ def corners(size: Size, tile: Size, multiple: int, reach: int = 0) -> list[Corne
 
 def spread(size: Size, tile: Size, multiple: int, count: int) -> list[Corner]:
     """Corners of `count` tiles that sample a picture evenly, each in another row and column."""
+    # Multiples of the golden ratio, modulo 1, lie evenly whatever their count is.
     golden = (np.sqrt(5) - 1) / 2
     free = [(n - t) // multiple for n, t in zip(size, tile, strict=True)]
     along, across = free if free[0] >= free[1] else free[::-1]
     picked = []
     for i in range(count):
+        # The longer way is divided evenly, the shorter one by the golden ratio.
         far = round((i + 0.5) / count * along) * multiple
         near = round((i + 0.5) * golden % 1 * across) * multiple
         picked.append((far, near) if free[0] >= free[1] else (near, far))
@@ -128,6 +135,7 @@ class Canvas:
 
     def picture(self) -> Float32[np.ndarray, "_ _ 3"]:
         """The blended picture; every pixel must have been covered."""
+        # The window is a product, and so is the sum of all windows of a grid.
         rows, columns = (self._weights(axis) for axis in (0, 1))
         self._sum /= rows[:, None, None]
         self._sum /= columns[:, None]
@@ -136,6 +144,7 @@ class Canvas:
     def _weights(self, axis: int) -> Float32[np.ndarray, " n"]:
         """Sum of the bells along an axis."""
         weights, side = np.zeros(self._sum.shape[axis], np.float32), self._tile[axis]
+        # Each row of tiles once, however many tiles lie in it.
         for start in {corner[axis] for corner in self._corners}:
             weights[start : start + side] += bell(side)
         return weights

@@ -24,7 +24,7 @@ from jax.core import ShapedArray
 WORTH_KEEPING = 64
 
 
-def _costly(primitive: object, *operands: ShapedArray, **params: Any) -> bool:
+def _costly(primitive: object, *operands: ShapedArray | Array, **params: Any) -> bool:
     """Whether a product is one of weights and has `WORTH_KEEPING` terms or more."""
     # A kernel has one multiplication an output for each of its values but the outputs' axis.
     if primitive is jax.lax.conv_general_dilated_p:

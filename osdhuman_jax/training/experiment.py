@@ -30,7 +30,7 @@ from osdhuman_jax.weights import (
     random_restorer,
     save_model,
 )
-from osdhuman_jax.weights.extractors import KINDS
+from osdhuman_jax.weights.choices import PROMPTS
 from osdhuman_jax.weights.model_folder import DTYPES, read_meta
 
 # Settings that may not be 0.
@@ -56,7 +56,7 @@ def check(config: Config) -> None:
         "run.latent": (config.run.latent, ("sample", "mode")),
         "run.remat": (config.run.remat, tuple(remat.POLICIES)),
         "run.best": (config.run.best, ("val_psnr_y", "val_ssim_y", "val_lpips")),
-        "prompt.kind": (config.prompt.kind, KINDS),
+        "prompt.kind": (config.prompt.kind, PROMPTS),
         "prompt.source": (config.prompt.source, ("lq", "hq")),
         "loss.reg_lora_scope": (config.loss.reg_lora_scope, ("all", "mid")),
         "optim.schedule": (config.optim.schedule, ("constant", "cosine")),

@@ -47,11 +47,9 @@ from osdhuman_jax.training.sharding import (
 )
 from osdhuman_jax.training.speed import ProfilerTrace, Rates
 from osdhuman_jax.training.startup import startup_lines
+from osdhuman_jax.training.status import DONE, NOT_FINITE, STOPPED
 from osdhuman_jax.training.validation import Validator, validation, validation_batch
 from osdhuman_jax.weights import copy_prompter, save_model
-
-# Exit statuses of a run: 75 is EX_TEMPFAIL, after which batch systems run a job again.
-DONE, BAD, NOT_FINITE, NOT_SAVED, STOPPED = 0, 2, 3, 4, 75
 
 
 def train(config: Config, workdir: Path, profile: int) -> int:
@@ -69,15 +67,10 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     experiment.check_sources(config)
     names, val = validation_batch(config)
 
-    # The base model gives the programs and their first arguments. Weights are loaded on the host:
-    # a device gets its share of them, and never all.
+    # The base model gives the programs and their first arguments.
     base = experiment.base_folder(config, workdir)
     hosts.wait("base model")
-    cpu = jax.local_devices(backend="cpu")[0]
-    with jax.default_device(cpu):
-        trainer, _, state, frozen = train_step.build(config, base)
-    # The trained part is small and goes to every device, the frozen one in shares.
-    state, frozen = put_everywhere(mesh, state), put_weights(mesh, frozen)
+    trainer, state, frozen = _begin(config, base, mesh)
     prompts = Prompts(config, base)
     val |= prompts.in_use(val)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -113,10 +106,21 @@ def train(config: Config, workdir: Path, profile: int) -> int:
 
     # The result, by one process, while the others wait for it.
     if status == DONE and hosts.is_first():
-        with files_needed(workdir), jax.default_device(cpu):
+        with files_needed(workdir), jax.default_device(jax.local_devices(backend="cpu")[0]):
             write_model(config, workdir, base, jax.device_get(state.learnt), val)
     hosts.wait("end")
     return status
+
+
+def _begin(
+    config: Config, base: Path, mesh: Mesh
+) -> tuple[train_step.Trainer, train_step.TrainState, Frozen]:
+    """The programs, the state before the first step and what stays, each where it is used."""
+    # Weights are loaded on the host: a device gets its share of them, and never all.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        trainer, _, state, frozen = train_step.build(config, base)
+    # The trained part is small and goes to every device, the frozen one in shares.
+    return trainer, put_everywhere(mesh, state), put_weights(mesh, frozen)
 
 
 def write_model(

@@ -8,7 +8,6 @@ TensorBoard are written by TensorBoard's own writer.
 
 import json
 import math
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from tqdm import tqdm
 
+from osdhuman_jax.cli import bar, say
 from osdhuman_jax.disk import append_line, json_lines, write_text
 from osdhuman_jax.images.codec import encode_png, write_png
 
@@ -42,7 +41,7 @@ class Monitor:
         # TensorBoard drops what an earlier try logged after this step.
         start = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(step=first_step, wall_time=time.time(), session_log=start))
-        self._bar = tqdm(total=steps, initial=first_step, unit="step", smoothing=0.05)
+        self._bar = bar(steps, "step", first_step)
         self._first, self._steps = first_step, steps
         self._settled = 0.0  # when the steps had been compiled
 
@@ -80,7 +79,7 @@ class Monitor:
 
     def say(self, line: str) -> None:
         """Tell the person at the terminal, above the bar."""
-        tqdm.write(line, file=sys.stderr)
+        say(line)
 
     def grid(self, step: int, picture: np.ndarray) -> None:
         """Save a uint8 RGB picture (H, W, 3) of a step."""

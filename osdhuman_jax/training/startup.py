@@ -17,9 +17,6 @@ from osdhuman_jax.config import Config, Json, to_dict
 from osdhuman_jax.methods.objectives import Frozen
 from osdhuman_jax.training.train_step import TrainState
 
-# Settings that are named at most: a terminal shows some forty lines.
-MOST = 20
-
 
 def startup_lines(
     config: Config, mesh: Mesh, state: TrainState, frozen: Frozen, *, workdir: Path, base: Path
@@ -45,7 +42,7 @@ def startup_lines(
         f"base model: {base}{random}",
         f"written to: {workdir}",
     ]
-    return lines + _changed_settings(config, workdir)
+    return lines + _changed_settings(config)
 
 
 def _devices() -> str:
@@ -73,17 +70,20 @@ def _parameters(trees: dict[str, PyTree]) -> str:
     return f"{sum(sizes.values()) / 1e6:.3g} million parameters ({named or 'none'})"
 
 
-def _changed_settings(config: Config, workdir: Path) -> list[str]:
-    """A line for each setting that is not the default; those of the model's sizes come last."""
+def _changed_settings(config: Config) -> list[str]:
+    """A line for each section with settings unlike the defaults; the model's sizes come last."""
     ours, defaults = _flat(to_dict(config)), _flat(to_dict(Config()))
-    changed = [f"  {name}: {value!r}" for name, value in ours.items() if defaults[name] != value]
-    # A small model differs in twenty sizes, which would hide the settings that a person chose.
-    changed.sort(key=lambda line: line.startswith("  model."))
-    if not changed:
+    sections: dict[str, list[str]] = {}
+    for name, value in ours.items():
+        if defaults[name] != value:
+            section, _, setting = name.rpartition(".")
+            sections.setdefault(section, []).append(f"{setting} {value!r}")
+    if not sections:
         return ["settings: all as the paper has them"]
-    more = len(changed) - MOST
-    rest = [f"  and {more} more, in {workdir / 'config.json'}"] if more > 0 else []
-    return ["settings that differ from the defaults:", *changed[:MOST], *rest]
+    # A small model differs in twenty sizes, which a person reads after what the run does.
+    order = sorted(sections, key=lambda section: section.split(".")[0] == "model")
+    lines = [f"  {section}: {', '.join(sections[section])}" for section in order]
+    return ["settings that differ from the defaults:", *lines]
 
 
 def _flat(values: Json, prefix: str = "") -> Json:

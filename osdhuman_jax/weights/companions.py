@@ -30,6 +30,7 @@ from osdhuman_jax.weights.parts import Part, part_shapes
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
 RAM_LICENCE = "Apache-2.0 (RAM)"
+# What their trainers used, which their files do not say.
 DAPE_RANK = 8  # SeeSR; loralib's alpha is 1, so the scale is 1 / 8
 OSEDIFF_ALPHA = 8.0  # peft's default, whatever the rank
 ENCODER = "prompter.image_encoder."
@@ -51,7 +52,9 @@ class RAM:
 def read_ram(path: Path) -> RAM:
     """ram_swin_large_14m.pth, or another file of its layout. Raises WeightsError."""
     source = state(path, "model")
+    # Relatives of RAM fail by name, not by a list of tensors that nobody can read.
     _check_ram(path, source)
+    # What the file must have follows from its own sizes.
     swin = _swin_sizes(path, source)
     encoder = shapes(abstract(lambda rngs: RAMEncoder(swin, rngs=rngs)))
     targets = {ENCODER + name: shape for name, shape in encoder.items()}
@@ -61,15 +64,17 @@ def read_ram(path: Path) -> RAM:
         targets |= {n: shape for n, shape in names.items() if n.startswith("tagger.")}
     table = {**name_tables.RAM_ENCODER, **name_tables.RAM_TAGGER}
     found = name_tables.convert(source, table, targets, str(path), ignore=name_tables.RAM_IGNORE)
+    # The restorer takes the encoder, the prompts of tags the head.
     head = {n: t for n, t in found.items() if n.startswith("tagger.")}
     encoder = {n: t for n, t in found.items() if n.startswith(ENCODER)}
     return RAM(swin, encoder, Part(sizes, head, [path]) if sizes else None, path)
 
 
 def _check_ram(path: Path, source: Mapping[str, Tensor]) -> None:
-    """Its relatives are refused by name."""
+    """Raise WeightsError, with its name, where a file is of one of RAM's relatives."""
     needed = "needed is RAM (ram_swin_large_14m.pth)"
     labels = source.get("label_embed")
+    # RAM++ has 51 descriptions of each of its 4585 tags in the place of one.
     if "reweight_scale" in source or (labels and labels.shape[0] == 51 * 4585):
         why = "its 51 descriptions of each tag are weighed by the image, and HFIE and DAPE were"
         raise WeightsError(f"{path}: this is RAM++; {why} made with RAM's encoder; {needed}")
@@ -93,7 +98,9 @@ def _swin_sizes(path: Path, source: Mapping[str, Tensor]) -> SwinConfig:
         ]
         hidden = source[first.format(0) + "mlp.fc1.weight"].shape
         width = source["image_proj.weight"].shape[0]
+        # A table of relative positions has (2 window - 1) squared rows.
         window = (math.isqrt(heads[0][0]) + 1) // 2
+        # The paper's RAM has 24 blocks in four stages; other files of its layout are read alike.
         return SwinConfig(
             image_size=_image_size(source, patch[2], window, len(depths)),
             patch_size=patch[2],
@@ -109,7 +116,11 @@ def _swin_sizes(path: Path, source: Mapping[str, Tensor]) -> SwinConfig:
 
 
 def _image_size(source: Mapping[str, Tensor], patch: int, window: int, stages: int) -> int:
-    """From the mask of the first shifted block; without it, the last stage is one window."""
+    """Side of the pictures, by the mask of the first shifted block.
+
+    Without a mask the last stage is one window, as in RAM.
+    """
+    # The mask has a row for each window of the picture.
     mask = source.get("visual_encoder.layers.0.blocks.1.attn_mask")
     side = math.isqrt(mask.shape[0]) * window if mask else window * 2 ** (stages - 1)
     return patch * side
@@ -120,6 +131,7 @@ def _tagger_sizes(source: Mapping[str, Tensor]) -> TaggerConfig | None:
     layer = r"(?:tagging_head|vision_multi)\.encoder\.layer\.(\d+)\.intermediate\.dense\.weight"
     found = {k: t for k, t in source.items() if re.fullmatch(layer, k)}
     labels = source.get("label_embed")
+    # Files of the encoder alone are of use too: HFIE needs no tags.
     if not found or labels is None or len(labels.shape) != 2:
         return None
     hidden, width = next(iter(found.values())).shape
@@ -188,6 +200,7 @@ def read_lpips(paths: Sequence[Path]) -> Part[LPIPSConfig]:
     source: dict[str, Tensor] = {}
     for path in paths:
         found = state(path)
+        # Of two files that both hold a tensor, nobody could say which one counts.
         if twice := sorted(set(source) & set(found)):
             raise WeightsError(f"{path}: tensors {len(twice)} twice ({', '.join(twice[:5])})")
         source |= found
@@ -202,6 +215,7 @@ def read_lpips(paths: Sequence[Path]) -> Part[LPIPSConfig]:
 
 def _vgg_plan(source: Mapping[str, Tensor]) -> list[int]:
     """VGG16's plan with the widths of the file; a width that is missing is the usual one."""
+    # torchvision numbers convolutions and the ReLUs between them: a convolution is two further.
     plan, index = [], 0
     for usual in VGG16:
         tensor = source.get(f"features.{index}.bias")
@@ -226,9 +240,10 @@ class Generator:
 
 
 def generator_of_folder(folder: Path) -> Generator:
-    """That of a model folder."""
+    """The generator of a model folder. Raises WeightsError where it has none."""
     meta = read_meta(folder)
     model, adapters = read_configs(folder, meta)
+    # A model without adapters has nothing that could go onto another base.
     if adapters is None:
         raise WeightsError(f"{folder}: a base model, it holds no trained generator")
     verify(folder, meta, GENERATOR)
@@ -241,6 +256,7 @@ def generator_of_folder(folder: Path) -> Generator:
 def osediff_table(path: Path) -> Json:
     """What osediff.pkl holds, for the networks of whatever model. Raises WeightsError."""
     tree = load(path)
+    # Anything may be in a foreign file: its keys and types are proved before they are used.
     lacking = [k for k in OSEDIFF_KEYS if not isinstance(tree, dict) or k not in tree]
     if lacking:
         raise WeightsError(f"{path}: not OSEDiff's (lacks {', '.join(lacking)})")
@@ -257,6 +273,7 @@ def read_osediff(path: Path, model: ModelConfig) -> Generator:
     """
     tree = osediff_table(path)
     rank = tree["rank_unet"]
+    # Which tensors there must be follows from a restorer of these sizes with these adapters.
     adapters = LoRAConfig(rank=rank, alpha=OSEDIFF_ALPHA, train_conv_in=True)
     restorer, trained = abstract_restorer(model, adapters)
     # Two tables in one file, each checked as a file of its own.
@@ -274,7 +291,11 @@ OSEDIFF_KEYS = ("state_dict_unet", "state_dict_vae", "rank_unet", "rank_vae")
 
 
 def check_generator(generator: Generator, model: ModelConfig) -> HFIEConfig:
-    """That it fits the base; returns the HFIE that it was trained with."""
+    """Sizes of the HFIE that a generator was trained with.
+
+    Raises WeightsError where the generator does not fit the base.
+    """
+    # OSEDiff's file does not say on which base it was trained: shapes have to do.
     trained = generator.model
     if trained is None:
         return model.hfie

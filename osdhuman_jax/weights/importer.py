@@ -55,6 +55,7 @@ from osdhuman_jax.weights.parts import Part
 from osdhuman_jax.weights.text import read_clip
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
 
+# The paper does not give HFIE's heads.
 HEAD_DIM = 64  # of HFIE, as in Stable Diffusion's cross-attention
 Location = Path | str
 
@@ -161,6 +162,7 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
     """
     output = Path(output)
     check_output(output, overwrite)
+    # Its own reader has proved names and shapes; nothing is converted but names.
     read = read_cleaner(str(source))
     meta: Json = {
         "format": FORMAT,
@@ -175,6 +177,7 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
 
 def check_output(output: Path, overwrite: bool) -> None:
     """Only a model folder is ever replaced, and only if asked."""
+    # A person's folder of that name is none of ours: it has no config.json.
     check_folder("output", output.absolute().parent)
     if output.exists() and not overwrite:
         raise WeightsError(f"{output}: exists; give --overwrite to replace it")
@@ -191,6 +194,7 @@ def check_local(given: dict[str, Location | None]) -> None:
     for name, location in given.items():
         if location is None or (name in REMOTE and may_be_remote(str(location))):
             continue
+        # Of several files for one flag the number is left out.
         path, flag = Path(location), f"--{name.split()[0]}"
         if not path.exists():
             raise WeightsError(f"{path}: no such file or folder ({flag})")
@@ -216,6 +220,7 @@ def _local_generator(generator: Location | Generator | None) -> Path | Generator
     """The generator where it is one for itself; a file, which is of a base model, is looked at."""
     if generator is None or isinstance(generator, Generator):
         return generator
+    # A folder tells its own base; OSEDiff's file is read when the base's sizes are known.
     path = Path(generator)
     if path.is_dir():
         return generator_of_folder(path)
@@ -235,6 +240,7 @@ def _check_promised(
     # What is on the hub is taken to be whole: a text encoder with its tokenizer.
     if clip and (parts.clip is None or _tokenizer(parts.clip).is_dir()):
         small = small | dict.fromkeys(TOKENIZER, b"")
+    # The description as it will be, as far as the check looks at it.
     names = [*parts.found(), *(["clip"] if clip else [])]
     meta: Json = {"parts": dict.fromkeys(names), "digests": small, "tagger": tagger}
     if kind:
@@ -247,6 +253,7 @@ def _trained(generator: Path | Generator | None, model: ModelConfig) -> Generato
         generator = read_osediff(generator, model)
     if generator is None:
         return None
+    # Training may have been at another timestep, and with another number of queries.
     model.hfie = check_generator(generator, model)
     model.timestep = generator.model.timestep if generator.model else model.timestep
     return generator
@@ -256,6 +263,7 @@ def _restorer_files(
     diffusion: Diffusion, ram: RAM, model: ModelConfig, generator: Generator | None, seed: int
 ) -> dict[str, dict[str, Tensor]]:
     """Tensors of base.safetensors and generator.safetensors."""
+    # Names and shapes of what a restorer with these adapters has, and which of them were trained.
     restorer, learned = abstract_restorer(model, generator.lora if generator else None)
     every = shapes(restorer)
     tensors = diffusion.tensors | ram.encoder | _random_hfie(every, model, seed)
@@ -266,6 +274,7 @@ def _restorer_files(
     if generator.prompt == "hfie":
         own = {}  # comes with the generator, or is missing
     own |= generator.tensors
+    # Of the generator; the base was proved by the tables that converted it.
     faults = {
         "missing": sorted(learned - set(own)),
         "unknown": sorted(set(own) - learned),
@@ -295,6 +304,7 @@ def _provenance(
     seed: int,
 ) -> Json:
     """Where every file came from, by name and digest."""
+    # Digests of gigabytes are taken once, though a file may serve two parts.
     digests: dict[Path, str] = {}
 
     def named(files: Sequence[Path]) -> dict[str, str]:
@@ -307,10 +317,12 @@ def _provenance(
         "ram": {"files": named([ram.file])},
         "hfie": {"random_seed": seed},
     }
+    # In the order in which the files were read.
     found["stable_diffusion"]["files"] = named(diffusion.files)
     found |= {name: {"files": named(part.files)} for name, part in parts.items()}
     if generator:
         found["generator"] = {"source": generator.where, "files": named(generator.files)}
+    # HFIE came with the generator: none was drawn.
     if generator and generator.prompt == "hfie":
         found.pop("hfie")
     return found
@@ -336,6 +348,7 @@ def _tag_files(tags: Location | None, tagger: Part[TaggerConfig] | None) -> dict
     """The list of tags and its thresholds by their names in the model folder."""
     if not tags:
         return {}
+    # Written anew in one form, so that a folder always has both files.
     names, limits = read_tags(Path(tags))
     if tagger and tagger.config.num_tags != len(names):
         raise WeightsError(f"{tags}: {len(names)} tags for {tagger.config.num_tags} labels")
@@ -348,6 +361,7 @@ def _prompt_file(prompt_file: Location | None, width: int | None = None) -> dict
     if not prompt_file:
         return {}
     try:
+        # Called twice: before the base is known with no width, and with the U-Net's after that.
         load_prompt(prompt_file, width)
     except (ValueError, OSError) as error:
         raise WeightsError(f"{prompt_file}: no prompt of this model ({error})") from error
@@ -374,6 +388,7 @@ def _vocabulary(clip: Part[CLIPConfig], model: ModelConfig) -> dict[str, bytes]:
         raise WeightsError(f"{folder}: no vocabulary of CLIP ({error})") from error
     if max(vocab.values()) >= clip.config.vocab_size:
         raise WeightsError(f"{folder}: has ids beyond the text encoder's {clip.config.vocab_size}")
+    # The first line is CLIP's own, which every reader skips.
     lines = "\n".join(["#version: 0.2", *map(" ".join, merges)])
     texts = (json.dumps(vocab, ensure_ascii=False), f"{lines}\n")
     return {name: text.encode() for name, text in zip(TOKENIZER, texts, strict=True)}
@@ -389,6 +404,8 @@ def write_folder(
     """Write the whole folder beside its place, then give it its name."""
     try:
         with staged_folder(output, replace=overwrite) as folder:
+            # Large files first: digests of what is written go into the description, which is the
+            # last.
             for name, tensors in files.items():
                 write_safetensors(folder / name, tensors)
             for name, data in small.items():

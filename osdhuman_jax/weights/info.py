@@ -27,10 +27,13 @@ GROUPS = ("vae", "unet", "prompter.image_encoder", "prompter.hfie", *DUAL)
 def describe(folder: Path | str) -> str:
     """Several lines. Raises WeightsError where a file is gone or not what its digest says."""
     folder = Path(folder)
+    # What kind of network, and how it is best used.
     kind = kind_of(folder)
     meta = read_meta(folder, kind)
     lines = _cleaner(folder, meta) if kind == CLEANER else _restorer(folder, meta)
+    # Nothing is said of a folder whose files are not those that were written.
     verify(folder, meta, *meta["digests"])
+    # Each file: what it holds, and of which network.
     for name, digest in meta["digests"].items():
         if not name.endswith(".safetensors"):
             lines += [f"{name}: sha256 {digest}"]
@@ -39,6 +42,7 @@ def describe(folder: Path | str) -> str:
         size = (folder / name).stat().st_size
         lines += [f"{name}: {_sum(tensors)}, {size:,} bytes", f"  sha256 {digest}"]
         lines += [f"  {group}: {_sum(part)}" for group, part in _groups(tensors).items()]
+    # Where it came from, for whoever passes the model on.
     lines += [f"licence: {text}" for text in meta.get("licences", [])]
     lines += [f"{key}: {json.dumps(value)}" for key, value in meta.get("provenance", {}).items()]
     return "\n".join(lines)

@@ -48,12 +48,14 @@ KINDS = {
     RESTORER: ("a restorer of one diffusion step", {"model", "lora", "digests"}),
     CLEANER: ("a cleaner, which restores by itself (RRDBNet)", {"model", "digests"}),
 }
+# Names on disk, which no version may change.
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
 # Modules by which a prompter learns; all else of it is frozen.
 OWN_PROMPTS = ("hfie", "dual")  # kinds of prompts that a restorer makes itself
 EMBEDDERS = {"hfie", "main_performer", "aux_performer"}
 # What building a network raises where its sizes, read from a file, make no sense.
 IMPOSSIBLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+# In which the frozen networks compute; the parameters that are trained stay float32.
 DTYPES = {"fp32": jnp.float32, "bf16": jnp.bfloat16}
 
 
@@ -102,6 +104,7 @@ def random_restorer(config: ModelConfig, seed: int, *, precision: str = "fp32") 
         for layer in (restorer.vae.encoder, restorer.vae.decoder, restorer.unet):
             begin_at_zero(layer.conv_out)
     if isinstance(restorer.prompter, HFIEPrompter):
+        # Learnt queries have no fan-in: their size at the start is a setting of its own.
         query = restorer.prompter.hfie.query
         query.set_value(config.hfie.query_init_std * query.get_value())
     return restorer
@@ -120,12 +123,14 @@ def begin_at_zero(layer: nnx.Conv) -> None:
 
 def initial_values(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """Random values of a parameter, float32: kernels normal with variance 1 / fan-in."""
+    # By the parameter's name, whose last part says what it is.
     kind = name.rsplit(".", 1)[-1]
     if name == "vae.quant_conv.bias":  # log-variances start low: wide posteriors drown colour
         return np.repeat(np.array([0.0, -6.0], np.float32), shape[0] // 2)
     if kind in ("bias", "scale"):
         return np.full(shape, kind == "scale", np.float32)
     if kind in ("relative_position_bias_table", "pos_embed", "absolute_pos_embed"):
+        # Swin's own (Liu et al. 2021).
         return 0.02 * rng.standard_normal(shape, np.float32)
     if kind == "projection_matrix":
         count, dim = shape
@@ -136,6 +141,7 @@ def initial_values(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
 
 def add_lora(restorer: OneStepRestorer, config: LoRAConfig, rng: np.random.Generator) -> None:
     """Inject the generator's adapters, in place."""
+    # In this order, so that a seed means one set of adapters.
     inject = partial(lora.inject, rank=config.rank, alpha=config.alpha, rng=rng)
     if config.vae_encoder:
         inject(restorer.vae, lora.vae_encoder_targets(restorer.vae))
@@ -177,6 +183,7 @@ def abstract_restorer(
     Raises WeightsError where sizes contradict each other.
     """
     try:
+        # Nothing is computed: a layer of contradicting sizes fails while its shapes are traced.
         restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision], adapters))
     except IMPOSSIBLE as error:
         raise WeightsError(f"sizes that make no network: {error!s:.200}") from error
@@ -190,6 +197,7 @@ def fill(
 
     Raises WeightsError, with the first names of each kind: missing, unknown, of another shape.
     """
+    # All is compared before the first is changed.
     targets = {name: p for name, p in parameters(restorer).items() if name in names}
     _compare(tensors, targets, where)
     for name, variable in targets.items():
@@ -199,7 +207,7 @@ def fill(
 def check_tensors(
     tensors: Mapping[str, Tensor], config: ModelConfig, adapters: LoRAConfig | None, where: str
 ) -> None:
-    """That tensors are a restorer's, none missing or unknown or of another shape, unread."""
+    """Raise WeightsError unless the tensors, unread, are those of such a restorer."""
     restorer, _ = abstract_restorer(config, adapters)
     _compare(tensors, parameters(restorer), where)
 
@@ -237,6 +245,7 @@ def save_model(
     files = {BASE: {n: v for n, v in tensors.items() if n not in trained}}
     if trained:
         files[GENERATOR] = {n: tensors[n] for n in sorted(trained)}
+    # Tensors first: a folder without a description is no model yet.
     for name, part in files.items():
         write_safetensors(folder / name, {n: Tensor.of(array) for n, array in part.items()})
     # The description is written last, with the digests of what is there by then.
@@ -255,6 +264,7 @@ def save_model(
 def _generator_names(restorer: OneStepRestorer, generator: LoRAConfig | None) -> set[str]:
     if generator is None:
         return set()
+    # The same filter decides what the optimizer sees.
     state = nnx.state(restorer, partial(is_generator, generator))
     return set(lora.leaves_by_name(state))
 
@@ -281,12 +291,14 @@ def _described(folder: Path) -> Json:
         what = f"not a model folder (no {CONFIG})" if folder.is_dir() else "no model folder"
         raise WeightsError(f"{folder}: {what}; make one by osdhuman weights import")
     try:
+        # Read by hand and by programs: a byte-order mark of an editor does no harm.
         meta = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise WeightsError(f"{folder / CONFIG}: not JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise WeightsError(f"{folder / CONFIG}: not a model description of format {FORMAT}")
     kind = meta.get("kind", RESTORER)
+    # A kind of a later version, for one.
     if not isinstance(kind, str) or kind not in KINDS:
         raise WeightsError(f"{folder / CONFIG}: kind {kind!r:.40} is none of {', '.join(KINDS)}")
     return meta
@@ -338,6 +350,7 @@ def load_base(
     verify(folder, meta, *([BASE, GENERATOR] if meta["lora"] else [BASE]))
     # A network without arrays first, then its tensors into it: nothing is in memory twice.
     config, adapters = read_configs(folder, meta)
+    # A run that began from adapted weights could give no adapters of a published base.
     if adapters and not generator:
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
     restorer, trained = abstract_restorer(config, adapters, precision)
@@ -358,6 +371,7 @@ def load_model(folder: Path | str, *, precision: str = "fp32") -> Model:
     # Merged, adapters cost nothing at use.
     lora.merge(restorer)
     meta = read_meta(folder)
+    # Tokens are brought from outside, and HFIE's weights would only take room.
     if meta.get("prompt", "hfie") not in OWN_PROMPTS:
         restorer.prompter = None
     digest, name = file_digest(folder / CONFIG), folder.resolve().name

@@ -22,12 +22,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def same(x: np.ndarray) -> np.ndarray:
-    """Biases, scales, embeddings."""
+    """The array as it is: biases, scales, embeddings."""
     return x
 
 
 def kernel(x: np.ndarray) -> np.ndarray:
-    """OIHW -> HWIO; (out, in) -> (in, out)."""
+    """A convolution's weights OIHW as HWIO, a linear layer's (out, in) as (in, out)."""
     return x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
 
 
@@ -66,10 +66,12 @@ def convert(
     for key, tensor in source.items():
         if any(re.fullmatch(pattern, key) for pattern in ignore):
             continue
+        # What the table says of this name, all of whose targets must be there.
         rules = _rules(rename(key), table)
         if not rules or any(name not in targets for name, _ in rules):
             faults["unknown"].append(key)
             continue
+        # Views, whose shapes show what is wrong before a byte is read.
         for name, transform in rules:
             made = tensor.view(transform)
             if name in found:
@@ -108,6 +110,7 @@ def _rules(key: str, table: Table) -> list[tuple[str, Transform]]:
 
 # diffusers
 
+# Layers by their kind, which their names tell: it decides how a weight is turned.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _LINEAR = r"(?:to_[qkv]|to_out\.0|proj_in|proj_out|net\.0\.proj|net\.2|linear_[12]|time_emb_proj)"
 _CONV = r"(?:conv|conv[12]|conv_in|conv_out|conv_shortcut|quant_conv|post_quant_conv)"
@@ -137,6 +140,7 @@ LDM_IGNORE = (
     r"model_ema\..*",  # diffusers, too, takes the plain weights where a file has both
     r"(?:betas|alphas_.*|sqrt_.*|log_one_minus_.*|posterior_.*|logvar|lvlb_weights|scale_factor)",
 )
+# The parts of a residual block, in the order in which they are computed.
 _RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -149,12 +153,14 @@ _RESNET = {
 
 def ldm_unet_names(levels: int, layers: int) -> dict[str, str]:
     """Modules of LDM's U-Net with `levels` resolutions of `layers` resnets -> diffusers'."""
+    # Layers outside of the levels.
     step, names = layers + 1, {"input_blocks.0.0": "conv_in", "out.0": "conv_norm_out"}
     names |= {"out.2": "conv_out", "time_embed.0": "time_embedding.linear_1"}
     names |= {"time_embed.2": "time_embedding.linear_2", "middle_block.1": "mid_block.attentions.0"}
     names |= _resnet("middle_block.0", "mid_block.resnets.0")
     names |= _resnet("middle_block.2", "mid_block.resnets.1")
     for i in range(levels):
+        # Each level downwards has its resnets and a downsampler, upwards one resnet more.
         names[f"input_blocks.{step * (i + 1)}.0.op"] = f"down_blocks.{i}.downsamplers.0.conv"
         for j in range(layers):
             names |= _block(f"input_blocks.{1 + step * i + j}", f"down_blocks.{i}", j)
@@ -182,9 +188,11 @@ def ldm_vae_names(levels: int, layers: int) -> dict[str, str]:
         names |= {f"{side}.norm_out": f"{side}.conv_norm_out"}
         for k in (1, 2):
             names[f"{side}.mid.block_{k}"] = f"{side}.mid_block.resnets.{k - 1}"
+        # The middle: a resnet, attention, a resnet.
         attention = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v"}
         for a, b in {**attention, "proj_out": "to_out.0"}.items():
             names[f"{side}.mid.attn_1.{a}"] = f"{side}.mid_block.attentions.0.{b}"
+        # The levels, which the decoder numbers from the finest.
         down = side == "encoder"
         theirs, ours = ("down", "down_blocks") if down else ("up", "up_blocks")
         sample = "downsample" if down else "upsample"
@@ -200,6 +208,7 @@ def renamer(names: Mapping[str, str]) -> Callable[[str], str]:
     """Replaces the longest module path that `names` knows at a name's beginning."""
 
     def rename(key: str) -> str:
+        # From the whole name to its first part, so that the longest path wins.
         parts = key.replace("nin_shortcut", "conv_shortcut").split(".")
         for n in range(len(parts), 0, -1):
             if (head := ".".join(parts[:n])) in names:
@@ -211,6 +220,7 @@ def renamer(names: Mapping[str, str]) -> Callable[[str], str]:
 
 # Text encoder
 
+# The projection is for comparing texts with pictures, which no prompt needs.
 CLIP_IGNORE = (r"(?:text_model\.)?embeddings\.position_ids", r"text_projection\.weight")
 CLIP: Table = {
     r"(?:text_model\.)?(embeddings\.\w+_embedding)\.weight": [(r"clip.\1.embedding", same)],
@@ -218,6 +228,7 @@ CLIP: Table = {
     r"(?:text_model\.)?(.+\.(?:[qkv]_proj|out_proj|fc[12]))\.weight": [(r"clip.\1.kernel", linear)],
     r"(?:text_model\.)?(.+)\.bias": [(r"clip.\1.bias", same)],
 }
+# OpenCLIP's parts of a layer by transformers' names; its in_proj is three layers in one.
 _OPENCLIP = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "attn.out_proj": "self_attn.out_proj"}
 _OPENCLIP |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
 _LAYER, _OURS = r"transformer\.resblocks\.(\d+)\.", r"clip.encoder.layers.\1."
@@ -277,6 +288,7 @@ RAM_IGNORE = (
     r"(?:tagging_head|vision_multi)\.embeddings\..*",  # RAM deletes both of these
     r"(?:tagging_head|vision_multi)\.encoder\.layer\.\d+\.attention\..*",
 )
+# What DAPE adapts: queries and keys of the head, and the Swin's fused projections.
 DAPE_TAGS = rf"{_HEAD}crossattention\.self\.(?:query|key))"
 DAPE_IMAGE = r"(visual_encoder\.layers\.\d+\.blocks\.\d+\.attn\.qkv)"
 DAPE: Table = {
@@ -286,6 +298,7 @@ DAPE: Table = {
 
 # OSEDiff and LPIPS
 
+# Three adapters by their names in peft, of which each layer has one.
 OSEDIFF_UNET: Table = {
     r"(.+)\.lora_A\.default_\w+\.weight": [(r"unet.\1.lora_A", kernel)],
     r"(.+)\.lora_B\.default_\w+\.weight": [(r"unet.\1.lora_B", linear)],
@@ -296,6 +309,7 @@ OSEDIFF_VAE: Table = {
     r"(.+)\.lora_A\.default_\w+\.weight": [(r"vae.\1.lora_A", kernel)],
     r"(.+)\.lora_B\.default_\w+\.weight": [(r"vae.\1.lora_B", linear)],
 }
+# torchvision's convolutions, and lpips' 1x1 convolutions behind a dropout.
 LPIPS: Table = {
     r"features\.(\d+)\.weight": [(r"lpips.features.\1.kernel", kernel)],
     r"features\.(\d+)\.bias": [(r"lpips.features.\1.bias", same)],

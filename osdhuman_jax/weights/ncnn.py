@@ -14,6 +14,7 @@ import numpy as np
 
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError
 
+# Of the format (ncnn's wiki, "param and model file structure"), and of RRDBNet in it.
 MAGIC = "7767517"
 TAGS = {0x01306B47: np.dtype(np.float16), 0: np.dtype(np.float32)}
 LIMIT = 16 << 20  # bytes of a .param; Real-ESRGAN's has 117,030
@@ -48,6 +49,7 @@ def read_ncnn(path: Path) -> dict[str, Tensor]:
     Raises WeightsError where one of them is missing or is no RRDBNet's.
     """
     param, weights = path.with_suffix(".param"), path.with_suffix(".bin")
+    # Either was named: both are needed.
     for file in (param, weights):
         if not file.is_file():
             raise WeightsError(f"{file}: missing; ncnn's weights are a .param beside a .bin")
@@ -75,12 +77,14 @@ def read_param(path: Path) -> list[Convolution]:
     lines = path.read_text(errors="replace").split("\n")
     if lines[0].strip() != MAGIC:
         raise WeightsError(f"{path}: not a .param of ncnn (it does not begin with {MAGIC})")
+    # The second line counts layers and blobs, which tells a truncated file.
     rows = [line.split() for line in lines[2:] if line.strip()]
     layers = [_layer(path, row) for row in rows]
     declared = lines[1].split()[:1] if len(lines) > 1 else []
     if declared != [str(len(layers))]:
         raise WeightsError(f"{path}: truncated, or it has another number of layers than it says")
     convolutions = [settings for kind, settings in layers if kind == "Convolution"]
+    # Kinds and numbers of layers, then each convolution in its place.
     _check_layers(path, [kind for kind, _ in layers], len(convolutions))
     names = names_in_order((len(convolutions) - OUTER) // INNER)
     pairs = zip(names, convolutions, strict=True)
@@ -93,11 +97,13 @@ def _layer(path: Path, row: list[str]) -> tuple[str, dict[str, str]]:
     if kind != "Convolution" and kind not in OTHERS:
         raise WeightsError(f"{path}: not RRDBNet: it has a layer of kind {kind:.40}")
     try:
+        # Kind, name, two counts, that many names of blobs, then the settings.
         first = 4 + int(row[2]) + int(row[3])
         settings = dict(field.split("=") for field in row[first:])
         settings = {key: _plain(value) for key, value in settings.items()}
     except (ValueError, IndexError):
         raise WeightsError(f"{path}: a line that is no layer ({' '.join(row):.60})") from None
+    # A setting of another value would be another network.
     needed = OTHERS.get(kind)
     if needed is not None and needed != {k: v for k, v in settings.items() if v != "0"}:
         raise WeightsError(f"{path}: {row[1]:.40} is not what RRDBNet has as {kind}")
@@ -111,7 +117,8 @@ def _plain(text: str) -> str:
 
 
 def _check_layers(path: Path, kinds: list[str], convolutions: int) -> None:
-    """That there are as many layers of each kind as RRDBNet of so many convolutions has."""
+    """Raise WeightsError unless there are as many layers of each kind as in RRDBNet."""
+    # In a block: twelve joins, three inner residuals and an outer one.
     blocks, rest = divmod(convolutions - OUTER, INNER)
     counts = {"Input": 1, "Concat": 12 * blocks, "Eltwise": 4 * blocks, "BinaryOp": 1, "Interp": 2}
     if blocks < 1 or rest or any(kinds.count(kind) != n for kind, n in counts.items()):
@@ -121,6 +128,7 @@ def _check_layers(path: Path, kinds: list[str], convolutions: int) -> None:
 
 def _convolution(path: Path, name: str, settings: dict[str, str]) -> Convolution:
     """A convolution that is what RRDBNet has in its place. Raises WeightsError otherwise."""
+    # All others are followed by a leaky ReLU, which ncnn folds into them.
     linear = name in ("conv_first", "conv_body", "conv_last") or name.endswith("conv5")
     wanted = CONVOLUTION | ({} if linear else LEAKY)
     have = {k: v for k, v in settings.items() if k not in "06" and DEFAULTS.get(k) != v}
@@ -152,16 +160,20 @@ def _read_bin(path: Path, convolutions: list[Convolution], names: list[str]) -> 
 
     for name, convolution in zip(names, convolutions, strict=True):
         at = taken(4)
+        # Weights behind their tag, which says how they are kept.
         tag = int.from_bytes(data[at : at + 4].tobytes(), "little")
+        # Quantized weights have tags of their own.
         if tag not in TAGS:
             text = f"weights of tag {tag:#010x}; served are float16 and float32"
             raise WeightsError(f"{path}: {name} has {text}")
+        # Halves of an odd number are padded to four bytes.
         outputs, count, dtype = convolution.outputs, convolution.weights, TAGS[tag]
         at = taken(-(-count * dtype.itemsize // 4) * 4)
         shape = (outputs, count // (9 * outputs), 3, 3)
         found[f"{name}.weight"] = _tensor(data, at, dtype, shape)
         at = taken(4 * outputs)
         found[f"{name}.bias"] = _tensor(data, at, np.dtype(np.float32), (outputs,))
+    # Bytes that are left would mean that all before them were read as something else.
     if end != len(data):
         raise WeightsError(f"{path}: {len(data) - end} bytes more than its .param describes")
     return found

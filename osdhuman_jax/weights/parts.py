@@ -39,6 +39,7 @@ from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
 Sizes = TypeVar("Sizes", CLIPConfig, TaggerConfig, LPIPSConfig)
 AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig
+# By their names in config.json and on disk.
 PARTS: dict[str, type[AnySizes]] = {
     "clip": CLIPConfig,
     "tagger": TaggerConfig,
@@ -64,6 +65,7 @@ def build_part(
         return CLIPTextModel(config, **kw)
     if isinstance(config, LPIPSConfig):
         return LPIPS(config, **kw)
+    # The head listens to an encoder of the restorer's sizes, with DAPE's changes if there are any.
     tagger = Tagger(config, model.swin.image_proj_dim, **kw)
     return ImageTagger(RAMEncoder(model.swin, **kw), tagger)
 
@@ -114,12 +116,14 @@ def load_part(
     folder, file = Path(folder), f"{name}.safetensors"
     meta = read_meta(folder)
     config = part_config(folder, meta, name)
+    # The file against its digest, then a network without arrays to fill.
     verify(folder, meta, file)
     model, _ = read_configs(folder, meta)
     module = abstract(lambda rngs: build_part(config, model, dtype=DTYPES[precision], rngs=rngs))
     # A tagger's own tensors come before those that it shares with the restorer.
     names = set(shapes(module))
     tensors = {n.removeprefix(_prefix(name)): t for n, t in load(folder / file).items()}
+    # DAPE's own tensors replace those that it shares with the restorer.
     if name == "tagger":
         tensors = _shared_encoder(folder, meta) | tensors
     fill(module, {k: v.read() for k, v in tensors.items()}, names, str(folder / file))

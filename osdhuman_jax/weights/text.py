@@ -21,6 +21,7 @@ from osdhuman_jax.weights.diffusion import (
 )
 from osdhuman_jax.weights.parts import Part, part_shapes
 
+# Names of transformers' weight files, of safetensors and of torch.
 CLIP_STEMS = ("model", "pytorch_model")
 
 
@@ -28,10 +29,12 @@ def read_clip(path: Path) -> Part[CLIPConfig]:
     """The text encoder of a diffusers folder, of its text_encoder/, or of a single file."""
     if not path.is_dir():
         return _read_openclip(path)
+    # A whole diffusers folder, or its text_encoder/ alone.
     folder = path / "text_encoder" if (path / "text_encoder").is_dir() else path
     where, c = folder / "config.json", read_json(folder / "config.json")
     names = [f.name for f in fields(CLIPConfig)]
     needed(where, c, *names)
+    # CLIP has two activations: OpenAI's own models use another one than Stable Diffusion 2.
     contradictions(where, c, {"hidden_act": "gelu", "layer_norm_eps": 1e-5})
     config = from_dict(CLIPConfig, {name: c[name] for name in names})
     file = weights_file(folder, *CLIP_STEMS)
@@ -45,6 +48,7 @@ def read_clip(path: Path) -> Part[CLIPConfig]:
 def _read_openclip(path: Path) -> Part[CLIPConfig]:
     prefix = f"{name_tables.LDM_CLIP}model."
     source = below(state(path, "state_dict"), prefix)
+    # Stable Diffusion 2 takes the tokens before the last layer (its "penultimate").
     layers = count(source, r"transformer\.resblocks\.(\d+)\.") - 1
     width = size_of(path, source, "ln_final.weight")
     config = CLIPConfig(

@@ -27,7 +27,9 @@ import safetensors
 from osdhuman_jax.disk import staged_file
 
 PICKLE_LIMIT = 64 << 20  # bytes; the names of Stable Diffusion's whole checkpoint take 0.2 MiB
+# The number at the head of torch's older files (torch/serialization.py), as its pickle.
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
+# torch's names of flat arrays by what NumPy calls their numbers.
 STORAGES = {
     "DoubleStorage": np.dtype(np.float64),
     "FloatStorage": np.dtype(np.float32),
@@ -40,6 +42,7 @@ STORAGES = {
     "ByteStorage": np.dtype(np.uint8),
     "BoolStorage": np.dtype(np.bool_),
 }
+# The format's names of the same; unsigned and 8-bit floats hold no weights here.
 SAFETENSORS = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -96,6 +99,7 @@ def load(path: Path | str) -> Untrusted:
         if path.suffix == ".safetensors":
             return _safetensors(path)
         with path.open("rb") as f:
+            # By content: people rename files, and .pth, .pt, .ckpt and .bin say nothing.
             start = f.read(len(LEGACY_MAGIC))
         if start.startswith(b"PK\x03\x04"):
             return _archive(path)
@@ -116,11 +120,13 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     except safetensors.SafetensorError as error:
         raise WeightsError(f"{path}: not a sound safetensors file ({error!s:.150})") from error
     with path.open("rb") as f:
+        # The header's length, the header, then the tensors without gaps.
         (size,) = struct.unpack("<Q", f.read(8))
         header = json.loads(f.read(size))
     data = (
         np.memmap(path, np.uint8, "r", offset=8 + size) if path.stat().st_size > 8 + size else b""
     )
+    # Free text of whoever wrote the file.
     header.pop("__metadata__", None)
     return {name: _described(path, name, entry, data) for name, entry in header.items()}
 
@@ -129,6 +135,7 @@ def _described(
     path: Path, name: str, entry: dict[str, Untrusted], data: np.ndarray | bytes
 ) -> Tensor:
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
+    # Refused by name, before a byte of it is read as something else.
     if entry["dtype"] not in SAFETENSORS:
         raise WeightsError(f"{path}: {name} is of type {entry['dtype']}, which is not supported")
     dtype = SAFETENSORS[entry["dtype"]]
@@ -150,6 +157,7 @@ def write_safetensors(
         kind = kinds[tensor.dtype]
         header[name] = {"dtype": kind, "shape": tensor.shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
+    # Aligned to eight bytes, so that memory maps of the file are.
     text += b" " * (-len(text) % 8)
     with staged_file(path) as f:
         f.write(struct.pack("<Q", len(text)) + text)
@@ -188,6 +196,7 @@ def _rebuild_tensor(
     steps = tuple(s * storage.dtype.itemsize for s in strides)
 
     def read() -> np.ndarray:
+        # Strides as torch wrote them: a transposed matrix is kept as it lay in memory.
         flat = storage.read()[offset:]
         return np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)
 
@@ -204,6 +213,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own: the C one lets a file allo
         self.persistent_load = lambda pid: storage(*pid)
 
     def find_class(self, module: str, name: str, /) -> Untrusted:
+        # The few globals that torch.save writes for a table of tensors.
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
@@ -236,6 +246,7 @@ def _archive(path: Path) -> Untrusted:
     if len(inside) != 1:
         raise WeightsError(f"{path}: a zip archive, but not one of torch.save")
     folder = inside[0].removesuffix("data.pkl")
+    # Newer files say in which order their bytes are; older ones are all little-endian.
     order = f"{folder}byteorder"
     if order in archive.namelist() and _member(archive, order) != b"little":
         raise WeightsError(f"{path}: big-endian, which is not supported")
@@ -245,6 +256,7 @@ def _archive(path: Path) -> Untrusted:
     def storage(
         _: Untrusted, dtype: Untrusted, key: Untrusted, __: Untrusted, numel: Untrusted
     ) -> _Storage:
+        # Read when it is asked for; its size is compared with the claim at once.
         name = f"{folder}data/{key}"
         made = _Storage(dtype, numel, lambda: np.frombuffer(_member(archive, name), dtype))
         if archive.getinfo(name).file_size != numel * dtype.itemsize:
@@ -285,6 +297,7 @@ def _legacy(path: Path) -> Untrusted:
         numel: Untrusted,
         view: Untrusted,
     ) -> _Storage:
+        # Only very old files have such.
         if view is not None:
             raise WeightsError(f"storage {key} is a view of another, which is not supported")
 
@@ -295,6 +308,7 @@ def _legacy(path: Path) -> Untrusted:
 
     # Objects come before their storages, so that places are known only when all is read.
     with path.open("rb") as f:
+        # Five pickles, one behind the other; the fourth is what was saved.
         _, _, machine, root, keys = (_unpickle(path, f, storage) for _ in range(5))
         if not (isinstance(machine, dict) and machine.get("little_endian") is True):
             raise WeightsError(f"{path}: big-endian, which is not supported")
@@ -307,6 +321,7 @@ def _legacy(path: Path) -> Untrusted:
 
 def _place(path: Path, f: BinaryIO, storage: _Storage, key: str, places: dict[str, int]) -> None:
     """Note where a storage of the older format begins, and go to its end."""
+    # A storage is its count of numbers and then the numbers.
     head = f.read(8)
     places[key] = f.tell()
     end = places[key] + storage.numel * storage.dtype.itemsize

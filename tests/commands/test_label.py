@@ -7,7 +7,7 @@ import pytest
 import skimage.data
 import small
 
-from osdhuman_jax.commands import label
+from osdhuman_jax.commands import label, teacher_pairs
 from osdhuman_jax.data.sources import LabelledSource, open_source
 from osdhuman_jax.disk import json_lines
 from osdhuman_jax.images.codec import read_image, write_png
@@ -53,7 +53,7 @@ def test_pairs_are_an_lq_and_what_the_teacher_makes_of_it(photos, teacher, tmp_p
     for number in range(3):
         lq, made = pairs.read(number)
         assert lq.shape == (512, 512, 3)
-        np.testing.assert_array_equal(lq, label.crop(open_source(photos), 5, number))
+        np.testing.assert_array_equal(lq, teacher_pairs.crop(open_source(photos), 5, number))
         assert np.abs(made - (lq / 2 + 127.5 / 2)).max() <= 0.51
     lines = json_lines((output / "labels.jsonl").read_bytes())
     assert [line["number"] for line in lines] == [0, 1, 2]
@@ -76,7 +76,7 @@ def test_only_what_is_missing_or_of_another_run_is_made(photos, teacher, tmp_pat
 
 def test_crops_are_a_function_of_seed_and_number(photos):
     source = open_source(photos)
-    first, again, other = (label.crop(source, 5, number) for number in (3, 3, 4))
+    first, again, other = (teacher_pairs.crop(source, 5, number) for number in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 

@@ -62,7 +62,9 @@ def test_noise_is_measured(sigma):
     weights = np.array([0.299, 0.587, 0.114])
     want = sigma * np.sqrt((weights**2).sum())
     flat = np.full((256, 256, 3), 128, np.uint8)
-    assert condition.noise(luma(noisy(flat, sigma))) == pytest.approx(want, rel=0.05)
+    picture = luma(noisy(flat, sigma))
+    found = condition.noise(picture, condition.blurred_slope(picture))
+    assert found == pytest.approx(want, rel=0.05)
 
 
 def test_blocks_are_measured():
@@ -84,3 +86,10 @@ def test_remarks():
     assert condition.remark(clean, use, enlarged=True) == ""
     assert condition.remark(cv2.GaussianBlur(clean, (0, 0), 2.0), use) == ""
     assert condition.remark(clean[:40, :40], UseConfig()) == ""  # too few pixels to measure
+
+
+def test_one_blurred_slope_serves_every_measure(monkeypatch) -> None:
+    blur, calls = cv2.GaussianBlur, []
+    monkeypatch.setattr(cv2, "GaussianBlur", lambda *a: calls.append(1) or blur(*a))
+    condition.is_clean(scene())
+    assert len(calls) == 1

