@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from small import halving
+from tiny import halving
 from tiny_folder import PHOTO, TINY, random_restorer
 
 import osdhuman_jax

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage.data import astronaut
-from small import halving
+from tiny import halving
 
 from osdhuman_jax.commands import app
 from osdhuman_jax.commands import page as page_module

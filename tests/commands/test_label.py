@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-import small
+import tiny
 
 from osdhuman_jax.commands import label
 from osdhuman_jax.data.sources import LabelledSource, open_source
@@ -28,7 +28,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def teacher(monkeypatch) -> list[int]:
     """Stands for a model that halves contrast; counts the pictures it is given."""
-    pipeline, asked = small.halving(), []
+    pipeline, asked = tiny.halving(), []
     restore = pipeline.restore
 
     def counted(pictures, *arguments):

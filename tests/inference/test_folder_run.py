@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
-from small import halving
+from tiny import halving
 
 from osdhuman_jax.images.codec import decode, read_image, to_float, to_uint8
 from osdhuman_jax.inference import folder_run

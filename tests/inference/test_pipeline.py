@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 from skimage.data import astronaut
-from small import Halve, halving
+from tiny import Halve, halving
 
 from osdhuman_jax.config import ModelConfig, UseConfig
 from osdhuman_jax.images.codec import Picture, to_float, to_uint8

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import small
+import tiny
 
 from osdhuman_jax.inference.program_cache import keep_programs
 from osdhuman_jax.inference.programs import Programs, compiled
@@ -25,7 +25,7 @@ def prompt() -> np.ndarray:
 
 
 def test_the_whole_program_is_the_restorer() -> None:
-    restorer = small.restorer()
+    restorer = tiny.restorer()
     programs = Programs(restorer)
     tokens = np.asarray(programs.tokens(SHAPE)(lq()))
     assert programs.tokens_shape(SHAPE) == tokens.shape == TOKENS
@@ -35,7 +35,7 @@ def test_the_whole_program_is_the_restorer() -> None:
 
 def test_tiles_with_their_own_statistics_are_nearly_the_whole() -> None:
     """Two equal tiles share the statistics of one, but for the edges, which are not measured."""
-    programs = Programs(small.restorer())
+    programs = Programs(tiny.restorer())
     twice = np.repeat(lq()[:1], 2, axis=0)
     tokens = np.asarray(programs.tokens(SHAPE)(twice))
     statistics = programs.measure(SHAPE, tokens.shape)(twice, tokens)
@@ -46,7 +46,7 @@ def test_tiles_with_their_own_statistics_are_nearly_the_whole() -> None:
 
 
 def test_memory_is_at_least_what_goes_in_and_out() -> None:
-    programs = Programs(small.restorer())
+    programs = Programs(tiny.restorer())
     programs.whole(SHAPE, TOKENS)
     programs.tokens(SHAPE)
     least = programs.weight_bytes  # those of the prompter too, which one of the two does not use
@@ -55,7 +55,7 @@ def test_memory_is_at_least_what_goes_in_and_out() -> None:
 
 
 def test_restorers_of_one_architecture_share_programs_and_not_weights() -> None:
-    first, second = Programs(small.restorer()), Programs(small.restorer(seed=1))
+    first, second = Programs(tiny.restorer()), Programs(tiny.restorer(seed=1))
     before = np.asarray(first.whole(SHAPE, TOKENS)(lq(), prompt()))
     misses = compiled.cache_info().misses
     assert (np.asarray(second.whole(SHAPE, TOKENS)(lq(), prompt())) != before).any()
@@ -109,13 +109,13 @@ def test_where_no_program_can_be_kept_one_line_says_so(
 def test_two_devices_share_a_batch() -> None:
     """In a process of its own: the number of devices is fixed before JAX starts."""
     code = (
-        "import jax, numpy as np, small, test_programs as t;"
+        "import jax, numpy as np, tiny, test_programs as t;"
         "from osdhuman_jax.inference.programs import Programs;"
-        "p = Programs(small.restorer()); run = p.whole(t.SHAPE, t.TOKENS);"
+        "p = Programs(tiny.restorer()); run = p.whole(t.SHAPE, t.TOKENS);"
         "out = run(t.lq(), t.prompt());"
         "assert p.devices == 2 and len(out.sharding.device_set) == 2, out.sharding;"
         "assert not out.sharding.is_fully_replicated;"
-        "one = jax.jit(small.restorer())(t.lq(), prompt=t.prompt());"
+        "one = jax.jit(tiny.restorer())(t.lq(), prompt=t.prompt());"
         "np.testing.assert_allclose(np.asarray(out), np.asarray(one), atol=1e-5)"
     )
     here = Path(__file__).parent

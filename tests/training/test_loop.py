@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+import tiny
 from flax import nnx
 
 from osdhuman_jax.data.loader import Loader
@@ -60,7 +60,7 @@ class Ruin(Trainer):
 def loop(
     folder: Any, loader: Any, validate: Any = None, last_good: int = STEPS
 ) -> training_loop.Loop:
-    config = small.config("restorer")
+    config = tiny.config("restorer")
     config.run.steps, config.run.log_every, config.run.checkpoint_every = STEPS, 2, 1000
     config.run.sample_every = 4 if validate else 0
     config.optim.max_nonfinite = 3

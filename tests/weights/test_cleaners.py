@@ -13,7 +13,7 @@ import torch
 from convert import call, convert, nchw
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
-from small import MODEL, restorer
+from tiny import MODEL, restorer
 
 from osdhuman_jax.commands import export
 from osdhuman_jax.commands.weights import main

@@ -13,7 +13,7 @@ import pytest
 from convert import call, filled
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from small import MODEL, make, restorer
+from tiny import MODEL, make, restorer
 
 from osdhuman_jax.config import LoRAConfig, UseConfig
 from osdhuman_jax.disk import file_digest
