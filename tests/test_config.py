@@ -3,8 +3,6 @@
 import dataclasses
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,10 +23,6 @@ def through_json(config):
     return from_dict(type(config), json.loads(json.dumps(to_dict(config))))
 
 
-def test_there_are_presets():
-    assert {"base", "debug", "nano_vae", "nano_diffusion", "nano", "small"} <= set(PRESETS)
-
-
 @pytest.mark.parametrize(
     "config", [Config(), ModelConfig(), models.tiny(), models.nano(), models.small()]
 )
@@ -37,16 +31,11 @@ def test_json_round_trip(config):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_json_round_trip_of_presets(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
-    assert isinstance(config, Config)
-    assert through_json(config) == config
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_call_makes_a_config_of_its_own(name):
+def test_presets_come_back_from_json_and_are_new_each_time(name):
     get_config = importlib.import_module(f"configs.{name}").get_config
-    get_config().model.vae.scaling_factor = -1.0
+    config = get_config()
+    assert isinstance(config, Config) and through_json(config) == config
+    config.model.vae.scaling_factor = -1.0
     assert get_config().model.vae.scaling_factor > 0
 
 
@@ -54,11 +43,6 @@ def test_tuples_are_tuples_again():
     found = through_json(Config())
     assert found.model.unet.block_out_channels == (320, 640, 1280, 1280)
     assert isinstance(found.data.degradation.blur_sigma, tuple)
-
-
-def test_dict_is_json_all_through():
-    plain = to_dict(Config())
-    assert json.loads(json.dumps(plain)) == plain
 
 
 def test_dict_shares_nothing_with_the_config():
@@ -197,30 +181,6 @@ def test_flag_changes_one_field(flag, section, name, value):
 def test_flag_reaches_a_nested_section():
     found = parse("--config.model.vae.block_out_channels=(8,16)")
     assert found.model.vae.block_out_channels == (8, 16)
-
-
-@pytest.mark.parametrize(
-    ("flag", "said"),
-    [
-        ("optim.speed=1", "speed"),
-        ("optimizer.learning_rate=1", "optimizer"),
-        ("optim.learning_rate=fast", "fast"),
-        ("optim.warmup_steps=1.5", "1.5"),
-        ("data.flip=maybe", "maybe"),
-        ("optim=3", "optim"),
-    ],
-)
-def test_bad_flag_is_refused(flag, said):
-    with pytest.raises((flags.Error, LookupError, TypeError, ValueError), match=said):
-        parse(f"--config.{flag}")
-
-
-def test_train_refuses_an_unknown_field(tmp_path):
-    argv = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs/debug.py")]
-    argv += ["--workdir", str(tmp_path / "w"), "--config.optim.speed=1"]
-    result = subprocess.run(argv, capture_output=True, text=True, timeout=120)
-    assert result.returncode != 0 and "speed" in result.stderr
-    assert not (tmp_path / "w").exists()
 
 
 def test_defaults_are_not_shared_between_configs():

@@ -241,10 +241,6 @@ def test_a_file_that_is_no_picture_makes_nothing(tmp_path: Path, capsys, name: s
             "osdhuman_jax.commands.evaluate --restored {photos} --output {out} --model {none}",
             "--model",
         ),
-        (
-            "osdhuman_jax.commands.evaluate --restored {photos} --output {out} --weights {none}",
-            "--weights",
-        ),
         ("curate.unpack {none} --output {out}", "no packed split"),
         ("curate.run gc --output {none}", "no such folder"),
         ("curate.run select --output {none}", "no sources"),
@@ -292,16 +288,31 @@ def test_an_unpacked_split_is_whole(tmp_path: Path, capsys) -> None:
     assert str(tmp_path / "packed") in said and os.listdir(tmp_path) == ["packed"]
 
 
-MODULES = "app degrade evaluate compare export label weights".split()
+@pytest.mark.parametrize("name", sorted({line.split()[0] for line in PLACES.values()}))
+def test_help_is_no_error(capsys, name: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(name).main(["--help"])
+    printed = capsys.readouterr()
+    assert not ended.value.code and "--" in printed.out and not printed.err
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [["train.py"], ["infer.py"]]
-    + [["-m", "osdhuman_jax", name] for name in MODULES]
-    + [["-m", f"curate.{name}"] for name in ("run", "unpack", "demo", "niqe")],
-    ids=lambda argv: argv[-1],
-)
-def test_help_is_no_error(argv: list[str]) -> None:
-    done = subprocess.run([sys.executable, *argv, "--help"], cwd=ROOT, capture_output=True)
+@pytest.mark.parametrize("script", ["train.py", "infer.py"])
+def test_help_of_a_script_is_no_error(script: str) -> None:
+    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True)
     assert done.returncode == 0 and b"--" in done.stdout and not done.stderr
+
+
+NAMED = ("degrade", "evaluate", "compare", "curate")  # of infer, tests/inference tells
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_that_are_no_utf8_are_read_and_written(tmp_path: Path, capsys, name: str) -> None:
+    """Pictures and folders of such names; what is printed is text."""
+    photos, out = (tmp_path / os.fsdecode(part + b"\xf1") for part in (b"in", b"out"))
+    picture(photos / os.fsdecode(b"Mu\xf1oz.png"))
+    (photos / "._a.png").write_bytes(b"\0\5\26\7")
+    module, *argv = COMMANDS[name].split()
+    flags = [word.format(photos=photos, out=out) for word in argv]
+    assert importlib.import_module(module).main(flags) == (2 if name == "curate" else 0)
+    assert any(path.is_file() for path in out.rglob("*"))
+    capsys.readouterr().out.encode()

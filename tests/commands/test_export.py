@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 from skimage.data import astronaut
-from tiny_folder import TINY, random_restorer
 
 import osdhuman_jax.weights
 from osdhuman_jax.commands import export
@@ -19,11 +18,10 @@ from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import Picture
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.methods.prompts import TagPrompter, load_prompt
-from osdhuman_jax.weights import save_model
 
 SIDE = 128
 PHOTO = np.ascontiguousarray(astronaut()[20 : 20 + SIDE, 160 : 160 + SIDE])
-TOKENS = np.linspace(-500, 500, 8, dtype=np.float32).reshape(2, 4)
+TOKENS = np.linspace(-500, 500, 24, dtype=np.float32).reshape(3, 8)
 ALONE = """
 import sys
 for name in ("osdhuman_jax", "flax", "torch"):
@@ -34,13 +32,6 @@ program = jax.export.deserialize(bytearray(file["program"]))
 weights = [file[f"weight_{i}"] for i in range(file["weights"])]
 np.save("restored.npy", program.call(weights, np.load("photo.npy")))
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "nano"
-    save_model(folder, TINY, random_restorer())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +85,7 @@ def test_prompts_that_are_constant_are_exported(
 ) -> None:
     folder, path = prompted(model, tmp_path / kind, kind), tmp_path / "m.npz"
     if kind == "null":  # what CLIP gives is a constant as well
-        fixed = load_prompt(folder / "prompt.npy", 4)
+        fixed = load_prompt(folder / "prompt.npy", 8)
         monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: fixed)
     if kind == "ram":
         tags = TagPrompter.__new__(TagPrompter)
@@ -117,7 +108,7 @@ def test_prompts_that_are_constant_are_exported(
     ("name", "size", "reason"),
     [
         ("a.pt", SIDE, "--output must end in .npz or .onnx"),
-        ("a.npz", 100, "--size must be a multiple of 16"),
+        ("a.npz", 102, "--size must be a multiple of 4"),
     ],
 )
 def test_refusals_are_one_line(

@@ -123,3 +123,20 @@ def test_the_package_speaks_once(capfd: pytest.CaptureFixture[str]) -> None:
         package.setLevel(before[2])
     said = capfd.readouterr().err
     assert said.count("compiling") == 1 and "chat" not in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("optim.learning_rate=fast", "fast"),
+        ("optim.warmup_steps=1.5", "1.5"),
+        ("data.flip=maybe", "maybe"),
+        ("optim=3", "optim"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(tmp_path: Path, flag: str, said: str) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from osdhuman_jax.config import Config\nget_config = Config\n")
+    values = flags.FlagValues()
+    with pytest.raises((flags.Error, TypeError, ValueError), match=said):
+        values(define_config(["t", f"--config={path}", f"--config.{flag}"], values))

@@ -143,12 +143,6 @@ def test_make_sample_makes_any_sample_again(folder):
         make_sample(source, config, 0, COUNT)
 
 
-def test_samples_differ_between_epochs(folder):
-    source, config = open_source(folder), _config(folder)
-    first, second = (make_sample(source, config, epoch, 3)["hq"] for epoch in (0, 1))
-    assert (first != second).any()
-
-
 # Resume, workers, processes ----------------------------------------------------------------------
 
 

@@ -1,7 +1,6 @@
 """Decoding of every kind of file that users bring, refusal of hostile ones, atomic writing."""
 
 import io
-import os
 import struct
 import warnings
 import zlib
@@ -83,11 +82,6 @@ def test_modes_give_rgb_and_alpha(mode: str) -> None:
         np.testing.assert_array_equal(picture.alpha, np.asarray(image.convert("RGBA"))[..., 3])
 
 
-def test_a_transparent_colour_becomes_alpha() -> None:
-    gray = Image.fromarray(np.array([[7, 8]], np.uint8))
-    assert decode(encoded(gray, transparency=7)).alpha.tolist() == [[0, 255]]
-
-
 def test_sixteen_bit_samples_are_scaled_not_clipped() -> None:
     values = np.array([[0, 128, 129, 32768, 65535]], np.uint16)
     picture = decode(cv2.imencode(".png", values)[1].tobytes())
@@ -95,14 +89,6 @@ def test_sixteen_bit_samples_are_scaled_not_clipped() -> None:
     assert picture.rgb.shape == (1, 5, 3)
     colour = decode(cv2.imencode(".png", np.dstack([values] * 3))[1].tobytes())
     assert np.abs(colour.rgb.astype(int) - picture.rgb).max() <= 1
-
-
-def test_sixteen_bit_transparent_gray() -> None:
-    image = Image.fromarray(np.array([[300, 301]], np.uint16))
-    data = encoded(image)
-    cut = data.index(b"IDAT") - 4
-    data = data[:cut] + chunk(b"tRNS", struct.pack(">H", 301)) + data[cut:]
-    assert decode(data).alpha.tolist() == [[255, 0]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -389,21 +375,6 @@ def test_gray_files_become_gray_files(mode: str) -> None:
         with Image.open(io.BytesIO(codec.encode(picture, "jpeg"))) as written:
             assert written.mode == "L"
     assert not decode(encoded(Image.fromarray(photo()))).gray
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
-    path = tmp_path / ("x" * 251 + ".png")
-    write_png(path, photo())
-    before = path.read_bytes()
-
-    def full_disk(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        write_png(path, photo()[::-1])
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_pillow_has_what_the_module_needs() -> None:

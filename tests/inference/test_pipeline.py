@@ -2,55 +2,26 @@
 
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+import tiny
 from PIL import Image
 from skimage.data import astronaut
 from tiny import Halve, halving
 
-from osdhuman_jax.config import ModelConfig, UseConfig
+from osdhuman_jax.config import UseConfig
 from osdhuman_jax.images.codec import Picture, to_float, to_uint8
-from osdhuman_jax.images.sizes import enlarge, pad_reflect, scaled_size, squash
+from osdhuman_jax.images.sizes import pad_reflect, scaled_size, squash
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.pipeline import VIEW, Pipeline
 from osdhuman_jax.inference.plans import WHOLE
-from osdhuman_jax.methods.osdhuman import build_restorer
 from osdhuman_jax.methods.prompts import FixedPrompter
-from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.weights import Model
-
-TINY = ModelConfig(
-    vae=replace(VAEConfig.sd21(), block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2),
-    unet=UNetConfig(
-        in_channels=4,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        layers_per_block=1,
-        num_attention_heads=(1, 1),
-        cross_attention_dim=8,
-        norm_num_groups=2,
-    ),
-    swin=SwinConfig(
-        image_size=32,
-        patch_size=4,
-        embed_dim=8,
-        depths=(1, 1),
-        num_heads=(1, 1),
-        window_size=4,
-        mlp_ratio=1.0,
-        image_proj_dim=8,
-    ),
-    hfie=HFIEConfig(num_queries=3, num_heads=1),
-)
-
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 
@@ -60,16 +31,6 @@ class Mean(Halve):
 
     def __call__(self, lq, prompt=None):
         return jnp.broadcast_to(lq.mean((1, 2), keepdims=True), lq.shape)
-
-
-@cache
-def tiny_model() -> Model:
-    """Random weights, without compiling their initializers."""
-    abstract = nnx.eval_shape(lambda: build_restorer(TINY, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract)
-    rng = np.random.default_rng(0)
-    draw = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), state)
-    return Model(nnx.merge(graphdef, draw), TINY, "0" * 64, "tiny")
 
 
 def photo(height: int, width: int, top: int = 20) -> Picture:
@@ -99,10 +60,6 @@ def test_order_is_kept_across_sizes_and_partial_batches() -> None:
         np.testing.assert_array_equal(result.rgb, to_uint8(to_float(picture.rgb) * 0.5))
 
 
-def test_nothing_gives_nothing() -> None:
-    assert halving().restore([]) == []
-
-
 @pytest.mark.parametrize("factor", [1.0, 1.5, 2.0, 3.7])
 def test_upscale(factor: float) -> None:
     picture = photo(21, 33)
@@ -113,12 +70,6 @@ def test_upscale(factor: float) -> None:
     bicubic = Image.fromarray(picture.rgb).resize((width, height), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(restored.rgb, np.asarray(bicubic))
     assert restored.alpha.shape == (height, width) and restored.icc == b"profile"
-
-
-@pytest.mark.parametrize("factor", [0.5, float("nan"), float("inf")])
-def test_bad_factors_are_refused(factor: float) -> None:
-    with pytest.raises(ValueError, match="upscale"):
-        enlarge(photo(4, 4), factor)
 
 
 @pytest.mark.parametrize("method", ["adain", "wavelet"])
@@ -163,13 +114,6 @@ def test_what_is_not_asked_for_is_the_models() -> None:
     assert np.array_equal(default.rgb, same.rgb) and not np.array_equal(default.rgb, other.rgb)
 
 
-def test_unknown_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="color_fix"):
-        halving().restore([photo(4, 4)], color_fix="magic")
-    with pytest.raises(ValueError, match="batch_size"):
-        halving(batch_size=0)
-
-
 def test_an_output_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(RestoreError, match="not finite"):
         halving(float("nan")).restore([photo(4, 4)])
@@ -199,15 +143,8 @@ def test_a_thousand_mixed_sizes_compile_at_most_k_programs(longest: int, most: i
             assert math.prod(plan.padded) <= WHOLE
 
 
-def test_two_pipelines_do_not_share_weights() -> None:
-    first, second = halving(0.5), halving(0.25)
-    before = first.restore([photo(9, 9)])[0].rgb
-    assert (second.restore([photo(9, 9)])[0].rgb != before).any()
-    np.testing.assert_array_equal(first.restore([photo(9, 9)])[0].rgb, before)
-
-
 def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
-    pipeline = Pipeline(tiny_model(), batch_size=2, bucket=64)
+    pipeline = Pipeline(tiny.model(), batch_size=2, bucket=64)
     pictures = [photo(40, 50), photo(64, 64, top=60), photo(20, 60, top=90)]
     together = pipeline.restore(pictures)
     alone = [pipeline.restore([picture])[0] for picture in pictures]
@@ -218,21 +155,12 @@ def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
             np.testing.assert_array_equal(results[0].rgb, other.rgb)
 
 
-def test_without_padding_the_pipeline_is_the_restorer() -> None:
-    picture, model = photo(64, 128), tiny_model()
-    pipeline = Pipeline(model, bucket=64)
-    (got,) = pipeline.compute([picture.rgb])
-    want = jax.jit(model.restorer)(to_float(picture.rgb)[None])[0]
-    assert np.asarray(want).std() > 0.1
-    np.testing.assert_allclose(got, want, atol=1e-3)
-
-
 class Told(Halve):
     """Paints each picture by the first numbers of its prompt, which is a true HFIE's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.prompter = tiny_model().restorer.prompter
+        self.prompter = tiny.model().restorer.prompter
 
     def __call__(self, lq, prompt=None):
         return jnp.broadcast_to(self.gain[...] * prompt[:, :1, None, :3], lq.shape)
@@ -244,12 +172,12 @@ def test_each_prompt_is_of_the_picture_alone(tiled: bool, deep: bool) -> None:
     """Several sizes of one padded size, whole or in tiles, by two or three programs."""
     pictures = [photo(*size) for size in ((130, 256), (256, 140), (256, 256), (200, 200))]
     pictures = [sixteen(picture) for picture in pictures] if deep else pictures
-    pipeline = Pipeline(Model(Told(), TINY, "0" * 64, "told"), batch_size=2)
+    pipeline = Pipeline(Model(Told(), tiny.MODEL, "0" * 64, "told"), batch_size=2)
     plans = pipeline.plans((256, 256))
     plan = replace(plans[-1], tile=(128, 128), batch=2) if tiled else plans[0]
     pipeline._plans[(256, 256)] = plan
     pixels = [picture.rgb for picture in pictures]
-    prompter = jax.jit(tiny_model().restorer.prompter)
+    prompter = jax.jit(tiny.model().restorer.prompter)
     for at in (0, 2):
         for got, seen in zip(pipeline.compute(pixels[at : at + 2]), pixels[at:], strict=False):
             want = 0.5 * prompter(to_float(seen)[None])[0, 0, :3]
@@ -262,7 +190,7 @@ def test_each_prompt_is_of_the_picture_alone(tiled: bool, deep: bool) -> None:
 def test_a_fixed_prompter_looks_at_nothing() -> None:
     model = Told()
     model.prompter = FixedPrompter(jnp.asarray([[0.5, -0.5, 1.0]]))
-    pipeline = Pipeline(Model(model, TINY, "0" * 64, "told"))
+    pipeline = Pipeline(Model(model, tiny.MODEL, "0" * 64, "told"))
     (got,) = pipeline.compute([photo(30, 40).rgb])
     np.testing.assert_allclose(got, np.broadcast_to(np.float32([0.25, -0.25, 0.5]), (30, 40, 3)))
 
@@ -271,13 +199,13 @@ def test_a_restorer_without_a_prompter_says_so() -> None:
     model = Told()
     model.prompter = None
     with pytest.raises(ValueError, match="no prompter: give it a prompt"):
-        Pipeline(Model(model, TINY, "0" * 64, "told")).compute([photo(30, 40).rgb])
+        Pipeline(Model(model, tiny.MODEL, "0" * 64, "told")).compute([photo(30, 40).rgb])
 
 
 def test_the_restorer_sees_the_padded_picture() -> None:
     picture = photo(40, 50)
     mean = to_float(pad_reflect(picture.rgb, (128, 128))).mean((0, 1))
-    pipeline = Pipeline(Model(Mean(), TINY, "0" * 64, "mean"))
+    pipeline = Pipeline(Model(Mean(), tiny.MODEL, "0" * 64, "mean"))
     (restored,) = pipeline.restore([picture])
     assert restored.rgb[0, 0] == pytest.approx((mean + 1) * 127.5, abs=1)
 
@@ -305,7 +233,7 @@ def test_prompter_sees_the_pictures_alone_and_its_tokens_reach_the_model(side: i
     prompter = Tints()
     if side:
         prompter.input_size = side
-    model = Model(Tint(), TINY, "0" * 64, "tint")
+    model = Model(Tint(), tiny.MODEL, "0" * 64, "tint")
     pictures = [photo(30, 40), photo(50, 20)]
     results = Pipeline(model, batch_size=2, prompter=prompter).restore(pictures)
     want = [squash(picture.rgb, side or VIEW) for picture in pictures]
@@ -319,16 +247,13 @@ def sixteen(picture: Picture) -> Picture:
     return Picture(picture.rgb.astype(np.uint16) * 257 + np.uint16(3), exif=b"Exif", icc=b"icc")
 
 
-@pytest.mark.parametrize("upscale", [1.0, 1.5])
-def test_sixteen_bits_stay_sixteen(upscale: float) -> None:
+def test_sixteen_bits_stay_sixteen() -> None:
     picture = sixteen(photo(30, 40))
-    (restored,) = halving(1.0).restore([picture], upscale=upscale)
-    assert restored.rgb.dtype == np.uint16 and (restored.exif, restored.icc) == (b"Exif", b"icc")
-    if upscale == 1:
-        np.testing.assert_array_equal(restored.rgb, picture.rgb)
-    else:
-        (eight,) = halving(1.0).restore([photo(30, 40)], upscale=upscale)
-        assert np.abs(restored.rgb / 257.0 - eight.rgb).max() < 1.5
+    (same,), (large,) = (halving(1.0).restore([picture], upscale=scale) for scale in (1.0, 1.5))
+    np.testing.assert_array_equal(same.rgb, picture.rgb)
+    assert large.rgb.dtype == np.uint16 and (large.exif, large.icc) == (b"Exif", b"icc")
+    (eight,) = halving(1.0).restore([photo(30, 40)], upscale=1.5)
+    assert np.abs(large.rgb / 257.0 - eight.rgb).max() < 1.5
 
 
 @pytest.mark.parametrize("blend", [0.0, 0.25, 1.0])
@@ -337,8 +262,6 @@ def test_blend_lies_between_input_and_output(blend: float) -> None:
     (restored,) = halving(0.5).restore([picture], blend=blend)
     expected = to_uint8(to_float(picture.rgb) * np.float32(1 - 0.5 * blend))
     assert np.abs(restored.rgb.astype(int) - expected).max() <= 1
-    with pytest.raises(ValueError, match="blend"):
-        halving().restore([picture], blend=1.5)
 
 
 def large(height: int, width: int) -> Picture:
@@ -443,15 +366,3 @@ def test_a_host_without_memory_is_a_restore_error(monkeypatch) -> None:
     monkeypatch.setattr("osdhuman_jax.inference.pipeline.finish", exhausted)
     with pytest.raises(RestoreError, match="^out of memory"):
         halving().restore([photo(40, 50)])
-
-
-def test_threads_share_a_pipeline() -> None:
-    pipeline = Pipeline(tiny_model(), bucket=64)
-    pictures = [photo(40 + i, 50) for i in range(4)]
-    expected = [pipeline.restore([picture])[0].rgb for picture in pictures]
-    fresh = Pipeline(tiny_model(), bucket=64)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda picture: fresh.restore([picture])[0].rgb, pictures))
-    assert fresh.programs.count == 2  # the restorer's and its prompter's
-    for got, want in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(got, want)
