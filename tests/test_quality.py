@@ -23,12 +23,6 @@ def flat(*colour: int) -> np.ndarray:
     return np.full((64, 64, 3), colour, np.uint8)
 
 
-def ramp(step: int) -> np.ndarray:
-    """A ramp to the right of `step` levels a pixel, up to the middle; then it stays."""
-    line = step * np.minimum(np.arange(64), 32).astype(np.uint8)
-    return np.broadcast_to(line[None, :, None], (32, 64, 3)).copy()
-
-
 # Measures
 
 

@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from tiny import halving
 
 from osdhuman_jax.commands import app
 from osdhuman_jax.commands import page as page_module
+from osdhuman_jax.images.png import chunk
 from osdhuman_jax.inference import pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -171,10 +171,6 @@ def test_what_is_no_picture_is_refused_in_words(page: Any, tmp_path: Path) -> No
 
 @pytest.mark.page
 def test_too_many_pixels_are_refused_undecoded(page: Any, tmp_path: Path) -> None:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(name + body))
-        return struct.pack(">I", len(body)) + name + body + check
-
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
     upload(page, tmp_path / "bomb.png")

@@ -28,6 +28,7 @@ from osdhuman_jax.images.codec import (
     write_png,
 )
 from osdhuman_jax.images.icc import gray_profile
+from osdhuman_jax.images.png import chunk
 
 
 def photo(height: int = 12, width: int = 16) -> np.ndarray:
@@ -38,10 +39,6 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -19,6 +19,7 @@ from PIL import Image, ImageCms
 from tiny import halving
 
 from osdhuman_jax.images.codec import decode, read_image, to_float, to_uint8
+from osdhuman_jax.images.png import chunk
 from osdhuman_jax.inference import folder_run
 from osdhuman_jax.inference.folder_plan import plan
 from osdhuman_jax.inference.folder_run import Runner
@@ -242,10 +243,6 @@ def test_opaque_alpha_does_not_keep_a_picture_from_jpeg(tmp_path: Path, kind: ty
     cv2.imwrite(str(tmp_path / "a.png"), flat)
     assert work(tmp_path / "a.png", tmp_path / "out", format="jpeg") == (1, {})
     assert read_image(tmp_path / "out" / "a.jpg").alpha is None
-
-
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def test_T9_bombs_and_disguised_formats_are_refused_undecoded(tmp_path: Path, monkeypatch) -> None:

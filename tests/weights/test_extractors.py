@@ -128,11 +128,6 @@ def trained(theirs, tmp_path_factory) -> Path:
     return folder
 
 
-def run(monkeypatch, *words: object) -> int:
-    monkeypatch.setattr("sys.argv", ["weights", *map(str, words)])
-    return main()
-
-
 def ours(folder: Path) -> np.ndarray:
     """The photograph through infer.py."""
     Image.fromarray(PHOTO).save(folder.parent / "photo.png")
@@ -148,12 +143,12 @@ def close(got: np.ndarray, want: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hfie", "ram", "dape", "null"])
-def test_photograph_through_both_commands(theirs, trained, tmp_path, monkeypatch, kind):
+def test_photograph_through_both_commands(theirs, trained, tmp_path, kind):
     """Within one of 255: import (base, RAM, text encoder, LoRA and HFIE), then infer.py."""
     flags = ["--sd", theirs.sd, "--ram", theirs.ram, "--generator", trained, "--prompt", kind]
     flags += ["--clip", theirs.sd, "--tags", theirs.tags] if kind != "hfie" else []
     flags += ["--dape", theirs.dape] if kind == "dape" else []
-    assert run(monkeypatch, "import", *flags, "--output", tmp_path / "m") == 0
+    assert main([str(word) for word in ("import", *flags, "--output", tmp_path / "m")]) == 0
     prompt = None if kind == "hfie" else theirs.prompt(theirs.text(kind))
     close(ours(tmp_path / "m"), theirs.restore(prompt))
 

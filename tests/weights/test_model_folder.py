@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from convert import call, filled
+from damage import flip
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 from tiny import MODEL, make, restorer
@@ -229,12 +230,6 @@ def edit_tensors(folder: Path, edit: Callable[[dict], object], name: str = BASE)
     edit(tensors)
     save_file(tensors, folder / name)
     update_digest(folder, name)
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
 
 
 def truncate(folder: Path) -> None:
