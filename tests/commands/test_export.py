@@ -17,7 +17,7 @@ from osdhuman_jax.commands import export
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import Picture
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.methods.prompts import TagPrompter, load_prompt
+from osdhuman_jax.methods.prompts import TagPrompter
 
 SIDE = 128
 PHOTO = np.ascontiguousarray(astronaut()[20 : 20 + SIDE, 160 : 160 + SIDE])
@@ -79,29 +79,24 @@ def prompted(model: Path, folder: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["fixed", "null", "ram"])
-def test_prompts_that_are_constant_are_exported(
-    tmp_path: Path, model: Path, restored: np.ndarray, monkeypatch, capsys, kind: str
-) -> None:
-    folder, path = prompted(model, tmp_path / kind, kind), tmp_path / "m.npz"
-    if kind == "null":  # what CLIP gives is a constant as well
-        fixed = load_prompt(folder / "prompt.npy", 8)
-        monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: fixed)
-    if kind == "ram":
-        tags = TagPrompter.__new__(TagPrompter)
-        monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: tags)
-        assert export.main(flags(folder, path)) == 2 and not path.exists()
-        assert "prompts from tags are text" in capsys.readouterr().err
-        return
+def test_a_prompt_that_is_constant_is_exported(tmp_path, model, restored) -> None:
+    folder, path = prompted(model, tmp_path / "fixed", "fixed"), tmp_path / "m.npz"
     assert export.main(flags(folder, path)) == 0
     file = np.load(path)
     weights = [file[f"weight_{i}"] for i in range(file["weights"])]
     assert any(np.array_equal(weight, TOKENS) for weight in weights)
-    if kind == "fixed":
-        program = jax.export.deserialize(bytearray(file["program"].tobytes()))
-        got = np.asarray(program.call(weights, PHOTO[None])[0], int)
-        want = Pipeline.from_folder(folder).restore([Picture(PHOTO)])[0].rgb
-        assert np.abs(got - want).max() <= 1 and np.abs(got - restored).max() > 5
+    program = jax.export.deserialize(bytearray(file["program"].tobytes()))
+    got = np.asarray(program.call(weights, PHOTO[None])[0], int)
+    want = Pipeline.from_folder(folder).restore([Picture(PHOTO)])[0].rgb
+    assert np.abs(got - want).max() <= 1 and np.abs(got - restored).max() > 5
+
+
+def test_prompts_from_tags_are_not_exported(tmp_path, model, monkeypatch, capsys) -> None:
+    tags = TagPrompter.__new__(TagPrompter)
+    monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: tags)
+    path = tmp_path / "m.npz"
+    assert export.main(flags(prompted(model, tmp_path / "ram", "ram"), path)) == 2
+    assert "prompts from tags are text" in capsys.readouterr().err and not path.exists()
 
 
 @pytest.mark.parametrize(

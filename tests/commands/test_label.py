@@ -74,13 +74,6 @@ def test_only_what_is_missing_or_of_another_run_is_made(photos, teacher, tmp_pat
     assert len(teacher) == 7
 
 
-def test_crops_are_a_function_of_seed_and_number(photos):
-    source = open_source(photos)
-    first, again, other = (label.crop(source, 5, number) for number in (3, 3, 4))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
-
-
 def test_bad_input_is_one_line_and_leaves_nothing(photos, tmp_path, capsys):
     assert run(tmp_path / "none", tmp_path / "out") == 2
     assert run(photos, tmp_path / "out") == 2

@@ -287,12 +287,6 @@ def test_flags_are_read_before_anything_heavy_is_loaded(name: str) -> None:
     assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
 
 
-def test_nothing_to_do_is_refused(tmp_path: Path, capsys) -> None:
-    for source in (tmp_path, tmp_path / "none.png", tmp_path / "*.jpg"):
-        message = refused(capsys, "--input", source, "--output", tmp_path / "out")
-        assert message == f"infer.py: no images found: {source}\n"
-
-
 @pytest.mark.parametrize("flag", ["--model", "--checkpoint"])
 def test_a_bad_model_is_refused_in_one_line(tmp_path: Path, capsys, flag: str) -> None:
     source = one_photo(tmp_path / "in")

@@ -1,7 +1,6 @@
 """Folder jobs: planned, recorded, resumed, refused; the faults that users and disks bring."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -113,17 +112,6 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="another run"):
             work(save(tmp_path / "in" / "a.png"), tmp_path / "out")
     assert work(tmp_path / "in", tmp_path / "out") == (1, {})
-
-
-def test_a_folder_without_locks_is_used_with_a_warning(tmp_path: Path, monkeypatch, capsys) -> None:
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    assert work(save(tmp_path / "in" / "a.png"), tmp_path / "out") == (1, {})
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning")]
-    assert str(tmp_path / "out") in line and "no locks" in line
-    assert list(files(tmp_path / "out")) == ["a.png"]
 
 
 def test_a_torn_line_and_a_half_file_of_a_killed_run_do_no_harm(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from convert import call
 from skimage.data import astronaut
 
-from osdhuman_jax import Restorer
 from osdhuman_jax.commands import restore
 from osdhuman_jax.images.codec import Picture, read_image, to_float, to_uint8
 from osdhuman_jax.images.sizes import scaled_size
@@ -132,9 +131,3 @@ def test_a_folder_with_provenance_and_resumption(model: Path, tmp_path: Path, ca
     np.testing.assert_array_equal(read_image(out / "a.png").rgb, restored.rgb)
     assert restore.main(flags) == 0
     assert "2 were there already" in capsys.readouterr().out
-
-
-def test_the_python_class(model: Path) -> None:
-    network = Restorer.load(model)
-    (restored,) = network([np.dstack([PHOTO, PHOTO[..., 0]])], upscale=4.0)
-    assert restored.shape == (244, 180, 4) and restored.dtype == np.uint8

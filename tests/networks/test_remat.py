@@ -71,8 +71,3 @@ def test_products_of_low_rank_are_computed_again():
     for rank, expected in ((4, False), (64, True)):
         a, b = jnp.zeros((8, rank)), jnp.zeros((rank, 320))
         assert remat._costly(jax.lax.dot_general_p, a, b, dimension_numbers=dot[0]) is expected
-
-
-def test_unknown_policy_is_refused():
-    with pytest.raises(KeyError, match="most"):
-        remat.set_policy(tiny.restorer(), "most")

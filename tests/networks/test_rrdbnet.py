@@ -8,7 +8,7 @@ from convert import abstract, call, count, from_torch, nchw, normal, params, ran
 from make_cleaners import SIZES, Block, network
 
 from osdhuman_jax.networks.configs import RRDBNetConfig
-from osdhuman_jax.networks.rrdbnet import RRDB, RRDBNet, unshuffled
+from osdhuman_jax.networks.rrdbnet import RRDB, RRDBNet
 
 
 def test_a_block() -> None:
@@ -45,12 +45,6 @@ def test_bf16_is_near_and_gives_float32() -> None:
     assert 0 < np.abs(half - full).max() < 0.1
 
 
-def test_the_order_of_unshuffled_channels_is_pytorchs() -> None:
-    x = normal(2, 4, 8, 3)
-    want = torch.nn.functional.pixel_unshuffle(nchw(x), 2).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_array_equal(unshuffled(jnp.asarray(x), 2), want)
-
-
 @pytest.mark.parametrize(
     ("config", "parameters", "tensors"),
     [
@@ -63,8 +57,3 @@ def test_published_sizes(config: RRDBNetConfig, parameters: int, tensors: int) -
     made = abstract(lambda rngs: RRDBNet(config, rngs=rngs))
     assert (count(made), len(params(made))) == (parameters, tensors)
     assert made.scale * made.multiple == 4
-
-
-def test_other_scales_are_refused() -> None:
-    with pytest.raises(ValueError, match="scale must be 1, 2 or 4, got 3"):
-        abstract(lambda rngs: RRDBNet(RRDBNetConfig(**SIZES, scale=3), rngs=rngs))

@@ -215,12 +215,6 @@ def test_objects365_writes_person_in_many_ways(tmp_path, name):
     assert len(read("objects365", *objects365(tmp_path, name))[0].boxes) == 2
 
 
-def test_objects365_pictures_are_found_whatever_folder_is_named(tmp_path):
-    found, missing = read("objects365", *objects365(tmp_path))
-    assert found.path == str(tmp_path / "images" / "patch16" / "objects365_v2_00908727.jpg")
-    assert not Path(missing.path).exists()  # as three of the release: missing_file later
-
-
 def test_names_do_not_lead_out_of_the_folder(tmp_path):
     secret = tmp_path / "secret.jpg"
     touch(secret)
