@@ -27,7 +27,7 @@ NANO = ROOT / "models" / "nano"
 
 
 @pytest.mark.parametrize("name", ["file", "file/run", "file/a/b", "dangling"])
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_cannot_be_is_refused(tmp_path, name):
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(CommandError, match="--workdir .* is no folder"):
@@ -37,7 +37,7 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_file_is_not_written_over_a_folder_or_below_a_file(tmp_path: Path) -> None:
+def test_a_file_is_not_written_over_a_folder_or_below_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CommandError, match="is a folder; name a file in it"):
         check_file("output", tmp_path)
@@ -48,7 +48,7 @@ def test_a_file_is_not_written_over_a_folder_or_below_a_file(tmp_path: Path) -> 
     assert not (tmp_path / "new").exists()
 
 
-def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path, monkeypatch) -> None:
+def test_what_cannot_be_written_or_read_is_refused(tmp_path, monkeypatch):
     """Root may write anywhere, so that the answer is given here."""
     denied: list[int] = []
     monkeypatch.setattr(os, "access", lambda path, mode: bool(denied.append(mode)))
@@ -61,7 +61,7 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path, monkeypatch) 
     assert denied == [os.W_OK | os.X_OK] * 2 + [os.R_OK | os.X_OK]
 
 
-def test_a_folder_to_read_is_one(tmp_path: Path) -> None:
+def test_a_folder_to_read_is_one(tmp_path):
     (tmp_path / "file").touch()
     check_input("weights", tmp_path)
     with pytest.raises(CommandError, match="--weights .*/file: is a file, not a folder"):
@@ -70,7 +70,7 @@ def test_a_folder_to_read_is_one(tmp_path: Path) -> None:
         check_input("weights", tmp_path / "none")
 
 
-def test_a_bad_flag_is_one_line(capsys) -> None:
+def test_a_bad_flag_is_one_line(capsys):
     parser = Parser("it", "Does it.")
     below = parser.add_subparsers(dest="which").add_parser("that")
     below.add_argument("--size", type=int, required=True)
@@ -86,7 +86,7 @@ def test_a_bad_flag_is_one_line(capsys) -> None:
         assert printed.err.startswith(said) and printed.err.count("\n") == 1
 
 
-def test_an_interrupted_command_is_one_line(capsys, monkeypatch) -> None:
+def test_an_interrupted_command_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         end("it", lambda: 3)
@@ -101,7 +101,7 @@ def test_an_interrupted_command_is_one_line(capsys, monkeypatch) -> None:
     assert capsys.readouterr().err == "it: interrupted; the same command goes on\n"
 
 
-def test_arguments_reach_a_config(tmp_path: Path) -> None:
+def test_arguments_reach_a_config(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def get_config(kind='plain'):\n    return kind * 2\n")
     assert (call_config(path), call_config(path, "a")) == ("plainplain", "aa")
@@ -152,7 +152,7 @@ def refused_words(capsys, words: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_output_below_a_file_is_refused(tmp_path: Path, capsys, name: str) -> None:
+def test_an_output_below_a_file_is_refused(tmp_path, capsys, name):
     photo = picture(tmp_path / "photos" / "a.png")
     (tmp_path / "file").write_text("precious")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -163,9 +163,7 @@ def test_an_output_below_a_file_is_refused(tmp_path: Path, capsys, name: str) ->
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_output_that_cannot_be_written_is_refused(
-    tmp_path: Path, capsys, monkeypatch, name: str
-) -> None:
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys, monkeypatch, name):
     photo = picture(tmp_path / "photos" / "a.png")
     real = os.access
     monkeypatch.setattr(
@@ -177,7 +175,7 @@ def test_an_output_that_cannot_be_written_is_refused(
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if "{photos}" in COMMANDS[name]])
-def test_a_missing_input_is_refused(tmp_path: Path, capsys, name: str) -> None:
+def test_a_missing_input_is_refused(tmp_path, capsys, name):
     said = refused(capsys, COMMANDS[name], photos=tmp_path / "none", out=tmp_path / "out")
     assert str(tmp_path / "none") in said and not os.listdir(tmp_path)
 
@@ -199,7 +197,7 @@ PLACES = {  # commands in whose every path-like flag a path may be missing
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_an_empty_path_is_not_this_folder(tmp_path: Path, capsys, monkeypatch, name: str) -> None:
+def test_an_empty_path_is_not_this_folder(tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     places = {"photos": tmp_path / "photos", "out": tmp_path / "out"}
     words = PLACES[name].format(**places).split()
@@ -212,14 +210,14 @@ def test_an_empty_path_is_not_this_folder(tmp_path: Path, capsys, monkeypatch, n
 
 
 @pytest.mark.parametrize("name", ["evaluate", "compare", "curate", "niqe"])
-def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, capsys, name: str) -> None:
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path, capsys, name):
     photo = picture(tmp_path / "a.png")
     said = refused(capsys, COMMANDS[name], photos=photo, out=tmp_path / "out")
     assert str(photo) in said and os.listdir(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize("name", ["infer", "degrade"])
-def test_a_file_that_is_no_picture_makes_nothing(tmp_path: Path, capsys, name: str) -> None:
+def test_a_file_that_is_no_picture_makes_nothing(tmp_path, capsys, name):
     photo = picture(tmp_path / "a.png")
     for data in (b"text", photo.read_bytes()[:60], b""):
         photo.write_bytes(data)
@@ -252,7 +250,7 @@ def test_a_file_that_is_no_picture_makes_nothing(tmp_path: Path, capsys, name: s
         ("curate.niqe --output {out}", "folder"),
     ],
 )
-def test_other_places_and_flags_are_refused(tmp_path: Path, capsys, line: str, said: str) -> None:
+def test_other_places_and_flags_are_refused(tmp_path, capsys, line, said):
     photo = picture(tmp_path / "photos" / "a.png")
     (tmp_path / "bad.py").write_text("1 / 0\n")
     places = {name: tmp_path / name for name in ("none", "out")}
@@ -269,9 +267,7 @@ def test_other_places_and_flags_are_refused(tmp_path: Path, capsys, line: str, s
         ("person={empty}", "empty: no pictures"),
     ],
 )
-def test_a_source_that_cannot_be_read_makes_nothing(
-    tmp_path: Path, capsys, source: str, said: str
-) -> None:
+def test_a_source_that_cannot_be_read_makes_nothing(tmp_path, capsys, source, said):
     places = {"bad": tmp_path / "bad.json", "empty": tmp_path / "empty"}
     places["bad"].write_text("{bad")
     places["empty"].mkdir()
@@ -280,7 +276,7 @@ def test_a_source_that_cannot_be_read_makes_nothing(
     assert sorted(os.listdir(tmp_path)) == ["bad.json", "empty"]
 
 
-def test_an_unpacked_split_is_whole(tmp_path: Path, capsys) -> None:
+def test_an_unpacked_split_is_whole(tmp_path, capsys):
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "index.parquet").write_bytes(b"no Parquet")
     line = "curate.unpack {packed} --output {out}"
@@ -289,7 +285,7 @@ def test_an_unpacked_split_is_whole(tmp_path: Path, capsys) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({line.split()[0] for line in PLACES.values()}))
-def test_help_is_no_error(capsys, name: str) -> None:
+def test_help_is_no_error(capsys, name):
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(name).main(["--help"])
     printed = capsys.readouterr()
@@ -297,7 +293,7 @@ def test_help_is_no_error(capsys, name: str) -> None:
 
 
 @pytest.mark.parametrize("script", ["train.py", "infer.py"])
-def test_help_of_a_script_is_no_error(script: str) -> None:
+def test_help_of_a_script_is_no_error(script):
     done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True)
     assert done.returncode == 0 and b"--" in done.stdout and not done.stderr
 
@@ -306,7 +302,7 @@ NAMED = ("degrade", "evaluate", "compare", "curate")  # of infer, tests/inferenc
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_names_that_are_no_utf8_are_read_and_written(tmp_path: Path, capsys, name: str) -> None:
+def test_names_that_are_no_utf8_are_read_and_written(tmp_path, capsys, name):
     """Pictures and folders of such names; what is printed is text."""
     photos, out = (tmp_path / os.fsdecode(part + b"\xf1") for part in (b"in", b"out"))
     picture(photos / os.fsdecode(b"Mu\xf1oz.png"))

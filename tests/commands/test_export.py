@@ -47,7 +47,7 @@ def flags(model: Path, output: Path, size: int = SIDE) -> list[str]:
     return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
 
 
-def test_the_program_runs_alone(tmp_path: Path, model: Path, restored: np.ndarray) -> None:
+def test_the_program_runs_alone(tmp_path, model, restored):
     assert export.main(flags(model, tmp_path / "nano.npz")) == 0
     np.save(tmp_path / "photo.npy", PHOTO[None])
     command = [sys.executable, "-c", ALONE]
@@ -59,7 +59,7 @@ def test_the_program_runs_alone(tmp_path: Path, model: Path, restored: np.ndarra
     assert apart.max() <= 1 and apart.mean() < 0.01
 
 
-def test_onnx_is_the_pipeline(tmp_path: Path, model: Path, restored: np.ndarray) -> None:
+def test_onnx_is_the_pipeline(tmp_path, model, restored):
     import onnxruntime
 
     assert export.main(flags(model, tmp_path / "nano.onnx")) == 0
@@ -79,7 +79,7 @@ def prompted(model: Path, folder: Path, kind: str) -> Path:
     return folder
 
 
-def test_a_prompt_that_is_constant_is_exported(tmp_path, model, restored) -> None:
+def test_a_prompt_that_is_constant_is_exported(tmp_path, model, restored):
     folder, path = prompted(model, tmp_path / "fixed", "fixed"), tmp_path / "m.npz"
     assert export.main(flags(folder, path)) == 0
     file = np.load(path)
@@ -91,7 +91,7 @@ def test_a_prompt_that_is_constant_is_exported(tmp_path, model, restored) -> Non
     assert np.abs(got - want).max() <= 1 and np.abs(got - restored).max() > 5
 
 
-def test_prompts_from_tags_are_not_exported(tmp_path, model, monkeypatch, capsys) -> None:
+def test_prompts_from_tags_are_not_exported(tmp_path, model, monkeypatch, capsys):
     tags = TagPrompter.__new__(TagPrompter)
     monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: tags)
     path = tmp_path / "m.npz"
@@ -106,9 +106,7 @@ def test_prompts_from_tags_are_not_exported(tmp_path, model, monkeypatch, capsys
         ("a.npz", 102, "--size must be a multiple of 4"),
     ],
 )
-def test_refusals_are_one_line(
-    tmp_path: Path, model: Path, capsys, name: str, size: int, reason: str
-) -> None:
+def test_refusals_are_one_line(tmp_path, model, capsys, name, size, reason):
     assert export.main(flags(model, tmp_path / name, size)) == 2
     said = capsys.readouterr().err
     assert reason in said and said.startswith("export: ") and said.count("\n") == 1

@@ -97,7 +97,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Path, 
     return folder / "in", folder / "out", status
 
 
-def test_good_files_are_restored_and_bad_ones_leave_nothing(mixed) -> None:
+def test_good_files_are_restored_and_bad_ones_leave_nothing(mixed):
     _, out, status = mixed
     assert status == 1
     assert pngs(out) == sorted([*SIZES, "provenance.jsonl"])
@@ -105,7 +105,7 @@ def test_good_files_are_restored_and_bad_ones_leave_nothing(mixed) -> None:
     assert (read_image(out / "rgba.png").alpha == PHOTO[..., 0]).all()
 
 
-def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
+def test_provenance_has_a_line_for_each_file(mixed, model):
     source, out, _ = mixed
     lines = [json.loads(line) for line in (out / "provenance.jsonl").read_text().splitlines()]
     by_input = {Path(line["input"]).relative_to(source).as_posix(): line for line in lines}
@@ -125,7 +125,7 @@ def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
     assert {line["color_fix"] for line in lines} == {"none"}
 
 
-def test_bad_files_are_named_at_the_end(tmp_path: Path, model: Path, capsys) -> None:
+def test_bad_files_are_named_at_the_end(tmp_path, model, capsys):
     one_photo(tmp_path / "in")
     (tmp_path / "in" / "text.png").write_text("not a picture")
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
@@ -134,7 +134,7 @@ def test_bad_files_are_named_at_the_end(tmp_path: Path, model: Path, capsys) -> 
     assert printed.out == f"restored 1 of 2 images to {tmp_path}/out\n"
 
 
-def test_settings_are_the_models_unless_asked_for(tmp_path: Path) -> None:
+def test_settings_are_the_models_unless_asked_for(tmp_path):
     tiny.save(tmp_path / "model", UseConfig("wavelet", 0.25))
     one_photo(tmp_path / "in")
     for out, flags, want in (
@@ -147,7 +147,7 @@ def test_settings_are_the_models_unless_asked_for(tmp_path: Path) -> None:
         assert (found["color_fix"], found["blend"]) == want
 
 
-def test_pictures_that_the_model_is_not_made_for_are_named(tmp_path: Path, capsys) -> None:
+def test_pictures_that_the_model_is_not_made_for_are_named(tmp_path, capsys):
     """One line each; all are restored. The photo has 48 pixels."""
     for sides, text in (
         ((64, 0), "its shorter side has 48 pixels, the model is made for 64 and more"),
@@ -162,7 +162,7 @@ def test_pictures_that_the_model_is_not_made_for_are_named(tmp_path: Path, capsy
         assert (f"note: {folder}/in/a.jpg: {text}" in told) if text else ("note" not in told)
 
 
-def test_what_a_folder_holds_besides_is_told(tmp_path: Path, model: Path, capsys) -> None:
+def test_what_a_folder_holds_besides_is_told(tmp_path, model, capsys):
     one_photo(tmp_path / "in")
     one_photo(tmp_path / "in", "b.jfif")
     for name in ("c.HEIC", "d.heic", "e.tif", "notes.txt"):
@@ -177,7 +177,7 @@ def test_what_a_folder_holds_besides_is_told(tmp_path: Path, model: Path, capsys
     assert message.endswith("in (but 2 .heic, 1 .tif)\n")
 
 
-def test_flags_reach_the_pictures(tmp_path: Path, model: Path) -> None:
+def test_flags_reach_the_pictures(tmp_path, model):
     one_photo(tmp_path / "in")
     flags = ["--upscale", "1.5", "--precision", "bf16", "--color_fix", "wavelet"]
     assert run(model, tmp_path / "in" / "*.jpg", tmp_path / "out", *flags) == 0
@@ -186,7 +186,7 @@ def test_flags_reach_the_pictures(tmp_path: Path, model: Path) -> None:
     assert (line["upscale"], line["precision"], line["color_fix"]) == (1.5, "bf16", "wavelet")
 
 
-def test_existing_outputs_stand_without_overwrite(tmp_path: Path, model: Path, capsys) -> None:
+def test_existing_outputs_stand_without_overwrite(tmp_path, model, capsys):
     one_photo(tmp_path / "in")
     one_photo(tmp_path / "in", "b.jpg")
     (tmp_path / "out").mkdir()
@@ -199,7 +199,7 @@ def test_existing_outputs_stand_without_overwrite(tmp_path: Path, model: Path, c
     assert read_image(tmp_path / "out" / "a.png").size == (60, 48)
 
 
-def test_own_outputs_inside_the_input_folder_are_no_inputs(tmp_path: Path, model: Path) -> None:
+def test_own_outputs_inside_the_input_folder_are_no_inputs(tmp_path, model):
     one_photo(tmp_path)
     assert run(model, tmp_path, tmp_path / "out") == 0
     assert run(model, tmp_path, tmp_path / "out", "--overwrite") == 0
@@ -207,9 +207,7 @@ def test_own_outputs_inside_the_input_folder_are_no_inputs(tmp_path: Path, model
     assert run(model, tmp_path / "out" / "a.png", tmp_path / "out" / "again") == 0
 
 
-def test_where_no_picture_can_be_restored_no_folder_is_left(
-    tmp_path: Path, model: Path, capsys
-) -> None:
+def test_where_no_picture_can_be_restored_no_folder_is_left(tmp_path, model, capsys):
     """The header is whole, so that the fault is found while the folder is held."""
     whole = (one_photo(tmp_path / "in") / "a.jpg").read_bytes()
     (tmp_path / "in" / "a.jpg").write_bytes(whole[:900])
@@ -223,7 +221,7 @@ def test_where_no_picture_can_be_restored_no_folder_is_left(
     assert pngs(tmp_path / "out") == ["provenance.jsonl"]
 
 
-def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
+def test_too_large_after_upscaling(tmp_path, model, capsys, monkeypatch):
     one_photo(tmp_path / "in")
     monkeypatch.setattr(folder_plan, "MAX_PIXELS", 60 * 48)
     assert run(model, tmp_path / "in", tmp_path / "out", "--upscale", "2") == 2
@@ -247,13 +245,13 @@ def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypa
         ["--model", "a", "--checkpoint", "b"],
     ],
 )
-def test_bad_flags_are_refused_in_one_line(tmp_path: Path, capsys, flags: list[str]) -> None:
+def test_bad_flags_are_refused_in_one_line(tmp_path, capsys, flags):
     message = refused(capsys, "--input", tmp_path, "--output", tmp_path / "out", *flags)
     assert message.startswith("infer.py: ") and message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_an_input_needs_no_flag_and_then_no_output(tmp_path: Path, capsys) -> None:
+def test_an_input_needs_no_flag_and_then_no_output(tmp_path, capsys):
     args = restore.parse_args(["a.jpg"])
     assert (args.input, args.output) == ("a.jpg", Path("restored"))
     args = restore.parse_args(["a.jpg", "--output", "b"])
@@ -262,7 +260,7 @@ def test_an_input_needs_no_flag_and_then_no_output(tmp_path: Path, capsys) -> No
         assert "name what to restore once" in refused(capsys, *words)
 
 
-def test_a_finished_folder_needs_no_model(tmp_path: Path, model: Path, monkeypatch) -> None:
+def test_a_finished_folder_needs_no_model(tmp_path, model, monkeypatch):
     one_photo(tmp_path / "in")
     assert run(model, tmp_path / "in", tmp_path / "out") == 0
 
@@ -276,7 +274,7 @@ def test_a_finished_folder_needs_no_model(tmp_path: Path, model: Path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["restore", "app", "export"])
-def test_flags_are_read_before_anything_heavy_is_loaded(name: str) -> None:
+def test_flags_are_read_before_anything_heavy_is_loaded(name):
     code = (
         f"import sys; from osdhuman_jax.commands import {name} as command\n"
         "try: command.parse_args(['--help'])\n"
@@ -288,7 +286,7 @@ def test_flags_are_read_before_anything_heavy_is_loaded(name: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--model", "--checkpoint"])
-def test_a_bad_model_is_refused_in_one_line(tmp_path: Path, capsys, flag: str) -> None:
+def test_a_bad_model_is_refused_in_one_line(tmp_path, capsys, flag):
     source = one_photo(tmp_path / "in")
     message = refused(capsys, "--input", source, "--output", tmp_path / "out", flag, tmp_path)
     assert str(tmp_path) in message and message.count("\n") == 1
@@ -299,7 +297,7 @@ def test_a_bad_model_is_refused_in_one_line(tmp_path: Path, capsys, flag: str) -
     "text,expected",
     [("run", ("run", None)), ("a@b/run@70", ("a@b/run", 70)), ("a@b", ("a@b", None))],
 )
-def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tuple) -> None:
+def test_checkpoint_names_a_run_and_a_step(monkeypatch, text, expected):
     asked = []
     monkeypatch.setattr(pipeline.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
     restore.load_pipeline(
@@ -309,16 +307,14 @@ def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tup
 
 
 @pytest.mark.parametrize(("flags", "limit"), [([], None), (["--max_memory", "3GiB"], 3 * 2**30)])
-def test_memory_and_batch_size_reach_the_pipeline(
-    model: Path, monkeypatch, flags: list[str], limit: int | None
-) -> None:
+def test_memory_and_batch_size_reach_the_pipeline(model, monkeypatch, flags, limit):
     monkeypatch.setattr(pipeline, "budget", lambda: 12_345)
     always = ["--input", "i", "--output", "o", "--model", str(model), "--batch_size", "3"]
     made = restore.load_pipeline(restore.parse_args([*always, *flags]))
     assert made.max_memory == (limit or 12_345) and made.batch_size == 3
 
 
-def test_script_runs_from_another_folder_without_torch(tmp_path: Path, model: Path) -> None:
+def test_script_runs_from_another_folder_without_torch(tmp_path, model):
     one_photo(tmp_path / "in")
     code = (
         "import sys, runpy; sys.modules['torch'] = None; del sys.argv[0];"

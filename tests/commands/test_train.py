@@ -30,7 +30,7 @@ def undisturbed(cache: Path, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
+def test_run_leaves_what_the_readme_says(undisturbed):
     lines = [json.loads(x) for x in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     losses = {x["step"]: x["loss"] for x in lines if "loss" in x}
     assert sorted(losses) == [5, 10, 15, 20]
@@ -45,9 +45,7 @@ def test_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
     ]
 
 
-def test_killed_run_ends_as_the_undisturbed_one(
-    undisturbed: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_killed_run_ends_as_the_undisturbed_one(undisturbed, tmp_path, cache):
     workdir = tmp_path / "w"
     with training_runs.start(workdir, cache=cache) as process:
         assert wait_for(process, lambda: 10 in saved(workdir))
@@ -61,9 +59,7 @@ def test_killed_run_ends_as_the_undisturbed_one(
     assert last[0] == last[1]
 
 
-def test_stopped_run_saves_its_step_and_goes_on(
-    undisturbed: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_stopped_run_saves_its_step_and_goes_on(undisturbed, tmp_path, cache):
     """The signal goes to the loader's worker too, as from a batch system."""
     workdir = tmp_path / "w"
     flags = ["--config.run.checkpoint_every=1000", "--config.data.workers=1"]
@@ -80,7 +76,7 @@ def test_stopped_run_saves_its_step_and_goes_on(
     assert_same_model(workdir, undisturbed)
 
 
-def test_a_signal_ends_the_first_compilation(tmp_path: Path) -> None:
+def test_a_signal_ends_the_first_compilation(tmp_path):
     """Nothing is in the cache; nothing was saved yet."""
     workdir = tmp_path / "w"
     with training_runs.start(workdir, cache=tmp_path / "empty") as process:
@@ -94,7 +90,7 @@ def test_a_signal_ends_the_first_compilation(tmp_path: Path) -> None:
     assert not any("Traceback" in line for line in rest) and not saved(workdir)
 
 
-def test_files_that_fail_while_training_are_one_line(tmp_path: Path) -> None:
+def test_files_that_fail_while_training_are_one_line(tmp_path):
     where = f"{tmp_path}/w/checkpoints"
     for made, said in ((None, "the beginning"), (5, f"step 5 in {where}")):
         if made:
@@ -106,7 +102,7 @@ def test_files_that_fail_while_training_are_one_line(tmp_path: Path) -> None:
         )
 
 
-def test_checkpoint_restores_like_the_exported_model(undisturbed: Path, tmp_path: Path) -> None:
+def test_checkpoint_restores_like_the_exported_model(undisturbed, tmp_path):
     Image.fromarray(skimage.data.astronaut()[:64, 200:296]).save(tmp_path / "a.png")
     outputs = []
     for flag, folder in (("--checkpoint", undisturbed), ("--model", undisturbed / "model")):
@@ -116,7 +112,7 @@ def test_checkpoint_restores_like_the_exported_model(undisturbed: Path, tmp_path
     assert outputs[0] == outputs[1]
 
 
-def test_resuming_with_another_config_is_refused(undisturbed: Path, cache: Path) -> None:
+def test_resuming_with_another_config_is_refused(undisturbed, cache):
     result = training_runs.run(undisturbed, "--config.optim.learning_rate=1e-3", cache=cache)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert "optim.learning_rate: 5e-05 -> 0.001" in result.stderr
@@ -133,9 +129,7 @@ def test_resuming_with_another_config_is_refused(undisturbed: Path, cache: Path)
         ("--config.run.eval_sources=('/nowhere',)", "run.eval_sources: /nowhere"),
     ],
 )
-def test_bad_config_is_one_line_and_leaves_nothing(
-    tmp_path: Path, cache: Path, flag: str, said: str
-) -> None:
+def test_bad_config_is_one_line_and_leaves_nothing(tmp_path, cache, flag, said):
     """One of each kind: a setting, a word, who takes part, the workdir, what is read late."""
     result = training_runs.run(tmp_path / "w", flag, cache=cache)
     assert result.returncode == 2 and said in result.stderr, result.stderr

@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,7 +54,7 @@ LARGE = {
 
 @pytest.mark.parametrize("what", LARGE)
 @pytest.mark.parametrize("behind", [False, True])
-def test_what_lies_beside_the_pixels_may_be_large(what: str, behind: bool, tmp_path: Path) -> None:
+def test_what_lies_beside_the_pixels_may_be_large(what, behind, tmp_path):
     data = plain(behind=LARGE[what]) if behind else plain(LARGE[what])
     picture = decode(data)
     np.testing.assert_array_equal(picture.rgb, PHOTO)
@@ -67,7 +66,7 @@ def test_what_lies_beside_the_pixels_may_be_large(what: str, behind: bool, tmp_p
     assert read_size(tmp_path / "a") == (12, 16)
 
 
-def test_a_damaged_chunk_that_is_not_needed_is_as_good_as_none() -> None:
+def test_a_damaged_chunk_that_is_not_needed_is_as_good_as_none():
     whole = chunk(b"iCCP", b"p\0\0" + zlib.compress(SRGB))
     for broken in (whole[:-1] + b"?", chunk(b"iCCP", b"p\0\0" + zlib.compress(SRGB)[:-9])):
         picture = decode(plain(broken))
@@ -76,7 +75,7 @@ def test_a_damaged_chunk_that_is_not_needed_is_as_good_as_none() -> None:
 
 
 @pytest.mark.parametrize("form", ["eXIf", "eXIf behind", "raw", "packed raw", "XMP", "packed XMP"])
-def test_the_turn_is_found_wherever_it_is_said(form: str, tmp_path: Path) -> None:
+def test_the_turn_is_found_wherever_it_is_said(form, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     block = exif.tobytes()
@@ -108,7 +107,7 @@ def packed(levels: list[int], depth: int) -> np.ndarray:
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize("deep", [False, True])
-def test_the_transparent_gray_is_right_at_every_depth(depth: int, deep: bool) -> None:
+def test_the_transparent_gray_is_right_at_every_depth(depth, deep):
     top = 2**depth - 1
     levels = [0, top, 0, 0, top, top, 0, top] if depth == 1 else [0, 1, 2, 3, top - 1, top, 1, 2]
     levels = levels * 2 if depth == 2 else levels  # whole bytes
@@ -123,7 +122,7 @@ def test_the_transparent_gray_is_right_at_every_depth(depth: int, deep: bool) ->
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
-def test_palettes_with_transparent_entries(depth: int) -> None:
+def test_palettes_with_transparent_entries(depth):
     levels = [0, 1] * 8
     palette = chunk(b"PLTE", bytes([200, 10, 20, 30, 40, 250]))
     data = raw(packed(levels, depth), depth, 3, palette, chunk(b"tRNS", bytes([0, 130])))
@@ -132,14 +131,14 @@ def test_palettes_with_transparent_entries(depth: int) -> None:
     assert picture.rgb[0, :2].tolist() == [[200, 10, 20], [30, 40, 250]] and not picture.gray
 
 
-def test_a_missing_palette_is_said() -> None:
+def test_a_missing_palette_is_said():
     with pytest.raises(ImageError, match="^damaged image: its palette is missing$"):
         decode(raw(packed([0, 1] * 8, 8), 8, 3))
 
 
 @pytest.mark.parametrize("depth", [8, 16])
 @pytest.mark.parametrize("deep", [False, True])
-def test_the_transparent_colour_is_compared_in_all_its_bits(depth: int, deep: bool) -> None:
+def test_the_transparent_colour_is_compared_in_all_its_bits(depth, deep):
     factor = 1 if depth == 8 else 257
     pixels = np.array([[[10, 20, 30], [10, 20, 31]]]) * factor
     pixels[0, 1] = pixels[0, 0] + (0, 0, 1)  # one level of 65,535 beside

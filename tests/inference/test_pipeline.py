@@ -38,20 +38,20 @@ def photo(height: int, width: int, top: int = 20) -> Picture:
 
 
 @pytest.mark.parametrize("have,want", [(1, 5), (2, 7), (5, 5), (5, 64), (40, 64)])
-def test_padding_mirrors(have: int, want: int) -> None:
+def test_padding_mirrors(have, want):
     pixels = photo(have, have).rgb
     expected = np.pad(pixels, ((0, want - have), (0, want - have), (0, 0)), mode="reflect")
     np.testing.assert_array_equal(pad_reflect(pixels, (want, want)), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (64, 64), (65, 63), (30, 200)])
-def test_output_is_the_models_at_the_inputs_size(size: tuple[int, int]) -> None:
+def test_output_is_the_models_at_the_inputs_size(size):
     picture = photo(*size)
     (restored,) = halving().restore([picture])
     np.testing.assert_array_equal(restored.rgb, to_uint8(to_float(picture.rgb) * 0.5))
 
 
-def test_order_is_kept_across_sizes_and_partial_batches() -> None:
+def test_order_is_kept_across_sizes_and_partial_batches():
     sizes = [(30, 40), (70, 40), (31, 41), (70, 41), (64, 64)]
     pictures = [photo(*size) for size in sizes]
     restored = halving(batch_size=2).restore(pictures)
@@ -61,7 +61,7 @@ def test_order_is_kept_across_sizes_and_partial_batches() -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.5, 2.0, 3.7])
-def test_upscale(factor: float) -> None:
+def test_upscale(factor):
     picture = photo(21, 33)
     picture.alpha, picture.icc = picture.rgb[..., 0], b"profile"
     (restored,) = halving(1.0).restore([picture], upscale=factor)
@@ -72,7 +72,7 @@ def test_upscale(factor: float) -> None:
     assert restored.alpha.shape == (height, width) and restored.icc == b"profile"
 
 
-def test_small_pictures_are_restored_enlarged_and_reduced_again() -> None:
+def test_small_pictures_are_restored_enlarged_and_reduced_again():
     pipeline = halving()
     pipeline.model.use = UseConfig(work_side=64)
     small, large = photo(16, 24), photo(64, 80)
@@ -88,7 +88,7 @@ def test_small_pictures_are_restored_enlarged_and_reduced_again() -> None:
         assert gap.max() <= (0.51 if source is large else 12)  # bicubic there, the mean back
 
 
-def test_what_is_not_asked_for_is_the_models() -> None:
+def test_what_is_not_asked_for_is_the_models():
     pipeline, picture = halving(), photo(30, 20)
     pipeline.model.use = UseConfig(color_fix="wavelet", blend=0.5)
     assert pipeline.chosen(None, None) == ("wavelet", 0.5)
@@ -99,12 +99,12 @@ def test_what_is_not_asked_for_is_the_models() -> None:
     assert np.array_equal(default.rgb, same.rgb) and not np.array_equal(default.rgb, other.rgb)
 
 
-def test_an_output_that_is_not_finite_is_an_error() -> None:
+def test_an_output_that_is_not_finite_is_an_error():
     with pytest.raises(RestoreError, match="not finite"):
         halving(float("nan")).restore([photo(4, 4)])
 
 
-def test_few_programs_serve_many_sizes() -> None:
+def test_few_programs_serve_many_sizes():
     rng = np.random.default_rng(0)
     pictures = [photo(*rng.integers(1, 200, 2)) for _ in range(40)]
     pipeline = halving(batch_size=3)
@@ -113,7 +113,7 @@ def test_few_programs_serve_many_sizes() -> None:
 
 
 @pytest.mark.parametrize(("longest", "most"), [(1024, 36), (6000, 64)])
-def test_a_thousand_mixed_sizes_compile_at_most_k_programs(longest: int, most: int) -> None:
+def test_a_thousand_mixed_sizes_compile_at_most_k_programs(longest, most):
     """A whole size is one program; every tile size is two, for all pictures of that shape."""
     rng = np.random.default_rng(0)
     sizes = [tuple(int(n) for n in pair) for pair in rng.integers(32, longest, (1000, 2))]
@@ -128,7 +128,7 @@ def test_a_thousand_mixed_sizes_compile_at_most_k_programs(longest: int, most: i
             assert math.prod(plan.padded) <= WHOLE
 
 
-def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
+def test_the_real_restorer_repeats_bit_for_bit_in_any_company():
     pipeline = Pipeline(tiny.model(), batch_size=2, bucket=64)
     pictures = [photo(40, 50), photo(64, 64, top=60), photo(20, 60, top=90)]
     together = pipeline.restore(pictures)
@@ -153,7 +153,7 @@ class Told(Halve):
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("tiled", [False, True])
-def test_each_prompt_is_of_the_picture_alone(tiled: bool, deep: bool) -> None:
+def test_each_prompt_is_of_the_picture_alone(tiled, deep):
     """Several sizes of one padded size, whole or in tiles, by two or three programs."""
     pictures = [photo(*size) for size in ((130, 256), (256, 140), (256, 256), (200, 200))]
     pictures = [sixteen(picture) for picture in pictures] if deep else pictures
@@ -172,7 +172,7 @@ def test_each_prompt_is_of_the_picture_alone(tiled: bool, deep: bool) -> None:
     assert pipeline.programs.count == (3 if tiled else 2)
 
 
-def test_a_fixed_prompter_looks_at_nothing() -> None:
+def test_a_fixed_prompter_looks_at_nothing():
     model = Told()
     model.prompter = FixedPrompter(jnp.asarray([[0.5, -0.5, 1.0]]))
     pipeline = Pipeline(Model(model, tiny.MODEL, "0" * 64, "told"))
@@ -180,14 +180,14 @@ def test_a_fixed_prompter_looks_at_nothing() -> None:
     np.testing.assert_allclose(got, np.broadcast_to(np.float32([0.25, -0.25, 0.5]), (30, 40, 3)))
 
 
-def test_a_restorer_without_a_prompter_says_so() -> None:
+def test_a_restorer_without_a_prompter_says_so():
     model = Told()
     model.prompter = None
     with pytest.raises(ValueError, match="no prompter: give it a prompt"):
         Pipeline(Model(model, tiny.MODEL, "0" * 64, "told")).compute([photo(30, 40).rgb])
 
 
-def test_the_restorer_sees_the_padded_picture() -> None:
+def test_the_restorer_sees_the_padded_picture():
     picture = photo(40, 50)
     mean = to_float(pad_reflect(picture.rgb, (128, 128))).mean((0, 1))
     pipeline = Pipeline(Model(Mean(), tiny.MODEL, "0" * 64, "mean"))
@@ -214,7 +214,7 @@ class Tints:
 
 
 @pytest.mark.parametrize("side", [None, 48])
-def test_prompter_sees_the_pictures_alone_and_its_tokens_reach_the_model(side: int | None) -> None:
+def test_prompter_sees_the_pictures_alone_and_its_tokens_reach_the_model(side):
     prompter = Tints()
     if side:
         prompter.input_size = side
@@ -232,7 +232,7 @@ def sixteen(picture: Picture) -> Picture:
     return Picture(picture.rgb.astype(np.uint16) * 257 + np.uint16(3), exif=b"Exif", icc=b"icc")
 
 
-def test_sixteen_bits_stay_sixteen() -> None:
+def test_sixteen_bits_stay_sixteen():
     picture = sixteen(photo(30, 40))
     (same,), (large,) = (halving(1.0).restore([picture], upscale=scale) for scale in (1.0, 1.5))
     np.testing.assert_array_equal(same.rgb, picture.rgb)
@@ -242,7 +242,7 @@ def test_sixteen_bits_stay_sixteen() -> None:
 
 
 @pytest.mark.parametrize("blend", [0.0, 0.25, 1.0])
-def test_blend_lies_between_input_and_output(blend: float) -> None:
+def test_blend_lies_between_input_and_output(blend):
     picture = photo(20, 30)
     (restored,) = halving(0.5).restore([picture], blend=blend)
     expected = to_uint8(to_float(picture.rgb) * np.float32(1 - 0.5 * blend))
@@ -256,7 +256,7 @@ def large(height: int, width: int) -> Picture:
     return Picture((127.5 + 60 * waves).astype(np.uint8))
 
 
-def test_a_large_picture_is_restored_in_tiles_that_leave_no_seam() -> None:
+def test_a_large_picture_is_restored_in_tiles_that_leave_no_seam():
     picture, seen = large(1100, 1300), []
     pipeline = halving()
     (restored,) = pipeline.restore([picture], progress=lambda *done: seen.append(done))
@@ -266,7 +266,7 @@ def test_a_large_picture_is_restored_in_tiles_that_leave_no_seam() -> None:
     assert seen[-1][0] == seen[-1][1] == 12 and len(seen) == 3
 
 
-def test_tiles_are_the_whole_picture_up_to_their_statistics() -> None:
+def test_tiles_are_the_whole_picture_up_to_their_statistics():
     """The bundled model, memory for tiles alone: 40 dB is the bound on smooth content."""
     picture = large(384, 500)
     whole = Pipeline.from_folder(NANO)
@@ -284,7 +284,7 @@ def bytes_of(pipeline: Pipeline, picture: Picture) -> int:
     return pipeline._footprint(pipeline.plans(pipeline.padded_size(picture.size))[0])
 
 
-def test_memory_chooses_the_batch_then_the_tiles_then_gives_up() -> None:
+def test_memory_chooses_the_batch_then_the_tiles_then_gives_up():
     picture = large(400, 400)
     four = halving(batch_size=4)
     padded = four.padded_size(picture.size)
@@ -314,7 +314,7 @@ def exhausted(pipeline: Pipeline, monkeypatch, times: int) -> None:
     monkeypatch.setattr(pipeline, "_follow", fail)
 
 
-def test_T14_out_of_memory_falls_back_once_and_says_so(monkeypatch, caplog) -> None:
+def test_T14_out_of_memory_falls_back_once_and_says_so(monkeypatch, caplog):
     pipeline, picture = halving(), large(400, 500)
     exhausted(pipeline, monkeypatch, times=1)
     with caplog.at_level(logging.WARNING):
@@ -327,9 +327,7 @@ def test_T14_out_of_memory_falls_back_once_and_says_so(monkeypatch, caplog) -> N
     assert len(caplog.messages) == 1
 
 
-def test_T14_a_second_want_of_memory_is_an_error_and_the_next_picture_is_restored(
-    monkeypatch,
-) -> None:
+def test_T14_a_second_want_of_memory_is_an_error_and_the_next_picture_is_restored(monkeypatch):
     pipeline = halving()
     exhausted(pipeline, monkeypatch, times=2)
     with pytest.raises(RestoreError, match="^out of memory: try a smaller"):
@@ -337,14 +335,14 @@ def test_T14_a_second_want_of_memory_is_an_error_and_the_next_picture_is_restore
     assert pipeline.restore([photo(30, 30)])[0].size == (30, 30)
 
 
-def test_T14_without_a_smaller_plan_the_error_says_so(monkeypatch) -> None:
+def test_T14_without_a_smaller_plan_the_error_says_so(monkeypatch):
     pipeline = halving()
     exhausted(pipeline, monkeypatch, times=1)
     with pytest.raises(RestoreError, match="no plan is smaller than whole pictures of 128 x 128"):
         pipeline.restore([photo(40, 50)])
 
 
-def test_a_host_without_memory_is_a_restore_error(monkeypatch) -> None:
+def test_a_host_without_memory_is_a_restore_error(monkeypatch):
     def exhausted(*_: object) -> None:
         raise MemoryError
 

