@@ -51,8 +51,7 @@ def test_a_container_lowers_the_hosts_memory(tmp_path, monkeypatch, files, limit
 
 
 @pytest.mark.parametrize(
-    ("statistics", "share"),
-    [({"bytes_limit": 1000}, 900), ({}, 2**31), (None, 2**31)],
+    ("statistics", "share"), [({"bytes_limit": 1000}, 900), ({}, 2**31), (None, 2**31)]
 )
 def test_a_device_gives_most_of_its_own(monkeypatch, statistics, share):
     class Device:

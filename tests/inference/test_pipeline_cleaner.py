@@ -106,11 +106,7 @@ def test_memory_bounds_hold(model):
         Pipeline.from_folder(model, max_memory=1000).restore([Picture(PHOTO)])
     assert [str(p) for p in Pipeline.from_folder(model).plans((512, 512))] == [
         f"{what} pixels, 1 at a time"
-        for what in (
-            "whole pictures of 512 x 512",
-            "tiles of 384 x 384",
-            "tiles of 256 x 256",
-        )
+        for what in ("whole pictures of 512 x 512", "tiles of 384 x 384", "tiles of 256 x 256")
     ]
 
 

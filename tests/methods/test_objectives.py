@@ -38,10 +38,7 @@ def shaken(state: nnx.State, seed: int = 7) -> nnx.State:
 @pytest.fixture(scope="module")
 def nets():
     trainer, state, frozen = tiny.start(whole())
-    part = {
-        "t": jnp.array([20, 700]),
-        "noise": jnp.asarray(normal(*LATENT, seed=1)),
-    }
+    part = {"t": jnp.array([20, 700]), "noise": jnp.asarray(normal(*LATENT, seed=1))}
     latent, prompt = jnp.asarray(normal(*LATENT)), jnp.asarray(normal(2, 3, 8, seed=2))
     return trainer, state, frozen, part, latent, prompt
 

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from convert import normal
 
-from osdhuman_jax.networks.attention import (
-    BLOCK,
-    LARGE,
-    by_blocks,
-    join_heads,
-    kernel,
-    split_heads,
-)
+from osdhuman_jax.networks.attention import BLOCK, LARGE, by_blocks, join_heads, kernel, split_heads
 from osdhuman_jax.networks.attention import attend as plain_attend
 from osdhuman_jax.networks.target import platform, traced_for
 

@@ -21,12 +21,7 @@ from transformers import SwinConfig, SwinModel
 
 from benchmarks.references import swin_state
 from osdhuman_jax.networks.configs import SwinConfig as SwinSizes
-from osdhuman_jax.networks.swin import (
-    RAMEncoder,
-    SwinTransformer,
-    SwinTransformerBlock,
-    shift_mask,
-)
+from osdhuman_jax.networks.swin import RAMEncoder, SwinTransformer, SwinTransformerBlock, shift_mask
 
 PLANS = {
     # maps of 16, 8, 4: the last equals the window

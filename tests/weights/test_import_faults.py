@@ -17,9 +17,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig
 from transformers import CLIPTextModel as CLIPTextModelOfTorch
 
-from osdhuman_jax.weights import (
-    WeightsError,
-)
+from osdhuman_jax.weights import WeightsError
 from osdhuman_jax.weights.importer import import_model
 
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"

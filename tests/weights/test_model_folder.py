@@ -18,13 +18,7 @@ from tiny import MODEL, make, restorer
 from osdhuman_jax.config import LoRAConfig, UseConfig
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
-from osdhuman_jax.weights import (
-    WeightsError,
-    load_base,
-    load_model,
-    random_restorer,
-    save_model,
-)
+from osdhuman_jax.weights import WeightsError, load_base, load_model, random_restorer, save_model
 from osdhuman_jax.weights.info import describe
 
 LORA = LoRAConfig(rank=2, alpha=8.0)

@@ -371,10 +371,7 @@ def test_voc_devkit_with_several_years(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "<annotation><object>",
-        "<annotation><object><bndbox/></object></annotation>",
-    ],
+    ["<annotation><object>", "<annotation><object><bndbox/></object></annotation>"],
     ids=["cut", "no name"],
 )
 def test_voc_files_that_are_not_understood(tmp_path, text):
