@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from damage import raising
 
 from osdhuman_jax import disk
 from osdhuman_jax.disk import (
@@ -97,14 +98,12 @@ def test_a_file_has_the_rights_of_any_new_file(tmp_path):
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, where):
     write_bytes(tmp_path / "a", b"old")
 
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full = OSError(errno.ENOSPC, "No space left on device")
     if where == "on the disk":
-        monkeypatch.setattr(os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", raising(full))
     with pytest.raises(OSError, match="No space"):
         with staged(tmp_path / "a", b"new"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise full
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
 
 
@@ -236,10 +235,7 @@ def test_a_workspace_is_gone_afterwards_and_its_ticket_last(tmp_path, monkeypatc
 
 
 def without_locks(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", raising(OSError(code, os.strerror(code))))
 
 
 @pytest.mark.parametrize("code", disk.NO_LOCKS)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from damage import raising
 from PIL import Image
 from skimage.data import astronaut
 from tiny import halving
@@ -204,11 +205,8 @@ def test_warnings_are_shown(tmp_path, monkeypatch, capsys):
 def test_a_want_of_memory_is_told_in_words(tmp_path, monkeypatch):
     import gradio
 
-    def exhausted(*_: object) -> None:
-        raise MemoryError
-
     blocks = page_module.build(halving(), "", 60_000, tmp_path)
     (restore,) = (block.fn for block in blocks.fns.values())
-    monkeypatch.setattr(page_module, "encode", exhausted)
+    monkeypatch.setattr(page_module, "encode", raising(MemoryError()))
     with pytest.raises(gradio.Error, match="someone.jpg: out of memory: try a smaller"):
         restore((str(photo(tmp_path / "someone.jpg")), None), 1, "none", lambda *_, **__: None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import raising
 from PIL import Image
 
 from osdhuman_jax import cli
@@ -92,11 +93,8 @@ def test_an_interrupted_command_is_one_line(capsys, monkeypatch):
         end("it", lambda: 3)
     assert ended.value.code == 3
 
-    def interrupted() -> int:
-        raise KeyboardInterrupt
-
     with pytest.raises(SystemExit) as ended:
-        end("it", interrupted, "the same command goes on")
+        end("it", raising(KeyboardInterrupt()), "the same command goes on")
     assert ended.value.code == 130
     assert capsys.readouterr().err == "it: interrupted; the same command goes on\n"
 

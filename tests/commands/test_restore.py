@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import tiny
+from damage import raising
 from PIL import Image
 from tiny import PHOTO
 
@@ -264,10 +265,7 @@ def test_a_finished_folder_needs_no_model(tmp_path, model, monkeypatch):
     one_photo(tmp_path / "in")
     assert run(model, tmp_path / "in", tmp_path / "out") == 0
 
-    def never(*_: object) -> None:
-        raise AssertionError("a model is loaded")
-
-    monkeypatch.setattr(restore, "load_pipeline", never)
+    monkeypatch.setattr(restore, "load_pipeline", raising(AssertionError("a model is loaded")))
     assert run(model, tmp_path / "in", tmp_path / "out") == 0
     with pytest.raises(AssertionError, match="is loaded"):
         run(model, tmp_path / "in", tmp_path / "out", "--overwrite", "--blend", "0.5")

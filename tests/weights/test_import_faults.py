@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from convert import normal
-from damage import flip
+from damage import flip, raising
 from make_weights import MERGES, VOCAB
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
@@ -132,6 +132,9 @@ FILE_FAULTS = {
     "no RAM": ("ram.pth", Path.unlink, "no such file or folder (--ram)"),
     "RAM is a photograph": ("ram.pth", lambda p: p.write_bytes(b"\xff\xd8\xff"), "neither"),
 }
+
+
+ASKED = raising(AssertionError("the hub is asked"))
 
 
 def refused(said: str, copy: Path, sd: str = "sd", **options) -> None:
@@ -285,10 +288,7 @@ def test_local_places_are_checked_before_the_hub_is_asked(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "given.pth").touch()
 
-    def ask(source: str) -> None:
-        raise AssertionError(f"asked the hub for {source}")
-
-    monkeypatch.setattr("osdhuman_jax.weights.importer.locate", ask)
+    monkeypatch.setattr("osdhuman_jax.weights.importer.locate", ASKED)
     arguments = {"sd": "someone/model", "ram": "given.pth", "output": "made/out"} | change
     with pytest.raises(ValueError) as caught:  # a WeightsError or CommandError
         import_model(**arguments)
@@ -315,10 +315,7 @@ def test_local_files_are_read_before_the_hub_is_asked(copy, monkeypatch, change,
     monkeypatch.chdir(copy)
     (copy / "text.pth").write_text("no weights")
 
-    def ask(source: str) -> None:
-        raise AssertionError(f"asked the hub for {source}")
-
-    monkeypatch.setattr("osdhuman_jax.weights.importer.locate", ask)
+    monkeypatch.setattr("osdhuman_jax.weights.importer.locate", ASKED)
     with pytest.raises(WeightsError) as caught:
         import_model(**{"sd": "someone/model", "ram": "ram.pth", "output": "made/out"} | change)
     assert said in str(caught.value) and not (copy / "made").exists()

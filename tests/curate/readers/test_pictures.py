@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from damage import raising
 
 from curate.readers.common import Notes, ReaderError
 from curate.readers.pictures import PictureFinder, clean
@@ -147,10 +148,7 @@ def test_two_links_to_one_file_are_no_doubt(tmp_path):
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
-    def refuse(path: Path) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", raising(PermissionError(13, "Permission denied")))
     with pytest.raises(ReaderError, match=f"{tmp_path}: cannot be listed: Permission denied"):
         PictureFinder(tmp_path, Notes())
 
