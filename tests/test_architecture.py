@@ -4,6 +4,7 @@ A folder imports from those above it alone, and inside a folder no imports make 
 """
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -28,7 +29,8 @@ SHARED_WITH_CURATE = {"disk", "cli", "filenames", "images", "data.records", "eva
 SHARED_WITH_CURATE |= {"evaluation.offline"}
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Dotted names of everything that a file imports, at any depth of its code."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -36,7 +38,7 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def module(path: Path) -> str:

@@ -61,11 +61,6 @@ def test_colour_difference_is_of_colours_and_not_of_noise():
     assert measures.colour_difference(flat(150, 90, 90), flat(90, 90, 90)) > 10
 
 
-def test_overlap():
-    assert measures.overlap((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(50 / 150)
-    assert measures.overlap((0, 0, 10, 10), (20, 20, 10, 10)) == 0
-
-
 def test_faces_are_found_again_at_their_place():
     assert len(measures.faces(FACE)) == 1
     assert measures.found_again(FACE, FACE) == 1

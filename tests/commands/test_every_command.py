@@ -290,9 +290,12 @@ def test_help_is_no_error(capsys, name):
     assert not ended.value.code and "--" in printed.out and not printed.err
 
 
-@pytest.mark.parametrize("script", ["train.py", "infer.py"])
-def test_help_of_a_script_is_no_error(script):
-    done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True)
+@pytest.mark.parametrize(
+    "line", ["train.py", "infer.py", "-m osdhuman_jax degrade", "-m curate.run"]
+)
+def test_help_of_a_process_is_no_error(line):
+    words = [sys.executable, *line.split(), "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True)
     assert done.returncode == 0 and b"--" in done.stdout and not done.stderr
 
 

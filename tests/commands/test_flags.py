@@ -78,15 +78,6 @@ def test_what_is_no_python_file_is_one_line(tmp_path):
         load_config(str(tmp_path / "a.yaml"))
 
 
-def test_a_config_may_take_an_argument(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from osdhuman_jax.config import Config\n"
-        "def get_config(kind):\n    made = Config()\n    made.run.kind = kind\n    return made\n"
-    )
-    assert load_config(f"{path}:vae").run.kind == "vae"
-
-
 def test_every_setting_is_listed_with_its_default():
     def names(kind: type, prefix: str) -> list[str]:
         found = []
