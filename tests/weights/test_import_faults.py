@@ -87,38 +87,42 @@ def rewrite(**values) -> Callable[[Path], object]:
     return lambda path: files.edit_json(path, **values)
 
 
-SD1 = "attn2.to_k.weight"
+SD1, MORE = "attn2.to_k.weight", f"{LDM}.extra.weight"
+TURNED = "1 of another shape (conv_out.weight 3x3x4x32, not 3x3x32x4)"
+WHOLE = "1 not of numbers with a fraction (conv_in.bias int64)"
+RAM2, XL = "this is RAM++", "this is Stable Diffusion XL"
 # name: (file to damage, how, what is said)
 STATE_FAULTS = {
     "missing key": (UNET_FILE, drop("conv_in.bias"), "1 missing (unet.conv_in.bias)"),
     "unknown key": (UNET_FILE, plus("x.y", torch.zeros(2)), "1 unknown (x.y)"),
-    "transposed": (UNET_FILE, turn("conv_out.weight"), "(conv_out.weight 3x3x4x32, not 3x3x32x4)"),
-    "integers": (UNET_FILE, whole("conv_in.bias"), "with a fraction (conv_in.bias int64)"),
+    "transposed": (UNET_FILE, turn("conv_out.weight"), TURNED),
+    "integers": (UNET_FILE, whole("conv_in.bias"), WHOLE),
     "LDM, missing": ("sd.ckpt", drop(LDM_CONV), "1 missing or misshapen"),
     "LDM, unknown": ("sd.ckpt", plus("adapter.w", torch.zeros(1)), "1 unknown (adapter.w)"),
-    "LDM, unknown layer": ("sd.ckpt", plus(f"{LDM}.extra.weight", torch.zeros(1)), "1 unknown ("),
+    "LDM, unknown layer": ("sd.ckpt", plus(MORE, torch.zeros(1)), f"1 unknown ({MORE})"),
     "RAM, missing": ("ram.pth", drop("image_proj.bias"), "image_encoder.image_proj.bias)"),
     "RAM, transposed": ("ram.pth", turn(QKV), f"1 of another shape ({QKV} 24x8, not 8x24)"),
     "RAM, unknown": ("ram.pth", plus("gate", torch.zeros(1)), "1 unknown (gate)"),
-    "RAM++": ("ram.pth", plus("reweight_scale", torch.zeros(())), "this is RAM++"),
-    "RAM++ by its labels": ("ram.pth", plus("label_embed", torch.zeros(233_835, 2)), "is RAM++"),
+    "RAM++": ("ram.pth", plus("reweight_scale", torch.zeros(())), RAM2),
+    "RAM++ by its labels": ("ram.pth", plus("label_embed", torch.zeros(233_835, 2)), RAM2),
     "Tag2Text": ("ram.pth", plus("label_embed.weight", torch.zeros(2, 2)), "this is Tag2Text"),
     "SD 1.5, LDM": (
         "sd.ckpt",
         lambda s: s.update({k: torch.zeros(32, 768) for k in s if k.endswith(SD1)}),
         "this is Stable Diffusion 1.x",
     ),
-    "SDXL, LDM": ("sd.ckpt", plus("conditioner.embedders.0.x", torch.zeros(1)), "Diffusion XL"),
+    "SDXL, LDM": ("sd.ckpt", plus("conditioner.embedders.0.x", torch.zeros(1)), XL),
 }
 SCHEDULER = "sd/scheduler/scheduler_config.json"
+SAMPLE = "it predicts sample, Eq. 2 needs epsilon"
 V = "this is Stable Diffusion 2.1 (768, v-prediction)"
 FILE_FAULTS = {
     "v-prediction": (SCHEDULER, rewrite(prediction_type="v_prediction"), V),
-    "sample": (SCHEDULER, rewrite(prediction_type="sample"), "Eq. 2 needs epsilon"),
+    "sample": (SCHEDULER, rewrite(prediction_type="sample"), SAMPLE),
     "no scheduler": (SCHEDULER, Path.unlink, "missing"),
     "SD 1.5": (UNET_JSON, rewrite(cross_attention_dim=768), "this is Stable Diffusion 1.x"),
-    "SDXL by width": (UNET_JSON, rewrite(cross_attention_dim=2048), "Stable Diffusion XL"),
-    "SDXL": (UNET_JSON, rewrite(addition_embed_type="text_time"), "Stable Diffusion XL"),
+    "SDXL by width": (UNET_JSON, rewrite(cross_attention_dim=2048), XL),
+    "SDXL": (UNET_JSON, rewrite(addition_embed_type="text_time"), XL),
     "other activation": (UNET_JSON, rewrite(act_fn="gelu"), "does not serve: act_fn 'gelu'"),
     "impossible sizes": (UNET_JSON, rewrite(norm_num_groups=7), "sizes that make no unet"),
     "other sizes": (VAE_JSON, rewrite(layers_per_block=2), "missing (vae."),
