@@ -1,6 +1,7 @@
-"""The one tiny restorer: its sizes, its folder on disk, what trains it, and stand-ins for it.
+"""The tiny restorer: its sizes, its folder on disk, what trains it, and stand-ins for it.
 
-Every test that needs a whole restorer takes this one, so that its programs are compiled once.
+Every test that needs a whole restorer takes this one, of one level where pictures are of 16 pixels
+and of two where they are photographs, so that its programs are compiled once.
 """
 
 from dataclasses import replace
@@ -26,7 +27,7 @@ from osdhuman_jax.weights import Model, add_lora, save_model
 MODEL = ModelConfig(
     vae=replace(
         VAEConfig.sd21(),
-        block_out_channels=(4, 8),
+        block_out_channels=(8,),
         layers_per_block=1,
         norm_num_groups=2,
         scaling_factor=1.0,
@@ -34,16 +35,27 @@ MODEL = ModelConfig(
     ),
     unet=UNetConfig(
         in_channels=4,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),  # the middle has attention
+        block_out_channels=(8,),
+        down_block_types=("CrossAttnDownBlock2D",),
         layers_per_block=1,
-        num_attention_heads=(1, 2),
+        num_attention_heads=(2,),
         cross_attention_dim=8,
         norm_num_groups=2,
     ),
     swin=SwinConfig(16, 4, 4, (1,), (1,), 2, 4.0, image_proj_dim=8),
     hfie=HFIEConfig(num_queries=3, num_heads=2),
     timestep=399,  # at 999 nearly every pixel of a random network is clamped
+)
+# The same with two levels each, so that a photograph is not too many tokens for attention.
+DEEP = replace(
+    MODEL,
+    vae=replace(MODEL.vae, block_out_channels=(4, 8)),
+    unet=replace(
+        MODEL.unet,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        num_attention_heads=(1, 2),
+    ),
 )
 # A photograph, 60 pixels high and 48 wide.
 PHOTO = cv2.resize(astronaut(), (48, 60), interpolation=cv2.INTER_AREA)
@@ -62,15 +74,20 @@ def restorer(lora: LoRAConfig | None = None, seed: int = 0) -> OneStepRestorer:
     return filled(lambda rngs: make(rngs, lora), seed)
 
 
+def deep_restorer() -> OneStepRestorer:
+    """The same of two levels."""
+    return filled(lambda rngs: build_restorer(DEEP, rngs=rngs))
+
+
 @cache
 def model() -> Model:
-    """It as a pipeline takes it."""
-    return Model(restorer(), MODEL, "0" * 64, "tiny")
+    """That one as a pipeline takes it."""
+    return Model(deep_restorer(), DEEP, "0" * 64, "tiny")
 
 
 def save(folder: Path, use: UseConfig | None = None) -> Path:
-    """A model folder of it."""
-    save_model(folder, MODEL, restorer(), use=use)
+    """A model folder of that one."""
+    save_model(folder, DEEP, deep_restorer(), use=use)
     return folder
 
 

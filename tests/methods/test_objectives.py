@@ -15,7 +15,7 @@ from osdhuman_jax.methods import lora, objectives
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.training import train_step
 
-LATENT = (2, 8, 8, 4)
+LATENT = (2, 16, 16, 4)
 
 
 def whole(**changes) -> Config:

@@ -15,7 +15,7 @@ from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
 from osdhuman_jax.methods.prompts import FixedPrompter
 
 # The one step of Stable Diffusion: nearly no signal is left, and the latent is scaled.
-MODEL = replace(tiny.MODEL, timestep=999, vae=replace(tiny.MODEL.vae, scaling_factor=0.18215))
+MODEL = replace(tiny.DEEP, timestep=999, vae=replace(tiny.DEEP.vae, scaling_factor=0.18215))
 
 
 def build(rngs, **kw) -> OneStepRestorer:
