@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+import tiny
 import torch
 from PIL import Image
 
@@ -34,7 +34,7 @@ DUAL = replace(
     out_tokens=3,
     num_heads_pool=2,
 )
-MODEL = replace(small.MODEL, dual=DUAL, timestep=199)
+MODEL = replace(tiny.MODEL, dual=DUAL, timestep=199)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_scales_that_are_not_taken(pipeline, picture, guidance):
 
 def test_a_model_of_one_prompt_has_none(picture):
     with pytest.raises(ValueError, match="two prompts"):
-        small.halving().restore([picture], guidance=2.0)
+        tiny.halving().restore([picture], guidance=2.0)
 
 
 def test_the_command_records_it_and_tells_settings_apart(folder, picture, tmp_path, capsys):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+import tiny
 import torch
 from convert import abstract, call, close, count, filled, nchw, normal, randomise
 from flax import nnx
@@ -47,7 +47,7 @@ DUAL = DualPromptConfig(
     guidance=3.5,
 )
 WIDTH = haodiff_torch.PERFORMER["embed_dim"]
-MODEL = replace(small.MODEL, dual=replace(DUAL, out_tokens=3), timestep=199)
+MODEL = replace(tiny.MODEL, dual=replace(DUAL, out_tokens=3), timestep=199)
 
 
 def loaded(make, state: dict[str, torch.Tensor], prefix: str = "prompter.") -> nnx.Module:
@@ -194,7 +194,7 @@ def test_random_weights_have_orthogonal_projections():
 
 def test_its_sizes_go_to_json_and_back():
     assert from_dict(type(MODEL), to_dict(MODEL)) == MODEL
-    assert from_dict(type(MODEL), to_dict(small.MODEL)).dual is None
+    assert from_dict(type(MODEL), to_dict(tiny.MODEL)).dual is None
 
 
 def test_sizes_that_fit_no_network_are_refused():
