@@ -22,7 +22,7 @@ table: $(VENV)/runtime
 		--write models/nano/README.md $(if $(PHOTOS)$(REAL),README.md)
 
 test: $(VENV)/dev lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/dev
 	$(BIN)/python -m pytest -q -m 'slow or chaos'

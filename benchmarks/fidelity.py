@@ -39,7 +39,8 @@ from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal,
 from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
 from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.methods import lora, losses
-from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import HFIE
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.clip import CLIPTextModel

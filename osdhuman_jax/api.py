@@ -61,6 +61,7 @@ class Restorer:
         upscale: float = ...,
         color_fix: str | None = ...,
         blend: float | None = ...,
+        guidance: float | None = ...,
         progress: Progress | None = ...,
     ) -> Still: ...
 
@@ -72,6 +73,7 @@ class Restorer:
         upscale: float = ...,
         color_fix: str | None = ...,
         blend: float | None = ...,
+        guidance: float | None = ...,
         progress: Progress | None = ...,
     ) -> list[Still]: ...
 
@@ -82,6 +84,7 @@ class Restorer:
         upscale: float = 1.0,
         color_fix: str | None = None,
         blend: float | None = None,
+        guidance: float | None = None,
         progress: Progress | None = None,
     ) -> AnyStill | list[AnyStill]:
         """Restored: one for one, a list for a list; Pillow's for Pillow's, arrays for arrays.
@@ -99,7 +102,9 @@ class Restorer:
         with want_of_memory_said():
             pictures = [_picture(image) for image in given]
             # Together, so that pictures of one size share a batch.
-            restored = self.pipeline.restore(pictures, upscale, color_fix, blend, progress)
+            restored = self.pipeline.restore(
+                pictures, upscale, color_fix, blend, progress, guidance
+            )
             results = [_like(image, p) for image, p in zip(given, restored, strict=True)]
         return results if several else results[0]
 

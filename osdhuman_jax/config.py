@@ -7,9 +7,16 @@ trained and used. `to_dict` and `from_dict` are how both go to JSON and come bac
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
-from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig, added
+from osdhuman_jax.networks.configs import (
+    DualPromptConfig,
+    HFIEConfig,
+    SwinConfig,
+    UNetConfig,
+    VAEConfig,
+    added,
+)
 
 T = TypeVar("T")
 Json = dict[str, Any]  # a table of settings as the json module reads it
@@ -23,7 +30,8 @@ class ModelConfig:
     unet: UNetConfig = field(default_factory=UNetConfig.sd21)
     swin: SwinConfig = field(default_factory=SwinConfig.ram)
     hfie: HFIEConfig = field(default_factory=HFIEConfig)
-    timestep: int = 999  # T_L of Eq. 2
+    timestep: int = 999  # T_L of Eq. 2; HAODiff: 199
+    dual: DualPromptConfig | None = added(None)  # HAODiff's two prompts, in RAM's and HFIE's place
 
 
 @dataclass
@@ -230,8 +238,10 @@ def from_dict(cls: type[T], values: object) -> T:
         raise ConfigError(f"{cls.__name__}: missing field(s) {', '.join(missing)}")
 
     def typed(value: object, kind: object) -> object:
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            return from_dict(kind, value)
+        # Of a table that may be absent, `kind` is a union with None.
+        for option in get_args(kind) or (kind,):
+            if isinstance(option, type) and dataclasses.is_dataclass(option) and value is not None:
+                return from_dict(option, value)
         return tuple(value) if isinstance(value, list) else value
 
     # JSON has lists for tuples, and tables for sections.

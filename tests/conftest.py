@@ -1,10 +1,20 @@
 """Settings of every test: shapes checked, no implicit promotion, exact products, one thread."""
 
+import os
 import signal
+import tempfile
+from pathlib import Path
 
 import jaxtyping
 
 jaxtyping.install_import_hook("osdhuman_jax", "beartype.beartype")  # before the package's import
+
+# Compiling takes longer than running. What one test has compiled is there for the next one, for
+# other workers and for the processes that tests start.
+CACHE = Path(tempfile.gettempdir()) / f"osdhuman_jax-tests-{os.getuid()}"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -17,7 +27,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running
 torch.set_num_threads(1)
 
 
@@ -28,7 +37,7 @@ def sd21():
 
     from osdhuman_jax.config import ModelConfig
     from osdhuman_jax.methods import lora
-    from osdhuman_jax.methods.osdhuman import build_restorer
+    from osdhuman_jax.methods.build import build_restorer
 
     def build(rngs):
         model = build_restorer(ModelConfig(), rngs=rngs)
@@ -38,3 +47,11 @@ def sd21():
         return model
 
     return abstract(build)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny restorer; not to be changed."""
+    import tiny
+
+    return tiny.save(tmp_path_factory.mktemp("models") / "tiny")

@@ -5,7 +5,7 @@ package goes from LDM to diffusers.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, SwinConfig, SwinModel
 
+from benchmarks import references
 from osdhuman_jax.networks.tokenizer import BOS, EOS
 
 CHANNELS, CONTEXT, LAYERS = (32, 32, 64), 32, 1
@@ -219,30 +220,9 @@ def swin() -> SwinModel:
     return randomise(SwinModel(SwinConfig(**SWIN, patch_size=4, mlp_ratio=4.0)), 3)
 
 
-SWIN_NAMES = [
-    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
-    ("embeddings.norm", "patch_embed.norm"),
-    ("encoder.layers", "layers"),
-    ("layernorm_before", "norm1"),
-    ("layernorm_after", "norm2"),
-    ("attention.relative_position_bias.", "attn."),
-    ("attention.o_proj", "attn.proj"),
-    ("attention.qkv", "attn.qkv"),
-    ("layernorm.", "norm."),
-]
-
-
 def ram_encoder(net: SwinModel) -> State:
-    """The original Swin's names: query, key and value fused."""
-    state = net.state_dict()
-    for key in [k for k in state if ".q_proj." in k]:
-        parts = [state.pop(key.replace(".q_proj.", f".{p}_proj.")) for p in "qkv"]
-        state[key.replace("q_proj", "qkv")] = torch.cat(parts)
-    made = {}
-    for key, value in state.items():
-        for ours, theirs in SWIN_NAMES:
-            key = key.replace(ours, theirs)
-        made[f"visual_encoder.{key}"] = value
+    """The original Swin's names, with the projection to RAM's width."""
+    made = {f"visual_encoder.{k}": v for k, v in references.swin_state(net).items()}
     width = 12 if net.config.embed_dim == SWIN["embed_dim"] else 512
     inner = net.config.embed_dim * 2 ** (len(net.config.depths) - 1)
     made["image_proj.weight"] = draw(width, inner, seed=1)
@@ -299,58 +279,32 @@ def dape_state(ram: State, rank: int = 8) -> State:
     return made
 
 
-# OSEDiff
-
-UNET_PATTERNS = """to_k to_q to_v to_out.0 conv conv1 conv2 conv_in conv_shortcut conv_out proj_out
-proj_in ff.net.2 ff.net.0.proj""".split()
-VAE_PATTERNS = "conv1 conv2 conv_in conv_shortcut conv conv_out to_k to_q to_v to_out.0".split()
-
-
-@dataclass
-class Targets:
+def osediff_targets(net: torch.nn.Module) -> dict[str, list[str]]:
     """Modules by adapter, in OSEDiff's order: the first list that takes a module has it."""
-
-    encoder: list[str] = field(default_factory=list)
-    decoder: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-
-def osediff_targets(net: torch.nn.Module) -> Targets:
-    made = Targets()
-    for name, _ in net.named_parameters():
-        if "bias" in name or "norm" in name or not any(p in name for p in UNET_PATTERNS):
-            continue
-        module = name.removesuffix(".weight")
-        if "down_blocks" in name or "conv_in" in name:
-            made.encoder.append(module)
-        elif "up_blocks" in name or "conv_out" in name:
-            made.decoder.append(module)
-        else:
-            made.others.append(module)
+    made: dict[str, list[str]] = {"encoder": [], "decoder": [], "others": []}
+    for name in references.adapted_names(net):
+        down, up = ("down_blocks", "conv_in"), ("up_blocks", "conv_out")
+        part = "encoder" if any(x in name for x in down) else "others"
+        part = "decoder" if part == "others" and any(x in name for x in up) else part
+        made[part].append(name)
     return made
 
 
 def osediff(nets: Networks, rank: int = 2) -> dict:
     """Injects random adapters into `nets`, in place, and returns what the file holds."""
-    unet, vae = osediff_targets(nets.unet), []
-    for name, _ in nets.vae.named_parameters():
-        inside = "encoder" in name and any(p in name for p in VAE_PATTERNS)
-        if (inside and "bias" not in name and "norm" not in name) or name == "quant_conv.weight":
-            vae.append(name.removesuffix(".weight"))
+    unet, vae = osediff_targets(nets.unet), references.adapted_names(nets.vae)
     kw = {"r": rank, "init_lora_weights": "gaussian"}  # lora_alpha stays peft's 8
-    for part in ("encoder", "decoder", "others"):
-        config = LoraConfig(target_modules=getattr(unet, part), **kw)
+    for part, modules in unet.items():
+        config = LoraConfig(target_modules=modules, **kw)
         nets.unet.add_adapter(config, adapter_name=f"default_{part}")
-    nets.unet.set_adapter([f"default_{part}" for part in ("encoder", "decoder", "others")])
+    nets.unet.set_adapter([f"default_{part}" for part in unet])
     nets.vae.add_adapter(LoraConfig(target_modules=vae, **kw), adapter_name="default_encoder")
     randomise(nets.unet, 7)
     randomise(nets.vae, 8)
     state_unet = {k: v for k, v in nets.unet.state_dict().items() if "lora" in k or "conv_in" in k}
     return {
         "vae_lora_encoder_modules": vae,
-        "unet_lora_encoder_modules": unet.encoder,
-        "unet_lora_decoder_modules": unet.decoder,
-        "unet_lora_others_modules": unet.others,
+        **{f"unet_lora_{part}_modules": modules for part, modules in unet.items()},
         "rank_unet": rank,
         "rank_vae": rank,
         "state_dict_unet": state_unet,
@@ -379,3 +333,9 @@ def lpips_lin(width: int = 4) -> State:
 MERGES = ["d o", "do g</w>", "# #</w>", "c a", "ca t</w>"]
 LETTERS = [*"!,.#abcdgot", *(f"{c}</w>" for c in "!,.#abcdgot")]
 VOCAB = [*LETTERS, *(merge.replace(" ", "") for merge in MERGES), BOS, EOS]
+
+
+def text_prompts(folder: Path, sources: Path, nets: Networks) -> dict:
+    """What OSEDiff's own prompts need, as options of the import."""
+    clip = text_folder(folder / "text", nets, VOCAB, MERGES)
+    return {"dape": sources / "DAPE.pth", "clip": clip, "tags": tag_folder(folder / "tags")}

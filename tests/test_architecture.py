@@ -4,6 +4,7 @@ A folder imports from those above it alone, and inside a folder no imports make 
 """
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -28,7 +29,8 @@ SHARED_WITH_CURATE = {"disk", "cli", "filenames", "images", "data.records", "eva
 SHARED_WITH_CURATE |= {"evaluation.offline"}
 
 
-def imports(path: Path) -> set[str]:
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Dotted names of everything that a file imports, at any depth of its code."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -36,7 +38,7 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def module(path: Path) -> str:
@@ -67,27 +69,27 @@ def names(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_every_file_has_a_room() -> None:
+def test_every_file_has_a_room():
     assert {room(module(p)) for p in PACKAGE if module(p) != "osdhuman_jax"} == set(ROOMS)
     assert {room(module(p)) for p in CURATE if module(p) != "curate"} == set(CURATE_ROOMS)
 
 
 @pytest.mark.parametrize("path", [p for p in PACKAGE if module(p) != "osdhuman_jax"], ids=names)
-def test_a_room_imports_from_those_above(path: Path) -> None:
+def test_a_room_imports_from_those_above(path):
     own = ROOMS.index(room(module(path)))
     used = {room(n) for n in modules_imported(path) if n.startswith("osdhuman_jax")}
     assert not {name for name in used if ROOMS.index(name) > own}
 
 
 @pytest.mark.parametrize("path", [p for p in CURATE if module(p) != "curate"], ids=names)
-def test_a_room_of_curate_imports_from_those_above(path: Path) -> None:
+def test_a_room_of_curate_imports_from_those_above(path):
     own = CURATE_ROOMS.index(room(module(path)))
     used = {room(n) for n in modules_imported(path) if n.startswith("curate.")}
     assert not {name for name in used if CURATE_ROOMS.index(name) > own}
 
 
 @pytest.mark.parametrize("folder", ["osdhuman_jax", "curate"])
-def test_no_imports_make_a_circle(folder: str) -> None:
+def test_no_imports_make_a_circle(folder):
     """Raises CycleError, which names them. A package stands for its `__init__.py` alone."""
     files = [path for path in [*PACKAGE, *CURATE] if module(path).split(".")[0] == folder]
     graph = {module(path): modules_imported(path) for path in files}
@@ -95,7 +97,7 @@ def test_no_imports_make_a_circle(folder: str) -> None:
 
 
 @pytest.mark.parametrize("path", PACKAGE, ids=names)
-def test_bans(path: Path) -> None:
+def test_bans(path):
     name, packages = module(path), {i.split(".")[0] for i in imports(path)}
     where = room(name) if "." in name else ""
     if where in FREE_OF_JAX or name == "osdhuman_jax.data.records":
@@ -111,7 +113,7 @@ def test_bans(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", CURATE, ids=names)
-def test_curation_meets_the_trainer_in_files_only(path: Path) -> None:
+def test_curation_meets_the_trainer_in_files_only(path):
     packages = {name.split(".")[0] for name in imports(path)}
     assert not packages & {"configs", "jax", "flax", "grain"}
     used = {n.removeprefix("osdhuman_jax.") for n in modules_imported(path) if n[0] == "o"}
@@ -131,11 +133,11 @@ def longest_functions() -> list[tuple[int, str]]:
     ]
 
 
-def test_functions_are_short() -> None:
+def test_functions_are_short():
     assert not [(lines, name) for lines, name in longest_functions() if lines > 60]
 
 
-def test_tests_import_no_tests() -> None:
+def test_tests_import_no_tests():
     """What two of them need is a helper's; and no two have one name, else pytest takes one."""
     tests = sorted((ROOT / "tests").rglob("test_*.py"))
     stems = [path.stem for path in tests]

@@ -3,8 +3,6 @@
 import dataclasses
 import importlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from absl import flags
 from configs import base, models
 from osdhuman_jax.commands.config_flags import define_config
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, from_dict, to_dict
-from osdhuman_jax.networks.configs import UNetConfig
 
 ROOT = Path(__file__).parent.parent
 PRESETS = sorted(
@@ -25,10 +22,6 @@ def through_json(config):
     return from_dict(type(config), json.loads(json.dumps(to_dict(config))))
 
 
-def test_there_are_presets():
-    assert {"base", "debug", "nano_vae", "nano_diffusion", "nano", "small"} <= set(PRESETS)
-
-
 @pytest.mark.parametrize(
     "config", [Config(), ModelConfig(), models.tiny(), models.nano(), models.small()]
 )
@@ -37,28 +30,12 @@ def test_json_round_trip(config):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_json_round_trip_of_presets(name):
-    config = importlib.import_module(f"configs.{name}").get_config()
-    assert isinstance(config, Config)
-    assert through_json(config) == config
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_call_makes_a_config_of_its_own(name):
+def test_presets_come_back_from_json_and_are_new_each_time(name):
     get_config = importlib.import_module(f"configs.{name}").get_config
-    get_config().model.vae.scaling_factor = -1.0
+    config = get_config()
+    assert isinstance(config, Config) and through_json(config) == config
+    config.model.vae.scaling_factor = -1.0
     assert get_config().model.vae.scaling_factor > 0
-
-
-def test_tuples_are_tuples_again():
-    found = through_json(Config())
-    assert found.model.unet.block_out_channels == (320, 640, 1280, 1280)
-    assert isinstance(found.data.degradation.blur_sigma, tuple)
-
-
-def test_dict_is_json_all_through():
-    plain = to_dict(Config())
-    assert json.loads(json.dumps(plain)) == plain
 
 
 def test_dict_shares_nothing_with_the_config():
@@ -143,24 +120,6 @@ def test_paper_values():
     assert (config.data.batch_size, config.data.crop, config.run.steps) == (16, 512, 35_000)
 
 
-def test_base_model_is_stable_diffusion_2_1():
-    model = base.get_config().model
-    assert model.unet == UNetConfig(
-        in_channels=4,
-        block_out_channels=(320, 640, 1280, 1280),
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        layers_per_block=2,
-        num_attention_heads=(5, 10, 20, 20),
-        cross_attention_dim=1024,
-        norm_num_groups=32,
-    )
-    assert (model.vae.block_out_channels, model.vae.scaling_factor) == (
-        (128, 256, 512, 512),
-        0.18215,
-    )
-    assert (model.hfie.num_queries, model.swin.image_size) == (77, 384)
-
-
 def test_base_config_says_only_where_things_are():
     ours, defaults = to_dict(base.get_config()), to_dict(Config())
     changed = {(s, n) for s in ours for n in ours[s] if ours[s][n] != defaults[s][n]}
@@ -197,30 +156,6 @@ def test_flag_changes_one_field(flag, section, name, value):
 def test_flag_reaches_a_nested_section():
     found = parse("--config.model.vae.block_out_channels=(8,16)")
     assert found.model.vae.block_out_channels == (8, 16)
-
-
-@pytest.mark.parametrize(
-    ("flag", "said"),
-    [
-        ("optim.speed=1", "speed"),
-        ("optimizer.learning_rate=1", "optimizer"),
-        ("optim.learning_rate=fast", "fast"),
-        ("optim.warmup_steps=1.5", "1.5"),
-        ("data.flip=maybe", "maybe"),
-        ("optim=3", "optim"),
-    ],
-)
-def test_bad_flag_is_refused(flag, said):
-    with pytest.raises((flags.Error, LookupError, TypeError, ValueError), match=said):
-        parse(f"--config.{flag}")
-
-
-def test_train_refuses_an_unknown_field(tmp_path):
-    argv = [sys.executable, str(ROOT / "train.py"), "--config", str(ROOT / "configs/debug.py")]
-    argv += ["--workdir", str(tmp_path / "w"), "--config.optim.speed=1"]
-    result = subprocess.run(argv, capture_output=True, text=True, timeout=120)
-    assert result.returncode != 0 and "speed" in result.stderr
-    assert not (tmp_path / "w").exists()
 
 
 def test_defaults_are_not_shared_between_configs():

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from damage import raising
 
 from osdhuman_jax import disk
 from osdhuman_jax.disk import (
@@ -70,7 +71,7 @@ with disk.staged_folder(folder / 'model', replace=True) as made:
 """
 
 
-def test_written_files_are_what_was_given(tmp_path: Path) -> None:
+def test_written_files_are_what_was_given(tmp_path):
     write_bytes(tmp_path / "a", b"\0\xff")
     write_text(tmp_path / "b", "Körper\n")
     write_json(tmp_path / "c", {"a": [1]})
@@ -82,7 +83,7 @@ def test_written_files_are_what_was_given(tmp_path: Path) -> None:
     assert contents == [b"\0\xff", text, b'{\n  "a": [\n    1\n  ]\n}\n', b"\0\xff", b"filled"]
 
 
-def test_a_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
+def test_a_file_has_the_rights_of_any_new_file(tmp_path):
     write_bytes(tmp_path / "ours", b"")
     (tmp_path / "plain").touch()
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -94,25 +95,19 @@ def test_a_file_has_the_rights_of_any_new_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["inside", "on the disk"])
-def test_what_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, where):
     write_bytes(tmp_path / "a", b"old")
 
-    def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+    full = OSError(errno.ENOSPC, "No space left on device")
     if where == "on the disk":
-        monkeypatch.setattr(os, "fsync", full)
+        monkeypatch.setattr(os, "fsync", raising(full))
     with pytest.raises(OSError, match="No space"):
         with staged(tmp_path / "a", b"new"):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise full
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
 
 
-def test_file_and_folder_are_flushed_in_this_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_and_folder_are_flushed_in_this_order(tmp_path, monkeypatch):
     seen = []
     real_sync, real_replace = os.fsync, os.replace
 
@@ -131,14 +126,14 @@ def test_file_and_folder_are_flushed_in_this_order(
     assert seen == [".tmp", "rename", "folder"]
 
 
-def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
+def test_a_name_of_255_bytes_can_be_written(tmp_path):
     write_bytes(tmp_path / ("n" * 255), b"x")
     with staged_folder(tmp_path / ("f" * 255)) as folder:
         (folder / "a").write_bytes(b"x")
     assert (tmp_path / ("f" * 255) / "a").exists() and len(names(tmp_path)) == 2
 
 
-def test_leftovers_of_the_living_stay_and_those_of_the_dead_go(tmp_path: Path) -> None:
+def test_leftovers_of_the_living_stay_and_those_of_the_dead_go(tmp_path):
     write_bytes(tmp_path / "a.txt", b"old")
     with process(WRITING, tmp_path) as child:
         assert remove_leftovers(tmp_path) == 0 and len(names(tmp_path)) == 2
@@ -148,7 +143,7 @@ def test_leftovers_of_the_living_stay_and_those_of_the_dead_go(tmp_path: Path) -
     assert names(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_bytes() == b"old"
 
 
-def test_the_next_process_that_writes_to_a_folder_cleans_it(tmp_path: Path) -> None:
+def test_the_next_process_that_writes_to_a_folder_cleans_it(tmp_path):
     with process(WRITING, tmp_path) as child:
         child.kill()
         child.wait()
@@ -157,7 +152,7 @@ def test_the_next_process_that_writes_to_a_folder_cleans_it(tmp_path: Path) -> N
         assert names(tmp_path) == ["b.txt"]
 
 
-def test_leftovers_below_a_folder_are_found(tmp_path: Path) -> None:
+def test_leftovers_below_a_folder_are_found(tmp_path):
     left = tmp_path / "a" / "b" / f".{'0' * 16}.tmp"
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
@@ -167,14 +162,14 @@ def test_leftovers_below_a_folder_are_found(tmp_path: Path) -> None:
     assert names(tmp_path / "a") == [".other.tmp", "b"] and not left.exists()
 
 
-def test_a_links_target_is_no_leftover(tmp_path: Path) -> None:
+def test_a_links_target_is_no_leftover(tmp_path):
     (tmp_path / "kept").write_bytes(b"x")
     (tmp_path / f".{'0' * 16}.tmp").symlink_to("kept")
     remove_leftovers(tmp_path)
     assert (tmp_path / "kept").exists()
 
 
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_whole(tmp_path):
     with staged_folder(tmp_path / "in" / "model") as folder:
         (folder / "part").mkdir()
         (folder / "part" / "a").write_bytes(b"x")
@@ -183,7 +178,7 @@ def test_a_folder_appears_whole(tmp_path: Path) -> None:
     assert (tmp_path / "in" / "model" / "part" / "a").read_bytes() == b"x"
 
 
-def test_a_folder_is_replaced_only_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_only_where_that_is_asked_for(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").touch()
     with pytest.raises(FileExistsError), staged_folder(tmp_path / "model"):
@@ -196,9 +191,7 @@ def test_a_folder_is_replaced_only_where_that_is_asked_for(tmp_path: Path) -> No
     assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["new"]
 
 
-def test_a_replacement_that_fails_puts_the_old_folder_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_replacement_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").touch()
     real = os.rename
@@ -216,9 +209,7 @@ def test_a_replacement_that_fails_puts_the_old_folder_back(
 
 
 @pytest.mark.parametrize(("code", "left"), [(FILLING, b"old"), (REPLACING, b"new")])
-def test_a_kill_while_a_folder_is_replaced_loses_nothing(
-    tmp_path: Path, code: str, left: bytes
-) -> None:
+def test_a_kill_while_a_folder_is_replaced_loses_nothing(tmp_path, code, left):
     """Before the renames the old folder stands; between them the new one is whole already."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_bytes(b"old")
@@ -232,9 +223,7 @@ def test_a_kill_while_a_folder_is_replaced_loses_nothing(
     assert (tmp_path / "model" / "weights").read_bytes() == left
 
 
-def test_a_workspace_is_gone_afterwards_and_its_ticket_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_workspace_is_gone_afterwards_and_its_ticket_last(tmp_path, monkeypatch):
     with workspace(tmp_path) as folder:
         (folder / "a").touch()
     assert not names(tmp_path)
@@ -246,16 +235,11 @@ def test_a_workspace_is_gone_afterwards_and_its_ticket_last(
 
 
 def without_locks(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(*_: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", raising(OSError(code, os.strerror(code))))
 
 
 @pytest.mark.parametrize("code", disk.NO_LOCKS)
-def test_a_place_without_locks_is_warned_of_and_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, code: int
-) -> None:
+def test_a_place_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, capsys, code):
     without_locks(code, monkeypatch)
     with hold(tmp_path / "log") as file:
         file.write(b"x")
@@ -267,7 +251,7 @@ def test_a_place_without_locks_is_warned_of_and_used(
     assert names(tmp_path) == ["a", "folder", "log"] and not capsys.readouterr().err
 
 
-def test_without_locks_age_tells_the_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_age_tells_the_dead(tmp_path, monkeypatch):
     without_locks(errno.ENOLCK, monkeypatch)
     young, old = (tmp_path / f".{digit * 16}.tmp" for digit in "01")
     for path in (young, old):
@@ -277,7 +261,7 @@ def test_without_locks_age_tells_the_dead(tmp_path: Path, monkeypatch: pytest.Mo
     assert young.exists() and not old.exists()
 
 
-def test_another_machines_leftovers_must_be_old_too(tmp_path: Path) -> None:
+def test_another_machines_leftovers_must_be_old_too(tmp_path):
     """Its locks may not be seen here."""
     ticket = tmp_path / f".{'0' * 16}-{'f' * 8}.tmp"
     inside = ticket.with_suffix(".folder") / "file"
@@ -293,13 +277,13 @@ def test_another_machines_leftovers_must_be_old_too(tmp_path: Path) -> None:
     assert not names(tmp_path)
 
 
-def test_other_faults_of_a_lock_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_faults_of_a_lock_are_told(tmp_path, monkeypatch):
     without_locks(errno.EIO, monkeypatch)
     with pytest.raises(OSError, match="Input/output"), hold(tmp_path / "log"):
         pass
 
 
-def test_one_process_at_a_time_holds_a_file(tmp_path: Path) -> None:
+def test_one_process_at_a_time_holds_a_file(tmp_path):
     with process(f"with disk.hold(folder / 'log') as file: {WAIT}", tmp_path) as child:
         with pytest.raises(BlockingIOError, match="held by another process"):
             with hold(tmp_path / "log"):
@@ -310,9 +294,7 @@ def test_one_process_at_a_time_holds_a_file(tmp_path: Path) -> None:
             assert file.readall() == b""
 
 
-def test_a_file_that_its_holder_removed_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_its_holder_removed_is_made_anew(tmp_path, monkeypatch):
     path, real = tmp_path / "log", fcntl.flock
     locked = []
 
@@ -328,7 +310,7 @@ def test_a_file_that_its_holder_removed_is_made_anew(
     assert len(locked) == 2
 
 
-def test_a_torn_line_is_ended_and_read_over(tmp_path: Path) -> None:
+def test_a_torn_line_is_ended_and_read_over(tmp_path):
     path = tmp_path / "log"
     append_line(path, '{"a": 1}')
     path.write_bytes(path.read_bytes() + b'{"a": 2, "b')
@@ -339,7 +321,7 @@ def test_a_torn_line_is_ended_and_read_over(tmp_path: Path) -> None:
     assert [line["a"] for line in json_lines(path.read_bytes())] == [1, 3, 4]
 
 
-def test_digests_are_of_the_bytes_that_are_there(tmp_path: Path) -> None:
+def test_digests_are_of_the_bytes_that_are_there(tmp_path):
     path = tmp_path / "a"
     for data in (b"one", b"other"):
         path.write_bytes(data)

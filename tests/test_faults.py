@@ -29,7 +29,7 @@ def half_saved(workdir: Path) -> list[Path]:
 
 
 @pytest.mark.chaos
-def test_twenty_kills_change_nothing(tmp_path: Path, cache: Path) -> None:
+def test_twenty_kills_change_nothing(tmp_path, cache):
     """Half of them while a checkpoint is being written, the rest at any moment of two steps."""
     calm, wild = tmp_path / "calm", tmp_path / "wild"
     result = training_runs.run(calm, *EVERY_STEP, cache=cache)
@@ -64,7 +64,7 @@ def two_processes(workdir: Path, cache: Path) -> list[subprocess.Popen]:
 
 
 @pytest.mark.slow
-def test_every_topology_trains_the_same(tmp_path: Path, cache: Path, capsys) -> None:
+def test_every_topology_trains_the_same(tmp_path, cache, capsys):
     found: dict[str, float] = {}
     for devices in (1, 2, 4, 8):
         workdir = tmp_path / str(devices)
@@ -83,7 +83,7 @@ def test_every_topology_trains_the_same(tmp_path: Path, cache: Path, capsys) -> 
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_other_devices(tmp_path: Path, cache: Path) -> None:
+def test_a_run_goes_on_with_other_devices(tmp_path, cache):
     """Four devices for 10 steps, then two processes; a signal to one of them stops both."""
     workdir, alone = tmp_path / "w", tmp_path / "alone"
     assert training_runs.run(alone, *EIGHT, cache=cache).returncode == 0
@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_other_devices(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_numbers_that_are_not_finite_stop_the_run(tmp_path: Path, cache: Path) -> None:
+def test_numbers_that_are_not_finite_stop_the_run(tmp_path, cache):
     """A rate of 1e30 ruins the weights in the first step; the second one's loss shows it."""
     flags = [*PLAIN, "--config.optim.learning_rate=1e30", "--config.optim.max_nonfinite=3"]
     result = training_runs.run(tmp_path / "w", *flags, cache=cache)
@@ -114,7 +114,7 @@ def test_numbers_that_are_not_finite_stop_the_run(tmp_path: Path, cache: Path) -
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path: Path, cache: Path) -> None:
+def test_a_full_disk_stops_the_run_and_loses_nothing(tmp_path, cache):
     """No file may grow beyond 100 kB after step 5, as if there were no room."""
     workdir = tmp_path / "w"
     with training_runs.start(workdir, *PLAIN, cache=cache) as process:

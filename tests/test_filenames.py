@@ -14,7 +14,7 @@ from osdhuman_jax.filenames import spelled, unspelled, unspelled_path
 @example(b"Mu\xf1oz.png")
 @example(rb"Mu\xf1oz.png")
 @example(b"\\\xf1\\x\\x5c")
-def test_names_come_back(name: bytes) -> None:
+def test_names_come_back(name):
     text = spelled(os.fsdecode(name))
     text.encode()
     assert os.fsencode(unspelled(text)) == name
@@ -22,16 +22,16 @@ def test_names_come_back(name: bytes) -> None:
 
 @given(st.binary(max_size=6), st.binary(max_size=6))
 @example(b"\xf1", rb"\xf1")
-def test_two_names_have_two_spellings(one: bytes, other: bytes) -> None:
+def test_two_names_have_two_spellings(one, other):
     same = spelled(os.fsdecode(one)) == spelled(os.fsdecode(other))
     assert same == (one == other)
 
 
 @pytest.mark.parametrize("name", ["a.png", "день.jpg", "a\\b", r"C:\xyz", "#1 100%.jpg"])
-def test_other_names_are_their_own(name: str) -> None:
+def test_other_names_are_their_own(name):
     assert spelled(name) == name and str(unspelled_path(name)) == name
 
 
-def test_the_spelling_shows_the_byte() -> None:
+def test_the_spelling_shows_the_byte():
     text = spelled(os.fsdecode(b"Mu\xf1oz.png"))
     assert text == r"Mu\xf1oz.png" and json.loads(json.dumps(text)) == text

@@ -23,12 +23,6 @@ def flat(*colour: int) -> np.ndarray:
     return np.full((64, 64, 3), colour, np.uint8)
 
 
-def ramp(step: int) -> np.ndarray:
-    """A ramp to the right of `step` levels a pixel, up to the middle; then it stays."""
-    line = step * np.minimum(np.arange(64), 32).astype(np.uint8)
-    return np.broadcast_to(line[None, :, None], (32, 64, 3)).copy()
-
-
 # Measures
 
 
@@ -65,11 +59,6 @@ def test_colour_difference_is_of_colours_and_not_of_noise():
     grainy = (flat(119, 119, 119) + noise).astype(np.uint8)
     assert measures.colour_difference(grainy, flat(119, 119, 119)) < 1.2
     assert measures.colour_difference(flat(150, 90, 90), flat(90, 90, 90)) > 10
-
-
-def test_overlap():
-    assert measures.overlap((0, 0, 10, 10), (5, 0, 10, 10)) == pytest.approx(50 / 150)
-    assert measures.overlap((0, 0, 10, 10), (20, 20, 10, 10)) == 0
 
 
 def test_faces_are_found_again_at_their_place():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("old", RENAMED)
-def test_an_old_name_gives_the_module_that_has_its_place(old: str) -> None:
+def test_an_old_name_gives_the_module_that_has_its_place(old):
     sys.modules.pop(PACKAGE + old, None)
     module = importlib.import_module(PACKAGE + RENAMED[old])
     spec = module.__spec__
@@ -30,7 +30,7 @@ def test_an_old_name_gives_the_module_that_has_its_place(old: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_classes_are_the_same_by_both_names() -> None:
+def test_classes_are_the_same_by_both_names():
     from osdhuman_jax.pipeline import RestoreError  # pyright: ignore[reportMissingImports]
     from osdhuman_jax.sources import open_source  # pyright: ignore[reportMissingImports]
 
@@ -40,7 +40,7 @@ def test_classes_are_the_same_by_both_names() -> None:
     assert open_source is sources.open_source and RestoreError is finishing.RestoreError
 
 
-def test_other_names_stay_unknown_and_one_finder_does() -> None:
+def test_other_names_stay_unknown_and_one_finder_does():
     for name in ("osdhuman_jax.nothing", "osdhuman_jax.degrade.app", "app_of_another", "osdhuman"):
         assert RenamedFinder().find_spec(name, None) is None
     with pytest.raises(ModuleNotFoundError, match="osdhuman_jax.nothing"):
@@ -49,7 +49,7 @@ def test_other_names_stay_unknown_and_one_finder_does() -> None:
     assert sum(isinstance(finder, RenamedFinder) for finder in sys.meta_path) == 1
 
 
-def test_the_warning_is_of_the_line_that_imports(tmp_path: Path) -> None:
+def test_the_warning_is_of_the_line_that_imports(tmp_path):
     """In a process of its own: the wrappers that check shapes in tests are lines between."""
     (tmp_path / "own.py").write_text("\nfrom osdhuman_jax.sources import open_source\n")
     words = [sys.executable, "own.py"]
@@ -58,11 +58,10 @@ def test_the_warning_is_of_the_line_that_imports(tmp_path: Path) -> None:
     assert "own.py:2: DeprecationWarning: osdhuman_jax.sources is now " in done.stderr
 
 
-@pytest.mark.parametrize("old", ["compare", "degrade", "weights", "evaluate"])
-def test_an_old_command_runs_and_says_its_new_name(tmp_path: Path, old: str) -> None:
-    words = [sys.executable, "-m", f"osdhuman_jax.{old}", "--help"]
+def test_an_old_command_runs_and_says_its_new_name(tmp_path):
+    words = [sys.executable, "-m", "osdhuman_jax.degrade", "--help"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "usage: " in done.stdout, done.stderr
-    advice = f"DeprecationWarning: osdhuman_jax.{old} is now osdhuman_jax.commands.{old}"
+    advice = "DeprecationWarning: osdhuman_jax.degrade is now osdhuman_jax.commands.degrade"
     assert done.stderr.count(advice) == 1

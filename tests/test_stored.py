@@ -32,7 +32,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "stored"
 
 
-def test_a_model_restores_the_same_picture(stored: Path) -> None:
+def test_a_model_restores_the_same_picture(stored):
     """Up to rounding: products are summed in another order on another processor."""
     model = load_model(stored / "run" / "model")
     assert model.config.timestep == 999 and model.use.blend == 1.0
@@ -42,21 +42,21 @@ def test_a_model_restores_the_same_picture(stored: Path) -> None:
         assert np.abs(found - read_image(stored / "restored" / name).rgb.astype(int)).max() <= 1
 
 
-def test_a_finished_folder_is_finished(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_folder_is_finished(stored, capsys):
     folders = ["--input", stored / "photos", "--output", stored / "restored"]
     words = [*folders, "--model", stored / "run" / "model", "--blend", "1", "--color_fix", "none"]
     assert restore.main([str(word) for word in words]) == 0
     assert "(2 were there already)" in capsys.readouterr().out
 
 
-def test_a_run_is_read(stored: Path) -> None:
+def test_a_run_is_read(stored):
     assert read_config(stored / "run").run.steps == 4 and steps_saved(stored / "run") == [2]
     picture = read_image(stored / "photos" / "a.png")
     pipeline = Pipeline.from_run(stored / "run")
     assert pipeline.restore([picture])[0].size == picture.size
 
 
-def test_a_curated_folder_is_read_and_not_done_again(stored: Path) -> None:
+def test_a_curated_folder_is_read_and_not_done_again(stored):
     """Scoring finds its shards done, byte for byte; the report is made of what is there."""
     folder = stored / "curated"
     marks = {path: path.read_bytes() for path in (folder / "done").rglob("*.json")}
@@ -69,7 +69,7 @@ def test_a_curated_folder_is_read_and_not_done_again(stored: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on(stored: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on(stored, tmp_path):
     """To the weights that the version before ended with, whose order of sums was its own."""
     (tmp_path / "thin.py").write_text(CONFIG)
     command = [sys.executable, str(ROOT / "train.py"), "--config", str(tmp_path / "thin.py")]

@@ -59,7 +59,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin"
 
 
-def test_the_wheel_has_all_that_is_needed(wheel: Path) -> None:
+def test_the_wheel_has_all_that_is_needed(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     tracked = [*ROOT.glob("osdhuman_jax/**/*.py"), *ROOT.glob("curate/**/*.py")]
     tracked += [*ROOT.glob("curate/**/*.csv"), ROOT / "osdhuman_jax" / "py.typed"]
@@ -72,9 +72,7 @@ def test_the_wheel_has_all_that_is_needed(wheel: Path) -> None:
     }
 
 
-def test_it_restores_a_picture_by_the_command_and_the_class(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_it_restores_a_picture_by_the_command_and_the_class(installed, tmp_path):
     write_png(tmp_path / "photo.png", data.astronaut()[100:356, 100:356])
     said = run(installed / "osdhuman", "restore", "photo.png", cwd=tmp_path)
     assert said == "restored 1 of 1 images to restored\n"
@@ -88,7 +86,7 @@ def test_it_restores_a_picture_by_the_command_and_the_class(
     assert (first == second).all() and (first != read_image(tmp_path / "photo.png").rgb).any()
 
 
-def test_its_commands_are_there(installed: Path, tmp_path: Path) -> None:
+def test_its_commands_are_there(installed, tmp_path):
     from osdhuman_jax import __version__
 
     assert run(installed / "osdhuman", "--version", cwd=tmp_path) == f"osdhuman {__version__}\n"

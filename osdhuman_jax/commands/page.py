@@ -21,7 +21,7 @@ from osdhuman_jax.images.sizes import enlarge, scaled_size
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.folder_plan import one_line
 from osdhuman_jax.inference.pipeline import Pipeline, Progress
-from osdhuman_jax.inference.settings import COLOR_FIXES
+from osdhuman_jax.inference.settings import COLOR_FIXES, GUIDANCE
 
 Gradio = Any  # a type of Gradio's, which need not be installed where this file is read
 Message = Mapping[str, Any]  # of ASGI, as are the three below
@@ -67,6 +67,7 @@ def restore_file(
     path: Path,
     upscale: float,
     color_fix: str,
+    guidance: float | None,
     max_pixels: int,
     progress: Progress | None,
 ) -> tuple[Picture, Picture]:
@@ -81,7 +82,9 @@ def restore_file(
         limit = f"{max_pixels / 1e6:g} million"
         raise ImageError(f"{width} x {height} after upscaling is more than {limit} pixels")
     picture = decode(path.read_bytes(), max_pixels, deep=True)
-    (restored,) = pipeline.restore([picture], upscale, color_fix, progress=progress)
+    (restored,) = pipeline.restore(
+        [picture], upscale, color_fix, progress=progress, guidance=guidance
+    )
     return enlarge(picture, upscale), restored
 
 
@@ -132,31 +135,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
     """The page as Gradio's Blocks; `card` is Markdown about the model."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
-    def restore(
-        file: tuple[str, str | None] | None,
-        upscale: int | float,  # Gradio's sliders give 1 for 1.0
-        color_fix: str,
-        progress: Gradio = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
-    ) -> tuple[tuple[Image.Image, Image.Image], Gradio]:
-        if file is None:
-            raise gr.Error("Choose a picture first.", print_exception=False)
-        path, uploaded = Path(file[0]), file[1]
-        try:
-            progress(0.0, desc="restoring")
-            before, after = restore_file(
-                pipeline,
-                path,
-                float(upscale),
-                color_fix,
-                max_pixels,
-                lambda done, total: progress((done, total), unit="tiles"),
-            )
-            result = write_download(after, folder, download_name(path, uploaded))
-        except (ImageError, RestoreError, OSError, MemoryError) as error:
-            raise gr.Error(f"{path.name}: {one_line(error)}", print_exception=False) from None
-        download = gr.DownloadButton(value=str(result), interactive=True)
-        return (preview(before), preview(after)), download
-
+    restore = _handler(pipeline, max_pixels, folder)
     # What is seen: on the left what is asked for, on the right before and after.
     with gr.Blocks(
         title="OSDHuman", analytics_enabled=False, delete_cache=(KEPT // 4, KEPT)
@@ -175,6 +154,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
                     label="Colour fix",
                     info="Take the colours of the input: all statistics, or the low frequencies.",
                 )
+                guidance = _guidance(pipeline.model.restorer.guidance)
                 button = gr.Button("Restore", variant="primary")
                 download = gr.DownloadButton("Download PNG", interactive=False)
             with gr.Column(scale=2):
@@ -185,9 +165,59 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
         with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
             gr.Markdown(card)
         # One picture at a time: two would need twice the memory that was planned.
-        inputs, outputs = [file, upscale, color_fix], [slider, download]
+        inputs, outputs = [file, upscale, color_fix, guidance], [slider, download]
         button.click(restore, inputs, outputs, api_visibility="private", concurrency_limit=1)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
+
+
+def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[..., Any]:
+    """What the page's button does: a file and its settings -> both pictures and the download."""
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+
+    own = pipeline.model.restorer.guidance
+
+    def restore(
+        file: tuple[str, str | None] | None,
+        upscale: int | float,  # Gradio's sliders give 1 for 1.0
+        color_fix: str,
+        guidance: int | float,
+        progress: Gradio = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
+    ) -> tuple[tuple[Image.Image, Image.Image], Gradio]:
+        if file is None:
+            raise gr.Error("Choose a picture first.", print_exception=False)
+        path, uploaded = Path(file[0]), file[1]
+        try:
+            progress(0.0, desc="restoring")
+            before, after = restore_file(
+                pipeline,
+                path,
+                float(upscale),
+                color_fix,
+                float(guidance) if own is not None else None,
+                max_pixels,
+                lambda done, total: progress((done, total), unit="tiles"),
+            )
+            result = write_download(after, folder, download_name(path, uploaded))
+        except (ImageError, RestoreError, OSError, MemoryError) as error:
+            raise gr.Error(f"{path.name}: {one_line(error)}", print_exception=False) from None
+        download = gr.DownloadButton(value=str(result), interactive=True)
+        return (preview(before), preview(after)), download
+
+    return restore
+
+
+def _guidance(own: float | None) -> Gradio:
+    """A slider for a model of two prompts; it is hidden where there is nothing to guide."""
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+
+    return gr.Slider(
+        *GUIDANCE,
+        own or GUIDANCE[0],
+        step=0.5,
+        label="Guidance",
+        info="How far from what is wrong with the picture; the model's own is best.",
+        visible=own is not None,
+    )
 
 
 def serve(page: Gradio, host: str, port: int, max_file_size: int) -> None:

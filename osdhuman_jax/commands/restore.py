@@ -29,6 +29,7 @@ from osdhuman_jax.inference.settings import (
     ModelIdentity,
     Settings,
     chosen,
+    guided,
     identity,
     read_identity,
 )
@@ -75,6 +76,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--upscale", type=factor, default=1.0, help="enlarge by this factor (>= 1) beforehand")
     add("--color_fix", choices=COLOR_FIXES, help="take the input's colours; default: the model's")
     add("--blend", type=share, help="1: the restored picture, 0: the input; default: the model's")
+    add("--guidance", type=float, help="1 to 10, from the negative prompt: of HAODiff's models")
     add("--format", choices=SUFFIXES, default="png", help="of the outputs")
     add("--quality", type=quality, default=95, help=f"of JPEG and WebP ({LOSSLESS}: lossless WebP)")
     add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")
@@ -130,9 +132,11 @@ def main(argv: list[str] | None = None) -> int:
         model = read_identity(args.model) if args.checkpoint is None else None
         if model is None:
             pipeline = load_pipeline(args)
-            model = ModelIdentity(pipeline.model.digest, pipeline.model.use)
+            loaded = pipeline.model
+            model = ModelIdentity(loaded.digest, loaded.use, loaded.restorer.guidance)
         color_fix, blend = chosen(model.use, args.color_fix, args.blend)
-        settings = replace(settings, color_fix=color_fix, blend=blend)
+        guidance = guided(model.guidance, args.guidance)
+        settings = replace(settings, color_fix=color_fix, blend=blend, guidance=guidance)
 
         # What of it is not done yet; where all is, no model is loaded.
         with held(args.output) as ledger:

@@ -32,6 +32,11 @@ def parser() -> argparse.ArgumentParser:
         type=some_text,
         help=f"RealESRGAN_x4plus.pth, .safetensors, ncnn's .param or .bin, or {PACKAGE}; alone",
     )
+    make.add_argument(
+        "--haodiff",
+        type=some_text,
+        help="folder of img_encoder_weights.pth and pytorch_lora_weights.safetensors; with --sd",
+    )
     # Parts beside the restorer, and where its prompt comes from.
     make.add_argument("--dape", type=some_text, help="DAPE.pth: the tagger for degraded pictures")
     make.add_argument(
@@ -89,8 +94,10 @@ def run(arguments: argparse.Namespace) -> str:
 def run_import(options: Json) -> None:
     """Import what was named. Raises a ValueError on too little, or what does not go together."""
     from osdhuman_jax.training.checkpoint import load_generator
+    from osdhuman_jax.weights.haodiff import import_haodiff
     from osdhuman_jax.weights.importer import import_cleaner, import_model
 
+    # A cleaner is a network of its own.
     cleaner = options.pop("cleaner")
     if cleaner:
         others = [k for k, v in options.items() if v and k not in ("output", "overwrite")]
@@ -98,8 +105,18 @@ def run_import(options: Json) -> None:
             raise CommandError(f"--cleaner goes alone, without --{', --'.join(others)}")
         import_cleaner(cleaner, options["output"], overwrite=options["overwrite"])
         return
+    # HAODiff brings its own prompts.
+    haodiff = options.pop("haodiff")
+    if haodiff:
+        others = [k for k, v in options.items() if v and k not in ("sd", "output", "overwrite")]
+        if others or not options["sd"]:
+            also = f", without --{', --'.join(others)}" if others else ""
+            raise CommandError(f"--haodiff goes with --sd{also}")
+        where = options["sd"], haodiff, options["output"]
+        import_haodiff(*where, overwrite=options["overwrite"])
+        return
     if not (options["sd"] and options["ram"]):
-        raise CommandError("import needs --sd and --ram, or --cleaner")
+        raise CommandError("import needs --sd and --ram, --sd and --haodiff, or --cleaner")
     # A run's generator lies in a checkpoint, which Orbax reads; all else are files of weights.
     generator = options["generator"]
     if generator and (Path(generator) / "checkpoints").is_dir():

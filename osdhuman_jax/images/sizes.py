@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8, UInt16
 from PIL import Image
@@ -99,8 +100,12 @@ def resized(
     return np.round(values.clip(0, 65_535)).astype(np.uint16)
 
 
-def squash(pixels: Pixels, side: int) -> Float32[np.ndarray, "s s 3"]:
-    """Square of `side` pixels, linear and antialiased, as RAM's encoder makes its own."""
+def squash(pixels: Pixels, side: int, antialias: bool = True) -> Float32[np.ndarray, "s s 3"]:
+    """Square of `side` pixels, linear: antialiased as RAM's encoder makes its own, or not."""
+    if not antialias:
+        # OpenCV's linear filter is two taps an axis, whatever the factor.
+        planes = (cv2.resize(to_float(pixels[..., i]), (side, side)) for i in range(3))
+        return np.stack([*planes], axis=-1)
     kind = Image.Resampling.BILINEAR
     # A plane at a time: a large picture is not held as floats.
     planes = (Image.fromarray(to_float(pixels[..., i])) for i in range(3))

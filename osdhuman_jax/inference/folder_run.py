@@ -146,7 +146,9 @@ class Runner:
         if not loaded:
             return []
         try:
-            return self.pipeline.compute([item.seen for item in loaded])
+            return self.pipeline.compute(
+                [item.seen for item in loaded], guidance=self.settings.guidance
+            )
         except (RuntimeError, MemoryError) as error:
             for item in loaded:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)

@@ -42,7 +42,7 @@ from osdhuman_jax.inference.finishing import RestoreError, check_options, finish
 from osdhuman_jax.inference.memory import EXHAUSTED, budget, is_exhausted
 from osdhuman_jax.inference.plans import Plan, Planner
 from osdhuman_jax.inference.programs import Programs
-from osdhuman_jax.inference.settings import chosen
+from osdhuman_jax.inference.settings import chosen, guided
 from osdhuman_jax.inference.tiling import Canvas, corners, groups_of, spread
 from osdhuman_jax.methods.prompts import FixedPrompter, Images, Prompter, TagPrompter
 from osdhuman_jax.networks.types import Tokens
@@ -56,6 +56,7 @@ from osdhuman_jax.weights import (
     load_prompter,
 )
 
+Guidance = tuple[np.float32, ...]  # a scalar, of a model that has one
 Progress = Callable[[int, int], None]  # tiles done, tiles in all
 
 VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
@@ -125,7 +126,9 @@ class Pipeline:
         # Prompts, from outside or of the model's own; cleaners have none.
         self._prompter = prompter
         self._prompted = model.restorer.reach is None  # and with norms over the whole picture
-        self._view = getattr(prompter or model.restorer.prompter, "input_size", VIEW)
+        looks = prompter or model.restorer.prompter
+        self._view = getattr(looks, "input_size", VIEW)
+        self._antialias = getattr(looks, "antialias", True)
         # What is known of memory, plans and shapes so far.
         self._footprints: list[tuple[int, int]] = []  # pixels and bytes of what was compiled
         self._outer_shape: tuple[int, ...] = ()  # of a picture's tokens by `prompter`
@@ -186,17 +189,19 @@ class Pipeline:
         color_fix: str | None = None,
         blend: float | None = None,
         progress: Progress | None = None,
+        guidance: float | None = None,
     ) -> list[Picture]:
         """Restored pictures in the order given, each `scaled_size(size, upscale)` large.
 
-        See `finish` for `color_fix` and `blend`; None is what the model is best used with.
-        Transparency is resized with its picture; profile, EXIF and the size of a print are kept.
-        Raises RestoreError if the model's output is not finite or memory does not suffice,
-        ValueError on a bad option.
+        See `finish` for `color_fix` and `blend`, haodiff.py for `guidance` (1 to 10, of models with
+        two prompts alone); None is what the model is best used with. Transparency is resized with
+        its picture; profile, EXIF and the size of a print are kept. Raises RestoreError if the
+        model's output is not finite or memory does not suffice, ValueError on a bad option.
         """
         # Options are refused before anything is computed.
         color_fix, blend = self.chosen(color_fix, blend)
         check_options(color_fix, blend)
+        guidance = guided(self.model.restorer.guidance, guidance)
         restored: dict[int, Picture] = {}
         with want_of_memory_said():
             # Batches of one padded size, whose outputs go back to where their pictures stood.
@@ -204,7 +209,7 @@ class Pipeline:
             for indices in self.batches([picture.size for picture in inputs]):
                 # What the network is given of each, and what it makes of them together.
                 batch = [self.seen(pictures[i], inputs[i]) for i in indices]
-                outputs = self.compute(batch, progress)
+                outputs = self.compute(batch, progress, guidance)
                 for i, output in zip(indices, outputs, strict=True):
                     output = self.fitted(output, inputs[i].size)
                     restored[i] = finish(output, inputs[i], color_fix, blend)
@@ -245,7 +250,12 @@ class Pipeline:
             n = self.batch_size if self.planner.is_whole(padded) else 1
             yield from (groups[padded][k : k + n] for k in range(0, len(groups[padded]), n))
 
-    def compute(self, batch: Sequence[Pixels], progress: Progress | None = None) -> list[Floats]:
+    def compute(
+        self,
+        batch: Sequence[Pixels],
+        progress: Progress | None = None,
+        guidance: float | None = None,
+    ) -> list[Floats]:
         """Model outputs in [-1, 1], `scale` times as large; one padded size in the batch.
 
         Where memory runs out, the next smaller plan is tried, once; RestoreError follows.
@@ -254,11 +264,14 @@ class Pipeline:
         padded = self.padded_size(batch[0].shape[:2])
         with want_of_memory_said(), self._lock:
             plan = self._plans.get(padded) or self._first_fit(padded)
-            outputs = self._attempt(plan, batch, progress)
+            # A scalar more for every program of a model that has one.
+            own = self.model.restorer.guidance
+            scale = () if own is None else (np.float32(own if guidance is None else guidance),)
+            outputs = self._attempt(plan, batch, scale, progress)
             if outputs is None:
                 plan = self._first_fit(padded, after=plan)
                 log.warning("out of memory: going on with %s", plan)
-                outputs = self._follow(plan, batch, progress)
+                outputs = self._follow(plan, batch, scale, progress)
         return outputs
 
     def tiling(self, size: Size) -> str | None:
@@ -266,11 +279,11 @@ class Pipeline:
         return self._plans[self.padded_size(covering(self.working_size(size), self.scale))].tiling
 
     def _attempt(
-        self, plan: Plan, batch: Sequence[Pixels], progress: Progress | None
+        self, plan: Plan, batch: Sequence[Pixels], scale: Guidance, progress: Progress | None
     ) -> list[Floats] | None:
         """Outputs by a plan; None where memory ran out, with nothing of the attempt kept."""
         try:
-            return self._follow(plan, batch, progress)
+            return self._follow(plan, batch, scale, progress)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not is_exhausted(error):
                 raise
@@ -351,20 +364,20 @@ class Pipeline:
         return self._outer_shape
 
     def _follow(
-        self, plan: Plan, batch: Sequence[Pixels], progress: Progress | None
+        self, plan: Plan, batch: Sequence[Pixels], scale: Guidance, progress: Progress | None
     ) -> list[Floats]:
         if plan.tile:
-            return [self._tiled(pixels, plan, plan.tile, progress) for pixels in batch]
+            return [self._tiled(pixels, plan, plan.tile, scale, progress) for pixels in batch]
         parts = (batch[k : k + plan.batch] for k in range(0, len(batch), plan.batch))
-        return [output for part in parts for output in self._whole(part, plan)]
+        return [output for part in parts for output in self._whole(part, plan, scale)]
 
-    def _whole(self, batch: Sequence[Pixels], plan: Plan) -> list[Floats]:
+    def _whole(self, batch: Sequence[Pixels], plan: Plan, scale: Guidance) -> list[Floats]:
         """Pictures at once, filled up to the plan's batch by repetition."""
         filled = [*batch] + [batch[-1]] * (plan.batch - len(batch))
         lq = np.stack([to_float(pad_reflect(pixels, plan.padded)) for pixels in filled])
         if self._prompted:
             tokens = self._tokens(filled)
-            outputs = np.asarray(self.programs.whole(lq.shape, tokens.shape)(lq, tokens))
+            outputs = np.asarray(self.programs.whole(lq.shape, tokens.shape)(lq, tokens, *scale))
         else:
             outputs = np.asarray(self.programs.alone(lq.shape)(lq))
         # What was padded is cut off again, and repetitions are left out.
@@ -375,10 +388,17 @@ class Pipeline:
         """Size, or place, in the output."""
         return size[0] * self.scale, size[1] * self.scale
 
-    def _tiled(self, pixels: Pixels, plan: Plan, tile: Size, progress: Progress | None) -> Floats:
+    def _tiled(
+        self,
+        pixels: Pixels,
+        plan: Plan,
+        tile: Size,
+        scale: Guidance,
+        progress: Progress | None,
+    ) -> Floats:
         """One picture in tiles, all restored by the same program."""
         picture, count = pad_reflect(pixels, plan.padded), plan.batch
-        run = self._tile_program(pixels, picture, plan, tile)
+        run = self._tile_program(pixels, picture, plan, tile, scale)
         # Places on the picture, and where their outputs lie on the canvas.
         canvas = Canvas(self._scaled(plan.padded), self._scaled(tile))
         network = self.model.restorer
@@ -395,7 +415,7 @@ class Pipeline:
         return canvas.picture()[:height, :width]
 
     def _tile_program(
-        self, pixels: Pixels, picture: Pixels, plan: Plan, tile: Size
+        self, pixels: Pixels, picture: Pixels, plan: Plan, tile: Size, scale: Guidance
     ) -> Callable[[Float32[np.ndarray, "b h w 3"]], jax.Array]:
         """Tiles -> restored tiles, with tokens and statistics of the picture where there are any.
 
@@ -408,12 +428,12 @@ class Pipeline:
         tokens = np.repeat(self._tokens([pixels]), count, axis=0)
         shapes = (count, *tile, 3), tokens.shape
         samples = cut(picture, spread(plan.padded, tile, own, count), tile)
-        statistics = self.programs.measure(*shapes)(samples, tokens)
+        statistics = self.programs.measure(*shapes)(samples, tokens, *scale)
         run = self.programs.tiles(*shapes)
-        return lambda tiles: run(tiles, tokens, statistics)
+        return lambda tiles: run(statistics, tiles, tokens, *scale)
 
     def _tokens(self, batch: Sequence[Pixels]) -> Float32[np.ndarray, "b n d"]:
         """Tokens of pictures of any sizes, squashed on the host: the prompter's program is one."""
-        views = np.stack([squash(pixels, self._view) for pixels in batch])
+        views = np.stack([squash(pixels, self._view, self._antialias) for pixels in batch])
         prompter = self._prompter or self.programs.tokens(views.shape)
         return np.asarray(prompter(views), np.float32)

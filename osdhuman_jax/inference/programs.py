@@ -20,7 +20,7 @@ from osdhuman_jax.inference.tiling import Statistics, share_norms
 from osdhuman_jax.interruption import apart
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.networks.rrdbnet import RRDBNet
-from osdhuman_jax.networks.types import Image, Tokens
+from osdhuman_jax.networks.types import Image, Scalar, Tokens
 
 Shape = tuple[int, ...]
 Program = Callable[..., Any]
@@ -38,6 +38,8 @@ class Programs:
         self.devices = len(devices)
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         self._copied = NamedSharding(mesh, PartitionSpec())
+        # A scalar more goes into programs of a restorer that is guided: none is compiled anew.
+        self._guidance: tuple[Shape, ...] = ((),) if restorer.guidance is not None else ()
         # Weights are arguments, not constants of a program: pipelines of one architecture share it.
         self._graphdef, weights = nnx.split(restorer)
         self._weights = jax.device_put(weights, self._copied)
@@ -55,8 +57,8 @@ class Programs:
         return len(self._compiled)
 
     def whole(self, pictures: Shape, tokens: Shape) -> Program:
-        """(pictures, tokens) -> restored pictures, for arrays of these shapes."""
-        return self._run("whole", _whole, pictures, tokens)
+        """(pictures, tokens, guidance if any) -> restored pictures, for arrays of these shapes."""
+        return self._run("whole", _whole, pictures, tokens, *self._guidance)
 
     def alone(self, pictures: Shape) -> Program:
         """pictures -> restored pictures or tiles, by a network without prompts and norms."""
@@ -71,13 +73,13 @@ class Programs:
         return self._outputs(_tokens, pictures).shape
 
     def measure(self, tiles: Shape, tokens: Shape) -> Program:
-        """(tiles, tokens) -> the statistics of every group norm over all the tiles."""
-        return self._run("measure", _measure, tiles, tokens)
+        """(tiles, tokens, guidance if any) -> statistics of every group norm over all tiles."""
+        return self._run("measure", _measure, tiles, tokens, *self._guidance)
 
     def tiles(self, tiles: Shape, tokens: Shape) -> Program:
-        """(tiles, tokens, statistics) -> restored tiles."""
-        measured = self._outputs(_measure, tiles, tokens)
-        return self._run("tiles", _tiles, tiles, tokens, known=measured)
+        """(statistics, tiles, tokens, guidance if any) -> restored tiles."""
+        measured = self._outputs(_measure, tiles, tokens, *self._guidance)
+        return self._run("tiles", _tiles, tiles, tokens, *self._guidance, known=measured)
 
     def memory(self, kind: str, pictures: Shape) -> int:
         """Bytes on one device that the program of this kind and shape takes, weights included."""
@@ -118,7 +120,7 @@ class Programs:
         """Tree and leaves of a program's abstract arguments: weights, arrays, what is known."""
         arguments: list[object] = [self._abstract(shape) for shape in shapes]
         if known is not None:
-            arguments.append(jax.tree.map(lambda x: self._abstract(x.shape), known))
+            arguments.insert(0, jax.tree.map(lambda x: self._abstract(x.shape), known))
         weights = jax.tree.map(self._like, self._weights)
         leaves, tree = jax.tree.flatten((weights, *arguments))
         return tree, tuple(leaves)
@@ -180,9 +182,11 @@ def traced(
     return program.trace(*jax.tree.unflatten(tree, leaves))
 
 
-def _whole(graphdef: nnx.GraphDef, weights: nnx.State, lq: Image, prompt: Tokens) -> jax.Array:
+def _whole(
+    graphdef: nnx.GraphDef, weights: nnx.State, lq: Image, prompt: Tokens, *guidance: Scalar
+) -> jax.Array:
     """The restorer with its weights as arguments: closed over, they would become constants."""
-    return nnx.merge(graphdef, weights)(lq, prompt=prompt)
+    return nnx.merge(graphdef, weights)(lq, prompt, *guidance)
 
 
 def _alone(graphdef: nnx.GraphDef, weights: nnx.State, lq: Image) -> jax.Array:
@@ -193,23 +197,26 @@ def _tokens(graphdef: nnx.GraphDef, weights: nnx.State, pictures: Image) -> Toke
     return nnx.merge(graphdef, weights).tokens(pictures)
 
 
-def _measure(graphdef: nnx.GraphDef, weights: nnx.State, tiles: Image, prompt: Tokens) -> nnx.State:
+def _measure(
+    graphdef: nnx.GraphDef, weights: nnx.State, tiles: Image, prompt: Tokens, *guidance: Scalar
+) -> nnx.State:
     restorer = nnx.merge(graphdef, weights)
     # In the traced copy alone: the caller's network keeps its norms.
     share_norms(restorer, measure=True)
-    restorer(tiles, prompt=prompt)
+    restorer(tiles, prompt, *guidance)
     return nnx.state(restorer, Statistics)
 
 
 def _tiles(
     graphdef: nnx.GraphDef,
     weights: nnx.State,
+    statistics: nnx.State,
     tiles: Image,
     prompt: Tokens,
-    statistics: nnx.State,
+    *guidance: Scalar,
 ) -> jax.Array:
     restorer = nnx.merge(graphdef, weights)
     share_norms(restorer, measure=False)
     # What `_measure` gave, in the place of what these tiles would show.
     nnx.update(restorer, statistics)
-    return restorer(tiles, prompt=prompt)
+    return restorer(tiles, prompt, *guidance)

@@ -15,6 +15,7 @@ from osdhuman_jax.disk import file_digest
 # What a flag can choose of.
 PRECISIONS = ("fp32", "bf16")
 COLOR_FIXES = ("none", "adain", "wavelet")
+GUIDANCE = (1, 10)  # scales that are taken; 1 is the positive prompt alone
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Settings:
     blend: float = 1.0
     format: str = "png"
     quality: int = 95
+    guidance: float | None = None  # of a model of two prompts, which others lack
 
 
 class ModelIdentity(NamedTuple):
@@ -33,6 +35,7 @@ class ModelIdentity(NamedTuple):
 
     digest: str  # SHA-256 of config.json, which holds the digests of the weights
     use: UseConfig
+    guidance: float | None  # its own, of a model of two prompts
 
 
 def read_identity(folder: Path) -> ModelIdentity | None:
@@ -45,8 +48,9 @@ def read_identity(folder: Path) -> ModelIdentity | None:
         # The digest of config.json stands for the weights, whose digests are in it: gigabytes need
         # not be read to see that a folder is finished.
         meta = json.loads(path.read_text(encoding="utf-8-sig"))
-        return ModelIdentity(file_digest(path), use_of(meta))
-    except (OSError, ValueError, TypeError, ConfigError):
+        guidance = (meta.get("model", {}).get("dual") or {}).get("guidance")
+        return ModelIdentity(file_digest(path), use_of(meta), guidance)
+    except (OSError, ValueError, TypeError, AttributeError, ConfigError):
         return None
 
 
@@ -57,6 +61,22 @@ def chosen(use: UseConfig, color_fix: str | None, blend: float | None) -> tuple[
     return color_fix, use.blend if blend is None else blend
 
 
+def guided(own: float | None, asked: float | None) -> float | None:
+    """Scale of the guidance that is asked for, or the model's own.
+
+    Raises ValueError where a model has none, and outside GUIDANCE.
+    """
+    if asked is None:
+        return own
+    if own is None:
+        raise ValueError("guidance is for models of two prompts (HAODiff); this one has none")
+    if not GUIDANCE[0] <= asked <= GUIDANCE[1]:
+        raise ValueError(f"guidance must be between {GUIDANCE[0]} and {GUIDANCE[1]}, got {asked}")
+    return asked
+
+
 def identity(digest: str, precision: str, settings: Settings) -> Json:
     """What a provenance line must say for its output to be this model's with these settings."""
-    return {"model_digest": digest, "precision": precision} | asdict(settings)
+    # A setting that a model lacks is not in its record, nor is it in records of earlier versions.
+    made = {name: value for name, value in asdict(settings).items() if value is not None}
+    return {"model_digest": digest, "precision": precision} | made

@@ -23,28 +23,32 @@ Size = tuple[int, int]  # height, width
 
 
 class Statistics(nnx.Variable):
-    """Mean and variance of each group of a norm, (2, groups), float32."""
+    """Mean and variance of each group of a norm, for each prompt: (2, prompts, groups), float32."""
 
 
 class SharedNorm(nnx.Module):
-    """A group norm whose statistics are of a whole batch of tiles, or known from one."""
+    """A group norm whose statistics are of a whole batch of tiles, or known from one.
 
-    def __init__(self, norm: GroupNorm, measure: bool):
-        self.norm, self.measure = norm, measure
-        self.statistics = Statistics(jnp.zeros((2, norm.num_groups), jnp.float32))
+    A batch that holds all tiles for one prompt and then for another has statistics of each.
+    """
+
+    def __init__(self, norm: GroupNorm, measure: bool, prompts: int):
+        self.norm, self.measure, self.prompts = norm, measure, prompts
+        self.statistics = Statistics(jnp.zeros((2, prompts, norm.num_groups), jnp.float32))
 
     def __call__(self, x: Feature) -> Feature:
         # As the norm itself: statistics in float32 and in two passes.
         norm, wide = self.norm, x.astype(jnp.float32)
         if self.measure:
             # Over all tiles at once, without their edges.
-            grouped = inside(wide).reshape(-1, norm.num_groups, norm.group_size)
-            mean = grouped.mean((0, 2), keepdims=True)
-            variance = jnp.square(grouped - mean).mean((0, 2))
-            self.statistics[...] = jnp.stack([mean[0, :, 0], variance])
-        # From groups to channels.
-        known = jnp.repeat(self.statistics[...], norm.group_size, axis=1)
-        mean, variance = known[:, None, None, None]
+            grouped = inside(wide).reshape(self.prompts, -1, norm.num_groups, norm.group_size)
+            mean = grouped.mean((1, 3), keepdims=True)  # [P, 1, groups, 1]
+            variance = jnp.square(grouped - mean).mean((1, 3))  # [P, groups]
+            self.statistics[...] = jnp.stack([mean[:, 0, :, 0], variance])
+        # From groups to their channels, and from prompts to their tiles.
+        known = jnp.repeat(self.statistics[...], norm.group_size, axis=2)  # [2, P, C]
+        known = jnp.repeat(known, x.shape[0] // self.prompts, axis=1)  # [2, B, C]
+        mean, variance = known[:, :, None, None]  # [B, 1, 1, C] each
         return norm.scaled(wide - mean, variance)
 
 
@@ -57,11 +61,14 @@ def inside(x: Feature) -> Resized:
 
 def share_norms(model: nnx.Module, measure: bool) -> None:
     """Put a SharedNorm in the place of every group norm, in place."""
-    for _, module in list(nnx.iter_modules(model)):
+    # A guided U-Net sees every tile twice, for the negative prompts first.
+    guided = getattr(model, "guidance", None) is not None
+    for path, module in list(nnx.iter_modules(model)):
+        prompts = 2 if guided and path[:1] == ("unet",) else 1
         # Lists, for what is walked over is changed on the way.
         for name, child in list(vars(module).items()):
             if isinstance(child, GroupNorm):
-                setattr(module, name, SharedNorm(child, measure))
+                setattr(module, name, SharedNorm(child, measure, prompts))
 
 
 def starts(length: int, tile: int, multiple: int, reach: int = 0) -> list[int]:

@@ -74,7 +74,7 @@ def kl(mean: Latent, logvar: Latent) -> Scalar:
 
 
 def guide(
-    eps: Latent, eps_unconditional: Latent | None = None, scale: float = 1.0
+    eps: Latent, eps_unconditional: Latent | None = None, scale: float | Scalar = 1.0
 ) -> Float[Array, "b zh zw zc"]:
     """Classifier-free guidance (Ho & Salimans 2022): eps_0 + scale (eps - eps_0).
 

@@ -14,13 +14,10 @@ it is trained on is in objectives.py.
 
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
-from osdhuman_jax.config import ModelConfig
-from osdhuman_jax.methods.prompts import HFIE, FixedPrompter, HFIEPrompter
+from osdhuman_jax.methods.prompts import Prompter
 from osdhuman_jax.methods.schedule import Schedule
-from osdhuman_jax.networks.swin import RAMEncoder
-from osdhuman_jax.networks.types import Image, Latent, LayerOptions, Tokens
+from osdhuman_jax.networks.types import Image, Latent, Tokens
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL, posterior_sample
 
@@ -33,6 +30,7 @@ class OneStepRestorer(nnx.Module):
     """
 
     scale = 1  # side of the output / side of the input
+    guidance: float | None = None  # of two prompts, where there are two (haodiff.py)
     # No tile can be restored as in the whole picture: its prompt and its norms reach every pixel.
     reach = None
 
@@ -40,7 +38,7 @@ class OneStepRestorer(nnx.Module):
         self,
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
-        prompter: HFIEPrompter | FixedPrompter | None,
+        prompter: Prompter | None,
         timestep: int,
     ):
         self.vae = vae
@@ -91,38 +89,3 @@ class OneStepRestorer(nnx.Module):
         # The order of the paper's Figure 2; encoder and prompter do not need each other.
         tokens = self.tokens(lq) if prompt is None else prompt  # [B, 77, 1024]
         return self.decode(self.denoise(self.encode(lq), tokens))
-
-
-def build_restorer(
-    config: ModelConfig,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    param_dtype: DTypeLike = jnp.float32,
-    rngs: nnx.Rngs,
-) -> OneStepRestorer:
-    """A restorer with random weights, prompted by HFIE.
-
-    HFIE is trained, so its parameters are float32 whatever `param_dtype` is. Raises ValueError
-    where VAE and U-Net disagree on the latent's channels.
-    """
-    # The U-Net's input is the latent itself, so that a mismatch could only fail later.
-    latent, denoised = config.vae.latent_channels, config.unet.in_channels
-    if latent != denoised:
-        pair = f"{latent} and {denoised}"
-        raise ValueError(f"vae.latent_channels and unet.in_channels differ: {pair}")
-    kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-    encoder = RAMEncoder(config.swin, **kw)
-    # Keys and values from RAM's embeddings, tokens as wide as the U-Net attends to.
-    hfie = HFIE(
-        config.hfie,
-        dim=config.unet.cross_attention_dim,
-        kv_dim=config.swin.image_proj_dim,
-        dtype=dtype,
-        rngs=rngs,
-    )
-    return OneStepRestorer(
-        AutoencoderKL(config.vae, **kw),
-        UNet2DConditionModel(config.unet, **kw),
-        HFIEPrompter(encoder, hfie),
-        config.timestep,
-    )

@@ -128,6 +128,71 @@ class HFIEConfig:
     query_init_std: float = 1.0  # standard deviation of the learnt queries at the start
 
 
+@dataclass
+class DualPromptConfig:
+    """HAODiff's dual-prompt generator: SwinIR with branches, two embedders, and the guidance.
+
+    Sizes are those of its `swinir_kwargs` and `performer_kwargs`. A prompt's width is the U-Net's.
+    """
+
+    image_size: int  # pixels, side of the square that it sees
+    upscale: int  # pixels of the picture to one of the features: 2 or 4
+    embed_dim: int  # width of the features
+    depths: tuple[int, ...]  # Swin blocks of each group: first the trunk's, then a branch's
+    num_heads: tuple[int, ...]  # of each group
+    window_size: int  # side of an attention window, in features
+    mlp_ratio: float  # hidden width / width
+    ape: bool  # a learnt embedding of places, added to the features
+    num_branches: int  # the first is of the positive prompt, all others of the negative
+    skip_branch: tuple[int, ...]  # branches that no prompt is made of
+    num_layers: int  # of each embedder's Performer
+    num_heads_performer: int  # of each of these layers
+    dim_head: int  # width of such a head
+    num_features: int  # random features of FAVOR+: int(dim_head * ln(dim_head)) by default
+    patch_size: int  # side, in features, of what becomes one key of the pooling
+    out_tokens: int  # tokens of a prompt; CLIP's length
+    num_heads_pool: int  # of the pooling; shapes of weights do not show it
+    guidance: float  # scale of classifier-free guidance, in training and in use
+
+    @classmethod
+    def haodiff(cls) -> "DualPromptConfig":
+        """The embedders' default width; 48,530,672 parameters beside eight random projections.
+
+        Its groups are not published, and what is imported brings its own: a trunk of two groups of
+        six blocks, branches of two groups of three.
+        """
+        return cls(
+            image_size=512,
+            upscale=4,
+            embed_dim=150,
+            depths=(6, 6, 3, 3),
+            num_heads=(6, 6, 3, 3),
+            window_size=8,
+            mlp_ratio=2.0,
+            ape=True,
+            num_branches=3,
+            skip_branch=(),
+            num_layers=4,
+            num_heads_performer=6,
+            dim_head=128,
+            num_features=621,
+            patch_size=8,
+            out_tokens=77,
+            num_heads_pool=8,
+            guidance=3.5,
+        )
+
+    @property
+    def side(self) -> int:
+        """Side of the features' map."""
+        return self.image_size // self.upscale
+
+    @property
+    def negative_branches(self) -> tuple[int, ...]:
+        """Branches whose features, side by side, make the negative prompt."""
+        return tuple(b for b in range(1, self.num_branches) if b not in self.skip_branch)
+
+
 @dataclass(frozen=True)
 class CLIPConfig:
     """CLIP's text encoder; the names are transformers'."""

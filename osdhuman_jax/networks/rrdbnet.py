@@ -80,8 +80,8 @@ class RRDBNet(nnx.Module):
     scale.
     """
 
-    # A pipeline asks every network for its prompter; this one is not prompted.
-    prompter = None
+    # A pipeline asks every network for these; this one has no prompts.
+    prompter = guidance = None
 
     def __init__(
         self,

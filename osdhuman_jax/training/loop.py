@@ -106,7 +106,7 @@ def train(config: Config, workdir: Path, profile: int) -> int:
 
     # The result, by one process, while the others wait for it.
     if status == DONE and hosts.is_first():
-        with files_needed(workdir), jax.default_device(_host()):
+        with files_needed(workdir), jax.default_device(jax.local_devices(backend="cpu")[0]):
             write_model(config, workdir, base, jax.device_get(state.learnt), val)
     hosts.wait("end")
     return status
@@ -117,14 +117,10 @@ def _begin(
 ) -> tuple[train_step.Trainer, train_step.TrainState, Frozen]:
     """The programs, the state before the first step and what stays, each where it is used."""
     # Weights are loaded on the host: a device gets its share of them, and never all.
-    with jax.default_device(_host()):
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
         trainer, _, state, frozen = train_step.build(config, base)
     # The trained part is small and goes to every device, the frozen one in shares.
     return trainer, put_everywhere(mesh, state), put_weights(mesh, frozen)
-
-
-def _host() -> jax.Device:
-    return jax.local_devices(backend="cpu")[0]
 
 
 def write_model(

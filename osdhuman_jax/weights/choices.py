@@ -4,7 +4,7 @@ Constants alone, so that a command line can name them without loading what reads
 """
 
 # Where the U-Net's prompt comes from (Table 4): see extractors.py.
-PROMPTS = ("hfie", "dape", "ram", "null", "fixed")
+PROMPTS = ("hfie", "dual", "dape", "ram", "null", "fixed")
 # Whose layout an export has: see exporter.py.
 LAYOUTS = ("diffusers", "peft")
 # Real-ESRGAN's weights in the package index, by the extra "realesrgan": see cleaners.py.

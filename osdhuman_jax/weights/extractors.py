@@ -1,6 +1,6 @@
 """The prompt extractor of a model folder, made of its parts (Table 4's ablation).
 
-    hfie        in the restorer itself: nothing is made here
+    hfie, dual  in the restorer itself: nothing is made here
     dape, ram   tagger.safetensors, the list of tags, CLIP: pictures -> tokens, outside the restorer
     null        CLIP's tokens of a single space, the same for every picture
     fixed       the tokens in prompt.npy
@@ -29,7 +29,7 @@ from osdhuman_jax.networks.configs import CLIPConfig
 from osdhuman_jax.networks.tokenizer import Tokenizer
 from osdhuman_jax.networks.types import Tokens
 from osdhuman_jax.weights.choices import PROMPTS
-from osdhuman_jax.weights.model_folder import CONFIG, read_configs, read_meta, verify
+from osdhuman_jax.weights.model_folder import CONFIG, OWN_PROMPTS, read_configs, read_meta, verify
 from osdhuman_jax.weights.parts import load_part, part_config
 from osdhuman_jax.weights.torch_files import WeightsError
 
@@ -41,6 +41,7 @@ THRESHOLD = 0.68  # RAM's, where tags have none of their own
 # What a kind needs in the folder: parts, small files.
 NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "hfie": ((), ()),
+    "dual": ((), ()),
     "dape": (("tagger", "clip"), (*TOKENIZER, *TAGS)),
     "ram": (("tagger", "clip"), (*TOKENIZER, *TAGS)),
     "null": (("clip",), TOKENIZER),
@@ -51,7 +52,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def load_prompter(
     folder: Path | str, kind: str = "", *, precision: str = "fp32"
 ) -> FixedPrompter | TagPrompter | None:
-    """The extractor of a folder: by default of its own kind, which for HFIE is None.
+    """The extractor of a folder: by default of its own kind; None where the restorer has it.
 
     A FixedPrompter belongs into the restorer; a TagPrompter's tokens are given to it. Raises
     WeightsError where the folder lacks what the kind needs, or a file was changed.
@@ -61,7 +62,7 @@ def load_prompter(
     # Folders of version 0.1 do not say; all of them were HFIE's.
     kind = kind or meta.get("prompt", "hfie")
     check_kind(folder, meta, kind)
-    if kind == "hfie":
+    if kind in OWN_PROMPTS:
         return None
     # Parts verify themselves; the small files are verified here.
     verify(folder, meta, *NEEDS[kind][1])

@@ -99,11 +99,11 @@ def import_model(
     """
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
     output = Path(output)
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
     given |= {"sd": sd, "generator": None if isinstance(generator, Generator) else generator}
-    _check_local(given)
+    check_local(given)
     encoder = read_ram(Path(ram))
     parts = _parts_here(encoder, dape, clip, lpips)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file)
@@ -132,7 +132,7 @@ def import_model(
     meta["provenance"] = _provenance(sd, diffusion, encoder, had, trained, seed)
     files = _restorer_files(diffusion, encoder, model, trained, seed)
     files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
-    _write_folder(output, files, meta, small, overwrite)
+    write_folder(output, files, meta, small, overwrite)
 
 
 def _description(
@@ -161,7 +161,7 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
     having written nothing.
     """
     output = Path(output)
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     # Its own reader has proved names and shapes; nothing is converted but names.
     read = read_cleaner(str(source))
     meta: Json = {
@@ -172,10 +172,10 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
         "licences": [read.licence],
         "provenance": read.provenance,
     }
-    _write_folder(output, {BASE: read.tensors}, meta, {}, overwrite)
+    write_folder(output, {BASE: read.tensors}, meta, {}, overwrite)
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
     """Only a model folder is ever replaced, and only if asked."""
     # A person's folder of that name is none of ours: it has no config.json.
     check_folder("output", output.absolute().parent)
@@ -186,10 +186,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
 
 
 # What an argument of a local place must be; `sd` and `clip` may be on the hub, or of either kind.
-FOLDERS, EITHER, REMOTE = {"tags"}, {"sd", "clip", "generator"}, {"sd", "clip"}
+FOLDERS, EITHER, REMOTE = {"tags", "haodiff"}, {"sd", "clip", "generator"}, {"sd", "clip"}
 
 
-def _check_local(given: dict[str, Location | None]) -> None:
+def check_local(given: dict[str, Location | None]) -> None:
     """Raise WeightsError where an argument cannot be read, before the hub is asked for another."""
     for name, location in given.items():
         if location is None or (name in REMOTE and may_be_remote(str(location))):
@@ -394,7 +394,7 @@ def _vocabulary(clip: Part[CLIPConfig], model: ModelConfig) -> dict[str, bytes]:
     return {name: text.encode() for name, text in zip(TOKENIZER, texts, strict=True)}
 
 
-def _write_folder(
+def write_folder(
     output: Path,
     files: dict[str, dict[str, Tensor]],
     meta: Json,

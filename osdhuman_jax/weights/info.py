@@ -18,7 +18,10 @@ from osdhuman_jax.weights.model_folder import (
 )
 from osdhuman_jax.weights.torch_files import Tensor, load
 
-GROUPS = ("vae", "unet", "prompter.image_encoder", "prompter.hfie")
+DUAL = tuple(
+    f"prompter.{name}" for name in ("feature_extractor", "main_performer", "aux_performer")
+)
+GROUPS = ("vae", "unet", "prompter.image_encoder", "prompter.hfie", *DUAL)
 
 
 def describe(folder: Path | str) -> str:

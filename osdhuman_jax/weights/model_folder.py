@@ -35,8 +35,10 @@ from osdhuman_jax.config import (
 )
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
-from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import HFIEPrompter
+from osdhuman_jax.networks.performer import FixedParam, orthogonal_features
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
 
 FORMAT = 1
@@ -48,6 +50,9 @@ KINDS = {
 }
 # Names on disk, which no version may change.
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
+# Modules by which a prompter learns; all else of it is frozen.
+OWN_PROMPTS = ("hfie", "dual")  # kinds of prompts that a restorer makes itself
+EMBEDDERS = {"hfie", "main_performer", "aux_performer"}
 # What building a network raises where its sizes, read from a file, make no sense.
 IMPOSSIBLE = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
 # In which the frozen networks compute; the parameters that are trained stay float32.
@@ -124,9 +129,12 @@ def initial_values(name: str, shape: tuple[int, ...], rng: np.random.Generator) 
         return np.repeat(np.array([0.0, -6.0], np.float32), shape[0] // 2)
     if kind in ("bias", "scale"):
         return np.full(shape, kind == "scale", np.float32)
-    if kind == "relative_position_bias_table":
+    if kind in ("relative_position_bias_table", "pos_embed", "absolute_pos_embed"):
         # Swin's own (Liu et al. 2021).
         return 0.02 * rng.standard_normal(shape, np.float32)
+    if kind == "projection_matrix":
+        count, dim = shape
+        return orthogonal_features(count, dim, rng)
     fan_in = 1 if kind == "query" else np.prod(shape[:-1])
     return rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(fan_in))
 
@@ -142,9 +150,13 @@ def add_lora(restorer: OneStepRestorer, config: LoRAConfig, rng: np.random.Gener
 
 
 def is_generator(config: LoRAConfig, path: lora.Path, value: object) -> bool:
-    """nnx filter (after `partial`) of what the restorer's training changes: LoRA, HFIE, conv_in."""
+    """nnx filter (after `partial`) of what the restorer's training changes.
+
+    That is LoRA, HFIE or HAODiff's embedders, and conv_in where it is asked for.
+    """
     conv_in = config.train_conv_in and path[:2] == ("unet", "conv_in")
-    return isinstance(value, lora.LoRAParam) or "hfie" in path or conv_in
+    prompts = not EMBEDDERS.isdisjoint(path) and not isinstance(value, FixedParam)
+    return isinstance(value, lora.LoRAParam) or prompts or conv_in
 
 
 def parameters(module: nnx.Module) -> dict[str, nnx.Param]:
@@ -239,7 +251,7 @@ def save_model(
     # The description is written last, with the digests of what is there by then.
     meta = {
         "format": FORMAT,
-        "prompt": "hfie",
+        "prompt": "dual" if config.dual else "hfie",
         "model": to_dict(config),
         "lora": to_dict(generator) if generator else None,
         "digests": {name: file_digest(folder / name) for name in files},
@@ -360,7 +372,7 @@ def load_model(folder: Path | str, *, precision: str = "fp32") -> Model:
     lora.merge(restorer)
     meta = read_meta(folder)
     # Tokens are brought from outside, and HFIE's weights would only take room.
-    if meta.get("prompt", "hfie") != "hfie":
+    if meta.get("prompt", "hfie") not in OWN_PROMPTS:
         restorer.prompter = None
     digest, name = file_digest(folder / CONFIG), folder.resolve().name
     return Model(restorer, config, digest, name, read_use(folder, meta))

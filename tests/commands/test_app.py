@@ -10,19 +10,20 @@ import socket
 import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from damage import raising
 from PIL import Image
 from skimage.data import astronaut
-from small import halving
+from tiny import halving
 
 from osdhuman_jax.commands import app
 from osdhuman_jax.commands import page as page_module
+from osdhuman_jax.images.png import chunk
 from osdhuman_jax.inference import pipeline
 
 ROOT = Path(__file__).parents[2]
@@ -92,7 +93,7 @@ def page(address: str) -> Iterator[Any]:
         ("x" * 252 + ".jpg", "kept.png"),
     ],
 )
-def test_downloads_are_named_as_infer_names_files(uploaded: str | None, name: str) -> None:
+def test_downloads_are_named_as_infer_names_files(uploaded, name):
     assert page_module.download_name(Path("kept.jpg"), uploaded) == name
 
 
@@ -116,7 +117,7 @@ def toast(page: Any) -> str:
 
 
 @pytest.mark.page
-def test_a_picture_is_restored_compared_and_downloaded(page: Any, tmp_path: Path) -> None:
+def test_a_picture_is_restored_compared_and_downloaded(page, tmp_path):
     source = photo(tmp_path / "someone.jpg")
     page.get_by_text("none", exact=True).wait_for()
     page.get_by_text("wavelet", exact=True).click()
@@ -155,7 +156,7 @@ def move_slider(page: Any, folder: Path) -> None:
 
 
 @pytest.mark.page
-def test_the_card_is_there_and_nothing_is_restored_of_nothing(page: Any) -> None:
+def test_the_card_is_there_and_nothing_is_restored_of_nothing(page):
     page.get_by_text("The model: nano").click()
     page.get_by_role("heading", name="nano: the bundled model").wait_for()
     page.get_by_role("button", name="Restore").click()
@@ -163,18 +164,14 @@ def test_the_card_is_there_and_nothing_is_restored_of_nothing(page: Any) -> None
 
 
 @pytest.mark.page
-def test_what_is_no_picture_is_refused_in_words(page: Any, tmp_path: Path) -> None:
+def test_what_is_no_picture_is_refused_in_words(page, tmp_path):
     (tmp_path / "text.png").write_text("hello")
     upload(page, tmp_path / "text.png")
     assert "text.png: not a PNG, JPEG or WebP image" in toast(page)
 
 
 @pytest.mark.page
-def test_too_many_pixels_are_refused_undecoded(page: Any, tmp_path: Path) -> None:
-    def chunk(name: bytes, body: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(name + body))
-        return struct.pack(">I", len(body)) + name + body + check
-
+def test_too_many_pixels_are_refused_undecoded(page, tmp_path):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b""))
     upload(page, tmp_path / "bomb.png")
@@ -182,20 +179,20 @@ def test_too_many_pixels_are_refused_undecoded(page: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.page
-def test_too_large_a_file_is_refused(page: Any, tmp_path: Path) -> None:
+def test_too_large_a_file_is_refused(page, tmp_path):
     (tmp_path / "large.png").write_bytes(bytes(200_001))
     upload(page, tmp_path / "large.png", press=False)
     assert "size" in toast(page)
 
 
 @pytest.mark.page
-def test_the_policy_forbids_the_rest_of_the_world(page: Any) -> None:
+def test_the_policy_forbids_the_rest_of_the_world(page):
     script = "() => fetch('http://127.0.0.1:9/').then(() => 'reached', error => 'refused')"
     with page.expect_console_message(lambda message: "Content Security Policy" in message.text):
         assert page.evaluate(script) == "refused"
 
 
-def test_warnings_are_shown(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_warnings_are_shown(tmp_path, monkeypatch, capsys):
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
         monkeypatch.setenv(name, "")  # as it was, afterwards
     logging.getLogger("osdhuman_jax").setLevel(logging.NOTSET)
@@ -205,14 +202,11 @@ def test_warnings_are_shown(tmp_path: Path, monkeypatch, capsys) -> None:
 
 
 @pytest.mark.page
-def test_a_want_of_memory_is_told_in_words(tmp_path: Path, monkeypatch) -> None:
+def test_a_want_of_memory_is_told_in_words(tmp_path, monkeypatch):
     import gradio
-
-    def exhausted(*_: object) -> None:
-        raise MemoryError
 
     blocks = page_module.build(halving(), "", 60_000, tmp_path)
     (restore,) = (block.fn for block in blocks.fns.values())
-    monkeypatch.setattr(page_module, "encode", exhausted)
+    monkeypatch.setattr(page_module, "encode", raising(MemoryError()))
     with pytest.raises(gradio.Error, match="someone.jpg: out of memory: try a smaller"):
         restore((str(photo(tmp_path / "someone.jpg")), None), 1, "none", lambda *_, **__: None)

@@ -1,7 +1,6 @@
 """Comparison sheets: what stands where, what is enlarged, what is refused."""
 
 import argparse
-import os
 
 import numpy as np
 import pytest
@@ -104,15 +103,3 @@ def test_folder_names(tmp_path):
     for text, said in ((f"={tmp_path}", "the name is empty"), ("A=", "the path is empty")):
         with pytest.raises(argparse.ArgumentTypeError, match=said):
             named_folder(text)
-
-
-def test_names_that_are_no_utf8(tmp_path, capsys):
-    odd = os.fsdecode(b"Mu\xf1oz")
-    for kind in (odd, "hq"):
-        (tmp_path / kind).mkdir()
-        write_png(tmp_path / kind / f"{odd}.png", flat(50))
-    output = tmp_path / f"{odd}.png"
-    argv = ["--columns", str(tmp_path / odd), str(tmp_path / "hq"), "--output", str(output)]
-    assert main([*argv, "--names", odd]) == 0
-    assert read_image(output).size[1] == 2 * 320 + GAP
-    capsys.readouterr().out.encode()

@@ -215,18 +215,6 @@ def test_profile_takes_its_own_sizes(folder, tmp_path, capsys):
     assert read_image(tmp_path / "y" / "lq_small" / "c.png").size == (128, 128)
 
 
-def test_names_that_are_no_utf8_and_companions(tmp_path, capsys):
-    source = tmp_path / "hq"
-    source.mkdir()
-    write_png(source / os.fsdecode(b"Mu\xf1oz.png"), photo(64))
-    (source / "._a.png").write_bytes(b"\0\5\26\7")
-    out = tmp_path / os.fsdecode(b"lq\xf1")
-    assert run(source, out) == 0
-    assert (out / os.fsdecode(b"Mu\xf1oz.png")).is_file()
-    assert [line["file"] for line in log_lines(out)] == [r"Mu\xf1oz.png"]
-    capsys.readouterr().out.encode()
-
-
 def test_hidden_colours_are_no_part_of_what_is_degraded(tmp_path):
     source = tmp_path / "hq"
     source.mkdir()

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 
 import cv2
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from skimage.data import astronaut
 
 from osdhuman_jax.commands import evaluate
-from osdhuman_jax.evaluation import niqe, scorers, scoring
+from osdhuman_jax.evaluation import scorers, scoring
 from osdhuman_jax.evaluation.metrics import METRICS, psnr_y, ssim_y
 from osdhuman_jax.evaluation.scorers import MissingMetric, Scorer
 from osdhuman_jax.images.codec import read_image, read_size, write_png
@@ -250,37 +249,3 @@ def test_a_method_added_later_costs_only_its_own(folders, monkeypatch):
     more = ("--restored", f"Other={folders / 'other'}")
     assert run(folders, "--metrics", "psnr", *more) == 0 and len(calls) == 6
     assert set(result(folders)["means"]) == {"Ours", "Other"}
-
-
-def test_niqe_says_by_what_it_was_computed(tmp_path, capsys):
-    """Without an extra: by the parameters' file below --weights, or not at all, in one line."""
-    (tmp_path / "ours").mkdir()
-    write_png(tmp_path / "ours" / "a.png", astronaut()[:200, :300])
-    assert run(tmp_path, "--metrics", "niqe", reference=False) == 1
-    lines = [line for line in capsys.readouterr().err.splitlines() if "evaluate: " in line]
-    assert len(lines) == 1 and "niqe_pris_params.npz" in lines[0] and "--weights" in lines[0]
-    values = {"mu_pris_param": np.linspace(0.5, 2, 36), "cov_pris_param": 0.1 * np.eye(36)}
-    np.savez(tmp_path / "niqe_pris_params.npz", **values)
-    flags = ("--metrics", "niqe", "--weights", str(tmp_path))
-    assert run(tmp_path, *flags, out="scored", reference=False) == 0
-    found = result(tmp_path, "scored")
-    model = niqe.read_parameters(tmp_path / "niqe_pris_params.npz")
-    assert found["images"]["Ours"]["a"]["niqe"] == model(astronaut()[:200, :300])
-    said = found["metrics"]["niqe"]
-    assert said["library"].startswith("osdhuman-jax ") and "pyiqa" not in said["library"]
-    assert list(said["weights"]) == ["niqe_pris_params.npz"] and said["variant"]
-
-
-def test_names_that_are_no_utf8(folders, capsys):
-    odd = os.fsdecode(b"Mu\xf1oz")
-    for kind in ("ours", "hq"):
-        os.rename(folders / kind / f"{NAMES[0]}.png", folders / kind / f"{odd}.png")
-        (folders / kind / "._a.png").write_bytes(b"\0\5\26\7")
-    os.rename(folders / "other", folders / odd)
-    os.rename(folders / odd / f"{NAMES[0]}.png", folders / odd / f"{odd}.png")
-    flags = ("--restored", str(folders / odd), "--metrics", "psnr")
-    assert run(folders, *flags, out=f"scores {odd}") == 0
-    found = result(folders, f"scores {odd}")
-    assert r"Mu\xf1oz" in found["images"]["Ours"] and r"Mu\xf1oz" in found["images"]
-    assert r"Mu\xf1oz" in (folders / f"scores {odd}" / "metrics.csv").read_text(encoding="utf-8")
-    capsys.readouterr().out.encode()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import raising
 from PIL import Image
 
 from osdhuman_jax import cli
@@ -27,7 +28,7 @@ NANO = ROOT / "models" / "nano"
 
 
 @pytest.mark.parametrize("name", ["file", "file/run", "file/a/b", "dangling"])
-def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_cannot_be_is_refused(tmp_path, name):
     (tmp_path / "file").touch()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     with pytest.raises(CommandError, match="--workdir .* is no folder"):
@@ -37,7 +38,7 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_file_is_not_written_over_a_folder_or_below_a_file(tmp_path: Path) -> None:
+def test_a_file_is_not_written_over_a_folder_or_below_a_file(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CommandError, match="is a folder; name a file in it"):
         check_file("output", tmp_path)
@@ -48,7 +49,7 @@ def test_a_file_is_not_written_over_a_folder_or_below_a_file(tmp_path: Path) -> 
     assert not (tmp_path / "new").exists()
 
 
-def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path, monkeypatch) -> None:
+def test_what_cannot_be_written_or_read_is_refused(tmp_path, monkeypatch):
     """Root may write anywhere, so that the answer is given here."""
     denied: list[int] = []
     monkeypatch.setattr(os, "access", lambda path, mode: bool(denied.append(mode)))
@@ -61,7 +62,7 @@ def test_what_cannot_be_written_or_read_is_refused(tmp_path: Path, monkeypatch) 
     assert denied == [os.W_OK | os.X_OK] * 2 + [os.R_OK | os.X_OK]
 
 
-def test_a_folder_to_read_is_one(tmp_path: Path) -> None:
+def test_a_folder_to_read_is_one(tmp_path):
     (tmp_path / "file").touch()
     check_input("weights", tmp_path)
     with pytest.raises(CommandError, match="--weights .*/file: is a file, not a folder"):
@@ -70,7 +71,7 @@ def test_a_folder_to_read_is_one(tmp_path: Path) -> None:
         check_input("weights", tmp_path / "none")
 
 
-def test_a_bad_flag_is_one_line(capsys) -> None:
+def test_a_bad_flag_is_one_line(capsys):
     parser = Parser("it", "Does it.")
     below = parser.add_subparsers(dest="which").add_parser("that")
     below.add_argument("--size", type=int, required=True)
@@ -86,22 +87,19 @@ def test_a_bad_flag_is_one_line(capsys) -> None:
         assert printed.err.startswith(said) and printed.err.count("\n") == 1
 
 
-def test_an_interrupted_command_is_one_line(capsys, monkeypatch) -> None:
+def test_an_interrupted_command_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     with pytest.raises(SystemExit) as ended:
         end("it", lambda: 3)
     assert ended.value.code == 3
 
-    def interrupted() -> int:
-        raise KeyboardInterrupt
-
     with pytest.raises(SystemExit) as ended:
-        end("it", interrupted, "the same command goes on")
+        end("it", raising(KeyboardInterrupt()), "the same command goes on")
     assert ended.value.code == 130
     assert capsys.readouterr().err == "it: interrupted; the same command goes on\n"
 
 
-def test_arguments_reach_a_config(tmp_path: Path) -> None:
+def test_arguments_reach_a_config(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("def get_config(kind='plain'):\n    return kind * 2\n")
     assert (call_config(path), call_config(path, "a")) == ("plainplain", "aa")
@@ -152,7 +150,7 @@ def refused_words(capsys, words: list[str]) -> str:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_output_below_a_file_is_refused(tmp_path: Path, capsys, name: str) -> None:
+def test_an_output_below_a_file_is_refused(tmp_path, capsys, name):
     photo = picture(tmp_path / "photos" / "a.png")
     (tmp_path / "file").write_text("precious")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
@@ -163,9 +161,7 @@ def test_an_output_below_a_file_is_refused(tmp_path: Path, capsys, name: str) ->
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_output_that_cannot_be_written_is_refused(
-    tmp_path: Path, capsys, monkeypatch, name: str
-) -> None:
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, capsys, monkeypatch, name):
     photo = picture(tmp_path / "photos" / "a.png")
     real = os.access
     monkeypatch.setattr(
@@ -177,7 +173,7 @@ def test_an_output_that_cannot_be_written_is_refused(
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if "{photos}" in COMMANDS[name]])
-def test_a_missing_input_is_refused(tmp_path: Path, capsys, name: str) -> None:
+def test_a_missing_input_is_refused(tmp_path, capsys, name):
     said = refused(capsys, COMMANDS[name], photos=tmp_path / "none", out=tmp_path / "out")
     assert str(tmp_path / "none") in said and not os.listdir(tmp_path)
 
@@ -199,7 +195,7 @@ PLACES = {  # commands in whose every path-like flag a path may be missing
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_an_empty_path_is_not_this_folder(tmp_path: Path, capsys, monkeypatch, name: str) -> None:
+def test_an_empty_path_is_not_this_folder(tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     places = {"photos": tmp_path / "photos", "out": tmp_path / "out"}
     words = PLACES[name].format(**places).split()
@@ -212,14 +208,14 @@ def test_an_empty_path_is_not_this_folder(tmp_path: Path, capsys, monkeypatch, n
 
 
 @pytest.mark.parametrize("name", ["evaluate", "compare", "curate", "niqe"])
-def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path: Path, capsys, name: str) -> None:
+def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path, capsys, name):
     photo = picture(tmp_path / "a.png")
     said = refused(capsys, COMMANDS[name], photos=photo, out=tmp_path / "out")
     assert str(photo) in said and os.listdir(tmp_path) == ["a.png"]
 
 
 @pytest.mark.parametrize("name", ["infer", "degrade"])
-def test_a_file_that_is_no_picture_makes_nothing(tmp_path: Path, capsys, name: str) -> None:
+def test_a_file_that_is_no_picture_makes_nothing(tmp_path, capsys, name):
     photo = picture(tmp_path / "a.png")
     for data in (b"text", photo.read_bytes()[:60], b""):
         photo.write_bytes(data)
@@ -241,10 +237,6 @@ def test_a_file_that_is_no_picture_makes_nothing(tmp_path: Path, capsys, name: s
             "osdhuman_jax.commands.evaluate --restored {photos} --output {out} --model {none}",
             "--model",
         ),
-        (
-            "osdhuman_jax.commands.evaluate --restored {photos} --output {out} --weights {none}",
-            "--weights",
-        ),
         ("curate.unpack {none} --output {out}", "no packed split"),
         ("curate.run gc --output {none}", "no such folder"),
         ("curate.run select --output {none}", "no sources"),
@@ -256,7 +248,7 @@ def test_a_file_that_is_no_picture_makes_nothing(tmp_path: Path, capsys, name: s
         ("curate.niqe --output {out}", "folder"),
     ],
 )
-def test_other_places_and_flags_are_refused(tmp_path: Path, capsys, line: str, said: str) -> None:
+def test_other_places_and_flags_are_refused(tmp_path, capsys, line, said):
     photo = picture(tmp_path / "photos" / "a.png")
     (tmp_path / "bad.py").write_text("1 / 0\n")
     places = {name: tmp_path / name for name in ("none", "out")}
@@ -273,9 +265,7 @@ def test_other_places_and_flags_are_refused(tmp_path: Path, capsys, line: str, s
         ("person={empty}", "empty: no pictures"),
     ],
 )
-def test_a_source_that_cannot_be_read_makes_nothing(
-    tmp_path: Path, capsys, source: str, said: str
-) -> None:
+def test_a_source_that_cannot_be_read_makes_nothing(tmp_path, capsys, source, said):
     places = {"bad": tmp_path / "bad.json", "empty": tmp_path / "empty"}
     places["bad"].write_text("{bad")
     places["empty"].mkdir()
@@ -284,7 +274,7 @@ def test_a_source_that_cannot_be_read_makes_nothing(
     assert sorted(os.listdir(tmp_path)) == ["bad.json", "empty"]
 
 
-def test_an_unpacked_split_is_whole(tmp_path: Path, capsys) -> None:
+def test_an_unpacked_split_is_whole(tmp_path, capsys):
     (tmp_path / "packed").mkdir()
     (tmp_path / "packed" / "index.parquet").write_bytes(b"no Parquet")
     line = "curate.unpack {packed} --output {out}"
@@ -292,16 +282,34 @@ def test_an_unpacked_split_is_whole(tmp_path: Path, capsys) -> None:
     assert str(tmp_path / "packed") in said and os.listdir(tmp_path) == ["packed"]
 
 
-MODULES = "app degrade evaluate compare export label weights".split()
+@pytest.mark.parametrize("name", sorted({line.split()[0] for line in PLACES.values()}))
+def test_help_is_no_error(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(name).main(["--help"])
+    printed = capsys.readouterr()
+    assert not ended.value.code and "--" in printed.out and not printed.err
 
 
 @pytest.mark.parametrize(
-    "argv",
-    [["train.py"], ["infer.py"]]
-    + [["-m", "osdhuman_jax", name] for name in MODULES]
-    + [["-m", f"curate.{name}"] for name in ("run", "unpack", "demo", "niqe")],
-    ids=lambda argv: argv[-1],
+    "line", ["train.py", "infer.py", "-m osdhuman_jax degrade", "-m curate.run"]
 )
-def test_help_is_no_error(argv: list[str]) -> None:
-    done = subprocess.run([sys.executable, *argv, "--help"], cwd=ROOT, capture_output=True)
+def test_help_of_a_process_is_no_error(line):
+    words = [sys.executable, *line.split(), "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True)
     assert done.returncode == 0 and b"--" in done.stdout and not done.stderr
+
+
+NAMED = ("degrade", "evaluate", "compare", "curate")  # of infer, tests/inference tells
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_that_are_no_utf8_are_read_and_written(tmp_path, capsys, name):
+    """Pictures and folders of such names; what is printed is text."""
+    photos, out = (tmp_path / os.fsdecode(part + b"\xf1") for part in (b"in", b"out"))
+    picture(photos / os.fsdecode(b"Mu\xf1oz.png"))
+    (photos / "._a.png").write_bytes(b"\0\5\26\7")
+    module, *argv = COMMANDS[name].split()
+    flags = [word.format(photos=photos, out=out) for word in argv]
+    assert importlib.import_module(module).main(flags) == (2 if name == "curate" else 0)
+    assert any(path.is_file() for path in out.rglob("*"))
+    capsys.readouterr().out.encode()

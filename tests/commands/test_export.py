@@ -11,19 +11,17 @@ import jax
 import numpy as np
 import pytest
 from skimage.data import astronaut
-from tiny_folder import TINY, random_restorer
 
 import osdhuman_jax.weights
 from osdhuman_jax.commands import export
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import Picture
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.methods.prompts import TagPrompter, load_prompt
-from osdhuman_jax.weights import save_model
+from osdhuman_jax.methods.prompts import TagPrompter
 
 SIDE = 128
 PHOTO = np.ascontiguousarray(astronaut()[20 : 20 + SIDE, 160 : 160 + SIDE])
-TOKENS = np.linspace(-500, 500, 8, dtype=np.float32).reshape(2, 4)
+TOKENS = np.linspace(-500, 500, 24, dtype=np.float32).reshape(3, 8)
 ALONE = """
 import sys
 for name in ("osdhuman_jax", "flax", "torch"):
@@ -34,13 +32,6 @@ program = jax.export.deserialize(bytearray(file["program"]))
 weights = [file[f"weight_{i}"] for i in range(file["weights"])]
 np.save("restored.npy", program.call(weights, np.load("photo.npy")))
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "nano"
-    save_model(folder, TINY, random_restorer())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +47,7 @@ def flags(model: Path, output: Path, size: int = SIDE) -> list[str]:
     return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
 
 
-def test_the_program_runs_alone(tmp_path: Path, model: Path, restored: np.ndarray) -> None:
+def test_the_program_runs_alone(tmp_path, model, restored):
     assert export.main(flags(model, tmp_path / "nano.npz")) == 0
     np.save(tmp_path / "photo.npy", PHOTO[None])
     command = [sys.executable, "-c", ALONE]
@@ -68,7 +59,7 @@ def test_the_program_runs_alone(tmp_path: Path, model: Path, restored: np.ndarra
     assert apart.max() <= 1 and apart.mean() < 0.01
 
 
-def test_onnx_is_the_pipeline(tmp_path: Path, model: Path, restored: np.ndarray) -> None:
+def test_onnx_is_the_pipeline(tmp_path, model, restored):
     import onnxruntime
 
     assert export.main(flags(model, tmp_path / "nano.onnx")) == 0
@@ -88,41 +79,34 @@ def prompted(model: Path, folder: Path, kind: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["fixed", "null", "ram"])
-def test_prompts_that_are_constant_are_exported(
-    tmp_path: Path, model: Path, restored: np.ndarray, monkeypatch, capsys, kind: str
-) -> None:
-    folder, path = prompted(model, tmp_path / kind, kind), tmp_path / "m.npz"
-    if kind == "null":  # what CLIP gives is a constant as well
-        fixed = load_prompt(folder / "prompt.npy", 4)
-        monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: fixed)
-    if kind == "ram":
-        tags = TagPrompter.__new__(TagPrompter)
-        monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: tags)
-        assert export.main(flags(folder, path)) == 2 and not path.exists()
-        assert "prompts from tags are text" in capsys.readouterr().err
-        return
+def test_a_prompt_that_is_constant_is_exported(tmp_path, model, restored):
+    folder, path = prompted(model, tmp_path / "fixed", "fixed"), tmp_path / "m.npz"
     assert export.main(flags(folder, path)) == 0
     file = np.load(path)
     weights = [file[f"weight_{i}"] for i in range(file["weights"])]
     assert any(np.array_equal(weight, TOKENS) for weight in weights)
-    if kind == "fixed":
-        program = jax.export.deserialize(bytearray(file["program"].tobytes()))
-        got = np.asarray(program.call(weights, PHOTO[None])[0], int)
-        want = Pipeline.from_folder(folder).restore([Picture(PHOTO)])[0].rgb
-        assert np.abs(got - want).max() <= 1 and np.abs(got - restored).max() > 5
+    program = jax.export.deserialize(bytearray(file["program"].tobytes()))
+    got = np.asarray(program.call(weights, PHOTO[None])[0], int)
+    want = Pipeline.from_folder(folder).restore([Picture(PHOTO)])[0].rgb
+    assert np.abs(got - want).max() <= 1 and np.abs(got - restored).max() > 5
+
+
+def test_prompts_from_tags_are_not_exported(tmp_path, model, monkeypatch, capsys):
+    tags = TagPrompter.__new__(TagPrompter)
+    monkeypatch.setattr(osdhuman_jax.weights, "load_prompter", lambda *_, **__: tags)
+    path = tmp_path / "m.npz"
+    assert export.main(flags(prompted(model, tmp_path / "ram", "ram"), path)) == 2
+    assert "prompts from tags are text" in capsys.readouterr().err and not path.exists()
 
 
 @pytest.mark.parametrize(
     ("name", "size", "reason"),
     [
         ("a.pt", SIDE, "--output must end in .npz or .onnx"),
-        ("a.npz", 100, "--size must be a multiple of 16"),
+        ("a.npz", 102, "--size must be a multiple of 4"),
     ],
 )
-def test_refusals_are_one_line(
-    tmp_path: Path, model: Path, capsys, name: str, size: int, reason: str
-) -> None:
+def test_refusals_are_one_line(tmp_path, model, capsys, name, size, reason):
     assert export.main(flags(model, tmp_path / name, size)) == 2
     said = capsys.readouterr().err
     assert reason in said and said.startswith("export: ") and said.count("\n") == 1

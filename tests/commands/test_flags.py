@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-from pathlib import Path
 
 import pytest
 from absl import flags
@@ -23,11 +22,11 @@ from osdhuman_jax.config import Config
         ("train.py config a.py", None, "train.py config a.py"),
     ],
 )
-def test_a_flag_is_taken_from_the_line(line: str, value: str | None, rest: str) -> None:
+def test_a_flag_is_taken_from_the_line(line, value, rest):
     assert take_flag(line.split(), "config") == (value, rest.split())
 
 
-def test_a_config_file_is_run_once(tmp_path: Path) -> None:
+def test_a_config_file_is_run_once(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(
         "from pathlib import Path\nfrom osdhuman_jax.config import Config\n"
@@ -42,7 +41,7 @@ def test_a_config_file_is_run_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["nope", "optim.nope", "optim.nope.x", "run.steps.nope"])
-def test_an_unknown_setting_is_one_line(tmp_path: Path, flag: str) -> None:
+def test_an_unknown_setting_is_one_line(tmp_path, flag):
     path = tmp_path / "mine.py"
     path.write_text("from osdhuman_jax.config import Config\nget_config = Config\n")
     with pytest.raises(CommandError, match="no such setting: 'nope'.*see --help") as caught:
@@ -62,7 +61,7 @@ def test_an_unknown_setting_is_one_line(tmp_path: Path, flag: str) -> None:
         ("run:\n  steps: [", "SyntaxError"),
     ],
 )
-def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, text: str, said: str) -> None:
+def test_a_file_that_is_no_config_is_one_line(tmp_path, text, said):
     path = tmp_path / "mine.py"
     path.write_text(text)
     with pytest.raises(CommandError, match=said) as caught:
@@ -70,7 +69,7 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path: Path, text: str, said: s
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-def test_what_is_no_python_file_is_one_line(tmp_path: Path) -> None:
+def test_what_is_no_python_file_is_one_line(tmp_path):
     (tmp_path / "a.yaml").write_text("run: {}")
     for name, said in ((tmp_path, "a folder"), (tmp_path / "b.py", "no such file")):
         with pytest.raises(CommandError, match=said):
@@ -79,16 +78,7 @@ def test_what_is_no_python_file_is_one_line(tmp_path: Path) -> None:
         load_config(str(tmp_path / "a.yaml"))
 
 
-def test_a_config_may_take_an_argument(tmp_path: Path) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from osdhuman_jax.config import Config\n"
-        "def get_config(kind):\n    made = Config()\n    made.run.kind = kind\n    return made\n"
-    )
-    assert load_config(f"{path}:vae").run.kind == "vae"
-
-
-def test_every_setting_is_listed_with_its_default() -> None:
+def test_every_setting_is_listed_with_its_default():
     def names(kind: type, prefix: str) -> list[str]:
         found = []
         for field in dataclasses.fields(kind):
@@ -109,7 +99,7 @@ def test_every_setting_is_listed_with_its_default() -> None:
     )
 
 
-def test_the_package_speaks_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_package_speaks_once(capfd):
     root, package = logging.getLogger(), logging.getLogger("osdhuman_jax")
     before = root.handlers[:], root.level, package.level
     try:
@@ -123,3 +113,20 @@ def test_the_package_speaks_once(capfd: pytest.CaptureFixture[str]) -> None:
         package.setLevel(before[2])
     said = capfd.readouterr().err
     assert said.count("compiling") == 1 and "chat" not in said
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("optim.learning_rate=fast", "fast"),
+        ("optim.warmup_steps=1.5", "1.5"),
+        ("data.flip=maybe", "maybe"),
+        ("optim=3", "optim"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(tmp_path, flag, said):
+    path = tmp_path / "mine.py"
+    path.write_text("from osdhuman_jax.config import Config\nget_config = Config\n")
+    values = flags.FlagValues()
+    with pytest.raises((flags.Error, TypeError, ValueError), match=said):
+        values(define_config(["t", f"--config={path}", f"--config.{flag}"], values))

@@ -5,41 +5,36 @@ import io
 import json
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import tiny
+from damage import raising
 from PIL import Image
-from tiny_folder import PHOTO, TINY, random_restorer
+from tiny import PHOTO
 
 from osdhuman_jax.commands import restore
-from osdhuman_jax.config import (
-    UseConfig,
-)
+from osdhuman_jax.config import UseConfig
 from osdhuman_jax.images.codec import read_image
-from osdhuman_jax.inference import folder_plan, folder_run, ledger, pipeline
-from osdhuman_jax.weights import save_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_model(folder, TINY, random_restorer())
-    return folder
+from osdhuman_jax.inference import folder_plan, ledger, pipeline
 
 
 def fill(folder: Path) -> None:
-    """Every kind of file: eight good ones and four bad ones."""
+    """Every kind of file: good ones, and five bad ones."""
     (folder / "sub").mkdir(parents=True)
     image = Image.fromarray(PHOTO)
     image.save(folder / "photo.jpg")
     image.save(folder / "sub" / "photo.jpg")
     Image.fromarray(np.dstack([PHOTO, PHOTO[..., 0]])).save(folder / "rgba.png")
     image.convert("L").save(folder / "gray.jpeg")
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("P").save(folder / "palette.png")
+    image.convert("1").save(folder / "bits.png")
     Image.fromarray(PHOTO[:1, :1]).save(folder / "one.png")
     cv2.imwrite(str(folder / "deep.png"), PHOTO.astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "deepgray.png"), PHOTO[..., 0].astype(np.uint16) * 257)
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(folder / "turned.JPG", exif=exif)
@@ -49,24 +44,19 @@ def fill(folder: Path) -> None:
     (folder / "cut.jpg").write_bytes(buffer.getvalue()[:900])
     (folder / "text.png").write_text("not a picture")
     (folder / "empty.webp").touch()
+    (folder / "noise.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"noise" * 99)
     image.save(folder / "moving.webp", save_all=True, append_images=[Image.fromarray(255 - PHOTO)])
 
 
-SIZES = {
-    "photo.png": (60, 48),
-    "sub/photo.png": (60, 48),
-    "rgba.png": (60, 48),
-    "gray.png": (60, 48),
-    "one.png": (1, 1),
-    "deep.png": (60, 48),
-    "turned.png": (48, 60),
-    "panorama.png": (200, 3000),
-}
+PLAIN = "photo sub/photo rgba gray cmyk palette bits deep deepgray".split()
+SIZES = {f"{name}.png": (60, 48) for name in PLAIN}
+SIZES |= {"one.png": (1, 1), "turned.png": (48, 60), "panorama.png": (200, 3000)}
 BAD = {
     "cut.jpg": "damaged image",
     "text.png": "not a PNG, JPEG or WebP",
     "empty.webp": "empty file",
     "moving.webp": "animated image",
+    "noise.png": "",
 }
 
 
@@ -108,7 +98,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Path, 
     return folder / "in", folder / "out", status
 
 
-def test_good_files_are_restored_and_bad_ones_leave_nothing(mixed) -> None:
+def test_good_files_are_restored_and_bad_ones_leave_nothing(mixed):
     _, out, status = mixed
     assert status == 1
     assert pngs(out) == sorted([*SIZES, "provenance.jsonl"])
@@ -116,7 +106,7 @@ def test_good_files_are_restored_and_bad_ones_leave_nothing(mixed) -> None:
     assert (read_image(out / "rgba.png").alpha == PHOTO[..., 0]).all()
 
 
-def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
+def test_provenance_has_a_line_for_each_file(mixed, model):
     source, out, _ = mixed
     lines = [json.loads(line) for line in (out / "provenance.jsonl").read_text().splitlines()]
     by_input = {Path(line["input"]).relative_to(source).as_posix(): line for line in lines}
@@ -136,7 +126,7 @@ def test_provenance_has_a_line_for_each_file(mixed, model: Path) -> None:
     assert {line["color_fix"] for line in lines} == {"none"}
 
 
-def test_bad_files_are_named_at_the_end(tmp_path: Path, model: Path, capsys) -> None:
+def test_bad_files_are_named_at_the_end(tmp_path, model, capsys):
     one_photo(tmp_path / "in")
     (tmp_path / "in" / "text.png").write_text("not a picture")
     assert run(model, tmp_path / "in", tmp_path / "out") == 1
@@ -145,8 +135,8 @@ def test_bad_files_are_named_at_the_end(tmp_path: Path, model: Path, capsys) -> 
     assert printed.out == f"restored 1 of 2 images to {tmp_path}/out\n"
 
 
-def test_settings_are_the_models_unless_asked_for(tmp_path: Path) -> None:
-    save_model(tmp_path / "model", TINY, random_restorer(), use=UseConfig("wavelet", 0.25))
+def test_settings_are_the_models_unless_asked_for(tmp_path):
+    tiny.save(tmp_path / "model", UseConfig("wavelet", 0.25))
     one_photo(tmp_path / "in")
     for out, flags, want in (
         ("a", (), ("wavelet", 0.25)),
@@ -158,7 +148,7 @@ def test_settings_are_the_models_unless_asked_for(tmp_path: Path) -> None:
         assert (found["color_fix"], found["blend"]) == want
 
 
-def test_pictures_that_the_model_is_not_made_for_are_named(tmp_path: Path, capsys) -> None:
+def test_pictures_that_the_model_is_not_made_for_are_named(tmp_path, capsys):
     """One line each; all are restored. The photo has 48 pixels."""
     for sides, text in (
         ((64, 0), "its shorter side has 48 pixels, the model is made for 64 and more"),
@@ -166,14 +156,14 @@ def test_pictures_that_the_model_is_not_made_for_are_named(tmp_path: Path, capsy
         ((0, 0), None),
     ):
         folder = tmp_path / f"{sides}"
-        save_model(folder / "model", TINY, random_restorer(), use=UseConfig(sides=sides))
+        tiny.save(folder / "model", UseConfig(sides=sides))
         one_photo(folder / "in")
         assert run(folder / "model", folder / "in", folder / "out") == 0
         told = capsys.readouterr().err
         assert (f"note: {folder}/in/a.jpg: {text}" in told) if text else ("note" not in told)
 
 
-def test_what_a_folder_holds_besides_is_told(tmp_path: Path, model: Path, capsys) -> None:
+def test_what_a_folder_holds_besides_is_told(tmp_path, model, capsys):
     one_photo(tmp_path / "in")
     one_photo(tmp_path / "in", "b.jfif")
     for name in ("c.HEIC", "d.heic", "e.tif", "notes.txt"):
@@ -188,15 +178,7 @@ def test_what_a_folder_holds_besides_is_told(tmp_path: Path, model: Path, capsys
     assert message.endswith("in (but 2 .heic, 1 .tif)\n")
 
 
-def test_same_bytes_twice_whatever_the_company(mixed, model: Path, tmp_path: Path) -> None:
-    source, out, _ = mixed
-    assert run(model, source / "sub", tmp_path) == 0
-    assert sha256(tmp_path / "photo.png") == sha256(out / "photo.png")
-    assert run(model, source / "photo.jpg", tmp_path, "--overwrite") == 0
-    assert sha256(tmp_path / "photo.png") == sha256(out / "photo.png")
-
-
-def test_flags_reach_the_pictures(tmp_path: Path, model: Path) -> None:
+def test_flags_reach_the_pictures(tmp_path, model):
     one_photo(tmp_path / "in")
     flags = ["--upscale", "1.5", "--precision", "bf16", "--color_fix", "wavelet"]
     assert run(model, tmp_path / "in" / "*.jpg", tmp_path / "out", *flags) == 0
@@ -205,7 +187,7 @@ def test_flags_reach_the_pictures(tmp_path: Path, model: Path) -> None:
     assert (line["upscale"], line["precision"], line["color_fix"]) == (1.5, "bf16", "wavelet")
 
 
-def test_existing_outputs_stand_without_overwrite(tmp_path: Path, model: Path, capsys) -> None:
+def test_existing_outputs_stand_without_overwrite(tmp_path, model, capsys):
     one_photo(tmp_path / "in")
     one_photo(tmp_path / "in", "b.jpg")
     (tmp_path / "out").mkdir()
@@ -218,28 +200,7 @@ def test_existing_outputs_stand_without_overwrite(tmp_path: Path, model: Path, c
     assert read_image(tmp_path / "out" / "a.png").size == (60, 48)
 
 
-def test_inputs_with_one_output_are_refused(tmp_path: Path, model: Path, capsys) -> None:
-    for name in ("a.jpg", "a.png", "b.c.png", "b.d.png"):
-        one_photo(tmp_path / "in", name)
-    assert run(model, tmp_path / "in", tmp_path / "out") == 2
-    message = capsys.readouterr().err
-    assert "in/a.jpg" in message and "in/a.png" in message and "b.c.png" not in message
-    assert not (tmp_path / "out").exists()
-
-
-def test_inputs_are_never_replaced(tmp_path: Path, model: Path, capsys) -> None:
-    one_photo(tmp_path / "in", "a.png")
-    before = sha256(tmp_path / "in" / "a.png")
-    for source, words in [
-        ("in", "is the folder of the inputs"),
-        ("in/a.png", "would replace inputs"),
-    ]:
-        assert run(model, tmp_path / source, tmp_path / "in", "--overwrite") == 2
-        assert words in capsys.readouterr().err
-    assert sha256(tmp_path / "in" / "a.png") == before
-
-
-def test_own_outputs_inside_the_input_folder_are_no_inputs(tmp_path: Path, model: Path) -> None:
+def test_own_outputs_inside_the_input_folder_are_no_inputs(tmp_path, model):
     one_photo(tmp_path)
     assert run(model, tmp_path, tmp_path / "out") == 0
     assert run(model, tmp_path, tmp_path / "out", "--overwrite") == 0
@@ -247,41 +208,7 @@ def test_own_outputs_inside_the_input_folder_are_no_inputs(tmp_path: Path, model
     assert run(model, tmp_path / "out" / "a.png", tmp_path / "out" / "again") == 0
 
 
-def test_a_full_disk_fails_the_picture(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
-    one_photo(tmp_path / "in")
-
-    @contextmanager
-    def full_disk(*arguments: object):
-        raise OSError(28, "No space left on device")
-        yield
-
-    monkeypatch.setattr(folder_run, "staged", full_disk)
-    assert run(model, tmp_path / "in", tmp_path / "out") == 2
-    assert "a.png: No space left on device" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_failed_computation_fails_its_batch_only(
-    tmp_path: Path, model: Path, capsys, monkeypatch
-) -> None:
-    one_photo(tmp_path / "in")
-    Image.fromarray(PHOTO[:, :20]).resize((180, 60)).save(tmp_path / "in" / "wide.png")
-    whole = pipeline.Pipeline.compute
-
-    def tight(self, pictures, *options):
-        if pictures[0].shape[1] == 180:
-            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nlong trace")
-        return whole(self, pictures, *options)
-
-    monkeypatch.setattr(pipeline.Pipeline, "compute", tight)
-    assert run(model, tmp_path / "in", tmp_path / "out") == 1
-    assert pngs(tmp_path / "out") == ["a.png", "provenance.jsonl"]
-    assert capsys.readouterr().err.endswith("smaller --max_memory, --batch_size or --upscale\n")
-
-
-def test_where_no_picture_can_be_restored_no_folder_is_left(
-    tmp_path: Path, model: Path, capsys
-) -> None:
+def test_where_no_picture_can_be_restored_no_folder_is_left(tmp_path, model, capsys):
     """The header is whole, so that the fault is found while the folder is held."""
     whole = (one_photo(tmp_path / "in") / "a.jpg").read_bytes()
     (tmp_path / "in" / "a.jpg").write_bytes(whole[:900])
@@ -295,7 +222,7 @@ def test_where_no_picture_can_be_restored_no_folder_is_left(
     assert pngs(tmp_path / "out") == ["provenance.jsonl"]
 
 
-def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypatch) -> None:
+def test_too_large_after_upscaling(tmp_path, model, capsys, monkeypatch):
     one_photo(tmp_path / "in")
     monkeypatch.setattr(folder_plan, "MAX_PIXELS", 60 * 48)
     assert run(model, tmp_path / "in", tmp_path / "out", "--upscale", "2") == 2
@@ -319,17 +246,13 @@ def test_too_large_after_upscaling(tmp_path: Path, model: Path, capsys, monkeypa
         ["--model", "a", "--checkpoint", "b"],
     ],
 )
-def test_bad_flags_are_refused_in_one_line(tmp_path: Path, capsys, flags: list[str]) -> None:
+def test_bad_flags_are_refused_in_one_line(tmp_path, capsys, flags):
     message = refused(capsys, "--input", tmp_path, "--output", tmp_path / "out", *flags)
     assert message.startswith("infer.py: ") and message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_flags_are_refused(tmp_path: Path, capsys) -> None:
-    assert "--output" in refused(capsys, "--input", tmp_path)
-
-
-def test_an_input_needs_no_flag_and_then_no_output(tmp_path: Path, capsys) -> None:
+def test_an_input_needs_no_flag_and_then_no_output(tmp_path, capsys):
     args = restore.parse_args(["a.jpg"])
     assert (args.input, args.output) == ("a.jpg", Path("restored"))
     args = restore.parse_args(["a.jpg", "--output", "b"])
@@ -338,35 +261,18 @@ def test_an_input_needs_no_flag_and_then_no_output(tmp_path: Path, capsys) -> No
         assert "name what to restore once" in refused(capsys, *words)
 
 
-def test_restored_pictures_of_others_stand(
-    tmp_path: Path, model: Path, capsys, monkeypatch
-) -> None:
-    """Two folders' pictures of one name, restored without saying where to."""
-    monkeypatch.chdir(tmp_path)
-    for folder, value in (("a", 50), ("b", 200)):
-        (tmp_path / folder).mkdir()
-        Image.fromarray(np.full_like(PHOTO, value)).save(tmp_path / folder / "photo.png")
-    assert restore.main(["a/photo.png", "--model", str(model)]) == 0
-    before = sha256(tmp_path / "restored" / "photo.png")
-    assert "--overwrite" in refused(capsys, "b/photo.png", "--model", model)
-    assert sha256(tmp_path / "restored" / "photo.png") == before
-
-
-def test_a_finished_folder_needs_no_model(tmp_path: Path, model: Path, monkeypatch) -> None:
+def test_a_finished_folder_needs_no_model(tmp_path, model, monkeypatch):
     one_photo(tmp_path / "in")
     assert run(model, tmp_path / "in", tmp_path / "out") == 0
 
-    def never(*_: object) -> None:
-        raise AssertionError("a model is loaded")
-
-    monkeypatch.setattr(restore, "load_pipeline", never)
+    monkeypatch.setattr(restore, "load_pipeline", raising(AssertionError("a model is loaded")))
     assert run(model, tmp_path / "in", tmp_path / "out") == 0
     with pytest.raises(AssertionError, match="is loaded"):
         run(model, tmp_path / "in", tmp_path / "out", "--overwrite", "--blend", "0.5")
 
 
 @pytest.mark.parametrize("name", ["restore", "app", "export"])
-def test_flags_are_read_before_anything_heavy_is_loaded(name: str) -> None:
+def test_flags_are_read_before_anything_heavy_is_loaded(name):
     code = (
         f"import sys; from osdhuman_jax.commands import {name} as command\n"
         "try: command.parse_args(['--help'])\n"
@@ -377,14 +283,8 @@ def test_flags_are_read_before_anything_heavy_is_loaded(name: str) -> None:
     assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
 
 
-def test_nothing_to_do_is_refused(tmp_path: Path, capsys) -> None:
-    for source in (tmp_path, tmp_path / "none.png", tmp_path / "*.jpg"):
-        message = refused(capsys, "--input", source, "--output", tmp_path / "out")
-        assert message == f"infer.py: no images found: {source}\n"
-
-
 @pytest.mark.parametrize("flag", ["--model", "--checkpoint"])
-def test_a_bad_model_is_refused_in_one_line(tmp_path: Path, capsys, flag: str) -> None:
+def test_a_bad_model_is_refused_in_one_line(tmp_path, capsys, flag):
     source = one_photo(tmp_path / "in")
     message = refused(capsys, "--input", source, "--output", tmp_path / "out", flag, tmp_path)
     assert str(tmp_path) in message and message.count("\n") == 1
@@ -395,7 +295,7 @@ def test_a_bad_model_is_refused_in_one_line(tmp_path: Path, capsys, flag: str) -
     "text,expected",
     [("run", ("run", None)), ("a@b/run@70", ("a@b/run", 70)), ("a@b", ("a@b", None))],
 )
-def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tuple) -> None:
+def test_checkpoint_names_a_run_and_a_step(monkeypatch, text, expected):
     asked = []
     monkeypatch.setattr(pipeline.Pipeline, "from_run", lambda *args, **_: asked.append(args[:2]))
     restore.load_pipeline(
@@ -405,16 +305,14 @@ def test_checkpoint_names_a_run_and_a_step(monkeypatch, text: str, expected: tup
 
 
 @pytest.mark.parametrize(("flags", "limit"), [([], None), (["--max_memory", "3GiB"], 3 * 2**30)])
-def test_memory_and_batch_size_reach_the_pipeline(
-    model: Path, monkeypatch, flags: list[str], limit: int | None
-) -> None:
+def test_memory_and_batch_size_reach_the_pipeline(model, monkeypatch, flags, limit):
     monkeypatch.setattr(pipeline, "budget", lambda: 12_345)
     always = ["--input", "i", "--output", "o", "--model", str(model), "--batch_size", "3"]
     made = restore.load_pipeline(restore.parse_args([*always, *flags]))
     assert made.max_memory == (limit or 12_345) and made.batch_size == 3
 
 
-def test_script_runs_from_another_folder_without_torch(tmp_path: Path, model: Path) -> None:
+def test_script_runs_from_another_folder_without_torch(tmp_path, model):
     one_photo(tmp_path / "in")
     code = (
         "import sys, runpy; sys.modules['torch'] = None; del sys.argv[0];"

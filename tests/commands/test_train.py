@@ -3,15 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import skimage.data
 import training_runs
-from training_runs import DEADLINE, ROOT, assert_same_model, saved, wait_for
+from PIL import Image
+from training_runs import DEADLINE, assert_same_model, saved, wait_for
 
+from osdhuman_jax.commands import restore
 from osdhuman_jax.training import loop as training_loop
 from osdhuman_jax.training.checkpoint import SaveError
 
@@ -29,13 +30,14 @@ def undisturbed(cache: Path, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
+def test_run_leaves_what_the_readme_says(undisturbed):
     lines = [json.loads(x) for x in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     losses = {x["step"]: x["loss"] for x in lines if "loss" in x}
     assert sorted(losses) == [5, 10, 15, 20]
     assert [x["step"] for x in lines if "val_psnr_y" in x] == [10, 20]
     assert (undisturbed / "samples" / "0000020.png").stat().st_size > 1000
     assert list((undisturbed / "tensorboard").glob("events*"))
+    assert list((undisturbed / "profile").rglob("*.xplane.pb"))
     assert sorted(p.name for p in (undisturbed / "model").iterdir()) == [
         "base.safetensors",
         "config.json",
@@ -43,13 +45,7 @@ def test_run_leaves_what_the_readme_says(undisturbed: Path) -> None:
     ]
 
 
-def test_trace_is_written(undisturbed: Path) -> None:
-    assert list((undisturbed / "profile").rglob("*.xplane.pb"))
-
-
-def test_killed_run_ends_as_the_undisturbed_one(
-    undisturbed: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_killed_run_ends_as_the_undisturbed_one(undisturbed, tmp_path, cache):
     workdir = tmp_path / "w"
     with training_runs.start(workdir, cache=cache) as process:
         assert wait_for(process, lambda: 10 in saved(workdir))
@@ -63,9 +59,7 @@ def test_killed_run_ends_as_the_undisturbed_one(
     assert last[0] == last[1]
 
 
-def test_stopped_run_saves_its_step_and_goes_on(
-    undisturbed: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_stopped_run_saves_its_step_and_goes_on(undisturbed, tmp_path, cache):
     """The signal goes to the loader's worker too, as from a batch system."""
     workdir = tmp_path / "w"
     flags = ["--config.run.checkpoint_every=1000", "--config.data.workers=1"]
@@ -82,7 +76,7 @@ def test_stopped_run_saves_its_step_and_goes_on(
     assert_same_model(workdir, undisturbed)
 
 
-def test_a_signal_ends_the_first_compilation(tmp_path: Path) -> None:
+def test_a_signal_ends_the_first_compilation(tmp_path):
     """Nothing is in the cache; nothing was saved yet."""
     workdir = tmp_path / "w"
     with training_runs.start(workdir, cache=tmp_path / "empty") as process:
@@ -96,63 +90,7 @@ def test_a_signal_ends_the_first_compilation(tmp_path: Path) -> None:
     assert not any("Traceback" in line for line in rest) and not saved(workdir)
 
 
-def test_checkpoint_restores_like_the_exported_model(undisturbed: Path, tmp_path: Path) -> None:
-    import skimage.data
-    from PIL import Image
-
-    Image.fromarray(skimage.data.astronaut()[:64, 200:296]).save(tmp_path / "a.png")
-    outputs = []
-    for name, source in (("run", ["--checkpoint", str(undisturbed)]), ("model", [])):
-        source = source or ["--model", str(undisturbed / "model")]
-        argv = [sys.executable, str(ROOT / "infer.py"), *source]
-        argv += ["--input", str(tmp_path / "a.png"), "--output", str(tmp_path / name)]
-        subprocess.run(argv, check=True, timeout=DEADLINE, capture_output=True)
-        outputs.append((tmp_path / name / "a.png").read_bytes())
-    assert outputs[0] == outputs[1]
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("--config.optim.learning_rate=1e-3", "optim.learning_rate: 5e-05 -> 0.001"),
-        ("--config.data.sources=('/nowhere',)", "data.sources"),
-    ],
-)
-def test_resuming_with_another_config_is_refused(
-    undisturbed: Path, cache: Path, override: str, said: str
-) -> None:
-    result = training_runs.run(undisturbed, override, cache=cache)
-    assert result.returncode == 2
-    assert said in result.stderr and "Traceback" not in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("flag", "said"),
-    [
-        ("--config.run.kind=painter", "painter"),
-        ("--config.optim.lr=1", "--config.optim.lr: no such setting: 'lr'"),
-        ("--config.optim.learning_rate=fast", "'fast'"),
-        ("--speed=1", "'speed'"),
-        ("speed", "'speed' is no flag"),
-        ("--process=1", "--coordinator"),
-        ("--config=configs/nothing.py", "configs/nothing.py: no such file"),
-        ("--config=configs", "configs: a folder"),
-        ("--workdir=", "--workdir is empty"),
-        ("--workdir=train.py", "train.py is no folder"),
-        ("--workdir=train.py/run", "train.py is no folder"),
-        ("--config.data.sources=('/nowhere',)", "data.sources: /nowhere"),
-        ("--config.run.init=/nowhere", "/nowhere: no model folder; make one by"),
-    ],
-)
-def test_bad_config_is_one_line_and_leaves_nothing(
-    tmp_path: Path, cache: Path, flag: str, said: str
-) -> None:
-    result = training_runs.run(tmp_path / "w", flag, cache=cache)
-    assert result.returncode == 2 and said in result.stderr, result.stderr
-    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()
-
-
-def test_files_that_fail_while_training_are_one_line(tmp_path: Path) -> None:
+def test_files_that_fail_while_training_are_one_line(tmp_path):
     where = f"{tmp_path}/w/checkpoints"
     for made, said in ((None, "the beginning"), (5, f"step 5 in {where}")):
         if made:
@@ -164,11 +102,35 @@ def test_files_that_fail_while_training_are_one_line(tmp_path: Path) -> None:
         )
 
 
-def test_a_mistyped_path_does_not_begin_a_run(tmp_path: Path, cache: Path) -> None:
-    """The workdir is free for the corrected command."""
-    result = training_runs.run(
-        tmp_path / "w", "--config.run.eval_sources=('/nowhere',)", cache=cache
-    )
-    assert result.returncode == 2 and "/nowhere" in result.stderr
-    assert "run.eval_sources" in result.stderr and len(result.stderr.splitlines()) == 1
-    assert not (tmp_path / "w").exists()
+def test_checkpoint_restores_like_the_exported_model(undisturbed, tmp_path):
+    Image.fromarray(skimage.data.astronaut()[:64, 200:296]).save(tmp_path / "a.png")
+    outputs = []
+    for flag, folder in (("--checkpoint", undisturbed), ("--model", undisturbed / "model")):
+        words = ["--input", tmp_path / "a.png", "--output", tmp_path / flag, flag, folder]
+        assert restore.main([str(word) for word in words]) == 0
+        outputs.append((tmp_path / flag / "a.png").read_bytes())
+    assert outputs[0] == outputs[1]
+
+
+def test_resuming_with_another_config_is_refused(undisturbed, cache):
+    result = training_runs.run(undisturbed, "--config.optim.learning_rate=1e-3", cache=cache)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "optim.learning_rate: 5e-05 -> 0.001" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--config.optim.lr=1", "--config.optim.lr: no such setting: 'lr'"),
+        ("speed", "'speed' is no flag"),
+        ("--process=1", "--coordinator"),
+        ("--workdir=", "--workdir is empty"),
+        ("--workdir=train.py/run", "train.py is no folder"),
+        ("--config.run.eval_sources=('/nowhere',)", "run.eval_sources: /nowhere"),
+    ],
+)
+def test_bad_config_is_one_line_and_leaves_nothing(tmp_path, cache, flag, said):
+    """One of each kind: a setting, a word, who takes part, the workdir, what is read late."""
+    result = training_runs.run(tmp_path / "w", flag, cache=cache)
+    assert result.returncode == 2 and said in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "w").exists()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from curation_runs import crop_of, curate, kept, manifest
+from damage import raising
 
 from curate import forget
 from curate.engine.ledger import tree_digest
@@ -46,15 +47,11 @@ def unpublish(output: Path) -> None:
         shutil.rmtree(output / name)
 
 
-def stop(*_) -> None:
-    raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("command", [["forget", FORGOTTEN], ["run"]])
 def test_forgetting_goes_on_where_it_was_stopped(copy, unseen, monkeypatch, command):
     crop = crop_of(copy, FORGOTTEN)["crop_id"]
     with monkeypatch.context() as patched:
-        patched.setattr(forget, "drop_crops", stop)
+        patched.setattr(forget, "drop_crops", raising(KeyboardInterrupt()))
         assert curate(copy, "forget", FORGOTTEN) == 130
     assert not list((copy / "packed").iterdir())
     assert curate(copy, *command) == 0

@@ -24,29 +24,25 @@ def flat(value: int) -> np.ndarray:
     return np.full((16, 16, 3), value, np.uint8)
 
 
-def test_luma_of_black_gray_and_white() -> None:
+def test_luma_of_black_gray_and_white():
     levels = [float(bt601_luma(flat(v))[0, 0]) * 255 for v in (0, 51, 255)]
     assert levels == pytest.approx([16, 16 + 219 / 5, 235])
 
 
-def test_psnr_closed_form() -> None:
+def test_psnr_closed_form():
     error = (219 / 255 * 10 / 255) ** 2  # 10 levels of gray are 219 / 255 * 10 of luma
     assert psnr_y(flat(100), flat(110)) == pytest.approx(-10 * math.log10(error + 1e-8), abs=1e-9)
     assert psnr_y(flat(7), flat(7)) == pytest.approx(80)
 
 
-def test_psnr_weighs_the_channels() -> None:
+def test_psnr_weighs_the_channels():
     red = flat(0)
     red[..., 0] = 255
     assert psnr_y(flat(0), red) == pytest.approx(-20 * math.log10(65.481 / 255), abs=1e-5)
 
 
-def test_ssim_of_equal_images_is_one() -> None:
-    assert ssim_y(pair()[0], pair()[0]) == pytest.approx(1, abs=1e-12)
-
-
 @pytest.mark.parametrize("sigma", [3, 10])
-def test_ssim_against_scikit_image(sigma: float) -> None:
+def test_ssim_against_scikit_image(sigma):
     """It mirrors at borders, so only full windows count; it does not clip, so noise is mild."""
     x, y = (np.round(bt601_luma(image) * 255) for image in pair(sigma))
     options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
@@ -67,17 +63,17 @@ def torch_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("sigma", [3, 20, 60])
-def test_ssim_against_torch(sigma: float) -> None:
+def test_ssim_against_torch(sigma):
     assert ssim_y(*pair(sigma)) == pytest.approx(torch_ssim(*pair(sigma)), abs=1e-9)
 
 
-def test_negative_structure_counts_as_zero() -> None:
+def test_negative_structure_counts_as_zero():
     photo = pair()[0]
     assert ssim_y(photo, 255 - photo) == pytest.approx(torch_ssim(photo, 255 - photo), abs=1e-9)
     assert ssim_y(photo, 255 - photo) >= 0
 
 
-def test_unfit_images_are_refused() -> None:
+def test_unfit_images_are_refused():
     for metric in (psnr_y, ssim_y):
         with pytest.raises((ValueError, TypeCheckError)):
             metric(flat(0), flat(0)[1:])

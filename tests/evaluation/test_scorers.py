@@ -7,11 +7,10 @@ import hashlib
 import sys
 import urllib.request
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from convert import filled
+from convert import call, filled
 from huggingface_hub import constants
 from skimage.data import astronaut
 
@@ -115,7 +114,7 @@ def test_lpips_of_a_model_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(scorers, "load_part", lambda folder, name: network)
     scorer = open_scorer(METRICS["lpips-vgg"], None, tmp_path)
     a, b = batch(0), batch(1)
-    expected = np.asarray(network(jnp.asarray(to_float(a)), jnp.asarray(to_float(b))))
+    expected = call(network, to_float(a), to_float(b))
     np.testing.assert_allclose(scorer.score(a, b), expected, rtol=1e-5)
     assert len(scorer.identity["weights"]["lpips.safetensors"]) == 64
 

@@ -82,8 +82,7 @@ def test_difference_of_a_single_pair_is_unbounded():
     assert tables.as_json(found) == {"mean": 2, "low": None, "high": None, "n": 1}
 
 
-@pytest.mark.parametrize("methods", [1, 2, 8])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("methods", "count"), [(1, 1), (2, 3), (8, 3)])
 def test_plot(methods, count):
     values = {f"method {i}": [20.0 + i + k for k in range(count)] for i in range(methods)}
     data = plot(METRICS["psnr"], values)

@@ -22,7 +22,7 @@ def disk(kind: type, hidden: tuple[int, int, int], size: int = 64) -> Picture:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("hidden", [(0, 0, 0), (255, 255, 255), (0, 255, 0)])
 @pytest.mark.parametrize("factor", [1.0, 1.5, 2.0, 4.0])
-def test_no_fringe(kind: type, hidden: tuple[int, int, int], factor: float) -> None:
+def test_no_fringe(kind, hidden, factor):
     picture = disk(kind, hidden)
     large = enlarge(picture, factor)
     assert large.alpha is not None and large.rgb.dtype == large.alpha.dtype == kind
@@ -32,7 +32,7 @@ def test_no_fringe(kind: type, hidden: tuple[int, int, int], factor: float) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_seen_stays_and_so_does_alpha(kind: type) -> None:
+def test_what_is_seen_stays_and_so_does_alpha(kind):
     rng = np.random.default_rng(0)
     rgb = rng.integers(0, np.iinfo(kind).max, (23, 37, 3), dtype=kind)
     alpha = rng.integers(0, 4, (23, 37)).astype(kind)
@@ -45,7 +45,7 @@ def test_what_is_seen_stays_and_so_does_alpha(kind: type) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (2, 3), (33, 65), (100, 7)])
-def test_one_visible_pixel_colours_all(size: tuple[int, int]) -> None:
+def test_one_visible_pixel_colours_all(size):
     rgb = np.zeros((*size, 3), np.uint8)
     alpha = np.zeros(size, np.uint8)
     rgb[-1, -1], alpha[-1, -1] = (250, 128, 3), 1
@@ -53,7 +53,7 @@ def test_one_visible_pixel_colours_all(size: tuple[int, int]) -> None:
     assert np.abs(result.astype(int) - (250, 128, 3)).max() <= 1
 
 
-def test_each_side_takes_the_colour_beside_it() -> None:
+def test_each_side_takes_the_colour_beside_it():
     rgb = np.zeros((40, 80, 3), np.uint8)
     rgb[:, :10], rgb[:, -10:] = (255, 0, 0), (0, 0, 255)
     alpha = np.zeros((40, 80), np.uint8)
@@ -63,7 +63,7 @@ def test_each_side_takes_the_colour_beside_it() -> None:
     assert result[..., 1].max() == 0
 
 
-def test_nothing_visible_or_nothing_hidden_stays_as_it_is() -> None:
+def test_nothing_visible_or_nothing_hidden_stays_as_it_is():
     rgb = np.full((4, 5, 3), 7, np.uint8)
     for alpha in (None, np.zeros((4, 5), np.uint8), np.full((4, 5), 1, np.uint8)):
         assert filled(rgb, alpha) is rgb

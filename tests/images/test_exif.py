@@ -1,7 +1,6 @@
 """How dense a picture is printed: found in every format, kept in every format."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +45,7 @@ def block(across: float, down: float, unit: int = 2, turn: int = 1) -> bytes:
     ],
 )
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_density_is_found_and_kept(data: bytes, density: tuple | None, kind: str) -> None:
+def test_density_is_found_and_kept(data, density, kind):
     picture = decode(data)
     if density is None:
         assert picture.density is None
@@ -56,7 +55,7 @@ def test_density_is_found_and_kept(data: bytes, density: tuple | None, kind: str
     assert found == (density and pytest.approx(density, abs=0.02))
 
 
-def test_deep_pictures_keep_it_and_a_jpeg_of_centimetres() -> None:
+def test_deep_pictures_keep_it_and_a_jpeg_of_centimetres():
     deep = Picture(PHOTO.astype(np.uint16) * 257, density=(300.0, 200.0))
     assert decode(encode(deep), deep=True).density == pytest.approx((300, 200), abs=0.02)
     data = bytearray(written("JPEG", dpi=(100, 50)))
@@ -64,7 +63,7 @@ def test_deep_pictures_keep_it_and_a_jpeg_of_centimetres() -> None:
     assert decode(bytes(data)).density == pytest.approx((254, 127))
 
 
-def test_a_print_stays_as_large_when_a_picture_is_enlarged(tmp_path: Path) -> None:
+def test_a_print_stays_as_large_when_a_picture_is_enlarged(tmp_path):
     large = enlarge(decode(written("JPEG", dpi=(300, 200), exif=block(72, 72))), 2.0)
     for kind in ("png", "jpeg", "webp"):
         data = encode(large, kind)
@@ -75,13 +74,13 @@ def test_a_print_stays_as_large_when_a_picture_is_enlarged(tmp_path: Path) -> No
             assert exif[0x010F] == "Maker"
 
 
-def test_a_density_that_a_jpeg_cannot_hold_is_no_obstacle() -> None:
+def test_a_density_that_a_jpeg_cannot_hold_is_no_obstacle():
     picture = Picture(PHOTO, density=(100_000.0, 50.0))
     assert decode(encode(picture, "jpeg")).density is None
     assert decode(encode(picture)).density == pytest.approx((100_000, 50), abs=0.02)
 
 
-def test_pillows_images_keep_it() -> None:
+def test_pillows_images_keep_it():
     with Image.open(io.BytesIO(written("PNG", dpi=(300, 200)))) as image:
         picture = from_pillow(image)
     assert picture.density == pytest.approx((300, 200), abs=0.02)

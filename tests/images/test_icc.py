@@ -66,7 +66,7 @@ DECODED = {
 
 @pytest.mark.parametrize("primaries", [1, 6, 9, 12])  # whose white is sRGB's
 @pytest.mark.parametrize("transfer", DECODED)
-def test_cicp_against_the_formulas(primaries: int, transfer: int) -> None:
+def test_cicp_against_the_formulas(primaries, transfer):
     picture = decode(png(COLOURS, cicp(primaries, transfer, 0, 1)))
     np.testing.assert_array_equal(picture.rgb, COLOURS)
     if (primaries, transfer) == (1, 13):
@@ -80,7 +80,7 @@ def test_cicp_against_the_formulas(primaries: int, transfer: int) -> None:
 
 
 @pytest.mark.parametrize("primaries", PRIMARIES)
-def test_white_stays_white_whatever_its_hue(primaries: int) -> None:
+def test_white_stays_white_whatever_its_hue(primaries):
     ramp = np.repeat(np.arange(0, 256, 5, dtype=np.uint8)[None, :, None], 3, axis=-1)
     for curve in TRANSFERS.values():
         found = to_srgb(ramp, rgb_profile(PRIMARIES[primaries], curve)).astype(int)
@@ -88,7 +88,7 @@ def test_white_stays_white_whatever_its_hue(primaries: int) -> None:
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_linear_light_keeps_its_samples(deep: bool) -> None:
+def test_linear_light_keeps_its_samples(deep):
     data = png(COLOURS, GAMMA[100_000])
     picture = decode(data, deep=deep)
     assert picture.icc is not None
@@ -102,7 +102,7 @@ def icc_of(*extra: bytes) -> bytes | None:
     return decode(png(COLOURS, *extra)).icc
 
 
-def test_which_chunk_counts() -> None:
+def test_which_chunk_counts():
     linear, adobe = icc_of(GAMMA[100_000]), icc_of(GAMMA[45_455], CHRM[ADOBE])
     p3 = icc_of(cicp(12, 13, 0, 1))
     assert linear and adobe and p3 and len({linear, adobe, p3}) == 3
@@ -116,7 +116,7 @@ def test_which_chunk_counts() -> None:
         assert icc_of(senseless) is None
 
 
-def test_what_is_srgb_by_its_chunks_has_no_profile() -> None:
+def test_what_is_srgb_by_its_chunks_has_no_profile():
     assert icc_of(GAMMA[45_455]) is None
     assert icc_of(GAMMA[45_455], CHRM[REC709]) is None
     assert icc_of(CHRM[REC709]) is None
@@ -132,14 +132,14 @@ def test_what_is_srgb_by_its_chunks_has_no_profile() -> None:
         ((1, 13, 0, 0), "video levels"),
     ],
 )
-def test_what_is_no_plain_rgb_is_refused_in_one_line(values: tuple, reason: str) -> None:
+def test_what_is_no_plain_rgb_is_refused_in_one_line(values, reason):
     with pytest.raises(ImageError, match=reason) as caught:
         decode(png(COLOURS, cicp(*values)))
     assert "\n" not in str(caught.value) and "damaged" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_gray_of_linear_light_becomes_srgb(kind: type) -> None:
+def test_gray_of_linear_light_becomes_srgb(kind):
     largest = np.iinfo(kind).max
     levels = np.linspace(0, largest, 60).astype(kind)[None]
     picture = decode(png(levels, GAMMA[100_000]), deep=True)
@@ -148,12 +148,12 @@ def test_gray_of_linear_light_becomes_srgb(kind: type) -> None:
     assert np.abs(picture.rgb[..., 2] - expected).max() <= 1
 
 
-def test_pillows_images_tell_it_too() -> None:
+def test_pillows_images_tell_it_too():
     with Image.open(io.BytesIO(png(COLOURS, GAMMA[45_455], CHRM[ADOBE]))) as image:
         assert from_pillow(image).icc == icc_of(GAMMA[45_455], CHRM[ADOBE])
 
 
-def test_profiles_are_whole_and_named() -> None:
+def test_profiles_are_whole_and_named():
     profile = rgb_profile(PRIMARIES[12], TRANSFERS[13])
     opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     assert int.from_bytes(profile[:4], "big") == len(profile)

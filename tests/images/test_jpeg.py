@@ -40,7 +40,7 @@ FILES = {
 
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("tail", [b"", b"\xff", b"\xff\xff", b"\0" * 3, b"\0" * 5000])
-def test_a_missing_end_marker_is_no_loss(kind: str, tail: bytes) -> None:
+def test_a_missing_end_marker_is_no_loss(kind, tail):
     whole = FILES[kind]
     assert whole[-2:] == b"\xff\xd9" and mended(whole) is whole
     picture = decode(whole[:-2] + tail)
@@ -48,7 +48,7 @@ def test_a_missing_end_marker_is_no_loss(kind: str, tail: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_missing_pixels_are(kind: str) -> None:
+def test_missing_pixels_are(kind):
     whole = FILES[kind]
     scan = whole.rindex(b"\xff\xda") if "progressive" in kind else whole.index(b"\xff\xda")
     cuts = {len(whole) - 2 - n for n in (1, 2, 3, 5, 8, 13, 40, 200)}
@@ -66,7 +66,7 @@ def test_missing_pixels_are(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["restarts", "a restart each block", "restarts, progressive"])
-def test_a_cut_at_a_restart_marker_is_a_loss(kind: str) -> None:
+def test_a_cut_at_a_restart_marker_is_a_loss(kind):
     whole = FILES[kind]
     scan = whole.rindex(b"\xff\xda")
     cuts = [
@@ -81,7 +81,7 @@ def test_a_cut_at_a_restart_marker_is_a_loss(kind: str) -> None:
                 decode(whole[:end])
 
 
-def test_a_cut_between_scans_is_a_loss() -> None:
+def test_a_cut_between_scans_is_a_loss():
     whole = FILES["progressive"]
     starts = [at for at in range(len(whole)) if whole[at : at + 2] in (b"\xff\xda", b"\xff\xc4")]
     for cut in starts[1:]:

@@ -8,7 +8,7 @@ from osdhuman_jax.data.sources import FolderSource
 from osdhuman_jax.images.listing import list_images, named_images, other_pictures, real, tree
 
 
-def test_listing_of_file_folder_and_pattern(tmp_path: Path) -> None:
+def test_listing_of_file_folder_and_pattern(tmp_path):
     for name in (
         "b.PNG",
         "a.jpg",
@@ -35,7 +35,7 @@ def test_listing_of_file_folder_and_pattern(tmp_path: Path) -> None:
     assert names(tmp_path / "none") == names(tmp_path / "none*") == []
 
 
-def test_links_to_folders_are_followed_once_each(tmp_path: Path) -> None:
+def test_links_to_folders_are_followed_once_each(tmp_path):
     images, disk = tmp_path / "images", tmp_path / "disk"
     for file in (disk / "patch" / "1.png", images / "real" / "2.png"):
         file.parent.mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_links_to_folders_are_followed_once_each(tmp_path: Path) -> None:
     assert [name.as_posix() for _, name in list_images(images / "**/1.png")] == ["again/1.png"]
 
 
-def test_other_pictures_are_counted_below_a_folder_alone(tmp_path: Path) -> None:
+def test_other_pictures_are_counted_below_a_folder_alone(tmp_path):
     for name in ("a.jpg", "b.tif", "sub/c.TIF", "sub/d.gif", "e.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -83,7 +83,7 @@ def put(folder: Path, files: dict[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
-def test_what_systems_leave_beside_pictures_is_passed_over(tmp_path: Path) -> None:
+def test_what_systems_leave_beside_pictures_is_passed_over(tmp_path):
     odd = {
         "._a.jpg": APPLE_DOUBLE,
         "._b.png": b"",
@@ -109,7 +109,7 @@ def test_what_systems_leave_beside_pictures_is_passed_over(tmp_path: Path) -> No
     assert names(tmp_path / "._a.jpg") == ["._a.jpg"]
 
 
-def test_brackets_of_a_folder_that_is_there_are_its_name(tmp_path: Path) -> None:
+def test_brackets_of_a_folder_that_is_there_are_its_name(tmp_path):
     albums = ["Wedding [2024]", "a*b", "who?", "x/[1-3] y", "1 y", "Wedding 2"]
     put(tmp_path, {f"{folder}/a.jpg": b"" for folder in albums})
     for folder in albums:
@@ -121,7 +121,7 @@ def test_brackets_of_a_folder_that_is_there_are_its_name(tmp_path: Path) -> None
     assert names(f"{tmp_path}/**/[[]1-3] y/a.*") == ["x/[1-3] y/a.jpg"]
 
 
-def test_a_pattern_finds_a_file_once_and_enters_no_link(tmp_path: Path) -> None:
+def test_a_pattern_finds_a_file_once_and_enters_no_link(tmp_path):
     put(tmp_path, {"a/b/c/x.png": b"", "a/y.png": b""})
     (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
     assert names(f"{tmp_path}/**/a/**/*.png") == ["a/b/c/x.png", "a/y.png"]
@@ -129,7 +129,7 @@ def test_a_pattern_finds_a_file_once_and_enters_no_link(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/a/loop/*.png") == ["y.png"]
 
 
-def test_links_that_lead_nowhere_are_listed_to_fail_by_name(tmp_path: Path) -> None:
+def test_links_that_lead_nowhere_are_listed_to_fail_by_name(tmp_path):
     put(tmp_path, {"a.png": PNG, "sub/b.png": PNG})
     for name, target in (("gone.png", "none"), ("me.png", "me.png"), ("sub/x.png", "y.png")):
         (tmp_path / name).symlink_to(target)
@@ -142,7 +142,7 @@ def test_links_that_lead_nowhere_are_listed_to_fail_by_name(tmp_path: Path) -> N
     assert real(tmp_path / "me.png") == tmp_path.resolve() / "me.png"
 
 
-def test_names_that_are_no_utf8_are_listed_and_spelled(tmp_path: Path) -> None:
+def test_names_that_are_no_utf8_are_listed_and_spelled(tmp_path):
     for name in (b"Mu\xf1oz.jpg", rb"Mu\xf1oz.jpg", b"\xff[1].png"):
         (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))).touch()
     found = named_images(tmp_path)
@@ -151,7 +151,7 @@ def test_names_that_are_no_utf8_are_listed_and_spelled(tmp_path: Path) -> None:
     assert len(list_images(f"{tmp_path}/*oz.jpg")) == 2
 
 
-def test_training_and_curation_list_the_same(tmp_path: Path) -> None:
+def test_training_and_curation_list_the_same(tmp_path):
     put(tmp_path, {"a.jpg": b"", "B/c.JFIF": b"", "._a.jpg": APPLE_DOUBLE, "._b.jpg": JPEG})
     put(tmp_path, {"__MACOSX/d.jpg": JPEG, ".x/e.png": PNG, "f.tif": b"", "g.txt": b""})
     expected = ["._b.jpg", "B/c.JFIF", "a.jpg"]

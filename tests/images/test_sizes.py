@@ -12,13 +12,13 @@ def noise(height: int, width: int, dtype: type = np.uint8) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_at_the_networks_own_factor_it_is_the_picture(scale: int) -> None:
+def test_at_the_networks_own_factor_it_is_the_picture(scale):
     pixels = noise(13, 7)
     assert seen(pixels, (13 * scale, 7 * scale), scale) is pixels
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_without_enlarging_it_is_the_mean_of_squares(dtype: type) -> None:
+def test_without_enlarging_it_is_the_mean_of_squares(dtype):
     pixels = noise(9, 14, dtype)
     grown = np.pad(pixels, ((0, 3), (0, 2), (0, 0)), mode="reflect")
     want = grown.reshape(3, 4, 4, 4, 3).mean((1, 3))
@@ -28,7 +28,7 @@ def test_without_enlarging_it_is_the_mean_of_squares(dtype: type) -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.3, 2.0, 3.5, 4.0, 6.0])
-def test_content_stays_in_its_place(factor: float) -> None:
+def test_content_stays_in_its_place(factor):
     """A ramp: each pixel seen has the value at its own middle."""
     pixels = np.broadcast_to(np.arange(60, dtype=np.uint8)[:, None, None] * 4, (60, 5, 3))
     size = scaled_size((60, 5), factor)
@@ -43,5 +43,5 @@ def test_content_stays_in_its_place(factor: float) -> None:
     assert np.abs(found[inside, 0, 0] - 4 * middles[inside]).max() < 1.5
 
 
-def test_one_pixel() -> None:
+def test_one_pixel():
     assert (seen(np.full((1, 1, 3), 7, np.uint8), (1, 1), 4) == 7).all()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from osdhuman_jax.images.codec import Picture
 from osdhuman_jax.inference import colour
-from osdhuman_jax.inference.colour import _low_band, moments, wavelet
+from osdhuman_jax.inference.colour import moments, wavelet
 from osdhuman_jax.inference.finishing import finish
 from osdhuman_jax.inference.settings import COLOR_FIXES
 
@@ -61,7 +61,7 @@ def torch_wavelet(content: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("fix,theirs", [(adain, torch_adain), (wavelet, torch_wavelet)])
 @pytest.mark.parametrize("size", [(40, 56), (3, 5)])
-def test_against_torch(fix, theirs, size: tuple) -> None:
+def test_against_torch(fix, theirs, size):
     content, source = image(0, 0.0, 1.0, size), image(1, 0.3, 0.5, size)
     ours = fix(content, source)
     assert ours.dtype == np.float32
@@ -69,46 +69,26 @@ def test_against_torch(fix, theirs, size: tuple) -> None:
 
 
 @pytest.mark.parametrize("fix", FIXES)
-def test_identity_where_content_is_the_source(fix) -> None:
+def test_identity_where_content_is_the_source(fix):
     np.testing.assert_allclose(fix(image(0), image(0)), image(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("fix", FIXES)
-def test_range_is_kept(fix) -> None:
+def test_range_is_kept(fix):
     fixed = fix(image(0, 0, 1), image(1, 0.9, 1))
     assert fixed.min() >= 0 and fixed.max() <= 1
 
 
-def test_adain_takes_over_mean_and_deviation() -> None:
-    source = image(1, 0.4, 0.6)
-    fixed = adain(image(0), source)
-    np.testing.assert_allclose(fixed.mean((0, 1)), source.mean((0, 1)), atol=1e-5)
-    np.testing.assert_allclose(fixed.std((0, 1)), source.std((0, 1)), rtol=2e-3)
-
-
-def test_adain_of_flat_and_single_pixels_is_finite() -> None:
+def test_adain_of_flat_and_single_pixels_is_finite():
     flat = np.full((4, 4, 3), 0.5, np.float32)
     assert np.isfinite(adain(flat, image(0, size=(4, 4)))).all()
     np.testing.assert_allclose(adain(flat[:1, :1], flat[:1, :1] / 2), 0.25, atol=1e-6)
 
 
-def test_wavelet_takes_the_low_band_of_the_source() -> None:
-    content, source = image(0, 0.4, 0.6), image(1, 0.4, 0.6)
-    details = content - _low_band(content)
-    np.testing.assert_allclose(wavelet(content, source) - details, _low_band(source), atol=1e-6)
-
-
-def test_wavelet_undoes_a_colour_cast() -> None:
-    cast = np.array([0.1, -0.05, 0.02], np.float32)
-    np.testing.assert_allclose(wavelet(image(0) + cast, image(0)), image(0), atol=1e-6)
-
-
 @pytest.mark.parametrize("blend", [1.0, 0.7])
 @pytest.mark.parametrize("method", COLOR_FIXES)
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
-def test_bands_are_the_whole_picture_and_take_their_own_memory(
-    method: str, blend: float, kind: type, monkeypatch
-) -> None:
+def test_bands_are_the_whole_picture_and_take_their_own_memory(method, blend, kind, monkeypatch):
     size = (600, 210)
     output = image(0, -1.1, 1.1, size)
     source = Picture((image(1, 0, 1, size) * np.iinfo(kind).max).astype(kind))
@@ -132,7 +112,7 @@ def cast(size: tuple[int, int], kind: type) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 @pytest.mark.parametrize("method", COLOR_FIXES)
 @pytest.mark.parametrize("blend", [1.0, 0.5])
-def test_gray_stays_gray(method: str, kind: type, blend: float, monkeypatch) -> None:
+def test_gray_stays_gray(method, kind, blend, monkeypatch):
     output, source = cast((30, 20), kind)
     monkeypatch.setattr(colour, "BAND", 7 * 20)
     result = finish(output, Picture(source), method, blend).rgb

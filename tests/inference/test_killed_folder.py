@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
-from tiny_folder import TINY, random_restorer
-
-from osdhuman_jax.weights import save_model
 
 ROOT = Path(__file__).parents[2]
 KILLS = 3
@@ -63,11 +61,9 @@ def outputs(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("count", "longest"), [(20, 128), pytest.param(1000, 140, marks=pytest.mark.slow)]
 )
-def test_T13_a_folder_killed_three_times_ends_as_if_undisturbed(
-    tmp_path: Path, count: int, longest: int
-) -> None:
+def test_T13_a_folder_killed_three_times_ends_as_if_undisturbed(tmp_path, count, longest):
     fill(tmp_path / "in", count, longest)
-    save_model(tmp_path / "model", TINY, random_restorer())
+    tiny.save(tmp_path / "model")
     broken, whole = tmp_path / "broken", tmp_path / "whole"
     for kill in range(KILLS):
         kill_at(start(tmp_path, broken), broken, (kill + 1) * count // (KILLS + 1))

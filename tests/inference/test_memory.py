@@ -1,7 +1,5 @@
 """Amounts of memory: as people write them, as machines and containers state them."""
 
-from pathlib import Path
-
 import jax
 import pytest
 
@@ -16,12 +14,12 @@ from osdhuman_jax.inference.memory import budget, host_memory, is_exhausted, par
         *[("1.5K", 1536), ("2e9", 2 * 10**9), ("0.5T", 2**39), ("512kB", 2**19), ("7B", 7)],
     ],
 )
-def test_amounts(text: str, count: int) -> None:
+def test_amounts(text, count):
     assert parse_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["", "much", "0", "0.2", "-1G", "4GiBs", "4 G i B", "1e", "GiB"])
-def test_what_is_no_amount_is_refused(text: str) -> None:
+def test_what_is_no_amount_is_refused(text):
     with pytest.raises(ValueError, match="is no amount of memory; write for example 4GiB"):
         parse_bytes(text)
 
@@ -42,9 +40,7 @@ def machine(monkeypatch, pages: int) -> None:
         ({"memory/memory.limit_in_bytes": f"{2**63 - 4096}\n"}, 2**32),
     ],
 )
-def test_a_container_lowers_the_hosts_memory(
-    tmp_path: Path, monkeypatch, files: dict[str, str], limit: int
-) -> None:
+def test_a_container_lowers_the_hosts_memory(tmp_path, monkeypatch, files, limit):
     machine(monkeypatch, 2**20)
     monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path)
     for name, text in files.items():
@@ -55,10 +51,9 @@ def test_a_container_lowers_the_hosts_memory(
 
 
 @pytest.mark.parametrize(
-    ("statistics", "share"),
-    [({"bytes_limit": 1000}, 900), ({}, 2**31), (None, 2**31)],
+    ("statistics", "share"), [({"bytes_limit": 1000}, 900), ({}, 2**31), (None, 2**31)]
 )
-def test_a_device_gives_most_of_its_own(monkeypatch, statistics: object, share: int) -> None:
+def test_a_device_gives_most_of_its_own(monkeypatch, statistics, share):
     class Device:
         """A GPU, as far as is asked."""
 
@@ -72,7 +67,7 @@ def test_a_device_gives_most_of_its_own(monkeypatch, statistics: object, share: 
     assert budget() == share
 
 
-def test_a_want_of_memory_is_told_from_other_errors() -> None:
+def test_a_want_of_memory_is_told_from_other_errors():
     assert is_exhausted(MemoryError())
     assert is_exhausted(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
     assert not is_exhausted(jax.errors.JaxRuntimeError("INTERNAL: no"))

@@ -2,55 +2,27 @@
 
 import logging
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+import tiny
+from damage import raising
 from PIL import Image
 from skimage.data import astronaut
-from small import Halve, halving
+from tiny import Halve, halving
 
-from osdhuman_jax.config import ModelConfig, UseConfig
+from osdhuman_jax.config import UseConfig
 from osdhuman_jax.images.codec import Picture, to_float, to_uint8
-from osdhuman_jax.images.sizes import enlarge, pad_reflect, scaled_size, squash
+from osdhuman_jax.images.sizes import pad_reflect, scaled_size, squash
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.pipeline import VIEW, Pipeline
 from osdhuman_jax.inference.plans import WHOLE
-from osdhuman_jax.methods.osdhuman import build_restorer
 from osdhuman_jax.methods.prompts import FixedPrompter
-from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.weights import Model
-
-TINY = ModelConfig(
-    vae=replace(VAEConfig.sd21(), block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2),
-    unet=UNetConfig(
-        in_channels=4,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        layers_per_block=1,
-        num_attention_heads=(1, 1),
-        cross_attention_dim=8,
-        norm_num_groups=2,
-    ),
-    swin=SwinConfig(
-        image_size=32,
-        patch_size=4,
-        embed_dim=8,
-        depths=(1, 1),
-        num_heads=(1, 1),
-        window_size=4,
-        mlp_ratio=1.0,
-        image_proj_dim=8,
-    ),
-    hfie=HFIEConfig(num_queries=3, num_heads=1),
-)
-
 
 NANO = Path(__file__).parents[2] / "models" / "nano"
 
@@ -62,35 +34,25 @@ class Mean(Halve):
         return jnp.broadcast_to(lq.mean((1, 2), keepdims=True), lq.shape)
 
 
-@cache
-def tiny_model() -> Model:
-    """Random weights, without compiling their initializers."""
-    abstract = nnx.eval_shape(lambda: build_restorer(TINY, rngs=nnx.Rngs(0)))
-    graphdef, state = nnx.split(abstract)
-    rng = np.random.default_rng(0)
-    draw = jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.2, x.shape), x.dtype), state)
-    return Model(nnx.merge(graphdef, draw), TINY, "0" * 64, "tiny")
-
-
 def photo(height: int, width: int, top: int = 20) -> Picture:
     return Picture(np.ascontiguousarray(astronaut()[top : top + height, 150 : 150 + width]))
 
 
 @pytest.mark.parametrize("have,want", [(1, 5), (2, 7), (5, 5), (5, 64), (40, 64)])
-def test_padding_mirrors(have: int, want: int) -> None:
+def test_padding_mirrors(have, want):
     pixels = photo(have, have).rgb
     expected = np.pad(pixels, ((0, want - have), (0, want - have), (0, 0)), mode="reflect")
     np.testing.assert_array_equal(pad_reflect(pixels, (want, want)), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (64, 64), (65, 63), (30, 200)])
-def test_output_is_the_models_at_the_inputs_size(size: tuple[int, int]) -> None:
+def test_output_is_the_models_at_the_inputs_size(size):
     picture = photo(*size)
     (restored,) = halving().restore([picture])
     np.testing.assert_array_equal(restored.rgb, to_uint8(to_float(picture.rgb) * 0.5))
 
 
-def test_order_is_kept_across_sizes_and_partial_batches() -> None:
+def test_order_is_kept_across_sizes_and_partial_batches():
     sizes = [(30, 40), (70, 40), (31, 41), (70, 41), (64, 64)]
     pictures = [photo(*size) for size in sizes]
     restored = halving(batch_size=2).restore(pictures)
@@ -99,12 +61,8 @@ def test_order_is_kept_across_sizes_and_partial_batches() -> None:
         np.testing.assert_array_equal(result.rgb, to_uint8(to_float(picture.rgb) * 0.5))
 
 
-def test_nothing_gives_nothing() -> None:
-    assert halving().restore([]) == []
-
-
 @pytest.mark.parametrize("factor", [1.0, 1.5, 2.0, 3.7])
-def test_upscale(factor: float) -> None:
+def test_upscale(factor):
     picture = photo(21, 33)
     picture.alpha, picture.icc = picture.rgb[..., 0], b"profile"
     (restored,) = halving(1.0).restore([picture], upscale=factor)
@@ -115,28 +73,7 @@ def test_upscale(factor: float) -> None:
     assert restored.alpha.shape == (height, width) and restored.icc == b"profile"
 
 
-@pytest.mark.parametrize("factor", [0.5, float("nan"), float("inf")])
-def test_bad_factors_are_refused(factor: float) -> None:
-    with pytest.raises(ValueError, match="upscale"):
-        enlarge(photo(4, 4), factor)
-
-
-@pytest.mark.parametrize("method", ["adain", "wavelet"])
-def test_colour_fix_brings_the_input_back(method: str) -> None:
-    """A constant gain of contrast is undone by AdaIN exactly, by wavelet in the low band."""
-    picture = photo(60, 60)
-    (plain,) = halving().restore([picture])
-    (fixed,) = halving().restore([picture], color_fix=method)
-
-    def cast(result: Picture) -> np.ndarray:
-        return np.abs(result.rgb.mean((0, 1)) - picture.rgb.mean((0, 1)))
-
-    assert (cast(fixed) < 2).all() and (cast(plain) > 5).any()
-    if method == "adain":
-        assert np.abs(fixed.rgb.astype(int) - picture.rgb).max() <= 1
-
-
-def test_small_pictures_are_restored_enlarged_and_reduced_again() -> None:
+def test_small_pictures_are_restored_enlarged_and_reduced_again():
     pipeline = halving()
     pipeline.model.use = UseConfig(work_side=64)
     small, large = photo(16, 24), photo(64, 80)
@@ -152,7 +89,7 @@ def test_small_pictures_are_restored_enlarged_and_reduced_again() -> None:
         assert gap.max() <= (0.51 if source is large else 12)  # bicubic there, the mean back
 
 
-def test_what_is_not_asked_for_is_the_models() -> None:
+def test_what_is_not_asked_for_is_the_models():
     pipeline, picture = halving(), photo(30, 20)
     pipeline.model.use = UseConfig(color_fix="wavelet", blend=0.5)
     assert pipeline.chosen(None, None) == ("wavelet", 0.5)
@@ -163,19 +100,12 @@ def test_what_is_not_asked_for_is_the_models() -> None:
     assert np.array_equal(default.rgb, same.rgb) and not np.array_equal(default.rgb, other.rgb)
 
 
-def test_unknown_values_are_refused() -> None:
-    with pytest.raises(ValueError, match="color_fix"):
-        halving().restore([photo(4, 4)], color_fix="magic")
-    with pytest.raises(ValueError, match="batch_size"):
-        halving(batch_size=0)
-
-
-def test_an_output_that_is_not_finite_is_an_error() -> None:
+def test_an_output_that_is_not_finite_is_an_error():
     with pytest.raises(RestoreError, match="not finite"):
         halving(float("nan")).restore([photo(4, 4)])
 
 
-def test_few_programs_serve_many_sizes() -> None:
+def test_few_programs_serve_many_sizes():
     rng = np.random.default_rng(0)
     pictures = [photo(*rng.integers(1, 200, 2)) for _ in range(40)]
     pipeline = halving(batch_size=3)
@@ -184,7 +114,7 @@ def test_few_programs_serve_many_sizes() -> None:
 
 
 @pytest.mark.parametrize(("longest", "most"), [(1024, 36), (6000, 64)])
-def test_a_thousand_mixed_sizes_compile_at_most_k_programs(longest: int, most: int) -> None:
+def test_a_thousand_mixed_sizes_compile_at_most_k_programs(longest, most):
     """A whole size is one program; every tile size is two, for all pictures of that shape."""
     rng = np.random.default_rng(0)
     sizes = [tuple(int(n) for n in pair) for pair in rng.integers(32, longest, (1000, 2))]
@@ -199,15 +129,8 @@ def test_a_thousand_mixed_sizes_compile_at_most_k_programs(longest: int, most: i
             assert math.prod(plan.padded) <= WHOLE
 
 
-def test_two_pipelines_do_not_share_weights() -> None:
-    first, second = halving(0.5), halving(0.25)
-    before = first.restore([photo(9, 9)])[0].rgb
-    assert (second.restore([photo(9, 9)])[0].rgb != before).any()
-    np.testing.assert_array_equal(first.restore([photo(9, 9)])[0].rgb, before)
-
-
-def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
-    pipeline = Pipeline(tiny_model(), batch_size=2, bucket=64)
+def test_the_real_restorer_repeats_bit_for_bit_in_any_company():
+    pipeline = Pipeline(tiny.model(), batch_size=2, bucket=64)
     pictures = [photo(40, 50), photo(64, 64, top=60), photo(20, 60, top=90)]
     together = pipeline.restore(pictures)
     alone = [pipeline.restore([picture])[0] for picture in pictures]
@@ -218,21 +141,12 @@ def test_the_real_restorer_repeats_bit_for_bit_in_any_company() -> None:
             np.testing.assert_array_equal(results[0].rgb, other.rgb)
 
 
-def test_without_padding_the_pipeline_is_the_restorer() -> None:
-    picture, model = photo(64, 128), tiny_model()
-    pipeline = Pipeline(model, bucket=64)
-    (got,) = pipeline.compute([picture.rgb])
-    want = jax.jit(model.restorer)(to_float(picture.rgb)[None])[0]
-    assert np.asarray(want).std() > 0.1
-    np.testing.assert_allclose(got, want, atol=1e-3)
-
-
 class Told(Halve):
     """Paints each picture by the first numbers of its prompt, which is a true HFIE's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.prompter = tiny_model().restorer.prompter
+        self.prompter = tiny.model().restorer.prompter
 
     def __call__(self, lq, prompt=None):
         return jnp.broadcast_to(self.gain[...] * prompt[:, :1, None, :3], lq.shape)
@@ -240,16 +154,16 @@ class Told(Halve):
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("tiled", [False, True])
-def test_each_prompt_is_of_the_picture_alone(tiled: bool, deep: bool) -> None:
+def test_each_prompt_is_of_the_picture_alone(tiled, deep):
     """Several sizes of one padded size, whole or in tiles, by two or three programs."""
     pictures = [photo(*size) for size in ((130, 256), (256, 140), (256, 256), (200, 200))]
     pictures = [sixteen(picture) for picture in pictures] if deep else pictures
-    pipeline = Pipeline(Model(Told(), TINY, "0" * 64, "told"), batch_size=2)
+    pipeline = Pipeline(Model(Told(), tiny.MODEL, "0" * 64, "told"), batch_size=2)
     plans = pipeline.plans((256, 256))
     plan = replace(plans[-1], tile=(128, 128), batch=2) if tiled else plans[0]
     pipeline._plans[(256, 256)] = plan
     pixels = [picture.rgb for picture in pictures]
-    prompter = jax.jit(tiny_model().restorer.prompter)
+    prompter = jax.jit(tiny.model().restorer.prompter)
     for at in (0, 2):
         for got, seen in zip(pipeline.compute(pixels[at : at + 2]), pixels[at:], strict=False):
             want = 0.5 * prompter(to_float(seen)[None])[0, 0, :3]
@@ -259,25 +173,25 @@ def test_each_prompt_is_of_the_picture_alone(tiled: bool, deep: bool) -> None:
     assert pipeline.programs.count == (3 if tiled else 2)
 
 
-def test_a_fixed_prompter_looks_at_nothing() -> None:
+def test_a_fixed_prompter_looks_at_nothing():
     model = Told()
     model.prompter = FixedPrompter(jnp.asarray([[0.5, -0.5, 1.0]]))
-    pipeline = Pipeline(Model(model, TINY, "0" * 64, "told"))
+    pipeline = Pipeline(Model(model, tiny.MODEL, "0" * 64, "told"))
     (got,) = pipeline.compute([photo(30, 40).rgb])
     np.testing.assert_allclose(got, np.broadcast_to(np.float32([0.25, -0.25, 0.5]), (30, 40, 3)))
 
 
-def test_a_restorer_without_a_prompter_says_so() -> None:
+def test_a_restorer_without_a_prompter_says_so():
     model = Told()
     model.prompter = None
     with pytest.raises(ValueError, match="no prompter: give it a prompt"):
-        Pipeline(Model(model, TINY, "0" * 64, "told")).compute([photo(30, 40).rgb])
+        Pipeline(Model(model, tiny.MODEL, "0" * 64, "told")).compute([photo(30, 40).rgb])
 
 
-def test_the_restorer_sees_the_padded_picture() -> None:
+def test_the_restorer_sees_the_padded_picture():
     picture = photo(40, 50)
     mean = to_float(pad_reflect(picture.rgb, (128, 128))).mean((0, 1))
-    pipeline = Pipeline(Model(Mean(), TINY, "0" * 64, "mean"))
+    pipeline = Pipeline(Model(Mean(), tiny.MODEL, "0" * 64, "mean"))
     (restored,) = pipeline.restore([picture])
     assert restored.rgb[0, 0] == pytest.approx((mean + 1) * 127.5, abs=1)
 
@@ -301,11 +215,11 @@ class Tints:
 
 
 @pytest.mark.parametrize("side", [None, 48])
-def test_prompter_sees_the_pictures_alone_and_its_tokens_reach_the_model(side: int | None) -> None:
+def test_prompter_sees_the_pictures_alone_and_its_tokens_reach_the_model(side):
     prompter = Tints()
     if side:
         prompter.input_size = side
-    model = Model(Tint(), TINY, "0" * 64, "tint")
+    model = Model(Tint(), tiny.MODEL, "0" * 64, "tint")
     pictures = [photo(30, 40), photo(50, 20)]
     results = Pipeline(model, batch_size=2, prompter=prompter).restore(pictures)
     want = [squash(picture.rgb, side or VIEW) for picture in pictures]
@@ -319,26 +233,21 @@ def sixteen(picture: Picture) -> Picture:
     return Picture(picture.rgb.astype(np.uint16) * 257 + np.uint16(3), exif=b"Exif", icc=b"icc")
 
 
-@pytest.mark.parametrize("upscale", [1.0, 1.5])
-def test_sixteen_bits_stay_sixteen(upscale: float) -> None:
+def test_sixteen_bits_stay_sixteen():
     picture = sixteen(photo(30, 40))
-    (restored,) = halving(1.0).restore([picture], upscale=upscale)
-    assert restored.rgb.dtype == np.uint16 and (restored.exif, restored.icc) == (b"Exif", b"icc")
-    if upscale == 1:
-        np.testing.assert_array_equal(restored.rgb, picture.rgb)
-    else:
-        (eight,) = halving(1.0).restore([photo(30, 40)], upscale=upscale)
-        assert np.abs(restored.rgb / 257.0 - eight.rgb).max() < 1.5
+    (same,), (large,) = (halving(1.0).restore([picture], upscale=scale) for scale in (1.0, 1.5))
+    np.testing.assert_array_equal(same.rgb, picture.rgb)
+    assert large.rgb.dtype == np.uint16 and (large.exif, large.icc) == (b"Exif", b"icc")
+    (eight,) = halving(1.0).restore([photo(30, 40)], upscale=1.5)
+    assert np.abs(large.rgb / 257.0 - eight.rgb).max() < 1.5
 
 
 @pytest.mark.parametrize("blend", [0.0, 0.25, 1.0])
-def test_blend_lies_between_input_and_output(blend: float) -> None:
+def test_blend_lies_between_input_and_output(blend):
     picture = photo(20, 30)
     (restored,) = halving(0.5).restore([picture], blend=blend)
     expected = to_uint8(to_float(picture.rgb) * np.float32(1 - 0.5 * blend))
     assert np.abs(restored.rgb.astype(int) - expected).max() <= 1
-    with pytest.raises(ValueError, match="blend"):
-        halving().restore([picture], blend=1.5)
 
 
 def large(height: int, width: int) -> Picture:
@@ -348,7 +257,7 @@ def large(height: int, width: int) -> Picture:
     return Picture((127.5 + 60 * waves).astype(np.uint8))
 
 
-def test_a_large_picture_is_restored_in_tiles_that_leave_no_seam() -> None:
+def test_a_large_picture_is_restored_in_tiles_that_leave_no_seam():
     picture, seen = large(1100, 1300), []
     pipeline = halving()
     (restored,) = pipeline.restore([picture], progress=lambda *done: seen.append(done))
@@ -358,7 +267,7 @@ def test_a_large_picture_is_restored_in_tiles_that_leave_no_seam() -> None:
     assert seen[-1][0] == seen[-1][1] == 12 and len(seen) == 3
 
 
-def test_tiles_are_the_whole_picture_up_to_their_statistics() -> None:
+def test_tiles_are_the_whole_picture_up_to_their_statistics():
     """The bundled model, memory for tiles alone: 40 dB is the bound on smooth content."""
     picture = large(384, 500)
     whole = Pipeline.from_folder(NANO)
@@ -376,7 +285,7 @@ def bytes_of(pipeline: Pipeline, picture: Picture) -> int:
     return pipeline._footprint(pipeline.plans(pipeline.padded_size(picture.size))[0])
 
 
-def test_memory_chooses_the_batch_then_the_tiles_then_gives_up() -> None:
+def test_memory_chooses_the_batch_then_the_tiles_then_gives_up():
     picture = large(400, 400)
     four = halving(batch_size=4)
     padded = four.padded_size(picture.size)
@@ -406,7 +315,7 @@ def exhausted(pipeline: Pipeline, monkeypatch, times: int) -> None:
     monkeypatch.setattr(pipeline, "_follow", fail)
 
 
-def test_T14_out_of_memory_falls_back_once_and_says_so(monkeypatch, caplog) -> None:
+def test_T14_out_of_memory_falls_back_once_and_says_so(monkeypatch, caplog):
     pipeline, picture = halving(), large(400, 500)
     exhausted(pipeline, monkeypatch, times=1)
     with caplog.at_level(logging.WARNING):
@@ -419,9 +328,7 @@ def test_T14_out_of_memory_falls_back_once_and_says_so(monkeypatch, caplog) -> N
     assert len(caplog.messages) == 1
 
 
-def test_T14_a_second_want_of_memory_is_an_error_and_the_next_picture_is_restored(
-    monkeypatch,
-) -> None:
+def test_T14_a_second_want_of_memory_is_an_error_and_the_next_picture_is_restored(monkeypatch):
     pipeline = halving()
     exhausted(pipeline, monkeypatch, times=2)
     with pytest.raises(RestoreError, match="^out of memory: try a smaller"):
@@ -429,29 +336,14 @@ def test_T14_a_second_want_of_memory_is_an_error_and_the_next_picture_is_restore
     assert pipeline.restore([photo(30, 30)])[0].size == (30, 30)
 
 
-def test_T14_without_a_smaller_plan_the_error_says_so(monkeypatch) -> None:
+def test_T14_without_a_smaller_plan_the_error_says_so(monkeypatch):
     pipeline = halving()
     exhausted(pipeline, monkeypatch, times=1)
     with pytest.raises(RestoreError, match="no plan is smaller than whole pictures of 128 x 128"):
         pipeline.restore([photo(40, 50)])
 
 
-def test_a_host_without_memory_is_a_restore_error(monkeypatch) -> None:
-    def exhausted(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr("osdhuman_jax.inference.pipeline.finish", exhausted)
+def test_a_host_without_memory_is_a_restore_error(monkeypatch):
+    monkeypatch.setattr("osdhuman_jax.inference.pipeline.finish", raising(MemoryError()))
     with pytest.raises(RestoreError, match="^out of memory"):
         halving().restore([photo(40, 50)])
-
-
-def test_threads_share_a_pipeline() -> None:
-    pipeline = Pipeline(tiny_model(), bucket=64)
-    pictures = [photo(40 + i, 50) for i in range(4)]
-    expected = [pipeline.restore([picture])[0].rgb for picture in pictures]
-    fresh = Pipeline(tiny_model(), bucket=64)
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda picture: fresh.restore([picture])[0].rgb, pictures))
-    assert fresh.programs.count == 2  # the restorer's and its prompter's
-    for got, want in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(got, want)

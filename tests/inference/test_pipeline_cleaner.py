@@ -11,7 +11,6 @@ import torch
 from convert import call
 from skimage.data import astronaut
 
-from osdhuman_jax import Restorer
 from osdhuman_jax.commands import restore
 from osdhuman_jax.images.codec import Picture, read_image, to_float, to_uint8
 from osdhuman_jax.images.sizes import scaled_size
@@ -39,7 +38,7 @@ def pipeline(model: Path) -> Pipeline:
     return Pipeline.from_folder(model, bucket=256)
 
 
-def test_at_its_own_factor_the_network_sees_the_picture(pipeline: Pipeline, model: Path) -> None:
+def test_at_its_own_factor_the_network_sees_the_picture(pipeline, model):
     pixels = PHOTO[:40, :40]
     (restored,) = pipeline.restore([Picture(pixels)], upscale=4.0)
     grown = np.pad(pixels, ((0, 24), (0, 24), (0, 0)), mode="reflect")
@@ -50,14 +49,14 @@ def test_at_its_own_factor_the_network_sees_the_picture(pipeline: Pipeline, mode
 
 
 @pytest.mark.parametrize("scale", [2, 1])
-def test_networks_that_shuffle_their_input_serve_any_size(scale: int, tmp_path: Path) -> None:
+def test_networks_that_shuffle_their_input_serve_any_size(scale, tmp_path):
     (restored,) = Pipeline.from_folder(made(tmp_path, scale)).restore([Picture(PHOTO)])
     assert restored.size == (61, 45) and restored.rgb.std() > 5
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.7, 3.0, 4.0, 5.0])
 @pytest.mark.parametrize("size", [(61, 45), (1, 7), (33, 64)])
-def test_every_size_and_factor(pipeline: Pipeline, size: tuple[int, int], factor: float) -> None:
+def test_every_size_and_factor(pipeline, size, factor):
     picture = Picture(np.ascontiguousarray(PHOTO[: size[0], : size[1]]) if size[1] < 46 else WIDE)
     picture.alpha, picture.icc = picture.rgb[..., 0], b"profile"
     (restored,) = pipeline.restore([picture], upscale=factor)
@@ -68,11 +67,11 @@ def test_every_size_and_factor(pipeline: Pipeline, size: tuple[int, int], factor
 WIDE = cv2.resize(astronaut(), (64, 33), interpolation=cv2.INTER_AREA)
 
 
-def test_few_programs(pipeline: Pipeline) -> None:
+def test_few_programs(pipeline):
     assert pipeline.programs.count <= 4  # of all the sizes above: {64, 128} x {64, 128}
 
 
-def test_sixteen_bits_batches_blend_and_colour(pipeline: Pipeline) -> None:
+def test_sixteen_bits_batches_blend_and_colour(pipeline):
     deep = Picture(PHOTO.astype(np.uint16) * 257)
     plain, wide = pipeline.restore([Picture(PHOTO), deep])
     assert wide.rgb.dtype == np.uint16 and np.abs(wide.rgb / 257.0 - plain.rgb).max() < 2
@@ -88,7 +87,7 @@ def large() -> Picture:
 
 
 @pytest.mark.parametrize("upscale", [3.0, 4.0])
-def test_tiles_are_the_whole_picture(upscale: float, model: Path, monkeypatch) -> None:
+def test_tiles_are_the_whole_picture(upscale, model, monkeypatch):
     """With an overlap of half of the side, for the network reaches further than a quarter."""
     monkeypatch.setattr("osdhuman_jax.inference.plans.TILES", ((128, 4),))
     whole, seen = Pipeline.from_folder(model), []
@@ -102,20 +101,16 @@ def test_tiles_are_the_whole_picture(upscale: float, model: Path, monkeypatch) -
     assert np.abs(restored.rgb.astype(int) - expected.rgb).max() <= 2
 
 
-def test_memory_bounds_hold(model: Path) -> None:
+def test_memory_bounds_hold(model):
     with pytest.raises(RestoreError, match="out of memory: the smallest plan takes about"):
         Pipeline.from_folder(model, max_memory=1000).restore([Picture(PHOTO)])
     assert [str(p) for p in Pipeline.from_folder(model).plans((512, 512))] == [
         f"{what} pixels, 1 at a time"
-        for what in (
-            "whole pictures of 512 x 512",
-            "tiles of 384 x 384",
-            "tiles of 256 x 256",
-        )
+        for what in ("whole pictures of 512 x 512", "tiles of 384 x 384", "tiles of 256 x 256")
     ]
 
 
-def test_a_folder_with_provenance_and_resumption(model: Path, tmp_path: Path, capsys) -> None:
+def test_a_folder_with_provenance_and_resumption(model, tmp_path, capsys):
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     cv2.imwrite(str(source / "a.png"), PHOTO[..., ::-1])
@@ -132,9 +127,3 @@ def test_a_folder_with_provenance_and_resumption(model: Path, tmp_path: Path, ca
     np.testing.assert_array_equal(read_image(out / "a.png").rgb, restored.rgb)
     assert restore.main(flags) == 0
     assert "2 were there already" in capsys.readouterr().out
-
-
-def test_the_python_class(model: Path) -> None:
-    network = Restorer.load(model)
-    (restored,) = network([np.dstack([PHOTO, PHOTO[..., 0]])], upscale=4.0)
-    assert restored.shape == (244, 180, 4) and restored.dtype == np.uint8

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import small
+import tiny
 
 from osdhuman_jax.inference.program_cache import keep_programs
 from osdhuman_jax.inference.programs import Programs, compiled
@@ -24,8 +24,8 @@ def prompt() -> np.ndarray:
     return np.random.default_rng(1).standard_normal(TOKENS).astype(np.float32)
 
 
-def test_the_whole_program_is_the_restorer() -> None:
-    restorer = small.restorer()
+def test_the_whole_program_is_the_restorer():
+    restorer = tiny.restorer()
     programs = Programs(restorer)
     tokens = np.asarray(programs.tokens(SHAPE)(lq()))
     assert programs.tokens_shape(SHAPE) == tokens.shape == TOKENS
@@ -33,9 +33,9 @@ def test_the_whole_program_is_the_restorer() -> None:
     np.testing.assert_allclose(got, jax.jit(restorer)(lq()), atol=1e-5)
 
 
-def test_tiles_with_their_own_statistics_are_nearly_the_whole() -> None:
+def test_tiles_with_their_own_statistics_are_nearly_the_whole():
     """Two equal tiles share the statistics of one, but for the edges, which are not measured."""
-    programs = Programs(small.restorer())
+    programs = Programs(tiny.restorer())
     twice = np.repeat(lq()[:1], 2, axis=0)
     tokens = np.asarray(programs.tokens(SHAPE)(twice))
     statistics = programs.measure(SHAPE, tokens.shape)(twice, tokens)
@@ -45,8 +45,8 @@ def test_tiles_with_their_own_statistics_are_nearly_the_whole() -> None:
     assert np.square(tiles - whole).mean() < 0.05 * whole.var()
 
 
-def test_memory_is_at_least_what_goes_in_and_out() -> None:
-    programs = Programs(small.restorer())
+def test_memory_is_at_least_what_goes_in_and_out():
+    programs = Programs(tiny.restorer())
     programs.whole(SHAPE, TOKENS)
     programs.tokens(SHAPE)
     least = programs.weight_bytes  # those of the prompter too, which one of the two does not use
@@ -54,8 +54,8 @@ def test_memory_is_at_least_what_goes_in_and_out() -> None:
     assert least + lq().nbytes < programs.memory("tokens", SHAPE) < 2**30
 
 
-def test_restorers_of_one_architecture_share_programs_and_not_weights() -> None:
-    first, second = Programs(small.restorer()), Programs(small.restorer(seed=1))
+def test_restorers_of_one_architecture_share_programs_and_not_weights():
+    first, second = Programs(tiny.restorer()), Programs(tiny.restorer(seed=1))
     before = np.asarray(first.whole(SHAPE, TOKENS)(lq(), prompt()))
     misses = compiled.cache_info().misses
     assert (np.asarray(second.whole(SHAPE, TOKENS)(lq(), prompt())) != before).any()
@@ -71,9 +71,7 @@ def test_restorers_of_one_architecture_share_programs_and_not_weights() -> None:
         ({"JAX_COMPILATION_CACHE_DIR": "{0}/mine"}, "{0}/mine"),
     ],
 )
-def test_where_programs_are_kept(
-    tmp_path: Path, monkeypatch, given: dict[str, str], folder: str
-) -> None:
+def test_where_programs_are_kept(tmp_path, monkeypatch, given, folder):
     for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in ({"HOME": "{0}"} | given).items():
@@ -88,9 +86,7 @@ def test_where_programs_are_kept(
 
 
 @pytest.mark.parametrize("name", ["HOME", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"])
-def test_where_no_program_can_be_kept_one_line_says_so(
-    tmp_path: Path, monkeypatch, caplog, name: str
-) -> None:
+def test_where_no_program_can_be_kept_one_line_says_so(tmp_path, monkeypatch, caplog, name):
     (tmp_path / "file").touch()
     for other in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
         monkeypatch.delenv(other, raising=False)
@@ -106,16 +102,16 @@ def test_where_no_program_can_be_kept_one_line_says_so(
     assert "not kept" in record.message and "\n" not in record.message
 
 
-def test_two_devices_share_a_batch() -> None:
+def test_two_devices_share_a_batch():
     """In a process of its own: the number of devices is fixed before JAX starts."""
     code = (
-        "import jax, numpy as np, small, test_programs as t;"
+        "import jax, numpy as np, tiny, test_programs as t;"
         "from osdhuman_jax.inference.programs import Programs;"
-        "p = Programs(small.restorer()); run = p.whole(t.SHAPE, t.TOKENS);"
+        "p = Programs(tiny.restorer()); run = p.whole(t.SHAPE, t.TOKENS);"
         "out = run(t.lq(), t.prompt());"
         "assert p.devices == 2 and len(out.sharding.device_set) == 2, out.sharding;"
         "assert not out.sharding.is_fully_replicated;"
-        "one = jax.jit(small.restorer())(t.lq(), prompt=t.prompt());"
+        "one = jax.jit(tiny.restorer())(t.lq(), prompt=t.prompt());"
         "np.testing.assert_allclose(np.asarray(out), np.asarray(one), atol=1e-5)"
     )
     here = Path(__file__).parent

@@ -23,7 +23,7 @@ from osdhuman_jax.networks.layers import GroupNorm
 
 
 @given(st.integers(1, 90), st.integers(2, 12), st.sampled_from([1, 8, 64]))
-def test_tiles_cover_an_axis_and_overlap(more: int, tile: int, multiple: int) -> None:
+def test_tiles_cover_an_axis_and_overlap(more, tile, multiple):
     side, length = tile * multiple, (tile + more) * multiple
     found = starts(length, side, multiple)
     assert found[0] == 0 and found[-1] == length - side
@@ -32,12 +32,12 @@ def test_tiles_cover_an_axis_and_overlap(more: int, tile: int, multiple: int) ->
     assert (gaps > 0).all() and (gaps <= max(side * (1 - OVERLAP), multiple)).all()
 
 
-def test_a_picture_of_one_tile_has_one() -> None:
+def test_a_picture_of_one_tile_has_one():
     assert corners((64, 64), (64, 64), 8) == [(0, 0)]
     assert corners((64, 96), (64, 64), 32) == [(0, 0), (0, 32)]
 
 
-def test_samples_lie_inside_and_apart() -> None:
+def test_samples_lie_inside_and_apart():
     found = spread((2048, 1024), (256, 256), 64, 4)
     assert len({row for row, _ in found}) == len({column for _, column in found}) == 4
     assert all(0 <= r <= 1792 and 0 <= c <= 768 and r % 64 == c % 64 == 0 for r, c in found)
@@ -45,7 +45,7 @@ def test_samples_lie_inside_and_apart() -> None:
     assert turned == [(column, row) for row, column in found]
 
 
-def test_window_is_the_gaussian_and_has_no_zero() -> None:
+def test_window_is_the_gaussian_and_has_no_zero():
     weights = window((64, 96))
     assert weights.shape == (64, 96) and weights.min() > 0
     np.testing.assert_allclose(weights, weights[::-1, ::-1], rtol=1e-5)
@@ -54,7 +54,7 @@ def test_window_is_the_gaussian_and_has_no_zero() -> None:
     np.testing.assert_allclose(weights[0, 47] / weights[31, 47], expected, rtol=1e-4)
 
 
-def test_equal_tiles_blend_into_the_picture_and_others_without_a_step() -> None:
+def test_equal_tiles_blend_into_the_picture_and_others_without_a_step():
     picture = np.random.default_rng(0).normal(size=(40, 56, 3)).astype(np.float32)
     canvas, step = Canvas((40, 56), (16, 16)), Canvas((8, 448), (8, 256))
     for row, column in corners((40, 56), (16, 16), 4):
@@ -90,7 +90,7 @@ def features(*shape: int) -> jnp.ndarray:
     return jnp.asarray(np.random.default_rng(0).normal(2, 3, shape).astype(np.float32))
 
 
-def test_measured_norms_are_group_norms_of_the_batch_seen_as_one_picture() -> None:
+def test_measured_norms_are_group_norms_of_the_batch_seen_as_one_picture():
     """Rolled pictures, so that the unmeasured edge has the statistics of the rest."""
     part = features(1, 4, 4, 4)
     tiles = jnp.tile(part, (3, 4, 4, 1))  # 16 x 16: edges of 2
@@ -107,7 +107,7 @@ def test_measured_norms_are_group_norms_of_the_batch_seen_as_one_picture() -> No
     np.testing.assert_allclose(known(part), plain(tiles)[:1, :4, :4], atol=1e-4)
 
 
-def test_groups_are_whole_but_for_the_last() -> None:
+def test_groups_are_whole_but_for_the_last():
     assert list(groups_of([(i, 0) for i in range(5)], 2)) == [
         [(0, 0), (1, 0)],
         [(2, 0), (3, 0)],

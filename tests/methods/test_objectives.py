@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+import tiny
 from convert import normal, params
 from flax import nnx
 
@@ -20,7 +20,7 @@ LATENT = (2, 16, 16, 4)
 
 def whole(**changes) -> Config:
     """The paper's weights."""
-    config = small.config("restorer")
+    config = tiny.config("restorer")
     config.loss.lpips, config.loss.vsd = 2.0, 1.0
     for name, value in changes.items():
         section, field = name.split("__")
@@ -37,11 +37,8 @@ def shaken(state: nnx.State, seed: int = 7) -> nnx.State:
 
 @pytest.fixture(scope="module")
 def nets():
-    trainer, state, frozen = small.start(whole())
-    part = {
-        "t": jnp.array([20, 700]),
-        "noise": jnp.asarray(normal(*LATENT, seed=1)),
-    }
+    trainer, state, frozen = tiny.start(whole())
+    part = {"t": jnp.array([20, 700]), "noise": jnp.asarray(normal(*LATENT, seed=1))}
     latent, prompt = jnp.asarray(normal(*LATENT)), jnp.asarray(normal(2, 3, 8, seed=2))
     return trainer, state, frozen, part, latent, prompt
 
@@ -54,9 +51,9 @@ def outputs(unet, part, latent, prompt) -> np.ndarray:
 
 
 def test_frozen_regularizer_is_the_base_unet(nets):
-    """Whatever the generator's adapters are: those of `small.restorer` are random."""
+    """Whatever the generator's adapters are: those of `tiny.restorer` are random."""
     trainer, _, frozen, part, latent, prompt = nets
-    plain = small.restorer(whole().lora).unet
+    plain = tiny.restorer(whole().lora).unet
     with_lora = outputs(plain, part, latent, prompt)
     for path, value in params(plain, lora.LoRAParam).items():
         if path[-1] == "lora_B":
@@ -80,9 +77,9 @@ def test_finetuned_regularizer_starts_as_the_frozen_one(nets):
 @pytest.mark.parametrize("scope", ["all", "mid"])
 def test_regularizers_adapters(scope):
     config = whole(loss__reg_lora_scope=scope)
-    regularizer = small.start(config)[0].regularizer
+    regularizer = tiny.start(config)[0].regularizer
     layers = {path[:-1] for path, _ in nnx.to_flat_state(regularizer.params)}
-    plain = small.restorer().unet
+    plain = tiny.restorer().unet
     assert layers == set(objectives.regularizer_targets(plain, scope))
     assert {path[0] for path in layers} == (
         {"mid_block"}
@@ -95,7 +92,7 @@ def test_conv_in_that_is_trained_is_not_the_regularizers(nets):
     """The frozen tree then keeps the two base values, for the regularizers alone."""
     _, _, frozen, part, latent, prompt = nets
     expected = outputs(nets[0].regularizer.frozen(frozen), part, latent, prompt)
-    trainer, state, frozen = small.start(whole(lora__train_conv_in=True))
+    trainer, state, frozen = tiny.start(whole(lora__train_conv_in=True))
     assert set(frozen.unet) == {"conv_in.kernel", "conv_in.bias"}
     assert "base" in state.params["unet"]["conv_in"]
     found = outputs(trainer.regularizer.frozen(frozen), part, latent, prompt)
@@ -165,9 +162,9 @@ def test_guidance_of_one_is_none(nets):
 
 
 def test_a_prompt_in_the_batch_stands_in_for_hfie():
-    config = small.config("restorer")
-    model = small.restorer(config.lora)
-    images = train_step.to_images(small.pictures())
+    config = tiny.config("restorer")
+    model = tiny.restorer(config.lora)
+    images = train_step.to_images(tiny.pictures())
     part = {**images, "posterior": jnp.zeros(LATENT)}
     graphdef, weights = nnx.split(model)
 
@@ -191,9 +188,9 @@ def test_a_prompt_in_the_batch_stands_in_for_hfie():
 @pytest.fixture(scope="module")
 def stepped():
     """Two steps of the whole objective, with an average."""
-    trainer, state, frozen = small.start(whole(optim__ema=0.5))
+    trainer, state, frozen = tiny.start(whole(optim__ema=0.5))
     step = jax.jit(trainer.step)
-    batch = {k: jnp.asarray(v, jnp.float32) for k, v in small.pictures().items()}
+    batch = {k: jnp.asarray(v, jnp.float32) for k, v in tiny.pictures().items()}
     states, scalars = [state], []
     for _ in range(2):
         state, values = step(state, frozen, batch)
@@ -251,10 +248,10 @@ def test_a_step_that_is_not_finite_changes_nothing(stepped):
 @pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_step():
     """With two updates of the regularizer."""
-    batch, found = small.pictures(4), []
+    batch, found = tiny.pictures(4), []
     for parts in (1, 2):
         config = whole(loss__reg_updates=2, optim__accumulate=parts)
-        trainer, state, frozen = small.start(config)
+        trainer, state, frozen = tiny.start(config)
         found.append((state, *jax.jit(trainer.step)(state, frozen, batch)))
     (before, one, reference), (_, two, scalars) = found
     for name in reference:
@@ -278,11 +275,11 @@ def nbytes(tree) -> int:
 @pytest.mark.slow
 def test_the_frozen_unet_is_held_once():
     """The compiled step's own account: three roles need hardly more than one does."""
-    sizes = replace(small.MODEL.unet, block_out_channels=(256,), norm_num_groups=32)
+    sizes = replace(tiny.MODEL.unet, block_out_channels=(256,), norm_num_groups=32)
     accounts = []
     for vsd_weight in (0.0, 1.0):
         config = whole(loss__vsd=vsd_weight, lora__vae_encoder=False)
-        config.model = replace(small.MODEL, unet=sizes)
+        config.model = replace(tiny.MODEL, unet=sizes)
         state, frozen = jax.eval_shape(lambda config=config: wide_start(config))
         picture = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.uint8)
         step = jax.jit(TRAINERS.pop().step, donate_argnums=0)
@@ -303,11 +300,11 @@ TRAINERS: list[train_step.Trainer] = []
 
 def wide_start(config: Config):
     """State and frozen weights, the trainer left in TRAINERS: shapes alone pass out of a trace."""
-    from osdhuman_jax.methods.osdhuman import build_restorer
+    from osdhuman_jax.methods.build import build_restorer
     from osdhuman_jax.weights import add_lora
 
     model = build_restorer(config.model, rngs=nnx.Rngs(0))
     add_lora(model, config.lora, np.random.default_rng(0))
     trainer = train_step.Trainer(config, config.model, model)
     TRAINERS.append(trainer)
-    return trainer.start(model, small.lpips())
+    return trainer.start(model, tiny.lpips())

@@ -6,31 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from convert import abstract, call, count, filled, normal
 from flax import nnx
 
-from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.methods import lora
-from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import FixedPrompter
-from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
 
-MODEL = ModelConfig(
-    vae=replace(
-        VAEConfig.sd21(), block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
-    ),
-    unet=UNetConfig(
-        in_channels=4,
-        block_out_channels=(8,),
-        down_block_types=("DownBlock2D",),
-        layers_per_block=1,
-        num_attention_heads=(2,),
-        cross_attention_dim=24,
-        norm_num_groups=4,
-    ),
-    swin=SwinConfig(16, 4, 8, (2,), (2,), 2, 4.0, image_proj_dim=12),
-    hfie=HFIEConfig(num_queries=5, num_heads=2),
-)
+# The one step of Stable Diffusion: nearly no signal is left, and the latent is scaled.
+MODEL = replace(tiny.DEEP, timestep=999, vae=replace(tiny.DEEP.vae, scaling_factor=0.18215))
 
 
 def build(rngs, **kw) -> OneStepRestorer:
@@ -71,10 +57,6 @@ def test_equals_the_composition_by_hand(restorer, restored, lq):
     np.testing.assert_allclose(restored, np.clip(image, -1, 1), atol=1e-3)
 
 
-def test_every_run_is_the_same(restorer, restored, lq):
-    np.testing.assert_array_equal(call(restorer, lq), restored)
-
-
 def test_batch_elements_do_not_meet(restorer, restored, lq):
     other = np.stack([lq[0], -lq[0]])
     np.testing.assert_array_equal(call(restorer, other)[0], restored[0])
@@ -108,7 +90,7 @@ def test_bfloat16_networks_with_lora_give_float32_images(param_dtype):
 
 def test_bfloat16_latent_is_near_the_float32_one(restorer):
     half = filled(lambda rngs: build(rngs, dtype=jnp.bfloat16))
-    z, prompt = normal(2, 6, 5, 4), normal(2, 5, 24, seed=1)
+    z, prompt = normal(2, 6, 5, 4), normal(2, 3, 8, seed=1)
     want, got = (call(model, z, prompt, method="denoise") for model in (restorer, half))
     assert got.dtype == jnp.float32
     assert float((got - want).std() / want.std()) < 0.03
@@ -128,9 +110,9 @@ class Echo(OneStepRestorer):
 
 
 def test_a_given_prompt_takes_the_place_of_the_prompters(restorer, lq):
-    fixed = FixedPrompter(jnp.full((5, 24), 0.25))
+    fixed = FixedPrompter(jnp.full((3, 8), 0.25))
     ours, bare = (Echo(restorer.vae, restorer.unet, p, 999) for p in (fixed, None))
-    given = np.asarray([0.5, -0.5], np.float32)[:, None, None] * np.ones((2, 5, 24), np.float32)
+    given = np.asarray([0.5, -0.5], np.float32)[:, None, None] * np.ones((2, 3, 8), np.float32)
     np.testing.assert_array_equal(call(ours, lq), np.full_like(lq, 0.25))
     for model in (ours, bare):
         got = call(model, lq, given)
@@ -141,7 +123,7 @@ def test_a_given_prompt_takes_the_place_of_the_prompters(restorer, lq):
 
 
 def test_side_that_needs_no_resize(restorer, sd21):
-    assert (restorer.multiple, sd21.multiple) == (2, 64)
+    assert (restorer.multiple, sd21.multiple) == (4, 64)
 
 
 def test_latent_channels_must_agree():

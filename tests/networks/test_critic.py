@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+import tiny
 from convert import normal
 from flax import nnx
 
@@ -17,7 +17,7 @@ from osdhuman_jax.training import train_step
 
 
 def adversarial(**changes) -> Config:
-    config = small.config("restorer")
+    config = tiny.config("restorer")
     config.run.train = "all"
     config.loss.adversarial, config.loss.features, config.loss.critic_width = 0.1, 1.0, 8
     for name, value in changes.items():
@@ -26,11 +26,11 @@ def adversarial(**changes) -> Config:
 
 
 def images(side: int = 16) -> dict[str, jax.Array]:
-    return train_step.to_images(small.pictures(2, side))
+    return train_step.to_images(tiny.pictures(2, side))
 
 
 def fresh(config: Config) -> Critic:
-    trainer, state, _ = small.start(config)
+    trainer, state, _ = tiny.start(config)
     assert trainer.critic is not None
     return nnx.merge(trainer.critic, state.critic)
 
@@ -88,10 +88,10 @@ def test_the_penalty_is_the_noise_times_the_slope():
 
 @pytest.fixture(scope="module")
 def stepped():
-    trainer, state, frozen = small.start(adversarial())
+    trainer, state, frozen = tiny.start(adversarial())
     step, states, scalars = jax.jit(trainer.step), [state], []
     for _ in range(12):
-        state, values = step(state, frozen, small.pictures())
+        state, values = step(state, frozen, tiny.pictures())
         states.append(state)
         scalars.append({k: float(v) for k, v in values.items()})
     return states, scalars
@@ -115,5 +115,5 @@ def test_the_critic_comes_to_tell_real_from_restored(stepped):
 
 
 def test_without_its_terms_there_is_no_critic():
-    trainer, state, _ = small.start(adversarial(adversarial=0.0, features=0.0))
+    trainer, state, _ = tiny.start(adversarial(adversarial=0.0, features=0.0))
     assert trainer.critic is None and state.critic is None and state.critic_opt is None

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+import tiny
 from convert import normal
 from flax import nnx
 
@@ -17,7 +17,7 @@ POLICIES = ("none", "products", "blocks")
 
 def loss_and_gradient(policy: str):
     """Of the small U-Net by its LoRA, as a function of the LoRA."""
-    model = small.restorer(LoRAConfig()).unet
+    model = tiny.restorer(LoRAConfig()).unet
     remat.set_policy(model, policy)
     graphdef, params, frozen = nnx.split(model, nnx.filterlib.PathContains("lora_A"), ...)
     z, prompt = (jnp.asarray(normal(*shape)) for shape in ((2, 8, 8, 4), (2, 3, 8)))
@@ -71,8 +71,3 @@ def test_products_of_low_rank_are_computed_again():
     for rank, expected in ((4, False), (64, True)):
         a, b = jnp.zeros((8, rank)), jnp.zeros((rank, 320))
         assert remat._costly(jax.lax.dot_general_p, a, b, dimension_numbers=dot[0]) is expected
-
-
-def test_unknown_policy_is_refused():
-    with pytest.raises(KeyError, match="most"):
-        remat.set_policy(small.restorer(), "most")

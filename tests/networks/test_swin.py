@@ -21,14 +21,7 @@ from transformers import SwinConfig, SwinModel
 
 from benchmarks.references import swin_state
 from osdhuman_jax.networks.configs import SwinConfig as SwinSizes
-from osdhuman_jax.networks.swin import (
-    PatchMerging,
-    RAMEncoder,
-    SwinTransformer,
-    SwinTransformerBlock,
-    relative_position_index,
-    shift_mask,
-)
+from osdhuman_jax.networks.swin import RAMEncoder, SwinTransformer, SwinTransformerBlock, shift_mask
 
 PLANS = {
     # maps of 16, 8, 4: the last equals the window
@@ -96,23 +89,6 @@ def test_patch_merging(pair):
         torch.from_numpy(x.reshape(2, side * side, -1)), (side, side)
     )
     close(call(mine.layers[0].downsample, x).reshape(want.shape), want, 1e-5)
-
-
-def test_patch_merging_order():
-    """[even, even], [odd row, even column], [even row, odd column], [odd, odd]."""
-    merge = abstract(lambda rngs: PatchMerging(1, dtype=jnp.float32, rngs=rngs))
-    merge.norm, merge.reduction = lambda x: x, lambda x: x
-    got = merge(jnp.arange(16.0).reshape(1, 4, 4, 1))
-    np.testing.assert_array_equal(got[0, 0, 1], [2, 6, 3, 7])
-
-
-@pytest.mark.parametrize("window", [2, 5, 12])
-def test_relative_position_index(window):
-    index = relative_position_index(window)
-    assert index.shape == (window**2, window**2)
-    for query, key in [(0, 0), (0, window**2 - 1), (window + 1, 3), (window**2 - 1, window)]:
-        dy, dx = query // window - key // window, query % window - key % window
-        assert index[query, key] == (dy + window - 1) * (2 * window - 1) + dx + window - 1
 
 
 @pytest.mark.parametrize(("side", "window", "shift"), [(8, 4, 2), (12, 4, 1), (18, 6, 3)])

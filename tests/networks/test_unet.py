@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from convert import abstract, call, close, from_torch, nchw, normal, randomise
-from diffusers import UNet2DConditionModel as Reference
 from dtypes import convolutions
 
+from benchmarks import references
 from osdhuman_jax.methods import lora
 from osdhuman_jax.networks.configs import UNetConfig
 from osdhuman_jax.networks.unet import UNet2DConditionModel, up_resnet_inputs
 
 CONTEXT = 40
+REST = {"cross_attention_dim": CONTEXT, "norm_num_groups": 8}
 SD = {  # Stable Diffusion's plan, a tenth as wide
     "in_channels": 4,
     "block_out_channels": (32, 64, 128, 128),
@@ -34,30 +35,13 @@ PLANS = {"sd": SD, "plain_first": PLAIN_FIRST}
 
 
 def ours(plan: dict, rngs, **kw) -> UNet2DConditionModel:
-    config = UNetConfig(**plan, cross_attention_dim=CONTEXT, norm_num_groups=8)
-    return UNet2DConditionModel(config, rngs=rngs, **kw)
-
-
-def reference(plan: dict) -> Reference:
-    down = plan["down_block_types"]
-    return Reference(
-        in_channels=plan["in_channels"],
-        out_channels=plan["in_channels"],
-        block_out_channels=plan["block_out_channels"],
-        down_block_types=down,
-        up_block_types=[kind.replace("Down", "Up") for kind in reversed(down)],
-        layers_per_block=plan["layers_per_block"],
-        attention_head_dim=plan["num_attention_heads"],  # diffusers' old name for it
-        cross_attention_dim=CONTEXT,
-        norm_num_groups=8,
-        use_linear_projection=True,
-    )
+    return UNet2DConditionModel(UNetConfig(**plan, **REST), rngs=rngs, **kw)
 
 
 @lru_cache
 def make_pair(name: str):
     plan = PLANS[name]
-    theirs = randomise(reference(plan))
+    theirs = randomise(references.unet({**plan, **REST}))
     return plan, theirs, from_torch(lambda rngs: ours(plan, rngs), theirs)
 
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from convert import abstract, call, close, filled, from_torch, nchw, normal, randomise
-from diffusers import AutoencoderKL as Reference
 from dtypes import convolutions
 from flax import nnx
 
+from benchmarks import references
 from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.methods import lora
 from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
@@ -22,30 +22,19 @@ PLANS = {
     "sd": {"block_out_channels": (32, 48, 64, 64), "layers_per_block": 2, "latent_channels": 4},
     "no_attention": {"block_out_channels": (16, 32), "layers_per_block": 1, "latent_channels": 8},
 }
+for name, plan in PLANS.items():
+    plan |= {"norm_num_groups": 8, "scaling_factor": 0.18215}
+    plan["mid_block_add_attention"] = name != "no_attention"
 
 
 def ours(name: str, rngs, **kw) -> AutoencoderKL:
-    config = VAEConfig(
-        **PLANS[name],
-        mid_block_add_attention=name != "no_attention",
-        norm_num_groups=8,
-        scaling_factor=0.18215,
-    )
-    return AutoencoderKL(config, rngs=rngs, **kw)
+    return AutoencoderKL(VAEConfig(**PLANS[name]), rngs=rngs, **kw)
 
 
 @lru_cache
 def make_pair(name: str):
-    plan = PLANS[name]
-    levels = len(plan["block_out_channels"])
-    theirs = Reference(
-        **plan,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        norm_num_groups=8,
-        mid_block_add_attention=name != "no_attention",
-    )
-    return plan, randomise(theirs), from_torch(lambda rngs: ours(name, rngs), theirs)
+    theirs = randomise(references.vae(PLANS[name]))
+    return PLANS[name], theirs, from_torch(lambda rngs: ours(name, rngs), theirs)
 
 
 @pytest.fixture(params=list(PLANS))

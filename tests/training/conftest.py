@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-import small
+import tiny
 
 from osdhuman_jax.weights import random_restorer, save_model
 
@@ -12,5 +12,5 @@ from osdhuman_jax.weights import random_restorer, save_model
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model with random weights."""
     folder = tmp_path_factory.mktemp("base")
-    save_model(folder, small.MODEL, random_restorer(small.MODEL, 0))
+    save_model(folder, tiny.MODEL, random_restorer(tiny.MODEL, 0))
     return folder

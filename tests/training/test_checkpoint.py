@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damage import raising
 from flax import nnx
 from orbax.checkpoint._src.checkpointers import async_checkpointer
 
@@ -124,11 +125,8 @@ def test_watching_a_save_that_fails_costs_no_earlier_one(tmp_path, monkeypatch):
 
 def fail_to_commit(patch: pytest.MonkeyPatch) -> None:
     """The arrays are on the disk, but the checkpoint cannot be given its name."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "no room")
-
-    patch.setattr(async_checkpointer, "_on_commit_callback", fail)
+    full = raising(OSError(errno.ENOSPC, "no room"))
+    patch.setattr(async_checkpointer, "_on_commit_callback", full)
 
 
 def test_what_was_saved_comes_back(tmp_path):

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
-import small
+import tiny
 
 from osdhuman_jax.training import flops
 
@@ -69,9 +69,9 @@ def test_a_steps_operations_do_not_depend_on_what_is_kept():
         ("b", 2, 2, "blocks"),
         ("c", 4, 1, "none"),
     ):
-        config = small.config("restorer")
+        config = tiny.config("restorer")
         config.loss.vsd = 1.0
         config.data.crop, config.data.batch_size = 16, batch
         config.optim.accumulate, config.run.remat = parts, remat
-        found[name] = flops.step_flops(*small.start(config))
+        found[name] = flops.step_flops(*tiny.start(config))
     assert found["a"] == found["b"] and found["c"] == pytest.approx(2 * found["a"], rel=0.02)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+import tiny
+from damage import raising
 from flax import nnx
 
 from osdhuman_jax.data.loader import Loader
@@ -60,7 +61,7 @@ class Ruin(Trainer):
 def loop(
     folder: Any, loader: Any, validate: Any = None, last_good: int = STEPS
 ) -> training_loop.Loop:
-    config = small.config("restorer")
+    config = tiny.config("restorer")
     config.run.steps, config.run.log_every, config.run.checkpoint_every = STEPS, 2, 1000
     config.run.sample_every = 4 if validate else 0
     config.optim.max_nonfinite = 3
@@ -102,9 +103,7 @@ def test_a_loader_that_fails_loses_no_step(tmp_path):
 
 
 def test_a_validation_that_fails_loses_no_step(tmp_path):
-    def fail(step: int, params: Any) -> None:
-        raise MemoryError("of the validation")
-
+    fail = raising(MemoryError("of the validation"))
     with pytest.raises(MemoryError, match="of the validation"):
         run(loop(tmp_path, Pictures(0), fail), tmp_path, start())
     assert saved(tmp_path) == [4]

@@ -17,18 +17,21 @@ def rates(steps: int, *at: int, **values) -> list[float]:
         return [float(schedule(step)) for step in at]
 
 
-def test_constant_rate():
-    assert rates(100, 0, 1, 99, 1000) == [0.5] * 4
-
-
-def test_warm_up_is_linear():
-    assert rates(100, 0, 5, 10, 99, warmup_steps=10) == pytest.approx([0, 0.25, 0.5, 0.5])
-
-
-def test_cosine_ends_at_zero():
-    found = rates(110, 0, 10, 35, 60, 110, warmup_steps=10, schedule="cosine")
-    quarter = 0.25 * (1 + np.cos(np.pi / 4))
-    assert found == pytest.approx([0, 0.5, quarter, 0.25, 0], abs=1e-7)
+@pytest.mark.parametrize(
+    ("values", "at", "expected"),
+    [
+        ({}, (0, 1, 99, 1000), [0.5] * 4),
+        ({"warmup_steps": 10}, (0, 5, 10, 99), [0, 0.25, 0.5, 0.5]),
+        (
+            {"warmup_steps": 10, "schedule": "cosine"},
+            (0, 10, 35, 60, 110),
+            [0, 0.5, 0.25 * (1 + np.cos(np.pi / 4)), 0.25, 0],
+        ),
+    ],
+    ids=["constant", "warm-up", "cosine"],
+)
+def test_rates(values, at, expected):
+    assert rates(110, *at, **values) == pytest.approx(expected, abs=1e-7)
 
 
 def test_several_updates_a_step_share_its_schedule():

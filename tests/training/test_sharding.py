@@ -125,19 +125,19 @@ def measure_steps() -> dict:
     """One step of the restorer's training on one device and on a mesh of 4 x 2."""
     import jax
     import numpy as np
-    import small
+    import tiny
 
     from osdhuman_jax.training import sharding
 
     sharding.SMALLEST_SPLIT = 16  # the test's weights are small
-    config = small.config("restorer")
+    config = tiny.config("restorer")
     config.lora.vae_encoder = False  # a shorter way back, to compile twice
     config.loss.vsd, config.optim.ema = 1.0, 0.9
     config.loss.adversarial, config.loss.critic_width = 0.1, 8
     config.optim.learning_rate = LEARNING_RATE
     config.optim.eps = 1e-2  # else Adam's first step is the sign of each gradient, noise too
-    trainer, state, frozen = small.start(config)
-    step, batch = trainer.step, small.pictures(8)
+    trainer, state, frozen = tiny.start(config)
+    step, batch = trainer.step, tiny.pictures(8)
 
     def leaves(tree) -> list[np.ndarray]:
         return [np.asarray(x) for x in jax.tree.leaves(tree)]

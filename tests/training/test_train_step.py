@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
+import tiny
 from convert import call
 from flax import nnx
 
@@ -27,19 +27,19 @@ SCALARS = {
 
 
 def test_all_weights_of_a_restorer_can_be_trained(folder):
-    config = small.config("restorer")
+    config = tiny.config("restorer")
     config.run.train = "all"
     config.loss.l1 = config.loss.gradient = config.loss.colour = 1.0
     trainer, _, state, frozen = train_step.build(config, folder)
-    batch = {k: jnp.asarray(v) for k, v in small.pictures(side=32).items()}
+    batch = {k: jnp.asarray(v) for k, v in tiny.pictures(side=32).items()}
     after, scalars = jax.jit(trainer.step)(state, frozen, batch)
     assert {"l1", "gradient", "colour"} <= set(scalars)
     total = sum(float(scalars[name]) for name in ("mse", "l1", "gradient", "colour"))
     assert float(scalars["loss"]) == pytest.approx(total, rel=1e-5)
     whole, _, _ = load_base(folder)
-    names = set(small.arrays(nnx.state(whole, nnx.Param)))
-    assert set(small.arrays(after.params)) == names
-    moved = small.changed(state.params, after.params)
+    names = set(tiny.arrays(nnx.state(whole, nnx.Param)))
+    assert set(tiny.arrays(after.params)) == names
+    moved = tiny.changed(state.params, after.params)
     assert {"vae.encoder.conv_in.kernel", "vae.decoder.conv_out.kernel"} <= moved
     assert {n.split(".")[0] for n in moved} == {"vae", "unet", "prompter"}
 
@@ -62,10 +62,10 @@ class Run:
 
 @pytest.fixture(scope="module", params=KINDS)
 def run(request, folder) -> Run:
-    config = small.config(request.param)
+    config = tiny.config(request.param)
     trainer, _, state, frozen = train_step.build(config, folder)
     step = jax.jit(trainer.step)
-    batch = {k: jnp.asarray(v) for k, v in small.pictures().items()}
+    batch = {k: jnp.asarray(v) for k, v in tiny.pictures().items()}
     states, scalars = [state], []
     for _ in range(STEPS):
         state, values = step(state, frozen, batch)
@@ -97,25 +97,25 @@ def test_steps_are_counted(run):
 def test_every_trained_leaf_changes(run):
     """LoRA's A has no gradient while B is zero, so it waits for the second step."""
     params = [state.params for state in run.states]
-    names = set(small.arrays(params[0]))
+    names = set(tiny.arrays(params[0]))
     waiting = {n for n in names if n.endswith("lora_A")}
-    assert small.changed(params[0], params[1]) == names - waiting
-    assert small.changed(params[0], params[2]) == names
+    assert tiny.changed(params[0], params[1]) == names - waiting
+    assert tiny.changed(params[0], params[2]) == names
     assert bool(waiting) == (run.config.run.kind == "restorer")
 
 
 def test_trained_leaves_stay_float32(run):
-    assert {v.dtype for v in small.arrays(run.states[-1].params).values()} == {np.dtype(np.float32)}
+    assert {v.dtype for v in tiny.arrays(run.states[-1].params).values()} == {np.dtype(np.float32)}
 
 
 def test_everything_else_stays_as_in_the_folder(run, folder):
     """As `train.py` ends a run: state and frozen weights back into the module."""
     model = nnx.merge(run.trainer.graphdef, run.states[-1].params, run.frozen.restorer)
-    base = small.arrays(nnx.state(load_base(folder)[0], nnx.Param))
+    base = tiny.arrays(nnx.state(load_base(folder)[0], nnx.Param))
     found = {
-        n.replace(".base.", "."): v for n, v in small.arrays(nnx.state(model, nnx.Param)).items()
+        n.replace(".base.", "."): v for n, v in tiny.arrays(nnx.state(model, nnx.Param)).items()
     }
-    trained = {n.replace(".base.", ".") for n in small.arrays(run.states[-1].params)}
+    trained = {n.replace(".base.", ".") for n in tiny.arrays(run.states[-1].params)}
     assert set(found) - set(base) == {n for n in trained if ".lora_" in n}
     assert {n for n in base if not np.array_equal(base[n], found[n])} == trained & set(base)
 
@@ -144,7 +144,7 @@ def test_randomness_is_a_function_of_the_step(run):
 
 def test_scalars_say_what_was_done(run):
     _, values = again(run, run.states[0], 0)
-    old, new = (small.arrays(run.states[n].params) for n in (0, 1))
+    old, new = (tiny.arrays(run.states[n].params) for n in (0, 1))
     moved = np.sqrt(sum(np.sum((new[n] - old[n]).astype(np.float64) ** 2) for n in old))
     np.testing.assert_allclose(values["update_norm"], moved, rtol=1e-3)
     loss, kind = float(values["loss"]), run.config.run.kind
@@ -176,7 +176,7 @@ def test_clamped_pixels_give_no_gradient(run):
     frozen = lifted(run.frozen, [100.0, 0.0, 0.0])
     other = {**run.batch, "hq": run.batch["hq"].at[..., 0].set(0)}
     one, two = (run.step(run.states[2], frozen, batch) for batch in (run.batch, other))
-    assert not small.changed(one[0].params, two[0].params)
+    assert not tiny.changed(one[0].params, two[0].params)
     assert one[1]["grad_norm"] == two[1]["grad_norm"] > 0
     assert float(two[1]["mse"]) > float(one[1]["mse"]) + 0.1
     assert float(one[1]["clamp_rate"]) >= 1 / 3
@@ -209,7 +209,7 @@ def test_eval_step_gives_images(run):
 
 def test_latent_std_measures_the_unscaled_mean(folder):
     model, _, _ = load_base(folder)
-    hq = train_step.to_images(small.pictures())["hq"]
+    hq = train_step.to_images(tiny.pictures())["hq"]
     model.vae.scaling_factor = 7.0
     mean, _ = call(model.vae, hq, method="encode")
     np.testing.assert_allclose(train_step.latent_std(model, hq), np.std(mean), rtol=1e-5)

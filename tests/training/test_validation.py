@@ -35,7 +35,7 @@ class Doubling(Trainer):
         return 2 * batch["hq"]
 
 
-def test_a_signal_is_heard_while_it_compiles(monkeypatch) -> None:
+def test_a_signal_is_heard_while_it_compiles(monkeypatch):
     monkeypatch.setattr(interruption, "_threads", [])
     stopped, over, val = [False], threading.Event(), {"hq": np.ones((3, 2, 2, 3), np.float32)}
     made = Validator(Doubling(), make_mesh(1, 1), Frozen(nnx.State({})), lambda: stopped[0])

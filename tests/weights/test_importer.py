@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +13,12 @@ import numpy as np
 import pytest
 import torch
 from convert import call, convert, nchw, normal
+from damage import flip
 from flax import nnx
-from make_weights import MERGES, VOCAB, Networks
+from make_weights import MERGES, Networks
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig
-from transformers import CLIPTextModel as CLIPTextModelOfTorch
 
 from osdhuman_jax.commands.weights import main
 from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, to_dict
@@ -42,45 +40,6 @@ from osdhuman_jax.weights.parts import load_part
 from osdhuman_jax.weights.torch_files import Tensor, write_safetensors
 
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
-
-
-@pytest.fixture(scope="module")
-def nets() -> Networks:
-    return files.networks()
-
-
-@pytest.fixture(scope="module")
-def ram_state() -> files.State:
-    return {**files.ram_encoder(files.swin()), **files.ram_head()}
-
-
-@pytest.fixture(scope="module")
-def sources(nets, ram_state, tmp_path_factory) -> Path:
-    """sd/ (diffusers), sd.safetensors, sd.ckpt (LDM), ram.pth, DAPE.pth, vgg16.pth, vgg.pth."""
-    folder = tmp_path_factory.mktemp("sources")
-    files.diffusers_folder(folder / "sd", nets)
-    for name in ("sd.safetensors", "sd.ckpt"):
-        files.ldm_file(folder / name, files.ldm_state(nets))
-    torch.save({"model": ram_state | files.ram_extras()}, folder / "ram.pth")
-    torch.save(files.dape_state(ram_state), folder / "DAPE.pth")
-    torch.save(files.vgg(), folder / "vgg16.pth", _use_new_zipfile_serialization=False)
-    torch.save(files.lpips_lin(), folder / "vgg.pth", _use_new_zipfile_serialization=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(sources, tmp_path_factory) -> Path:
-    """With every part."""
-    output = tmp_path_factory.mktemp("models") / "sd21"
-    import_model(
-        sources / "sd",
-        sources / "ram.pth",
-        output,
-        dape=sources / "DAPE.pth",
-        lpips=[sources / "vgg16.pth", sources / "vgg.pth"],
-        clip=sources / "sd",
-    )
-    return output
 
 
 def ours(state: files.State, prefix: str) -> dict[str, np.ndarray]:
@@ -274,9 +233,7 @@ def test_parts_load_and_compute(nets, sources, model):
 
 def test_flipped_byte_of_a_part(model, tmp_path):
     folder = shutil.copytree(model, tmp_path / "a")
-    data = bytearray((folder / "clip.safetensors").read_bytes())
-    data[-3] ^= 1
-    (folder / "clip.safetensors").write_bytes(data)
+    flip(folder / "clip.safetensors")
     with pytest.raises(WeightsError, match="clip.safetensors: its bytes do not match"):
         load_part(folder, "clip")
     load_part(folder, "lpips")
@@ -305,28 +262,6 @@ def test_restoration_is_torchs(nets, model):
     got = np.asarray(call(restorer, lq, tokens))
     assert want.std() > 0.1
     assert np.abs(got - want).max() < 2 / 255  # one level of 255
-
-
-def text_prompts(folder: Path, sources: Path, nets: Networks) -> dict:
-    """What OSEDiff's own prompts need, as options of the import."""
-    clip = files.text_folder(folder / "text", nets, VOCAB, MERGES)
-    return {"dape": sources / "DAPE.pth", "clip": clip, "tags": files.tag_folder(folder / "tags")}
-
-
-@pytest.fixture(scope="module")
-def published(sources, tmp_path_factory) -> tuple[Networks, Path, Path]:
-    """(networks with OSEDiff's adapters, osediff.pkl, imported model)."""
-    folder, nets = tmp_path_factory.mktemp("osediff"), files.networks()
-    torch.save(files.osediff(nets), folder / "osediff.pkl")
-    plain = files.networks()
-    for mine, theirs in ((nets.unet, plain.unet), (nets.vae, plain.vae)):
-        source = theirs.state_dict()
-        for key, value in mine.state_dict().items():  # the base is frozen but for conv_in
-            if "lora" not in key and not key.startswith("conv_in."):
-                value.copy_(source[key.replace(".base_layer", "")])
-    args = (sources / "sd", sources / "ram.pth", folder / "model")
-    import_model(*args, generator=folder / "osediff.pkl", **text_prompts(folder, sources, plain))
-    return nets, folder / "osediff.pkl", folder / "model"
 
 
 def test_osediff_restores_as_it_does_in_torch(published, model):
@@ -370,7 +305,7 @@ def test_generator_of_a_model_folder(model, sources, tmp_path):
         import_model(*args[:2], tmp_path / "b", generator=model)
 
 
-def test_generator_of_a_run(model, sources, monkeypatch, tmp_path):
+def test_generator_of_a_run(model, sources, tmp_path):
     """LoRA and HFIE of the last checkpoint, as the command finds them in a workdir."""
     config, workdir = Config(lora=LoRAConfig(rank=2, alpha=4.0)), tmp_path / "run"
     config.run.kind, config.run.init, config.model.timestep = "restorer", str(model), 399
@@ -383,9 +318,7 @@ def test_generator_of_a_run(model, sources, monkeypatch, tmp_path):
     checkpoints.save(7, {"params": params}, {})
     checkpoints.close()
     args = ("--sd", sources / "sd", "--ram", sources / "ram.pth", "--generator", workdir)
-    words = map(str, ("weights", "import", *args, "--output", tmp_path / "a"))
-    monkeypatch.setattr(sys, "argv", list(words))
-    assert main() == 0
+    assert main([str(word) for word in ("import", *args, "--output", tmp_path / "a")]) == 0
     learnt = {".".join(map(str, p)): np.asarray(v[...]) for p, v in nnx.to_flat_state(params)}
     same(load_file(tmp_path / "a" / GENERATOR), learnt)
     assert meta(tmp_path / "a")["model"]["timestep"] == 399
@@ -415,7 +348,7 @@ def get_config():
 def test_a_run_with_every_imported_part(sources, nets, tmp_path):
     """LPIPS in the loss and in validation, guidance by CLIP's negative prompt, the null prompt."""
     lpips = [sources / "vgg16.pth", sources / "vgg.pth"]
-    parts = {"lpips": lpips, **text_prompts(tmp_path, sources, nets)}
+    parts = {"lpips": lpips, **files.text_prompts(tmp_path, sources, nets)}
     import_model(sources / "sd", sources / "ram.pth", tmp_path / "base", **parts)
     (tmp_path / "guided.py").write_text(GUIDED.format(folder=str(tmp_path / "base")))
     argv = [sys.executable, "train.py", "--config", tmp_path / "guided.py", "--workdir"]
@@ -429,352 +362,6 @@ def test_a_run_with_every_imported_part(sources, nets, tmp_path):
     assert steps[1]["vsd"] > 0  # guided by the negative prompt, equal regularizers differ
     assert [x["step"] for x in lines if x.get("val_lpips", 0) > 0] == [2, 4]
     assert meta(tmp_path / "w/model")["prompt"] == "null"
-
-
-# Faults: each is one line, and nothing is written.
-
-
-@pytest.fixture
-def copy(sources, tmp_path) -> Path:
-    """Sources to damage."""
-    return Path(shutil.copytree(sources, tmp_path / "copy"))
-
-
-def edit_state(path: Path, edit: Callable[[dict], object]) -> None:
-    if path.suffix == ".safetensors":
-        state = load_torch(path)
-        edit(state)
-        save_file(state, path)
-    else:
-        tree = torch.load(path)
-        edit(tree.get("model", tree.get("state_dict", tree)))
-        torch.save(tree, path)
-
-
-UNET_FILE = "sd/unet/diffusion_pytorch_model.safetensors"
-UNET_JSON, VAE_JSON = "sd/unet/config.json", "sd/vae/config.json"
-QKV = "visual_encoder.layers.0.blocks.0.attn.qkv.weight"
-LDM_CONV = "model.diffusion_model.input_blocks.0.0.weight"
-
-
-def turn(name: str) -> Callable[[dict], object]:
-    return lambda s: s.update({name: s[name].transpose(0, 1).contiguous()})
-
-
-def drop(name: str) -> Callable[[dict], object]:
-    return lambda s: s.pop(name)
-
-
-def plus(name: str, tensor: torch.Tensor) -> Callable[[dict], object]:
-    return lambda s: s.update({name: tensor})
-
-
-def rewrite_header(edit: Callable[[dict], object], claim: int = 0) -> Callable[[Path], object]:
-    """Change what a safetensors file says of its tensors, or how long that is."""
-
-    def damage(path: Path) -> None:
-        data = path.read_bytes()
-        end = 8 + int.from_bytes(data[:8], "little")
-        header = json.loads(data[8:end])
-        edit(header)
-        text = json.dumps(header).encode()
-        path.write_bytes((claim or len(text)).to_bytes(8, "little") + text + data[end:])
-
-    return damage
-
-
-def overlap(header: dict) -> None:
-    """Two tensors of one size in the same place."""
-    first, second = (f"conv_{end}.bias" for end in ("in", "norm_out"))
-    header[second]["data_offsets"] = header[first]["data_offsets"]
-
-
-def rewrite(**values) -> Callable[[Path], object]:
-    return lambda path: files.edit_json(path, **values)
-
-
-# name: (--sd, file to damage, how, what is said)
-STATE_FAULTS = {
-    "missing key": ("sd", UNET_FILE, drop("conv_in.bias"), "1 missing (unet.conv_in.bias)"),
-    "unknown key": ("sd", UNET_FILE, plus("x.y", torch.zeros(2)), "1 unknown (x.y)"),
-    "transposed": (
-        "sd",
-        UNET_FILE,
-        turn("conv_out.weight"),
-        "1 of another shape (conv_out.weight 3x3x4x32, not 3x3x32x4)",
-    ),
-    "integers": (
-        "sd",
-        UNET_FILE,
-        lambda s: s.update({"conv_in.bias": s["conv_in.bias"].long()}),
-        "1 not of numbers with a fraction (conv_in.bias int64)",
-    ),
-    "single file, missing": ("sd.ckpt", "sd.ckpt", drop(LDM_CONV), "1 missing or misshapen"),
-    "single file, unknown": (
-        "sd.ckpt",
-        "sd.ckpt",
-        plus("adapter.w", torch.zeros(1)),
-        "1 unknown (adapter.w)",
-    ),
-    "single file, unknown layer": (
-        "sd.ckpt",
-        "sd.ckpt",
-        plus("model.diffusion_model.extra.weight", torch.zeros(1)),
-        "1 unknown (model.diffusion_model.extra.weight)",
-    ),
-    "RAM, missing": ("sd", "ram.pth", drop("image_proj.bias"), "image_encoder.image_proj.bias)"),
-    "RAM, transposed": ("sd", "ram.pth", turn(QKV), f"1 of another shape ({QKV} 24x8, not 8x24)"),
-    "RAM, unknown": ("sd", "ram.pth", plus("gate", torch.zeros(1)), "1 unknown (gate)"),
-    "RAM++": ("sd", "ram.pth", plus("reweight_scale", torch.zeros(())), "this is RAM++"),
-    "RAM++ without its scale": (
-        "sd",
-        "ram.pth",
-        plus("label_embed", torch.zeros(233_835, 2)),
-        "this is RAM++",
-    ),
-    "Tag2Text": ("sd", "ram.pth", plus("label_embed.weight", torch.zeros(2, 2)), "is Tag2Text"),
-    "SD 1.5, single file": (
-        "sd.ckpt",
-        "sd.ckpt",
-        lambda s: s.update({k: torch.zeros(32, 768) for k in s if k.endswith("attn2.to_k.weight")}),
-        "this is Stable Diffusion 1.x",
-    ),
-    "SDXL, single file": (
-        "sd.ckpt",
-        "sd.ckpt",
-        plus("conditioner.embedders.0.x", torch.zeros(1)),
-        "this is Stable Diffusion XL",
-    ),
-}
-FILE_FAULTS = {
-    "v-prediction": (
-        "sd/scheduler/scheduler_config.json",
-        rewrite(prediction_type="v_prediction"),
-        "this is Stable Diffusion 2.1 (768, v-prediction)",
-    ),
-    "sample prediction": (
-        "sd/scheduler/scheduler_config.json",
-        rewrite(prediction_type="sample"),
-        "it predicts sample, Eq. 2 needs epsilon",
-    ),
-    "no scheduler": ("sd/scheduler/scheduler_config.json", Path.unlink, "missing"),
-    "SD 1.5": (UNET_JSON, rewrite(cross_attention_dim=768), "this is Stable Diffusion 1.x"),
-    "SDXL by width": (UNET_JSON, rewrite(cross_attention_dim=2048), "Stable Diffusion XL"),
-    "SDXL": (UNET_JSON, rewrite(addition_embed_type="text_time"), "Stable Diffusion XL"),
-    "other activation": (UNET_JSON, rewrite(act_fn="gelu"), "does not serve: act_fn 'gelu'"),
-    "impossible sizes": (UNET_JSON, rewrite(norm_num_groups=7), "sizes that make no unet"),
-    "other sizes": (VAE_JSON, rewrite(layers_per_block=2), "missing (vae."),
-    "setting of another type": (UNET_JSON, rewrite(block_out_channels=None), "of another type"),
-    "no width": (UNET_JSON, rewrite(norm_num_groups=0), "sizes that make no unet"),
-    "config is no JSON": (VAE_JSON, lambda path: path.write_text("{"), "not JSON"),
-    "config is a list": (VAE_JSON, lambda path: path.write_text("[]"), "not a table"),
-    "no weights": (UNET_FILE, Path.unlink, "holds none of diffusion_pytorch_model.safetensors"),
-    "overlapping offsets": (UNET_FILE, rewrite_header(overlap), "not a sound safetensors file"),
-    "absurd header": (UNET_FILE, rewrite_header(len, 2**60), "not a sound safetensors file"),
-    "no RAM": ("ram.pth", Path.unlink, "no such file or folder (--ram)"),
-    "RAM is a photograph": ("ram.pth", lambda p: p.write_bytes(b"\xff\xd8\xff"), "neither"),
-}
-
-
-def refused(said: str, copy: Path, sd: str = "sd", **options) -> None:
-    before = sorted(copy.rglob("*"))
-    with pytest.raises(WeightsError) as caught:
-        import_model(copy / sd, copy / "ram.pth", copy / "models" / "a", **options)
-    message = str(caught.value)
-    assert said in message and "\n" not in message and len(message) < 700
-    assert sorted(copy.rglob("*")) == before
-
-
-@pytest.mark.parametrize("fault", STATE_FAULTS)
-def test_fault_of_tensors(fault, copy):
-    sd, name, edit, said = STATE_FAULTS[fault]
-    edit_state(copy / name, edit)
-    refused(said, copy, sd)
-
-
-@pytest.mark.parametrize("fault", FILE_FAULTS)
-def test_fault_of_files(fault, copy):
-    name, edit, said = FILE_FAULTS[fault]
-    edit(copy / name)
-    refused(said, copy)
-
-
-@pytest.mark.parametrize("tell", ["name", "step", "yaml"])
-def test_single_file_that_predicts_v(tell, copy):
-    path = copy / ("v2-1_768-ema.ckpt" if tell == "name" else "a.ckpt")
-    tree = torch.load(copy / "sd.ckpt")
-    torch.save(tree | ({"global_step": 110_000} if tell == "step" else {}), path)
-    if tell == "yaml":
-        path.with_suffix(".yaml").write_text('model:\n  params:\n    parameterization: "v"\n')
-    refused("this is Stable Diffusion 2.1 (768, v-prediction)", copy, path.name)
-
-
-def test_payload_in_a_checkpoint_is_not_run(copy):
-    class Payload:
-        def __reduce__(self):
-            return exec, (f"open({str(copy / 'executed')!r}, 'w')",)
-
-    tree = torch.load(copy / "sd.ckpt")
-    torch.save(tree | {"callbacks": Payload()}, copy / "sd.ckpt")
-    refused("sd.ckpt: its pickle names __builtin__.exec", copy, "sd.ckpt")
-    torch.save({"x": Payload()}, copy / "osediff.pkl")
-    refused("osediff.pkl: its pickle names", copy, generator=copy / "osediff.pkl")
-
-
-def test_storage_that_breaks_while_it_is_written(copy):
-    data = bytearray((copy / "ram.pth").read_bytes())
-    value = torch.load(copy / "ram.pth")["model"]["image_proj.bias"].numpy().tobytes()
-    data[data.find(value)] ^= 1
-    (copy / "ram.pth").write_bytes(data)
-    (copy / "models").mkdir()
-    refused("is broken", copy)
-
-
-OSEDIFF_FAULTS = {
-    "no tags": (lambda t: None, "for prompts of kind dape it lacks clip, tokenizer/vocab.json"),
-    "not one": (lambda t: t.pop("rank_unet"), "not OSEDiff's (lacks rank_unet)"),
-    "two ranks": (lambda t: t.update(rank_vae=8), "ranks 2 and 8; served is one"),
-    "another rank": (lambda t: t.update(rank_unet=3, rank_vae=3), "of another shape (conv_in.lora"),
-    "key missing": (
-        lambda t: t["state_dict_vae"].pop("quant_conv.lora_A.default_encoder.weight"),
-        "1 missing (vae.quant_conv.lora_A)",
-    ),
-    "key unknown": (
-        lambda t: t["state_dict_unet"].update({"x.lora_A.default.weight": torch.zeros(2, 2)}),
-        "unknown (x.lora_A.default.weight)",
-    ),
-    "list for a table": (
-        lambda t: t.update(state_dict_vae=["x"]),
-        "(vae): holds no table of tensors",
-    ),
-    "name that is a number": (
-        lambda t: t["state_dict_unet"].update({3: torch.zeros(1)}),
-        "holds other things than tensors (3)",
-    ),
-    "layer twice": (
-        lambda t: t["state_dict_unet"].update(
-            {
-                k.replace("default_encoder", "default_others"): v
-                for k, v in list(t["state_dict_unet"].items())
-                if k == "conv_in.lora_A.default_encoder.weight"
-            }
-        ),
-        "1 of one layer twice (conv_in.lora_A.default_others.weight)",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", OSEDIFF_FAULTS)
-def test_fault_of_osediff(fault, published, copy):
-    edit, said = OSEDIFF_FAULTS[fault]
-    tree = torch.load(published[1])
-    edit(tree)
-    torch.save(tree, copy / "osediff.pkl")
-    refused(said, copy, generator=copy / "osediff.pkl")
-
-
-def test_kinds_of_prompts_that_do_not_fit(nets, published, copy):
-    osediff, text = published[1], text_prompts(copy, copy, nets)
-    said = "osediff.pkl: has no HFIE, its prompts are of kind dape"
-    refused(said, copy, generator=osediff, prompt="hfie")
-    said = "its tags are those of dape, not of ram"
-    refused(said, copy, prompt="ram", **text)
-    del text["dape"]
-    refused("its tags are those of ram, not of dape", copy, generator=osediff, **text)
-    np.save(copy / "tokens.npy", normal(5, files.CONTEXT))
-    said = "tokens.npy: prompts of kind null are not of a file"
-    refused(said, copy, prompt="null", prompt_file=copy / "tokens.npy", **text)
-    np.save(copy / "tokens.npy", normal(5, files.CONTEXT + 1))
-    said = "tokens.npy: no prompt of this model"
-    refused(said, copy, prompt_file=copy / "tokens.npy")
-
-
-def test_text_encoder_that_does_not_fit(nets, copy):
-    clip = files.text_folder(copy / "text", nets, [*VOCAB, *map(str, range(40))], MERGES)
-    refused("has ids beyond the text encoder's 40", copy, clip=clip)
-    (clip / "tokenizer" / "tokenizer.json").write_text("{")
-    refused("tokenizer: no vocabulary of CLIP", copy, clip=clip)
-    narrow = files.TEXT | {"hidden_size": 16}
-    CLIPTextModelOfTorch(CLIPTextConfig(**narrow)).save_pretrained(clip / "text_encoder")
-    refused("its tokens are 16 wide, the U-Net's 32", copy, clip=clip)
-
-
-def test_fault_of_dape(copy):
-    edit_state(copy / "DAPE.pth", lambda s: s.popitem())
-    refused("DAPE.pth: tensors 1 missing (", copy, dape=copy / "DAPE.pth")
-
-
-def test_existing_output_is_kept(model, sources, tmp_path):
-    folder = shutil.copytree(model, tmp_path / "a")
-    args = (sources / "sd", sources / "ram.pth", folder)
-    before = (folder / CONFIG).read_bytes()
-    with pytest.raises(WeightsError, match="exists; give --overwrite"):
-        import_model(*args)
-    assert (folder / CONFIG).read_bytes() == before
-    import_model(*args, overwrite=True)
-    assert sorted(p.name for p in folder.iterdir()) == [BASE, CONFIG, "tagger.safetensors"]
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "precious").touch()
-    with pytest.raises(WeightsError, match="not a model folder, so it is not overwritten"):
-        import_model(*args[:2], tmp_path / "b", overwrite=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"ram": "nothing.pth"}, "nothing.pth: no such file or folder (--ram)"),
-        ({"ram": "."}, ".: not a file (--ram)"),
-        ({"dape": "no.pth"}, "no.pth: no such file or folder (--dape)"),
-        ({"lpips": ["given.pth", "vgg.pth"]}, "vgg.pth: no such file or folder (--lpips)"),
-        ({"tags": "given.pth"}, "given.pth: not a folder (--tags)"),
-        ({"prompt_file": "."}, ".: not a file (--prompt_file)"),
-        ({"generator": "osediff.pkl"}, "osediff.pkl: no such file or folder (--generator)"),
-        ({"clip": "no_encoder"}, "no_encoder: no such file or folder (--clip)"),
-        ({"output": "given.pth/out"}, "given.pth is no folder; name another one"),
-    ],
-)
-def test_local_places_are_checked_before_the_hub_is_asked(tmp_path, monkeypatch, change, said):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "given.pth").touch()
-
-    def ask(source: str) -> None:
-        raise AssertionError(f"asked the hub for {source}")
-
-    monkeypatch.setattr("osdhuman_jax.weights.importer.locate", ask)
-    arguments = {"sd": "someone/model", "ram": "given.pth", "output": "made/out"} | change
-    with pytest.raises(ValueError) as caught:  # a WeightsError or CommandError
-        import_model(**arguments)
-    assert said in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["given.pth"]
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"ram": "text.pth"}, "text.pth"),
-        ({"lpips": ["vgg16.pth", "text.pth"]}, "text.pth"),
-        ({"dape": "text.pth"}, "text.pth"),
-        ({"clip": "text.pth"}, "text.pth"),
-        ({"generator": "text.pth"}, "text.pth"),
-        ({"prompt_file": "text.pth"}, "text.pth: no prompt"),
-        ({"tags": "sd"}, "ram_tag_list.txt: No such file"),
-        ({"prompt": "fixed"}, "for prompts of kind fixed it lacks prompt.npy"),
-        ({"prompt": "null"}, "for prompts of kind null it lacks clip"),
-        ({"prompt": "ram", "clip": "someone/text"}, "it lacks tags/ram_tag_list.txt"),
-    ],
-)
-def test_local_files_are_read_before_the_hub_is_asked(copy, monkeypatch, change, said):
-    monkeypatch.chdir(copy)
-    (copy / "text.pth").write_text("no weights")
-
-    def ask(source: str) -> None:
-        raise AssertionError(f"asked the hub for {source}")
-
-    monkeypatch.setattr("osdhuman_jax.weights.importer.locate", ask)
-    with pytest.raises(WeightsError) as caught:
-        import_model(**{"sd": "someone/model", "ram": "ram.pth", "output": "made/out"} | change)
-    assert said in str(caught.value) and not (copy / "made").exists()
 
 
 # The hub
@@ -800,23 +387,18 @@ def test_withdrawn_model_is_looked_for_on_mirrors(monkeypatch, tmp_path):
 # The command
 
 
-def command(*args: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "osdhuman_jax", "weights", *map(str, args)]
-    return subprocess.run(words, capture_output=True, text=True)
-
-
-def test_import_and_info_by_command(sources, tmp_path):
-    sd, ram, out = sources / "sd", sources / "ram.pth", tmp_path / "a"
-    done = command("import", "--sd", sd, "--ram", ram, "--output", out)
-    assert (done.returncode, done.stderr) == (0, "")
-    told = command("info", out)
-    assert told.stdout == done.stdout and told.returncode == 0
+def test_import_and_info_by_command(sources, tmp_path, capsys):
+    flags = ["--sd", sources / "sd", "--ram", sources / "ram.pth", "--output", tmp_path / "a"]
+    words = [str(word) for word in ("import", *flags)]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert main(["info", str(tmp_path / "a")]) == 0 and capsys.readouterr().out == told
     for text in ("unet: 972,036 parameters in 324 tensors, float32", "RAIL++", "Apache-2.0"):
-        assert text in told.stdout
-    assert all(digest in told.stdout for digest in digests(out).values())
-    again = command("import", "--sd", sd, "--ram", ram, "--output", out)
-    assert again.returncode == 2 and again.stdout == ""
-    assert again.stderr == f"error: {out}: exists; give --overwrite to replace it\n"
+        assert text in told
+    assert all(digest in told for digest in digests(tmp_path / "a").values())
+    assert main(words) == 2
+    refused = f"error: {tmp_path / 'a'}: exists; give --overwrite to replace it\n"
+    assert capsys.readouterr() == ("", refused)
 
 
 # Full size

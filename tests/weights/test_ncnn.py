@@ -24,7 +24,7 @@ def refused(path: Path) -> str:
 
 
 @pytest.mark.parametrize("half", [True, False])
-def test_tensors_have_the_names_of_their_order(half: bool, tmp_path: Path) -> None:
+def test_tensors_have_the_names_of_their_order(half, tmp_path):
     state = files.halved(files.network().state_dict())
     path = files.ncnn_files(tmp_path / "net", state, half)
     for file in (path, path.with_suffix(".param")):
@@ -35,7 +35,7 @@ def test_tensors_have_the_names_of_their_order(half: bool, tmp_path: Path) -> No
             assert tensor.dtype == (np.float16 if half and "weight" in name else np.float32)
 
 
-def test_published_order() -> None:
+def test_published_order():
     names = names_in_order(23)
     assert len(names) == len(set(names)) == 351
     assert names[:2] == ["conv_first", "body.0.rdb1.conv1"]
@@ -62,7 +62,7 @@ LINES: dict[str, tuple[str, str, str]] = {
 
 
 @pytest.mark.parametrize("fault", LINES)
-def test_other_descriptions(fault: str, binary: Path) -> None:
+def test_other_descriptions(fault, binary):
     old, new, reason = LINES[fault]
     param = binary.with_suffix(".param")
     text = param.read_text()
@@ -71,7 +71,7 @@ def test_other_descriptions(fault: str, binary: Path) -> None:
     assert reason in refused(binary)
 
 
-def test_a_truncated_description(binary: Path) -> None:
+def test_a_truncated_description(binary):
     param = binary.with_suffix(".param")
     lines = param.read_text().splitlines()
     param.write_text("\n".join(lines[:-1]))
@@ -81,7 +81,7 @@ def test_a_truncated_description(binary: Path) -> None:
         refused(binary)
 
 
-def test_other_bytes(binary: Path) -> None:
+def test_other_bytes(binary):
     data = binary.read_bytes()
     binary.write_bytes(data[:-1])
     assert "truncated: it ends within conv_last" in refused(binary)
@@ -96,6 +96,6 @@ def test_other_bytes(binary: Path) -> None:
 
 
 @pytest.mark.parametrize("gone", [".param", ".bin"])
-def test_one_file_alone(gone: str, binary: Path) -> None:
+def test_one_file_alone(gone, binary):
     binary.with_suffix(gone).unlink()
     assert f"net{gone}: missing" in refused(binary)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import flip
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -255,9 +256,7 @@ def test_truncated_torch_file(zipped, tmp_path):
 def test_flipped_byte_of_an_archive(tmp_path):
     path = tmp_path / "a.pth"
     torch.save({"w": torch.full((100,), 3.0)}, path)
-    data = bytearray(path.read_bytes())
-    data[data.find(struct.pack("<ff", 3.0, 3.0))] ^= 1
-    path.write_bytes(data)
+    flip(path, path.read_bytes().find(struct.pack("<ff", 3.0, 3.0)))
     with pytest.raises(WeightsError, match="data/0 is broken .*CRC"):
         load(path)["w"].read()
 

@@ -46,11 +46,7 @@ def test_only_likely_people_stay(tmp_path):
 
 
 def test_the_best_of_overlapping_boxes_stays(tmp_path):
-    rows = [
-        (30, 30, 20, 20, 0.6, 0, 0),
-        (31, 30, 20, 20, 0.8, 0, 0),
-        (50, 30, 20, 20, 0.5, 0, 0),
-    ]
+    rows = [(30, 30, 20, 20, 0.6, 0, 0), (31, 30, 20, 20, 0.8, 0, 0), (50, 30, 20, 20, 0.5, 0, 0)]
     detector = yolo(tmp_path, output(*rows))
     assert [round(box.score, 3) for box in detector(PHOTO, IMAGE)] == [0.8, 0.5]
     detector = yolo(tmp_path, output(*rows), iou=0.95, most=2)

@@ -20,7 +20,6 @@ from curate.unpack import main as unpack
 from osdhuman_jax.commands.degrade import main as degrade
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data.loader import make_loader
-from osdhuman_jax.data.records import decode_record, encode_record
 from osdhuman_jax.data.sources import open_source
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import read_rgb_bytes
@@ -71,11 +70,6 @@ def test_the_trainer_reads_records_and_folders_alike(containers):
     assert {packed.read(i) for i in range(6)} == {folder.read(i) for i in range(6)}
 
 
-def test_records_are_the_trainers_own_format(containers):
-    for header, data in read_container(containers["arrayrecord"]):
-        assert decode_record(encode_record(header, data)) == (header, data)
-
-
 def test_index_finds_each_record(containers):
     for row in read_rows(containers["parquet"] / "index.parquet"):
         found = list(read_container(containers["parquet"] / row["file"]))[row["row"]]
@@ -120,18 +114,6 @@ def test_damaged_crop_is_named_not_packed(made, tmp_path, capsys):
     assert curate(output, "pack") == 1
     assert "shards failed: pack train-00000" in capsys.readouterr().err
     assert curate(output, "--verify") == 0  # makes the crop again
-
-
-def test_nothing_selected_is_said(made, tmp_path, capsys):
-    output = Path(shutil.copytree(made, tmp_path / "set"))
-    assert curate(output, "select", "--license_allow=nobody's") == 2
-    assert "Eq. 1 needs two" in capsys.readouterr().err
-
-
-def test_unknown_container_is_said(made, tmp_path, capsys):
-    output = Path(shutil.copytree(made, tmp_path / "set"))
-    assert curate(output, "pack", "--to=zip") == 2
-    assert "no container 'zip'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["arrayrecord", "folder", "parquet", "webdataset"])

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from curation_runs import curate
+from damage import raising
 from onnx_files import output, write_onnx
 from skimage import data
 
@@ -268,10 +269,8 @@ def test_missing_weights_are_named_with_their_digest(stub, tmp_path):
 
 
 def test_without_pyiqa_the_extra_is_named(monkeypatch):
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
+    missing = importlib.metadata.PackageNotFoundError("pyiqa")
+    monkeypatch.setattr(importlib.metadata, "version", raising(missing))
     with pytest.raises(ConfigError, match=r"needs pyiqa: pip install 'osdhuman-jax\[eval\]'"):
         scores.describe("musiq", ScoreConfig(iqa="pyiqa"))
     with pytest.raises(ConfigError) as told:  # all at once, and each once

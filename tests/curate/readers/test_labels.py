@@ -287,21 +287,3 @@ def test_flags_of_voc_that_decide_nothing_are_counted(tmp_path):
     path.write_text(path.read_text().replace("<bndbox>", "<truncated>Left</truncated><bndbox>"))
     (image,) = read("voc", [root], notes := Notes())
     assert image.boxes[0].flags == () and notes["truncated is 'Left'"] == 1
-
-
-def test_files_that_other_systems_add_are_no_labels(tmp_path):
-    (root,) = write_labels("voc", tmp_path, ["1.jpg"])
-    (root / "Annotations" / "._label0.xml").write_bytes(b"\0\5\26\7")
-    assert len(read("voc", [root])) == 1
-
-
-@pytest.mark.parametrize("kind", ["folder", "lsdir", "person"])
-def test_folders_follow_links_and_keep_dangling_ones_as_missing(tmp_path, kind):
-    touch(tmp_path / "disk", "a/1.jpg")
-    touch(tmp_path / "images", "2.jpg")
-    for name, target in {"linked": "disk", "loop": "images", "twice": "disk/a"}.items():
-        (tmp_path / "images" / name).symlink_to(tmp_path / target)
-    (tmp_path / "images" / "3.jpg").symlink_to(tmp_path / "none.jpg")
-    source = SourceSpec(kind, (str(tmp_path / "images"),), kind)
-    names = [found.image_id.removeprefix(f"{kind}/all/") for found in readers.read(source)]
-    assert names == ["2.jpg", "3.jpg", "linked/a/1.jpg"]

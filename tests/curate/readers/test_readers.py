@@ -200,7 +200,6 @@ def test_coco_boxes_of_others_may_be_empty(tmp_path):
     ("changes", "words"),
     [
         ({"categories": [{"id": 1, "name": "persona"}]}, "no category is named person"),
-        ({"categories": [{"id": 3, "name": "person"}]}, "category 1 is not in its table"),
         ({"annotations": [{"id": 5}]}, "lacks image_id"),
         ({"annotations": [EMPTY | {"category_id": 1}]}, "bbox is not x, y, width, height"),
         ({"images": [{"id": 5}]}, "file_name"),
@@ -211,22 +210,9 @@ def test_coco_files_that_say_something_else(tmp_path, changes, words):
     assert words in error("coco", *coco(tmp_path, **changes))
 
 
-def test_a_damaged_json_is_named(tmp_path):
-    path, images = coco(tmp_path)
-    path.write_text(path.read_text()[:-5])
-    message = error("coco", path, images)
-    assert str(path) in message and "\n" not in message
-
-
 @pytest.mark.parametrize("name", ["person", "Person", "Person "])
 def test_objects365_writes_person_in_many_ways(tmp_path, name):
     assert len(read("objects365", *objects365(tmp_path, name))[0].boxes) == 2
-
-
-def test_objects365_pictures_are_found_whatever_folder_is_named(tmp_path):
-    found, missing = read("objects365", *objects365(tmp_path))
-    assert found.path == str(tmp_path / "images" / "patch16" / "objects365_v2_00908727.jpg")
-    assert not Path(missing.path).exists()  # as three of the release: missing_file later
 
 
 def test_names_do_not_lead_out_of_the_folder(tmp_path):
@@ -385,13 +371,8 @@ def test_voc_devkit_with_several_years(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [
-        '<!DOCTYPE a [<!ENTITY b "c">]><annotation><filename>&b;</filename></annotation>',
-        "<annotation><object>",
-        "<annotation><object><bndbox/></object></annotation>",
-        "<annotation>" + " " * 1_000_001 + "</annotation>",
-    ],
-    ids=["entities", "cut", "no name", "too long"],
+    ["<annotation><object>", "<annotation><object><bndbox/></object></annotation>"],
+    ids=["cut", "no name"],
 )
 def test_voc_files_that_are_not_understood(tmp_path, text):
     assert "000001.xml" in error("voc", *voc(tmp_path, "", text))

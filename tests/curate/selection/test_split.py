@@ -78,10 +78,7 @@ def test_copies_are_grouped_and_different_photographs_are_not(how):
 def test_thumbnails_break_chains_of_like_hashes():
     a, b = fingerprint(PHOTOGRAPHS["astronaut"]), fingerprint(PHOTOGRAPHS["coffee"])
     forged = Fingerprint(a.phash, a.mirrored, b.thumb)
-    pair = [
-        Member("a", "a", "a", "", 1, a),
-        Member("b", "b", "b", "", 1, forged),
-    ]
+    pair = [Member("a", "a", "a", "", 1, a), Member("b", "b", "b", "", 1, forged)]
     assert len(set(group_images(pair))) == 2
     assert correlation(a.thumb, a.thumb) == pytest.approx(1.0)
 

@@ -1,20 +1,29 @@
-"""A restorer as small as they come, and what trains it: for the tests that need a whole one."""
+"""The tiny restorer: its sizes, its folder on disk, what trains it, and stand-ins for it.
+
+Every test that needs a whole restorer takes this one, of one level where pictures are of 16 pixels
+and of two where they are photographs, so that its programs are compiled once.
+"""
 
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import cv2
 import jax.numpy as jnp
 import numpy as np
 from convert import filled
 from flax import nnx
+from skimage.data import astronaut
 
-from osdhuman_jax.config import Config, LoRAConfig, ModelConfig
+from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, UseConfig
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.methods.osdhuman import OneStepRestorer, build_restorer
+from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.networks.configs import HFIEConfig, LPIPSConfig, SwinConfig, UNetConfig, VAEConfig
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import train_step
-from osdhuman_jax.weights import Model, add_lora
+from osdhuman_jax.weights import Model, add_lora, save_model
 
 MODEL = ModelConfig(
     vae=replace(
@@ -38,6 +47,19 @@ MODEL = ModelConfig(
     hfie=HFIEConfig(num_queries=3, num_heads=2),
     timestep=399,  # at 999 nearly every pixel of a random network is clamped
 )
+# The same with two levels each, so that a photograph is not too many tokens for attention.
+DEEP = replace(
+    MODEL,
+    vae=replace(MODEL.vae, block_out_channels=(4, 8)),
+    unet=replace(
+        MODEL.unet,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        num_attention_heads=(1, 2),
+    ),
+)
+# A photograph, 60 pixels high and 48 wide.
+PHOTO = cv2.resize(astronaut(), (48, 60), interpolation=cv2.INTER_AREA)
 
 
 def make(rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> OneStepRestorer:
@@ -51,6 +73,23 @@ def make(rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> OneStepRestorer:
 def restorer(lora: LoRAConfig | None = None, seed: int = 0) -> OneStepRestorer:
     """Every weight random, LoRA's B included."""
     return filled(lambda rngs: make(rngs, lora), seed)
+
+
+def deep_restorer() -> OneStepRestorer:
+    """The same of two levels."""
+    return filled(lambda rngs: build_restorer(DEEP, rngs=rngs))
+
+
+@cache
+def model() -> Model:
+    """That one as a pipeline takes it."""
+    return Model(deep_restorer(), DEEP, "0" * 64, "tiny")
+
+
+def save(folder: Path, use: UseConfig | None = None) -> Path:
+    """A model folder of that one."""
+    save_model(folder, DEEP, deep_restorer(), use=use)
+    return folder
 
 
 def config(kind: str) -> Config:

@@ -1,0 +1,355 @@
+"""HAODiff's released weights -> a model folder.
+
+    img_encoder_weights.pth              dual-prompt generator: extractor and both embedders
+    pytorch_lora_weights.safetensors     LoRA of the U-Net, any of its kernels
+
+The generator's sizes are read off its tensors and held against the keyword arguments in the same
+file, which alone tell the heads of the pooling. The LoRA is merged while it is imported, so that
+the folder is a base model: it restores, and training may start from it. Whatever this project
+would compute otherwise than the authors' code is refused by name.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from osdhuman_jax.config import Json, ModelConfig, to_dict
+from osdhuman_jax.disk import file_digest
+from osdhuman_jax.networks.configs import DualPromptConfig
+from osdhuman_jax.weights.diffusion import (
+    LICENCE,
+    Diffusion,
+    locate,
+    read_diffusion,
+    table_of_tensors,
+)
+from osdhuman_jax.weights.importer import Location, check_local, check_output, write_folder
+from osdhuman_jax.weights.model_folder import BASE, FORMAT, abstract_restorer, shapes
+from osdhuman_jax.weights.name_tables import Table, convert, kernel, linear, same, third
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load
+
+ENCODER, LORA = "img_encoder_weights.pth", "pytorch_lora_weights.safetensors"
+TIMESTEP = 199  # T_L of the released model
+NO_LICENCE = "HAODiff's weights: no licence was published with them"
+POOL_HEADS = 8  # of the class's defaults, where the file does not say
+MAP = 128  # side of the features, which the authors' forward pass takes for granted
+
+_PERFORMER = r"((?:main|aux)_performer)"
+_LAYER = rf"{_PERFORMER}\.encoder\.net\.layers\.(\d+)"
+_TO_LAYER = r"prompter.\1.layers.\2"
+TABLE: Table = {
+    # Extractor.
+    r"(feature_extractor\.absolute_pos_embed)": [(r"prompter.\1", same)],
+    r"feature_extractor\.patch_embed\.norm\.weight": [
+        ("prompter.feature_extractor.patch_norm.scale", same)
+    ],
+    r"feature_extractor\.patch_embed\.norm\.bias": [
+        ("prompter.feature_extractor.patch_norm.bias", same)
+    ],
+    r"(feature_extractor\.(?:.+\.)?norm[12]?)\.weight": [(r"prompter.\1.scale", same)],
+    r"(feature_extractor\..+\.relative_position_bias_table)": [(r"prompter.\1", same)],
+    r"(feature_extractor\..+)\.weight": [(r"prompter.\1.kernel", kernel)],
+    r"(feature_extractor\..+)\.bias": [(r"prompter.\1.bias", same)],
+    # Embedders: performer-pytorch's residual wrappers are what `.0.fn` and `.1.fn.fn` come from.
+    rf"{_LAYER}\.0\.norm\.weight": [(f"{_TO_LAYER}.norm1.scale", same)],
+    rf"{_LAYER}\.0\.norm\.bias": [(f"{_TO_LAYER}.norm1.bias", same)],
+    rf"{_LAYER}\.1\.norm\.weight": [(f"{_TO_LAYER}.norm2.scale", same)],
+    rf"{_LAYER}\.1\.norm\.bias": [(f"{_TO_LAYER}.norm2.bias", same)],
+    rf"{_LAYER}\.0\.fn\.fast_attention\.(projection_matrix)": [(rf"{_TO_LAYER}.attn.\3", same)],
+    rf"{_LAYER}\.0\.fn\.(to_(?:q|k|v|out))\.weight": [(rf"{_TO_LAYER}.attn.\3.kernel", linear)],
+    rf"{_LAYER}\.0\.fn\.(to_(?:q|k|v|out))\.bias": [(rf"{_TO_LAYER}.attn.\3.bias", same)],
+    rf"{_LAYER}\.1\.fn\.fn\.(w[12])\.weight": [(rf"{_TO_LAYER}.\3.kernel", linear)],
+    rf"{_LAYER}\.1\.fn\.fn\.(w[12])\.bias": [(rf"{_TO_LAYER}.\3.bias", same)],
+    **{
+        rf"{_PERFORMER}\.attn_pool\.in_proj_{end}": [
+            (rf"prompter.\1.attn_pool.{part}_proj.{ours}", third(i)) for i, part in enumerate("qkv")
+        ]
+        for end, ours in (("weight", "kernel"), ("bias", "bias"))
+    },
+    rf"{_PERFORMER}\.query_tokens": [(r"prompter.\1.attn_pool.query", lambda x: x[0])],
+    rf"{_PERFORMER}\.(pos_embed)": [(r"prompter.\1.\2", same)],
+    rf"{_PERFORMER}\.(norm)\.weight": [(r"prompter.\1.\2.scale", same)],
+    rf"{_PERFORMER}\.(proj1|linear_embed|attn_pool\.out_proj)\.weight": [
+        (r"prompter.\1.\2.kernel", linear)
+    ],
+    rf"{_PERFORMER}\.(proj1|linear_embed|attn_pool\.out_proj|norm)\.bias": [
+        (r"prompter.\1.\2.bias", same)
+    ],
+}
+IGNORE = (
+    r".+\.(?:relative_position_index|attn_mask)",  # computed from the sizes
+    rf"{_PERFORMER}\.encoder\.proj_updater\..*",  # the whole Performer once more, and a counter
+    r"embedding_changer[12]\..*",  # for the discriminator of the training alone
+)
+
+
+def import_haodiff(
+    sd: Location, folder: Location, output: Location, *, overwrite: bool = False
+) -> None:
+    """Write a model folder of Stable Diffusion 2.1-base and HAODiff's two files in `folder`.
+
+    `sd` is a diffusers folder, a single file or a hub repository. Raises WeightsError, having
+    written nothing.
+    """
+    # What can be refused is refused before anything is downloaded.
+    output, folder = Path(output), Path(folder)
+    check_output(output, overwrite)
+    check_local({"sd": sd, "haodiff": folder})
+    files = [folder / name for name in (ENCODER, LORA)]
+    if lacking := [file.name for file in files if not file.is_file()]:
+        raise WeightsError(f"{folder}: lacks {', '.join(lacking)} (--haodiff)")
+    source, config = read_encoder(files[0])
+    pairs = read_lora(files[1])
+
+    # Then the base model, whose kernels the LoRA changes.
+    diffusion = read_diffusion(locate(str(sd)))
+    model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, timestep=TIMESTEP, dual=config)
+    width, have = model.unet.cross_attention_dim, source["main_performer.query_tokens"].shape[-1]
+    if have != width:
+        raise WeightsError(f"{files[0]}: its tokens are {have} wide, the U-Net's {width}")
+    restorer, _ = abstract_restorer(model)
+    targets = {n: s for n, s in shapes(restorer).items() if n.startswith("prompter.")}
+    tensors = convert(source, TABLE, targets, str(files[0]), ignore=IGNORE)
+    tensors |= diffusion.tensors | merged(diffusion.tensors, pairs, files[1])
+
+    meta: Json = {
+        "format": FORMAT,
+        "prompt": "dual",
+        "model": to_dict(model),
+        "lora": None,
+        "use": {"color_fix": "wavelet", "blend": 1.0, "work_side": 0, "sides": [0, 0]},
+        "digests": {},
+        "licences": [LICENCE, NO_LICENCE],
+        "provenance": _provenance(sd, diffusion, files),
+    }
+    write_folder(output, {BASE: tensors}, meta, {}, overwrite)
+
+
+def _provenance(sd: Location, diffusion: Diffusion, files: list[Path]) -> Json:
+    """Where the files came from, by name and digest."""
+
+    def named(paths: list[Path]) -> dict[str, str]:
+        return {"/".join(path.parts[-2:]): file_digest(path) for path in paths}
+
+    return {
+        "stable_diffusion": {
+            "source": str(sd),
+            "prediction": diffusion.prediction,
+            "files": named(diffusion.files),
+        },
+        "haodiff": {"files": named(files)},
+    }
+
+
+# The dual-prompt generator
+
+
+def read_encoder(path: Path) -> tuple[dict[str, Tensor], DualPromptConfig]:
+    """Tensors of img_encoder_weights.pth by its own names, and the sizes that they have.
+
+    Raises WeightsError where it is another file, or a variant that computes something else.
+    """
+    tree = load(path)
+    if not isinstance(tree, dict) or "model_state_dict" not in tree:
+        raise WeightsError(f"{path}: not HAODiff's (lacks model_state_dict)")
+    source = table_of_tensors(tree["model_state_dict"], str(path))
+    swinir, performer = (_keywords(tree, name, path) for name in ("swinir", "performer"))
+    _check_variant(source, swinir, path)
+    try:
+        config = _sizes(source, performer, swinir)
+    except (KeyError, IndexError, ValueError) as error:
+        raise WeightsError(f"{path}: tensors 1 missing or misshapen ({error})") from error
+    _check_keywords(config, swinir, performer, path)
+    return source, config
+
+
+def _keywords(tree: Json, name: str, path: Path) -> Json:
+    """Plain keyword arguments of a class, as the file has them; lists as tuples."""
+    found = tree.get(f"{name}_kwargs", {})
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: {name}_kwargs are no table of settings")
+    return {str(k): tuple(v) if isinstance(v, list) else v for k, v in found.items()}
+
+
+def _check_variant(source: Mapping[str, Tensor], swinir: Json, path: Path) -> None:
+    """Raise WeightsError on a generator that is not computed as ours is."""
+    # Each setting with the only value that ours has; absent, it is the class's default, that value.
+    only = {
+        "in_chans": 3,
+        "patch_size": 1,
+        "qk_scale": None,
+        "resi_connection": "1conv",
+        "downsample": True,
+        "img_range": 1.0,
+    }
+    for name, value in only.items():
+        if name in swinir and swinir[name] != value:
+            raise WeightsError(f"{path}: {name} is {swinir[name]!r:.40}; served is {value!r}")
+    if fused := [key for key in source if key.startswith("fusion.")]:
+        raise WeightsError(f"{path}: mixes a text's tokens into its prompts ({fused[0]})")
+    skipped = swinir.get("skip_branch") or ()
+    if not isinstance(skipped, tuple) or not set(skipped) <= {1, 2} or len(set(skipped)) > 1:
+        text = "one of 1 and 2 may be left out"
+        raise WeightsError(f"{path}: skip_branch is {skipped!r:.40}; {text}")
+
+
+def _sizes(source: Mapping[str, Tensor], performer: Json, swinir: Json) -> DualPromptConfig:
+    """Sizes as shapes tell them. Raises KeyError, IndexError or ValueError where they do not."""
+    extractor = "feature_extractor."
+    trunk = [f"{extractor}layers.{i}." for i in range(_count(source, rf"{extractor}layers"))]
+    branches = _count(source, rf"{extractor}branches")
+    groups = _count(source, rf"{extractor}branches.0")
+    parts = trunk + [f"{extractor}branches.0.{i}." for i in range(groups)]
+    tables = [
+        source[f"{part}residual_group.blocks.0.attn.relative_position_bias_table"].shape
+        for part in parts
+    ]
+    hidden = source[f"{parts[0]}residual_group.blocks.0.mlp.fc1.weight"].shape  # (4 dim, dim)
+    layer = "main_performer.encoder.net.layers"
+    projection = source[f"{layer}.0.0.fn.fast_attention.projection_matrix"].shape
+    side = math.isqrt(source["main_performer.pos_embed"].shape[1])
+    upscale = 4 if f"{extractor}conv_first.conv_down2.weight" in source else 2
+    patches = source["main_performer.linear_embed.weight"].shape[1] // hidden[1]
+    return DualPromptConfig(
+        image_size=side * upscale,
+        upscale=upscale,
+        embed_dim=hidden[1],
+        depths=tuple(_count(source, rf"{part}residual_group.blocks") for part in parts),
+        num_heads=tuple(shape[1] for shape in tables),
+        window_size=(math.isqrt(tables[0][0]) + 1) // 2,
+        mlp_ratio=hidden[0] / hidden[1],
+        ape=f"{extractor}absolute_pos_embed" in source,
+        num_branches=branches,
+        skip_branch=tuple(swinir.get("skip_branch") or ()),
+        num_layers=_count(source, layer),
+        num_heads_performer=source[f"{layer}.0.0.fn.to_q.weight"].shape[0] // projection[1],
+        dim_head=projection[1],
+        num_features=projection[0],
+        patch_size=math.isqrt(patches),
+        out_tokens=source["main_performer.query_tokens"].shape[1],
+        num_heads_pool=performer.get("num_heads_pool", POOL_HEADS),
+        guidance=DualPromptConfig.haodiff().guidance,
+    )
+
+
+def _count(source: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered modules a list has. Raises KeyError where there is none."""
+    pattern = re.compile(re.escape(prefix.removesuffix(".")) + r"\.(\d{1,4})\.")
+    numbers = {int(match[1]) for match in map(pattern.match, source) if match}
+    if not numbers:
+        raise KeyError(prefix)
+    return max(numbers) + 1
+
+
+def _check_keywords(config: DualPromptConfig, swinir: Json, performer: Json, path: Path) -> None:
+    """Raise WeightsError where the file says another size than its tensors have."""
+    claimed = {
+        "img_size": config.image_size,
+        "upscale": config.upscale,
+        "embed_dim": config.embed_dim,
+        "depths": config.depths,
+        "num_heads": config.num_heads,
+        "window_size": config.window_size,
+        "mlp_ratio": config.mlp_ratio,
+        "ape": config.ape,
+        "branch_num": config.num_branches,
+    }
+    pairs = [(name, swinir.get(name, have), have) for name, have in claimed.items()]
+    claimed = {
+        "out_tokens": config.out_tokens,
+        "num_layers": config.num_layers,
+        "num_heads_performer": config.num_heads_performer,
+        "dim_head": config.dim_head,
+    }
+    pairs += [(name, performer.get(name, have), have) for name, have in claimed.items()]
+    for name, said, have in pairs:
+        if said != have:
+            raise WeightsError(f"{path}: {name} is {said!r:.40}, its tensors have {have!r}")
+    if config.side != MAP:
+        text = f"{config.image_size} pixels at 1/{config.upscale}"
+        raise WeightsError(f"{path}: features of {text}; HAODiff's are {MAP} wide")
+    if type(config.num_heads_pool) is not int or config.num_heads_pool < 1:
+        raise WeightsError(f"{path}: num_heads_pool is {config.num_heads_pool!r:.40}")
+
+
+# LoRA of the U-Net
+
+
+Pair = dict[str, Tensor]  # "A", "B" and perhaps "alpha" of one module
+_NAMES = (  # peft's, diffusers' older, and peft's with the adapter's name
+    (r"lora_A(?:\.[^.]+)?\.weight", "A"),
+    (r"lora_B(?:\.[^.]+)?\.weight", "B"),
+    (r"lora\.down\.weight", "A"),
+    (r"lora\.up\.weight", "B"),
+    (r"alpha", "alpha"),
+)
+
+
+def read_lora(path: Path) -> dict[str, Pair]:
+    """Factors of each adapted module of the U-Net, by its name in diffusers.
+
+    Raises WeightsError where a half is missing, or other networks are adapted too.
+    """
+    source = table_of_tensors(load(path), str(path))
+    pairs: dict[str, Pair] = {}
+    unknown, foreign = [], []
+    for key, tensor in source.items():
+        name = re.sub(r"^(?:base_model\.model\.)?(?:unet\.)?", "", key)
+        if re.match(r"(?:vae|text_encoder\w*)\.", name):
+            foreign.append(key)
+            continue
+        for pattern, half in _NAMES:
+            if match := re.fullmatch(rf"(.+?)\.{pattern}", name):
+                pairs.setdefault(match[1], {})[half] = tensor
+                break
+        else:
+            unknown.append(key)
+    halves = [name for name, pair in pairs.items() if not {"A", "B"} <= set(pair)]
+    faults = {"unknown": unknown, "of another network": foreign, "without their half": halves}
+    complain(faults, str(path))
+    if not pairs:
+        raise WeightsError(f"{path}: holds no LoRA")
+    return pairs
+
+
+def merged(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], path: Path) -> dict[str, Tensor]:
+    """The U-Net's adapted kernels, W + alpha / rank B A, still unread. Raises WeightsError."""
+    faults: dict[str, list[str]] = {"unknown": [], "of another shape": []}
+    made: dict[str, Tensor] = {}
+    for module, pair in pairs.items():
+        name = f"unet.{module}.kernel"
+        if name not in base:
+            faults["unknown"].append(module)
+            continue
+        tensor = _changed(base[name], pair)
+        if tensor is None:
+            faults["of another shape"].append(module)
+        else:
+            made[name] = tensor
+    complain(faults, str(path))
+    return made
+
+
+def _changed(weight: Tensor, pair: Pair) -> Tensor | None:
+    """A kernel in our layout, (h, w, in, out) or (in, out), with its LoRA; None if none fits."""
+    a, b = pair["A"], pair["B"]
+    *window, inputs, outputs = weight.shape
+    rank = a.shape[0] if a.shape else 0
+    # A is as its layer but with `rank` outputs, B takes these to the layer's, pixel by pixel.
+    ones = (1,) * len(window)
+    if not rank or a.shape != (rank, inputs, *window) or b.shape != (outputs, rank, *ones):
+        return None
+
+    def read() -> np.ndarray:
+        down, up = (x.read().astype(np.float32) for x in (a, b))
+        alpha = float(pair["alpha"].read().reshape(())) if "alpha" in pair else rank
+        delta = up.reshape(outputs, rank) @ down.reshape(rank, -1)  # [out, in h w]
+        delta = kernel(np.float32(alpha / rank) * delta.reshape(outputs, inputs, *window))
+        own = weight.read()
+        return (own.astype(np.float32) + delta).astype(own.dtype)
+
+    return replace(weight, read=read)

@@ -1,0 +1,260 @@
+"""HAODiff's published files: imported, they restore as in PyTorch; what does not fit is refused."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import haodiff_torch
+import jax.numpy as jnp
+import make_weights as files
+import numpy as np
+import pytest
+import torch
+from convert import nchw, normal
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+from osdhuman_jax.commands.weights import main
+from osdhuman_jax.weights import WeightsError, load_model
+from osdhuman_jax.weights.haodiff import ENCODER, LORA, import_haodiff, read_lora
+
+SIDE = 64  # pixels of the pictures restored here
+
+
+@pytest.fixture(scope="module")
+def nets() -> files.Networks:
+    return files.networks()
+
+
+@pytest.fixture(scope="module")
+def factors(nets) -> dict[str, torch.Tensor]:
+    return haodiff_torch.lora(nets)
+
+
+@pytest.fixture(scope="module")
+def generator() -> haodiff_torch.Generator:
+    return haodiff_torch.generator()
+
+
+@pytest.fixture(scope="module")
+def sources(nets, factors, generator, tmp_path_factory) -> Path:
+    """sd/ (diffusers) and haodiff/ (the published files)."""
+    folder = tmp_path_factory.mktemp("sources")
+    files.diffusers_folder(folder / "sd", nets)
+    haodiff_torch.folder(folder / "haodiff", generator, factors)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(sources, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("models") / "haodiff"
+    command = ["import", "--sd", sources / "sd", "--haodiff", sources / "haodiff"]
+    assert main([*map(str, command), "--output", str(output)]) == 0
+    return output
+
+
+def test_it_restores_as_in_torch(model, nets, factors, generator):
+    loaded = load_model(model)
+    lq = np.clip(0.5 * normal(1, SIDE, SIDE, 3, seed=4), -1, 1)
+    adapted = files.networks()
+    haodiff_torch.with_lora(adapted, factors)
+    plain = haodiff_torch.restored(nets, generator, nchw(lq), 3.5).permute(0, 2, 3, 1)
+    for guidance in (3.5, 1.0):
+        want = haodiff_torch.restored(adapted, generator, nchw(lq), guidance).permute(0, 2, 3, 1)
+        found = np.asarray(loaded.restorer(jnp.asarray(lq), guidance=guidance))
+        # A level of 255 is 2/255 of [-1, 1]: the pictures are equal to a level.
+        assert np.abs(found - want.numpy()).max() < 2 / 255
+    assert np.abs(plain.numpy() - want.numpy()).mean() > 0.05  # LoRA matters here
+
+
+def test_the_folder_says_what_it_is(model, generator):
+    meta = json.loads((model / "config.json").read_text())
+    assert meta["prompt"] == "dual" and meta["lora"] is None
+    assert meta["model"]["timestep"] == 199
+    sizes = meta["model"]["dual"]
+    assert (sizes["embed_dim"], sizes["depths"], sizes["num_heads"]) == (8, [2, 1], [2, 1])
+    assert (sizes["num_features"], sizes["out_tokens"], sizes["guidance"]) == (7, 5, 3.5)
+    assert meta["use"]["color_fix"] == "wavelet"
+    assert set(meta["provenance"]["haodiff"]["files"]) == {f"haodiff/{ENCODER}", f"haodiff/{LORA}"}
+    assert any("no licence" in text for text in meta["licences"])
+    # Random projections came with the weights, to the bit.
+    base = load_file(model / "base.safetensors")
+    own = generator.main_performer.encoder.net["layers"][1][0].fn.fast_attention
+    np.testing.assert_array_equal(
+        base["prompter.main_performer.layers.1.attn.projection_matrix"],
+        own.projection_matrix.numpy(),
+    )
+
+
+def spelt(factors, kind: str) -> dict[str, torch.Tensor]:
+    """The same LoRA by other names that its libraries write."""
+    if kind == "diffusers":
+        pairs = (("unet.", ""), ("lora_A.", "lora.down."), ("lora_B.", "lora.up."))
+    else:
+        pairs = (("unet.", ""), ("lora_A.", "lora_A.default."), ("lora_B.", "lora_B.default."))
+    made = {}
+    for name, value in factors.items():
+        for theirs, other in pairs:
+            name = name.replace(theirs, other)
+        made[name] = value
+    return made
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "adapter"])
+def test_loras_of_other_names(factors, kind, tmp_path):
+    save_file(factors, tmp_path / "a.safetensors")
+    save_file(spelt(factors, kind), tmp_path / "b.safetensors")
+    one, other = (read_lora(tmp_path / name) for name in ("a.safetensors", "b.safetensors"))
+    assert set(one) == set(other)
+    for module, pair in one.items():
+        for half in "AB":
+            np.testing.assert_array_equal(pair[half].read(), other[module][half].read())
+
+
+def test_alpha_scales_what_is_merged(nets, sources, tmp_path):
+    name = "conv_in"
+    weight = nets.unet.conv_in.weight
+    out, into, *window = weight.shape
+    few = {
+        f"{name}.lora.down.weight": torch.ones(2, into, *window),
+        f"{name}.lora.up.weight": torch.ones(out, 2, 1, 1),
+        f"{name}.alpha": torch.tensor(6.0),
+    }
+    shutil.copytree(sources / "haodiff", tmp_path / "haodiff")
+    save_file(few, tmp_path / "haodiff" / LORA)
+    import_haodiff(sources / "sd", tmp_path / "haodiff", tmp_path / "model")
+    base = load_file(tmp_path / "model" / "base.safetensors")
+    # 6 / 2, times two ranks of one by one.
+    expected = weight.numpy().transpose(2, 3, 1, 0) + 6.0
+    np.testing.assert_allclose(base["unet.conv_in.kernel"], expected, rtol=1e-6)
+
+
+def changed(edit: Callable[[dict], None]) -> Callable[[Path], None]:
+    """An edit of what the encoder's file holds."""
+
+    def apply(folder: Path) -> None:
+        tree = torch.load(folder / ENCODER, weights_only=True)
+        edit(tree)
+        torch.save(tree, folder / ENCODER)
+
+    return apply
+
+
+def settings(kind: str, **values: object) -> Callable[[Path], None]:
+    return changed(lambda tree: tree[f"{kind}_kwargs"].update(values))
+
+
+def tensors(**values: torch.Tensor | None) -> Callable[[Path], None]:
+    """Tensors added or, with None, taken away; `__` stands for a dot."""
+
+    def edit(tree: dict) -> None:
+        for name, value in values.items():
+            tree["model_state_dict"].pop(name.replace("__", "."), None)
+            if value is not None:
+                tree["model_state_dict"][name.replace("__", ".")] = value
+
+    return changed(edit)
+
+
+def adapters(edit: Callable[[dict], None]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        table = load_file(folder / LORA)
+        edit(table)
+        save_file(table, folder / LORA)
+
+    return apply
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def truncated(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-200])
+
+
+def huge_header(folder: Path) -> None:
+    (folder / LORA).write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+
+
+def pickled(folder: Path) -> None:
+    (folder / ENCODER).write_bytes(pickle.dumps({"model_state_dict": {}}))
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+KEY = "unet.conv_in.lora_A.weight"
+REFUSED = {
+    "missing encoder": (without(ENCODER), f"lacks {ENCODER}"),
+    "missing lora": (without(LORA), f"lacks {LORA}"),
+    "class in the settings": (settings("swinir", norm_layer=torch.nn.LayerNorm), "LayerNorm"),
+    "code in the settings": (settings("swinir", norm_layer=Evil()), "print"),
+    "another pickle": (pickled, "neither a safetensors file nor one written by torch.save"),
+    "truncated": (truncated(ENCODER), "truncated"),
+    "huge header": (huge_header, "not a sound safetensors file"),
+    "no state": (changed(lambda tree: tree.pop("model_state_dict")), "lacks model_state_dict"),
+    "colours": (settings("swinir", in_chans=1), "in_chans is 1"),
+    "patches": (settings("swinir", patch_size=4), "patch_size is 4"),
+    "scale": (settings("swinir", qk_scale=0.5), "qk_scale is 0.5"),
+    "three convolutions": (settings("swinir", resi_connection="3conv"), "resi_connection"),
+    "no downsampler": (settings("swinir", downsample=False), "downsample is False"),
+    "first branch left out": (settings("swinir", skip_branch=[0]), "skip_branch is (0,)"),
+    "another width": (settings("swinir", embed_dim=150), "embed_dim is 150"),
+    "other heads": (settings("performer", num_heads_performer=6), "num_heads_performer is 6"),
+    "text": (tensors(fusion__weight=torch.zeros(77, 154)), "text's tokens"),
+    "no trunk": (tensors(main_performer__pos_embed=None), "missing or misshapen"),
+    "unknown tensor": (tensors(feature_extractor__more__weight=torch.zeros(3)), "unknown"),
+    "another map": (
+        tensors(
+            main_performer__pos_embed=torch.zeros(1, 64, 8),
+            feature_extractor__absolute_pos_embed=torch.zeros(1, 64, 8),
+        ),
+        "img_size is 512",
+    ),
+    "half a pair": (adapters(lambda t: t.pop(KEY)), "without their half (conv_in)"),
+    "VAE's LoRA": (
+        adapters(lambda t: t.update({"vae.encoder.conv_in.lora_A.weight": torch.zeros(1, 1)})),
+        "of another network",
+    ),
+    "unknown module": (
+        adapters(
+            lambda t: t.update({f"unet.nowhere.lora_{h}.weight": torch.zeros(2, 2) for h in "AB"})
+        ),
+        "unknown (nowhere)",
+    ),
+    "another shape": (
+        adapters(lambda t: t.update({KEY: torch.zeros(2, 5, 3, 3)})),
+        "of another shape (conv_in)",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_refusals(sources, fault, tmp_path):
+    damage, message = REFUSED[fault]
+    shutil.copytree(sources / "haodiff", tmp_path / "haodiff")
+    damage(tmp_path / "haodiff")
+    with pytest.raises(WeightsError) as caught:
+        import_haodiff(sources / "sd", tmp_path / "haodiff", tmp_path / "model")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["haodiff"]  # nothing was written
+
+
+def test_a_base_that_predicts_v_is_refused(sources, nets, tmp_path):
+    files.diffusers_folder(tmp_path / "sd", nets, "v_prediction")
+    with pytest.raises(WeightsError, match="v-prediction"):
+        import_haodiff(tmp_path / "sd", sources / "haodiff", tmp_path / "model")
+
+
+@pytest.mark.parametrize("beside", ["--ram", "--dape", "--generator", "--cleaner"])
+def test_it_goes_with_sd_alone(sources, beside, tmp_path, capsys):
+    command = ["import", "--sd", sources / "sd", "--haodiff", sources / "haodiff", beside, "x"]
+    assert main([*map(str, command), "--output", str(tmp_path / "model")]) == 2
+    assert beside in capsys.readouterr().err
