@@ -1,7 +1,8 @@
-"""Models in, looked at, and out: osdhuman weights import|info|export
+"""Models in, looked at, and out: osdhuman weights get|import|info|export
 
-`import` makes a model folder of others' files, `info` says what one is, `export` writes what
-PyTorch's libraries load. Exit status: 0 done, 2 bad input (one line), 130 interrupted.
+`get` fetches published weights and makes a model folder of them, `import` makes one of others'
+files that are there, `info` says what one is, `export` writes what PyTorch's libraries load. Exit
+status: 0 done, 2 bad input (one line), 130 interrupted.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from osdhuman_jax.cli import CommandError, Parser, end, some_path, some_text
+from osdhuman_jax.commands.get import add_flags, get_model
 from osdhuman_jax.config import ConfigError
 from osdhuman_jax.training.checkpoint import CheckpointError, load_generator
 from osdhuman_jax.weights.cleaners import PACKAGE
@@ -26,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     # Models in.
+    add_flags(commands.add_parser("get", help="published weights, fetched -> model folder"))
     make = commands.add_parser(
         "import", help="Stable Diffusion 2.1-base and RAM, or Real-ESRGAN -> model folder"
     )
@@ -76,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> None:
     """Do what one command line asks. Raises WeightsError, ConfigError or CheckpointError."""
     options = {k: v for k, v in vars(arguments).items() if k != "command"}
+    if arguments.command == "get":
+        get_model(**options)
+        return
     if arguments.command == "export":
         export_model(**options)
         return
