@@ -23,7 +23,7 @@ from osdhuman_jax.cli import CommandError, check_folder, check_input, some_path
 from osdhuman_jax.images.codec import write_png
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.memory import budget
-from osdhuman_jax.weights.download import fetch
+from osdhuman_jax.weights.download import Downloader
 from osdhuman_jax.weights.download_folder import DownloadFolder, find, free_space
 from osdhuman_jax.weights.homes import TABLE, UNVERIFIED, Source, Wanted, WeightFile, read_homes
 from osdhuman_jax.weights.importer import import_model
@@ -226,16 +226,16 @@ def _bring(plan: Plan) -> None:
         downloads.record(source, file, received)
     if wrong:
         raise WeightsError(f"--from: {'; '.join(wrong)}")
-    missing = plan.missing()
+    missing, downloader = plan.missing(), Downloader(downloads.path, _note)
     for source, file in plan.wanted.files():
         if (source, file) in own:
             continue
         if (source, file) in missing:
-            received = fetch(source, file, downloads.path, note=_note)
+            received = downloader.fetch(source, file)
             downloads.record(source, file, received)
         else:
             received = downloads.proved(source, file)
-        words = f"{received.bytes:,} bytes, {received.compared}: sha256 {received.sha256}"
+        words = f"{received.bytes:,} bytes, sha256 {received.sha256}, {received.checked}"
         _note(f"{file.name}: {words}")
 
 

@@ -1,6 +1,6 @@
 """One published file from the first of its homes that has it: received, resumed, checked.
 
-    fetch(source, file, Path("models/osediff.downloads"))  ->  Received(path, home, digest, ...)
+    Downloader(Path("models/osediff.downloads")).fetch(source, file)  ->  Received(path, ...)
 
 huggingface_hub speaks the hub's protocol: addresses (HF_ENDPOINT), a person's token (HF_TOKEN), no
 network (HF_HUB_OFFLINE), and what the hub says of a file. Bytes are received here, from hub and
@@ -33,7 +33,7 @@ from osdhuman_jax.weights.torch_files import WeightsError
 ATTEMPTS, PAUSE = 4, 1.0  # at one home when connections break, and seconds between them
 TIMEOUT = httpx.Timeout(30.0)  # seconds without a byte, of each step
 SPACE_GONE = (errno.ENOSPC, errno.EDQUOT)
-BY_TABLE, BY_HOME = "the table's digest", "the home's own digest"
+BY_TABLE, BY_HOME = "as in the table", "as its home says"  # its digest; or UNVERIFIED
 _PAGES = (b"<!doctype html", b"<html", b"version https://git-lfs")  # in the place of weights
 
 
@@ -43,13 +43,13 @@ class DiskFullError(WeightsError):
 
 @dataclass(frozen=True)
 class Received:
-    """A file that is there, and what it was compared with."""
+    """A file that is there, and what its digest was compared with."""
 
     path: Path
-    home: str
+    address: str  # where it came from
     bytes: int
     sha256: str
-    compared: str  # BY_TABLE, BY_HOME or UNVERIFIED
+    checked: str  # BY_TABLE, BY_HOME or UNVERIFIED
 
 
 @dataclass(frozen=True)
@@ -63,35 +63,43 @@ class _Offer:
     git: str = ""  # SHA-1 of git's blob, which the hub has of small files
 
 
-def fetch(
-    source: Source, file: WeightFile, folder: Path, note: Callable[[str], object] = print
-) -> Received:
-    """The file in its place below a folder, from the first home that gives it as it should be.
+class Downloader:
+    """Fetches files into a folder; a home that failed once is asked last from then on."""
 
-    `note` is told, in one line each, of homes that did not. Raises WeightsError, in one line, where
-    none did or the disk is full; what was received so far stays as `.part`.
-    """
-    target = folder / source.folder / file.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    homes, reasons = [home for home in source.homes if home.fetchable], []
-    for number, home in enumerate(homes):
-        try:
-            return _from(home, file, target)
-        except DiskFullError:
-            raise
-        except (WeightsError, httpx.HTTPError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in SPACE_GONE:
-                raise DiskFullError(
-                    f"{target}: the disk is full; make room and give the same command again: "
-                    "what was received is kept"
-                ) from error
-            reasons.append(f"{home}: {_reason(error)}")
-            if number + 1 < len(homes):
-                note(f"{file.name}: {reasons[-1]}; trying {homes[number + 1]}")
-    raise WeightsError(
-        f"{file.name}: no home gave it ({'; '.join(reasons)}); give the same command again to go "
-        "on where it ended, or get it by hand and give --from DIR"
-    )
+    def __init__(self, folder: Path, note: Callable[[str], object] = print) -> None:
+        """`note` is told, in one line each, of homes that did not give a file."""
+        self.folder, self.note = folder, note
+        self._failed: set[str] = set()
+
+    def fetch(self, source: Source, file: WeightFile) -> Received:
+        """The file in its place below the folder, from the first home that gives it as it should.
+
+        Raises WeightsError, in one line, where none does or the disk is full; what was received so
+        far stays as `.part`.
+        """
+        target, reasons = self.folder / source.folder / file.name, []
+        target.parent.mkdir(parents=True, exist_ok=True)
+        homes = [home for home in source.homes if home.fetchable]
+        homes.sort(key=lambda home: home.place in self._failed)
+        for number, home in enumerate(homes, start=1):
+            try:
+                return _from(home, file, target)
+            except DiskFullError:
+                raise
+            except (WeightsError, httpx.HTTPError, OSError) as error:
+                if isinstance(error, OSError) and error.errno in SPACE_GONE:
+                    raise DiskFullError(
+                        f"{target}: the disk is full; make room and give the same command again: "
+                        "what was received is kept"
+                    ) from error
+                self._failed.add(home.place)
+                reasons.append(f"{home}: {_reason(error)}")
+            if number < len(homes):
+                self.note(f"{file.name}: {reasons[-1]}; trying {homes[number]}")
+        raise WeightsError(
+            f"{file.name}: no home gave it ({'; '.join(reasons)}); give the same command again to "
+            "go on where it ended, or get it by hand and give --from DIR"
+        )
 
 
 def _from(home: Home, file: WeightFile, target: Path) -> Received:
@@ -111,7 +119,7 @@ def _from(home: Home, file: WeightFile, target: Path) -> Received:
             time.sleep(PAUSE)
     # A file that is not the one must not be taken for it by the next run.
     try:
-        received = _checked(part, file, str(home), offer)
+        received = _checked(part, file, offer)
     except WeightsError:
         _forget(part)
         raise
@@ -273,8 +281,8 @@ def check(path: Path, file: WeightFile) -> str:
     return digest
 
 
-def _checked(part: Path, file: WeightFile, home: str, offer: _Offer) -> tuple[str, int, str, str]:
-    """Home, size, digest and what it was compared with. Raises WeightsError."""
+def _checked(part: Path, file: WeightFile, offer: _Offer) -> tuple[str, int, str, str]:
+    """Address, size, digest and what it was compared with. Raises WeightsError."""
     size, digest = part.stat().st_size, check(part, file)
     if offer.bytes and size != offer.bytes:
         raise WeightsError(f"{size:,} bytes came, not {offer.bytes:,} as the home says")
@@ -283,7 +291,7 @@ def _checked(part: Path, file: WeightFile, home: str, offer: _Offer) -> tuple[st
     if offer.git and _git_digest(part) != offer.git:
         raise WeightsError(f"git's digest is not {offer.git} as the home says")
     own = BY_HOME if offer.sha256 or offer.git else UNVERIFIED
-    return home, size, digest, BY_TABLE if file.sha256 else own
+    return offer.address, size, digest, BY_TABLE if file.sha256 else own
 
 
 def _git_digest(path: Path) -> str:

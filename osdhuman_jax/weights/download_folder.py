@@ -3,7 +3,7 @@
     models/osediff.downloads/
       sd/unet/diffusion_pytorch_model.safetensors   a file, or a link to one that was there already
       osediff/osediff.pkl.part  osediff.pkl.part.json   what a broken download left for the next run
-      downloads.json    of each file: home, bytes, SHA-256, what it was compared with, date, licence
+      downloads.json    of each file: address, bytes, SHA-256, how it was checked, date, licence
 
 It belongs to the person, is never removed by the command, and serves another model by --from.
 """
@@ -23,7 +23,7 @@ from osdhuman_jax.weights.download import BY_TABLE, Received, check
 from osdhuman_jax.weights.homes import UNVERIFIED, Source, WeightFile
 from osdhuman_jax.weights.torch_files import WeightsError
 
-RECORD, LOCK, BY_RECORD = "downloads.json", ".lock", "the record of an earlier download"
+RECORD, LOCK, BY_RECORD = "downloads.json", ".lock", "as when it was fetched"
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ class DownloadFolder:
                 raise WeightsError(f"{place}: SHA-256 {digest}, not as in {RECORD}")
         except WeightsError as error:
             raise WeightsError(f"{error}; remove it and give the same command again") from error
-        compared = BY_TABLE if file.sha256 else BY_RECORD
-        return Received(place, row.get("home", str(place)), place.stat().st_size, digest, compared)
+        checked = BY_TABLE if file.sha256 else BY_RECORD
+        address = row.get("address", str(place))
+        return Received(place, address, place.stat().st_size, digest, checked)
 
     def link(self, source: Source, file: WeightFile, found: Path) -> Received:
         """A file of the person's own in its place, checked. Raises WeightsError."""
@@ -70,17 +71,17 @@ class DownloadFolder:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.unlink(missing_ok=True)
             place.symlink_to(found.resolve())
-        compared = BY_TABLE if file.sha256 else UNVERIFIED
-        return Received(place, str(found), found.stat().st_size, digest, compared)
+        checked = BY_TABLE if file.sha256 else UNVERIFIED
+        return Received(place, str(found), found.stat().st_size, digest, checked)
 
     def record(self, source: Source, file: WeightFile, received: Received) -> None:
         """Note what a file is and where it came from."""
         row = {
             "file": self._name(source, file),
-            "home": received.home,
+            "address": received.address,
             "bytes": received.bytes,
             "sha256": received.sha256,
-            "compared_with": received.compared,
+            "checked": received.checked,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "licence": source.licence,
             "licence_link": source.licence_link,

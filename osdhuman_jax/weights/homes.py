@@ -45,9 +45,13 @@ class Home:
         """A file's path in the repository."""
         return str(PurePosixPath(self.path) / name)
 
+    @property
+    def place(self) -> str:
+        """What it is, in words."""
+        return f"hub {self.hub}" if self.hub else self.url or f"by hand: {self.by_hand}"
+
     def __str__(self) -> str:
-        place = f"hub {self.hub}" if self.hub else self.url or f"by hand: {self.by_hand}"
-        return place if self.seen else f"{place} ({UNCONFIRMED})"
+        return self.place if self.seen else f"{self.place} ({UNCONFIRMED})"
 
 
 @dataclass(frozen=True)

@@ -80,14 +80,14 @@ def test_from_nothing_to_a_restored_picture(hub, files, tmp_path, capsys) -> Non
     words = ("--output", output, "--homes", homes, "--yes")
     assert run(*words) == 0
     said = capsys.readouterr().out
-    assert f"{UNET}: hub gone/sd21: HTTP 404; trying hub copy/sd21" in said
+    assert said.count("hub gone/sd21: HTTP 404; trying hub copy/sd21") == 1
     downloads = tmp_path / "m" / "osediff.downloads"
     rows = record(downloads)
     assert len(rows) == len(files) == 14
-    assert rows[f"sd/{UNET}"]["home"] == "hub copy/sd21"
-    assert rows[f"sd/{UNET}"]["compared_with"] == BY_TABLE
+    assert rows[f"sd/{UNET}"]["address"] == f"{hub.address}/copy/sd21/resolve/main/{UNET}"
+    assert rows[f"sd/{UNET}"]["checked"] == BY_TABLE
     pkl = rows["osediff/osediff.pkl"]
-    assert (pkl["home"], pkl["compared_with"]) == (hub.plain, UNVERIFIED)
+    assert (pkl["address"], pkl["checked"]) == (f"{hub.plain}osediff.pkl", UNVERIFIED)
     assert pkl["sha256"] == hashlib.sha256(files["osediff", "osediff.pkl"]).hexdigest()
     assert not list(downloads.rglob("*.part*"))
 

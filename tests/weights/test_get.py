@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +17,8 @@ from osdhuman_jax.weights.download import (
     BY_HOME,
     BY_TABLE,
     DiskFullError,
+    Downloader,
     Received,
-    fetch,
 )
 from osdhuman_jax.weights.download_folder import RECORD, DownloadFolder, find
 from osdhuman_jax.weights.homes import TABLE, UNVERIFIED, Home, Source, WeightFile, read_homes
@@ -44,6 +44,12 @@ def source(*homes: Home) -> Source:
     return Source("It", "it", "Some-1.0", "https://licence", homes, (FILE,))
 
 
+def fetch(
+    origin: Source, file: WeightFile, folder: Path, note: Callable[[str], object] = print
+) -> Received:
+    return Downloader(folder, note).fetch(origin, file)
+
+
 def place(folder: Path) -> Path:
     return folder / "it" / "unet" / "model.bin"
 
@@ -58,14 +64,15 @@ def test_what_the_hub_says_of_a_file_is_checked(hub: Hub, tmp_path: Path, data: 
     hub.put("a/first", FILE.name, data)
     got = fetch(source(FIRST), FILE, tmp_path)
     digest = hashlib.sha256(data).hexdigest()
-    assert got == Received(place(tmp_path), "hub a/first", len(data), digest, BY_HOME)
+    address = f"{hub.address}/a/first/resolve/main/{FILE.name}"
+    assert got == Received(place(tmp_path), address, len(data), digest, BY_HOME)
     assert place(tmp_path).read_bytes() == data and left(tmp_path) == ["model.bin"]
 
 
 def test_repositories_of_other_kinds_and_folders(hub: Hub, tmp_path: Path) -> None:
     hub.put("spaces/a/first", f"deep/{FILE.name}", DATA)
     home = Home(hub="spaces/a/first", path="deep", seen="x")
-    assert fetch(source(home), PINNED, tmp_path).compared == BY_TABLE
+    assert fetch(source(home), PINNED, tmp_path).checked == BY_TABLE
 
 
 def test_the_token_is_the_hubs_alone(hub: Hub, tmp_path: Path, monkeypatch) -> None:
@@ -154,10 +161,20 @@ def test_the_next_home_is_tried(hub: Hub, tmp_path: Path, fault: Fault, said: st
     hub.put("b/second", FILE.name, DATA)
     lines: list[str] = []
     got = fetch(source(FIRST, SECOND), PINNED, tmp_path, lines.append)
-    assert got.home == "hub b/second" and left(tmp_path) == ["model.bin"]
+    assert "/b/second/" in got.address and left(tmp_path) == ["model.bin"]
     assert len(lines) == 1 and lines[0].endswith("; trying hub b/second")
     pytest.raises(WeightsError, fetch, source(FIRST), PINNED, tmp_path / "x").match(said)
     assert left(tmp_path / "x") == []
+
+
+def test_a_home_that_failed_is_asked_last(hub: Hub, tmp_path: Path) -> None:
+    hub.put("b/second", FILE.name, DATA)
+    hub.put("b/second", "other.bin", DATA)
+    downloader = Downloader(tmp_path)
+    downloader.fetch(source(FIRST, SECOND), FILE)
+    hub.log.clear()
+    downloader.fetch(source(FIRST, SECOND), WeightFile("other.bin"))
+    assert not any("first" in path for path in hub.asked("HEAD"))
 
 
 def test_a_pointer_of_git_lfs_is_no_file(hub: Hub, tmp_path: Path) -> None:
@@ -217,12 +234,12 @@ def test_what_was_fetched_is_recorded_and_proved(tmp_path: Path) -> None:
     target.parent.mkdir(parents=True)
     target.write_bytes(DATA)
     assert folder.has(it, PINNED) and not folder.has(it, FILE)  # nothing proves the latter
-    got = Received(target, "hub a/first", len(DATA), DIGEST, BY_HOME)
+    got = Received(target, "https://here", len(DATA), DIGEST, BY_HOME)
     folder.record(it, FILE, got)
     folder.record(it, FILE, got)
     (row,) = json.loads((tmp_path / RECORD).read_text())
-    assert (row["file"], row["home"]) == ("it/unet/model.bin", "hub a/first")
-    assert (row["bytes"], row["sha256"], row["compared_with"]) == (len(DATA), DIGEST, BY_HOME)
+    assert (row["file"], row["address"]) == ("it/unet/model.bin", "https://here")
+    assert (row["bytes"], row["sha256"], row["checked"]) == (len(DATA), DIGEST, BY_HOME)
     assert row["licence"] == "Some-1.0" and row["date"][:2] == "20"
     assert folder.proved(it, FILE).sha256 == DIGEST
     target.write_bytes(DATA[::-1])
@@ -242,8 +259,8 @@ def test_own_files_are_found_by_name_and_linked(tmp_path: Path) -> None:
     }
     folder = DownloadFolder(tmp_path / "downloads")
     got = folder.link(source(), PINNED, own / "deep/er/unet/model.bin")
-    assert got.path.is_symlink() and got.path.read_bytes() == DATA and got.compared == BY_TABLE
-    assert folder.link(source(), FILE, own / "vae/model.bin").compared == UNVERIFIED
+    assert got.path.is_symlink() and got.path.read_bytes() == DATA and got.checked == BY_TABLE
+    assert folder.link(source(), FILE, own / "vae/model.bin").checked == UNVERIFIED
     with pytest.raises(WeightsError, match="own/vae/model.bin: 5 bytes, not 204,800 as in"):
         folder.link(source(), PINNED, own / "vae/model.bin")
 
