@@ -106,7 +106,7 @@ def _plan(model: str, output: Path, found_in: Path | None, homes: Path) -> Plan:
     if lacking := [name for name in NEEDED[model] if name not in wanted.sources]:
         raise WeightsError(f"{homes}: {model} lacks the source {', '.join(lacking)}")
     found = find(found_in, [file for _, file in wanted.files()]) if found_in else {}
-    downloads = DownloadFolder(output.with_name(f"{output.name}.downloads"))
+    downloads = DownloadFolder(Path(f"{output}.downloads"))
     return Plan(model, output, wanted, downloads, found_in, found)
 
 
@@ -131,7 +131,9 @@ def _described(plan: Plan) -> list[str]:
     missing = plan.missing()
     known, unknown = sum(f.bytes for _, f in missing), sum(not f.bytes for _, f in missing)
     more = f" and {unknown} of unknown size" if unknown else ""
-    more += f", {len(by_hand)} of them by a person" if (by_hand := plan.by_hand()) else ""
+    more += (
+        f", {len(by_hand)} of them by a person, for --from" if (by_hand := plan.by_hand()) else ""
+    )
     folder = plan.downloads.path
     return [
         *lines,
@@ -257,9 +259,7 @@ def _importer(model: str) -> Callable[[Places, Path], None]:
     if find_spec(name) is None:
         raise WeightsError(f"{model}: this version has no importer for it")
     import_haodiff = import_module(name).import_haodiff
-    return lambda places, output: import_haodiff(
-        sd=places["sd21"], haodiff=places["haodiff"], output=output
-    )
+    return lambda places, output: import_haodiff(places["sd21"], places["haodiff"], output)
 
 
 def _import_osediff(places: Places, output: Path) -> None:
@@ -295,7 +295,7 @@ def _test_picture(folder: Path) -> str:
         restored = Restorer.load(folder)(np.rint(small).astype(np.uint8))
     except RestoreError as error:
         return f"no test picture: {error}"
-    path = folder.with_name(f"{folder.name}.test.png")
+    path = Path(f"{folder}.test.png")
     write_png(path, restored)
     height, width = restored.shape[:2]
     digest = hashlib.sha256(restored.tobytes()).hexdigest()

@@ -86,7 +86,7 @@ class Downloader:
                 return _from(home, file, target)
             except DiskFullError:
                 raise
-            except (WeightsError, httpx.HTTPError, OSError) as error:
+            except (ValueError, httpx.HTTPError, httpx.InvalidURL, OSError) as error:
                 if isinstance(error, OSError) and error.errno in SPACE_GONE:
                     raise DiskFullError(
                         f"{target}: the disk is full; make room and give the same command again: "

@@ -73,7 +73,7 @@ def record(downloads: Path) -> dict[str, dict]:
     return {row["file"]: row for row in json.loads((downloads / "downloads.json").read_text())}
 
 
-def test_from_nothing_to_a_restored_picture(hub, files, tmp_path, capsys) -> None:
+def test_from_nothing_to_a_restored_picture(hub, files, tmp_path, capsys, monkeypatch) -> None:
     """One mirror is gone and the largest download breaks; the second run fetches nothing."""
     hub.faults[f"/copy/sd21/resolve/main/{UNET}"] = Fault(after=100_000, times=1)
     output, homes = tmp_path / "m" / "osediff", table(hub, tmp_path / "homes.toml", files)
@@ -100,6 +100,7 @@ def test_from_nothing_to_a_restored_picture(hub, files, tmp_path, capsys) -> Non
 
     # A second model of the same files, which are proved again.
     shutil.rmtree(output)
+    monkeypatch.setattr(get, "_test_picture", lambda _: "a picture")
     hub.log.clear()
     assert run(*words[:-1]) == 0  # nothing is fetched, so that nobody is asked
     assert not hub.log and BY_RECORD in capsys.readouterr().out
@@ -119,6 +120,7 @@ def test_a_dry_run_says_all_and_does_nothing(hub, tmp_path, capsys) -> None:
         "free on the disk: ",
     ):
         assert words in said
+    assert run("--output", ".", "--dry-run") == 0
     assert not hub.log and not (tmp_path / "new").exists()
 
 
@@ -183,6 +185,8 @@ def test_what_a_person_must_fetch_is_said_first(hub, tmp_path, capsys, quick) ->
     """HAODiff's files; with them the rest would be fetched."""
     said = refused(capsys, "--output", tmp_path / "m", "--yes", model="haodiff")
     where = "by hand: https://github.com/gobunu/HAODiff#inference"
+    assert run("--output", tmp_path / "m", "--dry-run", model="haodiff") == 0
+    assert "2 of them by a person, for --from" in capsys.readouterr().out
     assert f"to be fetched by a person: img_encoder_weights.pth ({where}); pytorch" in said
     assert said.endswith("then give --from DIR\n") and not hub.log
     own = tmp_path / "own"

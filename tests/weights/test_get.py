@@ -167,6 +167,12 @@ def test_the_next_home_is_tried(hub: Hub, tmp_path: Path, fault: Fault, said: st
     assert left(tmp_path / "x") == []
 
 
+@pytest.mark.parametrize("home", [Home(hub="a/b/c/d"), Home(url="http://[::1/")])
+def test_an_impossible_home_is_one_line(tmp_path: Path, home: Home) -> None:
+    with pytest.raises(WeightsError, match="model.bin: no home gave it"):
+        fetch(source(home), FILE, tmp_path)
+
+
 def test_a_home_that_failed_is_asked_last(hub: Hub, tmp_path: Path) -> None:
     hub.put("b/second", FILE.name, DATA)
     hub.put("b/second", "other.bin", DATA)
