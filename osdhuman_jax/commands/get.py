@@ -131,9 +131,8 @@ def _described(plan: Plan) -> list[str]:
     missing = plan.missing()
     known, unknown = sum(f.bytes for _, f in missing), sum(not f.bytes for _, f in missing)
     more = f" and {unknown} of unknown size" if unknown else ""
-    more += (
-        f", {len(by_hand)} of them by a person, for --from" if (by_hand := plan.by_hand()) else ""
-    )
+    if by_hand := plan.by_hand():
+        more += f", {len(by_hand)} of them by a person, for --from"
     folder = plan.downloads.path
     return [
         *lines,
