@@ -23,7 +23,7 @@ from osdhuman_jax.cli import CommandError, check_folder, check_input, some_path
 from osdhuman_jax.images.codec import write_png
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.memory import budget
-from osdhuman_jax.weights.download import Downloader
+from osdhuman_jax.weights.download import Downloader, Received
 from osdhuman_jax.weights.download_folder import DownloadFolder, find, free_space
 from osdhuman_jax.weights.homes import TABLE, UNVERIFIED, Source, Wanted, WeightFile, read_homes
 from osdhuman_jax.weights.importer import import_model
@@ -62,6 +62,8 @@ def get_model(
         return
     _check_output(output)
     build = _importer(model)
+
+    # The person sees everything before anything of it happens.
     print("\n".join(_described(plan)))
     _check_plan(plan)
     _ask(plan, yes)
@@ -105,6 +107,7 @@ def _plan(model: str, output: Path, found_in: Path | None, homes: Path) -> Plan:
         raise WeightsError(f"{homes}: knows no model {model}")
     if lacking := [name for name in NEEDED[model] if name not in wanted.sources]:
         raise WeightsError(f"{homes}: {model} lacks the source {', '.join(lacking)}")
+    # Files of a person's own are looked for by name here, and read only once the list is agreed to.
     found = find(found_in, [file for _, file in wanted.files()]) if found_in else {}
     downloads = DownloadFolder(Path(f"{output}.downloads"))
     return Plan(model, output, wanted, downloads, found_in, found)
@@ -128,6 +131,7 @@ def _described(plan: Plan) -> list[str]:
         lines += ["", source.title, f"  licence: {source.licence}, {source.licence_link}"]
         lines += [f"  from: {homes}"]
         lines += [f"    {_line(plan, source, file)}" for file in source.files]
+    # Sizes are the table's: no home is asked before the person agrees.
     missing = plan.missing()
     known, unknown = sum(f.bytes for _, f in missing), sum(not f.bytes for _, f in missing)
     more = f" and {unknown} of unknown size" if unknown else ""
@@ -160,6 +164,7 @@ def _line(plan: Plan, source: Source, file: WeightFile) -> str:
 
 def _check_plan(plan: Plan) -> None:
     """Raise WeightsError where the plan cannot be carried out, with all that is missing at once."""
+    # Without these the rest is of no use, so that none of it is fetched.
     missing = plan.missing()
     if by_hand := plan.by_hand():
         where = f"not in {plan.found_in}, and " if plan.found_in else ""
@@ -170,6 +175,7 @@ def _check_plan(plan: Plan) -> None:
         raise WeightsError(
             f"HF_HUB_OFFLINE is set, and files are missing: {_with_homes(missing)}; give --from DIR"
         )
+    # Downloads and model lie on one disk, and what was received of a file needs no more room.
     downloads = plan.downloads
     rest = sum(max(0, f.bytes - downloads.unfinished(s, f)) for s, f in missing)
     free, needed = free_space(downloads.path), rest + plan.wanted.bytes
@@ -205,6 +211,7 @@ def _ask(plan: Plan, yes: bool) -> None:
             f"{len(missing)} files are to be fetched, and without a terminal nobody can be asked; "
             f"give --yes to agree, or all of them by --from: {_with_homes(missing)}"
         )
+    # Where the input ends the answer is empty, and that is no.
     print("Fetch them from there, under these licences? [y/N] ", end="", flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise CommandError("not agreed to, so that nothing was fetched")
@@ -225,8 +232,10 @@ def _bring(plan: Plan) -> None:
             wrong.append(str(error))
             continue
         downloads.record(source, file, received)
+        _tell(file, received)
     if wrong:
         raise WeightsError(f"--from: {'; '.join(wrong)}")
+    # What was fetched before is proved again: a disk may have lost what it had.
     missing, downloader = plan.missing(), Downloader(downloads.path, _note)
     for source, file in plan.wanted.files():
         if (source, file) in own:
@@ -236,8 +245,12 @@ def _bring(plan: Plan) -> None:
             downloads.record(source, file, received)
         else:
             received = downloads.proved(source, file)
-        words = f"{received.bytes:,} bytes, sha256 {received.sha256}, {received.checked}"
-        _note(f"{file.name}: {words}")
+        _tell(file, received)
+
+
+def _tell(file: WeightFile, received: Received) -> None:
+    words = f"{received.bytes:,} bytes, sha256 {received.sha256}, {received.checked}"
+    _note(f"{file.name}: {words}")
 
 
 def _note(line: str) -> None:
@@ -254,6 +267,7 @@ def _importer(model: str) -> Callable[[Places, Path], None]:
     """What makes a model folder of the places of a model's sources. Raises WeightsError."""
     if model == "osediff":
         return _import_osediff
+    # Looked for by name, because the command serves versions without it, all but this model.
     name = "osdhuman_jax.weights.haodiff"
     if find_spec(name) is None:
         raise WeightsError(f"{model}: this version has no importer for it")
@@ -287,6 +301,7 @@ def _test_picture(folder: Path) -> str:
     needed, given = sum(path.stat().st_size for path in folder.glob("*.safetensors")), budget()
     if needed > given:
         return f"no test picture: the weights take {needed:,} bytes of memory, {given:,} are for it"
+    # Means of squares: no library's filter has a part in the checksum.
     photo = data.astronaut()  # (512, 512, 3), uint8; scikit-image's wheel has it
     step = max(1, len(photo) // SIDE)
     small = photo.reshape(len(photo) // step, step, -1, step, 3).mean((1, 3))

@@ -80,6 +80,7 @@ class Downloader:
         target, reasons = self.folder / source.folder / file.name, []
         target.parent.mkdir(parents=True, exist_ok=True)
         homes = [home for home in source.homes if home.fetchable]
+        # It stays in the list: a home may lack one file and have the next.
         homes.sort(key=lambda home: home.place in self._failed)
         for number, home in enumerate(homes, start=1):
             try:
@@ -87,6 +88,7 @@ class Downloader:
             except DiskFullError:
                 raise
             except (ValueError, httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+                # Another home would fill the same disk.
                 if isinstance(error, OSError) and error.errno in SPACE_GONE:
                     raise DiskFullError(
                         f"{target}: the disk is full; make room and give the same command again: "
@@ -108,6 +110,7 @@ def _from(home: Home, file: WeightFile, target: Path) -> Received:
     # What cannot be the file is not downloaded to find out.
     _agree("bytes", offer.bytes and f"{offer.bytes:,}", file.bytes and f"{file.bytes:,}")
     _agree("SHA-256", offer.sha256, file.sha256)
+    # The file takes its name only when it is whole and proved.
     part = target.with_name(f"{target.name}.part")
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -142,6 +145,7 @@ def _ask(home: Home, file: WeightFile) -> _Offer:
     where = {"repo_type": kind, "revision": home.revision, "endpoint": endpoint}
     address = hf_hub_url(repository, home.inside(file.name), **where)
     said = get_hf_file_metadata(address, endpoint=endpoint)
+    # A proxy's log-in page answers everything, but not with a commit.
     if said.commit_hash is None:
         raise WeightsError("what answers is no Hugging Face hub; see HF_ENDPOINT, or a proxy")
     digest = said.etag or ""
@@ -176,6 +180,7 @@ def _receive(offer: _Offer, file: WeightFile, part: Path) -> None:
     done, tag = _kept(part, identity, proved=identity != offer.address)
     if whole and done == whole:
         return
+    # A compressed answer could not be taken up in its middle.
     headers = offer.headers | {"Accept-Encoding": "identity"}
     if done:
         headers |= {"Range": f"bytes={done}-"} | ({"If-Range": tag} if tag else {})
@@ -188,6 +193,7 @@ def _receive(offer: _Offer, file: WeightFile, part: Path) -> None:
             _forget(part)
             raise httpx.ReadError("the range is not there", request=response.request)
         response.raise_for_status()
+        # What is no file is refused before it replaces what was received of one.
         if "text/html" in response.headers.get("Content-Type", ""):
             raise WeightsError("a web page came in its place")
         if response.headers.get("Content-Range", "").partition("-")[0] != f"bytes {done}":
@@ -195,6 +201,7 @@ def _receive(offer: _Offer, file: WeightFile, part: Path) -> None:
         total = done + int(response.headers.get("Content-Length", 0))
         _agree("bytes", total > done and f"{total:,}", whole and f"{whole:,}")
         _check_room(part.parent, total - done)
+        # Before the first byte, so that whatever ends the process, the part says whose it is.
         _mark(part, identity, response.headers.get("ETag", ""))
         _write(response, part, done, total or whole)
 
@@ -216,6 +223,7 @@ def _write(response: httpx.Response, part: Path, done: int, total: int) -> None:
             )
         ) as progress,
     ):
+        # As they come from the network: whole pieces of a size would lose the last when it breaks.
         for chunk in response.iter_raw():
             copy.write(chunk)
             progress.update(len(chunk))
@@ -273,6 +281,7 @@ def check(path: Path, file: WeightFile) -> str:
         raise WeightsError(f"{path}: empty")
     if start.startswith(_PAGES):
         raise WeightsError(f"{path}: a web page or a pointer in the place of the file")
+    # The size first: a digest of gigabytes takes a while.
     if file.bytes and size != file.bytes:
         raise WeightsError(f"{path}: {size:,} bytes, not {file.bytes:,} as in the table")
     digest = file_digest(path)

@@ -44,6 +44,7 @@ class DownloadFolder:
 
     def has(self, source: Source, file: WeightFile) -> bool:
         """Whether a file was fetched before, by its size and by what can prove it."""
+        # Quick, for a list: bytes are read and compared by `proved`, once they are needed.
         place, row = self.place(source, file), self._row(source, file)
         size = file.bytes or row.get("bytes")
         return place.is_file() and bool(file.sha256 or row) and place.stat().st_size == size
@@ -54,6 +55,7 @@ class DownloadFolder:
         Raises WeightsError where it is not what it was.
         """
         place, row = self.place(source, file), self._row(source, file)
+        # The table decides where it can; a record only says that nothing changed since.
         try:
             digest = check(place, file)
             if not file.sha256 and digest != row.get("sha256"):
@@ -66,6 +68,7 @@ class DownloadFolder:
 
     def link(self, source: Source, file: WeightFile, found: Path) -> Received:
         """A file of the person's own in its place, checked. Raises WeightsError."""
+        # A link costs no room, and importers read through it; a file is never moved or changed.
         digest, place = check(found, file), self.place(source, file)
         if not (place.exists() and place.samefile(found)):
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +89,7 @@ class DownloadFolder:
             "licence": source.licence,
             "licence_link": source.licence_link,
         }
+        # Written whole after every file, so that a killed run forgets none.
         others = [old for old in self._rows() if old.get("file") != row["file"]]
         write_json(self.path / RECORD, [*others, row])
 
@@ -93,6 +97,7 @@ class DownloadFolder:
     def locked(self) -> Iterator[None]:
         """The folder, made if need be, for this process alone. Raises WeightsError."""
         self.path.mkdir(parents=True, exist_ok=True)
+        # Two runs that append to one .part would spoil it.
         try:
             with hold(self.path / LOCK):
                 yield
@@ -123,6 +128,7 @@ def find(folder: Path, files: Iterable[WeightFile]) -> dict[WeightFile, Path]:
     A name with folders, as unet/config.json, must lie in such folders. Of several the one of the
     table's size is taken, then the one that lies highest.
     """
+    # One walk for all names: a person's folder of downloads may be large.
     by_name: dict[str, list[Path]] = {}
     for base, _, names in os.walk(folder):
         for name in names:
@@ -132,6 +138,7 @@ def find(folder: Path, files: Iterable[WeightFile]) -> dict[WeightFile, Path]:
         parts = PurePosixPath(file.name).parts
         fits = [p for p in by_name.get(parts[-1], []) if p.parts[-len(parts) :] == parts]
         fits = [path for path in fits if path.is_file()]
+        # Of an old and a new copy the right size tells; a digest would cost a reading of each.
         if fits:
             found[file] = min(fits, key=lambda p: _preference(p, file))
     return found

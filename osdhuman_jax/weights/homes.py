@@ -94,6 +94,7 @@ def read_homes(path: Path = TABLE) -> dict[str, Wanted]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a table of homes ({error})") from error
+    # Every source is checked, whoever needs it: a table is sound as a whole or not used.
     models, sources = (_section(path, table, name) for name in ("models", "sources"))
     known = {name: _source(f"{path}: sources.{name}", value) for name, value in sources.items()}
     wanted = {}
@@ -116,6 +117,7 @@ class _Model:
 
 def _section(path: Path, table: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = table.get(name)
+    # TOML has no schema, so that any name may stand for anything.
     if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
         raise WeightsError(f"{path}: holds no [{name}.NAME]; see the table of the package")
     return value
@@ -125,6 +127,7 @@ def _source(where: str, value: Mapping[str, Any]) -> Source:
     """A source whose every home and file is sound."""
     homes = tuple(_typed(Home, f"{where}.homes", home) for home in _list(where, value, "homes"))
     files = tuple(_typed(WeightFile, f"{where}.files", f) for f in _list(where, value, "files"))
+    # Two addresses in one home would leave it open which of them `seen` is about.
     for home in homes:
         if sum(map(bool, (home.hub, home.url, home.by_hand))) != 1:
             raise WeightsError(f"{where}.homes: each has one of hub, url and by_hand")
@@ -140,6 +143,7 @@ def _source(where: str, value: Mapping[str, Any]) -> Source:
 
 def _check_file(where: str, file: WeightFile) -> None:
     _check_inside(where, file.name)
+    # A digest that nobody can have computed, or that nobody vouches for, would be a pretence.
     if file.sha256 and (len(file.sha256) != 64 or not _DIGITS.issuperset(file.sha256)):
         raise WeightsError(f"{where}: {file.name}: sha256 is not 64 hexadecimal digits")
     if file.sha256 and not file.known:
@@ -148,6 +152,7 @@ def _check_file(where: str, file: WeightFile) -> None:
 
 def _check_inside(where: str, name: str) -> None:
     """Raise WeightsError where a name would leave the folder of downloads."""
+    # A table may come from others: it must not say where on this disk to write.
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts:
         raise WeightsError(f"{where}: {name!r} is no name below a folder")
@@ -162,10 +167,12 @@ def _list(where: str, value: Mapping[str, Any], name: str) -> list[Mapping[str, 
 
 def _typed(kind: type[_Table], where: str, value: Mapping[str, Any]) -> _Table:
     """A dataclass of a table. Raises WeightsError on an unknown, missing or mistyped setting."""
+    # A misspelt setting would else be a default in silence.
     types: dict[str, Any] = {field.name: field.type for field in fields(kind)}  # type: ignore
     if unknown := sorted(set(value) - set(types)):
         raise WeightsError(f"{where}: unknown: {', '.join(unknown)}")
     for name, found in value.items():
+        # Homes and files are tuples of dataclasses by now; True is an int to Python, but no size.
         plain = types[name] if types[name] in (int, str) else (tuple, list)
         if not isinstance(found, plain) or isinstance(found, bool):
             raise WeightsError(f"{where}: {name} has a value of another type")
