@@ -16,17 +16,11 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from osdhuman_jax.api import Restorer
 from osdhuman_jax.cli import CommandError, check_folder, check_input, some_path
-from osdhuman_jax.images.codec import write_png
-from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.memory import budget
 from osdhuman_jax.weights.download import Downloader, Received
 from osdhuman_jax.weights.download_folder import DownloadFolder, find, free_space
 from osdhuman_jax.weights.homes import TABLE, UNVERIFIED, Source, Wanted, WeightFile, read_homes
-from osdhuman_jax.weights.importer import import_model
 from osdhuman_jax.weights.torch_files import WeightsError
 
 SIDE = 256  # of the test picture: a few seconds of a processor at the published networks' sizes
@@ -277,6 +271,8 @@ def _importer(model: str) -> Callable[[Places, Path], None]:
 
 def _import_osediff(places: Places, output: Path) -> None:
     """OSEDiff as its authors released it: prompts of DAPE's tags."""
+    from osdhuman_jax.weights.importer import import_model  # with JAX, as below: not for `--help`
+
     import_model(
         places["sd21"],
         places["ram"],
@@ -295,7 +291,12 @@ def _test_picture(folder: Path) -> str:
     The picture is written beside the model folder. Its checksum tells two machines' results apart,
     or says that they are the same.
     """
+    import numpy as np
     from skimage import data
+
+    from osdhuman_jax.api import Restorer
+    from osdhuman_jax.images.codec import write_png
+    from osdhuman_jax.inference.finishing import RestoreError
 
     # What a model holds in memory is what its folder holds on the disk, in 32 bits.
     needed, given = sum(path.stat().st_size for path in folder.glob("*.safetensors")), budget()
