@@ -20,7 +20,7 @@ COMMANDS = {
     "compare": "sheets of pictures side by side, a detail enlarged",
     "train": "train a restorer (train.py)",
     "label": "let a teacher restore degraded crops, as a source for training",
-    "weights": "import, look at and export models",
+    "weights": "get, import, look at and export models",
     "export": "a restorer as one file, for JAX or ONNX",
 }
 

@@ -1,7 +1,8 @@
-"""Models in, looked at, and out: osdhuman weights import|info|export
+"""Models in, looked at, and out: osdhuman weights get|import|info|export
 
-`import` makes a model folder of others' files, `info` says what one is, `export` writes what
-PyTorch's libraries load. Exit status: 0 done, 2 bad input (one line), 130 interrupted.
+`get` fetches published weights and makes a model folder of them, `import` makes one of others'
+files that are there, `info` says what one is, `export` writes what PyTorch's libraries load. Exit
+status: 0 done, 2 bad input (one line), 130 interrupted.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from osdhuman_jax.cli import CommandError, Parser, end, some_path, some_text
+from osdhuman_jax.commands.get import add_flags, get_model
 from osdhuman_jax.config import Json
 from osdhuman_jax.weights.choices import LAYOUTS, PACKAGE, PROMPTS
 
@@ -20,9 +22,24 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     # Models in.
+    add_flags(commands.add_parser("get", help="published weights, fetched -> model folder"))
     make = commands.add_parser(
         "import", help="Stable Diffusion 2.1-base and RAM, or Real-ESRGAN -> model folder"
     )
+    _import_flags(make)
+
+    # Models looked at, and out.
+    tell = commands.add_parser("info", help="say what a model folder is")
+    tell.add_argument("folder", type=some_path)
+    give = commands.add_parser("export", help="model folder -> what PyTorch's libraries load")
+    give.add_argument("folder", type=some_path)
+    give.add_argument("--to", required=True, choices=LAYOUTS)
+    give.add_argument("--output", required=True, type=some_path)
+    return top
+
+
+def _import_flags(make: argparse.ArgumentParser) -> None:
+    """Whose files become a model folder, and where it goes."""
     make.add_argument(
         "--sd", type=some_text, help="diffusers folder, single file or hub repository"
     )
@@ -66,23 +83,17 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
     make.add_argument("--overwrite", action="store_true")
 
-    # Models looked at, and out.
-    tell = commands.add_parser("info", help="say what a model folder is")
-    tell.add_argument("folder", type=some_path)
-    give = commands.add_parser("export", help="model folder -> what PyTorch's libraries load")
-    give.add_argument("folder", type=some_path)
-    give.add_argument("--to", required=True, choices=LAYOUTS)
-    give.add_argument("--output", required=True, type=some_path)
-    return top
-
 
 def run(arguments: argparse.Namespace) -> str:
     """Do what one command line asks; returns what it has to say. Raises ValueError or OSError."""
+    options = {k: v for k, v in vars(arguments).items() if k != "command"}
+    if arguments.command == "get":
+        get_model(**options)
+        return ""
     # With JAX and Flax, which `--help` does without.
     from osdhuman_jax.weights.exporter import export_model
     from osdhuman_jax.weights.info import describe
 
-    options = {k: v for k, v in vars(arguments).items() if k != "command"}
     if arguments.command == "export":
         export_model(**options)
         return ""
