@@ -59,7 +59,8 @@ class LoRAConfig:
 class PromptConfig:
     """Where the U-Net's cross-attention tokens come from (Table 4)."""
 
-    kind: str = "hfie"  # paper; or "ram", "dape" (tags, CLIP), "null" (a space), "fixed" (a file)
+    # Paper; or "dual" (HAODiff), "ram", "dape" (tags, CLIP), "null" (a space), "fixed" (a file).
+    kind: str = "hfie"
     # Tags are trained on bare, "man, hat", and used in "man, hat, ,", both as OSEDiff has it.
     source: str = "lq"  # paper: which picture is described in training; OSEDiff: "hq"
 
@@ -85,6 +86,9 @@ class LossConfig:
     colour: float = added(0.0)  # of the squared error, from the INPUT, of the lowest frequencies
     adversarial: float = added(0.0)  # of a critic's judgement; with it a critic is trained beside
     features: float = added(0.0)  # of the mean absolute error of the critic's features
+    ea: float = added(0.0)  # of HAODiff's edge-aware DISTS; needs the parts lpips and dists
+    gan: float = added(0.0)  # of HAODiff's critic of latents; with it one is trained beside
+    dice: float = added(0.0)  # dual-prompt stage only: of the mask of what moved; HAODiff: 0.02
     critic_width: int = added(64)  # channels of the critic at a quarter of the side
     critic_noise: float = added(0.02)  # of [-1, 1]: a critic is held to one answer within it
     critic_penalty: float = added(100.0)  # of the square of how far two such answers differ
@@ -174,7 +178,7 @@ class MeshConfig:
 class RunConfig:
     """What one `train.py` does."""
 
-    kind: str = "restorer"  # or "vae", "diffusion": the stages that make a small base model
+    kind: str = "restorer"  # or "vae", "diffusion" (small base models), "dpg" (HAODiff's stage 1)
     train: str = added("lora")  # paper; or "all": every weight of a small restorer
     init: str = ""  # model folder to start from; empty = random weights from the seed
     steps: int = 35_000  # paper

@@ -38,6 +38,10 @@ class DualPromptRestorer(OneStepRestorer):
         super().__init__(vae, unet, prompter, timestep)
         self.guidance = guidance
 
+    def described(self, prompt: Tokens) -> Tokens:
+        """The positive half."""
+        return jnp.split(prompt, 2, axis=1)[1]  # [B, N, D]
+
     def denoise(
         self, latent: Latent, prompt: Tokens, guidance: float | Scalar | None = None
     ) -> Latent:

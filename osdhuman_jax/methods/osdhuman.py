@@ -73,6 +73,10 @@ class OneStepRestorer(nnx.Module):
         eps = self.unet(latent, t, prompt)  # [B, H/8, W/8, 4]
         return Schedule().eps_to_x0(latent, eps, t)
 
+    def described(self, prompt: Tokens) -> Tokens:
+        """Of a prompt's tokens those that say what the picture should be: here all of them."""
+        return prompt
+
     def tokens(self, image: Image) -> Tokens:
         """The prompter's tokens of images. Raises ValueError where there is no prompter."""
         if self.prompter is None:
