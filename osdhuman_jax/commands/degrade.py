@@ -139,7 +139,7 @@ def _degrade_file(
     picture = read_image(source)
     hq = _prepare(filled(picture.rgb, picture.alpha), args.resize_short, args.crop)
     rng = sample_rng(args.seed, 0, index)
-    lq, record = degrade(hq, rng, DegradationConfig(), full=not args.model_scale)
+    lq, record, _ = degrade(hq, rng, DegradationConfig(), full=not args.model_scale)
     _write([lq], targets, picture.icc)
     return {"epoch": 0, "index": index, "record": record}
 

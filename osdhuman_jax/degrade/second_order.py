@@ -8,6 +8,9 @@ The probabilities and ranges are `config.DegradationConfig`: those of Real-ESRGA
 options/train_realesrgan_x4plus.yml, which OSEDiff's params_realesrgan.yml repeats. A number in this
 file is one that their code holds outside these files.
 
+What comes before the second blur, the first order, may be left out or be the motion blur of one
+part of a person instead, as HAODiff has it (see motion.py); by default it never is.
+
 Images are (h, w, 3) RGB, float32 in [0, 1] inside and uint8 at both ends. An operation takes its
 parameters as plain numbers; a `draw_*` function draws them from `rng` and returns them as a dict
 ready for JSON. Kernels, filters, resizes and noise are those of BasicSR's PyTorch code. The module
@@ -26,6 +29,16 @@ from scipy.sparse import csr_array
 from scipy.special import j1
 
 from osdhuman_jax.config import DegradationConfig
+from osdhuman_jax.degrade.motion import (
+    Mask,
+    PartMap,
+    Weights,
+    draw_first_order,
+    motion_blur,
+    motion_psf,
+    moved,
+    soft_mask,
+)
 
 UnitImage = Float32[np.ndarray, "h w 3"]
 Resized = Float32[np.ndarray, "h2 w2 3"]
@@ -330,25 +343,38 @@ def draw_quality(rng: Rng, config: DegradationConfig) -> int:
 
 
 def degrade(
-    hq: np.ndarray, rng: Rng, config: DegradationConfig, full: bool = True
-) -> tuple[np.ndarray, Params]:
-    """LQ of `hq`, both (h, w, 3) uint8 RGB, and the record of all that was drawn.
+    hq: np.ndarray,
+    rng: Rng,
+    config: DegradationConfig,
+    full: bool = True,
+    parts: PartMap | None = None,
+) -> tuple[np.ndarray, Params, Mask]:
+    """LQ of `hq`, both (h, w, 3) uint8 RGB; the record of all that was drawn; what motion blurred.
 
-    If not `full`, the LQ is not resized back and stays (h // scale, w // scale, 3). With
-    `config.usm` it is the sharpened HQ that is degraded; sharpening the target, too, is for the
-    caller. Raises ValueError on another shape or dtype or on a side below 32.
+    The mask is (h, w) and False all over unless a part of a person moved, which needs `parts`, the
+    labels of the HQ's pixels. If not `full`, the LQ is not resized back and stays (h // scale,
+    w // scale, 3). With `config.usm` it is the sharpened HQ that is degraded; sharpening the
+    target, too, is for the caller. Raises ValueError on another shape or dtype or on a side below
+    32.
     """
     if hq.dtype != np.uint8 or hq.ndim != 3 or hq.shape[2] != 3:
         raise ValueError(f"expected (h, w, 3) uint8, got {hq.shape} {hq.dtype}")
     h, w = hq.shape[:2]
     if min(h, w) < MIN_SIDE:
         raise ValueError(f"{w} x {h} is below {MIN_SIDE} pixels a side")
-    record = draw_record(rng, config, (h, w))
-    lq = apply_record(to_unit(hq), record, rng)
-    return from_unit(resize(lq, record["resize_back"], (h, w)) if full else lq), record
+    if parts is not None and (parts.shape != (h, w) or parts.dtype != np.uint8):
+        raise ValueError(f"expected ({h}, {w}) uint8 parts, got {parts.shape} {parts.dtype}")
+    record = draw_record(rng, config, (h, w), parts)
+    still = parts is None or "part" not in record
+    weights = np.zeros((h, w), np.float32) if still else soft_mask(parts, record["part"])
+    lq = apply_record(to_unit(hq), record, rng, weights)
+    lq = resize(lq, record["resize_back"], (h, w)) if full else lq
+    return from_unit(lq), record, moved(weights)
 
 
-def draw_record(rng: Rng, config: DegradationConfig, size: Size) -> Params:
+def draw_record(
+    rng: Rng, config: DegradationConfig, size: Size, parts: PartMap | None = None
+) -> Params:
     """All parameters of one sample of an HQ of `size`, whatever its pixels."""
     record: Params = {
         "size": list(size),
@@ -371,20 +397,30 @@ def draw_record(rng: Rng, config: DegradationConfig, size: Size) -> Params:
         record["blur2"] = draw_blur(rng, config, config.blur_sigma2)
     scale = record["resize2"]["scale"] / config.scale
     record["resize2"]["size"] = [max(1, int(side * scale)) for side in size]
+    # A config that has no other state draws nothing here: old seeds and records stay what they are.
+    if any(config.first_order[:2]):
+        record |= draw_first_order(rng, config.first_order, parts)
     return record
 
 
-def apply_record(image: UnitImage, record: Params, rng: Rng) -> Resized:
+def apply_record(
+    image: UnitImage, record: Params, rng: Rng, weights: Weights | None = None
+) -> Resized:
     """The image that `record` makes of `image`, before the resize back; `rng` draws the noises.
 
-    Returns (h // scale, w // scale, 3), which may leave [0, 1].
+    `weights` are W_S of a record whose state is "motion" (`soft_mask`). Returns (h // scale,
+    w // scale, 3), which may leave [0, 1].
     """
-    # First order.
+    # First order; a record without a state is of a config that knows one alone.
     image = usm_sharpen(image) if record["usm"] else image
-    image = _blur(image, record["blur1"])
-    image = resize(image, record["resize1"]["mode"], scale=record["resize1"]["scale"])
-    image = _add_noise(image, rng, record["noise1"])
-    image = jpeg(image, record["jpeg1"])
+    state = record.get("state", "generic")
+    if state == "motion" and weights is not None:
+        image = motion_blur(image, weights, motion_psf(record["trajectory"]))
+    elif state == "generic":
+        image = _blur(image, record["blur1"])
+        image = resize(image, record["resize1"]["mode"], scale=record["resize1"]["scale"])
+        image = _add_noise(image, rng, record["noise1"])
+        image = jpeg(image, record["jpeg1"])
     # Second order.
     image = _blur(image, record["blur2"])
     image = resize(image, record["resize2"]["mode"], tuple(record["resize2"]["size"]))
