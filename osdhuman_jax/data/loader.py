@@ -28,13 +28,14 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from osdhuman_jax.config import ConfigError, DataConfig
+from osdhuman_jax.data.crops import cut, cut_labels, draw_window
+from osdhuman_jax.data.part_maps import PartMaps, open_part_maps
 from osdhuman_jax.data.sources import (
     DataError,
     LabelledSource,
-    Pixels,
     Source,
     open_sources,
     read_pixels,
@@ -42,33 +43,10 @@ from osdhuman_jax.data.sources import (
 from osdhuman_jax.degrade.mixture import grayed, mixed
 from osdhuman_jax.degrade.second_order import degrade, from_unit, sample_rng, to_unit, usm_sharpen
 
-Square = UInt8[np.ndarray, "crop crop 3"]
-
 # What Grain's error says of a worker that was killed; it has no class of its own.
 KILLED = "terminated unexpectedly"
 
 _log = logging.getLogger(__name__)
-
-
-def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short: int) -> Square:
-    """A random (crop, crop, 3) square of a picture of any size.
-
-    The picture's shorter side is scaled to `resize_short` pixels (0 = left as it is) and to `crop`
-    at least. The window is cut first and then scaled (area filter down, cubic up): the same, to
-    the rounding of the window's side, at a cost that does not grow with the photograph.
-    """
-    # The window's side in pixels of the picture as it is.
-    height, width = image.shape[:2]
-    short = min(height, width)
-    target = max(resize_short or short, crop)
-    side = max(1, round(crop * short / target))
-    top = int(rng.integers(height - side + 1))
-    left = int(rng.integers(width - side + 1))
-    window = image[top : top + side, left : left + side]
-    if side == crop:
-        return window
-    filter_ = cv2.INTER_AREA if side > crop else cv2.INTER_CUBIC
-    return cv2.resize(window, (crop, crop), interpolation=filter_)
 
 
 def labelled_sample(
@@ -98,15 +76,18 @@ def make_sample(
     epoch: int,
     index: int,
     labelled: LabelledSource | None = None,
+    maps: PartMaps | None = None,
 ) -> dict[str, Any]:
     """One sample, a pure function of its arguments.
 
     Returns:
-        "hq" uint8 (crop, crop, 3); "lq" the same shape, if `config.degrade`; "index" as given;
-        "failures": a line for each unreadable picture that was passed over. The picture is that
-        of (index + len(failures)) % n.
+        "hq" uint8 (crop, crop, 3); "lq" the same shape, if `config.degrade`; with `config.mask`,
+        "mask" bool (crop, crop), what motion blurred; "index" as given; "failures": a line for
+        each unreadable picture that was passed over. The picture is that of
+        (index + len(failures)) % n.
 
-    Raises IndexError if there is no such index, DataError if nothing is readable from there on.
+    Raises IndexError if there is no such index, DataError if nothing is readable from there on or
+    a part map is not the picture's.
     """
     if not 0 <= index < len(source):
         raise IndexError(f"index {index} of {len(source)} pictures")
@@ -116,23 +97,29 @@ def make_sample(
         return _varied({"index": index, **labelled_sample(labelled, config, rng)}, config, rng)
     # The HQ: a random window, mirrored half of the time.
     image, failures = read_pixels(source, index)
-    hq = random_crop(image, rng, config.crop, config.resize_short)
+    window = draw_window(image.shape[:2], rng, config.crop, config.resize_short)
+    hq = cut(image, window, config.crop)
     # Drawn even when unused: what follows must not depend on `config.flip`.
-    flip = rng.random() < 0.5
-    hq = np.ascontiguousarray(hq[:, ::-1] if config.flip and flip else hq)
+    mirrored = rng.random() < 0.5 and config.flip
+    hq = np.ascontiguousarray(hq[:, ::-1] if mirrored else hq)
     sample = {"hq": hq, "index": index, "failures": failures}
     if not config.degrade:
         return sample
+    # Which part of a person is where, by the window and the mirror that the picture has.
+    parts = maps.read((index + len(failures)) % len(source), image.shape[:2]) if maps else None
+    if parts is not None:
+        parts = cut_labels(parts, window, config.crop)
+        parts = np.ascontiguousarray(parts[:, ::-1] if mirrored else parts)
     # The LQ: by a mixture of kinds where the config has one, else by the paper's degradation.
     if any(config.kinds[1:]) or config.gray:
         hq = sample["hq"] = grayed(hq) if rng.random() < config.gray else hq
-        sample["lq"] = mixed(hq, rng, config.kinds, config.degradation)
+        sample["lq"], mask = mixed(hq, rng, config.kinds, config.degradation, parts)
     else:
-        sample["lq"], _ = degrade(hq, rng, config.degradation)
+        sample["lq"], _, mask = degrade(hq, rng, config.degradation, parts=parts)
         if config.degradation.usm:
             # The target is sharpened like the picture that was degraded.
             sample["hq"] = from_unit(usm_sharpen(to_unit(hq)))
-    return sample
+    return sample | ({"mask": mask} if config.mask else {})
 
 
 def _varied(sample: dict[str, Any], config: DataConfig, rng: np.random.Generator) -> dict[str, Any]:
@@ -141,7 +128,9 @@ def _varied(sample: dict[str, Any], config: DataConfig, rng: np.random.Generator
     for name in ("hq", "lq"):
         picture = grayed(sample[name]) if gray else sample[name]
         sample[name] = np.ascontiguousarray(picture[:, ::-1] if config.flip and flip else picture)
-    return sample
+    # A teacher's pictures are degraded as they were when they were labelled: nothing moved.
+    still = {"mask": np.zeros(sample["lq"].shape[:2], bool)} if config.mask else {}
+    return sample | still
 
 
 @functools.lru_cache(maxsize=2)
@@ -162,12 +151,13 @@ class BatchMaker:
     size: int  # samples in the slice
     offset: int  # where the slice starts in the global batch
     labelled: LabelledSource | None = None
+    maps: PartMaps | None = None
 
     def __call__(self, position: int) -> dict[str, Any]:
         """Arrays of `size` samples, and the lines of "failures" for the log."""
         first = position + self.offset
         samples = [self.sample(p) for p in range(first, first + self.size)]
-        pictures = [key for key in ("hq", "lq") if key in samples[0]]
+        pictures = [key for key in ("hq", "lq", "mask") if key in samples[0]]
         batch: dict[str, Any] = {key: np.stack([s[key] for s in samples]) for key in pictures}
         batch["index"] = np.array([s["index"] for s in samples], np.int64)
         batch["skipped"] = np.array([len(s["failures"]) for s in samples], np.int64)
@@ -178,14 +168,15 @@ class BatchMaker:
         """The run's sample number `position`."""
         epoch, place = divmod(position, len(self.source))
         index = epoch_order(self.config.seed, epoch, len(self.source))[place]
-        return make_sample(self.source, self.config, epoch, int(index), self.labelled)
+        return make_sample(self.source, self.config, epoch, int(index), self.labelled, self.maps)
 
 
 class Loader:
     """Iterator over batches; made by `make_loader`.
 
-    A batch is {"hq": uint8 (B, crop, crop, 3), "lq": the same if degraded, "index": int64 (B,),
-    "skipped": int64 (B,), the number of unreadable pictures passed over for each sample}.
+    A batch is {"hq": uint8 (B, crop, crop, 3), "lq": the same if degraded, "mask": bool (B, crop,
+    crop) with `config.mask`, "index": int64 (B,), "skipped": int64 (B,), the number of unreadable
+    pictures passed over for each sample}.
     Each unreadable picture is logged once, as a warning. Use the loader as a context manager, or
     call `close`, to free the workers as soon as they are done.
     """
@@ -335,5 +326,6 @@ def make_loader(
     if not repeat and len(source) < stride:
         raise DataError(f"{len(source)} pictures do not fill one batch of {stride}")
     labelled = LabelledSource(config.labelled) if config.labelled else None
-    make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size, labelled)
+    maps = open_part_maps(config)
+    make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size, labelled, maps)
     return Loader(make_batch, stride, sys.maxsize if repeat else len(source) // stride * stride)

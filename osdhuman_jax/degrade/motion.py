@@ -34,9 +34,8 @@ STATES = ("nothing", "motion", "generic")
 # Labels of a part map. Left and right are the person's own.
 LABELS = ("background", "head", "left_arm", "right_arm", "left_leg", "right_leg", "rest")
 # What may move, as labels: a part, or the whole body.
-MOVING: dict[str, tuple[int, ...]] = {name: (label,) for label, name in enumerate(LABELS[1:6], 1)} | {
-    "body": (1, 2, 3, 4, 5, 6)
-}
+MOVING: dict[str, tuple[int, ...]] = {name: (LABELS.index(name),) for name in LABELS[1:6]}
+MOVING["body"] = (1, 2, 3, 4, 5, 6)
 LEAST_SHARE = 0.002  # of the picture that a moving part takes up
 LEAST_PIXELS = 64  # of one of its connected pieces
 

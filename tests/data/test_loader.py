@@ -20,7 +20,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from osdhuman_jax.config import ConfigError, DataConfig
 from osdhuman_jax.data import loader as data_loader
 from osdhuman_jax.data import sources
-from osdhuman_jax.data.loader import Loader, make_loader, make_sample, random_crop
+from osdhuman_jax.data.crops import random_crop
+from osdhuman_jax.data.loader import Loader, make_loader, make_sample
 from osdhuman_jax.data.records import RecordError, encode_record
 from osdhuman_jax.data.sources import (
     ChainSource,
