@@ -79,8 +79,8 @@ def _draw_limb(
     if seen[chain[1]] and seen[chain[2]]:
         lower = points[chain[2]] - points[chain[1]]
         radius = END * math.hypot(*lower)
-        # A hand goes on where the forearm points; a foot turns off, and lies around its ankle.
-        centre = points[chain[2]] + (END * lower if name.endswith("arm") else 0)
+        # A hand goes on where the forearm points; a foot turns off, and begins behind its ankle.
+        centre = points[chain[2]] + (END if name.endswith("arm") else END / 2) * lower
         cv2.circle(canvas, _pixel(centre), max(1, round(radius)), label, cv2.FILLED)
 
 

@@ -92,18 +92,21 @@ def _convolution(tensors: Tensors, options: Options, _shape: Shape, _: Shape) ->
     return _activated(y + bias[0] if bias else y, options)
 
 
-def _depthwise(tensors: Tensors, options: Options, _shape: Shape, _: Shape) -> Array:
-    """A kernel (1, h, w, C) has one filter for each channel."""
+def _depthwise(tensors: Tensors, options: Options, shape: Shape, _: Shape) -> Array:
+    """A kernel (1, h, w, C) has one filter for each channel.
+
+    Summed over the kernel's taps: XLA's own grouped convolution takes ten times as long on a CPU.
+    """
     x, kernel, *bias = tensors
-    y = lax.conv_general_dilated(
-        x,
-        kernel,
-        _strides(options),
-        _padding(options),
-        dimension_numbers=("NHWC", "IHWO", "NHWC"),
-        feature_group_count=x.shape[-1],
-        precision=lax.Precision.HIGHEST,
-    )
+    strides, window = _strides(options), kernel.shape[1:3]
+    pads = lax.padtype_to_pads(x.shape[1:3], window, strides, _padding(options))
+    x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
+    y = jnp.zeros(shape, x.dtype)
+    for dy in range(window[0]):
+        for dx in range(window[1]):
+            ends = dy + strides[0] * (shape[1] - 1) + 1, dx + strides[1] * (shape[2] - 1) + 1
+            tap = lax.slice(x, (0, dy, dx, 0), (1, *ends, shape[3]), (1, *strides, 1))
+            y += tap * kernel[0, dy, dx]
     return _activated(y + bias[0] if bias else y, options)
 
 

@@ -1,6 +1,6 @@
 """Networks in TensorFlow Lite's format, read without TensorFlow: a graph and its weights.
 
-    graph, weights = read_tflite(Path("pose_detection.tflite").read_bytes(), "pose_detection.tflite")
+    graph, weights = read_tflite(path.read_bytes(), str(path))
 
 Read are float networks of the layers that networks/blazepose.py computes. Constants may be
 float16, and sparse along their last axis: both are unfolded here. A file is a FlatBuffer: tables
