@@ -365,8 +365,9 @@ def degrade(
     if parts is not None and (parts.shape != (h, w) or parts.dtype != np.uint8):
         raise ValueError(f"expected ({h}, {w}) uint8 parts, got {parts.shape} {parts.dtype}")
     record = draw_record(rng, config, (h, w), parts)
-    still = parts is None or "part" not in record
-    weights = np.zeros((h, w), np.float32) if still else soft_mask(parts, record["part"])
+    weights = np.zeros((h, w), np.float32)
+    if parts is not None and "part" in record:
+        weights = soft_mask(parts, record["part"])
     lq = apply_record(to_unit(hq), record, rng, weights)
     lq = resize(lq, record["resize_back"], (h, w)) if full else lq
     return from_unit(lq), record, moved(weights)

@@ -64,7 +64,9 @@ class BlazePose:
         square = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]) * max(rgb.shape[:2])
         middle = (np.array(rgb.shape[1::-1]) - max(rgb.shape[:2])) / 2
         fit = _affine(square + middle, DETECTED)
-        boxes, scores = self._detector(_cut(rgb, fit, DETECTED) / np.float32(127.5) - 1)
+        boxes, scores = map(
+            np.asarray, self._detector(_cut(rgb, fit, DETECTED) / np.float32(127.5) - 1)
+        )
         found = (self._person(rgb, *_points(fit, p)) for p in people(boxes[0], scores[0, :, 0]))
         return [pose for pose in found if pose is not None]
 
