@@ -24,6 +24,7 @@ from jaxtyping import Bool, Complex128, Float32, UInt8
 Rng = np.random.Generator
 Params = dict[str, Any]  # what a `draw_*` function drew
 UnitImage = Float32[np.ndarray, "h w 3"]
+Inner = Float32[np.ndarray, "h2 w2 3"]
 Weights = Float32[np.ndarray, "h w"]  # W_S, in [0, 1]
 Mask = Bool[np.ndarray, "h w"]
 PartMap = UInt8[np.ndarray, "h w"]  # a label for each pixel
@@ -38,6 +39,7 @@ MOVING: dict[str, tuple[int, ...]] = {name: (LABELS.index(name),) for name in LA
 MOVING["body"] = (1, 2, 3, 4, 5, 6)
 LEAST_SHARE = 0.002  # of the picture that a moving part takes up
 LEAST_PIXELS = 64  # of one of its connected pieces
+SMALLER = 4  # times fewer pixels than the largest piece has: slivers beside it do not move alone
 
 SIDE = 512  # pixels; lengths below are for a picture of this shorter side
 ERODE = 3  # pixels; takes off what a mask has of the background
@@ -78,7 +80,8 @@ def draw_motion(rng: Rng, parts: PartMap) -> Params | None:
         return None
     name = large[int(rng.integers(len(large)))]
     _, sizes = pieces(parts, name)
-    kept = [piece for piece in range(1, len(sizes)) if sizes[piece] >= LEAST_PIXELS]
+    least = max(LEAST_PIXELS, sizes[1:].max() / SMALLER)
+    kept = [piece for piece in range(1, len(sizes)) if sizes[piece] >= least]
     if not kept:
         return None
     scale = min(parts.shape) / SIDE
@@ -207,7 +210,7 @@ def motion_blur(image: UnitImage, weights: Weights, psf: Psf) -> UnitImage:
     return result
 
 
-def _convolved(image: UnitImage, psf: Psf) -> UnitImage:
+def _convolved(image: UnitImage, psf: Psf) -> Inner:
     """Where the whole kernel lies on the picture. By FFT: OpenCV takes ten times as long."""
     (height, width), reach = image.shape[:2], len(psf) - 1
     size = [scipy.fft.next_fast_len(side, real=True) for side in (height, width)]
