@@ -89,7 +89,7 @@ def _convolution(tensors: Tensors, options: Options, _shape: Shape, _: Shape) ->
         dimension_numbers=("NHWC", "OHWI", "NHWC"),
         precision=lax.Precision.HIGHEST,
     )
-    return _activated(y + bias[0] if bias else y, options)
+    return _activated(y + bias[0].reshape(1, 1, 1, -1) if bias else y, options)
 
 
 def _depthwise(tensors: Tensors, options: Options, shape: Shape, _: Shape) -> Array:
@@ -106,8 +106,8 @@ def _depthwise(tensors: Tensors, options: Options, shape: Shape, _: Shape) -> Ar
         for dx in range(window[1]):
             ends = dy + strides[0] * (shape[1] - 1) + 1, dx + strides[1] * (shape[2] - 1) + 1
             tap = lax.slice(x, (0, dy, dx, 0), (1, *ends, shape[3]), (1, *strides, 1))
-            y += tap * kernel[0, dy, dx]
-    return _activated(y + bias[0] if bias else y, options)
+            y += tap * kernel[:, dy : dy + 1, dx : dx + 1]  # [1, H, W, C] by [1, 1, 1, C]
+    return _activated(y + bias[0].reshape(1, 1, 1, -1) if bias else y, options)
 
 
 def _max_pool(tensors: Tensors, options: Options, _shape: Shape, _: Shape) -> Array:
