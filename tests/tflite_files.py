@@ -24,9 +24,9 @@ OPERATORS = {
     "PAD": 34,
     "DENSIFY": 124,
 }
-# Of the union BuiltinOptions; only its presence matters here.
+# Of the union BuiltinOptions.
 UNION = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 2, "MAX_POOL_2D": 5, "CONCATENATION": 10, "ADD": 11}
-UNION |= {"RESIZE_BILINEAR": 15, "DEPTH_TO_SPACE": 88}
+UNION |= {"RESIZE_BILINEAR": 15, "DEPTH_TO_SPACE": 94}
 
 
 @dataclass
@@ -63,6 +63,7 @@ class File:
                     0: vector(b, np.array(shape, "i4")),
                     1: ("b", kind),
                     2: ("I", index),
+                    3: b.CreateString(f"tensor_{index}"),
                     6: sparsity(b, d) if sparse else None,
                 },
             )

@@ -99,9 +99,12 @@ def test_maps_by_blazepose(photos, tmp_path, monkeypatch):
     points, seen = np.zeros((17, 2)), np.zeros(17, bool)
     points[[5, 7, 9]], seen[[5, 7, 9]] = ((10, 10), (20, 10), (30, 10)), True
     pose, asked = poses.Pose(points, seen, np.ones(SIZE, bool)), []
-    monkeypatch.setattr(
-        poses, "load_blazepose", lambda file: asked.append(file) or (lambda _: [pose])
-    )
+
+    def load(file: Path | None):
+        asked.append(file)
+        return lambda _: [pose]
+
+    monkeypatch.setattr(poses, "load_blazepose", load)
     assert run(photos, tmp_path / "parts", "blazepose:some.whl") == 0
     assert labels(tmp_path / "parts", "a.png")[10, 20] == 2
     assert run(photos, tmp_path / "other", "blazepose") == 0
