@@ -30,7 +30,12 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 Affine = Float64[np.ndarray, "2 3"]  # from pixels of a square to pixels of the picture
 Network = Callable[[np.ndarray], tuple[jax.Array, ...]]
 
-FILES = ("pose_detection.tflite", "pose_landmark_full.tflite")
+# Shapes of a network's input and of the outputs that are used.
+SHAPES = {
+    "pose_detection.tflite": [(1, 224, 224, 3), (1, 2254, 12), (1, 2254, 1)],
+    "pose_landmark_full.tflite": [(1, 256, 256, 3), (1, 195), (1, 1), (1, 256, 256, 1)],
+}
+FILES = tuple(SHAPES)
 PACKAGE = "mediapipe"
 ADVICE = "pip download mediapipe==0.10.21 --no-deps, and --from blazepose:THE.whl"
 
@@ -169,6 +174,9 @@ def load_blazepose(source: Path | None) -> BlazePose:
     networks = []
     for name, data in zip(FILES, read_files(source), strict=True):
         graph, weights = read_tflite(data, name)
+        shapes = [graph.shapes[number] for number in (graph.input, *graph.outputs)]
+        if shapes[: len(SHAPES[name])] != SHAPES[name]:
+            raise WeightsError(f"{name}: not BlazePose's network of that name; {ADVICE}")
         networks.append(partial(jax.jit(partial(run, graph)), jax.device_put(weights)))
     return BlazePose(*networks)
 

@@ -8,6 +8,7 @@ whose fields are found through a table of offsets, so that fields may be left ou
 fields are those of TensorFlow's `schema.fbs`, whose tables are named where they are read.
 """
 
+import math
 import struct
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from osdhuman_jax.weights.torch_files import WeightsError
 Constants = dict[int, np.ndarray]
 
 MAGIC = b"TFL3"  # at byte 4
+LIMIT = 1 << 28  # numbers of a file's constants; BlazePose's landmarker has 3.2 million
 CODES = {  # of BuiltinOperator
     0: "ADD",
     2: "CONCATENATION",
@@ -113,8 +115,9 @@ class Table:
         if not at:
             return []
         start = at + self.number(at, "I")
-        places = start + 4 + 4 * np.arange(self.number(start, "I"))
-        return [Table(self.data, int(p) + self.number(int(p), "I")) for p in places]
+        # Read as a list first: a count that the file cannot hold fails before anything is made.
+        offsets = np.frombuffer(self.data, "<u4", self.number(start, "I"), start + 4).tolist()
+        return [Table(self.data, start + 4 + 4 * i + o) for i, o in enumerate(offsets)]
 
 
 def read_tflite(data: bytes, where: str) -> tuple[Graph, Constants]:
@@ -187,12 +190,17 @@ def _operation(entry: Table, codes: list[str], where: str) -> Operation:
 def _constants(tensors: list[Table], buffers: list[Table]) -> Constants:
     """Every Tensor that has a Buffer with data, by number."""
     found: Constants = {}
+    total = 0
     for number, tensor in enumerate(tensors):
         stored = buffers[tensor.scalar(2, "I")].vector(0, "u1")
         if not stored.size:
             continue
         values = stored.view(TYPES[tensor.scalar(1, "b")])
         shape, sparsity = tensor.vector(0, "i4").tolist(), tensor.table(6)
+        # Tensors may share their data, and sparse ones may say that they are of any size.
+        total += math.prod(shape)
+        if min(shape, default=0) < 0 or total > LIMIT:
+            raise ValueError(f"constants of more than {LIMIT} numbers")
         found[number] = (_dense(values, shape, sparsity) if sparsity else values).reshape(shape)
     return found
 
@@ -212,9 +220,12 @@ def _dense(values: np.ndarray, shape: list[int], sparsity: Table) -> np.ndarray:
         for kind, vector in ((2, axes[-1].table(3)), (4, axes[-1].table(5)))
         if vector
     )
-    rows = np.repeat(np.arange(len(ends) - 1), np.diff(ends.astype(np.int64)))
-    dense = np.zeros((len(ends) - 1, shape[-1]), values.dtype)
-    dense[rows, columns] = values[: len(rows)]
+    counts = np.diff(ends.astype(np.int64))
+    fits = len(counts) == math.prod(shape[:-1]) and counts.min() >= 0
+    if not fits or counts.sum() != len(values) or len(columns) != len(values):
+        raise ValueError("a sparse tensor whose rows are not its numbers")
+    dense = np.zeros((len(counts), shape[-1]), values.dtype)
+    dense[np.repeat(np.arange(len(counts)), counts), columns] = values
     return dense
 
 

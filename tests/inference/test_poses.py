@@ -109,6 +109,18 @@ def test_the_files_are_read_out_of_a_wheel_a_folder_or_not(tmp_path, monkeypatch
     for path, said in cases.items():
         with pytest.raises(WeightsError, match=f"{path}: {said}"):
             read_files(path)
+    with pytest.raises(WeightsError, match="pose_detection.tflite: not a .tflite file"):
+        poses.load_blazepose(wheel)
     monkeypatch.setattr(poses, "PACKAGE", "a-package-that-is-not-there")
     with pytest.raises(WeightsError, match="not installed: pip download mediapipe==0.10.21"):
         read_files(None)
+
+
+def test_other_networks_are_refused(tmp_path):
+    files = pytest.importorskip("tflite_files")
+    f = files.File()
+    x = f.tensor(1, 4)
+    for name in poses.FILES:
+        (tmp_path / name).write_bytes(f.bytes(x, [f.layer("LOGISTIC", [x], (1, 4))]))
+    with pytest.raises(WeightsError, match="pose_detection.tflite: not BlazePose's network"):
+        poses.load_blazepose(tmp_path)
