@@ -21,7 +21,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from osdhuman_jax.cli import CommandError, Parser, bar, check_folder, check_input, end, some_path
+from osdhuman_jax.cli import (
+    CommandError,
+    Parser,
+    bar,
+    check_folder,
+    check_input,
+    end,
+    some_path,
+    some_text,
+)
 from osdhuman_jax.degrade.motion import PartMap
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import list_images, real
@@ -35,6 +44,7 @@ KINDS = ("coco", "instances", "blazepose", "onnx")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = _parse_args(argv)
+    # What is to be made, refused before anything is; where all is there no source is opened.
     try:
         check_input("pictures", args.pictures)
         check_folder("output", args.output)
@@ -44,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"parts: {error}", file=sys.stderr)
         return 2
+    # The maps, and what is to be said of them.
     made, unknown = _make(left, labeller) if labeller else (0, 0)
     there = len(jobs) - len(left)
     # What a source does not list is no fault of one picture, but of all of them it is.
@@ -63,7 +74,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--pictures", required=True, type=some_path, help="folder of photographs")
     add("--output", required=True, type=some_path, help="folder for the maps")
     source = "coco:FILE, instances:FILE, blazepose, blazepose:FILE or onnx:FILE"
-    add("--from", required=True, dest="source", help=source)
+    add("--from", required=True, type=some_text, dest="source", help=source)
     add("--classes", type=some_path, help="json of onnx's classes and what they are")
     args = parser.parse_args(argv)
     # What the source is, and whether it is whole.
@@ -80,6 +91,7 @@ def plan(pictures: Path, output: Path) -> list[tuple[Path, Path, Path]]:
     """(picture, its name below the folder, its map) of each one. Raises CommandError."""
     if real(output).is_relative_to(real(pictures)):
         raise CommandError(f"--output {spelled(output)} lies in --pictures {spelled(pictures)}")
+    # By their maps, of which no two pictures may have the same.
     jobs: dict[Path, tuple[Path, Path, Path]] = {}
     for path, name in list_images(pictures):
         target = output / name.with_suffix(".png")

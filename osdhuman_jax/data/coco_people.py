@@ -57,6 +57,7 @@ class CocoPeople:
         if not person:
             raise DataError(f"{self._where}: no category is named person")
         found: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        # Some entries of a file with keypoints may have none; if all have none it is another file.
         any_joints = False
         for entry in content["annotations"]:
             if entry["category_id"] in person and not entry.get("iscrowd"):
@@ -86,6 +87,7 @@ class CocoPeople:
         `name` is its path below the folder of the pictures. Raises DataError where the file means
         a picture of another shape, or has an outline that is none.
         """
+        # Formats differ where pictures were converted since: suffixes do not count.
         path = PurePosixPath(name.as_posix()).with_suffix("")
         listed = self._paths.get(path.as_posix()) or self._names.get(path.name)
         if listed is None:
@@ -122,6 +124,7 @@ def outlined(segmentation: list[Any] | dict[str, Any], size: Size, scale: np.nda
         mask = np.repeat(values, runs).reshape(width, height).T.astype(np.uint8)
         mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     else:
+        # The pieces of one person, which something before it may have divided.
         polygons = [np.array(flat, np.float64).reshape(-1, 2) * scale for flat in segmentation]
         for polygon in polygons:
             cv2.fillPoly(mask, [np.rint(polygon).astype(np.int32)], 1)

@@ -25,10 +25,12 @@ def read_part_map(path: Path, size: tuple[int, int]) -> PartMap:
         labels = np.ascontiguousarray(read_image(path).rgb[..., 0])
     except (ImageError, OSError) as error:
         raise DataError(f"{spelled(path)}: no part map: {error}") from error
+    # A map of another picture, or of this one before it was scaled or turned, would go unseen.
     if labels.shape != size:
         (height, width), (high, wide) = labels.shape, size
         text = f"a part map of {width} x {height}, its picture has {wide} x {high}"
         raise DataError(f"{spelled(path)}: {text}")
+    # Palettes and pictures of maps have other values.
     if (most := int(labels.max())) >= len(LABELS):
         raise DataError(f"{spelled(path)}: no part map: it has a {most}, labels are 0 to 6")
     return labels
@@ -47,6 +49,7 @@ class PartMaps:
         if len(folders) != len(sources):
             text = f"{len(folders)} folders for {len(sources)} sources; name one for each"
             raise DataError(f"parts: {text}, '' where there are no maps")
+        # Found out now, not at the first picture in some worker.
         for folder in filter(None, folders):
             if not Path(folder).is_dir():
                 raise DataError(f"parts: {spelled(folder)}: no such folder")

@@ -45,6 +45,7 @@ class Person:
 def part_map(size: tuple[int, int], people: Iterable[Person]) -> PartMap:
     """Labels of a picture's pixels; of people who overlap the smaller one is in front."""
     labels = np.zeros(size, np.uint8)
+    # Depth is not known: who is larger is taken to be further back, so that nobody vanishes.
     for person in sorted(people, key=lambda person: -np.count_nonzero(person.outline)):
         labels[person.outline] = _labels(person)[person.outline]
     return labels
@@ -56,6 +57,7 @@ def _labels(person: Person) -> PartMap:
     points, seen = person.points, person.seen
     if points is None or seen is None:
         return canvas
+    # What is drawn later lies over what was drawn before.
     for name, chain in CHAINS.items():
         if name == "left_arm":
             _draw_head(canvas, points, seen)
@@ -89,6 +91,7 @@ def _draw_head(canvas: PartMap, points: Points, seen: Seen) -> None:
     face = [joint for joint in (NOSE, *EYES, *EARS) if seen[joint]]
     if not face or not all(seen[joint] for joint in SHOULDERS):
         return
+    # Eyes and ears are at half the height of a head.
     centre = points[face].mean(axis=0)
     neck = points[list(SHOULDERS)].mean(axis=0)
     half = HEAD * _shoulder_width(points, seen)

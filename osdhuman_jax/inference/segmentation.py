@@ -56,6 +56,7 @@ class Segmenter:
             line = str(error).splitlines()[0]
             text = f"{self._where}: not a network that onnxruntime runs: {line}"
             raise SegmentationError(text) from None
+        # Where the three channels are tells the layout.
         self._entry: Any = self._session.get_inputs()[0]
         shape = list(self._entry.shape)
         if len(shape) != 4 or 3 not in (shape[1], shape[3]):
@@ -70,6 +71,7 @@ class Segmenter:
         numbers = self._classes(output)
         if numbers.min() < 0 or numbers.max() >= len(self._labels):
             raise SegmentationError(f"{self._where}: gives a class that --classes does not have")
+        # Labels are looked up at the network's size and then enlarged: they cannot be mixed.
         labels = self._labels[numbers]
         size = rgb.shape[1], rgb.shape[0]
         return cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST_EXACT)
@@ -77,6 +79,7 @@ class Segmenter:
     def _input(self, rgb: Pixels) -> np.ndarray:
         """A batch of one picture, squashed to the network's size."""
         height, width = self._size
+        # Area means would be blocks where a picture is enlarged.
         smaller = height * width < rgb.shape[0] * rgb.shape[1]
         filter_ = cv2.INTER_AREA if smaller else cv2.INTER_LINEAR
         picture = cv2.resize(rgb, (width, height), interpolation=filter_)

@@ -45,6 +45,7 @@ class Graph:
 
 def run(graph: Graph, weights: Weights, picture: Picture) -> tuple[Array, ...]:
     """The graph's outputs, in its order; jit it with the graph bound. Images as its file says."""
+    # Tensors by number; unrolled while it is traced, so that XLA sees one flat program.
     values: dict[int, Array] = {**weights, graph.input: picture}
     for operation in graph.operations:
         (output,) = operation.outputs
@@ -99,6 +100,7 @@ def _depthwise(tensors: Tensors, options: Options, shape: Shape, _: Shape) -> Ar
     """
     x, kernel, *bias = tensors
     strides, window = _strides(options), kernel.shape[1:3]
+    # Each tap is the padded picture, shifted and strided, times one number for each channel.
     pads = lax.padtype_to_pads(x.shape[1:3], window, strides, _padding(options))
     x = jnp.pad(x, [(0, 0), *pads, (0, 0)])
     y = jnp.zeros(shape, x.dtype)
