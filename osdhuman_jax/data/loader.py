@@ -326,6 +326,6 @@ def make_loader(
     if not repeat and len(source) < stride:
         raise DataError(f"{len(source)} pictures do not fill one batch of {stride}")
     labelled = LabelledSource(config.labelled) if config.labelled else None
-    maps = open_part_maps(config)
+    maps = open_part_maps(config, source)
     make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size, labelled, maps)
     return Loader(make_batch, stride, sys.maxsize if repeat else len(source) // stride * stride)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from osdhuman_jax.config import DataConfig
-from osdhuman_jax.data.sources import ChainSource, DataError, open_source
+from osdhuman_jax.data.sources import ChainSource, DataError
 from osdhuman_jax.degrade.motion import LABELS, PartMap
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.filenames import spelled
@@ -44,17 +44,17 @@ def write_part_map(path: Path, labels: PartMap) -> None:
 class PartMaps:
     """The maps of `data.sources`, by the index of a picture in them."""
 
-    def __init__(self, sources: Sequence[str], folders: Sequence[str]) -> None:
+    def __init__(self, source: ChainSource, folders: Sequence[str]) -> None:
         """`folders`: one for each source, empty where a source has no maps. Raises DataError."""
-        if len(folders) != len(sources):
-            text = f"{len(folders)} folders for {len(sources)} sources; name one for each"
+        if len(folders) != len(source.parts):
+            text = f"{len(folders)} folders for {len(source.parts)} sources; name one for each"
             raise DataError(f"parts: {text}, '' where there are no maps")
         # Found out now, not at the first picture in some worker.
         for folder in filter(None, folders):
             if not Path(folder).is_dir():
                 raise DataError(f"parts: {spelled(folder)}: no such folder")
         self._folders = tuple(folders)
-        self._source = ChainSource([open_source(path) for path in sources])
+        self._source = source
 
     def read(self, index: int, size: tuple[int, int]) -> PartMap | None:
         """The map of a picture of `size`, None where it has none. Raises DataError."""
@@ -65,13 +65,13 @@ class PartMaps:
         return read_part_map(path, size) if path.is_file() else None
 
 
-def open_part_maps(config: DataConfig) -> PartMaps | None:
-    """The maps of a configuration's sources, None where it names no folders of them.
+def open_part_maps(config: DataConfig, source: ChainSource) -> PartMaps | None:
+    """The maps of a configuration's opened sources, None where it names no folders of them.
 
     Raises DataError where a folder is missing, or motion blur is asked for without any.
     """
     if any(config.parts):
-        return PartMaps(config.sources, config.parts)
+        return PartMaps(source, config.parts)
     if config.degradation.first_order[1]:
         raise DataError("degradation.first_order: motion blur needs part maps: name data.parts")
     return None

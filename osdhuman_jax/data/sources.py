@@ -182,7 +182,7 @@ def open_source(path: str | Path) -> Source:
     return ChainSource([RecordSource(file) for file in packed]) if packed else FolderSource(path)
 
 
-def open_sources(paths: Sequence[str | Path]) -> Source:
+def open_sources(paths: Sequence[str | Path]) -> ChainSource:
     """The sources of `DataConfig.sources`, concatenated. Raises DataError if there are none."""
     if not paths:
         raise DataError("no data sources given")

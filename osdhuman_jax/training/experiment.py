@@ -127,7 +127,7 @@ def check_sources(config: Config) -> None:
         except (DataError, OSError) as error:
             raise ConfigError(f"{name}: {error}") from error
     try:
-        open_part_maps(config.data)
+        open_part_maps(config.data, open_sources(config.data.sources))
     except (DataError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
     if config.run.init:

@@ -6,11 +6,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from osdhuman_jax.config import DataConfig, DegradationConfig
 from osdhuman_jax.data.crops import cut, cut_labels, draw_window
 from osdhuman_jax.data.loader import make_loader, make_sample
 from osdhuman_jax.data.part_maps import PartMaps, open_part_maps, read_part_map, write_part_map
+from osdhuman_jax.data.records import encode_record
 from osdhuman_jax.data.sources import DataError, LabelledSource, open_sources
 from osdhuman_jax.degrade import motion
 from osdhuman_jax.images.codec import read_image, write_png
@@ -71,7 +73,8 @@ def test_the_map_follows_window_and_mirror(folders, monkeypatch):
     draw = motion.draw_motion
     monkeypatch.setattr(motion, "draw_motion", lambda rng, p: seen.append(p) or draw(rng, p))
     setting = config(folders)
-    source, maps = open_sources(setting.sources), open_part_maps(setting)
+    source = open_sources(setting.sources)
+    maps = open_part_maps(setting, source)
     mirrored = 0
     for epoch in range(8):
         sample = make_sample(source, setting, epoch, 1, maps=maps)
@@ -88,6 +91,8 @@ def test_a_batch_has_the_mask_only_where_it_is_wanted(folders):
     moved = batch["mask"].any(axis=(1, 2))
     # The one without a map is degraded as ever; nearly all squares of the others may move.
     assert not moved[batch["index"] == 3].any() and moved.sum() >= 2
+    with make_loader(config(folders, workers=1), batch_size=4) as loader:
+        np.testing.assert_array_equal(next(loader)["mask"], batch["mask"])
     with make_loader(config(folders, mask=False), batch_size=4) as loader:
         other = next(loader)
     assert "mask" not in other
@@ -97,7 +102,8 @@ def test_a_batch_has_the_mask_only_where_it_is_wanted(folders):
 def test_mixtures_and_labelled_samples_have_a_mask_too(folders, tmp_path):
     kinds = (0.0, 0.0, 0.0, 0.0, 1.0)
     setting = config(folders, kinds=kinds)
-    source, maps = open_sources(setting.sources), open_part_maps(setting)
+    source = open_sources(setting.sources)
+    maps = open_part_maps(setting, source)
     assert not make_sample(source, setting, 0, 1, maps=maps)["mask"].any()
     heavy = config(folders, kinds=(1.0,), gray=1.0)
     assert make_sample(source, heavy, 0, 1, maps=maps)["mask"].any()
@@ -111,10 +117,20 @@ def test_mixtures_and_labelled_samples_have_a_mask_too(folders, tmp_path):
 
 def test_a_source_may_have_no_maps(folders):
     photos, parts = map(str, folders)
-    maps = PartMaps((photos, photos), ("", parts))
+    maps = PartMaps(open_sources([photos, photos]), ("", parts))
     assert maps.read(1, SIZE) is None
     np.testing.assert_array_equal(maps.read(4 + 1, SIZE), labels(1))
     assert maps.read(4 + 3, SIZE) is None
+
+
+def test_packed_records_have_maps_by_their_crop_id(folders, tmp_path):
+    photos, parts = folders
+    writer = ArrayRecordWriter(str(tmp_path / "a.arrayrecord"), "group_size:1,uncompressed")
+    header = {"crop_id": "d", "w": SIZE[1], "h": SIZE[0], "codec": "png"}
+    writer.write(encode_record(header, (photos / "d.png").read_bytes()))
+    writer.close()
+    maps = PartMaps(open_sources([tmp_path / "a.arrayrecord"]), (str(parts),))
+    np.testing.assert_array_equal(maps.read(0, SIZE), labels(2))
 
 
 def test_wrong_maps_are_refused_in_one_line(folders, tmp_path):
