@@ -20,6 +20,7 @@ COMMANDS = {
     "compare": "sheets of pictures side by side, a detail enlarged",
     "train": "train a restorer (train.py)",
     "label": "let a teacher restore degraded crops, as a source for training",
+    "parts": "label the parts of people in photographs, for motion blur in training",
     "weights": "get, import, look at and export models",
     "export": "a restorer as one file, for JAX or ONNX",
 }

@@ -144,6 +144,8 @@ class DegradationConfig:
     gray_noise_prob: float = 0.4  # of noise alike in all channels
     jpeg_range: tuple[int, int] = (30, 95)  # integer quality, both ends included
     usm: bool = False  # Real-ESRGAN sharpens the HQ; OSEDiff does not
+    # Shares of the first order: none, motion blur of a part (needs data.parts), the values above.
+    first_order: tuple[float, float, float] = added((0.0, 0.0, 1.0))
 
 
 @dataclass
@@ -163,6 +165,8 @@ class DataConfig:
     teacher_share: float = added(1.0)  # of the teacher's output in their target, the rest is LQ
     kinds: tuple[float, ...] = added((1.0, 0.0, 0.0, 0.0, 0.0))  # shares of degrade.KINDS
     gray: float = added(0.0)  # share of the pictures that lose their colour before all else
+    parts: tuple[str, ...] = added(())  # folders of label maps, one for each source ("" = none)
+    mask: bool = added(False)  # give the training what motion blurred, HAODiff's M_HMB
     seed: int = 123  # of order, crops and degradations
 
 

@@ -145,7 +145,7 @@ def _degrade_file(
     hq = _prepare(filled(picture.rgb, picture.alpha), args.resize_short, args.crop)
     # As in training, where a sample's generator is a function of seed, epoch and index.
     rng = sample_rng(args.seed, 0, index)
-    lq, record = degrade(hq, rng, DegradationConfig(), full=not args.model_scale)
+    lq, record, _ = degrade(hq, rng, DegradationConfig(), full=not args.model_scale)
     _write([lq], targets, picture.icc)
     return {"epoch": 0, "index": index, "record": record}
 

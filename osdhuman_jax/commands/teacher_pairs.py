@@ -13,7 +13,8 @@ import numpy as np
 
 from osdhuman_jax.cli import bar, check_folder
 from osdhuman_jax.config import DataConfig, Json
-from osdhuman_jax.data.loader import epoch_order, random_crop
+from osdhuman_jax.data.crops import random_crop
+from osdhuman_jax.data.loader import epoch_order
 from osdhuman_jax.data.sources import Source, open_source, read_pixels
 from osdhuman_jax.degrade.second_order import Image8, degrade, sample_rng
 from osdhuman_jax.disk import append_line, file_digest, json_lines

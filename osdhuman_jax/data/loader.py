@@ -28,22 +28,22 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from osdhuman_jax.config import ConfigError, DataConfig
+from osdhuman_jax.data.crops import Square, cut, cut_labels, draw_window
+from osdhuman_jax.data.part_maps import PartMaps, open_part_maps
 from osdhuman_jax.data.sources import (
     DataError,
     LabelledSource,
-    Pixels,
     Source,
     open_sources,
     read_pixels,
 )
 from osdhuman_jax.degrade.mixture import grayed, mixed
+from osdhuman_jax.degrade.motion import Mask
 from osdhuman_jax.degrade.operations import from_unit, to_unit, usm_sharpen
 from osdhuman_jax.degrade.second_order import degrade, sample_rng
-
-Square = UInt8[np.ndarray, "crop crop 3"]
 
 # What Grain's error says of a worker that was killed; it has no class of its own.
 KILLED = "terminated unexpectedly"
@@ -56,6 +56,7 @@ class Pair(TypedDict):
 
     hq: Square
     lq: Square
+    mask: NotRequired[Mask]  # what motion blurred
 
 
 class Sample(TypedDict):
@@ -63,6 +64,7 @@ class Sample(TypedDict):
 
     hq: Square
     lq: NotRequired[Square]
+    mask: NotRequired[Mask]  # with `config.mask`
     index: int  # of the picture that was asked for
     failures: tuple[str, ...]  # a line for each unreadable picture that was passed over
 
@@ -72,31 +74,10 @@ class WorkerBatch(TypedDict):
 
     hq: UInt8[np.ndarray, "b crop crop 3"]
     lq: NotRequired[UInt8[np.ndarray, "b crop crop 3"]]
+    mask: NotRequired[Bool[np.ndarray, "b crop crop"]]
     index: Int64[np.ndarray, " b"]
     skipped: Int64[np.ndarray, " b"]
     failures: list[str]
-
-
-def random_crop(image: Pixels, rng: np.random.Generator, crop: int, resize_short: int) -> Square:
-    """A random (crop, crop, 3) square of a picture of any size.
-
-    The picture's shorter side is scaled to `resize_short` pixels (0 = left as it is) and to `crop`
-    at least. The window is cut first and then scaled (area filter down, cubic up): the same, to
-    the rounding of the window's side, at a cost that does not grow with the photograph.
-    """
-    # The window's side in pixels of the picture as it is.
-    height, width = image.shape[:2]
-    short = min(height, width)
-    target = max(resize_short or short, crop)
-    side = max(1, round(crop * short / target))
-    top = int(rng.integers(height - side + 1))
-    left = int(rng.integers(width - side + 1))
-    window = image[top : top + side, left : left + side]
-    if side == crop:
-        return window
-    # The area filter alone leaves no aliases where it shrinks, and blocks where it enlarges.
-    filter_ = cv2.INTER_AREA if side > crop else cv2.INTER_CUBIC
-    return cv2.resize(window, (crop, crop), interpolation=filter_)
 
 
 def labelled_sample(labelled: LabelledSource, config: DataConfig, rng: np.random.Generator) -> Pair:
@@ -125,13 +106,16 @@ def make_sample(
     epoch: int,
     index: int,
     labelled: LabelledSource | None = None,
+    maps: PartMaps | None = None,
 ) -> Sample:
-    """One sample, a pure function of its arguments; "lq" is there if `config.degrade`.
+    """One sample, a pure function of its arguments.
 
-    The picture is that of (index + len(failures)) % n. Of a labelled picture "index" tells nothing
-    but the place in the order.
+    "lq" is there if `config.degrade`, "mask" if `config.mask`. The picture is that of
+    (index + len(failures)) % n. Of a labelled picture "index" tells nothing but the place in the
+    order.
 
-    Raises IndexError if there is no such index, DataError if nothing is readable from there on.
+    Raises IndexError if there is no such index, DataError if nothing is readable from there on or
+    a part map is not the picture's.
     """
     if not 0 <= index < len(source):
         raise IndexError(f"index {index} of {len(source)} pictures")
@@ -142,22 +126,30 @@ def make_sample(
         return {**pair, "index": index, "failures": ()}
     # The HQ: a random window, mirrored half of the time.
     image, failures = read_pixels(source, index)
-    hq = random_crop(image, rng, config.crop, config.resize_short)
+    window = draw_window(image.shape[:2], rng, config.crop, config.resize_short)
+    hq = cut(image, window, config.crop)
     # Drawn even when unused: what follows must not depend on `config.flip`.
-    flip = rng.random() < 0.5
-    hq = np.ascontiguousarray(hq[:, ::-1] if config.flip and flip else hq)
+    mirrored = rng.random() < 0.5 and config.flip
+    hq = np.ascontiguousarray(hq[:, ::-1] if mirrored else hq)
     sample: Sample = {"hq": hq, "index": index, "failures": failures}
     if not config.degrade:
         return sample
+    # Which part of a person is where, by the window and the mirror that the picture has.
+    parts = maps.read((index + len(failures)) % len(source), image.shape[:2]) if maps else None
+    if parts is not None:
+        parts = cut_labels(parts, window, config.crop)
+        parts = np.ascontiguousarray(parts[:, ::-1] if mirrored else parts)
     # The LQ: by a mixture of kinds where the config has one, else by the paper's degradation.
     if any(config.kinds[1:]) or config.gray:
         hq = sample["hq"] = grayed(hq) if rng.random() < config.gray else hq
-        sample["lq"] = mixed(hq, rng, config.kinds, config.degradation)
+        sample["lq"], mask = mixed(hq, rng, config.kinds, config.degradation, parts)
     else:
-        sample["lq"], _ = degrade(hq, rng, config.degradation)
+        sample["lq"], _, mask = degrade(hq, rng, config.degradation, parts=parts)
         if config.degradation.usm:
             # The target is sharpened like the picture that was degraded.
             sample["hq"] = from_unit(usm_sharpen(to_unit(hq)))
+    if config.mask:
+        sample["mask"] = mask
     return sample
 
 
@@ -169,7 +161,11 @@ def _varied(pair: Pair, config: DataConfig, rng: np.random.Generator) -> Pair:
         picture = grayed(picture) if gray else picture
         return np.ascontiguousarray(picture[:, ::-1] if config.flip and flip else picture)
 
-    return {"hq": varied(pair["hq"]), "lq": varied(pair["lq"])}
+    made: Pair = {"hq": varied(pair["hq"]), "lq": varied(pair["lq"])}
+    if config.mask:
+        # A teacher's pictures are degraded as when they were labelled: nothing moved.
+        made["mask"] = np.zeros(made["lq"].shape[:2], bool)
+    return made
 
 
 @functools.lru_cache(maxsize=2)
@@ -193,6 +189,7 @@ class BatchMaker:
     size: int  # samples in the slice
     offset: int  # where the slice starts in the global batch
     labelled: LabelledSource | None = None
+    maps: PartMaps | None = None
 
     def __call__(self, position: int) -> WorkerBatch:
         """Arrays of `size` samples, and the lines of "failures" for the log."""
@@ -204,23 +201,26 @@ class BatchMaker:
             "skipped": np.array([len(s["failures"]) for s in samples], np.int64),
             "failures": [line for s in samples for line in s["failures"]],
         }
-        # Whether there is an LQ is a matter of the config: all samples have one, or none.
+        # Whether there is an LQ or a mask is a matter of the config: all have one, or none.
         if degraded := [s["lq"] for s in samples if "lq" in s]:
             batch["lq"] = np.stack(degraded)
+        if masks := [s["mask"] for s in samples if "mask" in s]:
+            batch["mask"] = np.stack(masks)
         return batch
 
     def sample(self, position: int) -> Sample:
         """The run's sample number `position`."""
         epoch, place = divmod(position, len(self.source))
         index = epoch_order(self.config.seed, epoch, len(self.source))[place]
-        return make_sample(self.source, self.config, epoch, int(index), self.labelled)
+        return make_sample(self.source, self.config, epoch, int(index), self.labelled, self.maps)
 
 
 class Loader:
     """Iterator over batches; made by `make_loader`.
 
-    A batch is {"hq": uint8 (B, crop, crop, 3), "lq": the same if degraded, "index": int64 (B,),
-    "skipped": int64 (B,), the number of unreadable pictures passed over for each sample}.
+    A batch is {"hq": uint8 (B, crop, crop, 3), "lq": the same if degraded, "mask": bool (B, crop,
+    crop) with `config.mask`, "index": int64 (B,), "skipped": int64 (B,), the number of unreadable
+    pictures passed over for each sample}.
     Each unreadable picture is logged once, as a warning. Use the loader as a context manager, or
     call `close`, to free the workers as soon as they are done.
     """
@@ -376,5 +376,6 @@ def make_loader(
     if not repeat and len(source) < stride:
         raise DataError(f"{len(source)} pictures do not fill one batch of {stride}")
     labelled = LabelledSource(config.labelled) if config.labelled else None
-    make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size, labelled)
+    maps = open_part_maps(config, source)
+    make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size, labelled, maps)
     return Loader(make_batch, stride, sys.maxsize if repeat else len(source) // stride * stride)

@@ -36,11 +36,16 @@ class DataError(ValueError):
 
 @runtime_checkable
 class Source(Protocol):
-    """Random access to encoded pictures; picklable. `read` raises OSError or RecordError."""
+    """Random access to encoded pictures; picklable. `read` raises OSError or RecordError.
+
+    `name` is for messages; `stem` is what files that belong to a picture are called, suffix apart.
+    """
 
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str: ...
+
+    def stem(self, index: int) -> str: ...
 
     def read(self, index: int) -> bytes: ...
 
@@ -63,6 +68,9 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         return spelled(self.root / self.files[index])
+
+    def stem(self, index: int) -> str:
+        return Path(self.files[index]).with_suffix("").as_posix()
 
     def read(self, index: int) -> bytes:
         return (self.root / self.files[index]).read_bytes()
@@ -88,13 +96,19 @@ class RecordSource:
     def name(self, index: int) -> str:
         return f"{self.path}[{index}]"
 
+    def stem(self, index: int) -> str:
+        return str(self._decoded(index)[0]["crop_id"])
+
     def read(self, index: int) -> bytes:
+        return self._decoded(index)[1]
+
+    def _decoded(self, index: int) -> tuple[dict[str, Any], bytes]:
         try:
             data = self._records[index]
         except RuntimeError as error:
             # How ArrayRecord's reader reports a damaged chunk.
             raise RecordError(str(error)) from error
-        return decode_record(data)[1]
+        return decode_record(data)
 
 
 class ChainSource:
@@ -108,17 +122,22 @@ class ChainSource:
         return self._ends[-1]
 
     def name(self, index: int) -> str:
-        part, local = self._locate(index)
+        _, part, local = self.locate(index)
         return part.name(local)
 
+    def stem(self, index: int) -> str:
+        _, part, local = self.locate(index)
+        return part.stem(local)
+
     def read(self, index: int) -> bytes:
-        part, local = self._locate(index)
+        _, part, local = self.locate(index)
         return part.read(local)
 
-    def _locate(self, index: int) -> tuple[Source, int]:
+    def locate(self, index: int) -> tuple[int, Source, int]:
+        """Number of the source that has a picture, that source, and the index in it."""
         # The first part whose end lies beyond the index.
         at = bisect.bisect_right(self._ends, index)
-        return self.parts[at], index - (self._ends[at - 1] if at else 0)
+        return at, self.parts[at], index - (self._ends[at - 1] if at else 0)
 
 
 class LabelledSource:
@@ -168,7 +187,7 @@ def open_source(path: str | Path) -> Source:
     return ChainSource([RecordSource(file) for file in packed]) if packed else FolderSource(path)
 
 
-def open_sources(paths: Sequence[str | Path]) -> Source:
+def open_sources(paths: Sequence[str | Path]) -> ChainSource:
     """The sources of `DataConfig.sources`, concatenated. Raises DataError if there are none."""
     if not paths:
         raise DataError("no data sources given")

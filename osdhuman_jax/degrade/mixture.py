@@ -16,6 +16,7 @@ import numpy as np
 
 from osdhuman_jax.config import DegradationConfig
 from osdhuman_jax.degrade.kernels import gaussian_kernel
+from osdhuman_jax.degrade.motion import Mask, PartMap
 from osdhuman_jax.degrade.operations import (
     LUMA,
     Image8,
@@ -33,16 +34,26 @@ Kind = Literal["heavy", "mild", "jpeg", "small", "clean"]
 KINDS: tuple[Kind, ...] = get_args(Kind)  # in the order of `DataConfig.kinds`
 
 
-def mixed(hq: Image8, rng: Rng, shares: Sequence[float], heavy: DegradationConfig) -> Image8:
-    """LQ of `hq` by a kind that is drawn by its share; "heavy" is the paper's degradation.
+def mixed(
+    hq: Image8,
+    rng: Rng,
+    shares: Sequence[float],
+    heavy: DegradationConfig,
+    parts: PartMap | None = None,
+) -> tuple[Image8, Mask]:
+    """LQ of `hq` by a kind that is drawn by its share, and what motion blurred of it.
 
-    `shares` are those of `KINDS` in their order; `heavy` is what the first of them draws from.
+    `shares` are those of `KINDS` in their order. "heavy" is the paper's degradation, which `heavy`
+    is for, and the only one in which anything moves (see `degrade`).
     """
     # Shares need not sum to one, and rounding must not draw a kind beyond the last.
     bounds = np.cumsum(shares)
     at = int(np.searchsorted(bounds, rng.random() * bounds[-1], side="right"))
     kind = KINDS[min(at, len(KINDS) - 1)]
-    return degrade(hq, rng, heavy)[0] if kind == "heavy" else LIGHTER[kind](hq, rng)
+    if kind == "heavy":
+        lq, _, mask = degrade(hq, rng, heavy, parts=parts)
+        return lq, mask
+    return LIGHTER[kind](hq, rng), np.zeros(hq.shape[:2], bool)
 
 
 def mild(hq: Image8, rng: Rng) -> Image8:

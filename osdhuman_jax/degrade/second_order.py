@@ -8,6 +8,9 @@ The probabilities and ranges are `config.DegradationConfig`: those of Real-ESRGA
 options/train_realesrgan_x4plus.yml, which OSEDiff's params_realesrgan.yml repeats. A number in this
 file is one that their code holds outside these files.
 
+What comes before the second blur, the first order, may be left out or be the motion blur of one
+part of a person instead, as HAODiff has it (see motion.py); by default it never is.
+
 A `draw_*` function draws the parameters of one operation from `rng` and returns them as a dict
 ready for JSON: all of them together are the record of a sample, by which it can be made again. The
 operations are in `operations.py`, the kernels in `kernels.py`. Images are (h, w, 3) RGB, float32
@@ -22,6 +25,16 @@ import numpy as np
 
 from osdhuman_jax.config import DegradationConfig, Json
 from osdhuman_jax.degrade.kernels import Kernel, gaussian_kernel, plateau_kernel, sinc_kernel
+from osdhuman_jax.degrade.motion import (
+    Mask,
+    PartMap,
+    Weights,
+    draw_first_order,
+    motion_blur,
+    motion_psf,
+    moved,
+    soft_mask,
+)
 from osdhuman_jax.degrade.operations import (
     Image8,
     Resized,
@@ -129,13 +142,19 @@ def draw_quality(rng: Rng, config: DegradationConfig) -> int:
 
 
 def degrade(
-    hq: np.ndarray, rng: Rng, config: DegradationConfig, full: bool = True
-) -> tuple[Image8, Params]:
-    """LQ of `hq`, both (h, w, 3) uint8 RGB, and the record of all that was drawn.
+    hq: np.ndarray,
+    rng: Rng,
+    config: DegradationConfig,
+    full: bool = True,
+    parts: PartMap | None = None,
+) -> tuple[Image8, Params, Mask]:
+    """LQ of `hq`, both (h, w, 3) uint8 RGB; the record of all that was drawn; what motion blurred.
 
-    If not `full`, the LQ is not resized back and stays (h // scale, w // scale, 3). With
-    `config.usm` it is the sharpened HQ that is degraded; sharpening the target, too, is for the
-    caller. Raises ValueError on another shape or dtype or on a side below 32.
+    The mask is (h, w) and False all over unless a part of a person moved, which needs `parts`, the
+    labels of the HQ's pixels. If not `full`, the LQ is not resized back and stays (h // scale,
+    w // scale, 3). With `config.usm` it is the sharpened HQ that is degraded; sharpening the
+    target, too, is for the caller. Raises ValueError on another shape or dtype or on a side below
+    32.
     """
     if hq.dtype != np.uint8 or hq.ndim != 3 or hq.shape[2] != 3:
         raise ValueError(f"expected (h, w, 3) uint8, got {hq.shape} {hq.dtype}")
@@ -143,13 +162,21 @@ def degrade(
     h, w = hq.shape[:2]
     if min(h, w) < MIN_SIDE:
         raise ValueError(f"{w} x {h} is below {MIN_SIDE} pixels a side")
+    if parts is not None and (parts.shape != (h, w) or parts.dtype != np.uint8):
+        raise ValueError(f"expected ({h}, {w}) uint8 parts, got {parts.shape} {parts.dtype}")
     # First all parameters, then what they make: the noises alone are drawn on the way.
-    record = draw_record(rng, config, (h, w))
-    lq = apply_record(to_unit(hq), record, rng)
-    return from_unit(resize(lq, record["resize_back"], (h, w)) if full else lq), record
+    record = draw_record(rng, config, (h, w), parts)
+    weights = np.zeros((h, w), np.float32)
+    if parts is not None and "part" in record:
+        weights = soft_mask(parts, record["part"])
+    lq = apply_record(to_unit(hq), record, rng, weights)
+    lq = resize(lq, record["resize_back"], (h, w)) if full else lq
+    return from_unit(lq), record, moved(weights)
 
 
-def draw_record(rng: Rng, config: DegradationConfig, size: Size) -> Params:
+def draw_record(
+    rng: Rng, config: DegradationConfig, size: Size, parts: PartMap | None = None
+) -> Params:
     """All parameters of one sample of an HQ of `size`, whatever its pixels."""
     # In this order, which belongs to the format: another one would draw other samples by a seed.
     record: Params = {
@@ -174,20 +201,30 @@ def draw_record(rng: Rng, config: DegradationConfig, size: Size) -> Params:
     # The second resize goes to a size that is taken from the HQ's, not from the picture before it.
     scale = record["resize2"]["scale"] / config.scale
     record["resize2"]["size"] = [max(1, int(side * scale)) for side in size]
+    # A config that has no other state draws nothing here: old seeds and records stay what they are.
+    if any(config.first_order[:2]):
+        record |= draw_first_order(rng, config.first_order, parts)
     return record
 
 
-def apply_record(image: UnitImage, record: Params, rng: Rng) -> Resized:
+def apply_record(
+    image: UnitImage, record: Params, rng: Rng, weights: Weights | None = None
+) -> Resized:
     """The image that `record` makes of `image`, before the resize back; `rng` draws the noises.
 
-    Returns (h // scale, w // scale, 3), which may leave [0, 1].
+    `weights` are W_S of a record whose state is "motion" (`soft_mask`). Returns (h // scale,
+    w // scale, 3), which may leave [0, 1].
     """
-    # First order.
+    # First order; a record without a state is of a config that knows one alone.
     image = usm_sharpen(image) if record["usm"] else image
-    image = _blur(image, record["blur1"])
-    image = resize(image, record["resize1"]["mode"], scale=record["resize1"]["scale"])
-    image = _add_noise(image, rng, record["noise1"])
-    image = jpeg(image, record["jpeg1"])
+    state = record.get("state", "generic")
+    if state == "motion" and weights is not None:
+        image = motion_blur(image, weights, motion_psf(record["trajectory"]))
+    elif state == "generic":
+        image = _blur(image, record["blur1"])
+        image = resize(image, record["resize1"]["mode"], scale=record["resize1"]["scale"])
+        image = _add_noise(image, rng, record["noise1"])
+        image = jpeg(image, record["jpeg1"])
     # Second order.
     image = _blur(image, record["blur2"])
     image = resize(image, record["resize2"]["mode"], tuple(record["resize2"]["size"]))

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
+from osdhuman_jax.data.part_maps import open_part_maps
 from osdhuman_jax.data.sources import DataError, open_sources
 from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.methods.objectives import OBJECTIVES
@@ -151,6 +152,10 @@ def check_sources(config: Config) -> None:
                 open_sources(paths)
         except (DataError, OSError) as error:
             raise ConfigError(f"{name}: {error}") from error
+    try:
+        open_part_maps(config.data, open_sources(config.data.sources))
+    except (DataError, OSError) as error:
+        raise ConfigError(f"data: {error}") from error
     if config.run.init:
         read_meta(Path(config.run.init))
 

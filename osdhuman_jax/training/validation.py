@@ -43,7 +43,8 @@ def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
     source = open_sources(config.run.eval_sources or config.data.sources)
     images = min(config.run.eval_images, len(source))
     # The paper's degradation alone, whatever mixture a run trains on: its values compare.
-    plain = {"kinds": (1.0,), "gray": 0.0, "flip": False}
+    still = dataclasses.replace(config.data.degradation, first_order=(0.0, 0.0, 1.0))
+    plain = {"kinds": (1.0,), "gray": 0.0, "flip": False, "mask": False, "degradation": still}
     data = dataclasses.replace(config.data, crop=config.run.eval_crop, **plain)
     samples = [make_sample(source, data, 0, index) for index in range(images)]
     # A picture that cannot be read has given its place to the next one that can.

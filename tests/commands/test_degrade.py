@@ -53,7 +53,7 @@ def test_command_degrades_a_folder(folder, tmp_path):
     log = log_lines(out)
     for index, (name, entry) in enumerate(zip(["b/a.jpg", "c.png"], log, strict=True)):
         hq = read_image(folder / name).rgb
-        lq, record = degrade(hq, sample_rng(5, 0, index), CONFIG)
+        lq, record, _ = degrade(hq, sample_rng(5, 0, index), CONFIG)
         np.testing.assert_array_equal(
             read_image((out / name).with_suffix(".png")).rgb, lq, strict=True
         )
@@ -80,7 +80,7 @@ def test_command_crops_resizes_and_keeps_model_scale(folder, tmp_path):
     assert run(folder, out, "--resize_short", "64", "--crop", "48", "--model_scale") == 0
     assert read_image(out / "b" / "a.png").size == read_image(out / "c.png").size == (12, 12)
     hq = cv2.resize(photo(80), (64, 64), interpolation=cv2.INTER_AREA)[8:56, 8:56]
-    small, _ = degrade(hq, sample_rng(5, 0, 1), CONFIG, full=False)
+    small, _, _ = degrade(hq, sample_rng(5, 0, 1), CONFIG, full=False)
     np.testing.assert_array_equal(read_image(out / "c.png").rgb, small)
     assert run(folder, tmp_path / "full", "--resize_short", "40") == 0
     assert read_image(tmp_path / "full" / "b" / "a.png").size == (48, 40)
@@ -164,7 +164,7 @@ def test_profile_makes_pairs_at_both_sizes(folder, tmp_path):
     hq = read_image(out / "hq" / "c.png").rgb
     np.testing.assert_array_equal(hq, cv2.resize(photo(80), (64, 64), interpolation=3))
     content, rng = command.content_rng(5, hq)
-    lq, record = degrade(hq, rng, CONFIG)
+    lq, record, _ = degrade(hq, rng, CONFIG)
     entry = log_lines(out)[1]
     assert (entry["file"], entry["seed"], entry["content"]) == ("c.png", 5, content)
     assert entry["record"] == record

@@ -125,6 +125,8 @@ COMMANDS = {
     "export": f"osdhuman_jax.commands.export --model {NANO} --output {{out}}/nano.npz",
     "weights": f"osdhuman_jax.commands.weights export {NANO} --to peft --output {{out}}/peft",
     "label": f"osdhuman_jax.commands.label --model {NANO} --input {{photos}} --output {{out}}",
+    "parts": "osdhuman_jax.commands.parts --from instances:{photos}/none.json "
+    "--pictures {photos} --output {out}",
     "curate": "curate.run --source person={photos} --workers 0 --output {out}",
     "niqe": "curate.niqe {photos} --output {out}/niqe.npz",
     "demo": "curate.demo --output {out}",

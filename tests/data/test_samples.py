@@ -9,7 +9,8 @@ from photo_sources import config_of, picture, png
 
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data import sources
-from osdhuman_jax.data.loader import make_loader, make_sample, random_crop
+from osdhuman_jax.data.crops import random_crop
+from osdhuman_jax.data.loader import make_loader, make_sample
 from osdhuman_jax.data.sources import DataError, FolderSource, open_source
 from osdhuman_jax.degrade.second_order import from_unit, to_unit, usm_sharpen
 

@@ -19,7 +19,7 @@ def shares(kind: str) -> list[float]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_keeps_the_size_and_follows_its_generator(kind):
-    made = [mixed(PICTURE, sample_rng(1, 0, 2), shares(kind), HEAVY) for _ in range(2)]
+    made = [mixed(PICTURE, sample_rng(1, 0, 2), shares(kind), HEAVY)[0] for _ in range(2)]
     assert made[0].shape == PICTURE.shape and made[0].dtype == np.uint8
     np.testing.assert_array_equal(*made)
 
@@ -27,13 +27,15 @@ def test_every_kind_keeps_the_size_and_follows_its_generator(kind):
 def test_heavy_is_the_papers():
     rng = sample_rng(1, 0, 2)
     rng.random()  # which kind
-    want, _ = degrade(PICTURE, rng, HEAVY)
-    np.testing.assert_array_equal(mixed(PICTURE, sample_rng(1, 0, 2), shares("heavy"), HEAVY), want)
+    want, _, _ = degrade(PICTURE, rng, HEAVY)
+    np.testing.assert_array_equal(
+        mixed(PICTURE, sample_rng(1, 0, 2), shares("heavy"), HEAVY)[0], want
+    )
 
 
 def test_clean_is_untouched():
     np.testing.assert_array_equal(
-        mixed(PICTURE, sample_rng(1, 0, 2), shares("clean"), HEAVY), PICTURE
+        mixed(PICTURE, sample_rng(1, 0, 2), shares("clean"), HEAVY)[0], PICTURE
     )
 
 
@@ -42,13 +44,13 @@ def test_kinds_come_by_their_shares(monkeypatch):
         monkeypatch.setitem(LIGHTER, kind, lambda hq, rng, n=number: np.full_like(hq, n))
     rng, drawn = np.random.default_rng(0), np.zeros(4)
     for _ in range(2000):
-        drawn[mixed(PICTURE[:32, :32], rng, (0.0, 0.4, 0.1, 0.2, 0.3), HEAVY)[0, 0, 0]] += 1
+        drawn[mixed(PICTURE[:32, :32], rng, (0.0, 0.4, 0.1, 0.2, 0.3), HEAVY)[0][0, 0, 0]] += 1
     np.testing.assert_allclose(drawn / 2000, (0.4, 0.1, 0.2, 0.3), atol=0.04)
 
 
 def test_lighter_kinds_leave_more_than_the_heavy_one():
     def mean(kind: str) -> float:
-        made = [mixed(PICTURE, sample_rng(0, 0, i), shares(kind), HEAVY) for i in range(12)]
+        made = [mixed(PICTURE, sample_rng(0, 0, i), shares(kind), HEAVY)[0] for i in range(12)]
         return float(np.mean([psnr_y(x, PICTURE) for x in made]))
 
     heavy = mean("heavy")

@@ -211,7 +211,7 @@ def test_record_alone_makes_a_noiseless_sample_again():
     hq = photo(90)[:, :71]
     orders = set()
     for index in range(25):
-        lq, record = d.degrade(hq, d.sample_rng(3, 0, index), NOISELESS)
+        lq, record, _ = d.degrade(hq, d.sample_rng(3, 0, index), NOISELESS)
         np.testing.assert_array_equal(replay(hq, record), lq)
         orders.add((record["order"], record["blur2"]["kind"] == "none"))
     assert len(orders) == 4
@@ -221,16 +221,16 @@ def test_record_alone_makes_a_noiseless_sample_again():
 @given(st.integers(32, 80), st.integers(32, 80), st.integers(0, 2**31))
 def test_any_size_keeps_shape_and_dtype(h, w, seed):
     hq = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
-    lq, record = d.degrade(hq, d.sample_rng(seed, 0, 0), CONFIG)
+    lq, record, _ = d.degrade(hq, d.sample_rng(seed, 0, 0), CONFIG)
     assert lq.shape == (h, w, 3) and lq.dtype == np.uint8
     assert record["size"] == [h, w] and record["resize3"]["size"] == [h // 4, w // 4]
 
 
 def test_not_full_stops_before_the_resize_back():
     hq = photo(67)
-    small, record = d.degrade(hq, d.sample_rng(0, 0, 2), CONFIG, full=False)
+    small, record, _ = d.degrade(hq, d.sample_rng(0, 0, 2), CONFIG, full=False)
     assert small.shape == (16, 16, 3) and small.dtype == np.uint8
-    lq, same = d.degrade(hq, d.sample_rng(0, 0, 2), CONFIG)
+    lq, same, _ = d.degrade(hq, d.sample_rng(0, 0, 2), CONFIG)
     assert same == record and record["order"] == "resize_sinc_jpeg"  # `small` is whole levels
     back = d.resize(d.to_unit(small), record["resize_back"], (67, 67))
     np.testing.assert_array_equal(d.from_unit(back), lq)
@@ -254,12 +254,12 @@ def test_views_degrade_as_their_copies():
 
 def test_usm_is_off_by_default_and_sharpens_the_input():
     hq = photo(64)
-    lq, record = d.degrade(hq, d.sample_rng(0, 0, 0), replace(NOISELESS, usm=True))
+    lq, record, _ = d.degrade(hq, d.sample_rng(0, 0, 0), replace(NOISELESS, usm=True))
     assert record["usm"] and not CONFIG.usm
-    plain, _ = d.degrade(hq, d.sample_rng(0, 0, 0), NOISELESS)
+    plain, _, _ = d.degrade(hq, d.sample_rng(0, 0, 0), NOISELESS)
     assert np.abs(lq.astype(int) - plain).max() > 0
     sharp = d.from_unit(d.usm_sharpen(d.to_unit(hq)))
-    sharp_lq, _ = d.degrade(sharp, d.sample_rng(0, 0, 0), NOISELESS)
+    sharp_lq, _, _ = d.degrade(sharp, d.sample_rng(0, 0, 0), NOISELESS)
     assert np.abs(lq.astype(int) - sharp_lq).mean() < 0.5 * np.abs(lq.astype(int) - plain).mean()
 
 
