@@ -59,8 +59,7 @@ class LoRAConfig:
 class PromptConfig:
     """Where the U-Net's cross-attention tokens come from (Table 4)."""
 
-    # Paper; or "dual" (HAODiff), "ram", "dape" (tags, CLIP), "null" (a space), "fixed" (a file).
-    kind: str = "hfie"
+    kind: str = "hfie"  # paper; or dual (HAODiff), ram, dape (tags), null (a space), fixed (a file)
     # Tags are trained on bare, "man, hat", and used in "man, hat, ,", both as OSEDiff has it.
     source: str = "lq"  # paper: which picture is described in training; OSEDiff: "hq"
 
@@ -247,12 +246,14 @@ def from_dict(cls: type[T], values: object) -> T:
 
     def typed(value: object, kind: object) -> object:
         # Of a table that may be absent, `kind` is a union with None.
-        for option in get_args(kind) or (kind,):
-            if isinstance(option, type) and dataclasses.is_dataclass(option) and value is not None:
+        options = get_args(kind) or (kind,)
+        if value is None and type(None) in options:
+            return None
+        for option in options:
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
                 return from_dict(option, value)
         return tuple(value) if isinstance(value, list) else value
 
-    # JSON has lists for tuples, and tables for sections.
     given = {name: f.type for name, f in fields.items() if name in values}
     return cls(**{name: typed(values[name], kind) for name, kind in given.items()})
 

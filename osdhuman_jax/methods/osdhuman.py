@@ -14,6 +14,8 @@ it is trained on is in objectives.py.
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jaxtyping import Float
 
 from osdhuman_jax.methods.prompts import Prompter
 from osdhuman_jax.methods.schedule import Schedule
@@ -73,7 +75,7 @@ class OneStepRestorer(nnx.Module):
         eps = self.unet(latent, t, prompt)  # [B, H/8, W/8, 4]
         return Schedule().eps_to_x0(latent, eps, t)
 
-    def described(self, prompt: Tokens) -> Tokens:
+    def described(self, prompt: Tokens) -> Float[Array, "b _ d"]:
         """Of a prompt's tokens those that say what the picture should be: here all of them."""
         return prompt
 

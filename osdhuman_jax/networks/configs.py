@@ -123,8 +123,7 @@ class HFIEConfig:
     """High-fidelity image embedder (section 3.3, Eq. 5); the output width is the U-Net's."""
 
     num_queries: int = 77  # tokens of a prompt; CLIP's length
-    # The paper names no number of heads; 16 of 64 channels are as wide as SD 2.1's tokens.
-    num_heads: int = 16
+    num_heads: int = 16  # the paper names none; 16 x 64 is SD 2.1's cross-attention
     query_init_std: float = 1.0  # standard deviation of the learnt queries at the start
 
 

@@ -12,10 +12,11 @@ import torch
 from convert import filled, normal
 from flax import nnx
 
-from osdhuman_jax.config import LoRAConfig
+from osdhuman_jax.config import LoRAConfig, OptimConfig
 from osdhuman_jax.methods import haodiff_training as training
 from osdhuman_jax.methods import lora, losses
 from osdhuman_jax.networks.judge import Judge
+from osdhuman_jax.training.optimizer import make_optimizer
 
 
 def test_dice_by_hand():
@@ -80,7 +81,7 @@ def test_the_judge_learns_to_tell_two_kinds_of_latents_apart(judge):
     critic = training.LatentCritic(judge)
     base = lora.leaves_by_name(nnx.state(judge.unet))
     prompt = jnp.zeros((8, 3, 8))
-    tx = optax.adam(3e-3)
+    tx = make_optimizer(OptimConfig(learning_rate=3e-3, weight_decay=0.0), 60)
 
     def latents(key: jax.Array, centre: float) -> jax.Array:
         return centre + 0.3 * jax.random.normal(key, (8, 16, 16, 4))

@@ -42,12 +42,9 @@ def maps_of_torch(vgg: Reference, image: torch.Tensor) -> list[torch.Tensor]:
     """The published forward pass: L2 poolings, the picture itself as the first map."""
     x = (image + 1) / 2
     found = [x]
-    mean, std = (
-        torch.tensor(v)[None, :, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    )
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, None, :, None, None]
     h = (x - mean) / std
-    layers = list(vgg.features)
-    for index, layer in enumerate(layers):
+    for layer in vgg.features:
         if isinstance(layer, nn.MaxPool2d):
             found.append(h)
             window = torch.tensor(np.hanning(5)[1:-1], dtype=torch.float32)
@@ -56,7 +53,7 @@ def maps_of_torch(vgg: Reference, image: torch.Tensor) -> list[torch.Tensor]:
             h = (F.conv2d(h**2, kernel, stride=2, padding=1, groups=h.shape[1]) + 1e-12).sqrt()
         else:
             h = layer(h)
-    return [*found, h]
+    return found  # the last pooling comes after all of them
 
 
 def distance_of_torch(vgg, dists, x, y) -> np.ndarray:

@@ -139,11 +139,12 @@ def lora_model(rngs):
 def test_a_run_with_a_critic_goes_on_to_the_bit(second, tmp_path):
     _, step, frozen, batch, states, _ = second
     checkpoints = Checkpoints(tmp_path, 2, "val_psnr_y")
-    checkpoints.save(states[2], b"here")
-    checkpoints.wait()
+    checkpoints.save(2, states[2], {"seen": 4})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, 2, "val_psnr_y")
     restored, position = checkpoints.restore(2, states[0])
     checkpoints.close()
-    assert position == b"here"
+    assert position == {"seen": 4}
     for _ in range(2):
         restored, _ = step(restored, frozen, batch)
     for part in ("params", "critic"):
@@ -177,7 +178,7 @@ REFUSED = {
 def test_a_first_stage_that_cannot_be(fault):
     said, damage = REFUSED[fault]
     config = config_of(1)
-    config.model = replace(MODEL)
+    config.model = replace(MODEL, dual=replace(DUAL))
     damage(config)
     with pytest.raises(ConfigError, match=said):
         experiment.check(config)
