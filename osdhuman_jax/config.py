@@ -143,8 +143,8 @@ class DegradationConfig:
     gray_noise_prob: float = 0.4  # of noise alike in all channels
     jpeg_range: tuple[int, int] = (30, 95)  # integer quality, both ends included
     usm: bool = False  # Real-ESRGAN sharpens the HQ; OSEDiff does not
-    # Shares of the first order: none, motion blur of a part (needs data.parts), the values above.
-    first_order: tuple[float, float, float] = added((0.0, 0.0, 1.0))
+    # Shares of the first order's states; motion blur needs data.parts.
+    first_order: tuple[float, float, float] = added((0.0, 0.0, 1.0))  # none, motion, as above
 
 
 @dataclass
