@@ -59,7 +59,7 @@ class LoRAConfig:
 class PromptConfig:
     """Where the U-Net's cross-attention tokens come from (Table 4)."""
 
-    kind: str = "hfie"  # paper; or "ram", "dape" (tags, CLIP), "null" (a space), "fixed" (a file)
+    kind: str = "hfie"  # paper; or dual (HAODiff), ram, dape (tags), null (a space), fixed (a file)
     # Tags are trained on bare, "man, hat", and used in "man, hat, ,", both as OSEDiff has it.
     source: str = "lq"  # paper: which picture is described in training; OSEDiff: "hq"
 
@@ -85,6 +85,9 @@ class LossConfig:
     colour: float = added(0.0)  # of the squared error, from the INPUT, of the lowest frequencies
     adversarial: float = added(0.0)  # of a critic's judgement; with it a critic is trained beside
     features: float = added(0.0)  # of the mean absolute error of the critic's features
+    ea: float = added(0.0)  # of HAODiff's edge-aware DISTS; needs the parts lpips and dists
+    gan: float = added(0.0)  # of HAODiff's critic of latents; with it one is trained beside
+    dice: float = added(0.0)  # dual-prompt stage only: of the mask of what moved; HAODiff: 0.02
     critic_width: int = added(64)  # channels of the critic at a quarter of the side
     critic_noise: float = added(0.02)  # of [-1, 1]: a critic is held to one answer within it
     critic_penalty: float = added(100.0)  # of the square of how far two such answers differ
@@ -140,8 +143,8 @@ class DegradationConfig:
     gray_noise_prob: float = 0.4  # of noise alike in all channels
     jpeg_range: tuple[int, int] = (30, 95)  # integer quality, both ends included
     usm: bool = False  # Real-ESRGAN sharpens the HQ; OSEDiff does not
-    # Shares of the first order: none, motion blur of a part (needs data.parts), the values above.
-    first_order: tuple[float, float, float] = added((0.0, 0.0, 1.0))
+    # Shares of the first order's states; motion blur needs data.parts.
+    first_order: tuple[float, float, float] = added((0.0, 0.0, 1.0))  # none, motion, as above
 
 
 @dataclass
@@ -178,7 +181,7 @@ class MeshConfig:
 class RunConfig:
     """What one `train.py` does."""
 
-    kind: str = "restorer"  # or "vae", "diffusion": the stages that make a small base model
+    kind: str = "restorer"  # or "vae", "diffusion" (small base models), "dpg" (HAODiff's stage 1)
     train: str = added("lora")  # paper; or "all": every weight of a small restorer
     init: str = ""  # model folder to start from; empty = random weights from the seed
     steps: int = 35_000  # paper
@@ -243,12 +246,14 @@ def from_dict(cls: type[T], values: object) -> T:
 
     def typed(value: object, kind: object) -> object:
         # Of a table that may be absent, `kind` is a union with None.
-        for option in get_args(kind) or (kind,):
-            if isinstance(option, type) and dataclasses.is_dataclass(option) and value is not None:
+        options = get_args(kind) or (kind,)
+        if value is None and type(None) in options:
+            return None
+        for option in options:
+            if isinstance(option, type) and dataclasses.is_dataclass(option):
                 return from_dict(option, value)
         return tuple(value) if isinstance(value, list) else value
 
-    # JSON has lists for tuples, and tables for sections.
     given = {name: f.type for name, f in fields.items() if name in values}
     return cls(**{name: typed(values[name], kind) for name, kind in given.items()})
 

@@ -23,9 +23,9 @@ from jaxtyping import UInt8
 
 from osdhuman_jax.cli import Parser, bar, check_folder, end, say, some_path
 from osdhuman_jax.config import DegradationConfig
+from osdhuman_jax.degrade.operations import Image8
 from osdhuman_jax.degrade.second_order import (
     MIN_SIDE,
-    Image8,
     Params,
     Rng,
     apply_record,

@@ -16,7 +16,8 @@ from osdhuman_jax.config import DataConfig, Json
 from osdhuman_jax.data.crops import random_crop
 from osdhuman_jax.data.loader import epoch_order
 from osdhuman_jax.data.sources import Source, open_source, read_pixels
-from osdhuman_jax.degrade.second_order import Image8, degrade, sample_rng
+from osdhuman_jax.degrade.operations import Image8
+from osdhuman_jax.degrade.second_order import degrade, sample_rng
 from osdhuman_jax.disk import append_line, file_digest, json_lines
 from osdhuman_jax.images.codec import Picture, write_png
 from osdhuman_jax.inference.pipeline import Pipeline

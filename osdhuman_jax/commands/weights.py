@@ -63,6 +63,7 @@ def _import_flags(make: argparse.ArgumentParser) -> None:
         default=[],
         help="vgg16-397923af.pth and lpips' vgg.pth",
     )
+    make.add_argument("--dists", type=some_text, help="DISTS-pytorch's weights.pt; with --lpips")
     make.add_argument(
         "--clip", type=some_text, help="text encoder: as --sd, or a text_encoder folder"
     )
@@ -116,17 +117,22 @@ def run_import(options: Json) -> None:
             raise CommandError(f"--cleaner goes alone, without --{', --'.join(others)}")
         import_cleaner(cleaner, options["output"], overwrite=options["overwrite"])
         return
-    # HAODiff brings its own prompts.
-    haodiff = options.pop("haodiff")
-    if haodiff:
-        others = [k for k, v in options.items() if v and k not in ("sd", "output", "overwrite")]
+    # HAODiff brings its own prompts, or begins with random ones.
+    sd, haodiff, dists = options["sd"], options.pop("haodiff"), options.pop("dists")
+    if haodiff or (options["prompt"] == "dual" and not options["ram"]):
+        own = ("sd", "lpips", "seed", "prompt", "output", "overwrite")
+        others = [k for k, v in options.items() if v and k not in own]
         if others or not options["sd"]:
             also = f", without --{', --'.join(others)}" if others else ""
-            raise CommandError(f"--haodiff goes with --sd{also}")
-        where = options["sd"], haodiff, options["output"]
-        import_haodiff(*where, overwrite=options["overwrite"])
+            raise CommandError(f"--haodiff and --prompt dual go with --sd{also}")
+        options = {name: options[name] for name in own if name not in ("sd", "prompt")}
+        import_haodiff(sd, haodiff, options.pop("output"), dists=dists, **options)
         return
-    if not (options["sd"] and options["ram"]):
+    if dists:
+        raise CommandError(
+            "--dists is for the training of HAODiff: with --haodiff or --prompt dual"
+        )
+    if not (sd and options["ram"]):
         raise CommandError("import needs --sd and --ram, --sd and --haodiff, or --cleaner")
     # A run's generator lies in a checkpoint, which Orbax reads; all else are files of weights.
     generator = options["generator"]

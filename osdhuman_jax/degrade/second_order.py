@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 
 from osdhuman_jax.config import DegradationConfig, Json
 from osdhuman_jax.degrade.kernels import Kernel, gaussian_kernel, plateau_kernel, sinc_kernel
@@ -36,7 +37,6 @@ from osdhuman_jax.degrade.motion import (
     soft_mask,
 )
 from osdhuman_jax.degrade.operations import (
-    Image8,
     Resized,
     Rng,
     Size,
@@ -52,6 +52,7 @@ from osdhuman_jax.degrade.operations import (
 )
 
 T = TypeVar("T")
+LQ = UInt8[np.ndarray, "_ _ 3"]  # of the HQ's size, or of the smaller one that it is made at
 Range = tuple[float, float]  # low, high
 Params = Json  # what a `draw_*` function drew
 
@@ -147,7 +148,7 @@ def degrade(
     config: DegradationConfig,
     full: bool = True,
     parts: PartMap | None = None,
-) -> tuple[Image8, Params, Mask]:
+) -> tuple[LQ, Params, Mask]:
     """LQ of `hq`, both (h, w, 3) uint8 RGB; the record of all that was drawn; what motion blurred.
 
     The mask is (h, w) and False all over unless a part of a person moved, which needs `parts`, the

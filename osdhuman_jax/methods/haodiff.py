@@ -12,6 +12,8 @@ The VAE is frozen, encoder and decoder.
 """
 
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
 from osdhuman_jax.methods.dual_prompts import DualPrompter
 from osdhuman_jax.methods.losses import guide
@@ -37,6 +39,10 @@ class DualPromptRestorer(OneStepRestorer):
     ):
         super().__init__(vae, unet, prompter, timestep)
         self.guidance = guidance
+
+    def described(self, prompt: Tokens) -> Float[Array, "b _ d"]:
+        """The positive half."""
+        return jnp.split(prompt, 2, axis=1)[1]  # [B, N, D]
 
     def denoise(
         self, latent: Latent, prompt: Tokens, guidance: float | Scalar | None = None

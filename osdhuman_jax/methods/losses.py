@@ -17,6 +17,7 @@ from osdhuman_jax.networks.types import Image, Latent, Scalar
 # Luma of ITU-R BT.601 in studio swing, whose black is 16: as the metric SSIM-Y has it.
 _LUMA = np.array([65.481, 128.553, 24.966], np.float32) / 255
 _BLACK = 16 / 255
+_GRAY = np.array([0.2989, 0.587, 0.114], np.float32)  # HAODiff's weights of its edges
 # SSIM's window: 11 taps of a Gaussian of deviation 1.5, which sum to one.
 _TAPS = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2)).astype(np.float32)
 _TAPS /= _TAPS.sum()
@@ -141,6 +142,28 @@ def steadiness(logits: Float[Array, "b h w"], beside: Float[Array, "b h w"]) -> 
     """
     difference = logits.astype(jnp.float32) - beside.astype(jnp.float32)
     return jnp.mean(jnp.square(difference))
+
+
+def dice(probability: Float[Array, "b h w"], mask: Float[Array, "b h w"]) -> Scalar:
+    """1 - (2 sum p m + 1) / (sum p + sum m + 1), the mean over samples (Milletari et al. 2016).
+
+    The ones make an empty mask, met by an empty answer, no error.
+    """
+    both = jnp.sum(probability * mask, axis=(1, 2))
+    either = jnp.sum(probability, axis=(1, 2)) + jnp.sum(mask, axis=(1, 2))
+    return jnp.mean(1.0 - (2.0 * both + 1.0) / (either + 1.0))
+
+
+def sobel(image: Image) -> Float[Array, "b h w"]:
+    """Length of Sobel's gradient of the luma of images in [0, 1], black beyond the borders."""
+    gray = image.astype(jnp.float32) @ _GRAY  # [B, H, W]
+    gray = jnp.pad(gray, ((0, 0), (1, 1), (1, 1)))
+    # Separable: the difference of two lines, smoothed along them.
+    down, across = gray[:, 2:] - gray[:, :-2], gray[:, :, 2:] - gray[:, :, :-2]
+    dy = down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]
+    dx = across[:, :-2] + 2 * across[:, 1:-1] + across[:, 2:]
+    # What stands under the root keeps its derivative finite where nothing changes.
+    return jnp.sqrt(jnp.square(dx) + jnp.square(dy) + 1e-6)
 
 
 def ssim_loss(prediction: Image, target: Image) -> Scalar:

@@ -2,6 +2,7 @@
 
     vae        autoencoder on HQ pictures                      trains the VAE
     diffusion  eps-prediction on HQ latents, HFIE(HQ) prompt   trains U-Net, Swin and HFIE
+    dpg        HAODiff's dual-prompt generator (stage 1)       trains its extractor
     restorer   the paper's generator (section 3.2, Eqs. 2-7)   trains LoRA, HFIE and a regularizer
 
 The paper's generator G minimises (Eq. 4, with its weights 1, 2 and 1)
@@ -11,7 +12,8 @@ The paper's generator G minimises (Eq. 4, with its weights 1, 2 and 1)
 where z_H is the latent of Eq. 2. VSD compares two regularizers' estimates of the noise in a
 re-noised z_H: the diffusion prior phi as it is, and a copy phi' that learns what the generator
 makes (Eq. 6; `vsd_terms`). That copy minimises its own diffusion loss on the generator's detached
-latents (Eq. 7; `diffusion_loss`), after each update of the generator.
+latents (Eq. 7; `diffusion_loss`), after each update of the generator. HAODiff's terms, which stand
+in LPIPS' and VSD's place, are in haodiff_training.py.
 
 An objective is a pure function (model, context, microbatch) -> `Loss`. All randomness is in the
 microbatch, drawn by `draw` for the whole batch: it does not depend on how a batch is split.
@@ -30,9 +32,18 @@ from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, LoRAConfig, LossConfig
 from osdhuman_jax.methods import lora, losses
+from osdhuman_jax.methods.dual_prompts import DualPrompter
+from osdhuman_jax.methods.haodiff_training import (
+    draw_gan,
+    dual_prompt_terms,
+    edge_aware,
+    generator_gan,
+)
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.critic import Critic
+from osdhuman_jax.networks.dists import DISTS
+from osdhuman_jax.networks.judge import Judge
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.types import Image, Latent, Scalar, Timestep, Tokens
 from osdhuman_jax.networks.unet import UNet2DConditionModel
@@ -51,6 +62,7 @@ class Frozen:
     # Base values of what the generator trains of the U-Net, by name: the regularizers' own.
     unet: dict[str, nnx.Variable] = field(default_factory=dict)
     lpips: nnx.State | None = None
+    dists: nnx.State | None = None
     # Tokens (1, N, D) that the frozen regularizer is guided away from. JAX also builds this class
     # around shapes and placeholders, so that no class of arrays can stand here.
     negative: PyTree = None
@@ -66,6 +78,7 @@ class Loss:
     latent: Latent | None = None
     prompt: Tokens | None = None
     image: Image | None = None
+    real: Latent | None = None  # of the HQ, for a critic of latents
 
 
 class Regularizer:
@@ -83,8 +96,7 @@ class Regularizer:
     @staticmethod
     def _base(frozen: Frozen, slots: nnx.State) -> nnx.State:
         """The base weights at the paths of `slots`."""
-        # What the generator trains of the U-Net is kept beside it as it was before.
-        base = {**lora.leaves_by_name(frozen.restorer["unet"]), **frozen.unet}
+        base = frozen_unet(frozen)
         paths = [path for path, _ in nnx.to_flat_state(slots)]
         return nnx.from_flat_state([(path, base[lora.leaf_name(path)]) for path in paths])
 
@@ -95,6 +107,12 @@ class Regularizer:
     def finetuned(self, frozen: Frozen, params: nnx.State) -> UNet2DConditionModel:
         """phi': the prior adapted to what the generator makes."""
         return nnx.merge(self._adapted, params, self._base(frozen, self._adapted_slots))
+
+
+def frozen_unet(frozen: Frozen) -> dict[str, nnx.Variable]:
+    """Weights of the U-Net that no step changes, by their names on disk."""
+    # What the generator trains of the U-Net is kept beside it as it was before.
+    return {**lora.leaves_by_name(frozen.restorer["unet"]), **frozen.unet}
 
 
 def regularizer_targets(unet: UNet2DConditionModel, scope: str) -> list[lora.Path]:
@@ -117,6 +135,8 @@ def draw(
     config: Config, model: OneStepRestorer, count: int, side: tuple[int, int], key: Array
 ) -> Microbatch:
     """Noise and timesteps for `count` pictures of (height, width) `side`."""
+    if config.run.kind == "dpg":
+        return {}  # nothing in this stage is random
     f, channels = model.vae.downscale, model.vae.post_quant_conv.in_features
     # One key for each draw in a fixed order, so that a seed means the same steps in every version.
     keys = iter(jax.random.split(key, 3 + 2 * config.loss.reg_updates))
@@ -139,12 +159,19 @@ def draw(
         pair = jax.random.split(jax.random.fold_in(key, 0))
         for name, own in zip(("hq", "image"), pair, strict=True):
             drawn[f"critic_{name}"] = jax.random.normal(own, (count, *side, 3))
+    if has_latent_critic(config):
+        drawn |= draw_gan(drawn["posterior"].shape, jax.random.fold_in(key, 1))
     return drawn
 
 
 def has_critic(config: Config) -> bool:
     """Whether a run trains a critic beside the generator."""
     return config.run.kind == "restorer" and bool(config.loss.adversarial or config.loss.features)
+
+
+def has_latent_critic(config: Config) -> bool:
+    """Whether a run trains HAODiff's critic of latents beside the generator."""
+    return config.run.kind == "restorer" and bool(config.loss.gan)
 
 
 # Objectives.
@@ -160,6 +187,8 @@ class Context:
     reg: nnx.State | None = None  # adapters of the finetuned regularizer
     lpips: LPIPS | None = None
     critic: Critic | None = None
+    dists: DISTS | None = None
+    judge: Judge | None = None
 
 
 Objective = Callable[[OneStepRestorer, Context, Microbatch], Loss]
@@ -254,6 +283,17 @@ def vsd_terms(context: Context, microbatch: Microbatch, latent: Latent, prompt: 
     }
 
 
+def dpg_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
+    """HAODiff's stage 1, see haodiff_training.py. Raises ValueError for another prompter."""
+    if not isinstance(model.prompter, DualPrompter):
+        raise ValueError("a run of kind 'dpg' trains a model of two prompts (model.dual)")
+    weights = context.config.loss
+    pictures = (microbatch[name] for name in ("lq", "hq", "mask"))
+    terms = dual_prompt_terms(model.prompter, *pictures)
+    loss = terms["restored"] + terms["residual"] + weights.dice * terms["dice"]
+    return Loss(loss, terms)
+
+
 def generator_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
     """Eq. 4: data term, LPIPS and VSD.
 
@@ -279,15 +319,22 @@ def generator_objective(model: OneStepRestorer, context: Context, microbatch: Mi
     if context.critic is not None:
         terms |= critic_terms(context.critic, decoded, hq, lq)
         made["image"] = jax.lax.stop_gradient(decoded)
-    if context.lpips is not None:
+    if context.lpips is not None and weights.lpips:
         terms["lpips"] = jnp.mean(context.lpips(image, hq))
+    if context.lpips is not None and context.dists is not None:
+        terms["ea"] = edge_aware(context.dists, context.lpips, image, hq)
+    shown = model.described(prompt)
+    if context.judge is not None:
+        terms["gan"] = generator_gan(context.judge, latent, shown, microbatch)
+        real = model.encode(hq, microbatch["gan_posterior"])
+        made["latent"], made["prompt"], made["real"] = jax.lax.stop_gradient((latent, shown, real))
     watched = {"clamp_rate": jnp.mean(jnp.abs(decoded) > 1.0)}
     if context.regularizer is not None:
-        found = vsd_terms(context, microbatch, latent, prompt)
+        found = vsd_terms(context, microbatch, latent, shown)
         terms["vsd"] = found.pop("vsd")
         watched |= found
         # What the regularizer's own update is made on, Eq. 7.
-        made["latent"], made["prompt"] = jax.lax.stop_gradient((latent, prompt))
+        made["latent"], made["prompt"] = jax.lax.stop_gradient((latent, shown))
     loss = sum((getattr(weights, n) * term for n, term in terms.items()), jnp.zeros(()))
     return Loss(loss, terms | watched, **made)
 
@@ -344,5 +391,6 @@ def critic_objective(
 OBJECTIVES: dict[str, Objective] = {
     "vae": vae_objective,
     "diffusion": diffusion_objective,
+    "dpg": dpg_objective,
     "restorer": generator_objective,
 }

@@ -14,6 +14,8 @@ it is trained on is in objectives.py.
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
+from jaxtyping import Float
 
 from osdhuman_jax.methods.prompts import Prompter
 from osdhuman_jax.methods.schedule import Schedule
@@ -72,6 +74,10 @@ class OneStepRestorer(nnx.Module):
         t = jnp.full((latent.shape[0],), self.timestep, jnp.int32)  # [B]
         eps = self.unet(latent, t, prompt)  # [B, H/8, W/8, 4]
         return Schedule().eps_to_x0(latent, eps, t)
+
+    def described(self, prompt: Tokens) -> Float[Array, "b _ d"]:
+        """Of a prompt's tokens those that say what the picture should be: here all of them."""
+        return prompt
 
     def tokens(self, image: Image) -> Tokens:
         """The prompter's tokens of images. Raises ValueError where there is no prompter."""

@@ -123,8 +123,7 @@ class HFIEConfig:
     """High-fidelity image embedder (section 3.3, Eq. 5); the output width is the U-Net's."""
 
     num_queries: int = 77  # tokens of a prompt; CLIP's length
-    # The paper names no number of heads; 16 of 64 channels are as wide as SD 2.1's tokens.
-    num_heads: int = 16
+    num_heads: int = 16  # the paper names none; 16 x 64 is SD 2.1's cross-attention
     query_init_std: float = 1.0  # standard deviation of the learnt queries at the start
 
 
@@ -153,6 +152,7 @@ class DualPromptConfig:
     out_tokens: int  # tokens of a prompt; CLIP's length
     num_heads_pool: int  # of the pooling; shapes of weights do not show it
     guidance: float  # scale of classifier-free guidance, in training and in use
+    upsamplers: bool = added(False)  # by which branches are trained, and show what they see
 
     @classmethod
     def haodiff(cls) -> "DualPromptConfig":
@@ -252,6 +252,20 @@ class LPIPSConfig:
     def vgg16(cls, narrow: int = 1) -> "LPIPSConfig":
         """VGG16 of LPIPS v0.1, or one with as many layers whose widths are a `narrow`-th."""
         return cls(tuple(width // narrow for width in VGG16))
+
+
+@dataclass(frozen=True)
+class DISTSConfig:
+    """DISTS' channels: the picture's three, then those of LPIPS' taps."""
+
+    channels: tuple[int, ...]
+
+    @classmethod
+    def of(cls, vgg: LPIPSConfig) -> "DISTSConfig":
+        """Those of a VGG's plan: 1,475 in all for VGG16."""
+        plan = (*vgg.plan, 0)
+        widths = [plan[i - 1] for i, width in enumerate(plan) if not width and i and plan[i - 1]]
+        return cls((3, *widths))
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class Upsampler(nnx.Module):
 class BranchedSwinIR(nnx.Module):
     """Degraded picture -> features of each branch, and, with `reconstruct`, what they say.
 
-    Upsamplers are there for training alone: a dual-prompt generator in use has none. Raises
+    Upsamplers are there for training alone, and published weights have none. Raises
     ValueError where depths are not of a trunk and a branch of as many groups.
     """
 
@@ -105,7 +105,6 @@ class BranchedSwinIR(nnx.Module):
         self,
         config: DualPromptConfig,
         *,
-        reconstructs: bool = False,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -135,7 +134,7 @@ class BranchedSwinIR(nnx.Module):
         )
         self.norm = LayerNorm(dim, **kw)
 
-        outs = (3, 3, 1) if reconstructs else ()
+        outs = (3, 3, 1) if config.upsamplers else ()
         self.upsamplers = nnx.List(Upsampler(dim, config.upscale, out, **kw) for out in outs)
 
     def __call__(self, image: Image) -> list[Resized]:

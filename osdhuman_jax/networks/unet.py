@@ -167,17 +167,26 @@ class UNet2DConditionModel(nnx.Module):
 
     def __call__(self, z: Latent, t: Timestep, context: Tokens) -> Latent:
         temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))  # [B, E]
-        x = self.conv_in(z).astype(self.dtype)  # [B, H, W, C_0]
-        # Down: every level halves the size but the last; what it makes on the way is kept.
-        skips = [x]
-        for block in self.down_blocks:
-            x, made = block(x, temb, context)
-            skips += made
-        x = self.mid_block(x, temb, context)
+        x, skips = self._down(z, temb, context)
         # Up: every level joins the skips of its own size, which leaves none in the end.
         for block in self.up_blocks:
             x = block(x, skips, temb, context)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))  # [B, H, W, C]
+
+    def features(self, z: Latent, t: Timestep, context: Tokens) -> Resized:
+        """The middle block's output, of which a critic judges (judge.py)."""
+        temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))
+        return self._down(z, temb, context)[0]
+
+    def _down(self, z: Latent, temb: Embedding, context: Tokens) -> tuple[Resized, list[Resized]]:
+        """The middle block's output, and the skips that were made on the way to it."""
+        x = self.conv_in(z).astype(self.dtype)  # [B, H, W, C_0]
+        # Every level halves the size but the last; what it makes is kept.
+        skips = [x]
+        for block in self.down_blocks:
+            x, made = block(x, temb, context)
+            skips += made
+        return self.mid_block(x, temb, context), skips
 
 
 def up_resnet_inputs(channels: tuple[int, ...], level: int, layers: int) -> list[int]:

@@ -209,7 +209,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        state: TrainState,
+        state: PyTree,
         position: dict[str, int],
         metrics: dict[str, float] | None = None,
     ) -> None:

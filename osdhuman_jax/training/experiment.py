@@ -69,14 +69,36 @@ def check(config: Config) -> None:
     # Settings that go together, or do not.
     if not config.data.sources:
         raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
-    if config.run.kind == "restorer" and not config.data.degrade:
+    if config.run.kind in ("restorer", "dpg") and not config.data.degrade:
         raise ConfigError("data.degrade: the restorer trains on degraded pictures, set it to True")
+    _check_dual(config)
     if config.run.kind == "restorer" and config.run.train == "all" and config.loss.vsd:
         raise ConfigError(
             "loss.vsd: a run that trains all weights leaves no frozen U-Net: set it to 0"
         )
-    if config.run.kind != "restorer" and config.prompt.kind != "hfie":
+    if config.run.kind in ("vae", "diffusion") and config.prompt.kind != "hfie":
         raise ConfigError(f"prompt.kind: a run of kind {config.run.kind!r} has HFIE prompts only")
+
+
+def _check_dual(config: Config) -> None:
+    """Raise ConfigError where HAODiff's two prompts, its stage 1 or its critic do not fit."""
+    dual, kind, weights = config.model.dual, config.run.kind, config.loss
+    if (config.prompt.kind == "dual") != (dual is not None):
+        raise ConfigError("prompt.kind: it is 'dual' for models with model.dual, and for no other")
+    if weights.gan and (weights.adversarial or weights.features):
+        raise ConfigError("loss.gan: a run has one critic, of latents or of pictures: set one to 0")
+    if weights.gan and config.run.train == "all":
+        raise ConfigError("loss.gan: a run that trains all weights leaves no frozen U-Net for it")
+    if kind != "dpg":
+        return
+    # The first stage sees pictures at the extractor's own size, and learns what moved in them.
+    if dual is None or not dual.upsamplers:
+        raise ConfigError("run.kind: 'dpg' trains a model whose model.dual has upsamplers")
+    for name, side in (("data.crop", config.data.crop), ("run.eval_crop", config.run.eval_crop)):
+        if side != dual.image_size:
+            raise ConfigError(f"{name}: {side} is not model.dual.image_size, {dual.image_size}")
+    if not config.data.mask:
+        raise ConfigError("data.mask: a run of kind 'dpg' learns what moved, set it to True")
 
 
 def _check_numbers(config: Config) -> None:
@@ -144,6 +166,7 @@ def trainable(config: Config) -> nnx.filterlib.Filter:
         return nnx.Param
     return {
         "vae": nnx.PathContains("vae"),
+        "dpg": nnx.PathContains("feature_extractor"),
         "diffusion": nnx.Any(nnx.PathContains("unet"), nnx.PathContains("prompter")),
         "restorer": partial(is_generator, config.lora),
     }[config.run.kind]

@@ -23,6 +23,8 @@ from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.methods import lora
+from osdhuman_jax.methods.dual_prompts import DualPrompter
+from osdhuman_jax.methods.haodiff_training import LatentCritic, inject_judge, judge_loss
 from osdhuman_jax.methods.objectives import (
     OBJECTIVES,
     Context,
@@ -34,13 +36,16 @@ from osdhuman_jax.methods.objectives import (
     critic_objective,
     diffusion_loss,
     draw,
+    frozen_unet,
     has_critic,
+    has_latent_critic,
     inject_regularizer,
 )
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks import remat
 from osdhuman_jax.networks.critic import Critic
+from osdhuman_jax.networks.judge import Judge
 from osdhuman_jax.networks.types import Image
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.training.experiment import prepare, store_as_computed, trainable
@@ -57,6 +62,7 @@ from osdhuman_jax.training.optimizer import (
 from osdhuman_jax.weights import encode_text, load_part
 from osdhuman_jax.weights.model_folder import (
     DTYPES,
+    OWN_PROMPTS,
     abstract,
     begin_at_zero,
     draw_parameters,
@@ -105,10 +111,17 @@ class Trainer:
         self.regularizer = _regularizer(config, model)
         critic = _critic(config)
         self.critic, self._critic_start = (None, None) if critic is None else nnx.split(critic)
+        self.latent_critic = _latent_critic(config, model)
+        if self.latent_critic is not None:
+            self._critic_start = self.latent_critic.params
         self.lpips: nnx.GraphDef | None = None
+        self.dists: nnx.GraphDef | None = None
 
     def start(
-        self, restorer: OneStepRestorer, lpips: nnx.Module | None = None
+        self,
+        restorer: OneStepRestorer,
+        lpips: nnx.Module | None = None,
+        dists: nnx.Module | None = None,
     ) -> tuple[TrainState, Frozen]:
         """The state before the first step, and the weights that no step changes."""
         wanted = trainable(self.config)
@@ -121,6 +134,8 @@ class Trainer:
             frozen.unet = jax.tree.map(jnp.copy, kept)
         if lpips is not None:
             self.lpips, frozen.lpips = nnx.split(lpips)
+        if dists is not None:
+            self.dists, frozen.dists = nnx.split(dists)
         # Copies, since a step donates its state: nothing in it may be held twice.
         state = TrainState(jnp.zeros((), jnp.int32), params, self.tx.init(params))
         state.nonfinite = jnp.zeros((), jnp.int32)
@@ -128,7 +143,7 @@ class Trainer:
         if self.regularizer:
             reg = jax.tree.map(jnp.copy, self.regularizer.params)
             state.reg, state.reg_opt = reg, self.reg_tx.init(reg)
-        if self.critic is not None:
+        if self._critic_start is not None:
             critic = jax.tree.map(jnp.copy, self._critic_start)
             state.critic, state.critic_opt = critic, self.tx.init(critic)
         if self.config.optim.ema:
@@ -151,7 +166,9 @@ class Trainer:
         new = TrainState(state.step + 1, params, opt_state)
         # Regularizer and critic learn from what the generator made before this update.
         new.reg, new.reg_opt, reg_scalars = self._regularize(state, frozen, microbatches, made)
-        new.critic, new.critic_opt, critic_scalars = self._criticise(state, microbatches, made)
+        new.critic, new.critic_opt, critic_scalars = self._criticise(
+            state, frozen, microbatches, made
+        )
         reg_scalars |= critic_scalars
         others = ("reg_loss", "reg_grad_norm", "critic_loss", "critic_grad_norm")
         watched += [reg_scalars[k] for k in others if k in reg_scalars]
@@ -177,16 +194,18 @@ class Trainer:
         model = nnx.merge(self.graphdef, state.params, frozen.restorer)
         count, height, width, _ = images["hq"].shape
         drawn = draw(self.config, model, count, (height, width), key)
-        prompts = {"prompt": batch["prompt"]} if "prompt" in batch else {}
-        return split_microbatches({**images, **prompts, **drawn}, self.config.optim.accumulate)
+        given = {name: batch[name] for name in ("prompt", "mask") if name in batch}
+        return split_microbatches({**images, **given, **drawn}, self.config.optim.accumulate)
 
     def _objective(
         self, params: nnx.State, state: TrainState, frozen: Frozen, microbatch: Microbatch
     ) -> Loss:
         """The run's objective on a microbatch, of which only `params` is to be differentiated."""
         model = nnx.merge(self.graphdef, params, frozen.restorer)
-        # LPIPS may be there as a metric of the validation alone.
-        perceptual = self.lpips if self.config.loss.lpips else None
+        # LPIPS may be there as a metric of the validation alone; DISTS needs its VGG.
+        weights = self.config.loss
+        perceptual = self.lpips if weights.lpips or weights.ea else None
+        latent_critic = self.latent_critic
         context = Context(
             self.config,
             frozen,
@@ -194,6 +213,8 @@ class Trainer:
             reg=state.reg,
             lpips=perceptual and nnx.merge(perceptual, frozen.lpips),
             critic=self.critic and nnx.merge(self.critic, state.critic),
+            dists=self.dists and nnx.merge(self.dists, frozen.dists),
+            judge=latent_critic and latent_critic.with_weights(frozen_unet(frozen), state.critic),
         )
         return OBJECTIVES[self.config.run.kind](model, context, microbatch)
 
@@ -213,6 +234,7 @@ class Trainer:
                 "latent": found.latent,
                 "prompt": found.prompt,
                 "image": found.image,
+                "real": found.real,
             }
 
         (grads, scalars), made = accumulate(of, microbatches)
@@ -260,38 +282,52 @@ class Trainer:
         return accumulate(of, parts)[0]
 
     def _criticise(
-        self, state: TrainState, microbatches: Microbatch, made: dict[str, Array | None]
+        self,
+        state: TrainState,
+        frozen: Frozen,
+        microbatches: Microbatch,
+        made: dict[str, Array | None],
     ) -> tuple[nnx.State | None, optax.OptState | None, Scalars]:
-        """The critic's update, on the generator's images.
+        """The update of either critic, on the generator's images or latents.
 
         Returns its parameters, its optimizer's state, and scalars.
         """
-        graph = self.critic
-        if graph is None:
+        if self._critic_start is None:
             return state.critic, state.critic_opt, {}
 
         def of(part: PyTree) -> tuple[PyTree, PyTree]:
-            images, microbatch = part
+            made, microbatch = part
 
-            def loss(params: nnx.State):
-                critic = nnx.merge(graph, params)
-                found = critic_objective(self.config.loss, critic, images, microbatch)
-                return found.value, found.scalars
+            def loss(params: nnx.State) -> tuple[Array, Scalars]:
+                if self.critic is not None:
+                    critic = nnx.merge(self.critic, params)
+                    found = critic_objective(self.config.loss, critic, made["image"], microbatch)
+                    return found.value, found.scalars
+                unet = frozen_unet(frozen)
+                judge = self.latent_critic.with_weights(unet, params)  # type: ignore[union-attr]
+                latents = made["latent"], made["real"], made["prompt"]
+                return judge_loss(judge, *latents, microbatch)
 
             return jax.grad(loss, has_aux=True)(state.critic), ()
 
-        (grads, scalars), _ = accumulate(of, (made["image"], microbatches))
+        (grads, scalars), _ = accumulate(of, (made, microbatches))
         critic, opt, _ = updated(self.tx, grads, state.critic_opt, state.critic)
         return critic, opt, {**scalars, "critic_grad_norm": optax.tree.norm(grads)}
 
     def images(self, params: nnx.State, frozen: Frozen, batch: Batch) -> Image:
-        """Reconstruction (vae), one-step estimate from t = 500 (diffusion), or restored picture."""
+        """Reconstruction (vae), one-step estimate from t = 500 (diffusion), or restored picture.
+
+        Of a dual-prompt generator (dpg) it is what its first branch takes the original to be.
+        """
         model = nnx.merge(self.graphdef, params, frozen.restorer)
         images, kind = to_images(batch), self.config.run.kind
         if kind == "vae":
             return model.decode(model.encode(images["hq"]))
         if kind == "diffusion":
             return _estimate(model, images["hq"], self.config.run.seed)
+        if isinstance(model.prompter, DualPrompter) and kind == "dpg":
+            restored = model.prompter.feature_extractor.reconstruct(images["lq"]).restored
+            return jnp.clip(restored, -1.0, 1.0)
         return model(images["lq"], prompt=batch.get("prompt"))
 
     def distances(self, frozen: Frozen, images: Image, batch: Batch) -> Array:
@@ -333,22 +369,40 @@ def _critic(config: Config) -> Critic | None:
     return critic
 
 
+def _latent_critic(config: Config, model: ModelConfig) -> LatentCritic | None:
+    """HAODiff's critic of latents, where a run has one: adapters and head drawn by the seed."""
+    if not has_latent_critic(config):
+        return None
+    make = partial(Judge, model.unet, dtype=DTYPES[config.run.precision])
+    judge = abstract(lambda rngs: make(rngs=rngs))
+    rng = np.random.default_rng([config.run.seed, 2])
+    inject_judge(judge, config.lora, rng)
+    draw_parameters(judge.head, rng)
+    # It begins without an opinion, as the critic of pictures does.
+    begin_at_zero(judge.head.conv_out)
+    remat.set_policy(judge, config.run.remat)
+    return LatentCritic(judge)
+
+
 def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:
     """A run's programs and their first arguments, from a base model's folder.
 
     Raises ConfigError or WeightsError where the folder is not what the config needs.
     """
-    # The restorer, and LPIPS where it is a loss or a metric of the validation.
+    # The restorer, and LPIPS where it is a loss or a metric of the validation, or DISTS' VGG.
     restorer, model = prepare(config, folder)
-    lpips = None
+    lpips = dists = None
     measured = "lpips" in read_meta(folder).get("parts", {})
-    if config.run.kind == "restorer" and (config.loss.lpips or measured):
+    weights = config.loss
+    if config.run.kind == "restorer" and (weights.lpips or weights.ea or measured):
         lpips = load_part(folder, "lpips", precision=config.run.precision)
         store_as_computed(lpips, False)
+    if config.run.kind == "restorer" and weights.ea:
+        dists = load_part(folder, "dists")
     store_as_computed(restorer, trainable(config))
     # The programs and their arguments; guidance needs the negative prompt's tokens too.
     trainer = Trainer(config, model, restorer)
-    state, frozen = trainer.start(restorer, lpips)
+    state, frozen = trainer.start(restorer, lpips, dists)
     if trainer.regularizer and config.loss.cfg_vsd != 1.0:
         frozen.negative = encode_text(folder, config.loss.negative_prompt)
         _check_lengths(config, model, frozen.negative.shape[1])
@@ -358,8 +412,9 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
 def _check_lengths(config: Config, model: ModelConfig, length: int) -> None:
     """Raises ConfigError where the negative prompt has not as many tokens as HFIE's."""
     # Guidance runs both prompts as one batch.
-    if config.prompt.kind == "hfie" and model.hfie.num_queries != length:
-        pair = f"{length} tokens, HFIE's {model.hfie.num_queries}"
+    own = model.dual.out_tokens if model.dual else model.hfie.num_queries
+    if config.prompt.kind in OWN_PROMPTS and own != length:
+        pair = f"{length} tokens, the model's own {own}"
         raise ConfigError(f"loss.cfg_vsd: the negative prompt has {pair}; set it to 1")
 
 

@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from osdhuman_jax.config import Json, LoRAConfig, ModelConfig
-from osdhuman_jax.networks.configs import VGG16, HFIEConfig, LPIPSConfig, SwinConfig, TaggerConfig
+from osdhuman_jax.networks.configs import (
+    VGG16,
+    DISTSConfig,
+    HFIEConfig,
+    LPIPSConfig,
+    SwinConfig,
+    TaggerConfig,
+)
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.weights import name_tables
 from osdhuman_jax.weights.diffusion import state, table_of_tensors
@@ -211,6 +218,14 @@ def read_lpips(paths: Sequence[Path]) -> Part[LPIPSConfig]:
         source, name_tables.LPIPS, targets, where, ignore=name_tables.LPIPS_IGNORE
     )
     return Part(config, found, list(paths))
+
+
+def read_dists(path: Path, vgg: Part[LPIPSConfig]) -> Part[DISTSConfig]:
+    """weights.pt of DISTS-pytorch, for the VGG16 that LPIPS brings."""
+    config = DISTSConfig.of(vgg.config)
+    targets = part_shapes("dists", config, ModelConfig())
+    found = name_tables.convert(state(path), name_tables.DISTS, targets, str(path))
+    return Part(config, found, [path])
 
 
 def _vgg_plan(source: Mapping[str, Tensor]) -> list[int]:

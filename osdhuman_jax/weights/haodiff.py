@@ -6,12 +6,13 @@
 The generator's sizes are read off its tensors and held against the keyword arguments in the same
 file, which alone tell the heads of the pooling. The LoRA is merged while it is imported, so that
 the folder is a base model: it restores, and training may start from it. Whatever this project
-would compute otherwise than the authors' code is refused by name.
+would compute otherwise than the authors' code is refused by name. Without these files the generator
+is random, with upsamplers, and the folder is where the training of both stages begins.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 from osdhuman_jax.config import Json, ModelConfig, to_dict
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.networks.configs import DualPromptConfig
+from osdhuman_jax.weights.companions import read_dists, read_lpips
 from osdhuman_jax.weights.diffusion import (
     LICENCE,
     Diffusion,
@@ -28,8 +30,15 @@ from osdhuman_jax.weights.diffusion import (
     table_of_tensors,
 )
 from osdhuman_jax.weights.importer import Location, check_local, check_output, write_folder
-from osdhuman_jax.weights.model_folder import BASE, FORMAT, abstract_restorer, shapes
+from osdhuman_jax.weights.model_folder import (
+    BASE,
+    FORMAT,
+    abstract_restorer,
+    initial_values,
+    shapes,
+)
 from osdhuman_jax.weights.name_tables import Table, convert, kernel, linear, same, third
+from osdhuman_jax.weights.parts import Part
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load
 
 ENCODER, LORA = "img_encoder_weights.pth", "pytorch_lora_weights.safetensors"
@@ -88,33 +97,50 @@ IGNORE = (
 
 
 def import_haodiff(
-    sd: Location, folder: Location, output: Location, *, overwrite: bool = False
+    sd: Location,
+    folder: Location | None,
+    output: Location,
+    *,
+    lpips: Sequence[Location] = (),
+    dists: Location | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
 ) -> None:
     """Write a model folder of Stable Diffusion 2.1-base and HAODiff's two files in `folder`.
 
-    `sd` is a diffusers folder, a single file or a hub repository. Raises WeightsError, having
-    written nothing.
+    `sd` is a diffusers folder, a single file or a hub repository; `lpips` and `dists` add the parts
+    that training needs. Without a `folder` the dual-prompt generator is random by `seed`. Raises
+    WeightsError, having written nothing.
     """
     # What can be refused is refused before anything is downloaded.
-    output, folder = Path(output), Path(folder)
+    output = Path(output)
     check_output(output, overwrite)
-    check_local({"sd": sd, "haodiff": folder})
-    files = [folder / name for name in (ENCODER, LORA)]
-    if lacking := [file.name for file in files if not file.is_file()]:
-        raise WeightsError(f"{folder}: lacks {', '.join(lacking)} (--haodiff)")
-    source, config = read_encoder(files[0])
-    pairs = read_lora(files[1])
+    given = {"sd": sd, "haodiff": folder, "dists": dists}
+    check_local(given | {f"lpips {n}": path for n, path in enumerate(lpips, start=1)})
+    files, source, pairs = [], {}, {}
+    config = replace(DualPromptConfig.haodiff(), upsamplers=True)
+    if folder is not None:
+        files = [Path(folder) / name for name in (ENCODER, LORA)]
+        if lacking := [file.name for file in files if not file.is_file()]:
+            raise WeightsError(f"{folder}: lacks {', '.join(lacking)} (--haodiff)")
+        source, config = read_encoder(files[0])
+        pairs = read_lora(files[1])
+    parts = _parts([Path(path) for path in lpips], dists)
 
     # Then the base model, whose kernels the LoRA changes.
     diffusion = read_diffusion(locate(str(sd)))
     model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, timestep=TIMESTEP, dual=config)
-    width, have = model.unet.cross_attention_dim, source["main_performer.query_tokens"].shape[-1]
-    if have != width:
-        raise WeightsError(f"{files[0]}: its tokens are {have} wide, the U-Net's {width}")
     restorer, _ = abstract_restorer(model)
     targets = {n: s for n, s in shapes(restorer).items() if n.startswith("prompter.")}
-    tensors = convert(source, TABLE, targets, str(files[0]), ignore=IGNORE)
-    tensors |= diffusion.tensors | merged(diffusion.tensors, pairs, files[1])
+    tensors = dict(diffusion.tensors)
+    if folder is None:
+        tensors |= _random(targets, seed)
+    else:
+        width = model.unet.cross_attention_dim
+        if (have := source["main_performer.query_tokens"].shape[-1]) != width:
+            raise WeightsError(f"{files[0]}: its tokens are {have} wide, the U-Net's {width}")
+        tensors |= convert(source, TABLE, targets, str(files[0]), ignore=IGNORE)
+        tensors |= merged(diffusion.tensors, pairs, files[1])
 
     meta: Json = {
         "format": FORMAT,
@@ -122,14 +148,35 @@ def import_haodiff(
         "model": to_dict(model),
         "lora": None,
         "use": {"color_fix": "wavelet", "blend": 1.0, "work_side": 0, "sides": [0, 0]},
+        "parts": {name: to_dict(part.config) for name, part in parts.items()},
         "digests": {},
-        "licences": [LICENCE, NO_LICENCE],
-        "provenance": _provenance(sd, diffusion, files),
+        "licences": [LICENCE, *([NO_LICENCE] if files else [])],
+        "provenance": _provenance(sd, diffusion, files, parts, seed),
     }
-    write_folder(output, {BASE: tensors}, meta, {}, overwrite)
+    every = {BASE: tensors} | {f"{name}.safetensors": p.tensors for name, p in parts.items()}
+    write_folder(output, every, meta, {}, overwrite)
 
 
-def _provenance(sd: Location, diffusion: Diffusion, files: list[Path]) -> Json:
+def _parts(lpips: Sequence[Path], dists: Location | None) -> dict[str, Part]:
+    """LPIPS and DISTS by their names; DISTS looks at the VGG16 that LPIPS brings."""
+    if dists and not lpips:
+        raise WeightsError(f"{dists}: DISTS needs the VGG16 of --lpips")
+    if not lpips:
+        return {}
+    vgg = read_lpips(lpips)
+    return {"lpips": vgg} | ({"dists": read_dists(Path(dists), vgg)} if dists else {})
+
+
+def _random(targets: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Values of a dual-prompt generator that is to be trained."""
+    # Sorted, so that a seed means one generator whatever the order of attributes.
+    rng = np.random.default_rng(seed)
+    return {name: Tensor.of(initial_values(name, targets[name], rng)) for name in sorted(targets)}
+
+
+def _provenance(
+    sd: Location, diffusion: Diffusion, files: list[Path], parts: dict[str, Part], seed: int
+) -> Json:
     """Where the files came from, by name and digest."""
 
     def named(paths: list[Path]) -> dict[str, str]:
@@ -141,7 +188,8 @@ def _provenance(sd: Location, diffusion: Diffusion, files: list[Path]) -> Json:
             "prediction": diffusion.prediction,
             "files": named(diffusion.files),
         },
-        "haodiff": {"files": named(files)},
+        "haodiff": {"files": named(files)} if files else {"random_seed": seed},
+        **{name: {"files": named(part.files)} for name, part in parts.items()},
     }
 
 

@@ -316,3 +316,6 @@ LPIPS: Table = {
     r"lin(\d)\.model\.1\.weight": [(r"lpips.lin.\1.kernel", kernel)],
 }
 LPIPS_IGNORE = (r"classifier\..*",)
+DISTS: Table = {
+    r"(alpha|beta)": [(r"dists.\1", lambda x: x.reshape(-1))],
+}

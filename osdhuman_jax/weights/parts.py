@@ -3,6 +3,7 @@
     clip.safetensors     CLIP's text encoder, for prompts of tags and the null prompt
     tagger.safetensors   RAM's tagging head; with DAPE, also what it changes of the image encoder
     lpips.safetensors    VGG16 and the weights of its channels, for training
+    dists.safetensors    DISTS' own weights of the same VGG16, for HAODiff's training
 
 config.json has their sizes under "parts" and their digests with the others.
 """
@@ -18,7 +19,8 @@ from jax.typing import DTypeLike
 from osdhuman_jax.config import ConfigError, Json, ModelConfig, from_dict
 from osdhuman_jax.methods.prompts import ImageTagger
 from osdhuman_jax.networks.clip import CLIPTextModel
-from osdhuman_jax.networks.configs import CLIPConfig, LPIPSConfig, TaggerConfig
+from osdhuman_jax.networks.configs import CLIPConfig, DISTSConfig, LPIPSConfig, TaggerConfig
+from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.networks.tagger import Tagger
@@ -37,13 +39,14 @@ from osdhuman_jax.weights.model_folder import (
 )
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
-Sizes = TypeVar("Sizes", CLIPConfig, TaggerConfig, LPIPSConfig)
-AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig
+Sizes = TypeVar("Sizes", CLIPConfig, TaggerConfig, LPIPSConfig, DISTSConfig)
+AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig | DISTSConfig
 # By their names in config.json and on disk.
 PARTS: dict[str, type[AnySizes]] = {
     "clip": CLIPConfig,
     "tagger": TaggerConfig,
     "lpips": LPIPSConfig,
+    "dists": DISTSConfig,
 }
 
 
@@ -58,13 +61,15 @@ class Part(Generic[Sizes]):
 
 def build_part(
     config: AnySizes, model: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
-) -> CLIPTextModel | ImageTagger | LPIPS:
+) -> CLIPTextModel | ImageTagger | LPIPS | DISTS:
     """The network of a part; a tagger is one with the image encoder that it listens to."""
     kw: LayerOptions = {"dtype": dtype, "rngs": rngs}
     if isinstance(config, CLIPConfig):
         return CLIPTextModel(config, **kw)
     if isinstance(config, LPIPSConfig):
         return LPIPS(config, **kw)
+    if isinstance(config, DISTSConfig):
+        return DISTS(config, rngs=rngs)
     # The head listens to an encoder of the restorer's sizes, with DAPE's changes if there are any.
     tagger = Tagger(config, model.swin.image_proj_dim, **kw)
     return ImageTagger(RAMEncoder(model.swin, **kw), tagger)
@@ -104,11 +109,13 @@ def load_part(
 ) -> ImageTagger: ...
 @overload
 def load_part(folder: Path | str, name: Literal["lpips"], *, precision: str = "fp32") -> LPIPS: ...
+@overload
+def load_part(folder: Path | str, name: Literal["dists"], *, precision: str = "fp32") -> DISTS: ...
 
 
 def load_part(
     folder: Path | str, name: str, *, precision: str = "fp32"
-) -> CLIPTextModel | ImageTagger | LPIPS:
+) -> CLIPTextModel | ImageTagger | LPIPS | DISTS:
     """The network of a part, computing in `precision`: CLIPTextModel, ImageTagger or LPIPS.
 
     Raises WeightsError where the folder does not have it, or not whole and untouched.

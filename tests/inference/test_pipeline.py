@@ -306,11 +306,11 @@ def exhausted(pipeline: Pipeline, monkeypatch, times: int) -> None:
     """Lets the next whole pictures fail as a device without memory does."""
     follow, left = pipeline._follow, [times]
 
-    def fail(plan, batch, progress):
+    def fail(plan, batch, scale, progress):
         if left[0]:
             left[0] -= 1
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
-        return follow(plan, batch, progress)
+        return follow(plan, batch, scale, progress)
 
     monkeypatch.setattr(pipeline, "_follow", fail)
 

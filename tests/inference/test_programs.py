@@ -39,7 +39,7 @@ def test_tiles_with_their_own_statistics_are_nearly_the_whole():
     twice = np.repeat(lq()[:1], 2, axis=0)
     tokens = np.asarray(programs.tokens(SHAPE)(twice))
     statistics = programs.measure(SHAPE, tokens.shape)(twice, tokens)
-    tiles = np.asarray(programs.tiles(SHAPE, tokens.shape)(twice, tokens, statistics))
+    tiles = np.asarray(programs.tiles(SHAPE, tokens.shape)(statistics, twice, tokens))
     whole = np.asarray(programs.whole(SHAPE, TOKENS)(twice, tokens))
     np.testing.assert_allclose(tiles[0], tiles[1], atol=1e-5)
     assert np.square(tiles - whole).mean() < 0.05 * whole.var()

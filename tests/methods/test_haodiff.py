@@ -86,7 +86,7 @@ def test_features_and_reconstructions(image):
     theirs = randomise(haodiff_torch.Extractor(haodiff_torch.SWINIR | {"img_size": 64}, True), 2)
     state = {f"feature_extractor.{name}": value for name, value in theirs.state_dict().items()}
     ours = loaded(
-        lambda rngs: BranchedSwinIR(DUAL, reconstructs=True, rngs=rngs),
+        lambda rngs: BranchedSwinIR(replace(DUAL, upsamplers=True), rngs=rngs),
         state,
         "prompter.feature_extractor.",
     )

