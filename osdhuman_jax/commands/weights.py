@@ -23,6 +23,20 @@ def parser() -> argparse.ArgumentParser:
     make = commands.add_parser(
         "import", help="Stable Diffusion 2.1-base and RAM, or Real-ESRGAN -> model folder"
     )
+    _add_import_flags(make)
+
+    # Models looked at, and out.
+    tell = commands.add_parser("info", help="say what a model folder is")
+    tell.add_argument("folder", type=some_path)
+    give = commands.add_parser("export", help="model folder -> what PyTorch's libraries load")
+    give.add_argument("folder", type=some_path)
+    give.add_argument("--to", required=True, choices=LAYOUTS)
+    give.add_argument("--output", required=True, type=some_path)
+    return top
+
+
+def _add_import_flags(make: argparse.ArgumentParser) -> None:
+    """Add the flags of `import` to its parser."""
     make.add_argument(
         "--sd", type=some_text, help="diffusers folder, single file or hub repository"
     )
@@ -78,15 +92,6 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--output", required=True, type=some_path)
     make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
     make.add_argument("--overwrite", action="store_true")
-
-    # Models looked at, and out.
-    tell = commands.add_parser("info", help="say what a model folder is")
-    tell.add_argument("folder", type=some_path)
-    give = commands.add_parser("export", help="model folder -> what PyTorch's libraries load")
-    give.add_argument("folder", type=some_path)
-    give.add_argument("--to", required=True, choices=LAYOUTS)
-    give.add_argument("--output", required=True, type=some_path)
-    return top
 
 
 def run(arguments: argparse.Namespace) -> str:

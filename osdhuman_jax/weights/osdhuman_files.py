@@ -290,7 +290,7 @@ def _generator(
     factors = {f"{m}.lora_{half}": p[half] for m, p in found.pairs.items() for half in "AB"}
     held = {name: tensor for name, tensor in factors.items() if name in learned}
     # Layers that have no adapter here, such as those of the time, are changed in the base.
-    alpha = Tensor.of(np.float32(adapters.alpha).reshape(()))
+    alpha = Tensor.of(np.array(adapters.alpha, np.float32))
     other = {m: p | {"alpha": alpha} for m, p in found.pairs.items() if f"{m}.lora_A" not in held}
     changed = merged(base, other, found.folder)
     # Layers that were not adapted have factors of zero, which training leaves as they are.
