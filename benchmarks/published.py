@@ -8,7 +8,7 @@ import torch
 from benchmarks import references
 from benchmarks.convert import convert, randomise
 from osdhuman_jax.config import LoRAConfig, ModelConfig
-from osdhuman_jax.weights.companions import Generator
+from osdhuman_jax.weights.generators import Generator
 from osdhuman_jax.weights.torch_files import Tensor
 
 RANK, ALPHA = 4, 8

@@ -79,6 +79,19 @@ def _import_flags(make: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--generator", type=some_text, help="osediff.pkl, a model folder or a workdir of train.py"
     )
+    make.add_argument(
+        "--osdhuman",
+        type=some_text,
+        help="folder of OSDHuman's own files (LoRA and HFIE), instead of --generator",
+    )
+    make.add_argument(
+        "--hfie_heads", type=int, help="of --osdhuman, where its files do not say; 16 unless given"
+    )
+    make.add_argument(
+        "--lora_alpha",
+        type=float,
+        help="of --osdhuman, where its files do not say (docs/weights.md)",
+    )
     # Where it goes.
     make.add_argument("--output", required=True, type=some_path)
     make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
@@ -108,6 +121,7 @@ def run_import(options: Json) -> None:
     from osdhuman_jax.training.checkpoint import load_generator
     from osdhuman_jax.weights.haodiff import import_haodiff
     from osdhuman_jax.weights.importer import import_cleaner, import_model
+    from osdhuman_jax.weights.osdhuman_files import read_osdhuman
 
     # A cleaner is a network of its own.
     cleaner = options.pop("cleaner")
@@ -134,9 +148,18 @@ def run_import(options: Json) -> None:
         )
     if not (sd and options["ram"]):
         raise CommandError("import needs --sd and --ram, --sd and --haodiff, or --cleaner")
+    # OSDHuman's own files are a generator, of which two numbers may have to be told.
+    osdhuman = options.pop("osdhuman")
+    told = {name: options.pop(name) for name in ("hfie_heads", "lora_alpha")}
+    if osdhuman and options["generator"]:
+        raise CommandError("--osdhuman is a generator itself: it goes without --generator")
+    if not osdhuman and (given := [name for name, value in told.items() if value is not None]):
+        raise CommandError(f"--{given[0]} goes with --osdhuman")
+    if osdhuman:
+        options["generator"] = read_osdhuman(osdhuman, **told)
     # A run's generator lies in a checkpoint, which Orbax reads; all else are files of weights.
     generator = options["generator"]
-    if generator and (Path(generator) / "checkpoints").is_dir():
+    if isinstance(generator, str) and (Path(generator) / "checkpoints").is_dir():
         options["generator"] = load_generator(generator)
     import_model(**options)
 

@@ -45,7 +45,7 @@ from osdhuman_jax.weights import (
     load_base,
     load_prompter,
 )
-from osdhuman_jax.weights.companions import Generator
+from osdhuman_jax.weights.generators import Generator
 from osdhuman_jax.weights.model_folder import (
     abstract_restorer,
     parameters,

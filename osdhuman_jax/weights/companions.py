@@ -1,4 +1,4 @@
-"""What is imported beside Stable Diffusion: RAM, DAPE, LPIPS, and a trained generator.
+"""What is imported beside Stable Diffusion: RAM, DAPE and LPIPS.
 
 Tensors come back unread and with our names; sizes are read off their shapes.
 """
@@ -6,40 +6,28 @@ Tensors come back unread and with our names; sizes are read off their shapes.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from osdhuman_jax.config import Json, LoRAConfig, ModelConfig
+from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.networks.configs import (
     VGG16,
     DISTSConfig,
-    HFIEConfig,
     LPIPSConfig,
     SwinConfig,
     TaggerConfig,
 )
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.weights import name_tables
-from osdhuman_jax.weights.diffusion import state, table_of_tensors
-from osdhuman_jax.weights.model_folder import (
-    CONFIG,
-    GENERATOR,
-    abstract,
-    abstract_restorer,
-    read_configs,
-    read_meta,
-    shapes,
-    verify,
-)
+from osdhuman_jax.weights.diffusion import state
+from osdhuman_jax.weights.model_folder import abstract, shapes
 from osdhuman_jax.weights.parts import Part, part_shapes
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError
 
 RAM_LICENCE = "Apache-2.0 (RAM)"
-# What their trainers used, which their files do not say.
-DAPE_RANK = 8  # SeeSR; loralib's alpha is 1, so the scale is 1 / 8
-OSEDIFF_ALPHA = 8.0  # peft's default, whatever the rank
+DAPE_RANK = 8  # SeeSR, whose file does not say; loralib's alpha is 1, so the scale is 1 / 8
 ENCODER = "prompter.image_encoder."
 
 
@@ -237,84 +225,3 @@ def _vgg_plan(source: Mapping[str, Tensor]) -> list[int]:
         plan.append((tensor.shape[0] if tensor and tensor.shape else usual) if usual else 0)
         index += 2 if usual else 1
     return plan
-
-
-# Generators
-
-
-@dataclass
-class Generator:
-    """What training changed: LoRA factors and, unless it is OSEDiff's, HFIE."""
-
-    lora: LoRAConfig
-    tensors: dict[str, Tensor]
-    where: str
-    model: ModelConfig | None = None  # of the base that it was trained on, where known
-    prompt: str = "hfie"
-    files: list[Path] = field(default_factory=list)
-
-
-def generator_of_folder(folder: Path) -> Generator:
-    """The generator of a model folder. Raises WeightsError where it has none."""
-    meta = read_meta(folder)
-    model, adapters = read_configs(folder, meta)
-    # A model without adapters has nothing that could go onto another base.
-    if adapters is None:
-        raise WeightsError(f"{folder}: a base model, it holds no trained generator")
-    verify(folder, meta, GENERATOR)
-    files = [folder / CONFIG, folder / GENERATOR]
-    prompt = meta.get("prompt", "hfie")
-    tensors = load(folder / GENERATOR)
-    return Generator(adapters, tensors, str(folder / GENERATOR), model, prompt, files)
-
-
-def osediff_table(path: Path) -> Json:
-    """What osediff.pkl holds, for the networks of whatever model. Raises WeightsError."""
-    tree = load(path)
-    # Anything may be in a foreign file: its keys and types are proved before they are used.
-    lacking = [k for k in OSEDIFF_KEYS if not isinstance(tree, dict) or k not in tree]
-    if lacking:
-        raise WeightsError(f"{path}: not OSEDiff's (lacks {', '.join(lacking)})")
-    rank, other = tree["rank_unet"], tree["rank_vae"]
-    if type(rank) is not int or rank != other or not 0 < rank <= 1024:
-        raise WeightsError(f"{path}: ranks {rank!r:.20} and {other!r:.20}; served is one for both")
-    return tree
-
-
-def read_osediff(path: Path, model: ModelConfig) -> Generator:
-    """osediff.pkl for the networks of `model`.
-
-    Three adapters of the U-Net, one of the VAE, and the U-Net's conv_in, trained in full.
-    """
-    tree = osediff_table(path)
-    rank = tree["rank_unet"]
-    # Which tensors there must be follows from a restorer of these sizes with these adapters.
-    adapters = LoRAConfig(rank=rank, alpha=OSEDIFF_ALPHA, train_conv_in=True)
-    restorer, trained = abstract_restorer(model, adapters)
-    # Two tables in one file, each checked as a file of its own.
-    every = shapes(restorer)
-    tensors: dict[str, Tensor] = {}
-    for network, table in (("unet", name_tables.OSEDIFF_UNET), ("vae", name_tables.OSEDIFF_VAE)):
-        where = f"{path} ({network})"
-        part = table_of_tensors(tree[f"state_dict_{network}"], where)
-        targets = {n: every[n] for n in trained if n.startswith(f"{network}.")}
-        tensors |= name_tables.convert(part, table, targets, where)
-    return Generator(adapters, tensors, str(path), prompt="dape", files=[path])
-
-
-OSEDIFF_KEYS = ("state_dict_unet", "state_dict_vae", "rank_unet", "rank_vae")
-
-
-def check_generator(generator: Generator, model: ModelConfig) -> HFIEConfig:
-    """Sizes of the HFIE that a generator was trained with.
-
-    Raises WeightsError where the generator does not fit the base.
-    """
-    # OSEDiff's file does not say on which base it was trained: shapes have to do.
-    trained = generator.model
-    if trained is None:
-        return model.hfie
-    names = [n for n in ("vae", "unet", "swin") if getattr(trained, n) != getattr(model, n)]
-    if names:
-        raise WeightsError(f"{generator.where}: trained on another {' and '.join(names)}")
-    return trained.hfie

@@ -30,6 +30,7 @@ from osdhuman_jax.weights.diffusion import (
     table_of_tensors,
 )
 from osdhuman_jax.weights.importer import Location, check_local, check_output, write_folder
+from osdhuman_jax.weights.lora_files import Pair, halves, lora_pairs, merged
 from osdhuman_jax.weights.model_folder import (
     BASE,
     FORMAT,
@@ -327,77 +328,16 @@ def _check_keywords(config: DualPromptConfig, swinir: Json, performer: Json, pat
 # LoRA of the U-Net
 
 
-Pair = dict[str, Tensor]  # "A", "B" and perhaps "alpha" of one module
-_NAMES = (  # peft's, diffusers' older, and peft's with the adapter's name
-    (r"lora_A(?:\.[^.]+)?\.weight", "A"),
-    (r"lora_B(?:\.[^.]+)?\.weight", "B"),
-    (r"lora\.down\.weight", "A"),
-    (r"lora\.up\.weight", "B"),
-    (r"alpha", "alpha"),
-)
-
-
 def read_lora(path: Path) -> dict[str, Pair]:
-    """Factors of each adapted module of the U-Net, by its name in diffusers.
+    """Factors of each adapted module of the U-Net, by names as `lora_pairs` gives them.
 
     Raises WeightsError where a half is missing, or other networks are adapted too.
     """
-    source = table_of_tensors(load(path), str(path))
-    pairs: dict[str, Pair] = {}
-    unknown, foreign = [], []
-    for key, tensor in source.items():
-        name = re.sub(r"^(?:base_model\.model\.)?(?:unet\.)?", "", key)
-        if re.match(r"(?:vae|text_encoder\w*)\.", name):
-            foreign.append(key)
-            continue
-        for pattern, half in _NAMES:
-            if match := re.fullmatch(rf"(.+?)\.{pattern}", name):
-                pairs.setdefault(match[1], {})[half] = tensor
-                break
-        else:
-            unknown.append(key)
-    halves = [name for name, pair in pairs.items() if not {"A", "B"} <= set(pair)]
-    faults = {"unknown": unknown, "of another network": foreign, "without their half": halves}
+    pairs, rest = lora_pairs(table_of_tensors(load(path), str(path)))
+    foreign = [name for name in pairs if not name.startswith("unet.")]
+    own = {name: pair for name, pair in pairs.items() if name not in foreign}
+    faults = {"unknown": rest, "of another network": foreign, "without their half": halves(own)}
     complain(faults, str(path))
-    if not pairs:
+    if not own:
         raise WeightsError(f"{path}: holds no LoRA")
-    return pairs
-
-
-def merged(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], path: Path) -> dict[str, Tensor]:
-    """The U-Net's adapted kernels, W + alpha / rank B A, still unread. Raises WeightsError."""
-    faults: dict[str, list[str]] = {"unknown": [], "of another shape": []}
-    made: dict[str, Tensor] = {}
-    for module, pair in pairs.items():
-        name = f"unet.{module}.kernel"
-        if name not in base:
-            faults["unknown"].append(module)
-            continue
-        tensor = _changed(base[name], pair)
-        if tensor is None:
-            faults["of another shape"].append(module)
-        else:
-            made[name] = tensor
-    complain(faults, str(path))
-    return made
-
-
-def _changed(weight: Tensor, pair: Pair) -> Tensor | None:
-    """A kernel in our layout, (h, w, in, out) or (in, out), with its LoRA; None if none fits."""
-    a, b = pair["A"], pair["B"]
-    *window, inputs, outputs = weight.shape
-    rank = a.shape[0] if a.shape else 0
-    # A is as its layer but with `rank` outputs, B takes these to the layer's, pixel by pixel.
-    ones = (1,) * len(window)
-    if not rank or a.shape != (rank, inputs, *window) or b.shape != (outputs, rank, *ones):
-        return None
-
-    def read() -> np.ndarray:
-        down, up = (x.read().astype(np.float32) for x in (a, b))
-        alpha = float(pair["alpha"].read().reshape(())) if "alpha" in pair else rank
-        delta = up.reshape(outputs, rank) @ down.reshape(rank, -1)  # [out, in h w]
-        delta = kernel(np.float32(alpha / rank) * delta.reshape(outputs, inputs, *window))
-        own = weight.read()
-        return (own.astype(np.float32) + delta).astype(own.dtype)
-
-    return replace(weight, read=read)
+    return own

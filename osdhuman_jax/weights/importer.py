@@ -21,18 +21,7 @@ from osdhuman_jax.methods.prompts import load_prompt
 from osdhuman_jax.networks.configs import CLIPConfig, HFIEConfig, LPIPSConfig, TaggerConfig
 from osdhuman_jax.networks.tokenizer import read_vocabulary
 from osdhuman_jax.weights.cleaners import read_cleaner
-from osdhuman_jax.weights.companions import (
-    RAM,
-    RAM_LICENCE,
-    Generator,
-    add_dape,
-    check_generator,
-    generator_of_folder,
-    osediff_table,
-    read_lpips,
-    read_osediff,
-    read_ram,
-)
+from osdhuman_jax.weights.companions import RAM, RAM_LICENCE, add_dape, read_lpips, read_ram
 from osdhuman_jax.weights.diffusion import (
     LICENCE,
     Diffusion,
@@ -41,6 +30,7 @@ from osdhuman_jax.weights.diffusion import (
     read_diffusion,
 )
 from osdhuman_jax.weights.extractors import PROMPT, TAGS, TOKENIZER, check_kind, read_tags
+from osdhuman_jax.weights.generators import Fit, Generator, fitted, local_generator
 from osdhuman_jax.weights.model_folder import (
     BASE,
     CLEANER,
@@ -83,7 +73,7 @@ def import_model(
     lpips: Sequence[Location] = (),
     clip: Location | None = None,
     tags: Location | None = None,
-    generator: Location | Generator | None = None,
+    generator: Location | Generator | Fit | None = None,
     prompt: str = "",
     prompt_file: Location | None = None,
     seed: int = 0,
@@ -93,21 +83,22 @@ def import_model(
 
     `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips` and `clip` add
     parts (see parts.py); `tags` is the folder of RAM's list of tags and, if it has one, of their
-    thresholds; `generator` is what a training run changed. Without one, HFIE is random by `seed`.
-    `prompt` is the kind of extractor (see extractors.py): by default the generator's, "fixed" with
-    a `prompt_file`, else HFIE. Raises WeightsError, having written nothing.
+    thresholds; `generator` is what a training run changed (see generators.py). Without one, HFIE
+    is random by `seed`. `prompt` is the kind of extractor (see extractors.py): by default the
+    generator's, "fixed" with a `prompt_file`, else HFIE. Raises WeightsError, having written
+    nothing.
     """
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
     output = Path(output)
     check_output(output, overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
-    given |= {"sd": sd, "generator": None if isinstance(generator, Generator) else generator}
+    given |= {"sd": sd, "generator": generator if isinstance(generator, Path | str) else None}
     check_local(given)
     encoder = read_ram(Path(ram))
     parts = _parts_here(encoder, dape, clip, lpips)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file)
-    generator = _local_generator(generator)
+    generator = local_generator(generator)
     kind_of_tags = "dape" if dape else "ram"
     promised = _kind(prompt, prompt_file, generator)
     _check_promised(output, parts, small, clip, kind_of_tags, promised)
@@ -120,7 +111,7 @@ def import_model(
     # The model that they make together; a generator brings its own HFIE and timestep.
     model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, swin=encoder.swin)
     model.hfie = HFIEConfig(num_heads=max(1, model.unet.cross_attention_dim // HEAD_DIM))
-    trained = _trained(generator, model)
+    trained = fitted(generator, model, diffusion.tensors)
     kind = _kind(prompt, prompt_file, trained)
     had = parts.found()
     small |= _prompt_file(prompt_file, model.unet.cross_attention_dim)
@@ -150,7 +141,7 @@ def _description(
         "lora": to_dict(generator.lora) if generator else None,
         "parts": {name: to_dict(part.config) for name, part in parts.items()},
         "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
-        "licences": [LICENCE, RAM_LICENCE],
+        "licences": [LICENCE, RAM_LICENCE, *(generator.licences if generator else [])],
     }
 
 
@@ -186,7 +177,8 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 # What an argument of a local place must be; `sd` and `clip` may be on the hub, or of either kind.
-FOLDERS, EITHER, REMOTE = {"tags", "haodiff"}, {"sd", "clip", "generator"}, {"sd", "clip"}
+FOLDERS = {"tags", "haodiff", "osdhuman"}
+EITHER, REMOTE = {"sd", "clip", "generator"}, {"sd", "clip"}
 
 
 def check_local(given: dict[str, Location | None]) -> None:
@@ -216,18 +208,6 @@ def _parts_here(
     )
 
 
-def _local_generator(generator: Location | Generator | None) -> Path | Generator | None:
-    """The generator where it is one for itself; a file, which is of a base model, is looked at."""
-    if generator is None or isinstance(generator, Generator):
-        return generator
-    # A folder tells its own base; OSEDiff's file is read when the base's sizes are known.
-    path = Path(generator)
-    if path.is_dir():
-        return generator_of_folder(path)
-    osediff_table(path)
-    return path
-
-
 def _check_promised(
     output: Path,
     parts: Parts,
@@ -247,18 +227,6 @@ def _check_promised(
         check_kind(output, meta, kind)
 
 
-def _trained(generator: Path | Generator | None, model: ModelConfig) -> Generator | None:
-    """The generator, checked; HFIE's sizes and the timestep become its own."""
-    if isinstance(generator, Path):
-        generator = read_osediff(generator, model)
-    if generator is None:
-        return None
-    # Training may have been at another timestep, and with another number of queries.
-    model.hfie = check_generator(generator, model)
-    model.timestep = generator.model.timestep if generator.model else model.timestep
-    return generator
-
-
 def _restorer_files(
     diffusion: Diffusion, ram: RAM, model: ModelConfig, generator: Generator | None, seed: int
 ) -> dict[str, dict[str, Tensor]]:
@@ -269,6 +237,7 @@ def _restorer_files(
     tensors = diffusion.tensors | ram.encoder | _random_hfie(every, model, seed)
     if not generator:
         return {BASE: tensors}
+    tensors |= generator.merged
     # OSEDiff trains no HFIE: there the random one is the generator's.
     own = {n: t for n, t in tensors.items() if n in learned and "hfie" in n}
     if generator.prompt == "hfie":
@@ -322,13 +291,14 @@ def _provenance(
     found |= {name: {"files": named(part.files)} for name, part in parts.items()}
     if generator:
         found["generator"] = {"source": generator.where, "files": named(generator.files)}
+        found["generator"] |= generator.remarks
     # HFIE came with the generator: none was drawn.
     if generator and generator.prompt == "hfie":
         found.pop("hfie")
     return found
 
 
-def _kind(prompt: str, prompt_file: Location | None, generator: Path | Generator | None) -> str:
+def _kind(prompt: str, prompt_file: Location | None, generator: Generator | Fit | None) -> str:
     """The kind of prompts: what is asked for, else what the generator was trained with.
 
     Empty where a file, which is not read yet, is to tell.

@@ -203,6 +203,13 @@ def _rebuild_tensor(
     return Tensor(tuple(shape), storage.dtype, read)
 
 
+def _rebuild_parameter(data: Untrusted, *_: Untrusted) -> Tensor:
+    """torch._utils._rebuild_parameter: a tensor, and whether it was being trained."""
+    if not isinstance(data, Tensor):
+        raise WeightsError("a parameter is described by something else than a tensor")
+    return data
+
+
 class _Unpickler(pickle._Unpickler):  # Python's own: the C one lets a file allocate at will
     """Builds plain containers and tensors; any other global is refused by name."""
 
@@ -218,6 +225,8 @@ class _Unpickler(pickle._Unpickler):  # Python's own: the C one lets a file allo
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild_tensor
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return _rebuild_parameter
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
         raise WeightsError(f"its pickle names {module}.{name}, which no weights need")

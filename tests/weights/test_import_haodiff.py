@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from osdhuman_jax.commands.weights import main
-from osdhuman_jax.weights import WeightsError, load_model
+from osdhuman_jax.weights import WeightsError, load_model, load_part
 from osdhuman_jax.weights.haodiff import ENCODER, LORA, import_haodiff, read_lora
 
 SIDE = 64  # pixels of the pictures restored here
@@ -258,3 +258,27 @@ def test_it_goes_with_sd_alone(sources, beside, tmp_path, capsys):
     command = ["import", "--sd", sources / "sd", "--haodiff", sources / "haodiff", beside, "x"]
     assert main([*map(str, command), "--output", str(tmp_path / "model")]) == 2
     assert beside in capsys.readouterr().err
+
+
+def test_a_start_of_the_training_has_random_prompts_and_the_losses_networks(sources, tmp_path):
+    torch.save(files.vgg(), tmp_path / "vgg16.pth")
+    torch.save(files.lpips_lin(), tmp_path / "vgg.pth")
+    weights = {k: torch.rand(1, 3 + 5 * 4, 1, 1) for k in ("alpha", "beta")}
+    torch.save(weights, tmp_path / "weights.pt")
+    command = ["import", "--sd", sources / "sd", "--prompt", "dual", "--output", tmp_path / "model"]
+    command += ["--lpips", tmp_path / "vgg16.pth", tmp_path / "vgg.pth"]
+    command += ["--dists", tmp_path / "weights.pt", "--seed", "3"]
+    assert main([*map(str, command)]) == 0
+    loaded = load_model(tmp_path / "model")
+    assert loaded.config.dual.upsamplers and loaded.restorer.prompter.feature_extractor.upsamplers
+    rows = loaded.restorer.prompter.main_performer.layers[0].attn.projection_matrix[...]
+    assert abs(float(rows[0] @ rows[1])) < 1e-3 < float(abs(rows[0]).max())
+    dists = load_part(tmp_path / "model", "dists")
+    np.testing.assert_array_equal(dists.alpha[...], weights["alpha"].flatten())
+    assert load_part(tmp_path / "model", "lpips").taps
+
+
+def test_dists_needs_the_vgg_of_lpips(sources, tmp_path):
+    torch.save({}, tmp_path / "weights.pt")
+    with pytest.raises(WeightsError, match="--lpips"):
+        import_haodiff(sources / "sd", None, tmp_path / "model", dists=tmp_path / "weights.pt")
