@@ -22,7 +22,7 @@ from osdhuman_jax.images.codec import to_float
 from osdhuman_jax.networks.swinir import BranchedSwinIR
 from osdhuman_jax.weights import load_dpg
 
-Logits = Float[Array, "b h w 1"] | Float[np.ndarray, "b h w 1"]
+Logits = Float[Array, "b rows columns 1"] | Float[np.ndarray, "b rows columns 1"]
 Areas = Float64[np.ndarray, " b"]
 # Pictures of one size to logits of any size.
 Detector = Callable[[UInt8[np.ndarray, "b h w 3"]], Logits]
