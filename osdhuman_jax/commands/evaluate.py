@@ -1,4 +1,4 @@
-"""Folders of restored pictures in, the paper's tables out.
+"""Folders of restored pictures in, the papers' tables out.
 
     osdhuman evaluate --restored OSDHuman=restored/ --reference hq/ --output scores/
 
@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from osdhuman_jax.cli import Parser, check_folder, check_input, end, some_path
 from osdhuman_jax.commands.compare import named_folder
-from osdhuman_jax.evaluation.metrics import METRICS, Metric
+from osdhuman_jax.evaluation.metrics import METRICS, SETS, Metric
 from osdhuman_jax.images.listing import named_images, real
 
 
@@ -36,12 +36,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="once for each method",
     )
     add("--reference", type=some_path, help="the pictures as they should be")
-    add("--degraded", type=some_path, help="what was restored; shown in worst/, not measured")
+    add("--degraded", type=some_path, help="what was restored; shown in worst/, and for hmb-area")
     # What is measured, and with which weights.
-    add("--metrics", default="all", help=f"all, or some of {','.join(METRICS)}")
+    names = f"all, a paper's columns ({', '.join(SETS)}), or some of {','.join(METRICS)}"
+    add("--metrics", default="all", help=names)
     add("--output", required=True, type=some_path, help="folder for tables, plots and sheets")
     add("--weights", type=some_path, help="folder below which metrics' weight files lie")
     add("--model", type=some_path, help="model folder with LPIPS, for lpips-vgg")
+    add("--detector", type=some_path, help="folder of HAODiff's stage 1, for hmb-area")
     # How.
     add("--allow_missing", action="store_true", help="leave out what has no partner")
     add("--batch_size", type=int, default=8, help="pictures at once (%(default)s)")
@@ -52,23 +54,37 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def wanted(text: str, reference: bool, model: bool) -> list[Metric]:
-    """Metrics of the flag in the table's order; `all` is all that the folders allow.
+def wanted(
+    text: str,
+    reference: bool,
+    model: bool,
+    degraded: bool = False,
+    detector: bool = False,
+) -> list[Metric]:
+    """Metrics of the flag in the tables' order; of `all` and of a set, what the folders allow.
 
-    Raises ValueError on an unknown name or one that needs a reference that is not there.
+    Raises ValueError on an unknown name or one that needs pictures that are not there.
     """
     # SciPy, which tables need, takes a second to load.
     from osdhuman_jax.evaluation import tables
 
-    if text == "all":
-        # What JAX measures needs a model folder, which holds the metric's weights.
-        names = [m.name for m in METRICS.values() if reference or not m.reference]
-        return tables.in_order([n for n in names if model or METRICS[n].engine != "jax"])
-    names = text.split(",")
+    # What JAX measures needs a folder, which holds the metric's weights.
+    no_reference = {n for n, m in METRICS.items() if m.reference and not reference}
+    no_degraded = {n for n, m in METRICS.items() if m.relative and not degraded}
+    there = {"jax": model, "detector": detector}
+    has_weights = [name for name, metric in METRICS.items() if there.get(metric.engine, True)]
+    allowed = {*has_weights} - no_reference - no_degraded
+    # A name that stands for several brings those that can be computed, another is asked for.
+    sets = {"all": tuple(METRICS), **SETS}
+    names = []
+    for part in text.split(","):
+        names += [name for name in sets[part] if name in allowed] if part in sets else [part]
     if unknown := [name for name in names if name not in METRICS]:
-        raise ValueError(f"no metric {', '.join(unknown)}; there are {', '.join(METRICS)}")
-    if lacking := [name for name in names if METRICS[name].reference and not reference]:
-        raise ValueError(f"--reference is needed for {', '.join(lacking)}")
+        known = ", ".join([*METRICS, *sets])
+        raise ValueError(f"no metric {', '.join(unknown)}; there are {known}")
+    for flag, without in (("--reference", no_reference), ("--degraded", no_degraded)):
+        if lacking := [name for name in names if name in without]:
+            raise ValueError(f"{flag} is needed for {', '.join(lacking)}")
     return tables.in_order(names)
 
 
@@ -100,23 +116,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What is asked for, refused before anything is measured or made.
     try:
         folders = _folders(args)
-        metrics = wanted(args.metrics, args.reference is not None, args.model is not None)
+        given = ("reference", "model", "degraded", "detector")
+        metrics = wanted(args.metrics, **{k: getattr(args, k) is not None for k in given})
         check_folder("output", args.output)
-        for flag in ("reference", "degraded", "weights", "model"):
+        for flag in ("reference", "degraded", "weights", "model", "detector"):
             if folder := getattr(args, flag):
                 check_input(flag, folder)
         if args.degraded:
             named_images(args.degraded)
-        pictures = gather(folders, args.reference, args.allow_missing)
+        before = args.degraded if any(metric.relative for metric in metrics) else None
+        pictures = gather(folders, args.reference, args.allow_missing, before)
         args.output.mkdir(parents=True, exist_ok=True)
         ledger = ScoreFile(args.output / "scores.jsonl")
     except (OSError, ValueError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     # Measured values are in the ledger at once, so that the same command goes on.
-    options = {"batch_size": args.batch_size, "weights": args.weights, "model": args.model}
+    sources = {k: getattr(args, k) for k in ("weights", "model", "detector")}
     try:
-        found = examine(pictures, metrics, ledger, **options)
+        found = examine(pictures, metrics, ledger, batch_size=args.batch_size, **sources)
         report(found, pictures, metrics, args)
     except OSError as error:
         print(f"evaluate: {error}; the same command goes on", file=sys.stderr)

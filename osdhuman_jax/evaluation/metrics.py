@@ -1,9 +1,10 @@
-"""The metrics of the paper's tables, and the two that need no file: PSNR and SSIM on luma.
+"""The metrics of the papers' tables, and the two that need no file: PSNR and SSIM on luma.
 
 `METRICS` is the one list of what `evaluate` can compute: a name, the side on which it is better,
-and what exactly is computed. Training validates by the two functions. They follow pyiqa's `psnr`
-and `ssim` with `test_y_channel=True, color_space="ycbcr"` and no border crop, which is how the
-published numbers were taken. Images are uint8 RGB (height, width, 3).
+and what exactly is computed. `SETS` are the columns of a paper, OSDHuman's or HAODiff's. Training
+validates by the two functions. They follow pyiqa's `psnr` and `ssim` with `test_y_channel=True,
+color_space="ycbcr"` and no border crop, which is how the published numbers were taken. Images are
+uint8 RGB (height, width, 3).
 """
 
 from dataclasses import dataclass, field
@@ -24,11 +25,12 @@ class Metric:
     title: str
     higher: bool  # is better
     reference: bool  # needs one
-    engine: str  # "numpy", "jax" or "pyiqa", where its name is `name`
+    engine: str  # "numpy", "jax", "detector" or "pyiqa", where its name is `name`
     variant: str
     decimals: int = 4  # as the paper prints it
     options: dict[str, object] = field(default_factory=dict)  # of pyiqa.create_metric
     whole_set: bool = False  # one value for two sets, none for a picture
+    relative: bool = False  # divided by the mean of the degraded pictures, which it needs
 
     @property
     def head(self) -> str:
@@ -39,13 +41,16 @@ class Metric:
 _Y = "Y of YCbCr (BT.601, 16-235), no border crop"
 # Whether higher is better, and whether there is a reference.
 _UP, _DOWN, _WITH, _WITHOUT = True, False, True, False
-# In the order of the paper's Table 2; BRISQUE is in Table 1 only.
+# The backbone that TOPIQ would have from timm is overwritten by TOPIQ's own file, which is whole.
+_TOPIQ: dict[str, object] = {"backbone_pretrain": False}
+# One order in which both papers' columns stand as they print them.
 METRICS = {
     metric.name: metric
     for metric in (
         Metric("dists", "DISTS", _DOWN, _WITH, "pyiqa", "DISTS, VGG16"),
         Metric("lpips", "LPIPS", _DOWN, _WITH, "pyiqa", "LPIPS v0.1, AlexNet"),
         Metric("lpips-vgg", "LPIPS-VGG", _DOWN, _WITH, "jax", "LPIPS v0.1, VGG16"),
+        Metric("topiq_fr", "TOPIQ", _UP, _WITH, "pyiqa", "KADID-10k, ResNet50", options=_TOPIQ),
         Metric("psnr", "PSNR", _UP, _WITH, "numpy", _Y, decimals=2),
         Metric("ssim", "SSIM", _UP, _WITH, "numpy", f"{_Y}, 11 x 11 Gaussian window"),
         Metric("fid", "FID", _DOWN, _WITH, "pyiqa", "clean-fid, Inception 2048", whole_set=True),
@@ -54,7 +59,26 @@ METRICS = {
         Metric("musiq", "MUSIQ", _UP, _WITHOUT, "pyiqa", "trained on KonIQ-10k"),
         Metric("niqe", "NIQE", _DOWN, _WITHOUT, "numpy", "Y of YIQ, blocks of 96, no border crop"),
         Metric("brisque", "BRISQUE", _DOWN, _WITHOUT, "pyiqa", "Y of YIQ, LIVE's SVM"),
+        Metric("liqe", "LIQE", _UP, _WITHOUT, "pyiqa", "KonIQ-10k, CLIP ViT-B/32, 15 crops of 224"),
+        Metric("ilniqe", "IL-NIQE", _DOWN, _WITHOUT, "pyiqa", "resized to 524 x 524, blocks of 84"),
+        # Ours. HAODiff's own column, HMB-R, is of a detector that is not published: not the same.
+        Metric(
+            *("hmb-area", "HMB area", _DOWN, _WITHOUT, "detector"),
+            "area of motion blur, restored / degraded, by the detector's third branch; not HMB-R",
+            relative=True,
+        ),
     )
+}
+# The columns of a paper's tables, by the name that `--metrics` takes.
+SETS = {
+    "osdhuman": (  # Tables 1 and 2: BRISQUE is in the former only
+        *("dists", "lpips", "psnr", "ssim", "fid", "clipiqa", "maniqa-pipal", "musiq", "niqe"),
+        "brisque",
+    ),
+    "haodiff": (  # HMB-R is left out: its detector is not published
+        *("dists", "lpips", "topiq_fr", "fid", "clipiqa", "maniqa-pipal", "niqe", "liqe"),
+        "ilniqe",
+    ),
 }
 
 # ITU-R BT.601 in studio swing, where white is 235: what Matlab's rgb2ycbcr multiplies by.

@@ -16,6 +16,8 @@ from osdhuman_jax.images.listing import named_images
 
 # By this name the folder of references stands among those of the methods.
 REFERENCE = "reference"
+# The folder of what was restored, where a metric needs it: a method's name has no slash.
+DEGRADED = "degraded/"
 LISTED = 20  # names in one refusal
 
 
@@ -35,6 +37,7 @@ class Pictures:
     methods: dict[str, dict[str, File]]
     reference: dict[str, File] | None
     left_out: dict[str, str] = field(default_factory=dict)  # why, by name
+    degraded: dict[str, File] | None = None  # of any size
 
     @property
     def names(self) -> list[str]:
@@ -43,14 +46,20 @@ class Pictures:
         return sorted(next(iter(self.methods.values())))
 
 
-def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool) -> Pictures:
-    """Files that every folder has, checked.
+def gather(
+    folders: dict[str, Path],
+    reference: Path | None,
+    allow_missing: bool,
+    degraded: Path | None = None,
+) -> Pictures:
+    """Files that every folder has, checked; degraded ones are given where a metric needs them.
 
     Raises ValueError with the names of pictures that a folder lacks or cannot give (unless
     `allow_missing`, which leaves them out of all folders) or whose sizes disagree.
     """
     # Every name in any folder, and why those that are not in all of them are left out.
     both = {**folders, **({REFERENCE: reference} if reference else {})}
+    both |= {DEGRADED: degraded} if degraded else {}
     found = {label: named_images(folder) for label, folder in both.items()}
     names = sorted(set().union(*found.values()))
     left_out = {
@@ -78,8 +87,10 @@ def gather(folders: dict[str, Path], reference: Path | None, allow_missing: bool
         _refuse("pictures without a partner (--allow_missing leaves them out)", left_out)
     if not files[next(iter(folders))]:
         raise ValueError(f"no picture is in all of {', '.join(map(spelled, both.values()))}")
+    # A method may enlarge: degraded pictures are never held against others pixel by pixel.
+    before = files.pop(DEGRADED, None)
     _refuse("pictures of unequal size", _unequal(files))
-    return Pictures({m: files[m] for m in folders}, files.get(REFERENCE), left_out)
+    return Pictures({m: files[m] for m in folders}, files.get(REFERENCE), left_out, before)
 
 
 def _open(path: Path) -> File:

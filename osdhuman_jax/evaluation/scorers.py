@@ -1,4 +1,4 @@
-"""From a metric's name to a function that scores pictures: numpy, our LPIPS, our NIQE, or pyiqa.
+"""From a metric's name to a function that scores pictures: numpy, our networks and NIQE, or pyiqa.
 
 `evaluate` opens one scorer at a time. What a value depends on, the library and the weights'
 digests, goes with it: values are kept, and must not outlive what made them.
@@ -27,7 +27,7 @@ from jaxtyping import Float32, UInt8
 
 from osdhuman_jax.config import Json
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.evaluation import niqe
+from osdhuman_jax.evaluation import motion, niqe
 from osdhuman_jax.evaluation.metrics import Metric, psnr_y, ssim_y
 from osdhuman_jax.evaluation.offline import offline, process_folder
 from osdhuman_jax.images.codec import to_float
@@ -41,8 +41,9 @@ Network = Any
 NATIVE = {"psnr": psnr_y, "ssim": ssim_y}
 # What pyiqa takes from a hub cache, not as a file.
 REPOSITORIES = {"maniqa-pipal": "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"}
-# In float32 the third decimal of these depends on the batch.
-ONE_BY_ONE = {"brisque"}
+# What these give for a picture depends on the others of its batch: BRISQUE's third decimal in
+# float32, and IL-NIQE's fits of Weibull distributions, which all end with the last one's.
+ONE_BY_ONE = {"brisque", "ilniqe"}
 
 
 class MissingMetric(Exception):
@@ -54,7 +55,8 @@ class Scorer:
     """A metric ready to score.
 
     `score(restored, reference or None)` gives the value of each picture of two batches (b, h, w, 3)
-    uint8; where the metric compares sets, it takes two folders and gives one value.
+    uint8; where the metric compares sets, it takes two folders and gives one value. A relative
+    metric's values are still to be divided by the mean of the degraded pictures'.
     """
 
     metric: Metric
@@ -62,18 +64,23 @@ class Scorer:
     score: Callable[..., list[float]]
 
 
-def open_scorer(metric: Metric, weights: Path | None, model: Path | None) -> Scorer:
-    """The scorer of a metric; LPIPS-VGG's weights are in a model folder, others below `weights`.
+def open_scorer(
+    metric: Metric, weights: Path | None, model: Path | None, detector: Path | None = None
+) -> Scorer:
+    """The scorer of a metric.
 
-    Raises MissingMetric.
+    LPIPS-VGG's weights are in a model folder, `hmb-area`'s in the folder `detector`, all others
+    below `weights`. Raises MissingMetric.
     """
-    # Three ways to a value need nothing but this package; pyiqa has all the others.
+    # Four ways to a value need nothing but this package; pyiqa has all the others.
     if metric.name == "niqe":
         return _niqe(metric, weights)
     if metric.engine == "numpy":
         return _native(metric)
     if metric.engine == "jax":
         return _jax_lpips(metric, model)
+    if metric.engine == "detector":
+        return _blurred_area(metric, detector)
     return _pyiqa(metric, weights)
 
 
@@ -147,6 +154,24 @@ def _jax_lpips(metric: Metric, model: Path | None) -> Scorer:
         return np.asarray(distance(state, to_float(restored), to_float(reference))).tolist()
 
     digest = {"lpips.safetensors": file_digest(model / "lpips.safetensors")}
+    return Scorer(metric, _identity(metric, _own("jax"), digest), score)
+
+
+def _blurred_area(metric: Metric, detector: Path | None) -> Scorer:
+    """Area of motion blur, by a network of HAODiff's stage 1. Raises MissingMetric."""
+    if detector is None:
+        raise MissingMetric("needs --detector, a folder of HAODiff's stage 1")
+    try:
+        logits = motion.load_motion_detector(detector)
+    except (OSError, ValueError) as error:
+        raise MissingMetric(str(error)) from error
+
+    def score(restored: PixelBatch, _reference: None) -> list[float]:
+        # One at a time: a Swin network fills the cores by itself, and is compiled for one size.
+        return [float(motion.blurred_area(logits(picture[None]))[0]) for picture in restored]
+
+    # It holds the digest of the weights.
+    digest = {"config.json": file_digest(detector / "config.json")}
     return Scorer(metric, _identity(metric, _own("jax"), digest), score)
 
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from osdhuman_jax.cli import bar
 from osdhuman_jax.disk import append_line, json_lines
 from osdhuman_jax.evaluation.metrics import Metric
-from osdhuman_jax.evaluation.pairs import File, Pictures
+from osdhuman_jax.evaluation.motion import remaining_area
+from osdhuman_jax.evaluation.pairs import DEGRADED, File, Pictures
 from osdhuman_jax.evaluation.scorers import MissingMetric, PixelBatch, Scorer, open_scorer
 from osdhuman_jax.images.codec import read_rgb, write_png
 from osdhuman_jax.images.listing import real
@@ -73,7 +74,7 @@ class Examiner:
         keys = {name: self._key(scorer, method, [name]) for name in self.pictures.names}
         todo = [name for name, key in keys.items() if self.ledger.get(key) is None]
         progress.update(len(keys) - len(todo))
-        files = self.pictures.methods[method]
+        files, _ = self._files(method)
         for _, group in groupby(todo, key=lambda name: files[name].size):
             same_size = list(group)
             for start in range(0, len(same_size), self.batch_size):
@@ -84,6 +85,22 @@ class Examiner:
                         self.ledger.put(keys[name], value, **notes)
                 progress.update(len(batch))
         return {name: self.ledger.get(key) for name, key in keys.items()}
+
+    def relative_values(self, scorer: Scorer, method: str, progress: tqdm) -> Values:
+        """The same, divided by the mean of the degraded pictures' values."""
+        # The ledger has the latter after the first method.
+        values = self.values(scorer, method, progress)
+        base = [*self.values(scorer, DEGRADED, progress).values()]
+        known = {name: value for name, value in values.items() if value is not None}
+        nothing: Values = dict.fromkeys(values)
+        if None in base or not known:
+            return nothing
+        try:
+            ratios = remaining_area(np.array([*known.values()]), np.array(base))
+        except ValueError as error:
+            self.faults[scorer.metric.name] = str(error)
+            return nothing
+        return nothing | dict(zip(known, ratios.tolist(), strict=True))
 
     def set_value(self, scorer: Scorer, method: str) -> float | None:
         """The one value of a metric that compares sets."""
@@ -100,8 +117,9 @@ class Examiner:
         return self.ledger.get(key)
 
     def _files(self, method: str) -> tuple[dict[str, File], dict[str, File]]:
-        """Files of a method and of the references, by name; the latter may be none."""
-        return self.pictures.methods[method], self.pictures.reference or {}
+        """Files of a method (or DEGRADED) and of the references, by name; these may be none."""
+        degraded = {DEGRADED: self.pictures.degraded or {}}
+        return (self.pictures.methods | degraded)[method], self.pictures.reference or {}
 
     def _key(self, scorer: Scorer, method: str, names: Sequence[str]) -> str:
         """Digest of the metric's identity and of the pictures it looks at."""
@@ -184,6 +202,7 @@ def examine(
     batch_size: int,
     weights: Path | None = None,
     model: Path | None = None,
+    detector: Path | None = None,
 ) -> Results:
     """Score every method by every metric, one metric in memory at a time."""
     # Every metric counts as many pictures in the bar, whether it is computed, known or missing.
@@ -195,7 +214,7 @@ def examine(
         for done, metric in enumerate(metrics, start=1):
             progress.set_description(metric.name)
             try:
-                scorer = open_scorer(metric, weights, model)
+                scorer = open_scorer(metric, weights, model, detector)
             except MissingMetric as reason:
                 found.missing[metric.name] = str(reason)
                 for means in found.means.values():
@@ -216,7 +235,8 @@ def _fill(found: Results, examiner: Examiner, scorer: Scorer, progress: tqdm) ->
         if scorer.metric.whole_set:
             found.means[method][name] = examiner.set_value(scorer, method)
             continue
-        values = examiner.values(scorer, method, progress)
+        measure = examiner.relative_values if scorer.metric.relative else examiner.values
+        values = measure(scorer, method, progress)
         found.values[method][name] = values
         known = [value for value in values.values() if value is not None]
         whole = len(known) == len(values)

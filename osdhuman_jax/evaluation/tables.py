@@ -54,7 +54,7 @@ def as_json(found: Difference) -> dict[str, float | int | None]:
 
 
 def in_order(names: Sequence[str]) -> list[Metric]:
-    """Metrics in the order of the paper's columns."""
+    """Metrics in the order of the papers' columns."""
     return [metric for name, metric in METRICS.items() if name in names]
 
 

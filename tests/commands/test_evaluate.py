@@ -173,10 +173,10 @@ def test_interrupted_and_resumed(folders, monkeypatch):
 
 
 def stand_in(monkeypatch, score, **identities):
-    """NIQE and FID by `score`; all other metrics lack something."""
+    """NIQE, FID and blurred areas by `score`; all other metrics lack something."""
 
-    def opened(metric, weights, model):
-        if metric.name not in ("niqe", "fid"):
+    def opened(metric, weights, model, detector):
+        if metric.name not in ("niqe", "fid", "hmb-area"):
             raise MissingMetric(f"needs {metric.name}.pth")
         return Scorer(metric, {"metric": metric.name, **identities}, score)
 
@@ -237,10 +237,68 @@ def test_sets_are_compared_once(folders, monkeypatch):
 
 def test_all_is_what_the_folders_allow():
     names = [metric.name for metric in evaluate.wanted("all", reference=True, model=False)]
-    assert names == [name for name in METRICS if name != "lpips-vgg"]
+    assert names == [name for name in METRICS if name not in ("lpips-vgg", "hmb-area")]
     assert "lpips-vgg" in {m.name for m in evaluate.wanted("all", reference=True, model=True)}
     without = [metric.name for metric in evaluate.wanted("all", reference=False, model=True)]
-    assert without == ["clipiqa", "maniqa-pipal", "musiq", "niqe", "brisque"]
+    assert without == "clipiqa maniqa-pipal musiq niqe brisque liqe ilniqe".split()
+    both = {"degraded": True, "detector": True}
+    assert evaluate.wanted("all", reference=False, model=False, **both)[-1].name == "hmb-area"
+    assert "hmb-area" not in {m.name for m in evaluate.wanted("all", True, True, degraded=True)}
+
+
+def test_a_papers_columns_stand_as_it_prints_them():
+    def titles(*asked):
+        return [metric.head for metric in evaluate.wanted(*asked)]
+
+    whole = "DISTS ↓,LPIPS ↓,TOPIQ ↑,FID ↓,CLIPIQA ↑,MANIQA ↑,NIQE ↓,LIQE ↑,IL-NIQE ↓"
+    assert titles("haodiff", True, False) == whole.split(",")
+    # Without a reference they are those of PERSONA-Test and MPII-Test.
+    assert titles("haodiff", False, False) == whole.split(",")[4:]
+    names = [m.name for m in evaluate.wanted("osdhuman", True, True)]
+    assert names[:4] == ["dists", "lpips", "psnr", "ssim"] and names[-1] == "brisque"
+    assert titles("haodiff,brisque", False, False)[3] == "BRISQUE ↓"
+
+
+def test_blur_is_held_against_the_degraded_pictures(folders, monkeypatch, capsys):
+    """Their sizes are their own; each is measured once, whatever the number of methods is."""
+    seen = []
+
+    def score(pictures, reference):
+        assert reference is None
+        seen.extend(pictures)
+        return [float(picture.mean()) for picture in pictures]
+
+    stand_in(monkeypatch, score)
+    for index, name in enumerate(NAMES):
+        write_png(folders / "lq" / f"{name}.png", photo(index, 0)[::2, ::2] // 2)
+    more = ("--restored", f"Other={folders / 'other'}", "--degraded", str(folders / "lq"))
+    flags = ("--metrics", "hmb-area", "--detector", str(folders), *more)
+    assert run(folders, *flags, reference=False) == 0
+    assert len(seen) == 3 * 3
+    base = np.mean([read_image(folders / "lq" / f"{n}.png").rgb.mean() for n in NAMES])
+    found = result(folders)
+    for method, folder in (("Ours", "ours"), ("Other", "other")):
+        means = [read_image(folders / folder / f"{n}.png").rgb.mean() for n in NAMES]
+        assert found["means"][method]["hmb-area"] == pytest.approx(np.mean(means) / base)
+        assert found["images"][method]["a"]["hmb-area"] == pytest.approx(means[0] / base)
+    assert run(folders, *flags, reference=False) == 0 and len(seen) == 9
+    # What is sharp already has no ratio: one line, and a dash in the table.
+    stand_in(monkeypatch, lambda pictures, _: [0.0] * len(pictures), version=2)
+    assert run(folders, *flags, reference=False) == 1
+    said = capsys.readouterr()
+    assert "hmb-area: the detector sees no motion blur" in said.err and "| Ours | – |" in said.out
+
+
+def test_blur_needs_every_degraded_picture(folders, monkeypatch, capsys):
+    flags = ("--metrics", "hmb-area", "--detector", str(folders))
+    assert run(folders, *flags) == 2
+    assert "--degraded is needed for hmb-area" in capsys.readouterr().err
+    flags += ("--degraded", str(folders / "lq"))
+    (folders / "lq" / "a.png").unlink()
+    assert run(folders, *flags) == 2
+    assert f"a: not in {folders / 'lq'}" in capsys.readouterr().err
+    # Shown in worst/ alone, they need not be whole.
+    assert run(folders, "--metrics", "psnr", *flags[4:]) == 0
 
 
 def test_a_method_added_later_costs_only_its_own(folders, monkeypatch):

@@ -50,7 +50,7 @@ def by_urllib(name):
 
 class Metric:
     def __init__(self, name, scale):
-        self.metric_mode = "FR" if name == "dists" else "NR"
+        self.metric_mode = "FR" if name in ("dists", "topiq_fr") else "NR"
         self.name, self.scale = name, scale
 
     def __call__(self, x, reference=None, **options):
@@ -59,10 +59,15 @@ class Metric:
             return torch.tensor(len(list(Path(x).iterdir())) + 0.5)
         assert x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1 + 1e-6
         x = x if reference is None else (x - reference).abs()
-        return self.scale * x.mean(dim=(1, 2, 3))[:, None] + (len(x) if self.name == "musiq" else 0)
+        return self.scale * x.mean(dim=(1, 2, 3))[:, None] + (
+            len(x) if self.name in ("musiq", "ilniqe") else 0
+        )
 
 
-def create_metric(name):
+def create_metric(name, **options):
+    assert options == ({"backbone_pretrain": False} if name == "topiq_fr" else {})
+    if name == "liqe":
+        return Metric(name, by_urllib("ViT-B-32.pt") * by_hub("liqe_koniq.pt"))
     if name == "musiq":
         return Metric(name, 1.0)
     if name == "clipiqa":
@@ -90,7 +95,13 @@ def pyiqa(tmp_path, monkeypatch):
 def weights(tmp_path):
     folder = tmp_path / "weights"
     (folder / "deep").mkdir(parents=True)
-    for name in ("deep/brisque.mat", "dists.mat", "fid.mat", "RN50.pt"):
+    names = "brisque dists fid ilniqe topiq_fr".split()
+    for name in (
+        *(f"deep/{name}.mat" for name in names),
+        "RN50.pt",
+        "ViT-B-32.pt",
+        "liqe_koniq.pt",
+    ):
         (folder / name).write_text("2.0")
     return folder
 
@@ -185,10 +196,20 @@ def test_niqe_without_its_authors_parameters_is_one_line(tmp_path, parameters, s
 
 
 def test_with_a_reference(pyiqa, weights):
-    scorer = open_scorer(METRICS["dists"], weights, None)
     a, b = batch(0), batch(1)
     expected = 2 * np.abs(a.astype(float) - b).mean(axis=(1, 2, 3)) / 255
-    np.testing.assert_allclose(scorer.score(a, b), expected, rtol=1e-6)
+    for name in ("dists", "topiq_fr"):
+        scorer = open_scorer(METRICS[name], weights, None)
+        np.testing.assert_allclose(scorer.score(a, b), expected, rtol=1e-6)
+        assert list(scorer.identity["weights"]) == [f"{name}.mat"]
+
+
+def test_two_files_of_one_metric(pyiqa, weights):
+    scorer = open_scorer(METRICS["liqe"], weights, None)
+    assert list(scorer.identity["weights"]) == ["ViT-B-32.pt", "liqe_koniq.pt"]
+    (weights / "liqe_koniq.pt").unlink()
+    with pytest.raises(MissingMetric, match="needs liqe_koniq.pt below --weights; it is at https"):
+        open_scorer(METRICS["liqe"], weights, None)
 
 
 def test_folders(pyiqa, weights, tmp_path):
@@ -198,8 +219,9 @@ def test_folders(pyiqa, weights, tmp_path):
     assert scorer.score(tmp_path / "x", tmp_path / "x") == [1.5]
 
 
-def test_brisque_goes_one_by_one(pyiqa, weights):
-    scorer = open_scorer(METRICS["brisque"], weights, None)
+@pytest.mark.parametrize("name", ["brisque", "ilniqe"])
+def test_some_go_one_by_one(name, pyiqa, weights):
+    scorer = open_scorer(METRICS[name], weights, None)
     whole = scorer.score(batch(), None)
     assert whole == [scorer.score(picture[None], None)[0] for picture in batch()]
     assert (
