@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", required=True, type=some_path, help="folder for tables, plots and sheets")
     add("--weights", type=some_path, help="folder below which metrics' weight files lie")
     add("--model", type=some_path, help="model folder with LPIPS, for lpips-vgg")
-    add("--detector", type=some_path, help="folder of HAODiff's stage 1, for hmb-area")
+    add("--detector", type=some_path, help="model folder of HAODiff's stage 1, for hmb-area")
     # How.
     add("--allow_missing", action="store_true", help="leave out what has no partner")
     add("--batch_size", type=int, default=8, help="pictures at once (%(default)s)")

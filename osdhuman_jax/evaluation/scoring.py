@@ -21,7 +21,7 @@ from tqdm import tqdm
 from osdhuman_jax.cli import bar
 from osdhuman_jax.disk import append_line, json_lines
 from osdhuman_jax.evaluation.metrics import Metric
-from osdhuman_jax.evaluation.motion import remaining_area
+from osdhuman_jax.evaluation.motion_area import remaining_area
 from osdhuman_jax.evaluation.pairs import DEGRADED, File, Pictures
 from osdhuman_jax.evaluation.scorers import MissingMetric, PixelBatch, Scorer, open_scorer
 from osdhuman_jax.images.codec import read_rgb, write_png

@@ -117,7 +117,7 @@ class BranchedSwinIR(nnx.Module):
         if config.upscale not in (2, 4) or config.side * config.upscale != config.image_size:
             raise ValueError(f"upscale {config.upscale} does not divide {config.image_size} pixels")
         half, dim = len(config.depths) // 2, config.embed_dim
-        self.dtype = dtype
+        self.dtype, self.image_size = dtype, config.image_size
 
         # Shallow features, normed, with a place's own embedding.
         self.conv_first = ConvDownsampler(dim, config.upscale, **kw)

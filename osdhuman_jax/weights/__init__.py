@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 # For type checkers and editors, which do not run `__getattr__`.
 if TYPE_CHECKING:
     from osdhuman_jax.weights.cleaners import Cleaner, load_cleaner
-    from osdhuman_jax.weights.dpg import Extractor, load_dpg, save_dpg
     from osdhuman_jax.weights.extractors import copy_prompter, encode_text, load_prompter
     from osdhuman_jax.weights.model_folder import (
         CLEANER,
-        DPG,
         Model,
         WeightsError,
         add_lora,
@@ -29,9 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLEANER",
-    "DPG",
     "Cleaner",
-    "Extractor",
     "Model",
     "WeightsError",
     "add_lora",
@@ -41,19 +37,16 @@ __all__ = [
     "kind_of",
     "load_base",
     "load_cleaner",
-    "load_dpg",
     "load_model",
     "load_part",
     "load_prompter",
     "random_restorer",
-    "save_dpg",
     "save_model",
 ]
 
 # The module that has a name, where it is not model_folder.
 _HOMES = {
     **dict.fromkeys(("Cleaner", "load_cleaner"), "cleaners"),
-    **dict.fromkeys(("Extractor", "load_dpg", "save_dpg"), "dpg"),
     **dict.fromkeys(("copy_prompter", "encode_text", "load_prompter"), "extractors"),
     "load_part": "parts",
 }

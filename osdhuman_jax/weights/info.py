@@ -8,11 +8,8 @@ from pathlib import Path
 
 from osdhuman_jax.config import Json
 from osdhuman_jax.weights.cleaners import read_sizes
-from osdhuman_jax.weights.dpg import read_dpg_sizes
 from osdhuman_jax.weights.model_folder import (
     CLEANER,
-    DPG,
-    RESTORER,
     kind_of,
     read_configs,
     read_meta,
@@ -33,8 +30,7 @@ def describe(folder: Path | str) -> str:
     # What kind of network, and how it is best used.
     kind = kind_of(folder)
     meta = read_meta(folder, kind)
-    say = {RESTORER: _restorer, CLEANER: _cleaner, DPG: _dpg}[kind]
-    lines = say(folder, meta)
+    lines = _cleaner(folder, meta) if kind == CLEANER else _restorer(folder, meta)
     # Nothing is said of a folder whose files are not those that were written.
     verify(folder, meta, *meta["digests"])
     # Each file: what it holds, and of which network.
@@ -68,13 +64,6 @@ def _cleaner(folder: Path, meta: Json) -> list[str]:
     size = read_sizes(folder, meta)
     width = f"{size.num_block} blocks of width {size.num_feat} + {size.num_grow_ch}"
     return [f"{folder}: cleaner (RRDBNet), x{size.scale}, {width}"]
-
-
-def _dpg(folder: Path, meta: Json) -> list[str]:
-    size = read_dpg_sizes(folder, meta)
-    groups = "+".join(map(str, size.depths))
-    text = f"{size.num_branches} branches, groups of {groups} Swin blocks of width {size.embed_dim}"
-    return [f"{folder}: extractor of HAODiff's prompts (stage 1), {size.image_size} px, {text}"]
 
 
 def _sum(tensors: Mapping[str, Tensor]) -> str:

@@ -4,8 +4,7 @@
     base.safetensors       the frozen networks, named by nnx path ("vae.encoder.conv_in.kernel")
     generator.safetensors  what training the restorer changed: LoRA factors and HFIE; may be absent
 
-Another kind of network says so by "kind" in config.json and has no generator (see cleaners.py and
-dpg.py).
+Another kind of network says so by "kind" in config.json and has no generator (see cleaners.py).
 A folder that lacks a tensor, has one too many or one of another shape, or whose bytes do not match
 their digest, is refused with one error.
 """
@@ -44,11 +43,10 @@ from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, wri
 
 FORMAT = 1
 # What a folder's network is, by "kind" in config.json; folders without it are restorers.
-RESTORER, CLEANER, DPG = "restorer", "cleaner", "dpg"
+RESTORER, CLEANER = "restorer", "cleaner"
 KINDS = {
     RESTORER: ("a restorer of one diffusion step", {"model", "lora", "digests"}),
     CLEANER: ("a cleaner, which restores by itself (RRDBNet)", {"model", "digests"}),
-    DPG: ("the extractor of HAODiff's prompts by itself (stage 1)", {"model", "digests"}),
 }
 # Names on disk, which no version may change.
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"

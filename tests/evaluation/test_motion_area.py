@@ -1,18 +1,38 @@
 """What motion blur is left: the ratio by hand, and a network of stage 1 as its detector."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
-from convert import call
-from make_dpg import DPG, dpg
+import tiny
+from convert import call, filled
 
 from osdhuman_jax.evaluation.metrics import METRICS
-from osdhuman_jax.evaluation.motion import area_ratio, blurred_area, remaining_area
+from osdhuman_jax.evaluation.motion_area import area_ratio, blurred_area, remaining_area
 from osdhuman_jax.evaluation.scorers import MissingMetric, open_scorer
 from osdhuman_jax.images.codec import to_float
-from osdhuman_jax.weights import save_dpg
+from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.networks.configs import DualPromptConfig
+from osdhuman_jax.weights import save_model
 
 METRIC = METRICS["hmb-area"]
+DUAL = replace(
+    DualPromptConfig.haodiff(),
+    image_size=32,
+    embed_dim=4,
+    depths=(1, 1),
+    num_heads=(1, 1),
+    window_size=4,
+    num_layers=1,
+    num_heads_performer=1,
+    dim_head=4,
+    num_features=4,
+    out_tokens=2,
+    num_heads_pool=1,
+    upsamplers=True,
+)
+MODEL = replace(tiny.MODEL, dual=DUAL)
 
 
 def logits(*counts: int) -> np.ndarray:
@@ -41,8 +61,9 @@ def test_without_blur_there_is_no_ratio():
 
 
 def test_the_detector_is_the_third_branch_on_the_squashed_picture(tmp_path):
-    network, side = dpg(), DPG.image_size
-    save_dpg(tmp_path, DPG, network)
+    restorer = filled(lambda rngs: build_restorer(MODEL, rngs=rngs))
+    network, side = restorer.prompter.feature_extractor, DUAL.image_size
+    save_model(tmp_path, MODEL, restorer)
     scorer = open_scorer(METRIC, None, None, tmp_path)
     pictures = np.random.default_rng(0).integers(0, 256, (2, 40, 24, 3)).astype(np.uint8)
     x = jax.image.resize(to_float(pictures), (2, side, side, 3), "linear", antialias=False)
@@ -55,7 +76,9 @@ def test_the_detector_is_the_third_branch_on_the_squashed_picture(tmp_path):
 
 
 def test_without_a_detector(tmp_path):
-    for folder, text in ((None, "needs --detector"), (tmp_path, "not a model folder")):
+    tiny.save(tmp_path / "other")
+    faults = {None: "needs --detector", tmp_path: "not a model folder"}
+    for folder, text in {**faults, tmp_path / "other": "shows no motion blur"}.items():
         with pytest.raises(MissingMetric, match=text) as missing:
             open_scorer(METRIC, None, None, folder)
         assert "\n" not in str(missing.value)

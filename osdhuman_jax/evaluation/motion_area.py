@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float64, UInt8
 
 from osdhuman_jax.images.codec import to_float
 from osdhuman_jax.networks.swinir import BranchedSwinIR
-from osdhuman_jax.weights import load_dpg
+from osdhuman_jax.weights import WeightsError, load_model
 
 Logits = Float[Array, "b rows columns 1"] | Float[np.ndarray, "b rows columns 1"]
 Areas = Float64[np.ndarray, " b"]
@@ -70,6 +70,14 @@ def motion_logits(network: BranchedSwinIR, side: int) -> Detector:
 
 
 def load_motion_detector(folder: Path) -> Detector:
-    """The detector of a folder of HAODiff's stage 1. Raises WeightsError (a ValueError)."""
-    found = load_dpg(folder)
-    return motion_logits(found.network, found.config.image_size)
+    """The detector of a model folder that HAODiff's stage 1 has trained.
+
+    Raises WeightsError (a ValueError) where the model has not two prompts, or no upsamplers.
+    """
+    extractor = getattr(load_model(folder).restorer.prompter, "feature_extractor", None)
+    if not isinstance(extractor, BranchedSwinIR) or not extractor.upsamplers:
+        text = (
+            "needed is what configs/haodiff_dpg.py trains, a model of two prompts with upsamplers"
+        )
+        raise WeightsError(f"{folder}: shows no motion blur: {text}")
+    return motion_logits(extractor, extractor.image_size)
