@@ -27,7 +27,7 @@ from jaxtyping import Float32, UInt8
 
 from osdhuman_jax.config import Json
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.evaluation import motion, niqe
+from osdhuman_jax.evaluation import motion_area, niqe
 from osdhuman_jax.evaluation.metrics import Metric, psnr_y, ssim_y
 from osdhuman_jax.evaluation.offline import offline, process_folder
 from osdhuman_jax.images.codec import to_float
@@ -162,13 +162,13 @@ def _blurred_area(metric: Metric, detector: Path | None) -> Scorer:
     if detector is None:
         raise MissingMetric("needs --detector, a folder of HAODiff's stage 1")
     try:
-        logits = motion.load_motion_detector(detector)
+        logits = motion_area.load_motion_detector(detector)
     except (OSError, ValueError) as error:
         raise MissingMetric(str(error)) from error
 
     def score(restored: PixelBatch, _reference: None) -> list[float]:
         # One at a time: a Swin network fills the cores by itself, and is compiled for one size.
-        return [float(motion.blurred_area(logits(picture[None]))[0]) for picture in restored]
+        return [float(motion_area.blurred_area(logits(picture[None]))[0]) for picture in restored]
 
     # It holds the digest of the weights.
     digest = {"config.json": file_digest(detector / "config.json")}
