@@ -1,10 +1,11 @@
 """python -m benchmarks.train_step --preset tiny --batch 2 [--peer] [--aot]
 
-One step of the paper's training on random weights and pictures: seconds (the median), pictures a
-second, peak memory, operations and utilisation. `--peer` times a PyTorch step of the same
-arithmetic before it, alone in a process of its own: as it is, or with gradient checkpointing,
-which computes every block twice. `--aot` compiles without running anything: memory and operations
-of a size that the machine could not hold, on `--target` even for a GPU that is not here.
+One step of the paper's training, or of a stage of HAODiff's by its config (`--preset haodiff_dpg` or
+`haodiff`), on random weights and pictures: seconds (the median), pictures a second, peak memory,
+operations and utilisation. `--peer` times a PyTorch step of the same arithmetic before it, alone in
+a process of its own: as it is, or with gradient checkpointing, which computes every block twice.
+`--aot` compiles without running anything: memory and operations of a size that the machine could
+not hold, on `--target` even for a GPU that is not here.
 """
 
 import argparse
@@ -21,39 +22,59 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import absent
+from configs import haodiff, haodiff_dpg
 from configs.models import nano, tiny
 from osdhuman_jax.config import Config, ModelConfig
-from osdhuman_jax.networks.configs import LPIPSConfig
+from osdhuman_jax.networks.configs import DISTSConfig, LPIPSConfig
+from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import experiment, flops, train_step
 from osdhuman_jax.weights.model_folder import DTYPES, abstract, abstract_restorer
 
+# Sizes of the model, side of the pictures, and what divides VGG16's widths.
 PRESETS = {"tiny": (tiny, 64, 16), "nano": (nano, 128, 4), "sd21": (ModelConfig, 512, 1)}
+# Whole experiments, at their own sizes.
+CONFIGS = {"haodiff_dpg": haodiff_dpg.get_config, "haodiff": haodiff.get_config}
 
 
 def experiment_of(args: argparse.Namespace) -> Config:
-    """The paper's objective at a preset's size."""
-    model, side, _ = PRESETS[args.preset]
-    config = Config(model=model())
-    config.data.crop, config.data.batch_size = side, args.batch
+    """The paper's objective at a preset's size, or an experiment of its own."""
+    if args.preset in CONFIGS:
+        config = CONFIGS[args.preset]()
+    else:
+        model, side, _ = PRESETS[args.preset]
+        config = Config(model=model())
+        config.data.crop = side
+    config.data.batch_size = args.batch
     config.run.precision, config.run.remat = args.precision, args.remat
     config.optim.accumulate = args.accumulate
     return config
 
 
+def narrow_of(args: argparse.Namespace) -> int:
+    """What VGG16's widths are divided by: a small model's losses are small as well."""
+    return PRESETS[args.preset][2] if args.preset in PRESETS else 1
+
+
 def shapes_of(config: Config, narrow: int) -> tuple[train_step.Trainer, Any, Any]:
     """The trainer, and the shapes of its state and frozen weights."""
-    restorer, _ = abstract_restorer(config.model, config.lora, config.run.precision)
+    adapters = config.lora if config.run.kind == "restorer" else None
+    restorer, _ = abstract_restorer(config.model, adapters, config.run.precision)
     plan, dtype = LPIPSConfig.vgg16(narrow), DTYPES[config.run.precision]
     lpips = abstract(lambda rngs: LPIPS(plan, dtype=dtype, rngs=rngs))
+    dists = abstract(lambda rngs: DISTS(DISTSConfig.of(plan), rngs=rngs))
     trainer = train_step.Trainer(config, config.model, restorer)
-    graphdefs, states = zip(nnx.split(restorer), nnx.split(lpips), strict=True)
+    networks = (restorer, lpips, dists)
+    graphdefs, states = zip(*(nnx.split(network) for network in networks), strict=True)
 
     def start(states: Any) -> Any:
-        model, perceptual = map(nnx.merge, graphdefs, states)
+        model, perceptual, distance = map(nnx.merge, graphdefs, states)
         experiment.store_as_computed(model, experiment.trainable(config))
         experiment.store_as_computed(perceptual, False)
-        return trainer.start(model, perceptual)
+        # What the objective does not ask for is not there.
+        weights = config.loss
+        vgg = perceptual if weights.lpips or weights.ea else None
+        return trainer.start(model, vgg, distance if weights.ea else None)
 
     return trainer, *jax.eval_shape(start, states)
 
@@ -61,7 +82,10 @@ def shapes_of(config: Config, narrow: int) -> tuple[train_step.Trainer, Any, Any
 def pictures_of(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     side = config.data.crop
     shape = jax.ShapeDtypeStruct((config.data.batch_size, side, side, 3), jnp.uint8)
-    return {"hq": shape, "lq": shape}
+    pictures = {"hq": shape, "lq": shape}
+    if config.data.mask:
+        pictures["mask"] = jax.ShapeDtypeStruct(shape.shape[:3], jnp.bool_)
+    return pictures
 
 
 def on(device: Any, shapes: Any) -> Any:
@@ -96,7 +120,7 @@ def times(step: Any, count: int) -> list[float]:
 def time_ours(compiled: Any, state: Any, frozen: Any, config: Config, count: int) -> list[float]:
     rng = np.random.default_rng(0)
     batch = {
-        k: jnp.asarray(rng.integers(0, 256, v.shape, np.uint8))
+        k: jnp.asarray(rng.integers(0, 256, v.shape, np.uint8), v.dtype)
         for k, v in pictures_of(config).items()
     }
     held = [filled(state, 0)]
@@ -116,7 +140,7 @@ def time_peer(args: argparse.Namespace) -> tuple[list[float], float]:
     from benchmarks.peer_step import PeerStep
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config, narrow = experiment_of(args), PRESETS[args.preset][2]
+    config, narrow = experiment_of(args), narrow_of(args)
     step = PeerStep(config, device, narrow, args.peer == "checkpointing")
     side, batch = config.data.crop, config.data.batch_size
     lq, hq = (2 * torch.rand(batch, 3, side, side, device=device) - 1 for _ in range(2))
@@ -139,7 +163,7 @@ def rate(seconds: list[float], work: float, peak: float | None) -> str:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=PRESETS, default="tiny")
+    parser.add_argument("--preset", choices=(*PRESETS, *CONFIGS), default="tiny")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--precision", choices=DTYPES, default="fp32")
     parser.add_argument("--remat", choices=experiment.remat.POLICIES, default="products")
@@ -150,6 +174,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--aot", action="store_true", help="compile only")
     parser.add_argument("--target", choices=absent.DESCRIPTIONS, help="of --aot: a GPU not here")
     args = parser.parse_args(argv)
+    if args.peer and args.preset in CONFIGS:
+        parser.error("--peer is a step of the paper's: of a preset that is not a config")
     if args.target and not args.aot:
         parser.error("--target goes with --aot: what is not here runs nothing")
     return args
@@ -182,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
         print(line + (f"  peak on the device: {used / 1e9:.2f} GB" if used else ""), flush=True)
     # Our step: compiled from shapes alone, and described.
     target = absent.gpu(args.target) if args.target else nullcontext(jax.devices()[0])
-    config, narrow = experiment_of(args), PRESETS[args.preset][2]
+    config, narrow = experiment_of(args), narrow_of(args)
     trainer, state, frozen = shapes_of(config, narrow)
     work = flops.step_flops(trainer, state, frozen)
     before = time.perf_counter()

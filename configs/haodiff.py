@@ -4,7 +4,9 @@
 
 It starts from the model that configs/haodiff_dpg.py left. The authors train for 120,000 steps of
 two pictures on two A6000 (Gong et al. 2025), with AdamW at 1e-5; how long that takes elsewhere is
-not measured. Memory and operations of a step: `python -m benchmarks.haodiff_step`.
+not measured. Memory and operations of a step are, without a device:
+
+    python -m benchmarks.train_step --preset haodiff --precision bf16 --batch 2 --aot
 """
 
 from configs.haodiff_dpg import get_config as stage_1

@@ -22,6 +22,7 @@ from jaxtyping import Float32
 
 from osdhuman_jax.networks.attention import join_heads, split_heads
 from osdhuman_jax.networks.layers import LayerNorm, Sequence
+from osdhuman_jax.networks.remat import rematerialised
 from osdhuman_jax.networks.types import LayerOptions
 
 EPSILON = 1e-4  # added to every feature, so that no query is left without weights
@@ -117,6 +118,7 @@ class PerformerLayer(nnx.Module):
         self.w1 = nnx.Linear(dim, 4 * dim, **kw)
         self.w2 = nnx.Linear(4 * dim, dim, **kw)
 
+    @rematerialised
     def __call__(self, x: Sequence) -> Sequence:
         x = x + self.attn(self.norm1(x))
         return x + self.w2(jax.nn.gelu(self.w1(self.norm2(x)), approximate=False))

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from osdhuman_jax.networks.configs import DualPromptConfig, SwinConfig
 from osdhuman_jax.networks.convolution import Conv3x3
 from osdhuman_jax.networks.layers import Feature, LayerNorm, Resized, upsampled
+from osdhuman_jax.networks.remat import rematerialised
 from osdhuman_jax.networks.swin import BasicLayer
 from osdhuman_jax.networks.types import Image, LayerOptions
 
@@ -70,6 +71,7 @@ class RSTB(nnx.Module):
         self.residual_group = BasicLayer(config, 0, **kw)
         self.conv = Conv3x3(config.embed_dim, config.embed_dim, **kw)
 
+    @rematerialised
     def __call__(self, x: Feature) -> Feature:
         return x + self.conv(self.residual_group(x))
 

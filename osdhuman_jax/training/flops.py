@@ -94,10 +94,12 @@ def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
     side, batch_size = config.data.crop, config.data.batch_size
     picture = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
     pictures = {k: picture for k in (PICTURES if config.data.degrade else PICTURES[:1])}
+    if config.data.mask:
+        pictures["mask"] = jax.ShapeDtypeStruct(picture.shape[:3], jnp.bool_)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, frozen))
     restorer = nnx.merge(trainer.graphdef, shapes[0].params, shapes[1].restorer)
     plain = Trainer(config, trainer.model, restorer)
-    plain.lpips = trainer.lpips
+    plain.lpips, plain.dists = trainer.lpips, trainer.dists
     # On no platform of its own: cuDNN's kernels hide products from a count, blocks repeat some.
     with traced_for("none"):
         return operations(jax.make_jaxpr(plain.step)(*shapes, pictures))
