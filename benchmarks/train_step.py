@@ -1,7 +1,7 @@
 """python -m benchmarks.train_step --preset tiny --batch 2 [--peer] [--aot]
 
-One step of the paper's training, or of a stage of HAODiff's by its config (`--preset haodiff_dpg` or
-`haodiff`), on random weights and pictures: seconds (the median), pictures a second, peak memory,
+One step of the paper's training, or of a stage of HAODiff's by its config (`--preset haodiff_dpg`
+or `haodiff`), on random weights and pictures: seconds (the median), pictures a second, peak memory,
 operations and utilisation. `--peer` times a PyTorch step of the same arithmetic before it, alone in
 a process of its own: as it is, or with gradient checkpointing, which computes every block twice.
 `--aot` compiles without running anything: memory and operations of a size that the machine could
