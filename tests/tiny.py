@@ -20,7 +20,14 @@ from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, UseConfig
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
-from osdhuman_jax.networks.configs import HFIEConfig, LPIPSConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.networks.configs import (
+    DualPromptConfig,
+    HFIEConfig,
+    LPIPSConfig,
+    SwinConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import train_step
 from osdhuman_jax.weights import Model, add_lora, save_model
@@ -47,7 +54,22 @@ MODEL = ModelConfig(
     hfie=HFIEConfig(num_queries=3, num_heads=2),
     timestep=399,  # at 999 nearly every pixel of a random network is clamped
 )
-# The same with two levels each, so that a photograph is not too many tokens for attention.
+# HAODiff's prompts: as many tokens for each of the two as the one-prompt model has.
+DUAL = replace(
+    DualPromptConfig.haodiff(),
+    image_size=64,
+    embed_dim=8,
+    depths=(2, 1),
+    num_heads=(2, 1),
+    num_layers=2,
+    num_heads_performer=2,
+    dim_head=4,
+    num_features=7,
+    out_tokens=3,
+    num_heads_pool=2,
+)
+DUAL_MODEL = replace(MODEL, dual=DUAL, timestep=199)
+# The model of one prompt with two levels, for photographs: one level has too many tokens for them.
 DEEP = replace(
     MODEL,
     vae=replace(MODEL.vae, block_out_channels=(4, 8)),

@@ -3,7 +3,8 @@
 Pixels are uint8 (height, width, 3) RGB at this edge (uint16 where a caller asks for deep samples)
 and float32 in [-1, 1] inside the package. Formats are told by content, never by a file's name, and
 only PNG, JPEG and WebP are decoded; every other parser of Pillow stays out of reach of a hostile
-file.
+file. The module is long because one idea of a picture, what is kept of it and what is refused, is
+behind reading, writing and Pillow's images alike.
 """
 
 import hashlib

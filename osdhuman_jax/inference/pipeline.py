@@ -10,6 +10,9 @@ of the paper: I'_L is the resized I_L). Arrays are uint8 or uint16 (height, widt
 
 A network that itself enlarges (its `scale`, of Real-ESRGAN 4) is given a smaller picture, so that
 its output is of the size that was asked for. It has no prompt.
+
+The module is long because choosing a plan, following it and falling back to a smaller one share
+what a pipeline knows of its memory.
 """
 
 import logging

@@ -9,7 +9,7 @@ Randomness is a function of (seed, step), so that the step is all of its state. 
 written under another name and renamed when it is whole: whatever ends the process, the checkpoints
 that are there can be loaded. Training saves and resumes here; `infer.py --checkpoint` and `weights
 export` read a run through `load_run` and `load_generator`. This is the only module that knows
-Orbax.
+Orbax, and long because what is written and how it is read back stand side by side.
 """
 
 import dataclasses

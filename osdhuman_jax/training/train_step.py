@@ -24,7 +24,6 @@ from jaxtyping import PyTree
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.dual_prompts import DualPrompter
-from osdhuman_jax.methods.haodiff_training import LatentCritic, inject_judge, judge_loss
 from osdhuman_jax.methods.objectives import (
     OBJECTIVES,
     Context,
@@ -33,21 +32,16 @@ from osdhuman_jax.methods.objectives import (
     Microbatch,
     Regularizer,
     Scalars,
-    critic_objective,
     diffusion_loss,
     draw,
-    frozen_unet,
-    has_critic,
-    has_latent_critic,
     inject_regularizer,
 )
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks import remat
-from osdhuman_jax.networks.critic import Critic
-from osdhuman_jax.networks.judge import Judge
 from osdhuman_jax.networks.types import Image
 from osdhuman_jax.networks.unet import UNet2DConditionModel
+from osdhuman_jax.training.critics import Critics
 from osdhuman_jax.training.experiment import prepare, store_as_computed, trainable
 from osdhuman_jax.training.optimizer import (
     accumulate,
@@ -64,8 +58,6 @@ from osdhuman_jax.weights.model_folder import (
     DTYPES,
     OWN_PROMPTS,
     abstract,
-    begin_at_zero,
-    draw_parameters,
     read_meta,
 )
 
@@ -109,11 +101,7 @@ class Trainer:
         remat.set_policy(restorer, config.run.remat)
         self.graphdef = nnx.graphdef(restorer)
         self.regularizer = _regularizer(config, model)
-        critic = _critic(config)
-        self.critic, self._critic_start = (None, None) if critic is None else nnx.split(critic)
-        self.latent_critic = _latent_critic(config, model)
-        if self.latent_critic is not None:
-            self._critic_start = self.latent_critic.params
+        self.critics = Critics(config, model)
         self.lpips: nnx.GraphDef | None = None
         self.dists: nnx.GraphDef | None = None
 
@@ -143,8 +131,8 @@ class Trainer:
         if self.regularizer:
             reg = jax.tree.map(jnp.copy, self.regularizer.params)
             state.reg, state.reg_opt = reg, self.reg_tx.init(reg)
-        if self._critic_start is not None:
-            critic = jax.tree.map(jnp.copy, self._critic_start)
+        if self.critics.start is not None:
+            critic = jax.tree.map(jnp.copy, self.critics.start)
             state.critic, state.critic_opt = critic, self.tx.init(critic)
         if self.config.optim.ema:
             state.ema = jax.tree.map(jnp.copy, params)
@@ -205,16 +193,15 @@ class Trainer:
         # LPIPS may be there as a metric of the validation alone; DISTS needs its VGG.
         weights = self.config.loss
         perceptual = self.lpips if weights.lpips or weights.ea else None
-        latent_critic = self.latent_critic
         context = Context(
             self.config,
             frozen,
             regularizer=self.regularizer,
             reg=state.reg,
             lpips=perceptual and nnx.merge(perceptual, frozen.lpips),
-            critic=self.critic and nnx.merge(self.critic, state.critic),
+            critic=self.critics.of_pictures(state.critic),
             dists=self.dists and nnx.merge(self.dists, frozen.dists),
-            judge=latent_critic and latent_critic.with_weights(frozen_unet(frozen), state.critic),
+            judge=self.critics.of_latents(state.critic, frozen),
         )
         return OBJECTIVES[self.config.run.kind](model, context, microbatch)
 
@@ -292,25 +279,9 @@ class Trainer:
 
         Returns its parameters, its optimizer's state, and scalars.
         """
-        if self._critic_start is None:
+        if self.critics.start is None:
             return state.critic, state.critic_opt, {}
-
-        def of(part: PyTree) -> tuple[PyTree, PyTree]:
-            made, microbatch = part
-
-            def loss(params: nnx.State) -> tuple[Array, Scalars]:
-                if self.critic is not None:
-                    critic = nnx.merge(self.critic, params)
-                    found = critic_objective(self.config.loss, critic, made["image"], microbatch)
-                    return found.value, found.scalars
-                unet = frozen_unet(frozen)
-                judge = self.latent_critic.with_weights(unet, params)  # type: ignore[union-attr]
-                latents = made["latent"], made["real"], made["prompt"]
-                return judge_loss(judge, *latents, microbatch)
-
-            return jax.grad(loss, has_aux=True)(state.critic), ()
-
-        (grads, scalars), _ = accumulate(of, (made, microbatches))
+        grads, scalars = self.critics.gradients(state.critic, frozen, (made, microbatches))
         critic, opt, _ = updated(self.tx, grads, state.critic_opt, state.critic)
         return critic, opt, {**scalars, "critic_grad_norm": optax.tree.norm(grads)}
 
@@ -355,33 +326,6 @@ def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
     inject_regularizer(adapted, config.lora, config.loss.reg_lora_scope, rng)
     remat.set_policy(adapted, config.run.remat)
     return Regularizer(plain, adapted)
-
-
-def _critic(config: Config) -> Critic | None:
-    """A critic drawn by the seed, where a run has one."""
-    if not has_critic(config):
-        return None
-    width, exact = config.loss.critic_width, jnp.float32
-    critic = abstract(lambda rngs: Critic(width, rngs=rngs, dtype=exact, param_dtype=exact))
-    draw_parameters(critic, np.random.default_rng([config.run.seed, 2]))
-    # It begins without an opinion: every logit is 0, and no picture is better than another.
-    begin_at_zero(critic.conv_out)
-    return critic
-
-
-def _latent_critic(config: Config, model: ModelConfig) -> LatentCritic | None:
-    """HAODiff's critic of latents, where a run has one: adapters and head drawn by the seed."""
-    if not has_latent_critic(config):
-        return None
-    make = partial(Judge, model.unet, dtype=DTYPES[config.run.precision])
-    judge = abstract(lambda rngs: make(rngs=rngs))
-    rng = np.random.default_rng([config.run.seed, 2])
-    inject_judge(judge, config.lora, rng)
-    draw_parameters(judge.head, rng)
-    # It begins without an opinion, as the critic of pictures does.
-    begin_at_zero(judge.head.conv_out)
-    remat.set_policy(judge, config.run.remat)
-    return LatentCritic(judge)
 
 
 def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:

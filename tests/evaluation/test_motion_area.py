@@ -13,26 +13,11 @@ from osdhuman_jax.evaluation.motion_area import area_ratio, blurred_area, remain
 from osdhuman_jax.evaluation.scorers import MissingMetric, open_scorer
 from osdhuman_jax.images.codec import to_float
 from osdhuman_jax.methods.build import build_restorer
-from osdhuman_jax.networks.configs import DualPromptConfig
 from osdhuman_jax.weights import save_model
 
 METRIC = METRICS["hmb-area"]
-DUAL = replace(
-    DualPromptConfig.haodiff(),
-    image_size=32,
-    embed_dim=4,
-    depths=(1, 1),
-    num_heads=(1, 1),
-    window_size=4,
-    num_layers=1,
-    num_heads_performer=1,
-    dim_head=4,
-    num_features=4,
-    out_tokens=2,
-    num_heads_pool=1,
-    upsamplers=True,
-)
-MODEL = replace(tiny.MODEL, dual=DUAL)
+DUAL = replace(tiny.DUAL, upsamplers=True)
+MODEL = replace(tiny.DUAL_MODEL, dual=DUAL)
 
 
 def logits(*counts: int) -> np.ndarray:

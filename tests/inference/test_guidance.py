@@ -1,7 +1,6 @@
 """Guidance by two prompts, from every entry point down to the network."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,29 +17,13 @@ from osdhuman_jax.images.sizes import squash
 from osdhuman_jax.inference import tiling
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.plans import Plan
-from osdhuman_jax.networks.configs import DualPromptConfig
 from osdhuman_jax.weights import random_restorer, save_model
-
-DUAL = replace(
-    DualPromptConfig.haodiff(),
-    image_size=64,
-    embed_dim=8,
-    depths=(1, 1),
-    num_heads=(2, 1),
-    num_layers=1,
-    num_heads_performer=1,
-    dim_head=4,
-    num_features=7,
-    out_tokens=3,
-    num_heads_pool=2,
-)
-MODEL = replace(tiny.MODEL, dual=DUAL, timestep=199)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / "dual"
-    save_model(path, MODEL, random_restorer(MODEL, 3))
+    save_model(path, tiny.DUAL_MODEL, random_restorer(tiny.DUAL_MODEL, 3))
     return path
 
 
@@ -109,7 +92,7 @@ def test_the_command_records_it_and_tells_settings_apart(folder, picture, tmp_pa
         return [json.loads(line) for line in text.splitlines()]
 
     assert run() == 0
-    assert lines()[-1]["guidance"] == DUAL.guidance
+    assert lines()[-1]["guidance"] == tiny.DUAL.guidance
     assert run("--guidance", "3.5") == 0 and len(lines()) == 1  # the model's own: done already
     assert run("--guidance", "2") == 2  # nobody's picture is replaced unasked
     assert "--overwrite" in capsys.readouterr().err

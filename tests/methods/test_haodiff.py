@@ -26,28 +26,9 @@ from osdhuman_jax.weights.model_folder import fill, random_restorer, shapes
 from osdhuman_jax.weights.name_tables import convert
 from osdhuman_jax.weights.torch_files import Tensor
 
-DUAL = DualPromptConfig(
-    image_size=64,
-    upscale=4,
-    embed_dim=8,
-    depths=(2, 1),
-    num_heads=(2, 1),
-    window_size=8,
-    mlp_ratio=2.0,
-    ape=True,
-    num_branches=3,
-    skip_branch=(),
-    num_layers=2,
-    num_heads_performer=2,
-    dim_head=4,
-    num_features=haodiff_torch.FEATURES,
-    patch_size=8,
-    out_tokens=5,
-    num_heads_pool=2,
-    guidance=3.5,
-)
+DUAL = replace(tiny.DUAL, out_tokens=haodiff_torch.PERFORMER["out_tokens"])
 WIDTH = haodiff_torch.PERFORMER["embed_dim"]
-MODEL = replace(tiny.MODEL, dual=replace(DUAL, out_tokens=3), timestep=199)
+MODEL = tiny.DUAL_MODEL
 
 
 def loaded(make, state: dict[str, torch.Tensor], prefix: str = "prompter.") -> nnx.Module:

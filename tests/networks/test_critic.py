@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny
 from convert import normal
-from flax import nnx
 
 from osdhuman_jax.config import Config
 from osdhuman_jax.methods import losses, objectives
@@ -31,8 +30,9 @@ def images(side: int = 16) -> dict[str, jax.Array]:
 
 def fresh(config: Config) -> Critic:
     trainer, state, _ = tiny.start(config)
-    assert trainer.critic is not None
-    return nnx.merge(trainer.critic, state.critic)
+    critic = trainer.critics.of_pictures(state.critic)
+    assert critic is not None
+    return critic
 
 
 def shaken(config: Config) -> Critic:
@@ -116,4 +116,4 @@ def test_the_critic_comes_to_tell_real_from_restored(stepped):
 
 def test_without_its_terms_there_is_no_critic():
     trainer, state, _ = tiny.start(adversarial(adversarial=0.0, features=0.0))
-    assert trainer.critic is None and state.critic is None and state.critic_opt is None
+    assert trainer.critics.start is None and state.critic is None and state.critic_opt is None

@@ -11,27 +11,14 @@ from convert import filled
 
 from osdhuman_jax.config import Config, ConfigError
 from osdhuman_jax.methods.build import build_restorer
-from osdhuman_jax.networks.configs import DISTSConfig, DualPromptConfig
+from osdhuman_jax.networks.configs import DISTSConfig
 from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.training import experiment, train_step
 from osdhuman_jax.training.checkpoint import Checkpoints
 from osdhuman_jax.weights import add_lora
 
-DUAL = replace(
-    DualPromptConfig.haodiff(),
-    image_size=64,
-    embed_dim=8,
-    depths=(1, 1),
-    num_heads=(2, 1),
-    num_layers=1,
-    num_heads_performer=1,
-    dim_head=4,
-    num_features=7,
-    out_tokens=3,
-    num_heads_pool=2,
-    upsamplers=True,
-)
-MODEL = replace(tiny.MODEL, dual=DUAL, timestep=199)
+DUAL = replace(tiny.DUAL, upsamplers=True)
+MODEL = replace(tiny.DUAL_MODEL, dual=DUAL)
 
 
 def config_of(stage: int) -> Config:
