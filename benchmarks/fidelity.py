@@ -34,18 +34,20 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks import references
+from benchmarks import haodiff_torch, references
 from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
 from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
 from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.methods import lora, losses
 from osdhuman_jax.methods.build import build_restorer
+from osdhuman_jax.methods.dual_prompts import DualPrompter
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import HFIE
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.clip import CLIPTextModel
 from osdhuman_jax.networks.configs import (
     CLIPConfig,
+    DualPromptConfig,
     HFIEConfig,
     LPIPSConfig,
     SwinConfig,
@@ -54,12 +56,17 @@ from osdhuman_jax.networks.configs import (
     VAEConfig,
 )
 from osdhuman_jax.networks.lpips import LPIPS
+from osdhuman_jax.networks.performer import orthogonal_features
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.networks.tagger import Tagger
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
 from osdhuman_jax.weights import load_model, random_restorer
+from osdhuman_jax.weights.haodiff import IGNORE, TABLE
 from osdhuman_jax.weights.importer import import_model
+from osdhuman_jax.weights.model_folder import fill, shapes
+from osdhuman_jax.weights.name_tables import convert
+from osdhuman_jax.weights.torch_files import Tensor
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Size:
     model: ModelConfig
     clip: CLIPConfig
     tagger: TaggerConfig
+    dual: DualPromptConfig
     narrow: int  # VGG16's widths are divided by this
     side: int  # of the pictures, in pixels
     budget: float
@@ -89,12 +97,33 @@ TINY = Size(
     ),
     clip=CLIPConfig(60, 9, 32, 3, 4, 48),
     tagger=TaggerConfig(11, 20, 24, 2, 3, 40),
+    dual=replace(
+        DualPromptConfig.haodiff(),
+        image_size=64,
+        embed_dim=8,
+        depths=(2, 1),
+        num_heads=(2, 1),
+        num_layers=2,
+        num_heads_performer=2,
+        dim_head=4,
+        num_features=5,
+        out_tokens=5,
+        num_heads_pool=2,
+    ),
     narrow=16,
     side=64,
     budget=1e-4,
 )
 # Longer sums round more.
-FULL = Size(ModelConfig(), CLIPConfig.sd21(), TaggerConfig.ram(), 1, 512, 5e-4)
+FULL = Size(
+    model=ModelConfig(),
+    clip=CLIPConfig.sd21(),
+    tagger=TaggerConfig.ram(),
+    dual=DualPromptConfig.haodiff(),
+    narrow=1,
+    side=512,
+    budget=5e-4,
+)
 SIZES = {"tiny": TINY, "full": FULL}
 
 
@@ -172,6 +201,29 @@ def swin(size: Size) -> Iterator[Row]:
     got, want = call(mine, image), theirs(nchw(image))
     yield compare("Swin, pooled token", got[:, :1], want[:, :1], size.budget)
     yield compare("Swin, all tokens", got, want, size.budget)
+
+
+def dual_prompts(size: Size) -> Iterator[Row]:
+    """HAODiff's prompts of a picture, at the size that its classes have by default."""
+    config, width = size.dual, size.model.unet.cross_attention_dim
+    sizes = asdict(config) | {"img_size": config.image_size}
+    theirs = randomise(haodiff_torch.Generator(sizes, {**sizes, "embed_dim": width}))
+    state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("embedding_changer")}
+    mine = abstract(lambda rngs: DualPrompter(config, width=width, rngs=rngs))
+    targets = {f"prompter.{name}": shape for name, shape in shapes(mine).items()}
+    rng = np.random.default_rng(0)
+    for name, value in state.items():
+        if name.endswith("projection_matrix") and "updater" not in name:
+            value.copy_(torch.from_numpy(orthogonal_features(*value.shape, rng)))
+    tensors = {name: Tensor.of(value.numpy()) for name, value in state.items()}
+    found = convert(tensors, TABLE, targets, "reference", ignore=IGNORE)
+    values = {name.removeprefix("prompter."): tensor.read() for name, tensor in found.items()}
+    fill(mine, values, set(values), "reference")
+    image = np.clip(0.5 * normal(1, config.image_size, config.image_size, 3), -1, 1)
+    got, want = np.asarray(call(mine, image)), theirs(nchw(image))
+    half = got.shape[1] // 2
+    yield compare("dual prompts, negative", got[:, :half], want[0], size.budget)
+    yield compare("dual prompts, positive", got[:, half:], want[1], size.budget)
 
 
 def tagger(size: Size) -> Iterator[Row]:
@@ -327,6 +379,7 @@ ROWS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "tagger": tagger,
     "clip": clip,
     "hfie": hfie,
+    "dual": dual_prompts,
     "unet_lora": unet_lora,
     "vae_lora": vae_lora,
     "lpips": lpips,

@@ -64,7 +64,7 @@ DUAL = replace(
     num_layers=2,
     num_heads_performer=2,
     dim_head=4,
-    num_features=7,
+    num_features=5,
     out_tokens=3,
     num_heads_pool=2,
 )

@@ -109,7 +109,7 @@ def test_check_lets_good_configs_pass(kind):
 @pytest.mark.parametrize(
     ("section", "name", "value", "said"),
     [
-        ("run", "kind", "painter", "run.kind: 'painter' is none of vae, diffusion, restorer"),
+        ("run", "kind", "painter", "run.kind: 'painter' is none of vae, diffusion, dpg, restorer"),
         ("data", "sources", (), "data.sources: name at least one"),
         ("data", "degrade", False, "data.degrade: "),
         ("loss", "reg_lora_scope", "top", "loss.reg_lora_scope: 'top'"),

@@ -75,7 +75,7 @@ def test_the_folder_says_what_it_is(model, generator):
     assert meta["model"]["timestep"] == 199
     sizes = meta["model"]["dual"]
     assert (sizes["embed_dim"], sizes["depths"], sizes["num_heads"]) == (8, [2, 1], [2, 1])
-    assert (sizes["num_features"], sizes["out_tokens"], sizes["guidance"]) == (7, 5, 3.5)
+    assert (sizes["num_features"], sizes["out_tokens"], sizes["guidance"]) == (5, 5, 3.5)
     assert meta["use"]["color_fix"] == "wavelet"
     assert set(meta["provenance"]["haodiff"]["files"]) == {f"haodiff/{ENCODER}", f"haodiff/{LORA}"}
     assert any("no licence" in text for text in meta["licences"])
