@@ -209,4 +209,4 @@ def test_a_want_of_memory_is_told_in_words(tmp_path, monkeypatch):
     (restore,) = (block.fn for block in blocks.fns.values())
     monkeypatch.setattr(page_module, "encode", raising(MemoryError()))
     with pytest.raises(gradio.Error, match="someone.jpg: out of memory: try a smaller"):
-        restore((str(photo(tmp_path / "someone.jpg")), None), 1, "none", lambda *_, **__: None)
+        restore((str(photo(tmp_path / "someone.jpg")), None), 1, "none", 1, lambda *_, **__: None)
