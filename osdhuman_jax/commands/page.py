@@ -154,7 +154,9 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
                     label="Colour fix",
                     info="Take the colours of the input: all statistics, or the low frequencies.",
                 )
-                guidance = _guidance(pipeline.model.restorer.guidance)
+                # For a model of two prompts; others have nothing to guide.
+                own = pipeline.model.restorer.guidance
+                more = [] if own is None else [_guidance(own)]
                 button = gr.Button("Restore", variant="primary")
                 download = gr.DownloadButton("Download PNG", interactive=False)
             with gr.Column(scale=2):
@@ -165,7 +167,7 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
         with gr.Accordion(f"The model: {pipeline.model.name}", open=False):
             gr.Markdown(card)
         # One picture at a time: two would need twice the memory that was planned.
-        inputs, outputs = [file, upscale, color_fix, guidance], [slider, download]
+        inputs, outputs = [file, upscale, color_fix, *more], [slider, download]
         button.click(restore, inputs, outputs, api_visibility="private", concurrency_limit=1)
     return page.queue(max_size=WAITING, default_concurrency_limit=1)
 
@@ -174,13 +176,11 @@ def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[...,
     """What the page's button does: a file and its settings -> both pictures and the download."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
-    own = pipeline.model.restorer.guidance
-
     def restore(
         file: tuple[str, str | None] | None,
         upscale: int | float,  # Gradio's sliders give 1 for 1.0
         color_fix: str,
-        guidance: int | float,
+        guidance: int | float | None = None,
         progress: Gradio = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
     ) -> tuple[tuple[Image.Image, Image.Image], Gradio]:
         if file is None:
@@ -193,7 +193,7 @@ def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[...,
                 path,
                 float(upscale),
                 color_fix,
-                float(guidance) if own is not None else None,
+                None if guidance is None else float(guidance),
                 max_pixels,
                 lambda done, total: progress((done, total), unit="tiles"),
             )
@@ -206,17 +206,16 @@ def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[...,
     return restore
 
 
-def _guidance(own: float | None) -> Gradio:
-    """A slider for a model of two prompts; it is hidden where there is nothing to guide."""
+def _guidance(own: float) -> Gradio:
+    """A slider of guidance, at the model's own to begin with."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
     return gr.Slider(
         *GUIDANCE,
-        own or GUIDANCE[0],
+        own,
         step=0.5,
         label="Guidance",
         info="How far from what is wrong with the picture; the model's own is best.",
-        visible=own is not None,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 from damage import raising
 from PIL import Image
 from skimage.data import astronaut
@@ -25,6 +26,8 @@ from osdhuman_jax.commands import app
 from osdhuman_jax.commands import page as page_module
 from osdhuman_jax.images.png import chunk
 from osdhuman_jax.inference import pipeline
+from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.weights import random_restorer, save_model
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -202,6 +205,25 @@ def test_warnings_are_shown(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.page
+def test_the_page_of_a_guided_model_has_a_slider(tmp_path):
+    save_model(tmp_path / "dual", tiny.DUAL_MODEL, random_restorer(tiny.DUAL_MODEL, 3))
+    labels = {}
+    for name, made in (
+        ("one prompt", halving()),
+        ("two prompts", Pipeline.from_folder(tmp_path / "dual", bucket=16)),
+    ):
+        (handler,) = page_module.build(made, "", 60_000, tmp_path).fns.values()
+        labels[name] = [component.label for component in handler.inputs]
+    assert labels["two prompts"] == [*labels["one prompt"], "Guidance"]
+    Image.fromarray(astronaut()[40:72, 200:248]).save(tmp_path / "someone.png")
+    file = (str(tmp_path / "someone.png"), None)
+    (_, one), (_, other) = (
+        handler.fn(file, 1, "none", guidance, lambda *_, **__: None)[0] for guidance in (1.0, 9.0)
+    )
+    assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() > 0
+
+
+@pytest.mark.page
 def test_a_want_of_memory_is_told_in_words(tmp_path, monkeypatch):
     import gradio
 
@@ -209,4 +231,6 @@ def test_a_want_of_memory_is_told_in_words(tmp_path, monkeypatch):
     (restore,) = (block.fn for block in blocks.fns.values())
     monkeypatch.setattr(page_module, "encode", raising(MemoryError()))
     with pytest.raises(gradio.Error, match="someone.jpg: out of memory: try a smaller"):
-        restore((str(photo(tmp_path / "someone.jpg")), None), 1, "none", 1, lambda *_, **__: None)
+        restore(
+            (str(photo(tmp_path / "someone.jpg")), None), 1, "none", None, lambda *_, **__: None
+        )
