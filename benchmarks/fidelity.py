@@ -37,6 +37,7 @@ from flax import nnx
 from benchmarks import haodiff_torch, references
 from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
 from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
+from configs.models import tiny_dual
 from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.methods import lora, losses
 from osdhuman_jax.methods.build import build_restorer
@@ -97,19 +98,7 @@ TINY = Size(
     ),
     clip=CLIPConfig(60, 9, 32, 3, 4, 48),
     tagger=TaggerConfig(11, 20, 24, 2, 3, 40),
-    dual=replace(
-        DualPromptConfig.haodiff(),
-        image_size=64,
-        embed_dim=8,
-        depths=(2, 1),
-        num_heads=(2, 1),
-        num_layers=2,
-        num_heads_performer=2,
-        dim_head=4,
-        num_features=5,
-        out_tokens=5,
-        num_heads_pool=2,
-    ),
+    dual=tiny_dual(),
     narrow=16,
     side=64,
     budget=1e-4,

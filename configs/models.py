@@ -1,7 +1,15 @@
 """Sizes of the small models; `ModelConfig()` itself is Stable Diffusion 2.1-base with RAM."""
 
+from dataclasses import replace
+
 from osdhuman_jax.config import ModelConfig
-from osdhuman_jax.networks.configs import HFIEConfig, SwinConfig, UNetConfig, VAEConfig
+from osdhuman_jax.networks.configs import (
+    DualPromptConfig,
+    HFIEConfig,
+    SwinConfig,
+    UNetConfig,
+    VAEConfig,
+)
 
 PLAIN, CROSS = "DownBlock2D", "CrossAttnDownBlock2D"
 
@@ -71,6 +79,23 @@ def small() -> ModelConfig:
         # Where the schedule's noise is as large as what a degraded picture lacks, 0.14 of [-1, 1]:
         # Eq. 2 then multiplies the U-Net's output by as much, and the picture itself by 1.01.
         timestep=20,
+    )
+
+
+def tiny_dual() -> DualPromptConfig:
+    """HAODiff's prompts with every kind of layer, as small as they come: tests and benchmarks."""
+    return replace(
+        DualPromptConfig.haodiff(),
+        image_size=64,
+        embed_dim=8,
+        depths=(2, 1),
+        num_heads=(2, 1),
+        num_layers=2,
+        num_heads_performer=2,
+        dim_head=4,
+        num_features=5,
+        out_tokens=3,
+        num_heads_pool=2,
     )
 
 

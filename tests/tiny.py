@@ -16,12 +16,12 @@ from convert import filled
 from flax import nnx
 from skimage.data import astronaut
 
+from configs.models import tiny_dual
 from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, UseConfig
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.networks.configs import (
-    DualPromptConfig,
     HFIEConfig,
     LPIPSConfig,
     SwinConfig,
@@ -55,19 +55,7 @@ MODEL = ModelConfig(
     timestep=399,  # at 999 nearly every pixel of a random network is clamped
 )
 # HAODiff's prompts: as many tokens for each of the two as the one-prompt model has.
-DUAL = replace(
-    DualPromptConfig.haodiff(),
-    image_size=64,
-    embed_dim=8,
-    depths=(2, 1),
-    num_heads=(2, 1),
-    num_layers=2,
-    num_heads_performer=2,
-    dim_head=4,
-    num_features=5,
-    out_tokens=3,
-    num_heads_pool=2,
-)
+DUAL = tiny_dual()
 DUAL_MODEL = replace(MODEL, dual=DUAL, timestep=199)
 # The model of one prompt with two levels, for photographs: one level has too many tokens for them.
 DEEP = replace(

@@ -6,7 +6,6 @@ and restores a test picture. `--dry-run` only says; `--from` takes files that ar
 Homes and digests are in weights/homes.toml; `--homes` names another such table.
 """
 
-import argparse
 import hashlib
 import os
 import sys
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from osdhuman_jax.cli import CommandError, check_folder, check_input, some_path
+from osdhuman_jax.cli import CommandError, check_folder, check_input
 from osdhuman_jax.inference.memory import budget
 from osdhuman_jax.weights.download import Downloader, Received
 from osdhuman_jax.weights.download_folder import DownloadFolder, find, free_space
@@ -27,18 +26,6 @@ NEEDED = {  # by the imports, of a model in a table
     "osediff": ("sd21", "clip", "ram", "tags", "dape", "osediff"),
     "haodiff": ("sd21", "haodiff"),
 }
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The command's flags."""
-    parser.add_argument("model", choices=tuple(NEEDED), help="whose published weights")
-    parser.add_argument("--output", required=True, type=some_path, help="model folder to make")
-    parser.add_argument(
-        "--from", dest="found_in", type=some_path, help="folder of files that are there already"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be fetched; no more")
-    parser.add_argument("--yes", action="store_true", help="agree to the list without being asked")
-    parser.add_argument("--homes", type=some_path, help="table of homes; default: the package's")
 
 
 def get_model(

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from osdhuman_jax.cli import CommandError, Parser, end, some_path, some_text
-from osdhuman_jax.commands.get import add_flags, get_model
 from osdhuman_jax.config import Json
-from osdhuman_jax.weights.choices import LAYOUTS, PACKAGE, PROMPTS
+from osdhuman_jax.weights.choices import LAYOUTS, PACKAGE, PROMPTS, PUBLISHED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,7 +21,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True)
 
     # Models in.
-    add_flags(commands.add_parser("get", help="published weights, fetched -> model folder"))
+    _get_flags(commands.add_parser("get", help="published weights, fetched -> model folder"))
     make = commands.add_parser(
         "import", help="Stable Diffusion 2.1-base and RAM, or Real-ESRGAN -> model folder"
     )
@@ -36,6 +35,18 @@ def parser() -> argparse.ArgumentParser:
     give.add_argument("--to", required=True, choices=LAYOUTS)
     give.add_argument("--output", required=True, type=some_path)
     return top
+
+
+def _get_flags(parser: argparse.ArgumentParser) -> None:
+    """Whose weights are fetched, and where they go."""
+    parser.add_argument("model", choices=PUBLISHED, help="whose published weights")
+    parser.add_argument("--output", required=True, type=some_path, help="model folder to make")
+    parser.add_argument(
+        "--from", dest="found_in", type=some_path, help="folder of files that are there already"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be fetched; no more")
+    parser.add_argument("--yes", action="store_true", help="agree to the list without being asked")
+    parser.add_argument("--homes", type=some_path, help="table of homes; default: the package's")
 
 
 def _import_flags(make: argparse.ArgumentParser) -> None:
@@ -102,6 +113,8 @@ def run(arguments: argparse.Namespace) -> str:
     """Do what one command line asks; returns what it has to say. Raises ValueError or OSError."""
     options = {k: v for k, v in vars(arguments).items() if k != "command"}
     if arguments.command == "get":
+        from osdhuman_jax.commands.get import get_model  # with httpx, which `--help` does without
+
         get_model(**options)
         return ""
     # With JAX and Flax, which `--help` does without.

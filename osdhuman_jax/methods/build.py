@@ -1,5 +1,7 @@
 """Settings -> a one-step restorer with random weights: OSDHuman's, or HAODiff's by two prompts."""
 
+from functools import partial
+
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -37,12 +39,13 @@ def build_restorer(
 
     # The prompter first: its tokens are as wide as the U-Net attends to.
     if config.dual:
-        dual = DualPrompter(config.dual, width=width, **kw)
-        vae, unet = AutoencoderKL(config.vae, **kw), UNet2DConditionModel(config.unet, **kw)
-        return DualPromptRestorer(vae, unet, dual, config.timestep, config.dual.guidance)
-    encoder = RAMEncoder(config.swin, **kw)
-    # Keys and values from RAM's embeddings.
-    embeddings = config.swin.image_proj_dim
-    hfie = HFIE(config.hfie, dim=width, kv_dim=embeddings, dtype=dtype, rngs=rngs)
+        make = partial(DualPromptRestorer, guidance=config.dual.guidance)
+        prompter = DualPrompter(config.dual, width=width, **kw)
+    else:
+        # Keys and values from RAM's embeddings.
+        make, embeddings = OneStepRestorer, config.swin.image_proj_dim
+        encoder = RAMEncoder(config.swin, **kw)
+        hfie = HFIE(config.hfie, dim=width, kv_dim=embeddings, dtype=dtype, rngs=rngs)
+        prompter = HFIEPrompter(encoder, hfie)
     vae, unet = AutoencoderKL(config.vae, **kw), UNet2DConditionModel(config.unet, **kw)
-    return OneStepRestorer(vae, unet, HFIEPrompter(encoder, hfie), config.timestep)
+    return make(vae, unet, prompter, config.timestep)

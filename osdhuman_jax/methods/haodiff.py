@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from osdhuman_jax.methods.dual_prompts import DualPrompter
 from osdhuman_jax.methods.losses import guide
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
+from osdhuman_jax.methods.prompts import Prompter
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.types import Image, Latent, Scalar, Tokens
 from osdhuman_jax.networks.unet import UNet2DConditionModel
@@ -33,7 +33,7 @@ class DualPromptRestorer(OneStepRestorer):
         self,
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
-        prompter: DualPrompter,
+        prompter: Prompter,
         timestep: int,
         guidance: float,
     ):

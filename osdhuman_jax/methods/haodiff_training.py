@@ -80,9 +80,7 @@ class LatentCritic:
 
     def with_weights(self, unet: Mapping[str, nnx.Variable], params: nnx.State) -> Judge:
         """The judge with the frozen U-Net's weights by name, and with what it has learnt."""
-        paths = [path for path, _ in nnx.to_flat_state(self._slots)]
-        base = [(path, unet[lora.leaf_name(path[1:])]) for path in paths]
-        return nnx.merge(self._graph, params, nnx.from_flat_state(base))
+        return nnx.merge(self._graph, params, lora.state_of_names(self._slots, unet, "unet."))
 
 
 def inject_judge(judge: Judge, config: LoRAConfig, rng: np.random.Generator) -> None:

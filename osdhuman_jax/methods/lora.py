@@ -10,7 +10,7 @@ outputs, B is (rank, out), and scale = alpha / rank. At first A ~ N(0, std 1/ran
 `merge` folds them into the weights once they are trained.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import reduce
 
 import jax
@@ -79,6 +79,16 @@ def leaf_name(path: Path) -> str:
 def leaves_by_name(state: nnx.State) -> dict[str, nnx.Variable]:
     """Variables of a state by their names on disk."""
     return {leaf_name(path): leaf for path, leaf in nnx.to_flat_state(state)}
+
+
+def state_of_names(
+    like: nnx.State, named: Mapping[str, nnx.Variable], prefix: str = ""
+) -> nnx.State:
+    """A state of the paths of `like`, whose names begin with `prefix`, filled from `named`."""
+    paths = [path for path, _ in nnx.to_flat_state(like)]
+    return nnx.from_flat_state(
+        [(path, named[leaf_name(path).removeprefix(prefix)]) for path in paths]
+    )
 
 
 def _layers(model: nnx.Module) -> Iterator[tuple[Path, nnx.Module]]:

@@ -93,20 +93,15 @@ class Regularizer:
         self._plain, self._plain_slots = nnx.split(plain)
         self._adapted, self.params, self._adapted_slots = nnx.split(adapted, lora.LoRAParam, ...)
 
-    @staticmethod
-    def _base(frozen: Frozen, slots: nnx.State) -> nnx.State:
-        """The base weights at the paths of `slots`."""
-        base = frozen_unet(frozen)
-        paths = [path for path, _ in nnx.to_flat_state(slots)]
-        return nnx.from_flat_state([(path, base[lora.leaf_name(path)]) for path in paths])
-
     def frozen(self, frozen: Frozen) -> UNet2DConditionModel:
         """phi: the diffusion prior as it is."""
-        return nnx.merge(self._plain, self._base(frozen, self._plain_slots))
+        return nnx.merge(self._plain, lora.state_of_names(self._plain_slots, frozen_unet(frozen)))
 
     def finetuned(self, frozen: Frozen, params: nnx.State) -> UNet2DConditionModel:
         """phi': the prior adapted to what the generator makes."""
-        return nnx.merge(self._adapted, params, self._base(frozen, self._adapted_slots))
+        return nnx.merge(
+            self._adapted, params, lora.state_of_names(self._adapted_slots, frozen_unet(frozen))
+        )
 
 
 def frozen_unet(frozen: Frozen) -> dict[str, nnx.Variable]:
@@ -326,14 +321,14 @@ def generator_objective(model: OneStepRestorer, context: Context, microbatch: Mi
     shown = model.described(prompt)
     if context.judge is not None:
         terms["gan"] = generator_gan(context.judge, latent, shown, microbatch)
-        real = model.encode(hq, microbatch["gan_posterior"])
-        made["latent"], made["prompt"], made["real"] = jax.lax.stop_gradient((latent, shown, real))
+        made["real"] = jax.lax.stop_gradient(model.encode(hq, microbatch["gan_posterior"]))
     watched = {"clamp_rate": jnp.mean(jnp.abs(decoded) > 1.0)}
     if context.regularizer is not None:
         found = vsd_terms(context, microbatch, latent, shown)
         terms["vsd"] = found.pop("vsd")
         watched |= found
-        # What the regularizer's own update is made on, Eq. 7.
+    if context.regularizer is not None or context.judge is not None:
+        # On these the regularizer's own update is made (Eq. 7), and that of a critic of latents.
         made["latent"], made["prompt"] = jax.lax.stop_gradient((latent, shown))
     loss = sum((getattr(weights, n) * term for n, term in terms.items()), jnp.zeros(()))
     return Loss(loss, terms | watched, **made)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from osdhuman_jax.networks.configs import DISTSConfig
 from osdhuman_jax.networks.layers import Feature, Resized
-from osdhuman_jax.networks.lpips import LPIPS, MaxPool
+from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.types import Image
 
 # All of these are DISTS-pytorch's.
@@ -71,15 +71,8 @@ def compared(x: Feature, y: Feature) -> tuple[Float[Array, "b c"], Float[Array, 
 
 def maps(vgg: LPIPS, image: Image) -> list[Array]:
     """The picture in [0, 1], then VGG's features at LPIPS' taps, float32."""
-    found: list[Array] = [(image.astype(jnp.float32) + 1.0) / 2.0]
-    # LPIPS' shift and scale are ImageNet's mean and deviation, on [-1, 1].
-    shift, scale = (jnp.asarray(v)[None, None, None] for v in (vgg.SHIFT, vgg.SCALE))
-    x = (image.astype(jnp.float32) - shift) / scale
-    for index, layer in enumerate(vgg.features):
-        x = l2_pool(x) if isinstance(layer, MaxPool) else layer(x)
-        if index in vgg.taps:
-            found.append(x.astype(jnp.float32))
-    return found
+    features = [x.astype(jnp.float32) for x in vgg.activations(image, l2_pool)]
+    return [(image.astype(jnp.float32) + 1.0) / 2.0, *features]
 
 
 def l2_pool(x: Feature) -> Resized:

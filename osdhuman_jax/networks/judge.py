@@ -10,7 +10,6 @@ from typing import Unpack
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from osdhuman_jax.networks.configs import UNetConfig
@@ -39,18 +38,11 @@ class JudgeHead(nnx.Module):
 class Judge(nnx.Module):
     """U-Net and head: noised latents, timesteps, prompt -> logits (B,), higher for real ones."""
 
-    def __init__(
-        self,
-        config: UNetConfig,
-        *,
-        dtype: DTypeLike = jnp.float32,
-        param_dtype: DTypeLike = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        self.unet = UNet2DConditionModel(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    def __init__(self, config: UNetConfig, **kw: Unpack[LayerOptions]):
+        self.unet = UNet2DConditionModel(config, **kw)
         # The head is trained, and so in float32.
         width, groups = config.block_out_channels[-1], config.norm_num_groups
-        self.head = JudgeHead(width, groups, rngs=rngs)
+        self.head = JudgeHead(width, groups, rngs=kw["rngs"])
 
     def __call__(self, z: Latent, t: Timestep, context: Tokens) -> Float[Array, " b"]:
         return self.head(self.unet.features(z, t, context).astype(jnp.float32))

@@ -6,6 +6,7 @@ its weights are torchvision's; `lin` are the 1x1 convolutions without bias, non-
 that weigh the channels.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import jax
@@ -85,8 +86,10 @@ class LPIPS(nnx.Module):
         exact: LayerOptions = {**kw, "dtype": jnp.float32}
         self.lin = nnx.List(conv1x1(n, 1, use_bias=False, **exact) for n in (*tapped, width))
 
-    def activations(self, image: Image) -> list[Array]:
-        """Feature maps (B, h, w, C) after each of `taps`."""
+    def activations(
+        self, image: Image, pool: Callable[[Feature], Resized] | None = None
+    ) -> list[Array]:
+        """Feature maps (B, h, w, C) after each of `taps`; `pool` stands in for every pooling."""
         # Shift and scale are ImageNet's, brought from [0, 1] to [-1, 1] by the authors.
         shift, scale = (jnp.asarray(v)[None, None, None] for v in (self.SHIFT, self.SCALE))
         x = (image.astype(jnp.float32) - shift) / scale
@@ -94,7 +97,7 @@ class LPIPS(nnx.Module):
         found = []
         for start, stop in pairwise((-1, *self.taps)):
             for layer in self.features[start + 1 : stop + 1]:
-                x = layer(x)
+                x = pool(x) if pool and isinstance(layer, MaxPool) else layer(x)
             found.append(x)
         return found
 

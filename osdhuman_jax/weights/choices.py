@@ -5,6 +5,8 @@ Constants alone, so that a command line can name them without loading what reads
 
 # Where the U-Net's prompt comes from (Table 4): see extractors.py.
 PROMPTS = ("hfie", "dual", "dape", "ram", "null", "fixed")
+# Models whose published weights can be fetched: see commands/get.py and homes.toml.
+PUBLISHED = ("osediff", "haodiff")
 # Whose layout an export has: see exporter.py.
 LAYOUTS = ("diffusers", "peft")
 # Real-ESRGAN's weights in the package index, by the extra "realesrgan": see cleaners.py.

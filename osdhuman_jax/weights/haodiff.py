@@ -14,12 +14,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from osdhuman_jax.config import Json, ModelConfig, to_dict
-from osdhuman_jax.disk import file_digest
 from osdhuman_jax.networks.configs import DualPromptConfig
 from osdhuman_jax.weights.companions import read_dists, read_lpips
 from osdhuman_jax.weights.diffusion import (
@@ -29,13 +27,19 @@ from osdhuman_jax.weights.diffusion import (
     read_diffusion,
     table_of_tensors,
 )
-from osdhuman_jax.weights.importer import Location, check_local, check_output, write_folder
+from osdhuman_jax.weights.importer import (
+    Location,
+    check_local,
+    check_output,
+    named_digests,
+    random_tensors,
+    write_folder,
+)
 from osdhuman_jax.weights.lora_files import Pair, halves, lora_pairs, merged
 from osdhuman_jax.weights.model_folder import (
     BASE,
     FORMAT,
     abstract_restorer,
-    initial_values,
     shapes,
 )
 from osdhuman_jax.weights.name_tables import Table, convert, kernel, linear, same, third
@@ -135,7 +139,7 @@ def import_haodiff(
     targets = {n: s for n, s in shapes(restorer).items() if n.startswith("prompter.")}
     tensors = dict(diffusion.tensors)
     if folder is None:
-        tensors |= _random(targets, seed)
+        tensors |= random_tensors(targets, seed)
     else:
         width = model.unet.cross_attention_dim
         if (have := source["main_performer.query_tokens"].shape[-1]) != width:
@@ -168,21 +172,11 @@ def _parts(lpips: Sequence[Path], dists: Location | None) -> dict[str, Part]:
     return {"lpips": vgg} | ({"dists": read_dists(Path(dists), vgg)} if dists else {})
 
 
-def _random(targets: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
-    """Values of a dual-prompt generator that is to be trained."""
-    # Sorted, so that a seed means one generator whatever the order of attributes.
-    rng = np.random.default_rng(seed)
-    return {name: Tensor.of(initial_values(name, targets[name], rng)) for name in sorted(targets)}
-
-
 def _provenance(
     sd: Location, diffusion: Diffusion, files: list[Path], parts: dict[str, Part], seed: int
 ) -> Json:
     """Where the files came from, by name and digest."""
-
-    def named(paths: list[Path]) -> dict[str, str]:
-        return {"/".join(path.parts[-2:]): file_digest(path) for path in paths}
-
+    named = partial(named_digests, known={})
     return {
         "stable_diffusion": {
             "source": str(sd),

@@ -8,8 +8,9 @@ Sources stay on disk until they are written, one tensor after the other.
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -234,7 +235,9 @@ def _restorer_files(
     # Names and shapes of what a restorer with these adapters has, and which of them were trained.
     restorer, learned = abstract_restorer(model, generator.lora if generator else None)
     every = shapes(restorer)
-    tensors = diffusion.tensors | ram.encoder | _random_hfie(every, model, seed)
+    hfie = {name: every[name] for name in every if name.startswith("prompter.hfie.")}
+    tensors = diffusion.tensors | ram.encoder
+    tensors |= random_tensors(hfie, seed, model.hfie.query_init_std)
     if not generator:
         return {BASE: tensors}
     tensors |= generator.merged
@@ -253,15 +256,24 @@ def _restorer_files(
     return {BASE: {n: t for n, t in tensors.items() if n not in learned}, GENERATOR: own}
 
 
-def _random_hfie(
-    every: dict[str, tuple[int, ...]], model: ModelConfig, seed: int
+def random_tensors(
+    targets: Mapping[str, tuple[int, ...]], seed: int, query_std: float = 1.0
 ) -> dict[str, Tensor]:
-    # Sorted, so that a seed means one HFIE whatever the order of attributes.
+    """Values of a prompter's part that is to be trained, by its names and shapes."""
+    # Sorted, so that a seed means one part whatever the order of attributes.
     rng, made = np.random.default_rng(seed), {}
-    for name in sorted(n for n in every if n.startswith("prompter.hfie.")):
-        scale = model.hfie.query_init_std if name.endswith(".query") else 1.0
-        made[name] = Tensor.of(np.float32(scale) * initial_values(name, every[name], rng))
+    for name in sorted(targets):
+        scale = query_std if name.endswith(".query") else 1.0
+        made[name] = Tensor.of(np.float32(scale) * initial_values(name, targets[name], rng))
     return made
+
+
+def named_digests(files: Sequence[Path], known: dict[Path, str]) -> dict[str, str]:
+    """Digests of files by their last folder and name; `known` ones are not taken again."""
+    for path in files:
+        if path not in known:
+            known[path] = file_digest(path)
+    return {"/".join(path.parts[-2:]): known[path] for path in files}
 
 
 def _provenance(
@@ -274,13 +286,7 @@ def _provenance(
 ) -> Json:
     """Where every file came from, by name and digest."""
     # Digests of gigabytes are taken once, though a file may serve two parts.
-    digests: dict[Path, str] = {}
-
-    def named(files: Sequence[Path]) -> dict[str, str]:
-        for path in files:
-            digests.setdefault(path, file_digest(path))
-        return {"/".join(path.parts[-2:]): digests[path] for path in files}
-
+    named = partial(named_digests, known={})
     found: Json = {
         "stable_diffusion": {"source": str(sd), "prediction": diffusion.prediction},
         "ram": {"files": named([ram.file])},
