@@ -68,9 +68,7 @@ def controlnet_state(theirs: nn.Module) -> State:
 Residuals = tuple[list[Tensor], Tensor]  # of the skips, and of the middle block
 
 
-def control(
-    theirs: diffusers.ControlNetModel, *inputs: np.ndarray, scale: float = 1.0
-) -> Residuals:
+def control(theirs: Any, *inputs: np.ndarray, scale: float = 1.0) -> Residuals:
     """Residuals for latent, timestep, prompt and hint; what pixel hints would add is zero."""
     z, t, prompt, hint = inputs
     theirs.controlnet_cond_embedding.forward = lambda pixels: torch.zeros(1)
