@@ -21,7 +21,7 @@ from osdhuman_jax.disk import file_digest, staged_folder, write_json
 from osdhuman_jax.methods.prompts import load_prompt
 from osdhuman_jax.networks.configs import CLIPConfig, HFIEConfig, LPIPSConfig, TaggerConfig
 from osdhuman_jax.networks.tokenizer import read_vocabulary
-from osdhuman_jax.weights.cleaners import read_cleaner
+from osdhuman_jax.weights.cleaners import described, read_cleaner
 from osdhuman_jax.weights.companions import RAM, RAM_LICENCE, add_dape, read_lpips, read_ram
 from osdhuman_jax.weights.diffusion import (
     LICENCE,
@@ -34,7 +34,6 @@ from osdhuman_jax.weights.extractors import PROMPT, TAGS, TOKENIZER, check_kind,
 from osdhuman_jax.weights.generators import Fit, Generator, fitted, local_generator
 from osdhuman_jax.weights.model_folder import (
     BASE,
-    CLEANER,
     CONFIG,
     FORMAT,
     GENERATOR,
@@ -147,7 +146,7 @@ def _description(
 
 
 def import_cleaner(source: Location, output: Location, *, overwrite: bool = False) -> None:
-    """Write a model folder of RRDBNet (see cleaners.py), whose tensors keep their dtypes.
+    """Write a model folder of RRDBNet or SwinIR (see cleaners.py), with the file's dtypes.
 
     `source` is a file, or the name of a package of weights that is installed. Raises WeightsError,
     having written nothing.
@@ -156,14 +155,7 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
     check_output(output, overwrite)
     # Its own reader has proved names and shapes; nothing is converted but names.
     read = read_cleaner(str(source))
-    meta: Json = {
-        "format": FORMAT,
-        "kind": CLEANER,
-        "model": to_dict(read.config),
-        "digests": {},
-        "licences": [read.licence],
-        "provenance": read.provenance,
-    }
+    meta = described(read.config) | {"licences": [read.licence], "provenance": read.provenance}
     write_folder(output, {BASE: read.tensors}, meta, {}, overwrite)
 
 

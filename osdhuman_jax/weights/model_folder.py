@@ -46,7 +46,7 @@ FORMAT = 1
 RESTORER, CLEANER = "restorer", "cleaner"
 KINDS = {
     RESTORER: ("a restorer of one diffusion step", {"model", "lora", "digests"}),
-    CLEANER: ("a cleaner, which restores by itself (RRDBNet)", {"model", "digests"}),
+    CLEANER: ("a cleaner, which restores by itself (RRDBNet, SwinIR)", {"model", "digests"}),
 }
 # Names on disk, which no version may change.
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
