@@ -141,8 +141,9 @@ class SwinIR(nnx.Module):
         return 2.0 * rgb[:, : height * self.scale, : width * self.scale] - 1.0
 
     def _shallow(self, x: Image) -> Resized:
-        factor, first = self.config.unshuffle, self.conv_first
-        return first(x) if factor == 1 else first[1](unshuffled(x, factor))
+        if isinstance(self.conv_first, nnx.List):
+            return self.conv_first[1](unshuffled(x, self.config.unshuffle))
+        return self.conv_first(x)
 
     def _picture(self, x: Feature) -> Resized:
         """Features -> RGB at the size of the output."""

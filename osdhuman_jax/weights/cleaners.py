@@ -39,6 +39,7 @@ from osdhuman_jax.weights.model_folder import (
     FORMAT,
     IMPOSSIBLE,
     abstract,
+    compare,
     draw_parameters,
     fill,
     parameters,
@@ -100,7 +101,7 @@ class Source:
     tensors: dict[str, Tensor]
     files: list[Path]
     provenance: Json
-    licence: str
+    licences: list[str]
 
 
 def load_cleaner(folder: Path | str, *, precision: str = "fp32") -> Cleaner:
@@ -178,11 +179,13 @@ def described(config: CleanerSizes) -> Json:
 
 
 def read_cleaner(source: str) -> Source:
-    """What is to be imported, from a file (.pth, .safetensors, .param or .bin) or a package.
+    """What is to be imported, from a file (.pth, .safetensors, .param or .bin), folder or package.
 
-    The package is PACKAGE, if it is installed. Raises WeightsError on anything else; nothing is
-    fetched.
+    A folder is a cleaner's own, such as a training run makes; the package is PACKAGE, if it is
+    installed. Raises WeightsError on anything else; nothing is fetched.
     """
+    if Path(source).is_dir():
+        return _of_folder(Path(source))
     # A package's name as pip takes it: dashes, underscores and dots alike.
     package = re.sub(r"[-_.]+", "-", source).lower() == PACKAGE
     path = packed_file() if package else Path(source)
@@ -201,7 +204,17 @@ def read_cleaner(source: str) -> Source:
         "origin": origin,
         "files": {file.name: file_digest(file) for file in files},
     }
-    return Source(config, tensors, files, provenance, licence)
+    return Source(config, tensors, files, provenance, [licence])
+
+
+def _of_folder(folder: Path) -> Source:
+    meta = read_meta(folder, CLEANER)
+    verify(folder, meta, BASE)
+    # Tensors have our names already; they are held against the sizes that the folder claims.
+    config, tensors = read_sizes(folder, meta), load(folder / BASE)
+    compare(tensors, parameters(abstract_network(config, str(folder))), str(folder / BASE))
+    provenance = meta.get("provenance", {})
+    return Source(config, tensors, [folder / BASE], provenance, meta.get("licences", []))
 
 
 Found = tuple[CleanerSizes, dict[str, Tensor], str, str]  # with whose it is, and its licence

@@ -18,10 +18,11 @@ import numpy as np
 from osdhuman_jax.cli import check_folder
 from osdhuman_jax.config import Json, ModelConfig, to_dict
 from osdhuman_jax.disk import file_digest, staged_folder, write_json
+from osdhuman_jax.methods.cleaner import CleanerSizes
 from osdhuman_jax.methods.prompts import load_prompt
 from osdhuman_jax.networks.configs import CLIPConfig, HFIEConfig, LPIPSConfig, TaggerConfig
 from osdhuman_jax.networks.tokenizer import read_vocabulary
-from osdhuman_jax.weights.cleaners import described, read_cleaner
+from osdhuman_jax.weights.cleaners import Source, described, read_cleaner
 from osdhuman_jax.weights.companions import RAM, RAM_LICENCE, add_dape, read_lpips, read_ram
 from osdhuman_jax.weights.diffusion import (
     LICENCE,
@@ -57,11 +58,13 @@ class Parts:
     tagger: Part[TaggerConfig] | None
     clip: Part[CLIPConfig] | None
     lpips: Part[LPIPSConfig] | None
+    cleaner: Part[CleanerSizes] | None
 
     def found(self) -> dict[str, Part]:
         """Those that are there, by name."""
-        three = {"tagger": self.tagger, "clip": self.clip, "lpips": self.lpips}
-        return {name: part for name, part in three.items() if part is not None}
+        every = {"tagger": self.tagger, "clip": self.clip, "lpips": self.lpips}
+        every["cleaner"] = self.cleaner
+        return {name: part for name, part in every.items() if part is not None}
 
 
 def import_model(
@@ -73,6 +76,7 @@ def import_model(
     lpips: Sequence[Location] = (),
     clip: Location | None = None,
     tags: Location | None = None,
+    cleaner: Location | None = None,
     generator: Location | Generator | Fit | None = None,
     prompt: str = "",
     prompt_file: Location | None = None,
@@ -81,10 +85,10 @@ def import_model(
 ) -> None:
     """Write a model folder of Stable Diffusion 2.1-base and RAM.
 
-    `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips` and `clip` add
-    parts (see parts.py); `tags` is the folder of RAM's list of tags and, if it has one, of their
-    thresholds; `generator` is what a training run changed (see generators.py). Without one, HFIE
-    is random by `seed`. `prompt` is the kind of extractor (see extractors.py): by default the
+    `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips`, `clip` and
+    `cleaner` (see `import_cleaner`) add parts (see parts.py); `tags` is the folder of RAM's list of
+    tags and, if it has one, of their thresholds; `generator` is what a training run changed (see
+    generators.py). Without one, HFIE is random by `seed`. `prompt` is the kind of extractor (see extractors.py): by default the
     generator's, "fixed" with a `prompt_file`, else HFIE. Raises WeightsError, having written
     nothing.
     """
@@ -96,7 +100,7 @@ def import_model(
     given |= {"sd": sd, "generator": generator if isinstance(generator, Path | str) else None}
     check_local(given)
     encoder = read_ram(Path(ram))
-    parts = _parts_here(encoder, dape, clip, lpips)
+    parts = _parts_here(encoder, dape, clip, lpips, cleaner)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file)
     generator = local_generator(generator)
     kind_of_tags = "dape" if dape else "ram"
@@ -141,7 +145,11 @@ def _description(
         "lora": to_dict(generator.lora) if generator else None,
         "parts": {name: to_dict(part.config) for name, part in parts.items()},
         "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
-        "licences": [LICENCE, RAM_LICENCE, *(generator.licences if generator else [])],
+        "licences": [
+            *(LICENCE, RAM_LICENCE),
+            *(generator.licences if generator else []),
+            *(licence for part in parts.values() for licence in part.licences),
+        ],
     }
 
 
@@ -155,7 +163,7 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
     check_output(output, overwrite)
     # Its own reader has proved names and shapes; nothing is converted but names.
     read = read_cleaner(str(source))
-    meta = described(read.config) | {"licences": [read.licence], "provenance": read.provenance}
+    meta = described(read.config) | {"licences": read.licences, "provenance": read.provenance}
     write_folder(output, {BASE: read.tensors}, meta, {}, overwrite)
 
 
@@ -191,14 +199,25 @@ def check_local(given: dict[str, Location | None]) -> None:
 
 
 def _parts_here(
-    encoder: RAM, dape: Location | None, clip: Location | None, lpips: Sequence[Location]
+    encoder: RAM,
+    dape: Location | None,
+    clip: Location | None,
+    lpips: Sequence[Location],
+    cleaner: Location | None,
 ) -> Parts:
     """What is imported beside the restorer, but for a text encoder that may be on the hub."""
     return Parts(
         tagger=add_dape(Path(dape), encoder) if dape else encoder.tagger,
         clip=read_clip(Path(clip)) if clip and not may_be_remote(str(clip)) else None,
         lpips=read_lpips([Path(p) for p in lpips]) if lpips else None,
+        cleaner=_cleaner_part(read_cleaner(str(cleaner))) if cleaner else None,
     )
+
+
+def _cleaner_part(source: Source) -> Part[CleanerSizes]:
+    """A cleaner as the part of another model."""
+    named = {f"cleaner.{name}": tensor for name, tensor in source.tensors.items()}
+    return Part(source.config, named, source.files, source.licences)
 
 
 def _check_promised(

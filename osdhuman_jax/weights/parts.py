@@ -4,11 +4,14 @@
     tagger.safetensors   RAM's tagging head; with DAPE, also what it changes of the image encoder
     lpips.safetensors    VGG16 and the weights of its channels, for training
     dists.safetensors    DISTS' own weights of the same VGG16, for HAODiff's training
+    cleaner.safetensors  RRDBNet or SwinIR, for DiffBody: restores before the diffusion model
 
 config.json has their sizes under "parts" and their digests with the others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, overload
 
@@ -17,9 +20,22 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from osdhuman_jax.config import ConfigError, Json, ModelConfig, from_dict
+from osdhuman_jax.methods.cleaner import (
+    CleanerNetwork,
+    CleanerSizes,
+    build_cleaner,
+    cleaner_sizes,
+)
 from osdhuman_jax.methods.prompts import ImageTagger
 from osdhuman_jax.networks.clip import CLIPTextModel
-from osdhuman_jax.networks.configs import CLIPConfig, DISTSConfig, LPIPSConfig, TaggerConfig
+from osdhuman_jax.networks.configs import (
+    CLIPConfig,
+    DISTSConfig,
+    LPIPSConfig,
+    RRDBNetConfig,
+    SwinIRConfig,
+    TaggerConfig,
+)
 from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.swin import RAMEncoder
@@ -39,14 +55,15 @@ from osdhuman_jax.weights.model_folder import (
 )
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
-Sizes = TypeVar("Sizes", CLIPConfig, TaggerConfig, LPIPSConfig, DISTSConfig)
-AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig | DISTSConfig
-# By their names in config.json and on disk.
-PARTS: dict[str, type[AnySizes]] = {
-    "clip": CLIPConfig,
-    "tagger": TaggerConfig,
-    "lpips": LPIPSConfig,
-    "dists": DISTSConfig,
+Sizes = TypeVar("Sizes", CLIPConfig, TaggerConfig, LPIPSConfig, DISTSConfig, CleanerSizes)
+AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig | DISTSConfig | CleanerSizes
+# By their names in config.json and on disk: what makes sizes of a table.
+PARTS: dict[str, Callable[[object], AnySizes]] = {
+    "clip": partial(from_dict, CLIPConfig),
+    "tagger": partial(from_dict, TaggerConfig),
+    "lpips": partial(from_dict, LPIPSConfig),
+    "dists": partial(from_dict, DISTSConfig),
+    "cleaner": cleaner_sizes,
 }
 
 
@@ -57,11 +74,12 @@ class Part(Generic[Sizes]):
     config: Sizes
     tensors: dict[str, Tensor]
     files: list[Path] = field(default_factory=list)
+    licences: list[str] = field(default_factory=list)  # beside those of the model
 
 
 def build_part(
     config: AnySizes, model: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
-) -> CLIPTextModel | ImageTagger | LPIPS | DISTS:
+) -> CLIPTextModel | ImageTagger | LPIPS | DISTS | CleanerNetwork:
     """The network of a part; a tagger is one with the image encoder that it listens to."""
     kw: LayerOptions = {"dtype": dtype, "rngs": rngs}
     if isinstance(config, CLIPConfig):
@@ -70,6 +88,8 @@ def build_part(
         return LPIPS(config, **kw)
     if isinstance(config, DISTSConfig):
         return DISTS(config, rngs=rngs)
+    if isinstance(config, RRDBNetConfig | SwinIRConfig):
+        return build_cleaner(config, dtype=dtype, rngs=rngs)
     # The head listens to an encoder of the restorer's sizes, with DAPE's changes if there are any.
     tagger = Tagger(config, model.swin.image_proj_dim, **kw)
     return ImageTagger(RAMEncoder(model.swin, **kw), tagger)
@@ -89,7 +109,7 @@ def part_config(folder: Path, meta: Json, name: str) -> AnySizes:
     if name not in meta.get("parts", {}):
         raise WeightsError(f"{folder}: holds no part {name!r}; import it with the model")
     try:
-        return from_dict(PARTS[name], meta["parts"][name])
+        return PARTS[name](meta["parts"][name])
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
 
@@ -111,12 +131,16 @@ def load_part(
 def load_part(folder: Path | str, name: Literal["lpips"], *, precision: str = "fp32") -> LPIPS: ...
 @overload
 def load_part(folder: Path | str, name: Literal["dists"], *, precision: str = "fp32") -> DISTS: ...
+@overload
+def load_part(
+    folder: Path | str, name: Literal["cleaner"], *, precision: str = "fp32"
+) -> CleanerNetwork: ...
 
 
 def load_part(
     folder: Path | str, name: str, *, precision: str = "fp32"
-) -> CLIPTextModel | ImageTagger | LPIPS | DISTS:
-    """The network of a part, computing in `precision`: CLIPTextModel, ImageTagger or LPIPS.
+) -> CLIPTextModel | ImageTagger | LPIPS | DISTS | CleanerNetwork:
+    """The network of a part, computing in `precision`.
 
     Raises WeightsError where the folder does not have it, or not whole and untouched.
     """
