@@ -170,6 +170,10 @@ def check(config: SwinIRConfig) -> None:
         raise ValueError(f"no such layers: {config.upsampler!r}, {config.resi_connection!r}")
     if len(config.depths) != len(config.num_heads) or not config.depths:
         raise ValueError("depths and num_heads: of as many groups, at least one")
+    if any(not heads or config.embed_dim % heads for heads in config.num_heads):
+        raise ValueError(
+            f"{config.embed_dim} channels do not divide among {config.num_heads} heads"
+        )
     if min(config.unshuffle, config.scale) < 1 or config.upscale % config.unshuffle:
         raise ValueError(f"upscale {config.upscale} is no multiple of {config.unshuffle} pixels")
     steps = factors(config.upscale)

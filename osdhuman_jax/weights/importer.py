@@ -86,19 +86,18 @@ def import_model(
     """Write a model folder of Stable Diffusion 2.1-base and RAM.
 
     `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips`, `clip` and
-    `cleaner` (see `import_cleaner`) add parts (see parts.py); `tags` is the folder of RAM's list of
+    `cleaner` (see `read_cleaner`) add parts (see parts.py); `tags` is the folder of RAM's list of
     tags and, if it has one, of their thresholds; `generator` is what a training run changed (see
-    generators.py). Without one, HFIE is random by `seed`. `prompt` is the kind of extractor (see extractors.py): by default the
-    generator's, "fixed" with a `prompt_file`, else HFIE. Raises WeightsError, having written
-    nothing.
+    generators.py). Without one, HFIE is random by `seed`. `prompt` is the kind of extractor (see
+    extractors.py): by default the generator's, "fixed" with a `prompt_file`, else HFIE. Raises
+    WeightsError, having written nothing.
     """
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
     output = Path(output)
     check_output(output, overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
-    given |= {"sd": sd, "generator": generator if isinstance(generator, Path | str) else None}
-    check_local(given)
+    check_local(given | {"sd": sd, "generator": _place(generator)})
     encoder = read_ram(Path(ram))
     parts = _parts_here(encoder, dape, clip, lpips, cleaner)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file)
@@ -128,6 +127,11 @@ def import_model(
     files = _restorer_files(diffusion, encoder, model, trained, seed)
     files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
     write_folder(output, files, meta, small, overwrite)
+
+
+def _place(generator: Location | Generator | Fit | None) -> Location | None:
+    """Where a generator lies, if it is not read already."""
+    return generator if isinstance(generator, Path | str) else None
 
 
 def _description(
