@@ -130,14 +130,14 @@ def inject_regularizer(
 
 def draw(
     config: Config,
-    model: OneStepRestorer,
+    model: OneStepRestorer | CleanerNetwork,
     count: int,
     side: tuple[int, int],
     key: Array,
 ) -> Microbatch:
     """Noise and timesteps for `count` pictures of (height, width) `side`."""
-    if config.run.kind in ("dpg", "cleaner"):
-        return {}  # nothing in these stages is random
+    if config.run.kind == "dpg" or not isinstance(model, OneStepRestorer):
+        return {}  # nothing in HAODiff's first stage, or in a cleaner's training, is random
     f, channels = model.vae.downscale, model.vae.post_quant_conv.in_features
     # One key for each draw in a fixed order, so that a seed means the same steps in every version.
     keys = iter(jax.random.split(key, 3 + 2 * config.loss.reg_updates))
