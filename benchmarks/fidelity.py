@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from flax import nnx
 
-from benchmarks import haodiff_torch, references
+from benchmarks import haodiff_torch, references, swinir_torch
 from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
 from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
 from configs.models import tiny_dual
@@ -53,6 +53,7 @@ from osdhuman_jax.networks.configs import (
     HFIEConfig,
     LPIPSConfig,
     SwinConfig,
+    SwinIRConfig,
     TaggerConfig,
     UNetConfig,
     VAEConfig,
@@ -61,6 +62,7 @@ from osdhuman_jax.networks.controlnet import ControlNet
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.performer import orthogonal_features
 from osdhuman_jax.networks.swin import RAMEncoder
+from osdhuman_jax.networks.swinir_restorer import SwinIR
 from osdhuman_jax.networks.tagger import Tagger
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
@@ -80,6 +82,7 @@ class Size:
     clip: CLIPConfig
     tagger: TaggerConfig
     dual: DualPromptConfig
+    cleaner: SwinIRConfig
     narrow: int  # VGG16's widths are divided by this
     side: int  # of the pictures, in pixels
     budget: float
@@ -101,6 +104,14 @@ TINY = Size(
     clip=CLIPConfig(60, 9, 32, 3, 4, 48),
     tagger=TaggerConfig(11, 20, 24, 2, 3, 40),
     dual=tiny_dual(),
+    cleaner=replace(
+        SwinIRConfig.diffbir(),
+        embed_dim=12,
+        depths=(2, 1),
+        num_heads=(2, 3),
+        window_size=4,
+        num_feat=8,
+    ),
     narrow=16,
     side=64,
     budget=1e-4,
@@ -111,6 +122,7 @@ FULL = Size(
     clip=CLIPConfig.sd21(),
     tagger=TaggerConfig.ram(),
     dual=DualPromptConfig.haodiff(),
+    cleaner=SwinIRConfig.diffbir(),
     narrow=1,
     side=512,
     budget=5e-4,
@@ -235,6 +247,16 @@ def dual_prompts(size: Size) -> Iterator[Row]:
     half = got.shape[1] // 2
     yield compare("dual prompts, negative", got[:, :half], want[0], size.budget)
     yield compare("dual prompts, positive", got[:, half:], want[1], size.budget)
+
+
+def cleaner(size: Size) -> Iterator[Row]:
+    """SwinIR as DiffBIR has it, of a small picture whose sides are no whole windows."""
+    theirs = randomise(swinir_torch.SwinIR(asdict(size.cleaner)))
+    weights = dict(theirs.named_parameters())  # without buffers, which ours computes
+    mine = from_torch(lambda rngs: SwinIR(size.cleaner, rngs=rngs), weights)
+    image = picture(size)[:, :120, :176]
+    want = 2 * theirs(nchw((image + 1) / 2)) - 1
+    yield compare("cleaner (SwinIR)", call(mine, image, method="unclamped"), want, size.budget)
 
 
 def tagger(size: Size) -> Iterator[Row]:
@@ -392,6 +414,7 @@ ROWS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "clip": clip,
     "hfie": hfie,
     "dual": dual_prompts,
+    "cleaner": cleaner,
     "unet_lora": unet_lora,
     "vae_lora": vae_lora,
     "lpips": lpips,

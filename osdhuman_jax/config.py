@@ -12,7 +12,9 @@ from typing import Any, TypeVar, get_args
 from osdhuman_jax.networks.configs import (
     DualPromptConfig,
     HFIEConfig,
+    RRDBNetConfig,
     SwinConfig,
+    SwinIRConfig,
     UNetConfig,
     VAEConfig,
     added,
@@ -32,6 +34,19 @@ class ModelConfig:
     hfie: HFIEConfig = field(default_factory=HFIEConfig)
     timestep: int = 999  # T_L of Eq. 2; HAODiff: 199
     dual: DualPromptConfig | None = added(None)  # HAODiff's two prompts, in RAM's and HFIE's place
+
+
+@dataclass
+class CleanerConfig:
+    """The network of a run of kind "cleaner" (DiffBody's Eq. 2): one of the two."""
+
+    swinir: SwinIRConfig | None = None  # the paper's
+    rrdbnet: RRDBNetConfig | None = None
+
+    @property
+    def sizes(self) -> SwinIRConfig | RRDBNetConfig | None:
+        """Those of the one that is given."""
+        return self.swinir or self.rrdbnet
 
 
 @dataclass
@@ -181,7 +196,7 @@ class MeshConfig:
 class RunConfig:
     """What one `train.py` does."""
 
-    kind: str = "restorer"  # or "vae", "diffusion" (small base models), "dpg" (HAODiff's stage 1)
+    kind: str = "restorer"  # or "vae", "diffusion" (small bases), "dpg", "cleaner"; see OBJECTIVES
     train: str = added("lora")  # paper; or "all": every weight of a small restorer
     init: str = ""  # model folder to start from; empty = random weights from the seed
     steps: int = 35_000  # paper
@@ -211,6 +226,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     use: UseConfig = field(default_factory=UseConfig, metadata={"added": True})
+    cleaner: CleanerConfig = field(default_factory=CleanerConfig, metadata={"added": True})
     run: RunConfig = field(default_factory=RunConfig)
 
 

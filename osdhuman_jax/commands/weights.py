@@ -58,7 +58,8 @@ def _import_flags(make: argparse.ArgumentParser) -> None:
     make.add_argument(
         "--cleaner",
         type=some_text,
-        help=f"RealESRGAN_x4plus.pth, .safetensors, ncnn's .param or .bin, or {PACKAGE}; alone",
+        help="RealESRGAN_x4plus.pth, a SwinIR (DiffBIR's general_swinir_v1.ckpt), .safetensors, "
+        f"ncnn's .param or .bin, or {PACKAGE}; alone, or as a part with --sd and --ram",
     )
     make.add_argument(
         "--haodiff",
@@ -146,6 +147,10 @@ def run(arguments: argparse.Namespace) -> str:
     return describe(arguments.output if arguments.command == "import" else arguments.folder)
 
 
+# What goes with --cleaner where it is a part; DiffBody has no generator of one step.
+BESIDE_CLEANER = ("clip", "lpips", "seed")
+
+
 def run_import(options: Json) -> None:
     """Import what was named. Raises a ValueError on too little, or what does not go together."""
     from osdhuman_jax.training.checkpoint import load_generator
@@ -154,14 +159,15 @@ def run_import(options: Json) -> None:
     from osdhuman_jax.weights.importer import import_cleaner, import_model
     from osdhuman_jax.weights.osdhuman_files import read_osdhuman
 
-    # A cleaner is a network of its own.
-    cleaner = options.pop("cleaner")
-    if cleaner:
-        others = [k for k, v in options.items() if v and k not in ("output", "overwrite")]
-        if others:
-            raise CommandError(f"--cleaner goes alone, without --{', --'.join(others)}")
+    # A cleaner is a network of its own, or a part of what DiffBody restores with.
+    cleaner = options["cleaner"]
+    beside = [k for k, v in options.items() if v and k not in ("cleaner", "output", "overwrite")]
+    if cleaner and not beside:
         import_cleaner(cleaner, options["output"], overwrite=options["overwrite"])
         return
+    if cleaner and (others := [k for k in beside if k not in ("sd", "ram", *BESIDE_CLEANER)]):
+        text = f"--cleaner goes alone, without --{', --'.join(others)}"
+        raise CommandError(f"{text}, or with --sd and --ram")
     # HAODiff brings its own prompts, or begins with random ones.
     sd, haodiff, dists = options["sd"], options.pop("haodiff"), options.pop("dists")
     if haodiff or (options["prompt"] == "dual" and not options["ram"]):

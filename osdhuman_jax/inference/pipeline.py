@@ -16,7 +16,6 @@ what a pipeline knows of its memory.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +123,7 @@ class Pipeline:
         self.scale = model.restorer.scale
         # Sizes: what the network divides by, in steps that are the same for every scale.
         own = model.restorer.multiple
-        unit = math.lcm(own, -(-bucket // self.scale))
+        unit = -(-bucket // (self.scale * own)) * own
         self.planner = Planner(own, unit, self.scale, self.batch_size, self.programs.devices)
         # Prompts, from outside or of the model's own; cleaners have none.
         self._prompter = prompter

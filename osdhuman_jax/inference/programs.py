@@ -18,8 +18,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from osdhuman_jax.inference.tiling import Statistics, share_norms
 from osdhuman_jax.interruption import apart
+from osdhuman_jax.methods.cleaner import CleanerNetwork
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
-from osdhuman_jax.networks.rrdbnet import RRDBNet
 from osdhuman_jax.networks.types import Image, Scalar, Tokens
 
 Shape = tuple[int, ...]
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Programs:
     """One restorer's weights and what it was compiled to; threads may share it."""
 
-    def __init__(self, restorer: OneStepRestorer | RRDBNet) -> None:
+    def __init__(self, restorer: OneStepRestorer | CleanerNetwork) -> None:
         # Batches lie over all devices of this process; each has all weights.
         devices = jax.local_devices()
         mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)

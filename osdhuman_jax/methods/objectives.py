@@ -3,6 +3,7 @@
     vae        autoencoder on HQ pictures                      trains the VAE
     diffusion  eps-prediction on HQ latents, HFIE(HQ) prompt   trains U-Net, Swin and HFIE
     dpg        HAODiff's dual-prompt generator (stage 1)       trains its extractor
+    cleaner    DiffBody's first stage (its Eq. 2)              trains SwinIR or RRDBNet
     restorer   the paper's generator (section 3.2, Eqs. 2-7)   trains LoRA, HFIE and a regularizer
 
 The paper's generator G minimises (Eq. 4, with its weights 1, 2 and 1)
@@ -32,6 +33,7 @@ from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, LoRAConfig, LossConfig
 from osdhuman_jax.methods import lora, losses
+from osdhuman_jax.methods.cleaner import CleanerNetwork, cleaner_loss
 from osdhuman_jax.methods.dual_prompts import DualPrompter
 from osdhuman_jax.methods.haodiff_training import (
     draw_gan,
@@ -127,11 +129,15 @@ def inject_regularizer(
 
 
 def draw(
-    config: Config, model: OneStepRestorer, count: int, side: tuple[int, int], key: Array
+    config: Config,
+    model: OneStepRestorer | CleanerNetwork,
+    count: int,
+    side: tuple[int, int],
+    key: Array,
 ) -> Microbatch:
     """Noise and timesteps for `count` pictures of (height, width) `side`."""
-    if config.run.kind == "dpg":
-        return {}  # nothing in this stage is random
+    if config.run.kind == "dpg" or not isinstance(model, OneStepRestorer):
+        return {}  # nothing in HAODiff's first stage, or in a cleaner's training, is random
     f, channels = model.vae.downscale, model.vae.post_quant_conv.in_features
     # One key for each draw in a fixed order, so that a seed means the same steps in every version.
     keys = iter(jax.random.split(key, 3 + 2 * config.loss.reg_updates))
@@ -186,7 +192,8 @@ class Context:
     judge: Judge | None = None
 
 
-Objective = Callable[[OneStepRestorer, Context, Microbatch], Loss]
+# A function of (model, context, microbatch); of cleaners the model is no one-step restorer.
+Objective = Callable[..., Loss]
 
 
 def vae_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
@@ -289,6 +296,12 @@ def dpg_objective(model: OneStepRestorer, context: Context, microbatch: Microbat
     return Loss(loss, terms)
 
 
+def cleaner_objective(model: CleanerNetwork, context: Context, microbatch: Microbatch) -> Loss:
+    """Eq. 2 of DiffBody, see cleaner.py."""
+    mse = cleaner_loss(model, microbatch["lq"], microbatch["hq"])
+    return Loss(context.config.loss.mse * mse, {"mse": mse})
+
+
 def generator_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
     """Eq. 4: data term, LPIPS and VSD.
 
@@ -387,5 +400,6 @@ OBJECTIVES: dict[str, Objective] = {
     "vae": vae_objective,
     "diffusion": diffusion_objective,
     "dpg": dpg_objective,
+    "cleaner": cleaner_objective,
     "restorer": generator_objective,
 }

@@ -8,7 +8,7 @@ The four that `ModelConfig` is made of are not frozen: `ml_collections.config_fl
 their fields, which is how `--config.model.unet.layers_per_block=1` works. Nothing else should.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -323,3 +323,75 @@ class RRDBNetConfig:
     def x4plus_anime(cls) -> "RRDBNetConfig":
         """RealESRGAN_x4plus_anime_6B: 4,467,779 parameters."""
         return cls(num_feat=64, num_grow_ch=32, num_block=6, scale=4)
+
+
+@dataclass(frozen=True)
+class SwinIRConfig:
+    """SwinIR as a restorer of its own; the names are SwinIR's, `unshuffle` is DiffBIR's."""
+
+    embed_dim: int  # width of the body's features
+    depths: tuple[int, ...]  # Swin blocks of each group
+    num_heads: tuple[int, ...]  # of each group
+    window_size: int  # side of an attention window, in features
+    mlp_ratio: float  # hidden width / width
+    upscale: int  # times that the features grow on their way to the picture
+    upsampler: str  # "nearest+conv", "pixelshuffle", "pixelshuffledirect" or "" (adds to its input)
+    num_feat: int  # width behind the body; 0 with the last two upsamplers, which have none
+    resi_connection: str  # "1conv" or "3conv": what closes a group
+    unshuffle: int  # side of the squares of pixels that enter as channels; 1 = each for itself
+    img_range: float  # what [0, 1] is multiplied with inside
+
+    @property
+    def scale(self) -> int:
+        """Side of the output / side of the input."""
+        return self.upscale // self.unshuffle
+
+    @classmethod
+    def diffbir(cls) -> "SwinIRConfig":
+        """DiffBIR's first stage (swinir.yaml), which keeps a picture's size: 15,792,587."""
+        return cls(
+            embed_dim=180,
+            depths=(6,) * 8,
+            num_heads=(6,) * 8,
+            window_size=8,
+            mlp_ratio=2.0,
+            upscale=8,
+            upsampler="nearest+conv",
+            num_feat=64,
+            resi_connection="1conv",
+            unshuffle=8,
+            img_range=1.0,
+        )
+
+    @classmethod
+    def real_sr_m(cls) -> "SwinIRConfig":
+        """SwinIR-M for real pictures, x4: 11,715,559 parameters."""
+        made = cls.diffbir()
+        return replace(made, depths=(6,) * 6, num_heads=(6,) * 6, upscale=4, unshuffle=1)
+
+    @classmethod
+    def real_sr_l(cls) -> "SwinIRConfig":
+        """SwinIR-L for real pictures, x4: 28,013,059 parameters."""
+        sizes = {"embed_dim": 240, "depths": (6,) * 9, "num_heads": (8,) * 9}
+        return replace(cls.real_sr_m(), **sizes, resi_connection="3conv")
+
+    @classmethod
+    def classical(cls, upscale: int) -> "SwinIRConfig":
+        """SwinIR-M for pictures that were only made smaller; 11,900,199 parameters at x4."""
+        return replace(cls.real_sr_m(), upscale=upscale, upsampler="pixelshuffle")
+
+    @classmethod
+    def lightweight(cls, upscale: int) -> "SwinIRConfig":
+        """The same with fewer and thinner layers; 929,628 parameters at x4."""
+        sizes = {"embed_dim": 60, "depths": (6,) * 4, "num_heads": (6,) * 4, "num_feat": 0}
+        return replace(cls.classical(upscale), **sizes, upsampler="pixelshuffledirect")
+
+    @classmethod
+    def color_dn(cls) -> "SwinIRConfig":
+        """SwinIR-M for noise in colour pictures: 11,504,163 parameters."""
+        return replace(cls.real_sr_m(), upscale=1, upsampler="", num_feat=0)
+
+    @classmethod
+    def color_jpeg(cls) -> "SwinIRConfig":
+        """SwinIR-M for JPEG's artefacts in colour pictures, whose blocks are 8 pixels wide."""
+        return replace(cls.color_dn(), window_size=7, img_range=255.0)

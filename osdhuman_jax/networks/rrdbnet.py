@@ -115,7 +115,11 @@ class RRDBNet(nnx.Module):
         return REACH * self.multiple
 
     def __call__(self, lq: Image) -> Larger:
-        """Restored images (B, scale H, scale W, 3), clamped to [-1, 1]."""
+        """Restored images (B, scale H, scale W, 3), clamped to [-1, 1] as files would clamp."""
+        return jnp.clip(self.unclamped(lq), -1.0, 1.0)
+
+    def unclamped(self, lq: Image) -> Larger:
+        """The same as the network makes them, for training."""
         # Features at the input's size or, at scales 2 and 1, at a half or a quarter of it.
         x = ((lq + 1.0) / 2.0).astype(self.dtype)
         first = self.conv_first(unshuffled(x, self.multiple))  # [B, h, w, C]
@@ -128,9 +132,8 @@ class RRDBNet(nnx.Module):
         features = leaky(upsampled(self.conv_up1, features))  # [B, 2h, 2w, C]
         features = leaky(upsampled(self.conv_up2, features))  # [B, 4h, 4w, C]
 
-        # Two more convolutions make the picture; it is clamped as files would clamp it.
-        rgb = self.conv_last(leaky(self.conv_hr(features))).astype(jnp.float32)
-        return jnp.clip(2.0 * rgb - 1.0, -1.0, 1.0)
+        # Two more convolutions make the picture.
+        return 2.0 * self.conv_last(leaky(self.conv_hr(features))).astype(jnp.float32) - 1.0
 
 
 def unshuffled(x: Feature, factor: int) -> Float[Array, "b _ _ _"]:

@@ -7,7 +7,7 @@ names are RAM's, `visual_encoder.*` and `image_proj`, and below these the origin
 """
 
 from functools import lru_cache
-from typing import TypeVar, Unpack
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,6 @@ from osdhuman_jax.networks.configs import SwinConfig
 from osdhuman_jax.networks.layers import Feature, LayerNorm, Resized, Sequence
 from osdhuman_jax.networks.types import Image, LayerOptions
 
-# Pictures are JAX's arrays; the mask of windows is made by NumPy, once, from a map of regions.
-Map = TypeVar("Map", Array, np.ndarray)
-
 
 @lru_cache
 def relative_position_index(window: int) -> np.ndarray:
@@ -35,34 +32,35 @@ def relative_position_index(window: int) -> np.ndarray:
     return delta[0] * (2 * window - 1) + delta[1]
 
 
-@lru_cache
-def shift_mask(resolution: int, window: int, shift: int) -> np.ndarray:
+def shift_mask(height: int, width: int, window: int, shift: int) -> Float[Array, "n t t"]:
     """(windows, W*W, W*W): -100 between pixels that only the cyclic shift made neighbours.
 
     This is a bias of logits, after which such a pair has no weight (Liu et al. 2021, Figure 4).
     """
-    # A shifted map has up to nine regions that were not neighbours before; each has a number.
-    bounds = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
-    region = np.zeros((1, resolution, resolution, 1), np.float32)
-    for i, rows in enumerate(bounds):
-        for j, columns in enumerate(bounds):
-            region[:, rows, columns] = 3 * i + j
-    flat = np.asarray(_windows(region, window)).reshape(-1, window * window)  # [windows, W W]
-    return np.where(flat[:, None, :] != flat[:, :, None], -100.0, 0.0).astype(np.float32)
+
+    # Along an axis a shifted map has up to three parts that were not neighbours before.
+    def part(side: int) -> Array:
+        index, ends = jnp.arange(side), jnp.asarray([side - window, side - shift])
+        return jnp.sum(index[:, None] >= ends[None], axis=1)  # [side]
+
+    # Computed where it is used, from two lines: of a large map it is no constant to be stored.
+    region = 3 * part(height)[:, None] + part(width)[None]  # [H, W]
+    flat = _windows(region[None, :, :, None], window)[..., 0]  # [windows, W W]
+    return jnp.where(flat[:, None, :] != flat[:, :, None], -100.0, 0.0)
 
 
-def _windows(x: Map, window: int) -> Map:
+def _windows(x: Array, window: int) -> Array:
     """A map (B, H, W, C) cut into windows: (B * windows, W * W, C), picture by picture."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // window, window, w // window, window, c)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window * window, c)  # [B windows, W W, C]
 
 
-def _unwindows(x: Float[Array, "n t c"], window: int, side: int) -> Feature:
-    """Windows (B * windows, W * W, C) put together to a map (B, side, side, C)."""
-    n = side // window
-    x = x.reshape(-1, n, n, window, window, x.shape[-1])  # [B, n, n, W, W, C]
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, side, side, x.shape[-1])  # [B, S, S, C]
+def _unwindows(x: Float[Array, "n t c"], window: int, size: tuple[int, int]) -> Feature:
+    """Windows (B * windows, W * W, C) put together to a map (B, *size, C)."""
+    h, w = size
+    x = x.reshape(-1, h // window, w // window, window, window, x.shape[-1])
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, h, w, x.shape[-1])  # [B, H, W, C]
 
 
 class WindowAttention(nnx.Module):
@@ -79,7 +77,7 @@ class WindowAttention(nnx.Module):
         self.qkv = nnx.Linear(dim, 3 * dim, **kw)
         self.proj = nnx.Linear(dim, dim, **kw)
 
-    def __call__(self, x: Sequence, mask: np.ndarray | None) -> Sequence:
+    def __call__(self, x: Sequence, mask: Array | None) -> Sequence:
         b, t, c = x.shape
         qkv = self.qkv(x).reshape(b, t, 3, self.heads, c // self.heads)  # [B, T, 3, heads, D]
         # The bias of a logit depends on the head and on how query and key lie to each other.
@@ -107,7 +105,7 @@ class Mlp(nnx.Module):
 
 
 class SwinTransformerBlock(nnx.Module):
-    """(Shifted) window attention and MLP on a (B, S, S, C) map."""
+    """(Shifted) window attention and MLP on a (B, H, W, C) map of whole windows."""
 
     def __init__(
         self, config: SwinConfig, level: int, *, shifted: bool, **kw: Unpack[LayerOptions]
@@ -117,7 +115,6 @@ class SwinTransformerBlock(nnx.Module):
         # A map that is not larger than a window is one window, and is never shifted.
         self.window = min(window, resolution)
         self.shift = window // 2 if shifted and resolution > window else 0
-        self.resolution = resolution
         self.norm1 = LayerNorm(dim, **kw)
         self.attn = WindowAttention(dim, config.num_heads[level], self.window, **kw)
         self.norm2 = LayerNorm(dim, **kw)
@@ -128,12 +125,13 @@ class SwinTransformerBlock(nnx.Module):
         return x + self.mlp(self.norm2(x))
 
     def _attend(self, x: Feature) -> Feature:
+        window, size = self.window, (x.shape[1], x.shape[2])
         if not self.shift:
-            return _unwindows(self.attn(_windows(x, self.window), None), self.window, x.shape[1])
+            return _unwindows(self.attn(_windows(x, window), None), window, size)
         # Shifted by half a window, borders of the windows before lie inside the windows now.
         x = jnp.roll(x, (-self.shift, -self.shift), axis=(1, 2))
-        mask = shift_mask(self.resolution, self.window, self.shift)
-        x = _unwindows(self.attn(_windows(x, self.window), mask), self.window, x.shape[1])
+        mask = shift_mask(*size, window, self.shift)
+        x = _unwindows(self.attn(_windows(x, window), mask), window, size)
         return jnp.roll(x, (self.shift, self.shift), axis=(1, 2))
 
 

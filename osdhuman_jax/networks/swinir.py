@@ -19,7 +19,14 @@ from jaxtyping import Array, Float
 
 from osdhuman_jax.networks.configs import DualPromptConfig, SwinConfig
 from osdhuman_jax.networks.convolution import Conv3x3
-from osdhuman_jax.networks.layers import Feature, LayerNorm, Resized, upsampled
+from osdhuman_jax.networks.layers import (
+    Feature,
+    Identity,
+    LayerNorm,
+    Resized,
+    conv1x1,
+    upsampled,
+)
 from osdhuman_jax.networks.remat import rematerialised
 from osdhuman_jax.networks.swin import BasicLayer
 from osdhuman_jax.networks.types import Image, LayerOptions
@@ -64,12 +71,31 @@ class ConvDownsampler(nnx.Module):
         return self.conv_last(x)
 
 
+class ThreeConvolutions(nnx.List):
+    """3x3, 1x1 and 3x3 convolutions, the middle one a quarter as wide: SwinIR's "3conv"."""
+
+    def __init__(self, dim: int, **kw: Unpack[LayerOptions]):
+        # Activations have a place in the list, as in the released weights, and no weights.
+        few = dim // 4
+        ends = Conv3x3(dim, few, **kw), Conv3x3(few, dim, **kw)
+        super().__init__([ends[0], Identity(), conv1x1(few, few, **kw), Identity(), ends[1]])
+
+    def __call__(self, x: Feature) -> Feature:
+        x = jax.nn.leaky_relu(self[0](x), SLOPE)
+        return self[4](jax.nn.leaky_relu(self[2](x), SLOPE))
+
+
+def residual_conv(dim: int, kind: str, **kw: Unpack[LayerOptions]) -> "Conv3x3 | ThreeConvolutions":
+    """What closes a residual: "1conv" or "3conv"."""
+    return ThreeConvolutions(dim, **kw) if kind == "3conv" else Conv3x3(dim, dim, **kw)
+
+
 class RSTB(nnx.Module):
     """Residual Swin Transformer block: Swin blocks, a convolution, and the input added."""
 
-    def __init__(self, config: SwinConfig, **kw: Unpack[LayerOptions]):
+    def __init__(self, config: SwinConfig, closing: str = "1conv", **kw: Unpack[LayerOptions]):
         self.residual_group = BasicLayer(config, 0, **kw)
-        self.conv = Conv3x3(config.embed_dim, config.embed_dim, **kw)
+        self.conv = residual_conv(config.embed_dim, closing, **kw)
 
     @rematerialised
     def __call__(self, x: Feature) -> Feature:
@@ -148,7 +174,7 @@ class BranchedSwinIR(nnx.Module):
         """The three targets as the branches see them. Raises ValueError without upsamplers."""
         if not self.upsamplers:
             raise ValueError("this extractor is for prompts only: it has no upsamplers")
-        middle, mean = self._trunk(image), _mean()
+        middle, mean = self._trunk(image), mean_rgb()
         restored, residual, motion = (
             upsampler(self._branch(b, middle) + middle).astype(jnp.float32)
             for b, upsampler in enumerate(self.upsamplers)
@@ -157,7 +183,7 @@ class BranchedSwinIR(nnx.Module):
         return Reconstruction(restored + mean, residual + mean, motion)
 
     def _trunk(self, image: Image) -> Resized:
-        x = self.conv_first((image.astype(jnp.float32) - _mean()).astype(self.dtype))
+        x = self.conv_first((image.astype(jnp.float32) - mean_rgb()).astype(self.dtype))
         embedded = self.patch_norm(x)  # [B, S/4, S/4, D]
         z = embedded
         if self.absolute_pos_embed is not None:
@@ -175,7 +201,8 @@ class BranchedSwinIR(nnx.Module):
         return self.norm(y)
 
 
-def _mean() -> Float[Array, "1 1 1 3"]:
+def mean_rgb() -> Float[Array, "1 1 1 3"]:
+    """The mean of RGB that SwinIR takes from pictures."""
     return jnp.asarray(MEAN, jnp.float32)[None, None, None]
 
 

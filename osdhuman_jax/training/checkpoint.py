@@ -392,6 +392,8 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
 def _restorer_run(workdir: Path, step: int | None) -> tuple[Config, int]:
     """The run's configuration, and the step that is meant, which has a checkpoint."""
     config, steps = read_config(workdir), steps_saved(workdir)
+    if config.run.kind == "cleaner":
+        raise CheckpointError(f"{workdir}: a run of kind 'cleaner'; use {workdir / 'model'} of it")
     if config.run.kind != "restorer":
         raise CheckpointError(f"{workdir}: a run of kind {config.run.kind!r} restores nothing")
     if not steps or (step is not None and step not in steps):

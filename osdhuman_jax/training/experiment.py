@@ -20,19 +20,24 @@ from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
 from osdhuman_jax.data.part_maps import open_part_maps
 from osdhuman_jax.data.sources import DataError, open_sources
 from osdhuman_jax.disk import staged_folder
+from osdhuman_jax.methods.cleaner import CleanerNetwork
 from osdhuman_jax.methods.objectives import OBJECTIVES
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks import remat
 from osdhuman_jax.weights import (
+    CLEANER,
+    WeightsError,
     add_lora,
     is_generator,
     load_base,
+    load_cleaner,
     random_restorer,
     save_model,
 )
 from osdhuman_jax.weights.choices import PROMPTS
-from osdhuman_jax.weights.model_folder import DTYPES, read_meta
+from osdhuman_jax.weights.cleaners import abstract_network, random_cleaner, save_cleaner
+from osdhuman_jax.weights.model_folder import DTYPES, RESTORER, read_meta
 
 # Settings that may not be 0.
 POSITIVE = (
@@ -69,9 +74,10 @@ def check(config: Config) -> None:
     # Settings that go together, or do not.
     if not config.data.sources:
         raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
-    if config.run.kind in ("restorer", "dpg") and not config.data.degrade:
+    if config.run.kind in ("restorer", "dpg", "cleaner") and not config.data.degrade:
         raise ConfigError("data.degrade: the restorer trains on degraded pictures, set it to True")
     _check_dual(config)
+    _check_cleaner(config)
     if config.run.kind == "restorer" and config.run.train == "all" and config.loss.vsd:
         raise ConfigError(
             "loss.vsd: a run that trains all weights leaves no frozen U-Net: set it to 0"
@@ -99,6 +105,21 @@ def _check_dual(config: Config) -> None:
             raise ConfigError(f"{name}: {side} is not model.dual.image_size, {dual.image_size}")
     if not config.data.mask:
         raise ConfigError("data.mask: a run of kind 'dpg' learns what moved, set it to True")
+
+
+def _check_cleaner(config: Config) -> None:
+    """Raise ConfigError where a cleaner's sizes make no network that a run can train."""
+    given = [sizes for sizes in (config.cleaner.swinir, config.cleaner.rrdbnet) if sizes]
+    if len(given) != (config.run.kind == "cleaner"):
+        raise ConfigError("cleaner: a run of kind 'cleaner' has swinir or rrdbnet, no other has")
+    for sizes in given:
+        try:
+            abstract_network(sizes, "cleaner")
+        except WeightsError as error:
+            raise ConfigError(str(error)) from error
+        # The degraded pictures of training are as large as the originals.
+        if sizes.scale != 1:
+            raise ConfigError(f"cleaner: enlarges {sizes.scale} times; one that keeps the size")
 
 
 def _check_numbers(config: Config) -> None:
@@ -157,7 +178,7 @@ def check_sources(config: Config) -> None:
     except (DataError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
     if config.run.init:
-        read_meta(Path(config.run.init))
+        read_meta(Path(config.run.init), CLEANER if config.run.kind == "cleaner" else RESTORER)
 
 
 def trainable(config: Config) -> nnx.filterlib.Filter:
@@ -165,6 +186,7 @@ def trainable(config: Config) -> nnx.filterlib.Filter:
     if config.run.kind == "restorer" and config.run.train == "all":
         return nnx.Param
     return {
+        "cleaner": nnx.Param,
         "vae": nnx.PathContains("vae"),
         "dpg": nnx.PathContains("feature_extractor"),
         "diffusion": nnx.Any(nnx.PathContains("unet"), nnx.PathContains("prompter")),
@@ -179,10 +201,24 @@ def base_folder(config: Config, workdir: Path) -> Path:
     # One process makes it; the others wait in the loop.
     folder = workdir / "init"
     if not (folder / "config.json").exists() and jax.process_index() == 0:
-        random = random_restorer(config.model, config.run.seed)
+        seed, sizes = config.run.seed, config.cleaner.sizes
+        provenance = {"random_seed": seed}
         with staged_folder(folder, replace=True) as made:
-            save_model(made, config.model, random, provenance={"random_seed": config.run.seed})
+            if sizes:
+                network = random_cleaner(sizes, seed)
+                save_cleaner(made, sizes, network, provenance=provenance)
+            else:
+                random = random_restorer(config.model, seed)
+                save_model(made, config.model, random, provenance=provenance)
     return folder
+
+
+def prepare_cleaner(config: Config, folder: Path, precision: str | None = None) -> CleanerNetwork:
+    """The cleaner of a folder, whose sizes must be those of `config.cleaner`."""
+    found = load_cleaner(folder, precision=precision or config.run.precision)
+    if found.config != config.cleaner.sizes:
+        raise ConfigError(f"cleaner: its sizes differ from those of {folder}: {found.config}")
+    return found.restorer
 
 
 def prepare(

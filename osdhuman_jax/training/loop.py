@@ -50,6 +50,7 @@ from osdhuman_jax.training.startup import startup_lines
 from osdhuman_jax.training.status import DONE, NOT_FINITE, STOPPED
 from osdhuman_jax.training.validation import Validator, validation, validation_batch
 from osdhuman_jax.weights import copy_prompter, save_model
+from osdhuman_jax.weights.cleaners import save_cleaner
 
 
 def train(config: Config, workdir: Path, profile: int) -> int:
@@ -132,6 +133,14 @@ def write_model(
 ) -> None:
     """Write WORKDIR/model/, the run's result as a model folder, frozen weights as they came."""
     # The base model once more, in full precision, with what was learnt in its place.
+    provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
+    if config.cleaner.sizes:
+        network = experiment.prepare_cleaner(config, base, "fp32")
+        nnx.update(network, params)
+        with staged_folder(workdir / "model", replace=True) as folder:
+            made = {"provenance": provenance, "use": config.use}
+            save_cleaner(folder, config.cleaner.sizes, network, **made)
+        return
     restorer, model = experiment.prepare(config, base, "fp32")
     nnx.update(restorer, params)
     if config.run.kind == "vae":
@@ -141,7 +150,6 @@ def write_model(
     # Adapters go into a file of their own; a run without them writes whole weights.
     adapted = config.run.kind == "restorer" and config.run.train == "lora"
     generator = config.lora if adapted else None
-    provenance = {"kind": config.run.kind, "steps": config.run.steps, "seed": config.run.seed}
     with staged_folder(workdir / "model", replace=True) as folder:
         made = {"generator": generator, "provenance": provenance, "use": config.use}
         save_model(folder, model, restorer, **made)

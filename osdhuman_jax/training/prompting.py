@@ -25,7 +25,9 @@ class Prompts:
     def __init__(self, config: Config, folder: Path) -> None:
         """Raises WeightsError where the folder lacks what `prompt.kind` needs."""
         kind = config.prompt.kind if config.run.kind == "restorer" else "hfie"
-        self._extract = load_prompter(folder, kind, precision=config.run.precision)
+        # A cleaner has no prompts at all, and its folder no extractor.
+        alone, precision = config.run.kind == "cleaner", config.run.precision
+        self._extract = None if alone else load_prompter(folder, kind, precision=precision)
 
     def __call__(self, batch: Mapping[str, np.ndarray], source: str) -> dict[str, np.ndarray]:
         """{"prompt": tokens} of the pictures `source` for a step; {} for HFIE."""

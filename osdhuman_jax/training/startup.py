@@ -28,13 +28,14 @@ def startup_lines(
     # Where the run stands, and what is trained beside the restorer.
     done, run, data = int(jax.device_get(state.step)), config.run, config.data
     beside = {"regularizer": state.reg, "critic": state.critic}
+    trained = {"cleaner": state.params} if config.cleaner.sizes else _networks(state.params)
     parts = config.optim.accumulate
     where = f"step {done} in {workdir / 'checkpoints'}" if done else "the first step"
     random = "" if run.init else f" (random weights of seed {run.seed})"
     # From what is general to what is this run's own.
     lines = [
         f"devices: {_devices()}, as a mesh of {_counts(dict(mesh.shape))}",
-        f"trained: {_parameters({**_networks(state.params), **beside})}",
+        f"trained: {_parameters({**trained, **beside})}",
         f"frozen: {_parameters({**_networks(frozen.restorer), 'lpips': frozen.lpips})}",
         f"batch: {data.batch_size} pictures of {data.crop} x {data.crop}"
         + (f", in {parts} parts one after the other" if parts > 1 else ""),
@@ -75,13 +76,14 @@ def _changed_settings(config: Config) -> list[str]:
     ours, defaults = _flat(to_dict(config)), _flat(to_dict(Config()))
     sections: dict[str, list[str]] = {}
     for name, value in ours.items():
-        if defaults[name] != value:
+        # A part that is not there by default has no sizes there.
+        if defaults.get(name) != value:
             section, _, setting = name.rpartition(".")
             sections.setdefault(section, []).append(f"{setting} {value!r}")
     if not sections:
         return ["settings: all as the paper has them"]
     # A small model differs in twenty sizes, which a person reads after what the run does.
-    order = sorted(sections, key=lambda section: section.split(".")[0] == "model")
+    order = sorted(sections, key=lambda section: section.split(".")[0] in ("model", "cleaner"))
     lines = [f"  {section}: {', '.join(sections[section])}" for section in order]
     return ["settings that differ from the defaults:", *lines]
 

@@ -23,6 +23,7 @@ from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.methods import lora
+from osdhuman_jax.methods.cleaner import CleanerNetwork
 from osdhuman_jax.methods.dual_prompts import DualPrompter
 from osdhuman_jax.methods.objectives import (
     OBJECTIVES,
@@ -42,7 +43,12 @@ from osdhuman_jax.networks import remat
 from osdhuman_jax.networks.types import Image
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.training.critics import Critics
-from osdhuman_jax.training.experiment import prepare, store_as_computed, trainable
+from osdhuman_jax.training.experiment import (
+    prepare,
+    prepare_cleaner,
+    store_as_computed,
+    trainable,
+)
 from osdhuman_jax.training.optimizer import (
     accumulate,
     all_finite,
@@ -92,7 +98,9 @@ class TrainState:
 class Trainer:
     """The programs of a run: pure functions of state, frozen weights and batch."""
 
-    def __init__(self, config: Config, model: ModelConfig, restorer: OneStepRestorer) -> None:
+    def __init__(
+        self, config: Config, model: ModelConfig, restorer: OneStepRestorer | CleanerNetwork
+    ) -> None:
         """`restorer` has LoRA where the run trains LoRA; only its graph is kept, no array."""
         self.config, self.model = config, model
         self.tx = make_optimizer(config.optim, config.run.steps)
@@ -107,7 +115,7 @@ class Trainer:
 
     def start(
         self,
-        restorer: OneStepRestorer,
+        restorer: OneStepRestorer | CleanerNetwork,
         lpips: nnx.Module | None = None,
         dists: nnx.Module | None = None,
     ) -> tuple[TrainState, Frozen]:
@@ -296,6 +304,8 @@ class Trainer:
             return model.decode(model.encode(images["hq"]))
         if kind == "diffusion":
             return _estimate(model, images["hq"], self.config.run.seed)
+        if kind == "cleaner":
+            return model(images["lq"])
         if isinstance(model.prompter, DualPrompter) and kind == "dpg":
             restored = model.prompter.feature_extractor.reconstruct(images["lq"]).restored
             return jnp.clip(restored, -1.0, 1.0)
@@ -333,6 +343,11 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
 
     Raises ConfigError or WeightsError where the folder is not what the config needs.
     """
+    # A cleaner is alone: nothing of its run is frozen, and no other network judges it.
+    if config.run.kind == "cleaner":
+        network = prepare_cleaner(config, folder)
+        trainer = Trainer(config, config.model, network)
+        return trainer, config.model, *trainer.start(network)
     # The restorer, and LPIPS where it is a loss or a metric of the validation, or DISTS' VGG.
     restorer, model = prepare(config, folder)
     lpips = dists = None

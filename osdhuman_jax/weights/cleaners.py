@@ -1,10 +1,12 @@
-"""Cleaners: model folders of a network that restores pictures by itself, which is RRDBNet.
+"""Cleaners: model folders of a network that restores pictures by itself: RRDBNet or SwinIR.
 
     config.json        format, kind "cleaner", sizes, digests, provenance, licences
     base.safetensors   the network's tensors, in the dtypes of their source
 
-They come from ncnn's files (see ncnn.py), from BasicSR's (Real-ESRGAN), and from those with the
-older names of ESRGAN (its own, BSRGAN's BSRNet).
+RRDBNet comes from ncnn's files (see ncnn.py), from BasicSR's (Real-ESRGAN), and from those with the
+older names of ESRGAN (its own, BSRGAN's BSRNet), SwinIR from its own and DiffBIR's (see
+swinir_files.py). Either may also come from a training run of kind "cleaner", whose result is such a
+folder, and become the part "cleaner" of another model's.
 """
 
 import re
@@ -13,11 +15,20 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from osdhuman_jax.config import ConfigError, Json, UseConfig, from_dict
-from osdhuman_jax.disk import file_digest
+import jax.numpy as jnp
+import numpy as np
+
+from osdhuman_jax.config import ConfigError, Json, UseConfig, to_dict
+from osdhuman_jax.disk import file_digest, write_json
+from osdhuman_jax.methods.cleaner import (
+    CleanerNetwork,
+    CleanerSizes,
+    build_cleaner,
+    cleaner_sizes,
+)
 from osdhuman_jax.networks.configs import RRDBNetConfig
-from osdhuman_jax.networks.rrdbnet import ENLARGED, RRDBNet
-from osdhuman_jax.weights import name_tables
+from osdhuman_jax.networks.rrdbnet import ENLARGED
+from osdhuman_jax.weights import name_tables, swinir_files
 from osdhuman_jax.weights.choices import PACKAGE
 from osdhuman_jax.weights.diffusion import state
 from osdhuman_jax.weights.model_folder import (
@@ -25,20 +36,26 @@ from osdhuman_jax.weights.model_folder import (
     CLEANER,
     CONFIG,
     DTYPES,
+    FORMAT,
     IMPOSSIBLE,
     abstract,
+    compare,
+    draw_parameters,
     fill,
+    parameters,
     read_meta,
+    read_use,
     shapes,
     verify,
 )
 from osdhuman_jax.weights.ncnn import read_ncnn
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
+from osdhuman_jax.weights.swinir_files import is_swinir
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
 
+TRANSFORMER_STD = 0.02  # of a transformer's weights before training, cut at twice as much
 # Published files, and what is believed of them.
 PACKED = "REALESRGAN_X4PLUS_UP4X"  # RealESRGAN_x4plus in that package
 NCNN = (".param", ".bin")
-MOST = 1000  # blocks; a file that claims more is not taken at its word
 
 # BasicSR's names are ours but for the ends; numbers of blocks and layers are kept.
 TABLE: name_tables.Table = {
@@ -69,8 +86,8 @@ ORIGINS = {  # whose names a file has, and the licence under which the originals
 class Cleaner:
     """A loaded cleaner and what it is; a pipeline takes it as it takes a `Model`."""
 
-    restorer: RRDBNet
-    config: RRDBNetConfig
+    restorer: CleanerNetwork
+    config: CleanerSizes
     digest: str  # sha256 of config.json, which holds the digest of the weights
     name: str
     use: UseConfig = field(default_factory=UseConfig)
@@ -80,10 +97,11 @@ class Cleaner:
 class Source:
     """What was read of somebody's files, its tensors with our names and still on disk."""
 
-    config: RRDBNetConfig
+    config: CleanerSizes
     tensors: dict[str, Tensor]
+    files: list[Path]
     provenance: Json
-    licence: str
+    licences: list[str]
 
 
 def load_cleaner(folder: Path | str, *, precision: str = "fp32") -> Cleaner:
@@ -100,57 +118,122 @@ def load_cleaner(folder: Path | str, *, precision: str = "fp32") -> Cleaner:
     # A cleaner is small enough to be in memory twice (67 MB): its tensors are read at once.
     tensors = {name: tensor.read() for name, tensor in load(folder / BASE).items()}
     fill(network, tensors, set(shapes(network)), str(folder / BASE))
-    return Cleaner(network, config, file_digest(folder / CONFIG), folder.resolve().name)
+    digest, name = file_digest(folder / CONFIG), folder.resolve().name
+    return Cleaner(network, config, digest, name, read_use(folder, meta))
 
 
-def read_sizes(folder: Path, meta: Json) -> RRDBNetConfig:
+def read_sizes(folder: Path, meta: Json) -> CleanerSizes:
     """Sizes of a folder's network. Raises WeightsError where they are not described."""
     try:
-        return from_dict(RRDBNetConfig, meta["model"])
+        return cleaner_sizes(meta["model"])
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
 
 
-def abstract_network(config: RRDBNetConfig, where: str, precision: str = "fp32") -> RRDBNet:
+def abstract_network(config: CleanerSizes, where: str, precision: str = "fp32") -> CleanerNetwork:
     """The network with shapes for arrays. Raises WeightsError on sizes that make none."""
     try:
-        # A block is hundreds of objects even without arrays.
-        if not 0 < config.num_block <= MOST:
-            raise ValueError(f"{config.num_block} blocks")
-        return abstract(lambda rngs: RRDBNet(config, dtype=DTYPES[precision], rngs=rngs))
+        return abstract(lambda rngs: build_cleaner(config, dtype=DTYPES[precision], rngs=rngs))
     except IMPOSSIBLE as error:
         raise WeightsError(f"{where}: sizes that make no network: {error!s:.200}") from error
+
+
+def random_cleaner(config: CleanerSizes, seed: int) -> CleanerNetwork:
+    """A network with random weights to be trained. Raises WeightsError on sizes that make none."""
+    network, rng = abstract_network(config, "cleaner"), np.random.default_rng(seed)
+    draw_parameters(network, rng)
+    # Transformers begin with small weights (Swin's 0.02): each of many blocks adds little at first.
+    for name, variable in parameters(network).items():
+        if name.endswith(".kernel") and len(variable.shape) == 2:
+            values = TRANSFORMER_STD * rng.standard_normal(variable.shape, np.float32)
+            bound = 2 * TRANSFORMER_STD
+            variable.set_value(jnp.asarray(np.clip(values, -bound, bound)))
+    return network
+
+
+def save_cleaner(
+    folder: Path | str,
+    config: CleanerSizes,
+    network: CleanerNetwork,
+    *,
+    provenance: Json | None = None,
+    use: UseConfig | None = None,
+) -> None:
+    """Write a model folder of a network, its tensors as they are."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {n: np.asarray(p.get_value()) for n, p in parameters(network).items()}
+    write_safetensors(folder / BASE, {n: Tensor.of(array) for n, array in arrays.items()})
+    # The description last, with the digest of what is there by then.
+    meta = described(config) | {"use": to_dict(use or UseConfig()), "provenance": provenance or {}}
+    meta["digests"] = {BASE: file_digest(folder / BASE)}
+    write_json(folder / CONFIG, meta)
+
+
+def described(config: CleanerSizes) -> Json:
+    """What config.json of every cleaner begins with."""
+    return {"format": FORMAT, "kind": CLEANER, "model": to_dict(config), "digests": {}}
 
 
 # Import
 
 
 def read_cleaner(source: str) -> Source:
-    """What is to be imported, from a file (.pth, .safetensors, .param or .bin) or a package.
+    """What is to be imported, from a file (.pth, .safetensors, .param or .bin), folder or package.
 
-    The package is PACKAGE, if it is installed. Raises WeightsError on anything else; nothing is
-    fetched.
+    A folder is a cleaner's own, such as a training run makes; the package is PACKAGE, if it is
+    installed. Raises WeightsError on anything else; nothing is fetched.
     """
+    if Path(source).is_dir():
+        return _of_folder(Path(source))
     # A package's name as pip takes it: dashes, underscores and dots alike.
     package = re.sub(r"[-_.]+", "-", source).lower() == PACKAGE
     path = packed_file() if package else Path(source)
     if not path.is_file():
         raise WeightsError(f"{source}: no such file")
     # BasicSR's trainer keeps an averaged copy beside the weights, which is the better one.
-    found = read_ncnn(path) if path.suffix in NCNN else state(path, "params_ema", "params")
-    origin, licence = ORIGINS["old" if any("trunk" in name for name in found) else "new"]
-    # Sizes from shapes, a network of these sizes, and every tensor against it.
-    config = sizes_of(found, str(path))
-    targets = shapes(abstract_network(config, str(path)))
-    tensors = name_tables.convert(found, TABLE, targets, str(path), rename=renamed)
+    ncnn = path.suffix in NCNN
+    found = read_ncnn(path) if ncnn else state(path, "params_ema", "params", "state_dict")
+    # Torch's trainers of several devices put a word before each name.
+    found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    config, tensors, origin, licence = (_swinir if is_swinir(found) else _rrdbnet)(found, str(path))
     # ncnn's weights are two files, of which either was named.
-    files = [path.with_suffix(s) for s in NCNN] if path.suffix in NCNN else [path]
+    files = [path.with_suffix(s) for s in NCNN] if ncnn else [path]
     provenance: Json = {
         "source": f"{PACKAGE} {metadata.version(PACKAGE)}" if package else path.name,
         "origin": origin,
         "files": {file.name: file_digest(file) for file in files},
     }
-    return Source(config, tensors, provenance, licence)
+    return Source(config, tensors, files, provenance, [licence])
+
+
+def _of_folder(folder: Path) -> Source:
+    meta = read_meta(folder, CLEANER)
+    verify(folder, meta, BASE)
+    # Tensors have our names already; they are held against the sizes that the folder claims.
+    config, tensors = read_sizes(folder, meta), load(folder / BASE)
+    compare(tensors, parameters(abstract_network(config, str(folder))), str(folder / BASE))
+    provenance = meta.get("provenance", {})
+    return Source(config, tensors, [folder / BASE], provenance, meta.get("licences", []))
+
+
+Found = tuple[CleanerSizes, dict[str, Tensor], str, str]  # with whose it is, and its licence
+
+
+def _rrdbnet(found: Mapping[str, Tensor], where: str) -> Found:
+    # Sizes from shapes, a network of these sizes, and every tensor against it.
+    config = sizes_of(found, where)
+    targets = shapes(abstract_network(config, where))
+    tensors = name_tables.convert(found, TABLE, targets, where, rename=renamed)
+    return config, tensors, *ORIGINS["old" if any("trunk" in name for name in found) else "new"]
+
+
+def _swinir(found: Mapping[str, Tensor], where: str) -> Found:
+    config = swinir_files.sizes_of(found, where)
+    targets = shapes(abstract_network(config, where))
+    table, ignore = swinir_files.TABLE, swinir_files.IGNORE
+    tensors = name_tables.convert(found, table, targets, where, ignore=ignore)
+    return config, tensors, swinir_files.origin_of(config), swinir_files.LICENCE
 
 
 def packed_file() -> Path:
@@ -185,7 +268,7 @@ def sizes_of(source: Mapping[str, Tensor], where: str) -> RRDBNetConfig:
     # Networks for x1 and x2 fold pixels into channels first: their first layer has 48 or 12.
     shuffles = {3 * factor**2: factor for factor in (1, 2, ENLARGED)}
     if len(first) != 4 or len(dense) != 4 or first[1] not in shuffles:
-        needed = "needed is RRDBNet (RealESRGAN_x4plus or another of its layout)"
+        needed = "needed is RRDBNet (RealESRGAN_x4plus or another of its layout) or SwinIR"
         names = ", ".join(sorted(source)[:3])
         raise WeightsError(f"{where}: {needed}, but it has {names:.120}, ..")
     return RRDBNetConfig(

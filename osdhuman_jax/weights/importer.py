@@ -18,6 +18,7 @@ import numpy as np
 from osdhuman_jax.cli import check_folder
 from osdhuman_jax.config import Json, ModelConfig, to_dict
 from osdhuman_jax.disk import file_digest, staged_folder, write_json
+from osdhuman_jax.methods.cleaner import CleanerSizes
 from osdhuman_jax.methods.prompts import load_prompt
 from osdhuman_jax.networks.configs import (
     CLIPConfig,
@@ -27,7 +28,7 @@ from osdhuman_jax.networks.configs import (
     TaggerConfig,
 )
 from osdhuman_jax.networks.tokenizer import read_vocabulary
-from osdhuman_jax.weights.cleaners import read_cleaner
+from osdhuman_jax.weights.cleaners import Source, described, read_cleaner
 from osdhuman_jax.weights.companions import RAM, RAM_LICENCE, add_dape, read_lpips, read_ram
 from osdhuman_jax.weights.controls import FitControl
 from osdhuman_jax.weights.diffusion import (
@@ -41,7 +42,6 @@ from osdhuman_jax.weights.extractors import PROMPT, TAGS, TOKENIZER, check_kind,
 from osdhuman_jax.weights.generators import Fit, Generator, fitted, local_generator
 from osdhuman_jax.weights.model_folder import (
     BASE,
-    CLEANER,
     CONFIG,
     FORMAT,
     GENERATOR,
@@ -66,12 +66,13 @@ class Parts:
     clip: Part[CLIPConfig] | None
     lpips: Part[LPIPSConfig] | None
     control: Part[ControlNetConfig] | None = None
+    cleaner: Part[CleanerSizes] | None = None
 
     def found(self) -> dict[str, Part]:
         """Those that are there, by name."""
-        all_four = {"tagger": self.tagger, "clip": self.clip, "lpips": self.lpips}
-        all_four["control"] = self.control
-        return {name: part for name, part in all_four.items() if part is not None}
+        every = {"tagger": self.tagger, "clip": self.clip, "lpips": self.lpips}
+        every |= {"control": self.control, "cleaner": self.cleaner}
+        return {name: part for name, part in every.items() if part is not None}
 
 
 def import_model(
@@ -83,6 +84,7 @@ def import_model(
     lpips: Sequence[Location] = (),
     clip: Location | None = None,
     tags: Location | None = None,
+    cleaner: Location | None = None,
     generator: Location | Generator | Fit | None = None,
     control: FitControl | None = None,
     prompt: str = "",
@@ -92,21 +94,21 @@ def import_model(
 ) -> None:
     """Write a model folder of Stable Diffusion 2.1-base and RAM.
 
-    `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips` and `clip` add
-    parts (see parts.py); `tags` is the folder of RAM's list of tags and, if it has one, of their
-    thresholds; `generator` is what a training run changed (see generators.py). Without one, HFIE
-    is random by `seed`. `control` makes a ControlNet (see controls.py). `prompt` is the kind of
-    extractor (see extractors.py): by default the generator's, "fixed" with a `prompt_file`, else
-    HFIE. Raises WeightsError, having written nothing.
+    `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips`, `clip` and
+    `cleaner` (see `read_cleaner`) add parts (see parts.py); `tags` is the folder of RAM's list of
+    tags and, if it has one, of their thresholds; `generator` is what a training run changed (see
+    generators.py). Without one, HFIE is random by `seed`. `control` makes a ControlNet (see
+    controls.py). `prompt` is the kind of extractor (see extractors.py): by default the generator's,
+    "fixed" with a `prompt_file`, else HFIE. Raises WeightsError, having written nothing.
     """
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
     output = Path(output)
     check_output(output, overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
-    check_local(given | {"sd": sd, "generator": generator})
+    check_local(given | {"sd": sd, "generator": _place(generator)})
     encoder = read_ram(Path(ram))
-    parts = _parts_here(encoder, dape, clip, lpips)
+    parts = _parts_here(encoder, dape, clip, lpips, cleaner)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file)
     generator = local_generator(generator)
     kind_of_tags = "dape" if dape else "ram"
@@ -136,6 +138,11 @@ def import_model(
     write_folder(output, files, meta, small, overwrite)
 
 
+def _place(generator: Location | Generator | Fit | None) -> Location | None:
+    """Where a generator lies, if it is not read already."""
+    return generator if isinstance(generator, Path | str) else None
+
+
 def _description(
     model: ModelConfig,
     kind: str,
@@ -151,12 +158,16 @@ def _description(
         "lora": to_dict(generator.lora) if generator else None,
         "parts": {name: to_dict(part.config) for name, part in parts.items()},
         "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
-        "licences": [LICENCE, RAM_LICENCE, *(generator.licences if generator else [])],
+        "licences": [
+            *(LICENCE, RAM_LICENCE),
+            *(generator.licences if generator else []),
+            *(licence for part in parts.values() for licence in part.licences),
+        ],
     }
 
 
 def import_cleaner(source: Location, output: Location, *, overwrite: bool = False) -> None:
-    """Write a model folder of RRDBNet (see cleaners.py), whose tensors keep their dtypes.
+    """Write a model folder of RRDBNet or SwinIR (see cleaners.py), with the file's dtypes.
 
     `source` is a file, or the name of a package of weights that is installed. Raises WeightsError,
     having written nothing.
@@ -165,14 +176,7 @@ def import_cleaner(source: Location, output: Location, *, overwrite: bool = Fals
     check_output(output, overwrite)
     # Its own reader has proved names and shapes; nothing is converted but names.
     read = read_cleaner(str(source))
-    meta: Json = {
-        "format": FORMAT,
-        "kind": CLEANER,
-        "model": to_dict(read.config),
-        "digests": {},
-        "licences": [read.licence],
-        "provenance": read.provenance,
-    }
+    meta = described(read.config) | {"licences": read.licences, "provenance": read.provenance}
     write_folder(output, {BASE: read.tensors}, meta, {}, overwrite)
 
 
@@ -212,14 +216,25 @@ def check_local(given: Mapping[str, object]) -> None:
 
 
 def _parts_here(
-    encoder: RAM, dape: Location | None, clip: Location | None, lpips: Sequence[Location]
+    encoder: RAM,
+    dape: Location | None,
+    clip: Location | None,
+    lpips: Sequence[Location],
+    cleaner: Location | None,
 ) -> Parts:
     """What is imported beside the restorer, but for a text encoder that may be on the hub."""
     return Parts(
         tagger=add_dape(Path(dape), encoder) if dape else encoder.tagger,
         clip=read_clip(Path(clip)) if clip and not may_be_remote(str(clip)) else None,
         lpips=read_lpips([Path(p) for p in lpips]) if lpips else None,
+        cleaner=_cleaner_part(read_cleaner(str(cleaner))) if cleaner else None,
     )
+
+
+def _cleaner_part(source: Source) -> Part[CleanerSizes]:
+    """A cleaner as the part of another model."""
+    named = {f"cleaner.{name}": tensor for name, tensor in source.tensors.items()}
+    return Part(source.config, named, source.files, source.licences)
 
 
 def _check_promised(

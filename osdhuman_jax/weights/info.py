@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from osdhuman_jax.config import Json
+from osdhuman_jax.networks.configs import RRDBNetConfig
 from osdhuman_jax.weights.choices import CONDITIONS
 from osdhuman_jax.weights.cleaners import read_sizes
 from osdhuman_jax.weights.model_folder import (
@@ -68,8 +69,11 @@ def _restorer(folder: Path, meta: Json) -> list[str]:
 
 def _cleaner(folder: Path, meta: Json) -> list[str]:
     size = read_sizes(folder, meta)
-    width = f"{size.num_block} blocks of width {size.num_feat} + {size.num_grow_ch}"
-    return [f"{folder}: cleaner (RRDBNet), x{size.scale}, {width}"]
+    if isinstance(size, RRDBNetConfig):
+        width = f"{size.num_block} blocks of width {size.num_feat} + {size.num_grow_ch}"
+        return [f"{folder}: cleaner (RRDBNet), x{size.scale}, {width}"]
+    width = f"{sum(size.depths)} blocks of width {size.embed_dim} in {len(size.depths)} groups"
+    return [f"{folder}: cleaner (SwinIR), x{size.scale}, {width}"]
 
 
 def _sum(tensors: Mapping[str, Tensor]) -> str:

@@ -46,7 +46,7 @@ FORMAT = 1
 RESTORER, CLEANER = "restorer", "cleaner"
 KINDS = {
     RESTORER: ("a restorer of one diffusion step", {"model", "lora", "digests"}),
-    CLEANER: ("a cleaner, which restores by itself (RRDBNet)", {"model", "digests"}),
+    CLEANER: ("a cleaner, which restores by itself (RRDBNet, SwinIR)", {"model", "digests"}),
 }
 # Names on disk, which no version may change.
 BASE, GENERATOR, CONFIG = "base.safetensors", "generator.safetensors", "config.json"
@@ -199,7 +199,7 @@ def fill(
     """
     # All is compared before the first is changed.
     targets = {name: p for name, p in parameters(restorer).items() if name in names}
-    _compare(tensors, targets, where)
+    compare(tensors, targets, where)
     for name, variable in targets.items():
         variable.set_value(jnp.asarray(tensors[name], variable.dtype))
 
@@ -209,14 +209,15 @@ def check_tensors(
 ) -> None:
     """Raise WeightsError unless the tensors, unread, are those of such a restorer."""
     restorer, _ = abstract_restorer(config, adapters)
-    _compare(tensors, parameters(restorer), where)
+    compare(tensors, parameters(restorer), where)
 
 
-def _compare(
+def compare(
     found: Mapping[str, np.ndarray] | Mapping[str, Tensor],
     targets: Mapping[str, nnx.Param],
     where: str,
 ) -> None:
+    """Raise WeightsError unless the tensors have the names and shapes of `targets`."""
     # Every fault of a file in one error, since one alone says little of what the file is.
     both = set(found) & set(targets)
     faults = {

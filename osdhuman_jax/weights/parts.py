@@ -5,11 +5,14 @@
     lpips.safetensors    VGG16 and the weights of its channels, for training
     dists.safetensors    DISTS' own weights of the same VGG16, for HAODiff's training
     control.safetensors  DiffBody's ControlNet for the restorer's U-Net
+    cleaner.safetensors  RRDBNet or SwinIR, for DiffBody: restores before the diffusion model
 
 config.json has their sizes under "parts" and their digests with the others.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Generic, Literal, TypeVar, overload
 
@@ -18,6 +21,12 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from osdhuman_jax.config import ConfigError, Json, ModelConfig, from_dict
+from osdhuman_jax.methods.cleaner import (
+    CleanerNetwork,
+    CleanerSizes,
+    build_cleaner,
+    cleaner_sizes,
+)
 from osdhuman_jax.methods.prompts import ImageTagger
 from osdhuman_jax.networks.clip import CLIPTextModel
 from osdhuman_jax.networks.configs import (
@@ -25,6 +34,8 @@ from osdhuman_jax.networks.configs import (
     ControlNetConfig,
     DISTSConfig,
     LPIPSConfig,
+    RRDBNetConfig,
+    SwinIRConfig,
     TaggerConfig,
 )
 from osdhuman_jax.networks.controlnet import ControlNet
@@ -47,16 +58,25 @@ from osdhuman_jax.weights.model_folder import (
 )
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
-Sizes = TypeVar("Sizes", CLIPConfig, TaggerConfig, LPIPSConfig, DISTSConfig, ControlNetConfig)
-AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig | DISTSConfig | ControlNetConfig
-AnyPart = CLIPTextModel | ImageTagger | LPIPS | DISTS | ControlNet
-# By their names in config.json and on disk.
-PARTS: dict[str, type[AnySizes]] = {
-    "clip": CLIPConfig,
-    "tagger": TaggerConfig,
-    "lpips": LPIPSConfig,
-    "dists": DISTSConfig,
-    "control": ControlNetConfig,
+Sizes = TypeVar(
+    "Sizes",
+    CLIPConfig,
+    TaggerConfig,
+    LPIPSConfig,
+    DISTSConfig,
+    ControlNetConfig,
+    CleanerSizes,
+)
+AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig | DISTSConfig | ControlNetConfig | CleanerSizes
+AnyPart = CLIPTextModel | ImageTagger | LPIPS | DISTS | ControlNet | CleanerNetwork
+# By their names in config.json and on disk: what makes sizes of a table.
+PARTS: dict[str, Callable[[object], AnySizes]] = {
+    "clip": partial(from_dict, CLIPConfig),
+    "tagger": partial(from_dict, TaggerConfig),
+    "lpips": partial(from_dict, LPIPSConfig),
+    "dists": partial(from_dict, DISTSConfig),
+    "control": partial(from_dict, ControlNetConfig),
+    "cleaner": cleaner_sizes,
 }
 
 
@@ -68,6 +88,7 @@ class Part(Generic[Sizes]):
     tensors: dict[str, Tensor]
     files: list[Path] = field(default_factory=list)
     remarks: Json = field(default_factory=dict)  # of how it was made; for provenance
+    licences: list[str] = field(default_factory=list)  # beside those of the model
 
 
 def build_part(
@@ -83,6 +104,8 @@ def build_part(
         return DISTS(config, rngs=rngs)
     if isinstance(config, ControlNetConfig):
         return ControlNet(config, **kw)
+    if isinstance(config, RRDBNetConfig | SwinIRConfig):
+        return build_cleaner(config, dtype=dtype, rngs=rngs)
     # The head listens to an encoder of the restorer's sizes, with DAPE's changes if there are any.
     tagger = Tagger(config, model.swin.image_proj_dim, **kw)
     return ImageTagger(RAMEncoder(model.swin, **kw), tagger)
@@ -102,7 +125,7 @@ def part_config(folder: Path, meta: Json, name: str) -> AnySizes:
     if name not in meta.get("parts", {}):
         raise WeightsError(f"{folder}: holds no part {name!r}; import it with the model")
     try:
-        config = from_dict(PARTS[name], meta["parts"][name])
+        config = PARTS[name](meta["parts"][name])
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
     # It says of which U-Net it is, as another's would not add up.
@@ -132,6 +155,10 @@ def load_part(folder: Path | str, name: Literal["dists"], *, precision: str = "f
 def load_part(
     folder: Path | str, name: Literal["control"], *, precision: str = "fp32"
 ) -> ControlNet: ...
+@overload
+def load_part(
+    folder: Path | str, name: Literal["cleaner"], *, precision: str = "fp32"
+) -> CleanerNetwork: ...
 
 
 def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> AnyPart:

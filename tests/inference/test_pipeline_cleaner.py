@@ -1,6 +1,7 @@
 """Pictures through a network that enlarges by itself: sizes, tiles, folders, the Python class."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,7 @@ import make_cleaners as files
 import numpy as np
 import pytest
 import torch
-from convert import call
+from convert import call, filled
 from skimage.data import astronaut
 
 from osdhuman_jax.commands import restore
@@ -16,7 +17,9 @@ from osdhuman_jax.images.codec import Picture, read_image, to_float, to_uint8
 from osdhuman_jax.images.sizes import scaled_size
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.weights import load_cleaner
+from osdhuman_jax.networks.configs import SwinIRConfig
+from osdhuman_jax.networks.swinir_restorer import SwinIR
+from osdhuman_jax.weights import Cleaner, load_cleaner
 from osdhuman_jax.weights.importer import import_cleaner
 
 PHOTO = cv2.resize(astronaut(), (45, 61), interpolation=cv2.INTER_AREA)  # 61 high, 45 wide
@@ -98,6 +101,23 @@ def test_tiles_are_the_whole_picture(upscale, model, monkeypatch):
     assert whole.tiling(expected.size) is None and expected.rgb.std() > 5
     assert tiled.tiling(restored.size) == "128x128x1" and seen[-1][0] == seen[-1][1] > 2
     assert tiled.programs.count == 2  # the whole that did not fit, and the tile: nothing measured
+    assert np.abs(restored.rgb.astype(int) - expected.rgb).max() <= 2
+
+
+def test_tiles_of_swinir_are_the_whole_picture(monkeypatch):
+    """Tiles begin where windows begin, and share what the blocks look across."""
+    monkeypatch.setattr("osdhuman_jax.inference.plans.TILES", ((128, 4),))
+    sizes = {"embed_dim": 8, "depths": (2,), "num_heads": (2,), "window_size": 4}
+    config = replace(SwinIRConfig.color_dn(), **sizes)
+    network = filled(lambda rngs: SwinIR(config, rngs=rngs))
+    model = Cleaner(network, config, "0" * 64, "swinir")
+    whole = Pipeline(model)
+    (expected,) = whole.restore([large()])
+    ((_, taken),) = whole._footprints
+    tiled = Pipeline(model, max_memory=taken - 1)
+    (restored,) = tiled.restore([large()])
+    assert tiled.tiling(restored.size) == "128x128x4" and expected.rgb.std() > 5
+    assert network.reach == 16 and network.multiple == 4
     assert np.abs(restored.rgb.astype(int) - expected.rgb).max() <= 2
 
 

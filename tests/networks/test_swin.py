@@ -93,7 +93,7 @@ def test_patch_merging(pair):
 
 @pytest.mark.parametrize(("side", "window", "shift"), [(8, 4, 2), (12, 4, 1), (18, 6, 3)])
 def test_shift_mask_separates_what_the_roll_joined(side, window, shift):
-    mask = shift_mask(side, window, shift)
+    mask = np.asarray(shift_mask(side, side, window, shift))
     assert set(np.unique(mask)) == {-100.0, 0.0}
     n = side // window
 

