@@ -14,7 +14,8 @@ from osdhuman_jax.degrade.motion import PartMap
 
 Crop = UInt8[np.ndarray, "height width 3"]
 Labels = UInt8[np.ndarray, "height width"]
-Weights = Float32[np.ndarray, "height width"]
+Weights = Float32[np.ndarray, "h w"]
+CutWeights = Float32[np.ndarray, "height width"]
 Window = tuple[slice, slice]  # rows, columns
 Size = tuple[int, int]  # height, width
 
@@ -59,7 +60,7 @@ def cut_labels(parts: PartMap, window: Window, size: Size) -> Labels:
     return cv2.resize(parts[window], size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def cut_weights(weights: Weights, window: Window, size: Size) -> Weights:
+def cut_weights(weights: Weights, window: Window, size: Size) -> CutWeights:
     """The same window of a map of numbers, which stay in their range."""
     found = weights[window]
     filter_ = cv2.INTER_AREA if len(found) > size[0] else cv2.INTER_LINEAR

@@ -108,8 +108,8 @@ def read_poses(path: Path) -> Table[People]:
 
 def _people(entry: Json) -> People:
     """Of a line of POSES. Raises ValueError, TypeError or KeyError."""
-    people = np.array(entry["people"], np.float32).reshape(len(entry["people"]), -1)
-    if people.size and people.shape[1] != JOINTS * 3:
+    people = np.array(entry["people"], np.float32)
+    if people.shape != (0,) and people.shape[1:] != (JOINTS, 3):
         raise ValueError(f"its people do not have {JOINTS} joints of x, y and score")
     if not np.isfinite(people).all():
         raise ValueError("its people have joints that are no finite numbers")

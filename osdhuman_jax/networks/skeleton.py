@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int
 from osdhuman_jax.networks.types import Image
 
 # x and y in pixels, of which whole numbers are centres, and a score in [0, 1].
-People = Float[Array, "b p 18 3"]
+People = Float[Array | np.ndarray, "b p 18 3"]
+Plane = Float[Array, "1 1 1 h w"]
 
 # OpenPose's joints. Left and right are the person's own.
 JOINTS = (
@@ -53,7 +54,7 @@ def draw_skeleton(people: People, size: tuple[int, int]) -> Image:
 
     A joint is drawn where its score is above 0.3, and a bone where both its ends are.
     """
-    y, x = jnp.mgrid[: size[0], : size[1]].astype(jnp.float32)
+    y, x = (axis[None, None, None] for axis in jnp.mgrid[: size[0], : size[1]].astype(jnp.float32))
     points, seen = people[..., :2].astype(jnp.float32), people[..., 2] > VISIBLE
     # Of what lies on a pixel the last counts: all bones in their order, then all joints. Each kind
     # is reduced by itself, so that no array of all shapes' pixels is ever held.
@@ -64,7 +65,7 @@ def draw_skeleton(people: People, size: tuple[int, int]) -> Image:
 
 def _ranks(inside: Bool[Array, "b p n h w"], first: int) -> Int[Array, "b h w"]:
     """The largest number of the shapes on a pixel, which count from `first`; 0 where none is."""
-    numbers = first + jnp.arange(inside.shape[2])[:, None, None]
+    numbers = first + jnp.arange(inside.shape[2])[None, None, :, None, None]
     return jnp.max(jnp.where(inside, numbers, 0), axis=(1, 2), initial=0)
 
 
@@ -76,7 +77,7 @@ def _palette() -> np.ndarray:
 
 
 def _in_bones(
-    points: Float[Array, "b p 18 2"], seen: Bool[Array, "b p 18"], x: Array, y: Array, width: int
+    points: Float[Array, "b p 18 2"], seen: Bool[Array, "b p 18"], x: Plane, y: Plane, width: int
 ) -> Bool[Array, "b p 17 h w"]:
     """Which pixels each bone covers: an ellipse from end to end, `width` its smaller half-axis."""
     starts, ends = np.array(LIMBS).T
@@ -93,7 +94,7 @@ def _in_bones(
 
 
 def _in_joints(
-    points: Float[Array, "b p 18 2"], seen: Bool[Array, "b p 18"], x: Array, y: Array, width: int
+    points: Float[Array, "b p 18 2"], seen: Bool[Array, "b p 18"], x: Plane, y: Plane, width: int
 ) -> Bool[Array, "b p 18 h w"]:
     """Which pixels each joint covers, a disc of the radius `width`."""
     dx, dy = (v - points[..., i, None, None] for i, v in enumerate((x, y)))
