@@ -16,9 +16,9 @@ from osdhuman_jax.data.sources import ChainSource, check_count
 from osdhuman_jax.filenames import spelled
 
 
-def read_captions(path: Path) -> Table[str]:
+def read_captions(path: Path, *, unfinished: bool = False) -> Table[str]:
     """Captions by a picture's path without its suffix. Raises DataError."""
-    return read_lines(path, _text)
+    return read_lines(path, _text, unfinished=unfinished)
 
 
 def _text(entry: Json) -> str:

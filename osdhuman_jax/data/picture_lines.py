@@ -7,14 +7,17 @@ and all other keys are passed over. Poses (structures.py) and captions are kept 
 known without its suffix, as its part map is, so that packed records have theirs by `crop_id`.
 """
 
+import errno
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from osdhuman_jax.config import Json
 from osdhuman_jax.data.sources import DataError, FolderSource, Source
-from osdhuman_jax.disk import write_bytes
+from osdhuman_jax.disk import hold
 from osdhuman_jax.filenames import spelled, unspelled
 from osdhuman_jax.images.listing import SUFFIXES
 
@@ -28,13 +31,17 @@ def stem(file: str) -> str:
     return (path.with_suffix("") if path.suffix.lower() in SUFFIXES else path).as_posix()
 
 
-def read_lines(path: Path, parse: Callable[[Json], T]) -> Table[T]:
+def read_lines(path: Path, parse: Callable[[Json], T], *, unfinished: bool = False) -> Table[T]:
     """What a file says of each picture; `parse` raises ValueError, TypeError or KeyError.
 
-    Raises DataError, in one line that names the file's line.
+    Where it is `unfinished` its last line may be torn. Raises DataError, in one line that names the
+    file's line.
     """
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        data = path.read_bytes()
+        if unfinished and _is_torn(last := data.rpartition(b"\n")[2]):
+            data = data.removesuffix(last)
+        lines = data.decode("utf-8-sig").split("\n")
     except OSError as error:
         raise DataError(f"{spelled(path)}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -83,11 +90,36 @@ def check_pictures(where: str, table: Table[T], source: Source) -> int:
     return len(names - table.keys())
 
 
-def end_whole(path: Path) -> None:
-    """Take off a file's last line where a killed process left it torn, so that lines can follow."""
-    data = path.read_bytes() if path.is_file() else b""
-    kept, _, last = data.rpartition(b"\n")
+@contextmanager
+def appended(path: Path) -> Iterator[Callable[[Json], None]]:
+    """A function that adds lines to a file, which this process holds alone.
+
+    A last line that a killed process left torn goes first. Raises DataError where another process
+    is adding lines, and OSError.
+    """
+    try:
+        with hold(path) as file:
+            data = file.readall()
+            last = data.rpartition(b"\n")[2]
+            if _is_torn(last):
+                file.truncate(len(data) - len(last))
+            elif last:
+                file.write(b"\n")
+
+            def add(entry: Json) -> None:
+                line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            yield add
+    except BlockingIOError:
+        raise DataError(f"{spelled(path)}: another run is writing to it") from None
+
+
+def _is_torn(last: bytes) -> bool:
+    """Whether what stands after a file's last line break is no whole line."""
     try:
         json.loads(last or b"{}")
     except ValueError:
-        write_bytes(path, kept + b"\n" if kept else b"")
+        return True
+    return False

@@ -101,9 +101,9 @@ def padded(people: People) -> Float32[np.ndarray, "most 18 3"]:
 # Files -------------------------------------------------------------------------------------------
 
 
-def read_poses(path: Path) -> Table[People]:
+def read_poses(path: Path, *, unfinished: bool = False) -> Table[People]:
     """People by a picture's path without its suffix. Raises DataError."""
-    return read_lines(path, _people)
+    return read_lines(path, _people, unfinished=unfinished)
 
 
 def _people(entry: Json) -> People:

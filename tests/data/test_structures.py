@@ -11,7 +11,7 @@ from photo_sources import config_of, picture, png, take
 
 from osdhuman_jax.data.captions import open_captions
 from osdhuman_jax.data.loader import make_loader
-from osdhuman_jax.data.picture_lines import end_whole
+from osdhuman_jax.data.picture_lines import appended
 from osdhuman_jax.data.records import encode_record
 from osdhuman_jax.data.samples import make_sample
 from osdhuman_jax.data.sources import DataError, LabelledSource, open_sources
@@ -214,17 +214,17 @@ def test_places_that_are_not_there_are_one_line(folders, tmp_path):
         read_attention(path, SIZE)
 
 
-def test_a_torn_line_goes_and_a_whole_one_stays(tmp_path):
+def test_lines_are_added_after_whole_ones_by_one_process(tmp_path):
     path = lines(tmp_path / "poses.jsonl", POSE)
     whole = path.read_text()
-    for text, kept in (
-        (whole + '{"file": "b', whole),
-        (whole.strip(), whole.strip()),
-        ('{"fi', ""),
-    ):
+    for text in (whole + '{"file": "b', whole.strip(), whole):
         path.write_text(text)
-        end_whole(path)
-        assert path.read_text() == kept
-    end_whole(tmp_path / "none")
-    path.write_text(whole)
-    assert list(read_poses(path)) == ["a"]
+        assert list(read_poses(path, unfinished=True)) == ["a"]
+        with appended(path) as add:
+            add({"file": "é.png", "people": []})
+            with pytest.raises(DataError, match="another run is writing to it"), appended(path):
+                pass
+        assert path.read_text() == whole + '{"file": "é.png", "people": []}\n'
+    path.write_text(whole + '{"file": "b')
+    with pytest.raises(DataError, match="poses.jsonl, line 2: "):
+        read_poses(path)
