@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     # A picture's people, and where they are; None = nothing is known of that.
     Estimator = Callable[[Pixels], tuple[People, Attention | None]]
 
-KINDS = ("blazepose", "onnx")
+COUNTS = {"blazepose": (0, 1), "onnx": (1, 2)}  # files that a source may have
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,11 +70,11 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     # What the source is, and whether it is whole.
     args.kind, colon, rest = args.source.partition(":")
     args.files = [Path(file) for file in rest.split(",") if file]
-    most = {"blazepose": 1, "onnx": 2}.get(args.kind, 0)
-    whole = bool(args.files) == bool(colon) and len(args.files) == len(rest.split(",")) - (not rest)
-    if not whole or len(args.files) > most or (args.kind == "onnx" and not args.files):
+    whole = bool(colon) == bool(rest) and len(args.files) == rest.count(",") + bool(rest)
+    if not whole or len(args.files) not in COUNTS.get(args.kind, ()):
         parser.error(f"--from {args.source}: give {source}")
-    if (args.attention is None) != (args.classes is None) or (args.attention and most < 2):
+    both = args.attention is not None, args.classes is not None
+    if any(both) and not (all(both) and args.kind == "onnx"):
         parser.error("--attention FILE.onnx and --classes MAP.json go together, with --from onnx:")
     return args
 
