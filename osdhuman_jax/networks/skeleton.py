@@ -55,7 +55,8 @@ def draw_skeleton(people: People, size: tuple[int, int]) -> Image:
     A joint is drawn where its score is above 0.3, and a bone where both its ends are.
     """
     y, x = (axis[None, None, None] for axis in jnp.mgrid[: size[0], : size[1]].astype(jnp.float32))
-    points, seen = people[..., :2].astype(jnp.float32), people[..., 2] > VISIBLE
+    given = jnp.asarray(people, jnp.float32)
+    points, seen = given[..., :2], given[..., 2] > VISIBLE
     # Of what lies on a pixel the last counts: all bones in their order, then all joints. Each kind
     # is reduced by itself, so that no array of all shapes' pixels is ever held.
     bones = _ranks(_in_bones(points, seen, x, y, radius(size)), first=1)
