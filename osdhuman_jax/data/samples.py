@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data.captions import Captions
-from osdhuman_jax.data.crops import Crop, Window, cut, cut_labels, draw_window
+from osdhuman_jax.data.crops import Crop, cut, cut_labels, draw_window
 from osdhuman_jax.data.part_maps import PartMaps
 from osdhuman_jax.data.sources import DataError, LabelledSource, Source, read_pixels
 from osdhuman_jax.data.structures import Structures, cut_structure, nobody, padded
@@ -108,7 +108,10 @@ def make_sample(
     hq = np.ascontiguousarray(hq[:, ::-1] if mirrored else hq)
     sample: Sample = {"hq": hq, "index": index, "failures": failures}
     if structures:
-        sample |= _structure(structures, at, image.shape[:2], window, config.size, mirrored)
+        structure = structures.read(at, image.shape[:2])
+        structure = cut_structure(structure, window, config.size, mirrored)
+        sample["people"] = padded(structure.people)
+        sample["attention"] = structure.attention[..., None]
     if captions:
         sample["caption"] = captions.read(at)
     if not config.degrade:
@@ -147,21 +150,8 @@ def _varied(pair: Pair, config: DataConfig, rng: np.random.Generator) -> Pair:
     return made
 
 
-def _structure(
-    structures: Structures,
-    at: int,
-    picture: tuple[int, int],
-    window: Window,
-    size: tuple[int, int],
-    mirrored: bool,
-) -> Described:
-    """ "people" and "attention" of picture `at`, by the window and the mirror that it has."""
-    found = cut_structure(structures.read(at, picture), window, size, mirrored)
-    return {"people": padded(found.people), "attention": found.attention[..., None]}
-
-
 def _plain(config: DataConfig, structures: bool, captions: bool) -> Described:
-    """The same of a picture of which nothing is known."""
+    """What is told of a labelled picture: that there is nobody, and no caption."""
     plain: Described = {}
     if structures:
         people, attention = nobody(config.size)
