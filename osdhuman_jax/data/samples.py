@@ -17,7 +17,7 @@ from osdhuman_jax.data.part_maps import PartMaps
 from osdhuman_jax.data.sources import DataError, LabelledSource, Source, read_pixels
 from osdhuman_jax.data.structures import Structures, cut_structure, nobody, padded
 from osdhuman_jax.degrade.mixture import grayed, mixed
-from osdhuman_jax.degrade.motion import Mask
+from osdhuman_jax.degrade.motion import Mask, PartMap
 from osdhuman_jax.degrade.operations import from_unit, to_unit, usm_sharpen
 from osdhuman_jax.degrade.second_order import degrade, sample_rng
 
@@ -121,18 +121,26 @@ def make_sample(
     if parts is not None:
         parts = cut_labels(parts, window, config.size)
         parts = np.ascontiguousarray(parts[:, ::-1] if mirrored else parts)
-    # The LQ: by a mixture of kinds where the config has one, else by the paper's degradation.
+    pair = _degraded(hq, parts, config, rng)
+    sample["hq"], sample["lq"] = pair["hq"], pair["lq"]
+    if config.mask and "mask" in pair:
+        sample["mask"] = pair["mask"]
+    return sample
+
+
+def _degraded(
+    hq: Crop, parts: PartMap | None, config: DataConfig, rng: np.random.Generator
+) -> Pair:
+    """The target and its LQ: by a mixture of kinds where there is one, else by the paper's way."""
     if any(config.kinds[1:]) or config.gray:
-        hq = sample["hq"] = grayed(hq) if rng.random() < config.gray else hq
-        sample["lq"], mask = mixed(hq, rng, config.kinds, config.degradation, parts)
+        hq = grayed(hq) if rng.random() < config.gray else hq
+        lq, mask = mixed(hq, rng, config.kinds, config.degradation, parts)
     else:
-        sample["lq"], _, mask = degrade(hq, rng, config.degradation, parts=parts)
+        lq, _, mask = degrade(hq, rng, config.degradation, parts=parts)
         if config.degradation.usm:
             # The target is sharpened like the picture that was degraded.
-            sample["hq"] = from_unit(usm_sharpen(to_unit(hq)))
-    if config.mask:
-        sample["mask"] = mask
-    return sample
+            hq = from_unit(usm_sharpen(to_unit(hq)))
+    return {"hq": hq, "lq": lq, "mask": mask}
 
 
 def _varied(pair: Pair, config: DataConfig, rng: np.random.Generator) -> Pair:
