@@ -3,7 +3,8 @@
     python -m curate.run --source coco=INSTANCES.json,IMAGES --output data/persona --profile default
 
 `default` for a training set; `strict` never enlarges; `paper` follows the paper's text where it
-says how; `test` takes people of lower quality for a test set (to be run with --exclude TRAIN).
+says how; `test` takes people of lower quality for a test set (to be run with --exclude TRAIN);
+`diffbody` makes upright crops of 512 x 1024 by the cleaning of DiffBody's pictures.
 What to expect of a run, and how long it takes, is in docs/curation.md.
 """
 
@@ -26,6 +27,15 @@ def get_config(profile: str = "default") -> CurateConfig:
         config.blur.source_min = config.blur.crop_min = 0.0
         config.select.thresholds = True
         config.split.test = 3000
+    elif profile == "diffbody":
+        config.square.aspect = 2
+        # One to three people, of whom the one in the crop takes up a tenth of the picture.
+        config.dense.inside_most = 3
+        config.box.area_min = 0.1
+        # A person decides what stays, by `--review`, and no metric: nothing is ranked away.
+        config.select.top = 1.0
+        config.select.thresholds = False
+        config.split.val = 2000  # its test set, drawn by seed
     elif profile != "default":
-        raise ConfigError(f"no profile {profile!r}: default, strict, paper, test")
+        raise ConfigError(f"no profile {profile!r}: default, strict, paper, test, diffbody")
     return config

@@ -68,7 +68,7 @@ class BoxConfig:
 
 @dataclass
 class SquareConfig:
-    """The square around a box."""
+    """The square around a box, or the upright rectangle."""
 
     # Share of the longer side that is added all round; the paper mentions none.
     margin: float = 0.0
@@ -77,6 +77,9 @@ class SquareConfig:
     side_min: int = 384
     # Share of the box that may be lost where the image is too narrow for the whole square.
     border_loss: float = 0.25
+    # Height over width of the crop, in whole numbers: 2 makes upright ones of 512 x 1024 pixels,
+    # whose width `side_min` and `margin` mean.
+    aspect: int = 1
 
 
 @dataclass
@@ -288,6 +291,7 @@ def check(config: CurateConfig) -> None:
         (not 0 <= config.select.calibrate <= 1, "select.calibrate is a share in [0, 1]"),
         (config.select.source_most < 0, "select.source_most is not negative"),
         (config.square.side_min < 1, "square.side_min is 1 at least"),
+        (config.square.aspect < 1, "square.aspect is 1 at least"),
         (0 < config.detect.tile < 64, "detect.tile is 64 pixels at least, or 0"),
         (min(config.split.val, config.split.test) < 0, "split.val and split.test are not negative"),
         (config.split.max_per_group < 1, "split.max_per_group is 1 at least"),

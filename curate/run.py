@@ -147,7 +147,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     kinds = f"once for each; KIND is one of {', '.join(readers.SOURCE_FORMATS)}"
     parser.add_argument("--source", action="append", default=[], metavar=source, help=kinds)
     parser.add_argument("--config", type=some_path, help="default: configs/curate.py")
-    parser.add_argument("--profile", help="default, strict, paper or test")
+    parser.add_argument("--profile", help="default, strict, paper, test or diffbody")
     setting = "a setting of curate/config.py, as select.musiq_min=65"
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=setting)
     for name, target in SHORTHANDS.items():

@@ -29,7 +29,7 @@ Facts = dict[str, Json]
 
 # Raised when the manifest's columns change their meaning; written into the manifest's files.
 MANIFEST_VERSION = 1
-# Pixels of a crop's side (section 3.1 of the paper).
+# Pixels of a crop's side (section 3.1 of the paper), or of its width where it is an upright one.
 CROP_SIDE = 512
 # The flag of a box that is all of the picture. Its square may lose whatever part of it must go.
 WHOLE_PICTURE = "whole"
@@ -151,14 +151,19 @@ class Candidate:
     x0: int | None = None
     y0: int | None = None
     s: int | None = None
+    # Height over width: 1 of a square.
+    aspect: int = 1
     lap_crop: float | None = None
-    # The square resized to CROP_SIDE.
+    # The square resized to CROP_SIDE, as many times as high as `aspect` says.
     crop: Pixels | None = field(default=None, repr=False)
 
 
-def crop_id(image_id: str, x0: int, y0: int, s: int, rule: str) -> str:
+def crop_id(image_id: str, candidate: Candidate, rule: str) -> str:
     """Name of a crop: the same square of the same image by the same resize rule has one name."""
-    text = "|".join(map(str, (image_id, x0, y0, s, rule)))
+    c = candidate
+    place = (image_id, c.x0 or 0, c.y0 or 0, c.s or 0, rule)
+    # Squares have the names that they had before there was anything else.
+    text = "|".join(map(str, place if c.aspect == 1 else (*place, c.aspect)))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -21,6 +21,8 @@ COMMANDS = {
     "train": "train a restorer (train.py)",
     "label": "let a teacher restore degraded crops, as a source for training",
     "parts": "label the parts of people in photographs, for motion blur in training",
+    "poses": "find skeletons of people in photographs, for DiffBody's training",
+    "captions": "describe photographs by RAM's tags, for training with text",
     "weights": "get, import, look at and export models",
     "export": "a restorer as one file, for JAX or ONNX",
 }

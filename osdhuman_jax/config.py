@@ -167,7 +167,7 @@ class DataConfig:
     """Where HQ pictures come from and what becomes of them."""
 
     sources: tuple[str, ...] = ()  # folders of images, or ArrayRecord files or folders of them
-    crop: int = 512  # pixels
+    crop: int = 512  # pixels, side of a square, or width beside `crop_height`
     resize_short: int = 0  # scale the shorter side to this first (area filter); 0 = leave
     flip: bool = True  # mirror half of the pictures
     degrade: bool = True  # make the LQ; the autoencoder and the prior may do without
@@ -182,6 +182,14 @@ class DataConfig:
     parts: tuple[str, ...] = added(())  # folders of label maps, one for each source ("" = none)
     mask: bool = added(False)  # give the training what motion blurred, HAODiff's M_HMB
     seed: int = 123  # of order, crops and degradations
+    crop_height: int = added(0)  # pixels; 0 = a square of `crop`
+    poses: tuple[str, ...] = added(())  # folders by `osdhuman poses`, one for each source
+    captions: tuple[str, ...] = added(())  # files of captions, likewise; '' = the records' own
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a crop, in pixels."""
+        return self.crop_height or self.crop, self.crop
 
 
 @dataclass
@@ -211,7 +219,8 @@ class RunConfig:
     sample_every: int = 500  # sample grid and validation; 0 = never
     eval_sources: tuple[str, ...] = ()  # HQ pictures of the fixed validation set
     eval_images: int = 16  # how many, the first ones of them
-    eval_crop: int = 512  # pixels
+    eval_crop: int = 512  # pixels, as data.crop
+    eval_height: int = added(0)  # pixels, as data.crop_height
 
 
 @dataclass

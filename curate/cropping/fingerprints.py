@@ -62,8 +62,7 @@ def fingerprint_rows(
         assert candidate.crop is not None
         pixels = {"pixel_sha256": pixels_digest(candidate.crop)}
         row = fingerprint_row(image.image_id, image.flickr_id, candidate.crop, facts | pixels)
-        square = (candidate.x0 or 0, candidate.y0 or 0, candidate.s or 0)
-        crops.append(row | {"crop_id": crop_id(image.image_id, *square, RESIZE_RULE)})
+        crops.append(row | {"crop_id": crop_id(image.image_id, candidate, RESIZE_RULE)})
     return [whole, *crops]
 
 

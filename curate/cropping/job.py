@@ -72,6 +72,9 @@ class CropJob:
         # Of the settings those that a crop depends on: another threshold of scores changes none.
         c = self.config
         settings = [asdict(s) for s in (c.decode, c.blur, c.box, c.square, c.dense, c.nms)]
+        # Squares stay done that were made before there was anything else.
+        if c.square.aspect == 1:
+            del settings[3]["aspect"]
         detector = detect.describe(c.detect)
         index = file_name_digest(index_file(ledger, shard))
         return digest(CODE, LIBRARIES, settings, detector, index)
@@ -263,26 +266,26 @@ def candidate_row(image: SourceImage, candidate: Candidate, boxes: tuple[Box, ..
     # A box that was dropped for itself has no square.
     if c.x0 is not None and c.y0 is not None and c.s is not None:
         row |= {"x0": c.x0, "y0": c.y0, "s": c.s, "scale_factor": CROP_SIDE / c.s}
-        row["crop_id"] = crop_id(image.image_id, c.x0, c.y0, c.s, RESIZE_RULE)
+        row["crop_id"] = crop_id(image.image_id, c, RESIZE_RULE)
         # A box around the whole picture says nothing about how many people are in it.
         if WHOLE_PICTURE not in c.box.flags:
-            row["persons"] = count_persons(boxes, c.x0, c.y0, c.s)
+            row["persons"] = count_persons(boxes, c.x0, c.y0, c.s, c.aspect)
     return row
 
 
-def count_persons(boxes: Iterable[Box], x0: int, y0: int, s: int) -> int:
+def count_persons(boxes: Iterable[Box], x0: int, y0: int, s: int, aspect: int = 1) -> int:
     """How many persons the crop of a square shows, for the report's mean (the paper's is 3.4154).
 
     A person counts if half of the box is inside, and if it is 24 pixels long on the finished crop.
     """
-    return sum(_shows(box, x0, y0, s) for box in boxes if box.kind == "person")
+    return sum(_shows(box, x0, y0, s, aspect) for box in boxes if box.kind == "person")
 
 
-def _shows(box: Box, x0: int, y0: int, s: int) -> bool:
+def _shows(box: Box, x0: int, y0: int, s: int, aspect: int) -> bool:
     """Whether a square's crop shows the person in a box."""
     left, top, right, bottom = box.xyxy
     width = max(0.0, min(right, x0 + s) - max(left, x0))
-    height = max(0.0, min(bottom, y0 + s) - max(top, y0))
+    height = max(0.0, min(bottom, y0 + s * aspect) - max(top, y0))
     area = (right - left) * (bottom - top)
     return (
         width * height >= 0.5 * area > 0 and max(right - left, bottom - top) * CROP_SIDE / s >= 24

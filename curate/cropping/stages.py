@@ -64,20 +64,23 @@ def square(
     The side is the box's longer one, in whole pixels, plus the margin. The square is centred on
     the box and then shifted into the image. Where the image is too narrow for it, it is as large
     as the image allows and stands at the top of the box (heads stay). Otherwise it holds the box.
+    With `config.aspect` s is the width of a crop so many times as high, for which the same holds.
     """
     # The square has to hold all pixels that the box touches.
-    x0, y0, x1, y1 = box
-    hull = max(np.ceil(x1) - np.floor(x0), np.ceil(y1) - np.floor(y0))
+    (x0, y0, x1, y1), aspect = box, config.aspect
+    hull = max(np.ceil(x1) - np.floor(x0), np.ceil((np.ceil(y1) - np.floor(y0)) / aspect))
     # A square larger than the image would have to be padded; it is made smaller instead.
-    s = min(max(int(hull), round(max(x1 - x0, y1 - y0) * (1 + 2 * config.margin))), width, height)
-    left, top = (x0 + x1 - s) / 2, (y0 + y1 - s) / 2
+    wanted = max(int(hull), round(max(x1 - x0, (y1 - y0) / aspect) * (1 + 2 * config.margin)))
+    s = max(1, min(wanted, width, height // aspect))
+    h = s * aspect
+    left, top = (x0 + x1 - s) / 2, (y0 + y1 - h) / 2
     # A person who does not fit loses the feet rather than the head.
-    if s < y1 - y0:
+    if h < y1 - y0:
         top = y0
-    sx, sy = _place(left, x0, x1, s, width), _place(top, y0, y1, s, height)
+    sx, sy = _place(left, x0, x1, s, width), _place(top, y0, y1, h, height)
     # What of the box is not in the square.
     overlap_w = min(x1, sx + s) - max(x0, sx)
-    overlap_h = min(y1, sy + s) - max(y0, sy)
+    overlap_h = min(y1, sy + h) - max(y0, sy)
     lost = 1 - overlap_w * overlap_h / ((x1 - x0) * (y1 - y0))
     if lost > config.border_loss:
         return sx, sy, s, Reason.BORDER
@@ -135,8 +138,8 @@ def is_dense(
     if int((inside & persons).sum()) > config.inside_most:
         return "too many persons"
     # One box around a crowd that nobody has labelled person by person.
-    side = float(region[0, 2] - region[0, 0])
-    if (common[~persons] > config.ignore_share * side**2).any():
+    side = float(region[0, 3] - region[0, 1])
+    if (common[~persons] > config.ignore_share * areas(region)[0]).any():
         return "a crowd"
     # Mostly people far away, whose faces have too few pixels.
     longer = (xyxy[:, 2:] - xyxy[:, :2]).max(axis=1)[inside]
@@ -172,17 +175,17 @@ def centre_first_nms(
 
 def squares(candidates: Sequence[Candidate]) -> BoxCorners:
     """The squares of candidates as corners, one row each."""
-    found = [(c.x0 or 0, c.y0 or 0, c.s or 0) for c in candidates]
-    return np.array([(x, y, x + s, y + s) for x, y, s in found], np.float64).reshape(-1, 4)
+    found = [(c.x0 or 0, c.y0 or 0, c.s or 0, (c.s or 0) * c.aspect) for c in candidates]
+    return np.array([(x, y, x + w, y + h) for x, y, w, h in found], np.float64).reshape(-1, 4)
 
 
-def cut_square(rgb: Pixels, x0: int, y0: int, s: int) -> Pixels:
+def cut_square(rgb: Pixels, x0: int, y0: int, s: int, aspect: int = 1) -> Pixels:
     """The square at CROP_SIDE pixels: area filter down, Lanczos up, a copy at equal size."""
-    region = np.ascontiguousarray(rgb[y0 : y0 + s, x0 : x0 + s])
+    region = np.ascontiguousarray(rgb[y0 : y0 + s * aspect, x0 : x0 + s])
     if s == CROP_SIDE:
         return region
     how = cv2.INTER_AREA if s > CROP_SIDE else cv2.INTER_LANCZOS4
-    return cv2.resize(region, (CROP_SIDE, CROP_SIDE), interpolation=how)
+    return cv2.resize(region, (CROP_SIDE, CROP_SIDE * aspect), interpolation=how)
 
 
 def make_candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> list[Candidate]:
@@ -190,7 +193,9 @@ def make_candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> 
     height, width = rgb.shape[:2]
     xyxy = np.array([clip(box, width, height) for box in boxes], np.float64).reshape(-1, 4)
     persons = np.array([box.kind == "person" for box in boxes], bool)
-    found = [Candidate(at, box) for at, box in enumerate(boxes) if box.kind == "person"]
+    aspect = config.square.aspect
+    people = [(at, box) for at, box in enumerate(boxes) if box.kind == "person"]
+    found = [Candidate(at, box, aspect=aspect) for at, box in people]
     # Rules that look at one candidate; the first that it fails gives the reason.
     for c in found:
         c.reason = judge_box(c.box, width, height, config.box)
@@ -214,7 +219,7 @@ def make_candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> 
             c.reason = Reason.NMS
     # Only what is left is resized, and judged once more at its final size.
     for c in kept:
-        c.crop = cut_square(rgb, c.x0 or 0, c.y0 or 0, c.s or CROP_SIDE)
+        c.crop = cut_square(rgb, c.x0 or 0, c.y0 or 0, c.s or CROP_SIDE, aspect)
         c.lap_crop = laplacian_variance(c.crop)
         c.reason = Reason.CROP_BLUR if c.lap_crop < config.blur.crop_min else ""
     return found

@@ -147,6 +147,8 @@ def tile_pictures(tiles: Sequence[tuple[Pixels, str]]) -> Pixels:
     for at, (rgb, caption) in enumerate(tiles):
         x, y = at % columns * TILE, at // columns * (TILE + CAPTION)
         # Box filter: the sheet shows the crops' own sharpness without ringing.
-        canvas.paste(Image.fromarray(rgb).resize((TILE, TILE), Image.Resampling.BOX), (x, y))
+        # Upright crops are as high as a tile, and as narrow as they are.
+        size = TILE * rgb.shape[1] // max(rgb.shape), TILE * rgb.shape[0] // max(rgb.shape)
+        canvas.paste(Image.fromarray(rgb).resize(size, Image.Resampling.BOX), (x, y))
         draw.text((x + 4, y + TILE + 2), caption, fill="black", font=font)
     return np.asarray(canvas)

@@ -84,7 +84,8 @@ def write_page(folder: Path, pool: pa.Table, crops: Crops, seed: int, notice: st
     for title, rows in review_rows(pool, seed).items():
         for row in rows:
             rgb = decode_crop(crops.png(row))
-            small = cv2.resize(rgb, (SHOWN_SIDE, SHOWN_SIDE), interpolation=cv2.INTER_AREA)
+            size = SHOWN_SIDE, SHOWN_SIDE * rgb.shape[0] // rgb.shape[1]
+            small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
             data = cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]))[1]
             (folder / "review" / f"{row['crop_id']}.jpg").write_bytes(data.tobytes())
         if rows:

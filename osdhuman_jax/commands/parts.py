@@ -18,22 +18,14 @@ Exit status: 0 all there, 1 some could not be made (named on stderr), 2 none was
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from osdhuman_jax.cli import (
-    CommandError,
-    Parser,
-    bar,
-    check_folder,
-    check_input,
-    end,
-    some_path,
-    some_text,
-)
+from osdhuman_jax.cli import Parser, check_folder, check_input, end, some_path, some_text
+from osdhuman_jax.commands.per_picture import PictureJob, check_apart, each, plan, status
 from osdhuman_jax.degrade.motion import PartMap
 from osdhuman_jax.filenames import spelled
-from osdhuman_jax.images.listing import list_images, real
 
 # Path of a picture and its name below the folder -> its map; None = the source does not know it.
 Labeller = Callable[[Path, Path], PartMap | None]
@@ -48,24 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_input("pictures", args.pictures)
         check_folder("output", args.output)
-        jobs = plan(args.pictures, args.output)
-        left = [job for job in jobs if not job[2].exists()]
+        check_apart(args.output, args.pictures)
+        jobs = plan(args.pictures, "map", lambda name: args.output / name.with_suffix(".png"))
+        left = [job for job in jobs if not job.target.exists()]
         labeller = open_labeller(args.kind, args.file, args.classes) if left else None
     except (OSError, ValueError) as error:
         print(f"parts: {error}", file=sys.stderr)
         return 2
     # The maps, and what is to be said of them.
-    made, unknown = _make(left, labeller) if labeller else (0, 0)
+    made, unknown = each("parts", left, partial(_write, labeller)) if labeller else (0, 0)
     there = len(jobs) - len(left)
     # What a source does not list is no fault of one picture, but of all of them it is.
     failed = len(left) - made - unknown
     without = f", {unknown} pictures are not in {spelled(args.file)}" if unknown else ""
-    if not made + there:
-        if unknown and not failed:
-            print(f"parts: {args.pictures}: none{without[1:]}", file=sys.stderr)
-        return 2
-    print(f"{made} part maps made, {there} were in {spelled(args.output)}{without}")
-    return 1 if failed else 0
+    if made + there:
+        print(f"{made} part maps made, {there} were in {spelled(args.output)}{without}")
+    elif unknown and not failed:
+        print(f"parts: {args.pictures}: none{without[1:]}", file=sys.stderr)
+    return status(made, there, failed)
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -85,23 +77,6 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--classes MAP.json belongs to --from onnx:FILE, which needs it")
     args.file = Path(file) if file else None
     return args
-
-
-def plan(pictures: Path, output: Path) -> list[tuple[Path, Path, Path]]:
-    """(picture, its name below the folder, its map) of each one. Raises CommandError."""
-    if real(output).is_relative_to(real(pictures)):
-        raise CommandError(f"--output {spelled(output)} lies in --pictures {spelled(pictures)}")
-    # By their maps, of which no two pictures may have the same.
-    jobs: dict[Path, tuple[Path, Path, Path]] = {}
-    for path, name in list_images(pictures):
-        target = output / name.with_suffix(".png")
-        if target in jobs:
-            both = f"{spelled(jobs[target][1])} and {spelled(name)}"
-            raise CommandError(f"{both} would both have the map {spelled(target)}")
-        jobs[target] = path, name, target
-    if not jobs:
-        raise CommandError(f"--pictures {spelled(pictures)}: no pictures in this folder")
-    return list(jobs.values())
 
 
 def open_labeller(kind: str, file: Path | None, classes: Path | None) -> Labeller:
@@ -139,24 +114,16 @@ def open_labeller(kind: str, file: Path | None, classes: Path | None) -> Labelle
     return by_file
 
 
-def _make(left: list[tuple[Path, Path, Path]], labeller: Labeller) -> tuple[int, int]:
-    """Write what is missing; how many were made, and how many the source does not know."""
+def _write(labeller: Labeller, job: PictureJob) -> bool:
+    """Write a picture's map; False where the source does not know it."""
     from osdhuman_jax.data.part_maps import write_part_map
 
-    made = unknown = 0
-    with bar(len(left), "picture") as progress:
-        for path, name, target in left:
-            # A picture that cannot be read does not stop the others.
-            try:
-                labels = labeller(path, name)
-                if labels is not None:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    write_part_map(target, labels)
-                made, unknown = made + (labels is not None), unknown + (labels is None)
-            except (OSError, ValueError) as error:
-                print(f"parts: {spelled(path)}: {error}", file=sys.stderr)
-            progress.update(1)
-    return made, unknown
+    labels = labeller(job.path, job.name)
+    if labels is None:
+        return False
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    write_part_map(job.target, labels)
+    return True
 
 
 def command() -> NoReturn:

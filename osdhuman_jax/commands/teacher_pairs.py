@@ -38,7 +38,7 @@ def crop(source: Source, seed: int, number: int) -> Image8:
     # Drawn in one fixed order, so that a number means one crop.
     zoom = rng.uniform(*ZOOM)
     photograph, _ = read_pixels(source, index)
-    window = random_crop(photograph, rng, SIDE, round(min(photograph.shape[:2]) * zoom))
+    window = random_crop(photograph, rng, (SIDE, SIDE), round(min(photograph.shape[:2]) * zoom))
     if rng.random() < 0.5:
         window = np.ascontiguousarray(window[:, ::-1])
     return degrade(window, rng, DataConfig().degradation)[0]

@@ -1,11 +1,10 @@
-"""Training pictures: sources, random crops with their degraded twins, batches in a fixed order.
+"""Training pictures in batches of a fixed order, whatever makes them and wherever a run goes on.
 
 A sample is made by a pure function of (seed, epoch, index), so that any of them can be made again
-(`make_sample`). Order is arithmetic: the run's samples have positions 0, 1, 2, ...; position p is
+(samples.py). Order is arithmetic: the run's samples have positions 0, 1, 2, ...; position p is
 place p % n of the seeded permutation of epoch p // n (n pictures). The batch of step s holds
 positions s*B .. (s+1)*B - 1 and each of several processes takes its contiguous slice of it, so
 that neither processes nor workers change what is learned from. Batches may straddle epochs.
-Training asks for batches (`make_loader`), validation for single samples (`make_sample`).
 
 Grain runs this in worker processes or threads; the state is one position, whatever their number.
 Pictures are NHWC uint8 in [0, 255]; this module never imports jax.
@@ -28,22 +27,14 @@ import cv2
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, UInt8
 
 from osdhuman_jax.config import ConfigError, DataConfig
-from osdhuman_jax.data.crops import Square, cut, cut_labels, draw_window
+from osdhuman_jax.data.captions import Captions, open_captions
 from osdhuman_jax.data.part_maps import PartMaps, open_part_maps
-from osdhuman_jax.data.sources import (
-    DataError,
-    LabelledSource,
-    Source,
-    open_sources,
-    read_pixels,
-)
-from osdhuman_jax.degrade.mixture import grayed, mixed
-from osdhuman_jax.degrade.motion import Mask
-from osdhuman_jax.degrade.operations import from_unit, to_unit, usm_sharpen
-from osdhuman_jax.degrade.second_order import degrade, sample_rng
+from osdhuman_jax.data.samples import Sample, make_sample
+from osdhuman_jax.data.sources import DataError, LabelledSource, Source, open_sources
+from osdhuman_jax.data.structures import Structures, open_structures
 
 # What Grain's error says of a worker that was killed; it has no class of its own.
 KILLED = "terminated unexpectedly"
@@ -51,121 +42,18 @@ KILLED = "terminated unexpectedly"
 _log = logging.getLogger(__name__)
 
 
-class Pair(TypedDict):
-    """A training picture and its degraded twin."""
-
-    hq: Square
-    lq: Square
-    mask: NotRequired[Mask]  # what motion blurred
-
-
-class Sample(TypedDict):
-    """One sample: its pictures, where they come from, and what could not be read for them."""
-
-    hq: Square
-    lq: NotRequired[Square]
-    mask: NotRequired[Mask]  # with `config.mask`
-    index: int  # of the picture that was asked for
-    failures: tuple[str, ...]  # a line for each unreadable picture that was passed over
-
-
 class WorkerBatch(TypedDict):
     """What a worker hands over: the arrays of a batch, and lines for the log."""
 
-    hq: UInt8[np.ndarray, "b crop crop 3"]
-    lq: NotRequired[UInt8[np.ndarray, "b crop crop 3"]]
-    mask: NotRequired[Bool[np.ndarray, "b crop crop"]]
+    hq: UInt8[np.ndarray, "b height width 3"]
+    lq: NotRequired[UInt8[np.ndarray, "b height width 3"]]
+    mask: NotRequired[Bool[np.ndarray, "b height width"]]
+    people: NotRequired[Float32[np.ndarray, "b 4 18 3"]]
+    attention: NotRequired[Float32[np.ndarray, "b height width 1"]]
+    caption: NotRequired[np.ndarray]  # of str (b,); for the host, which makes tokens of it
     index: Int64[np.ndarray, " b"]
     skipped: Int64[np.ndarray, " b"]
     failures: list[str]
-
-
-def labelled_sample(labelled: LabelledSource, config: DataConfig, rng: np.random.Generator) -> Pair:
-    """A window of a labelled picture; its target "hq" leans to the label by `teacher_share`.
-
-    What a teacher makes of a degraded picture is a function of that picture: unlike the original,
-    of which much is lost, it can be learned without a blur.
-    """
-    # One window for both, at a place that both have.
-    lq, label = labelled.read(int(rng.integers(len(labelled))))
-    height, width = (side - config.crop for side in lq.shape[:2])
-    if min(height, width) < 0:
-        raise DataError(f"labelled pictures of {lq.shape[1]} x {lq.shape[0]} hold no {config.crop}")
-    top, left = int(rng.integers(height + 1)), int(rng.integers(width + 1))
-    window = slice(top, top + config.crop), slice(left, left + config.crop)
-    lq, label = lq[window], label[window]
-    # A label may be followed in part: the rest of the target is the picture as it came.
-    share = config.teacher_share
-    target = np.rint(share * label.astype(np.float32) + (1 - share) * lq).astype(np.uint8)
-    return {"hq": target, "lq": lq}
-
-
-def make_sample(
-    source: Source,
-    config: DataConfig,
-    epoch: int,
-    index: int,
-    labelled: LabelledSource | None = None,
-    maps: PartMaps | None = None,
-) -> Sample:
-    """One sample, a pure function of its arguments.
-
-    "lq" is there if `config.degrade`, "mask" if `config.mask`. The picture is that of
-    (index + len(failures)) % n. Of a labelled picture "index" tells nothing but the place in the
-    order.
-
-    Raises IndexError if there is no such index, DataError if nothing is readable from there on or
-    a part map is not the picture's.
-    """
-    if not 0 <= index < len(source):
-        raise IndexError(f"index {index} of {len(source)} pictures")
-    # All that is random below comes from this one generator, in this order.
-    rng = sample_rng(config.seed, epoch, index)
-    if labelled and rng.random() < config.labelled_share:
-        pair = _varied(labelled_sample(labelled, config, rng), config, rng)
-        return {**pair, "index": index, "failures": ()}
-    # The HQ: a random window, mirrored half of the time.
-    image, failures = read_pixels(source, index)
-    window = draw_window(image.shape[:2], rng, config.crop, config.resize_short)
-    hq = cut(image, window, config.crop)
-    # Drawn even when unused: what follows must not depend on `config.flip`.
-    mirrored = rng.random() < 0.5 and config.flip
-    hq = np.ascontiguousarray(hq[:, ::-1] if mirrored else hq)
-    sample: Sample = {"hq": hq, "index": index, "failures": failures}
-    if not config.degrade:
-        return sample
-    # Which part of a person is where, by the window and the mirror that the picture has.
-    parts = maps.read((index + len(failures)) % len(source), image.shape[:2]) if maps else None
-    if parts is not None:
-        parts = cut_labels(parts, window, config.crop)
-        parts = np.ascontiguousarray(parts[:, ::-1] if mirrored else parts)
-    # The LQ: by a mixture of kinds where the config has one, else by the paper's degradation.
-    if any(config.kinds[1:]) or config.gray:
-        hq = sample["hq"] = grayed(hq) if rng.random() < config.gray else hq
-        sample["lq"], mask = mixed(hq, rng, config.kinds, config.degradation, parts)
-    else:
-        sample["lq"], _, mask = degrade(hq, rng, config.degradation, parts=parts)
-        if config.degradation.usm:
-            # The target is sharpened like the picture that was degraded.
-            sample["hq"] = from_unit(usm_sharpen(to_unit(hq)))
-    if config.mask:
-        sample["mask"] = mask
-    return sample
-
-
-def _varied(pair: Pair, config: DataConfig, rng: np.random.Generator) -> Pair:
-    """A labelled pair mirrored half of the time and, at the share of these, without colour."""
-    flip, gray = rng.random() < 0.5, rng.random() < config.gray
-
-    def varied(picture: Square) -> Square:
-        picture = grayed(picture) if gray else picture
-        return np.ascontiguousarray(picture[:, ::-1] if config.flip and flip else picture)
-
-    made: Pair = {"hq": varied(pair["hq"]), "lq": varied(pair["lq"])}
-    if config.mask:
-        # A teacher's pictures are degraded as when they were labelled: nothing moved.
-        made["mask"] = np.zeros(made["lq"].shape[:2], bool)
-    return made
 
 
 @functools.lru_cache(maxsize=2)
@@ -190,6 +78,8 @@ class BatchMaker:
     offset: int  # where the slice starts in the global batch
     labelled: LabelledSource | None = None
     maps: PartMaps | None = None
+    structures: Structures | None = None
+    captions: Captions | None = None
 
     def __call__(self, position: int) -> WorkerBatch:
         """Arrays of `size` samples, and the lines of "failures" for the log."""
@@ -206,21 +96,36 @@ class BatchMaker:
             batch["lq"] = np.stack(degraded)
         if masks := [s["mask"] for s in samples if "mask" in s]:
             batch["mask"] = np.stack(masks)
+        if self.structures:
+            batch["people"] = np.stack([s["people"] for s in samples if "people" in s])
+            batch["attention"] = np.stack([s["attention"] for s in samples if "attention" in s])
+        if self.captions:
+            batch["caption"] = np.array([s["caption"] for s in samples if "caption" in s], str)
         return batch
 
     def sample(self, position: int) -> Sample:
         """The run's sample number `position`."""
         epoch, place = divmod(position, len(self.source))
         index = epoch_order(self.config.seed, epoch, len(self.source))[place]
-        return make_sample(self.source, self.config, epoch, int(index), self.labelled, self.maps)
+        return make_sample(
+            self.source,
+            self.config,
+            epoch,
+            int(index),
+            self.labelled,
+            self.maps,
+            structures=self.structures,
+            captions=self.captions,
+        )
 
 
 class Loader:
     """Iterator over batches; made by `make_loader`.
 
-    A batch is {"hq": uint8 (B, crop, crop, 3), "lq": the same if degraded, "mask": bool (B, crop,
-    crop) with `config.mask`, "index": int64 (B,), "skipped": int64 (B,), the number of unreadable
-    pictures passed over for each sample}.
+    A batch is {"hq": uint8 (B, H, W, 3), "lq": the same if degraded, "mask": bool (B, H, W) with
+    `config.mask`, "people": float32 (B, 4, 18, 3) and "attention": float32 (B, H, W, 1) with
+    `config.poses`, "caption": str (B,) with `config.captions`, "index": int64 (B,), "skipped":
+    int64 (B,), the number of unreadable pictures passed over for each sample}.
     Each unreadable picture is logged once, as a warning. Use the loader as a context manager, or
     call `close`, to free the workers as soon as they are done.
     """
@@ -368,8 +273,10 @@ def make_loader(
     # What a config's own check does not see, as where a script makes a loader alone.
     if batch_size < 1 or not 0 <= shard_index < shard_count:
         raise ConfigError(f"batch_size {batch_size}, shard {shard_index} of {shard_count}")
-    if config.crop < 1 or min(config.resize_short, config.workers, config.seed) < 0:
-        raise ConfigError("data: crop must be positive; resize_short, workers, seed not negative")
+    others = config.crop_height, config.resize_short, config.workers, config.seed
+    if config.crop < 1 or min(others) < 0:
+        names = "crop_height, resize_short, workers, seed"
+        raise ConfigError(f"data: crop must be positive; {names} not negative")
     # Each process takes its slice of every global batch.
     source = open_sources(config.sources)
     stride = batch_size * shard_count
@@ -377,5 +284,11 @@ def make_loader(
         raise DataError(f"{len(source)} pictures do not fill one batch of {stride}")
     labelled = LabelledSource(config.labelled) if config.labelled else None
     maps = open_part_maps(config, source)
-    make_batch = BatchMaker(source, config, batch_size, shard_index * batch_size, labelled, maps)
+    structures, captions = open_structures(config, source), open_captions(config, source)
+    for kind, found in (("pose", structures), ("caption", captions)):
+        for file, count in (found.missing if found else {}).items():
+            _log.warning("%s: %d pictures have no %s in it", file, count, kind)
+    make_batch = BatchMaker(
+        source, config, batch_size, shard_index * batch_size, labelled, maps, structures, captions
+    )
     return Loader(make_batch, stride, sys.maxsize if repeat else len(source) // stride * stride)

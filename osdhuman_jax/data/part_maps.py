@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from osdhuman_jax.config import DataConfig
-from osdhuman_jax.data.sources import ChainSource, DataError
+from osdhuman_jax.data.sources import ChainSource, DataError, check_count
 from osdhuman_jax.degrade.motion import LABELS, PartMap
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.filenames import spelled
@@ -46,9 +46,7 @@ class PartMaps:
 
     def __init__(self, source: ChainSource, folders: Sequence[str]) -> None:
         """`folders`: one for each source, empty where a source has no maps. Raises DataError."""
-        if len(folders) != len(source.parts):
-            text = f"{len(folders)} folders for {len(source.parts)} sources; name one for each"
-            raise DataError(f"parts: {text}, '' where there are no maps")
+        check_count("parts", "folders", len(folders), source)
         # Found out now, not at the first picture in some worker.
         for folder in filter(None, folders):
             if not Path(folder).is_dir():

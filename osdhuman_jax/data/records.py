@@ -5,8 +5,9 @@ both, free of JAX. A record holds its own digest, so that a damaged file is noti
 that is damaged.
 
 Layout: magic "OHR" and a version byte, the header's length (uint32, little endian), the header
-(JSON, UTF-8: crop_id, w, h, codec, sha256 of the picture's bytes), the encoded picture (PNG, WebP
-or JPEG) to the end. Records lie in ArrayRecord files written with "group_size:1,uncompressed".
+(JSON, UTF-8: crop_id, w, h, codec, sha256 of the picture's bytes; if known a caption, text), the
+encoded picture (PNG, WebP or JPEG) to the end. Records lie in ArrayRecord files written with
+"group_size:1,uncompressed".
 """
 
 import hashlib

@@ -38,7 +38,8 @@ class DataError(ValueError):
 class Source(Protocol):
     """Random access to encoded pictures; picklable. `read` raises OSError or RecordError.
 
-    `name` is for messages; `stem` is what files that belong to a picture are called, suffix apart.
+    `name` is for messages; `stem` is what files that belong to a picture are called, suffix apart;
+    `text` is the caption that a picture brings with it.
     """
 
     def __len__(self) -> int: ...
@@ -46,6 +47,8 @@ class Source(Protocol):
     def name(self, index: int) -> str: ...
 
     def stem(self, index: int) -> str: ...
+
+    def text(self, index: int) -> str: ...
 
     def read(self, index: int) -> bytes: ...
 
@@ -71,6 +74,9 @@ class FolderSource:
 
     def stem(self, index: int) -> str:
         return Path(self.files[index]).with_suffix("").as_posix()
+
+    def text(self, index: int) -> str:
+        return ""
 
     def read(self, index: int) -> bytes:
         return (self.root / self.files[index]).read_bytes()
@@ -98,6 +104,9 @@ class RecordSource:
 
     def stem(self, index: int) -> str:
         return str(self._decoded(index)[0]["crop_id"])
+
+    def text(self, index: int) -> str:
+        return str(self._decoded(index)[0].get("text", ""))
 
     def read(self, index: int) -> bytes:
         return self._decoded(index)[1]
@@ -129,6 +138,10 @@ class ChainSource:
         _, part, local = self.locate(index)
         return part.stem(local)
 
+    def text(self, index: int) -> str:
+        _, part, local = self.locate(index)
+        return part.text(local)
+
     def read(self, index: int) -> bytes:
         _, part, local = self.locate(index)
         return part.read(local)
@@ -138,6 +151,13 @@ class ChainSource:
         # The first part whose end lies beyond the index.
         at = bisect.bisect_right(self._ends, index)
         return at, self.parts[at], index - (self._ends[at - 1] if at else 0)
+
+
+def check_count(setting: str, kind: str, given: int, source: ChainSource) -> None:
+    """Raise DataError unless a setting names as many `kind` as there are sources."""
+    if given != len(source.parts):
+        text = f"{given} {kind} for {len(source.parts)} sources; name one for each"
+        raise DataError(f"{setting}: {text}, '' where there is none")
 
 
 class LabelledSource:

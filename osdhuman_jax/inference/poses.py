@@ -1,4 +1,4 @@
-"""People of a photograph by BlazePose: joints and outline of each, in pixels of the photograph.
+"""People of a photograph by BlazePose: joints and pixels of each, as pixels of the photograph.
 
 A detector looks at the whole picture in a square of 224 pixels and gives, for each person, the
 middle of the hips and a point of the circle around the body. By these a square is cut out, turned
@@ -19,8 +19,9 @@ from typing import NamedTuple
 import cv2
 import jax
 import numpy as np
-from jaxtyping import Bool, Float64, UInt8
+from jaxtyping import Bool, Float32, Float64, UInt8
 
+from osdhuman_jax.data.structures import Structure, nobody, openpose
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.networks.blazepose import run
 from osdhuman_jax.weights.tflite import read_tflite
@@ -54,8 +55,26 @@ class Pose(NamedTuple):
     """One person of a picture."""
 
     points: Float64[np.ndarray, "17 2"]  # x, y in pixels, in COCO's order
-    seen: Bool[np.ndarray, "17"]
-    outline: Bool[np.ndarray, "h w"]
+    scores: Float64[np.ndarray, "17"]  # how sure each is to be visible, in [0, 1]
+    attention: Float32[np.ndarray, "h w"]  # how sure each pixel is to be of the person, in [0, 1]
+
+    @property
+    def seen(self) -> Bool[np.ndarray, "17"]:
+        """Which joints are visible."""
+        return self.scores > SURE
+
+    @property
+    def outline(self) -> Bool[np.ndarray, "h w"]:
+        """Which pixels are the person's."""
+        return self.attention > SURE
+
+
+def structure(poses: list[Pose], size: tuple[int, int]) -> Structure:
+    """Joints and attention of all people of a picture of `size`, height and width (Eq. 3)."""
+    if not poses:
+        return nobody(size)
+    people = np.stack([openpose(pose.points, pose.scores) for pose in poses])
+    return Structure(people, np.max([pose.attention for pose in poses], axis=0))
 
 
 class BlazePose:
@@ -91,7 +110,7 @@ class BlazePose:
         # Logits, clipped so that the picture's pixels between two of the square's are sensible.
         logits = np.clip(mask[0, :, :, 0], -8, 8)
         inside = cv2.warpAffine(logits, to_picture, (width, height), borderValue=(-8.0,))
-        return Pose(_points(to_picture, rows[:, :2]), rows[:, 3] > 0, inside > 0)
+        return Pose(_points(to_picture, rows[:, :2]), _sigmoid(rows[:, 3]), _sigmoid(inside))
 
 
 def people(boxes: np.ndarray, logits: np.ndarray) -> list[Float64[np.ndarray, "2 2"]]:
@@ -102,7 +121,7 @@ def people(boxes: np.ndarray, logits: np.ndarray) -> list[Float64[np.ndarray, "2
     raw = np.array(boxes, np.float64).reshape(-1, 6, 2)
     # Centres and points are relative to their cell's centre, in pixels.
     raw[:, [0, 2, 3, 4, 5]] += DETECTED * anchors()[:, None]
-    scores = 1 / (1 + np.exp(-np.clip(np.asarray(logits, np.float64), -100, 100)))
+    scores = _sigmoid(np.asarray(logits, np.float64))
     corners = np.concatenate([raw[:, 0] - raw[:, 1] / 2, raw[:, 0] + raw[:, 1] / 2], axis=1)
     # Greedy: the surest first, and none that overlaps one of them.
     kept: list[int] = []
@@ -122,6 +141,10 @@ def anchors() -> Float64[np.ndarray, "2254 2"]:
         y, x = np.meshgrid(axis, axis, indexing="ij")
         found.append(np.repeat(np.stack([x, y], axis=-1).reshape(-1, 2), count, axis=0))
     return np.concatenate(found)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logits, -100, 100)))
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:

@@ -20,57 +20,36 @@ from jaxtyping import UInt8
 
 from osdhuman_jax.degrade.motion import LABELS, PartMap
 from osdhuman_jax.filenames import spelled
+from osdhuman_jax.inference.onnx_networks import MEAN, STD, OnnxError, open_session
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 SIDE = 512  # pixels, where a network takes any size
-# ImageNet's, of [0, 255], as torchvision and mmsegmentation have them.
-MEAN = np.array((123.675, 116.28, 103.53), np.float32)
-STD = np.array((58.395, 57.12, 57.375), np.float32)
-
-
-class SegmentationError(ValueError):
-    """A network or a table of classes that cannot be used, in one line."""
 
 
 class Segmenter:
     """A segmentation network whose classes are known as labels of part maps."""
 
     def __init__(self, model: Path, classes: Path) -> None:
-        """Raises SegmentationError."""
+        """Raises OnnxError."""
         self._where = spelled(model)
         self._labels = read_classes(classes)
-        try:
-            import onnxruntime
-        except ImportError:
-            text = "an .onnx network needs: pip install 'osdhuman-jax[curate]'"
-            raise SegmentationError(text) from None
-        if not model.is_file():
-            raise SegmentationError(f"{self._where}: no such file")
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(model), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:
-            # onnxruntime has an exception class of its own for each fault of a file.
-            line = str(error).splitlines()[0]
-            text = f"{self._where}: not a network that onnxruntime runs: {line}"
-            raise SegmentationError(text) from None
+        self._session = open_session(model)
         # Where the three channels are tells the layout.
         self._entry: Any = self._session.get_inputs()[0]
         shape = list(self._entry.shape)
         if len(shape) != 4 or 3 not in (shape[1], shape[3]):
-            raise SegmentationError(f"{self._where}: takes {shape}, no batch of RGB pictures")
+            raise OnnxError(f"{self._where}: takes {shape}, no batch of RGB pictures")
         self._channels_first = shape[1] == 3
         sides = shape[2:] if self._channels_first else shape[1:3]
         self._size = tuple(side if isinstance(side, int) else SIDE for side in sides)
 
     def __call__(self, rgb: Pixels) -> PartMap:
-        """Labels of a picture's pixels. Raises SegmentationError where the output is no map."""
+        """Labels of a picture's pixels. Raises OnnxError where the output is no map."""
         output = np.asarray(self._session.run(None, {self._entry.name: self._input(rgb)})[0])
         numbers = self._classes(output)
         if numbers.min() < 0 or numbers.max() >= len(self._labels):
-            raise SegmentationError(f"{self._where}: gives a class that --classes does not have")
+            raise OnnxError(f"{self._where}: gives a class that --classes does not have")
         # Labels are looked up at the network's size and then enlarged: they cannot be mixed.
         labels = self._labels[numbers]
         size = rgb.shape[1], rgb.shape[0]
@@ -98,22 +77,22 @@ class Segmenter:
             if output.ndim == 4 and output.shape[axis] == count:
                 return output.argmax(axis=axis)[0]
         text = f"gives {output.shape}, no scores of the {count} classes of --classes"
-        raise SegmentationError(f"{self._where}: {text}")
+        raise OnnxError(f"{self._where}: {text}")
 
 
 def read_classes(path: Path) -> UInt8[np.ndarray, " classes"]:
-    """The label of each class of a MAP.json. Raises SegmentationError."""
+    """The label of each class of a MAP.json. Raises OnnxError."""
     where = spelled(path)
     try:
         table = json.loads(path.read_bytes())
     except OSError as error:
-        raise SegmentationError(f"{where}: {error.strerror or error}") from error
+        raise OnnxError(f"{where}: {error.strerror or error}") from error
     except ValueError as error:
-        raise SegmentationError(f"{where}: not a json file: {error}") from error
+        raise OnnxError(f"{where}: not a json file: {error}") from error
     if not isinstance(table, dict) or not table:
-        raise SegmentationError(f"{where}: not an object of classes and their labels")
+        raise OnnxError(f"{where}: not an object of classes and their labels")
     for name, label in table.items():
         if label not in LABELS:
             text = f"class {name} is {json.dumps(label):.40}, which is none of {', '.join(LABELS)}"
-            raise SegmentationError(f"{where}: {text}")
+            raise OnnxError(f"{where}: {text}")
     return np.array([LABELS.index(label) for label in table.values()], np.uint8)

@@ -17,8 +17,10 @@ import numpy as np
 from flax import nnx
 
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
+from osdhuman_jax.data.captions import open_captions
 from osdhuman_jax.data.part_maps import open_part_maps
 from osdhuman_jax.data.sources import DataError, open_sources
+from osdhuman_jax.data.structures import open_structures
 from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.methods.cleaner import CleanerNetwork
 from osdhuman_jax.methods.objectives import OBJECTIVES
@@ -100,8 +102,11 @@ def _check_dual(config: Config) -> None:
     # The first stage sees pictures at the extractor's own size, and learns what moved in them.
     if dual is None or not dual.upsamplers:
         raise ConfigError("run.kind: 'dpg' trains a model whose model.dual has upsamplers")
-    for name, side in (("data.crop", config.data.crop), ("run.eval_crop", config.run.eval_crop)):
-        if side != dual.image_size:
+    for name, side, height in (
+        ("data.crop", config.data.crop, config.data.crop_height),
+        ("run.eval_crop", config.run.eval_crop, config.run.eval_height),
+    ):
+        if {side, height or side} != {dual.image_size}:
             raise ConfigError(f"{name}: {side} is not model.dual.image_size, {dual.image_size}")
     if not config.data.mask:
         raise ConfigError("data.mask: a run of kind 'dpg' learns what moved, set it to True")
@@ -174,7 +179,9 @@ def check_sources(config: Config) -> None:
         except (DataError, OSError) as error:
             raise ConfigError(f"{name}: {error}") from error
     try:
-        open_part_maps(config.data, open_sources(config.data.sources))
+        source = open_sources(config.data.sources)
+        for open_ in (open_part_maps, open_structures, open_captions):
+            open_(config.data, source)
     except (DataError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
     if config.run.init:

@@ -91,8 +91,8 @@ def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
         optim=replace(trainer.config.optim, accumulate=1),
     )
     # Shapes are enough to trace it.
-    side, batch_size = config.data.crop, config.data.batch_size
-    picture = jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.uint8)
+    shape = (config.data.batch_size, *config.data.size, 3)
+    picture = jax.ShapeDtypeStruct(shape, jnp.uint8)
     pictures = {k: picture for k in (PICTURES if config.data.degrade else PICTURES[:1])}
     if config.data.mask:
         pictures["mask"] = jax.ShapeDtypeStruct(picture.shape[:3], jnp.bool_)

@@ -260,9 +260,9 @@ class Loop:
                 return step()
 
         # It takes minutes, in which a person should know what is going on.
-        side = self.config.data.crop
+        height, width = self.config.data.size
         if self.monitor:
-            self.monitor.say(f"compiling the training step for {side} x {side} ...")
+            self.monitor.say(f"compiling the training step for {width} x {height} ...")
         start = time.monotonic()
         made = apart(guarded, lambda: self.signals.received is not None)
         if self.monitor:

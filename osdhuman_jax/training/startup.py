@@ -37,7 +37,7 @@ def startup_lines(
         f"devices: {_devices()}, as a mesh of {_counts(dict(mesh.shape))}",
         f"trained: {_parameters({**trained, **beside})}",
         f"frozen: {_parameters({**_networks(frozen.restorer), 'lpips': frozen.lpips})}",
-        f"batch: {data.batch_size} pictures of {data.crop} x {data.crop}"
+        f"batch: {data.batch_size} pictures of {data.size[1]} x {data.size[0]}"
         + (f", in {parts} parts one after the other" if parts > 1 else ""),
         f"steps: {run.steps}, of which {run.steps - done} are to do, from {where}",
         f"base model: {base}{random}",

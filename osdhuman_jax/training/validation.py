@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, UInt8
 
 from osdhuman_jax.config import Config
-from osdhuman_jax.data.loader import make_sample
+from osdhuman_jax.data.samples import make_sample
 from osdhuman_jax.data.sources import open_sources
 from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
 from osdhuman_jax.images.codec import to_uint8
@@ -45,7 +45,8 @@ def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
     # The paper's degradation alone, whatever mixture a run trains on: its values compare.
     still = dataclasses.replace(config.data.degradation, first_order=(0.0, 0.0, 1.0))
     plain = {"kinds": (1.0,), "gray": 0.0, "flip": False, "mask": False, "degradation": still}
-    data = dataclasses.replace(config.data, crop=config.run.eval_crop, **plain)
+    size = {"crop": config.run.eval_crop, "crop_height": config.run.eval_height}
+    data = dataclasses.replace(config.data, **size, **plain)
     samples = [make_sample(source, data, 0, index) for index in range(images)]
     # A picture that cannot be read has given its place to the next one that can.
     read = [(s["index"] + len(s["failures"])) % len(source) for s in samples]

@@ -127,6 +127,10 @@ COMMANDS = {
     "label": f"osdhuman_jax.commands.label --model {NANO} --input {{photos}} --output {{out}}",
     "parts": "osdhuman_jax.commands.parts --from instances:{photos}/none.json "
     "--pictures {photos} --output {out}",
+    "poses": "osdhuman_jax.commands.poses --from onnx:{photos}/none.onnx "
+    "--pictures {photos} --output {out}",
+    "captions": f"osdhuman_jax.commands.captions --ram {NANO} --pictures {{photos}} "
+    "--output {out}/captions.jsonl",
     "curate": "curate.run --source person={photos} --workers 0 --output {out}",
     "niqe": "curate.niqe {photos} --output {out}/niqe.npz",
     "demo": "curate.demo --output {out}",

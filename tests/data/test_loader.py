@@ -170,10 +170,10 @@ def test_workers_that_are_always_killed_end_the_run_in_one_line(folder, monkeypa
 def test_after_an_error_no_batch_is_passed_over(folder, monkeypatch):
     expected, failing = [], [True]
 
-    def fail_once(*arguments):
+    def fail_once(*arguments, **others):
         if failing and arguments[2:4] == (0, expected[1]["index"][0]):
             raise MemoryError(failing.pop())
-        return make_sample(*arguments)
+        return make_sample(*arguments, **others)
 
     with make_loader(config_of(folder), batch_size=5) as loader:
         expected += take(loader, 3)

@@ -61,9 +61,9 @@ def test_a_map_is_gray_and_comes_back(tmp_path):
 @pytest.mark.parametrize("crop, short", [(64, 0), (64, 150), (64, 70), (128, 0)])
 def test_labels_are_cut_where_the_picture_is(crop, short):
     picture = np.repeat(40 * labels(3)[..., None], 3, axis=-1)
-    window = draw_window(SIZE, np.random.default_rng(1), crop, short)
-    cropped = cut(picture, window, crop)[..., 0] / 40
-    found = cut_labels(labels(3), window, crop)
+    window = draw_window(SIZE, np.random.default_rng(1), (crop, crop), short)
+    cropped = cut(picture, window, (crop, crop))[..., 0] / 40
+    found = cut_labels(labels(3), window, (crop, crop))
     # All but the borders of labels, where the picture is mixed.
     assert found.shape == (crop, crop) and np.mean(np.abs(cropped - found) < 0.1) > 0.85
 

@@ -18,14 +18,14 @@ from osdhuman_jax.degrade.second_order import from_unit, to_unit, usm_sharpen
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (8, 12), (15, 16), (16, 16), (17, 400)])
 @pytest.mark.parametrize("resize_short", [0, 10, 16, 24])
 def test_any_picture_gives_a_full_crop(size, resize_short):
-    crop = random_crop(picture(0, *size), np.random.default_rng(0), 16, resize_short)
+    crop = random_crop(picture(0, *size), np.random.default_rng(0), (16, 16), resize_short)
     assert crop.shape == (16, 16, 3) and crop.dtype == np.uint8
 
 
 def test_without_resize_a_crop_is_a_window_and_every_place_occurs():
     image, rng, seen = picture(0, 5, 6), np.random.default_rng(0), set()
     for _ in range(200):
-        crop = random_crop(image, rng, 4, 0)
+        crop = random_crop(image, rng, (4, 4), 0)
         places = [(y, x) for y in (0, 1) for x in (0, 1, 2)]
         seen |= {(y, x) for y, x in places if (image[y : y + 4, x : x + 4] == crop).all()}
     assert len(seen) == 6
@@ -33,7 +33,7 @@ def test_without_resize_a_crop_is_a_window_and_every_place_occurs():
 
 def test_resize_short_is_the_area_mean():
     image = picture(0, 32, 32)
-    crop = random_crop(image, np.random.default_rng(0), 16, 16)
+    crop = random_crop(image, np.random.default_rng(0), (16, 16), 16)
     mean = image.reshape(16, 2, 16, 2, 3).mean((1, 3))
     assert np.abs(crop - mean).max() <= 0.5
 

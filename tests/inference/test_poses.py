@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from osdhuman_jax.inference import poses
-from osdhuman_jax.inference.poses import BlazePose, anchors, people, read_files
+from osdhuman_jax.inference.poses import (
+    BlazePose,
+    Pose,
+    anchors,
+    people,
+    read_files,
+    structure,
+)
 from osdhuman_jax.weights.torch_files import WeightsError
 
 
@@ -80,6 +87,27 @@ def test_what_the_networks_see_is_found_in_the_picture_again(size):
     assert pose.outline.shape == size and pose.outline[y, x] and not pose.outline[0, 0]
     side = 64 / 256 * 2 * 1.25 * np.hypot(*(rim - hips)) * scale
     assert pose.outline.sum() == pytest.approx(side**2, rel=0.05)
+    # The same as scores and as an attention map, where nobody is sure of anything.
+    found = structure([pose], size)
+    assert found.people.shape == (1, 18, 3) and found.people[0, 0, 2] == pytest.approx(
+        0.99331, 1e-4
+    )
+    np.testing.assert_allclose(found.people[0, 0, :2], pose.points[0], rtol=1e-6)
+    assert found.attention.dtype == np.float32 and found.attention.shape == size
+    assert found.attention[y, x] > 0.999 and found.attention[0, 0] < 0.001
+
+
+def test_the_attention_is_the_surest_person_s():
+    def person(at: slice, score: float) -> Pose:
+        attention = np.zeros((8, 8), np.float32)
+        attention[at] = score
+        return Pose(np.zeros((17, 2)), np.full(17, score), attention)
+
+    found = structure([person(slice(0, 5), 0.4), person(slice(4, 8), 0.9)], (8, 8))
+    assert found.attention[:, 0].tolist() == pytest.approx([0.4] * 4 + [0.9] * 4)
+    assert found.people[:, 1, 2].tolist() == pytest.approx([0.4, 0.9])
+    people, attention = structure([], (4, 6))
+    assert people.shape == (0, 18, 3) and attention.shape == (4, 6) and not attention.any()
 
 
 def test_nobody_where_the_landmarker_finds_none():

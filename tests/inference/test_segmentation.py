@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from osdhuman_jax.inference.segmentation import SegmentationError, Segmenter, read_classes
+from osdhuman_jax.inference.onnx_networks import OnnxError
+from osdhuman_jax.inference.segmentation import Segmenter, read_classes
 
 # Classes of the network below: none, and one for each colour.
 CLASSES = {"Background": "background", "Red": "head", "Green": "left_leg", "Blue": "rest"}
@@ -85,14 +86,14 @@ def test_what_cannot_be_used_is_one_line(tmp_path, monkeypatch):
         (model, wrong, 'class Hat is "hat", which is none of background, head'),
     ]
     for path, given, said in cases:
-        with pytest.raises(SegmentationError, match=said) as error:
+        with pytest.raises(OnnxError, match=said) as error:
             Segmenter(path, given)
         assert "\n" not in str(error.value)
     few = table(tmp_path / "few.json", {"Background": "background"})
-    with pytest.raises(SegmentationError, match="no scores of the 1 classes of --classes"):
+    with pytest.raises(OnnxError, match="no scores of the 1 classes of --classes"):
         Segmenter(model, few)(picture())
     numbers = network(tmp_path / "numbers.onnx", numbers=True)
-    with pytest.raises(SegmentationError, match="gives a class that --classes does not have"):
+    with pytest.raises(OnnxError, match="gives a class that --classes does not have"):
         Segmenter(numbers, few)(picture())
 
 
@@ -105,7 +106,7 @@ def test_without_onnxruntime_one_line_says_what_to_install(tmp_path, monkeypatch
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(SegmentationError, match=r"pip install 'osdhuman-jax\[curate\]'"):
+    with pytest.raises(OnnxError, match=r"pip install 'osdhuman-jax\[curate\]'"):
         Segmenter(tmp_path / "a.onnx", table(tmp_path / "map.json"))
 
 

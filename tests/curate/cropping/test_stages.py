@@ -1,6 +1,7 @@
 """Blur, boxes, squares, crowds, suppression, crops: by scipy, brute force and their promises."""
 
 import math
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from skimage import data
 
 from curate.config import BlurConfig, BoxConfig, CurateConfig, DenseConfig, NmsConfig, SquareConfig
 from curate.cropping import stages
-from curate.schema import Box, Candidate
+from curate.schema import Box, Candidate, crop_id
 
 PHOTO = data.astronaut()
 Region = tuple[float, float, float, float]
@@ -96,6 +97,30 @@ def test_squares_lie_inside_and_hold_their_box(image, margin):
         assert y <= y0 and y1 <= y + s
     if s >= max(hull_w, hull_h):
         assert reason != "border"
+
+
+@settings(max_examples=300)
+@given(boxed_images(), st.sampled_from([2, 3]))
+def test_upright_crops_lie_inside_and_hold_their_box(image, aspect):
+    width, height, (x0, y0, x1, y1) = image
+    x, y, s, reason = stages.square((x0, y0, x1, y1), width, height, SquareConfig(aspect=aspect))
+    assert 0 <= x <= width - s and 0 <= y <= height - s * aspect
+    needed = max(x1 - x0, (y1 - y0) / aspect)
+    assert s == min(width, height // aspect) or needed <= s <= needed + 2
+    if s >= math.ceil(x1) - math.floor(x0) and s * aspect >= math.ceil(y1) - math.floor(y0):
+        assert x <= x0 and x1 <= x + s and y <= y0 and y1 <= y + s * aspect
+        assert reason != "border"
+
+
+def test_upright_crops_have_a_size_and_a_name_of_their_own():
+    config = CurateConfig(square=SquareConfig(aspect=2, side_min=240))
+    box = Box((100, 10, 330, 500))
+    (upright,) = stages.make_candidates(PHOTO, [box], config)
+    (square,) = stages.make_candidates(PHOTO, [box], CurateConfig())
+    assert upright.reason == "" and upright.crop.shape == (1024, 512, 3)
+    assert (upright.s, upright.aspect, square.s, square.aspect) == (245, 2, 490, 1)
+    assert crop_id("a", upright, "r") != crop_id("a", replace(upright, aspect=1), "r")
+    assert stages.squares([upright])[0, 3] - stages.squares([upright])[0, 1] == 490
 
 
 @settings(max_examples=300)

@@ -1,0 +1,64 @@
+"""What commands have in common that make something of each picture of a folder, one after another.
+
+Needed by `parts`, `poses` and `captions`. A picture that fails is named and does not stop the
+others; what is there stays, so that the same command goes on where it was stopped.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from osdhuman_jax.cli import CommandError, bar
+from osdhuman_jax.filenames import spelled
+from osdhuman_jax.images.listing import list_images, real
+
+
+class PictureJob(NamedTuple):
+    """A picture, and what is to be made of it."""
+
+    path: Path
+    name: Path  # of the picture below its folder
+    target: Path  # a file, or a name in a file of lines
+
+
+def check_apart(output: Path, pictures: Path) -> None:
+    """Raise CommandError where files would be written among the pictures, and read as such."""
+    if real(output).is_relative_to(real(pictures)):
+        raise CommandError(f"--output {spelled(output)} lies in --pictures {spelled(pictures)}")
+
+
+def plan(pictures: Path, kind: str, place: Callable[[Path], Path]) -> list[PictureJob]:
+    """A job for each picture; `place` is where its `kind` goes, by name. Raises CommandError."""
+    # By their targets, of which no two pictures may have the same.
+    jobs: dict[Path, PictureJob] = {}
+    for path, name in list_images(pictures):
+        target = place(name)
+        if target in jobs:
+            both = f"{spelled(jobs[target].name)} and {spelled(name)}"
+            raise CommandError(f"{both} would both have the {kind} {spelled(target)}")
+        jobs[target] = PictureJob(path, name, target)
+    if not jobs:
+        raise CommandError(f"--pictures {spelled(pictures)}: no pictures in this folder")
+    return list(jobs.values())
+
+
+def each(
+    command: str, jobs: Sequence[PictureJob], make: Callable[[PictureJob], bool]
+) -> tuple[int, int]:
+    """How many were made, and of how many pictures `make` says that their source has none."""
+    made = unknown = 0
+    with bar(len(jobs), "picture", shown=bool(jobs)) as progress:
+        for job in jobs:
+            try:
+                done = make(job)
+                made, unknown = made + done, unknown + (not done)
+            except (OSError, ValueError) as error:
+                print(f"{command}: {spelled(job.path)}: {error}", file=sys.stderr)
+            progress.update(1)
+    return made, unknown
+
+
+def status(made: int, there: int, failed: int) -> int:
+    """The exit status: 0 all there, 1 some could not be made, 2 none was."""
+    return (1 if failed else 0) if made + there else 2
