@@ -291,3 +291,17 @@ class RRDBNetConfig:
     def x4plus_anime(cls) -> "RRDBNetConfig":
         """RealESRGAN_x4plus_anime_6B: 4,467,779 parameters."""
         return cls(num_feat=64, num_grow_ch=32, num_block=6, scale=4)
+
+
+@dataclass(frozen=True)
+class PartParserConfig:
+    """The small U-Net that tells the parts of a body apart, ours."""
+
+    num_parts: int  # classes beside the background
+    block_out_channels: tuple[int, ...]  # width of each level, the first at a quarter of the side
+    norm_num_groups: int  # of every group norm
+
+    @classmethod
+    def five(cls) -> "PartParserConfig":
+        """DiffBody's parts: head, torso, hands, legs and feet; 88,518 parameters."""
+        return cls(num_parts=5, block_out_channels=(16, 24, 32), norm_num_groups=8)
