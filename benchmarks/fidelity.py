@@ -48,6 +48,7 @@ from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.clip import CLIPTextModel
 from osdhuman_jax.networks.configs import (
     CLIPConfig,
+    ControlNetConfig,
     DualPromptConfig,
     HFIEConfig,
     LPIPSConfig,
@@ -56,6 +57,7 @@ from osdhuman_jax.networks.configs import (
     UNetConfig,
     VAEConfig,
 )
+from osdhuman_jax.networks.controlnet import ControlNet
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.performer import orthogonal_features
 from osdhuman_jax.networks.swin import RAMEncoder
@@ -170,6 +172,26 @@ def unet(size: Size) -> Iterator[Row]:
     mine = from_torch(lambda rngs: UNet2DConditionModel(config, rngs=rngs), theirs)
     want = run_unet(theirs, *inputs)
     yield compare("U-Net", call(mine, *inputs), want, size.budget)
+
+
+def control(size: Size) -> Iterator[Row]:
+    """DiffBody's ControlNet, and the U-Net with what it adds."""
+    config = ControlNetConfig(size.model.unet, pose=True, attention=True)
+    plan, (z, t, prompt) = asdict(config.unet), denoiser_inputs(size)
+    hint = normal(*z.shape[:3], config.hint_channels, seed=2)
+    theirs = randomise(references.controlnet(plan, config.in_channels), 1)
+    state = references.controlnet_state(theirs)
+    mine = from_torch(lambda rngs: ControlNet(config, rngs=rngs), state)
+    got, made = call(mine, z, t, prompt, hint), references.control(theirs, z, t, prompt, hint)
+    pairs = zip(got, [*made[0], made[1]], strict=True)
+    rows = [compare("ControlNet, largest of its outputs", *pair, size.budget) for pair in pairs]
+    yield max(rows, key=lambda row: row.largest)
+    # The two networks that are done with make room for the next two.
+    del theirs, state, mine
+    theirs = randomise(references.unet(plan))
+    unet = from_torch(lambda rngs: UNet2DConditionModel(config.unet, rngs=rngs), theirs)
+    want = references.controlled(theirs, made, z, t, prompt)
+    yield compare("U-Net with ControlNet", call(unet, z, t, prompt, got), want, size.budget)
 
 
 def vae(size: Size) -> Iterator[Row]:
@@ -363,6 +385,7 @@ def bfloat16(size: Size) -> Iterator[Row]:
 
 ROWS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "unet": unet,
+    "control": control,
     "vae": vae,
     "swin": swin,
     "tagger": tagger,

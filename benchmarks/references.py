@@ -48,6 +48,52 @@ def unet(plan: dict[str, Any]) -> diffusers.UNet2DConditionModel:
     )
 
 
+def controlnet(plan: dict[str, Any], in_channels: int) -> diffusers.ControlNetModel:
+    """diffusers' ControlNet for the U-Net of our arguments, its hint beside the latent."""
+    rest = {k: v for k, v in plan.items() if k not in ("in_channels", "num_attention_heads")}
+    return diffusers.ControlNetModel(
+        **rest,
+        in_channels=in_channels,
+        attention_head_dim=plan["num_attention_heads"],
+        use_linear_projection=True,
+    )
+
+
+def controlnet_state(theirs: nn.Module) -> State:
+    """Without the encoder of pixel hints, which conditions beside the latent do not need."""
+    state = theirs.state_dict()
+    return {k: v for k, v in state.items() if not k.startswith("controlnet_cond_embedding.")}
+
+
+Residuals = tuple[list[Tensor], Tensor]  # of the skips, and of the middle block
+
+
+def control(theirs: Any, *inputs: np.ndarray, scale: float = 1.0) -> Residuals:
+    """Residuals for latent, timestep, prompt and hint; what pixel hints would add is zero."""
+    z, t, prompt, hint = inputs
+    theirs.controlnet_cond_embedding.forward = lambda pixels: torch.zeros(1)
+    return theirs(
+        torch.cat([nchw(z), nchw(hint)], 1),
+        torch.from_numpy(t),
+        torch.from_numpy(prompt),
+        controlnet_cond=torch.zeros(1),
+        conditioning_scale=scale,
+        return_dict=False,
+    )
+
+
+def controlled(theirs: Any, made: Residuals, *inputs: np.ndarray) -> Tensor:
+    """eps of diffusers' U-Net for latent, timestep and prompt, with these residuals."""
+    z, t, prompt = inputs
+    return theirs(
+        nchw(z),
+        torch.from_numpy(t),
+        torch.from_numpy(prompt),
+        down_block_additional_residuals=tuple(made[0]),
+        mid_block_additional_residual=made[1],
+    ).sample
+
+
 def vae(plan: dict[str, Any]) -> diffusers.AutoencoderKL:
     """diffusers' autoencoder of our arguments; it knows no residual one."""
     plan = dict(plan)

@@ -121,7 +121,18 @@ RESNET |= {"conv_shortcut": "skip_connection"}
 
 def ldm_unet(net: UNet2DConditionModel) -> State:
     pairs = _unet_pairs(len(net.config.block_out_channels), net.config.layers_per_block)
+    return _ldm_names(net.state_dict(), pairs, "model.diffusion_model.")
 
+
+def ldm_control(state: State, prefix: str = "") -> State:
+    """Of `references.controlnet_state`, for the U-Net of `networks`."""
+    pairs = _unet_pairs(len(CHANNELS), LAYERS)
+    pairs += [(f"controlnet_down_blocks.{i}.", f"zero_convs.{i}.0.") for i in range(9)]
+    pairs += [("controlnet_mid_block.", "middle_block_out.0.")]
+    return _ldm_names(state, pairs, prefix)
+
+
+def _ldm_names(state: State, pairs: list[tuple[str, str]], prefix: str) -> State:
     def rename(key: str) -> str:
         for ours, theirs in pairs:
             if key.startswith(ours):
@@ -129,10 +140,10 @@ def ldm_unet(net: UNet2DConditionModel) -> State:
                 if "resnets" in ours:
                     layer, end = rest.rsplit(".", 1)
                     rest = f"{RESNET[layer]}.{end}"
-                return f"model.diffusion_model.{theirs}{rest}"
+                return f"{prefix}{theirs}{rest}"
         raise KeyError(key)
 
-    return {rename(key): value for key, value in net.state_dict().items()}
+    return {rename(key): value for key, value in state.items()}
 
 
 def ldm_vae(net: AutoencoderKL) -> State:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from osdhuman_jax.cli import CommandError, Parser, end, some_path, some_text
 from osdhuman_jax.config import Json
-from osdhuman_jax.weights.choices import LAYOUTS, PACKAGE, PROMPTS, PUBLISHED
+from osdhuman_jax.weights.choices import CONDITIONS, FROM_UNET, LAYOUTS, PACKAGE, PROMPTS, PUBLISHED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,7 +65,31 @@ def _import_flags(make: argparse.ArgumentParser) -> None:
         type=some_text,
         help="folder of img_encoder_weights.pth and pytorch_lora_weights.safetensors; with --sd",
     )
-    # Parts beside the restorer, and where its prompt comes from.
+    _part_flags(make)
+    make.add_argument(
+        "--generator", type=some_text, help="osediff.pkl, a model folder or a workdir of train.py"
+    )
+    make.add_argument(
+        "--osdhuman",
+        type=some_text,
+        help="folder of OSDHuman's own files (LoRA and HFIE), instead of --generator",
+    )
+    make.add_argument(
+        "--hfie_heads", type=int, help="of --osdhuman, where its files do not say; 16 unless given"
+    )
+    make.add_argument(
+        "--lora_alpha",
+        type=float,
+        help="of --osdhuman, where its files do not say (docs/weights.md)",
+    )
+    # Where it goes.
+    make.add_argument("--output", required=True, type=some_path)
+    make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
+    make.add_argument("--overwrite", action="store_true")
+
+
+def _part_flags(make: argparse.ArgumentParser) -> None:
+    """What is imported beside the restorer, and where its prompt comes from."""
     make.add_argument("--dape", type=some_text, help="DAPE.pth: the tagger for degraded pictures")
     make.add_argument(
         "--lpips",
@@ -88,25 +112,18 @@ def _import_flags(make: argparse.ArgumentParser) -> None:
         "--prompt_file", type=some_text, help=".npy of tokens (N, width), instead of an extractor"
     )
     make.add_argument(
-        "--generator", type=some_text, help="osediff.pkl, a model folder or a workdir of train.py"
-    )
-    make.add_argument(
-        "--osdhuman",
+        "--control",
         type=some_text,
-        help="folder of OSDHuman's own files (LoRA and HFIE), instead of --generator",
+        help="DiffBIR's v1_general.pth or v2.pth, a ControlNet of diffusers whose conditions are "
+        f"latents, or {FROM_UNET}: begin one with the U-Net's weights",
     )
     make.add_argument(
-        "--hfie_heads", type=int, help="of --osdhuman, where its files do not say; 16 unless given"
+        "--control_without",
+        choices=CONDITIONS,
+        nargs="+",
+        default=[],
+        help="conditions that the ControlNet is not to have",
     )
-    make.add_argument(
-        "--lora_alpha",
-        type=float,
-        help="of --osdhuman, where its files do not say (docs/weights.md)",
-    )
-    # Where it goes.
-    make.add_argument("--output", required=True, type=some_path)
-    make.add_argument("--seed", type=int, default=0, help="of HFIE, where no generator brings it")
-    make.add_argument("--overwrite", action="store_true")
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -132,6 +149,7 @@ def run(arguments: argparse.Namespace) -> str:
 def run_import(options: Json) -> None:
     """Import what was named. Raises a ValueError on too little, or what does not go together."""
     from osdhuman_jax.training.checkpoint import load_generator
+    from osdhuman_jax.weights.controls import local_control
     from osdhuman_jax.weights.haodiff import import_haodiff
     from osdhuman_jax.weights.importer import import_cleaner, import_model
     from osdhuman_jax.weights.osdhuman_files import read_osdhuman
@@ -170,6 +188,12 @@ def run_import(options: Json) -> None:
         raise CommandError(f"--{given[0]} goes with --osdhuman")
     if osdhuman:
         options["generator"] = read_osdhuman(osdhuman, **told)
+    # A ControlNet is looked at here, and made once the U-Net is known.
+    control, without = options.pop("control"), options.pop("control_without")
+    if without and not control:
+        raise CommandError("--control_without goes with --control")
+    if control:
+        options["control"] = local_control(control, without)
     # A run's generator lies in a checkpoint, which Orbax reads; all else are files of weights.
     generator = options["generator"]
     if isinstance(generator, str) and (Path(generator) / "checkpoints").is_dir():

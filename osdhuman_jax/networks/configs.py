@@ -84,6 +84,38 @@ class UNetConfig:
         return self.down_block_types[level] == "CrossAttnDownBlock2D"
 
 
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """DiffBody's ControlNet: a U-Net's encoder that also sees the latents of its conditions.
+
+    The restored picture's latent is always among them; without the two others it is DiffBIR's.
+    """
+
+    unet: UNetConfig  # of the U-Net that it controls
+    pose: bool  # the latent of the drawn pose is a condition
+    attention: bool  # the map of where the person is, one channel, is a condition
+
+    @classmethod
+    def sd21(cls) -> "ControlNetConfig":
+        """DiffBody's for Stable Diffusion 2.1-base: 363,167,680 parameters."""
+        return cls(UNetConfig.sd21(), pose=True, attention=True)
+
+    @classmethod
+    def diffbir(cls) -> "ControlNetConfig":
+        """DiffBIR's IRControlNet: 363,153,280 parameters."""
+        return cls(UNetConfig.sd21(), pose=False, attention=False)
+
+    @property
+    def hint_channels(self) -> int:
+        """Channels of the conditions, side by side: 9 in DiffBody, 4 in DiffBIR."""
+        return self.unet.in_channels * (1 + self.pose) + self.attention
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the noised latent and the conditions: 13 in DiffBody, 8 in DiffBIR."""
+        return self.unet.in_channels + self.hint_channels
+
+
 @dataclass
 class SwinConfig:
     """Swin Transformer with RAM's `image_proj`; the names are RAM's and the original Swin's."""

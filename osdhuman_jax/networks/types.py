@@ -34,6 +34,7 @@ class ConvolutionOptions(LayerOptions):
 
     precision: NotRequired[jax.lax.Precision]  # of the products, where an accelerator would round
     use_bias: NotRequired[bool]
+    kernel_init: NotRequired[nnx.Initializer]  # of the kernel; by default random
 
 
 class Exact(TypedDict):

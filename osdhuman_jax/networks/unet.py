@@ -39,6 +39,8 @@ from osdhuman_jax.networks.types import (
 # `norm_eps` of Stable Diffusion's unet/config.json.
 EPSILON = 1e-5
 Embedding = Float[Array, "b e"]
+# What ControlNet adds: an array for each skip, in their order, and one for the middle block.
+Control = tuple[Resized, ...]
 
 
 def _resnet(config: UNetConfig, cin: int, cout: int, **kw: Unpack[LayerOptions]) -> ResnetBlock2D:
@@ -138,7 +140,36 @@ class UpBlock2D(nnx.Module):
         return x
 
 
-class UNet2DConditionModel(nnx.Module):
+class UNetEncoder(nnx.Module):
+    """The half of the U-Net down to its middle block, which ControlNet has a copy of."""
+
+    def __init__(self, config: UNetConfig, in_channels: int, **kw: Unpack[LayerOptions]):
+        levels, width = range(len(config.block_out_channels)), config.block_out_channels[0]
+        self.time_proj_dim = width
+        # Both ends of a U-Net compute in float32 whatever `dtype` is: the latent is not rounded on
+        # its way in, and Eq. 2 multiplies the error of eps by 14.6 at t = 999.
+        exact: ConvolutionOptions = {**kw, **EXACT}
+        self.dtype = kw.get("dtype", jnp.float32)
+        self.conv_in = Conv3x3(in_channels, width, **exact)
+        self.time_embedding = TimestepEmbedding(width, _embedding_width(config), **kw)
+        self.down_blocks = nnx.List(DownBlock2D(config, level, **kw) for level in levels)
+        self.mid_block = UNetMidBlock2DCrossAttn(config, **kw)
+
+    def encode(
+        self, z: Feature, t: Timestep, context: Tokens
+    ) -> tuple[Embedding, Resized, list[Resized]]:
+        """The timestep's embedding, the middle block's output, and the skips on the way to it."""
+        temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))  # [B, E]
+        x = self.conv_in(z).astype(self.dtype)  # [B, H, W, C_0]
+        # Every level halves the size but the last; what it makes is kept.
+        skips = [x]
+        for block in self.down_blocks:
+            x, made = block(x, temb, context)
+            skips += made
+        return temb, self.mid_block(x, temb, context), skips
+
+
+class UNet2DConditionModel(UNetEncoder):
     """The denoiser: it estimates the noise in a latent, given the timestep and the prompt."""
 
     def __init__(
@@ -150,24 +181,27 @@ class UNet2DConditionModel(nnx.Module):
         rngs: nnx.Rngs,
     ):
         kw: LayerOptions = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        super().__init__(config, config.in_channels, **kw)
+        # The way up, and an end that is as exact as the beginning.
         levels, width = range(len(config.block_out_channels)), config.block_out_channels[0]
-        self.time_proj_dim = width
-        # Both ends compute in float32 whatever `dtype` is: the latent is not rounded on its way in,
-        # and Eq. 2 multiplies the error of eps by 14.6 at t = 999.
         exact: ConvolutionOptions = {**kw, **EXACT}
         norm: LayerOptions = {**kw, "dtype": jnp.float32}
-        self.dtype = dtype
-        self.conv_in = Conv3x3(config.in_channels, width, **exact)
-        self.time_embedding = TimestepEmbedding(width, _embedding_width(config), **kw)
-        self.down_blocks = nnx.List(DownBlock2D(config, level, **kw) for level in levels)
-        self.mid_block = UNetMidBlock2DCrossAttn(config, **kw)
         self.up_blocks = nnx.List(UpBlock2D(config, level, **kw) for level in reversed(levels))
         self.conv_norm_out = GroupNorm(width, config.norm_num_groups, EPSILON, **norm)
         self.conv_out = Conv3x3(width, config.in_channels, **exact)
 
-    def __call__(self, z: Latent, t: Timestep, context: Tokens) -> Latent:
-        temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))  # [B, E]
-        x, skips = self._down(z, temb, context)
+    def __call__(
+        self, z: Latent, t: Timestep, context: Tokens, control: Control | None = None
+    ) -> Latent:
+        """eps of a noised latent; `control` is what a ControlNet adds (see controlnet.py).
+
+        Raises ValueError where `control` is not one array a skip and one for the middle block.
+        """
+        temb, x, skips = self.encode(z, t, context)
+        # Added before the way up: to each skip its own, the last to the middle block's output.
+        if control is not None:
+            x = x + control[-1].astype(x.dtype)
+            skips = [s + c.astype(s.dtype) for s, c in zip(skips, control[:-1], strict=True)]
         # Up: every level joins the skips of its own size, which leaves none in the end.
         for block in self.up_blocks:
             x = block(x, skips, temb, context)
@@ -175,18 +209,7 @@ class UNet2DConditionModel(nnx.Module):
 
     def features(self, z: Latent, t: Timestep, context: Tokens) -> Resized:
         """The middle block's output, of which a critic judges (judge.py)."""
-        temb = self.time_embedding(sinusoidal_embedding(t, self.time_proj_dim))
-        return self._down(z, temb, context)[0]
-
-    def _down(self, z: Latent, temb: Embedding, context: Tokens) -> tuple[Resized, list[Resized]]:
-        """The middle block's output, and the skips that were made on the way to it."""
-        x = self.conv_in(z).astype(self.dtype)  # [B, H, W, C_0]
-        # Every level halves the size but the last; what it makes is kept.
-        skips = [x]
-        for block in self.down_blocks:
-            x, made = block(x, temb, context)
-            skips += made
-        return self.mid_block(x, temb, context), skips
+        return self.encode(z, t, context)[1]
 
 
 def up_resnet_inputs(channels: tuple[int, ...], level: int, layers: int) -> list[int]:

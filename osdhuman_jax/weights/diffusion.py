@@ -108,7 +108,7 @@ def _read_folder(folder: Path) -> Diffusion:
     unet_json, vae_json = (read_json(folder / name / "config.json") for name in ("unet", "vae"))
     schedule = folder / "scheduler" / "scheduler_config.json"
     try:
-        unet = _unet_config(folder / "unet" / "config.json", unet_json)
+        unet = unet_config(folder / "unet" / "config.json", unet_json)
         vae = _vae_config(folder / "vae" / "config.json", vae_json)
     except TypeError as error:
         raise WeightsError(f"{folder}: a setting of another type ({error})") from error
@@ -217,7 +217,11 @@ def needed(path: Path, found: Json, *names: str) -> None:
         raise WeightsError(f"{path}: lacks {', '.join(lacking)}")
 
 
-def _unet_config(path: Path, c: Json) -> UNetConfig:
+def unet_config(path: Path, c: Json) -> UNetConfig:
+    """Sizes of diffusers' settings `c`, read from `path`.
+
+    Raises WeightsError on what this code does not serve, TypeError on a setting of another type.
+    """
     # XL before all else: most of its settings would be refused, for reasons that do not name it.
     if c.get("addition_embed_type"):
         raise _refuse(path, SDXL, f"addition_embed_type is {c['addition_embed_type']!r}")

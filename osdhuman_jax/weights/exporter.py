@@ -1,14 +1,20 @@
 """A model folder -> what PyTorch's libraries load.
 
-    diffusers   unet/, vae/ and scheduler/ with LoRA merged, for `from_pretrained(.., subfolder=..)`
+    diffusers   unet/, vae/, scheduler/ and, where the folder has a ControlNet, controlnet/, with
+                LoRA merged, for `from_pretrained(.., subfolder=..)`
     peft        unet/ and vae/ with LoRA alone, for `PeftModel.from_pretrained`
 
-HFIE and RAM's image encoder have no counterpart there: the caller brings the prompt's tokens.
+HFIE and RAM's image encoder have no counterpart there: the caller brings the prompt's tokens. A
+ControlNet takes its conditions beside the latent, `sample=cat([z, hint], 1)`; diffusers' encoder
+of pixel hints is there as well, all zero, so that any `controlnet_cond` does nothing.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +22,7 @@ import numpy as np
 from osdhuman_jax.cli import check_folder
 from osdhuman_jax.config import Json, LoRAConfig, ModelConfig
 from osdhuman_jax.disk import copy_file, staged_folder, write_json
+from osdhuman_jax.networks.configs import ControlNetConfig
 from osdhuman_jax.weights.choices import LAYOUTS
 from osdhuman_jax.weights.model_folder import (
     BASE,
@@ -26,9 +33,15 @@ from osdhuman_jax.weights.model_folder import (
     read_meta,
     verify,
 )
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
+from osdhuman_jax.weights.name_tables import CONTROL_PIXELS
+from osdhuman_jax.weights.parts import part_config, part_shapes
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load, write_safetensors
 
 NETWORKS = ("unet", "vae")
+CONTROL = "control.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name of a network's tensors
+# Widths of diffusers' encoder of pixel hints, which halves the side between each two of them.
+PIXEL_WIDTHS = (16, 32, 96, 256)
 CONV_IN = "unet.conv_in"  # which OSEDiff trains in full, beside its adapter
 # The schedule that Stable Diffusion was trained with, as its own scheduler_config.json has it.
 SCHEDULER = {
@@ -58,9 +71,12 @@ def export_model(folder: Path | str, to: str, output: Path | str) -> None:
     # Unread: shapes are enough to see that none is missing.
     tensors = {name: t for file in names for name, t in load(folder / file).items()}
     check_tensors(tensors, model, adapters, str(folder))
+    control = _controlnet(folder, meta, model) if to == "diffusers" else None
     # Tensors are read while they are written, one at a time.
     with staged_folder(output) as made:
         FORMATS[to](made, tensors, model, adapters)
+        if control:
+            _save(made / "controlnet", WEIGHTS, control[0], "config.json", control[1])
         copy_file(folder / CONFIG, made / "osdhuman.json")  # provenance and licences
 
 
@@ -84,16 +100,72 @@ def _to_diffusers(
     # Our names are diffusers' but for the prefix and the ends of kernels and scales.
     configs = {"unet": _unet_json(model), "vae": _vae_json(model)}
     for network in NETWORKS:
-        made = {}
-        for name, tensor in _merged(tensors, adapters).items():
-            if name.startswith(f"{network}."):
-                path, kind = name.removeprefix(f"{network}.").rsplit(".", 1)
-                end = "bias" if kind == "bias" else "weight"
-                made[f"{path}.{end}"] = tensor.view(torch_layout)
-        file = "diffusion_pytorch_model.safetensors"
-        _save(output / network, file, made, "config.json", configs[network])
+        made = _torch_names(_merged(tensors, adapters), f"{network}.")
+        _save(output / network, WEIGHTS, made, "config.json", configs[network])
     (output / "scheduler").mkdir()
     write_json(output / "scheduler" / "scheduler_config.json", SCHEDULER)
+
+
+def _torch_names(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those of one network by diffusers' names, in PyTorch's layout."""
+    made = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            path, kind = name.removeprefix(prefix).rsplit(".", 1)
+            made[f"{path}.{'bias' if kind == 'bias' else 'weight'}"] = tensor.view(torch_layout)
+    return made
+
+
+def _controlnet(
+    folder: Path, meta: Json, model: ModelConfig
+) -> tuple[dict[str, Tensor], Json] | None:
+    """Tensors and settings of the folder's ControlNet for diffusers' class, if it has one."""
+    if "control" not in meta.get("parts", {}):
+        return None
+    config = part_config(folder, meta, "control")
+    assert isinstance(config, ControlNetConfig)
+    # As any file of a folder: its digest, then its names and shapes.
+    verify(folder, meta, CONTROL)
+    found, targets = load(folder / CONTROL), part_shapes("control", config, model)
+    both = set(found) & set(targets)
+    faults = {
+        "missing": sorted(set(targets) - both),
+        "unknown": sorted(set(found) - both),
+        "of another shape": sorted(n for n in both if found[n].shape != targets[n]),
+    }
+    complain(faults, str(folder / CONTROL))
+    tensors = _torch_names(found, "control.")
+    # An encoder of pixel hints as diffusers' class must have one, from pixels to latents.
+    halvings = round(math.log2(model.vae.downscale))
+    widths = [PIXEL_WIDTHS[min(i, len(PIXEL_WIDTHS) - 1)] for i in range(halvings + 1)]
+    dtype = tensors["conv_in.weight"].dtype
+    tensors |= _no_pixels([3, *widths, model.unet.block_out_channels[0]], dtype)
+    unet = _unet_json(model)
+    own: Json = {
+        "_class_name": "ControlNetModel",
+        "in_channels": config.in_channels,
+        "conditioning_embedding_out_channels": widths,
+    }
+    return tensors, {n: v for n, v in unet.items() if n not in _NOT_DOWN} | own
+
+
+# Settings of a U-Net that are of its way up.
+_NOT_DOWN = ("out_channels", "up_block_types")
+
+
+def _no_pixels(widths: list[int], dtype: np.dtype) -> dict[str, Tensor]:
+    """diffusers' ControlNetConditioningEmbedding with these widths, all zero."""
+    first, *inner, last = pairwise(widths)
+    # Between two widths are two layers: one that keeps its input's width, one that halves the side.
+    blocks = [pair for a, b in inner for pair in ((a, a), (a, b))]
+    layers = {"conv_in": first, "conv_out": last}
+    layers |= {f"blocks.{i}": pair for i, pair in enumerate(blocks)}
+    made = {}
+    for name, (into, out) in layers.items():
+        for end, shape in (("weight", (out, into, 3, 3)), ("bias", (out,))):
+            zeros = partial(np.zeros, shape, dtype)
+            made[f"{CONTROL_PIXELS}{name}.{end}"] = Tensor(shape, dtype, zeros)
+    return made
 
 
 def _merged(tensors: dict[str, Tensor], adapters: LoRAConfig | None) -> dict[str, Tensor]:

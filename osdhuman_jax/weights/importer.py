@@ -19,10 +19,17 @@ from osdhuman_jax.cli import check_folder
 from osdhuman_jax.config import Json, ModelConfig, to_dict
 from osdhuman_jax.disk import file_digest, staged_folder, write_json
 from osdhuman_jax.methods.prompts import load_prompt
-from osdhuman_jax.networks.configs import CLIPConfig, HFIEConfig, LPIPSConfig, TaggerConfig
+from osdhuman_jax.networks.configs import (
+    CLIPConfig,
+    ControlNetConfig,
+    HFIEConfig,
+    LPIPSConfig,
+    TaggerConfig,
+)
 from osdhuman_jax.networks.tokenizer import read_vocabulary
 from osdhuman_jax.weights.cleaners import read_cleaner
 from osdhuman_jax.weights.companions import RAM, RAM_LICENCE, add_dape, read_lpips, read_ram
+from osdhuman_jax.weights.controls import FitControl
 from osdhuman_jax.weights.diffusion import (
     LICENCE,
     Diffusion,
@@ -58,11 +65,13 @@ class Parts:
     tagger: Part[TaggerConfig] | None
     clip: Part[CLIPConfig] | None
     lpips: Part[LPIPSConfig] | None
+    control: Part[ControlNetConfig] | None = None
 
     def found(self) -> dict[str, Part]:
         """Those that are there, by name."""
-        three = {"tagger": self.tagger, "clip": self.clip, "lpips": self.lpips}
-        return {name: part for name, part in three.items() if part is not None}
+        all_four = {"tagger": self.tagger, "clip": self.clip, "lpips": self.lpips}
+        all_four["control"] = self.control
+        return {name: part for name, part in all_four.items() if part is not None}
 
 
 def import_model(
@@ -75,6 +84,7 @@ def import_model(
     clip: Location | None = None,
     tags: Location | None = None,
     generator: Location | Generator | Fit | None = None,
+    control: FitControl | None = None,
     prompt: str = "",
     prompt_file: Location | None = None,
     seed: int = 0,
@@ -85,29 +95,28 @@ def import_model(
     `sd` is a diffusers folder, a single file or a hub repository; `dape`, `lpips` and `clip` add
     parts (see parts.py); `tags` is the folder of RAM's list of tags and, if it has one, of their
     thresholds; `generator` is what a training run changed (see generators.py). Without one, HFIE
-    is random by `seed`. `prompt` is the kind of extractor (see extractors.py): by default the
-    generator's, "fixed" with a `prompt_file`, else HFIE. Raises WeightsError, having written
-    nothing.
+    is random by `seed`. `control` makes a ControlNet (see controls.py). `prompt` is the kind of
+    extractor (see extractors.py): by default the generator's, "fixed" with a `prompt_file`, else
+    HFIE. Raises WeightsError, having written nothing.
     """
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
     output = Path(output)
     check_output(output, overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
-    given |= {"sd": sd, "generator": generator if isinstance(generator, Path | str) else None}
-    check_local(given)
+    check_local(given | {"sd": sd, "generator": generator})
     encoder = read_ram(Path(ram))
     parts = _parts_here(encoder, dape, clip, lpips)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file)
     generator = local_generator(generator)
     kind_of_tags = "dape" if dape else "ram"
-    promised = _kind(prompt, prompt_file, generator)
-    _check_promised(output, parts, small, clip, kind_of_tags, promised)
+    _check_promised(output, parts, small, clip, kind_of_tags, _kind(prompt, prompt_file, generator))
 
     # The largest come last; of all files only names and shapes are read so far.
     diffusion = read_diffusion(locate(str(sd)))
     if clip and parts.clip is None:
         parts.clip = read_clip(locate(str(clip)))
+    parts.control = control(diffusion) if control else None
 
     # The model that they make together; a generator brings its own HFIE and timestep.
     model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, swin=encoder.swin)
@@ -182,10 +191,14 @@ FOLDERS = {"tags", "haodiff", "osdhuman"}
 EITHER, REMOTE = {"sd", "clip", "generator"}, {"sd", "clip"}
 
 
-def check_local(given: dict[str, Location | None]) -> None:
-    """Raise WeightsError where an argument cannot be read, before the hub is asked for another."""
+def check_local(given: Mapping[str, object]) -> None:
+    """Raise WeightsError where an argument cannot be read, before the hub is asked for another.
+
+    What is no place, such as a generator that was read already, is left out.
+    """
     for name, location in given.items():
-        if location is None or (name in REMOTE and may_be_remote(str(location))):
+        remote = name in REMOTE and may_be_remote(str(location))
+        if not isinstance(location, Path | str) or remote:
             continue
         # Of several files for one flag the number is left out.
         path, flag = Path(location), f"--{name.split()[0]}"
@@ -294,7 +307,7 @@ def _provenance(
     }
     # In the order in which the files were read.
     found["stable_diffusion"]["files"] = named(diffusion.files)
-    found |= {name: {"files": named(part.files)} for name, part in parts.items()}
+    found |= {n: {"files": named(part.files)} | part.remarks for n, part in parts.items()}
     if generator:
         found["generator"] = {"source": generator.where, "files": named(generator.files)}
         found["generator"] |= generator.remarks

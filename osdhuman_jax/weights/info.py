@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from osdhuman_jax.config import Json
+from osdhuman_jax.weights.choices import CONDITIONS
 from osdhuman_jax.weights.cleaners import read_sizes
 from osdhuman_jax.weights.model_folder import (
     CLEANER,
@@ -16,6 +17,7 @@ from osdhuman_jax.weights.model_folder import (
     read_use,
     verify,
 )
+from osdhuman_jax.weights.parts import part_config
 from osdhuman_jax.weights.torch_files import Tensor, load
 
 DUAL = tuple(
@@ -57,6 +59,10 @@ def _restorer(folder: Path, meta: Json) -> list[str]:
     lines += [f"use: {text}, shorter sides {sides}"]
     if adapters:
         lines += [f"generator: LoRA of rank {adapters.rank}, alpha {adapters.alpha:g}"]
+    if "control" in meta.get("parts", {}):
+        control = part_config(folder, meta, "control")
+        seen = ["restored picture", *(name for name in CONDITIONS if getattr(control, name))]
+        lines += [f"control: ControlNet of {', '.join(seen)}"]
     return lines
 
 

@@ -133,6 +133,15 @@ def diffusers(network: str) -> Table:
     }
 
 
+# ControlNetModel: a U-Net's encoder, and the convolutions to the U-Net.
+CONTROL: Table = {
+    r"(controlnet_(?:down_blocks\.\d+|mid_block))\.weight": [(r"control.\1.kernel", kernel)],
+    **diffusers("control"),
+}
+# Its encoder of pixel hints, which does nothing where its last layer is zero.
+CONTROL_PIXELS = "controlnet_cond_embedding."
+
+
 # LDM single files: names of blocks are numbers, so they are first turned into diffusers' names.
 
 LDM_UNET, LDM_VAE, LDM_CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
@@ -170,6 +179,22 @@ def ldm_unet_names(levels: int, layers: int) -> dict[str, str]:
             last = f"output_blocks.{step * i + layers}.{slot}.conv"
             names[last] = f"up_blocks.{i}.upsamplers.0.conv"
     return names
+
+
+# ControlNet's own names, and what else its authors' files and DiffBIR's may hold.
+LDM_CONTROL, LDM_CONTROL_PIXELS = "control_model.", "input_hint_block."
+LDM_CONTROL_IGNORE = (
+    r"(?:model|model_ema|first_stage_model|cond_stage_model|cond_encoder|preprocess_model)\..*",
+    LDM_IGNORE[1],
+)
+
+
+def ldm_control_names(levels: int, layers: int) -> dict[str, str]:
+    """Modules of LDM's ControlNet -> diffusers'."""
+    names = ldm_unet_names(levels, layers) | {"middle_block_out.0": "controlnet_mid_block"}
+    # One for conv_in, one for each resnet, and one for each halving.
+    own = range(levels * (layers + 1))
+    return names | {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in own}
 
 
 def _resnet(theirs: str, ours: str) -> dict[str, str]:

@@ -4,6 +4,7 @@
     tagger.safetensors   RAM's tagging head; with DAPE, also what it changes of the image encoder
     lpips.safetensors    VGG16 and the weights of its channels, for training
     dists.safetensors    DISTS' own weights of the same VGG16, for HAODiff's training
+    control.safetensors  DiffBody's ControlNet for the restorer's U-Net
 
 config.json has their sizes under "parts" and their digests with the others.
 """
@@ -19,7 +20,14 @@ from jax.typing import DTypeLike
 from osdhuman_jax.config import ConfigError, Json, ModelConfig, from_dict
 from osdhuman_jax.methods.prompts import ImageTagger
 from osdhuman_jax.networks.clip import CLIPTextModel
-from osdhuman_jax.networks.configs import CLIPConfig, DISTSConfig, LPIPSConfig, TaggerConfig
+from osdhuman_jax.networks.configs import (
+    CLIPConfig,
+    ControlNetConfig,
+    DISTSConfig,
+    LPIPSConfig,
+    TaggerConfig,
+)
+from osdhuman_jax.networks.controlnet import ControlNet
 from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.swin import RAMEncoder
@@ -39,14 +47,16 @@ from osdhuman_jax.weights.model_folder import (
 )
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
 
-Sizes = TypeVar("Sizes", CLIPConfig, TaggerConfig, LPIPSConfig, DISTSConfig)
-AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig | DISTSConfig
+Sizes = TypeVar("Sizes", CLIPConfig, TaggerConfig, LPIPSConfig, DISTSConfig, ControlNetConfig)
+AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig | DISTSConfig | ControlNetConfig
+AnyPart = CLIPTextModel | ImageTagger | LPIPS | DISTS | ControlNet
 # By their names in config.json and on disk.
 PARTS: dict[str, type[AnySizes]] = {
     "clip": CLIPConfig,
     "tagger": TaggerConfig,
     "lpips": LPIPSConfig,
     "dists": DISTSConfig,
+    "control": ControlNetConfig,
 }
 
 
@@ -57,11 +67,12 @@ class Part(Generic[Sizes]):
     config: Sizes
     tensors: dict[str, Tensor]
     files: list[Path] = field(default_factory=list)
+    remarks: Json = field(default_factory=dict)  # of how it was made; for provenance
 
 
 def build_part(
     config: AnySizes, model: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs
-) -> CLIPTextModel | ImageTagger | LPIPS | DISTS:
+) -> AnyPart:
     """The network of a part; a tagger is one with the image encoder that it listens to."""
     kw: LayerOptions = {"dtype": dtype, "rngs": rngs}
     if isinstance(config, CLIPConfig):
@@ -70,6 +81,8 @@ def build_part(
         return LPIPS(config, **kw)
     if isinstance(config, DISTSConfig):
         return DISTS(config, rngs=rngs)
+    if isinstance(config, ControlNetConfig):
+        return ControlNet(config, **kw)
     # The head listens to an encoder of the restorer's sizes, with DAPE's changes if there are any.
     tagger = Tagger(config, model.swin.image_proj_dim, **kw)
     return ImageTagger(RAMEncoder(model.swin, **kw), tagger)
@@ -89,9 +102,13 @@ def part_config(folder: Path, meta: Json, name: str) -> AnySizes:
     if name not in meta.get("parts", {}):
         raise WeightsError(f"{folder}: holds no part {name!r}; import it with the model")
     try:
-        return from_dict(PARTS[name], meta["parts"][name])
+        config = from_dict(PARTS[name], meta["parts"][name])
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
+    # It says of which U-Net it is, as another's would not add up.
+    if isinstance(config, ControlNetConfig) and config.unet != read_configs(folder, meta)[0].unet:
+        raise WeightsError(f"{folder / CONFIG}: its ControlNet is of another U-Net")
+    return config
 
 
 def _prefix(part: str) -> str:
@@ -111,12 +128,14 @@ def load_part(
 def load_part(folder: Path | str, name: Literal["lpips"], *, precision: str = "fp32") -> LPIPS: ...
 @overload
 def load_part(folder: Path | str, name: Literal["dists"], *, precision: str = "fp32") -> DISTS: ...
-
-
+@overload
 def load_part(
-    folder: Path | str, name: str, *, precision: str = "fp32"
-) -> CLIPTextModel | ImageTagger | LPIPS | DISTS:
-    """The network of a part, computing in `precision`: CLIPTextModel, ImageTagger or LPIPS.
+    folder: Path | str, name: Literal["control"], *, precision: str = "fp32"
+) -> ControlNet: ...
+
+
+def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> AnyPart:
+    """The network of a part, computing in `precision`.
 
     Raises WeightsError where the folder does not have it, or not whole and untouched.
     """

@@ -188,7 +188,7 @@ PLACES = {  # commands in whose every path-like flag a path may be missing
     "evaluate": COMMANDS["evaluate"] + " --degraded {photos} --weights {photos} --model {photos}",
     "import": "osdhuman_jax.commands.weights import --sd {photos} --ram {photos} --dape {photos} "
     "--lpips {photos} --clip {photos} --tags {photos} --prompt_file {photos} "
-    "--generator {photos} --output {out}",
+    "--generator {photos} --control {photos} --output {out}",
     "cleaner": "osdhuman_jax.commands.weights import --cleaner {photos} --output {out}",
     "info": f"osdhuman_jax.commands.weights info {NANO}",
     "unpack": "curate.unpack {photos} --output {out}",
