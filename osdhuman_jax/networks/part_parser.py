@@ -2,8 +2,8 @@
 
 DiffBody compares what it is about to make with the picture that it restores by the parts of the
 body that a network finds in both (its Eq. 6). It has BPBreID's network for that; this one is much
-smaller, and is trained on labels that are drawn around joints (methods/body.py). It is a U-Net
-(Ronneberger et al. 2015) of residual blocks that begins at a quarter of the side.
+smaller, and is trained on labels that are drawn around joints (methods/body_parts.py). It is a
+U-Net (Ronneberger et al. 2015) of residual blocks that begins at a quarter of the side.
 """
 
 from typing import Unpack
