@@ -1,9 +1,9 @@
 """Formulas of the objectives: pure functions of arrays, computed in float32 whatever comes in.
 
-They are the terms of OSDHuman's Eqs. 4, 6 and 7, and those that small models have in the place of
-LPIPS and VSD. Which network is asked for their arguments, and with which weights they are summed,
-stands in objectives.py. Images are (B, H, W, 3) in [-1, 1]: the squared error is four times that of
-images in [0, 1].
+They are the terms of OSDHuman's Eqs. 4, 6 and 7, of DiffBody's Eq. 4, and those that small models
+have in the place of LPIPS and VSD. Which network is asked for their arguments, and with which
+weights they are summed, stands in objectives.py. Images are (B, H, W, 3) in [-1, 1]: the squared
+error is four times that of images in [0, 1].
 """
 
 import jax
@@ -26,6 +26,17 @@ _TAPS /= _TAPS.sum()
 def mse(prediction: Image | Latent, target: Image | Latent) -> Scalar:
     """Mean squared error: the data term of Eq. 4 and the diffusion loss of Eq. 7."""
     return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)))
+
+
+def weighted_mse(
+    prediction: Latent, target: Latent, attention: Float[Array, "b zh zw 1"]
+) -> Scalar:
+    """DiffBody's Eq. 4: the mean of ((1 + a) error)^2, up to four times as much where a person is.
+
+    `attention` is in [0, 1], at the latent's size; where it is 0, this is `mse`.
+    """
+    error = prediction.astype(jnp.float32) - target.astype(jnp.float32)
+    return jnp.mean(jnp.square((1.0 + attention.astype(jnp.float32)) * error))
 
 
 def chroma(prediction: Image, target: Image) -> Scalar:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float64
 
 from osdhuman_jax.networks.types import Latent, Timestep
 
@@ -24,12 +25,17 @@ class Schedule:
     beta_end: float = 0.012
 
     @property
-    def alphas_bar(self) -> Array:
-        """Cumulative product of 1 - beta, (num_train_timesteps,) float32."""
-        # "scaled": evenly spaced are the square roots. NumPy's float64, as 1000 factors round.
+    def products(self) -> Float64[np.ndarray, " t"]:
+        """Cumulative product of 1 - beta, (num_train_timesteps,) float64, as 1000 factors round."""
+        # "scaled": evenly spaced are the square roots.
         start, end = np.sqrt([self.beta_start, self.beta_end])
         betas = np.linspace(start, end, self.num_train_timesteps) ** 2
-        return jnp.asarray(np.cumprod(1.0 - betas), jnp.float32)
+        return np.cumprod(1.0 - betas)
+
+    @property
+    def alphas_bar(self) -> Array:
+        """The same for programs, float32."""
+        return jnp.asarray(self.products, jnp.float32)
 
     def coefficients(self, t: Timestep) -> tuple[Array, Array]:
         """(sqrt(abar_t), sqrt(1 - abar_t)), each (B, 1, 1, 1) float32."""

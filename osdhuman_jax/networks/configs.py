@@ -395,3 +395,17 @@ class SwinIRConfig:
     def color_jpeg(cls) -> "SwinIRConfig":
         """SwinIR-M for JPEG's artefacts in colour pictures, whose blocks are 8 pixels wide."""
         return replace(cls.color_dn(), window_size=7, img_range=255.0)
+
+
+@dataclass(frozen=True)
+class PartParserConfig:
+    """The small U-Net that tells the parts of a body apart, ours."""
+
+    num_parts: int  # classes beside the background
+    block_out_channels: tuple[int, ...]  # width of each level, the first at a quarter of the side
+    norm_num_groups: int  # of every group norm
+
+    @classmethod
+    def five(cls) -> "PartParserConfig":
+        """DiffBody's parts: head, torso, hands, legs and feet; 88,518 parameters."""
+        return cls(num_parts=5, block_out_channels=(16, 24, 32), norm_num_groups=8)
