@@ -77,15 +77,6 @@ def test_values_means_and_files(folders):
     assert read_size(folders / "out" / "worst" / "Ours" / "psnr.png")[1] == 3 * 320 + 2 * 6
 
 
-def test_partners_may_differ_in_suffix(folders):
-    jpeg = folders / "hq" / "a.jpg"
-    cv2.imwrite(str(jpeg), photo(0, 0)[..., ::-1])
-    (folders / "hq" / "a.png").unlink()
-    assert run(folders, "--metrics", "psnr") == 0
-    expected = psnr_y(read_image(folders / "ours" / "a.png").rgb, read_image(jpeg).rgb)
-    assert result(folders)["images"]["Ours"]["a"]["psnr"] == expected
-
-
 def test_names_that_do_not_match(folders, capsys):
     (folders / "ours" / "b" / "c.png").unlink()
     write_png(folders / "ours" / "extra.png", photo(0, 0))

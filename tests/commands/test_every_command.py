@@ -3,8 +3,6 @@
 import importlib
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -290,15 +288,6 @@ def test_help_is_no_error(capsys, name):
         importlib.import_module(name).main(["--help"])
     printed = capsys.readouterr()
     assert not ended.value.code and "--" in printed.out and not printed.err
-
-
-@pytest.mark.parametrize(
-    "line", ["train.py", "infer.py", "-m osdhuman_jax degrade", "-m curate.run"]
-)
-def test_help_of_a_process_is_no_error(line):
-    words = [sys.executable, *line.split(), "--help"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True)
-    assert done.returncode == 0 and b"--" in done.stdout and not done.stderr
 
 
 NAMED = ("degrade", "evaluate", "compare", "curate")  # of infer, tests/inference tells

@@ -271,18 +271,6 @@ def test_a_finished_folder_needs_no_model(tmp_path, model, monkeypatch):
         run(model, tmp_path / "in", tmp_path / "out", "--overwrite", "--blend", "0.5")
 
 
-@pytest.mark.parametrize("name", ["restore", "app", "export"])
-def test_flags_are_read_before_anything_heavy_is_loaded(name):
-    code = (
-        f"import sys; from osdhuman_jax.commands import {name} as command\n"
-        "try: command.parse_args(['--help'])\n"
-        "except SystemExit: print(sorted({'jax', 'numpy', 'absl', 'cv2'} & set(sys.modules)))"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("flag", ["--model", "--checkpoint"])
 def test_a_bad_model_is_refused_in_one_line(tmp_path, capsys, flag):
     source = one_photo(tmp_path / "in")

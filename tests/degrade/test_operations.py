@@ -1,21 +1,16 @@
 """Kernels, filters, resizing, noise, JPEG and sharpening, each against an independent one."""
 
-import cv2
 import numpy as np
 import pytest
 import scipy.integrate
 import scipy.ndimage
 import scipy.special
 import scipy.stats
-import skimage.data
 import torch
 import torch.nn.functional as F
+from picture_files import photo
 
 from osdhuman_jax.degrade import second_order as d
-
-
-def photo(side: int = 64) -> np.ndarray:
-    return cv2.resize(skimage.data.astronaut(), (side, side), interpolation=cv2.INTER_AREA)
 
 
 def noise_image(h: int, w: int, seed: int = 0) -> np.ndarray:

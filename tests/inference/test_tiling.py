@@ -13,7 +13,6 @@ from osdhuman_jax.inference.tiling import (
     SharedNorm,
     Statistics,
     corners,
-    groups_of,
     share_norms,
     spread,
     starts,
@@ -105,11 +104,3 @@ def test_measured_norms_are_group_norms_of_the_batch_seen_as_one_picture():
     nnx.update(known, nnx.state(shared, Statistics))
     np.testing.assert_allclose(known(tiles[:1]), plain(tiles)[:1], atol=1e-4)
     np.testing.assert_allclose(known(part), plain(tiles)[:1, :4, :4], atol=1e-4)
-
-
-def test_groups_are_whole_but_for_the_last():
-    assert list(groups_of([(i, 0) for i in range(5)], 2)) == [
-        [(0, 0), (1, 0)],
-        [(2, 0), (3, 0)],
-        [(4, 0)],
-    ]

@@ -39,14 +39,6 @@ def test_distances(pair, images):
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
-def test_activations(pair, images):
-    theirs, mine = pair
-    want = theirs.slices(nchw(images[0]))
-    got = call(mine, images[0], method="activations")
-    for a, b in zip(got, want, strict=True):
-        np.testing.assert_allclose(a, b.permute(0, 2, 3, 1), rtol=0, atol=1e-4)
-
-
 def test_gradient(pair, images):
     theirs, mine = pair
     x = nchw(images[0]).requires_grad_()
