@@ -1,7 +1,6 @@
 """The command, end to end, on a folder of every kind of file, with a tiny random model."""
 
 import hashlib
-import io
 import json
 import subprocess
 import sys
@@ -12,7 +11,9 @@ import numpy as np
 import pytest
 import tiny
 from damage import raising
+from picture_files import encoded, exif
 from PIL import Image
+from refusals import status
 from tiny import PHOTO
 
 from osdhuman_jax.commands import restore
@@ -35,13 +36,9 @@ def fill(folder: Path) -> None:
     Image.fromarray(PHOTO[:1, :1]).save(folder / "one.png")
     cv2.imwrite(str(folder / "deep.png"), PHOTO.astype(np.uint16) * 257)
     cv2.imwrite(str(folder / "deepgray.png"), PHOTO[..., 0].astype(np.uint16) * 257)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(folder / "turned.JPG", exif=exif)
+    image.save(folder / "turned.JPG", exif=exif(6))
     image.resize((3000, 200)).save(folder / "panorama.webp")
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG")
-    (folder / "cut.jpg").write_bytes(buffer.getvalue()[:900])
+    (folder / "cut.jpg").write_bytes(encoded(image, "JPEG")[:900])
     (folder / "text.png").write_text("not a picture")
     (folder / "empty.webp").touch()
     (folder / "noise.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"noise" * 99)
@@ -61,17 +58,14 @@ BAD = {
 
 
 def run(model: Path, source: Path | str, output: Path, *flags: str) -> int:
-    always = ["--input", str(source), "--output", str(output), "--model", str(model)]
-    return restore.main([*always, "--batch_size", "2", *flags])  # one size: few programs to compile
+    always = ["--input", source, "--output", output, "--model", model]
+    # One size: few programs to compile.
+    return status(restore.main, *always, "--batch_size", 2, *flags)
 
 
 def refused(capsys, *flags: str) -> str:
     """What a run with these flags says before it exits with status 2."""
-    try:
-        status = restore.main([str(flag) for flag in flags])
-    except SystemExit as exit:
-        status = exit.code
-    assert status == 2
+    assert status(restore.main, *flags) == 2
     return capsys.readouterr().err
 
 
@@ -94,13 +88,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Path, 
     """Inputs, outputs and exit status of one run on all kinds of files."""
     folder = tmp_path_factory.mktemp("mixed")
     fill(folder / "in")
-    status = run(model, folder / "in", folder / "out")
-    return folder / "in", folder / "out", status
+    return folder / "in", folder / "out", run(model, folder / "in", folder / "out")
 
 
 def test_good_files_are_restored_and_bad_ones_leave_nothing(mixed):
-    _, out, status = mixed
-    assert status == 1
+    _, out, ended = mixed
+    assert ended == 1
     assert pngs(out) == sorted([*SIZES, "provenance.jsonl"])
     assert {name: read_image(out / name).size for name in SIZES} == SIZES
     assert (read_image(out / "rgba.png").alpha == PHOTO[..., 0]).all()

@@ -23,8 +23,6 @@ from peft.tuners.lora import LoraLayer
 from benchmarks import references
 from osdhuman_jax.methods import lora
 from osdhuman_jax.networks.configs import UNetConfig, VAEConfig
-from osdhuman_jax.networks.convolution import Conv3x3
-from osdhuman_jax.networks.layers import Downsample2D, conv1x1
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
 
@@ -125,29 +123,6 @@ def test_adapter_and_merged_weights_match_peft(pair):
             delta = module.get_delta_weight("default") + module.get_base_layer().weight
             path, array = convert(f"{name}.weight", delta)
             np.testing.assert_allclose(kernels[path][...], array, atol=1e-5)
-
-
-LAYERS = {
-    "linear": (lambda rngs: nnx.Linear(6, 10, use_bias=False, rngs=rngs), (2, 5, 6)),
-    "conv": (lambda rngs: Conv3x3(6, 10, rngs=rngs), (2, 5, 7, 6)),
-    "strided": (
-        lambda rngs: nnx.Conv(6, 10, (3, 3), (2, 2), padding=((1, 1), (1, 1)), rngs=rngs),
-        (2, 5, 8, 6),
-    ),
-    "pointwise": (lambda rngs: conv1x1(6, 10, rngs=rngs), (2, 5, 7, 6)),
-    "asymmetric": (lambda rngs: Downsample2D(6, asymmetric=True, rngs=rngs).conv, (2, 8, 7, 6)),
-}
-
-
-@pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS)
-def test_merge_is_the_adapter(layer, shape):
-    net = filled(lambda rngs: nnx.List([lora.LoRA(layer(rngs), **SIZE, rng=draws())]))
-    x = normal(*shape)
-    want, off = call(net[0], x), call(net[0].base, x)
-    assert float(jnp.abs(want - off).max()) > 0.1
-    lora.merge(net)
-    assert isinstance(net[0], (nnx.Linear, nnx.Conv))
-    np.testing.assert_allclose(call(net[0], x), want, atol=1e-5)
 
 
 def test_initial_factors():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from convert import normal
 
-from osdhuman_jax.networks.attention import BLOCK, LARGE, by_blocks, join_heads, kernel, split_heads
+from osdhuman_jax.networks.attention import BLOCK, LARGE, by_blocks, kernel
 from osdhuman_jax.networks.attention import attend as plain_attend
 from osdhuman_jax.networks.target import platform, traced_for
 
@@ -45,16 +45,6 @@ def test_bias_stays_float32_beside_bfloat16():
     bias = jnp.asarray([1000.0, 1001.0]).reshape(1, 1, 1, 2)
     got = attend(q, jnp.zeros_like(v), v, bias).astype(jnp.float32)
     np.testing.assert_allclose(got, jnp.full(got.shape, jax.nn.sigmoid(1.0)), atol=4e-3)
-
-
-@pytest.mark.parametrize(("b", "t", "h", "d"), [(1, 1, 1, 1), (2, 5, 3, 4), (3, 2, 4, 1)])
-def test_heads_are_consecutive_channels(b, t, h, d):
-    x = jnp.asarray(normal(b, t, h * d))
-    heads = split_heads(x, h)
-    assert heads.shape == (b, t, h, d)
-    last = np.asarray(x)[:, :, (h - 1) * d :]
-    np.testing.assert_array_equal(np.asarray(heads)[:, :, h - 1], last)
-    np.testing.assert_array_equal(join_heads(heads), x)
 
 
 @pytest.mark.parametrize(

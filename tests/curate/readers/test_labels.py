@@ -31,8 +31,13 @@ def pictures(kind: str, root: Path, images: list[SourceImage]) -> list[str | Non
 def test_boxes_of_a_lost_picture_go_to_no_other(tmp_path, kind):
     touch(images_of(kind, tmp_path), "cam1/0001.jpg", "cam2/0002.jpg")
     paths = write_labels(kind, tmp_path, ["cam1/0001.jpg", "cam2/0001.jpg", "cam2/0002.jpg"])
-    found = pictures(kind, tmp_path, read(kind, paths))
-    assert found == ["cam1/0001.jpg", None, "cam2/0002.jpg"]
+    images = read(kind, paths)
+    assert pictures(kind, tmp_path, images) == ["cam1/0001.jpg", None, "cam2/0002.jpg"]
+    for image in images:
+        assert (image.dataset, image.policy) == (kind, "labels")
+        assert image.normalized == (kind == "openimages") and image.image_id.startswith(f"{kind}/")
+        if kind not in ("openimages", "crowdhuman"):
+            assert (image.label_w, image.label_h) == (640, 480)
 
 
 @pytest.mark.parametrize("kind", LABELLED)
