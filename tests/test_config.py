@@ -38,14 +38,11 @@ def test_presets_come_back_from_json_and_are_new_each_time(name):
     assert get_config().model.vae.scaling_factor > 0
 
 
-def test_unknown_fields_are_named():
+def test_unknown_and_missing_fields_are_named():
     values = to_dict(Config())
     values["model"]["unet"] |= {"depth": 3, "act": "relu"}
     with pytest.raises(ConfigError, match=r"^UNetConfig: unknown field\(s\) act, depth$"):
         from_dict(Config, values)
-
-
-def test_missing_fields_are_named():
     values = to_dict(Config())
     del values["optim"]["b1"], values["optim"]["eps"]
     with pytest.raises(ConfigError, match=r"^OptimConfig: missing field\(s\) b1, eps$"):
