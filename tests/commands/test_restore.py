@@ -128,32 +128,15 @@ def test_bad_files_are_named_at_the_end(tmp_path, model, capsys):
     assert printed.out == f"restored 1 of 2 images to {tmp_path}/out\n"
 
 
-def test_settings_are_the_models_unless_asked_for(tmp_path):
-    tiny.save(tmp_path / "model", UseConfig("wavelet", 0.25))
+def test_a_picture_that_the_model_is_not_made_for_is_named_and_restored(tmp_path, capsys):
+    """By the settings of the model itself, which hold where no flag asks for others."""
+    tiny.save(tmp_path / "model", UseConfig("wavelet", 0.25, sides=(64, 0)))
     one_photo(tmp_path / "in")
-    for out, flags, want in (
-        ("a", (), ("wavelet", 0.25)),
-        ("b", ("--blend", "1"), ("wavelet", 1.0)),
-    ):
-        assert run(tmp_path / "model", tmp_path / "in", tmp_path / out, *flags) == 0
-        (line,) = (tmp_path / out / "provenance.jsonl").read_text().splitlines()
-        found = json.loads(line)
-        assert (found["color_fix"], found["blend"]) == want
-
-
-def test_pictures_that_the_model_is_not_made_for_are_named(tmp_path, capsys):
-    """One line each; all are restored. The photo has 48 pixels."""
-    for sides, text in (
-        ((64, 0), "its shorter side has 48 pixels, the model is made for 64 and more"),
-        ((0, 16), "its shorter side has 48 pixels, the model is made for 16 at most"),
-        ((0, 0), None),
-    ):
-        folder = tmp_path / f"{sides}"
-        tiny.save(folder / "model", UseConfig(sides=sides))
-        one_photo(folder / "in")
-        assert run(folder / "model", folder / "in", folder / "out") == 0
-        told = capsys.readouterr().err
-        assert (f"note: {folder}/in/a.jpg: {text}" in told) if text else ("note" not in told)
+    assert run(tmp_path / "model", tmp_path / "in", tmp_path / "out", "--blend", "1") == 0
+    text = "its shorter side has 48 pixels, the model is made for 64 and more"
+    assert f"note: {tmp_path}/in/a.jpg: {text}" in capsys.readouterr().err
+    line = json.loads((tmp_path / "out" / "provenance.jsonl").read_text())
+    assert (line["color_fix"], line["blend"]) == ("wavelet", 1.0)
 
 
 def test_what_a_folder_holds_besides_is_told(tmp_path, model, capsys):

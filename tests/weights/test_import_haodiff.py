@@ -26,11 +26,6 @@ SIDE = 64  # pixels of the pictures restored here
 
 
 @pytest.fixture(scope="module")
-def nets() -> files.Networks:
-    return files.networks()
-
-
-@pytest.fixture(scope="module")
 def factors(nets) -> dict[str, torch.Tensor]:
     return haodiff_torch.lora(nets)
 
@@ -41,18 +36,16 @@ def generator() -> haodiff_torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def sources(nets, factors, generator, tmp_path_factory) -> Path:
-    """sd/ (diffusers) and haodiff/ (the published files)."""
-    folder = tmp_path_factory.mktemp("sources")
-    files.diffusers_folder(folder / "sd", nets)
-    haodiff_torch.folder(folder / "haodiff", generator, factors)
-    return folder
+def published(factors, generator, tmp_path_factory) -> Path:
+    """haodiff/, the published files."""
+    folder = tmp_path_factory.mktemp("published") / "haodiff"
+    return haodiff_torch.folder(folder, generator, factors)
 
 
 @pytest.fixture(scope="module")
-def model(sources, tmp_path_factory) -> Path:
+def model(sources, published, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("models") / "haodiff"
-    command = ["import", "--sd", sources / "sd", "--haodiff", sources / "haodiff"]
+    command = ["import", "--sd", sources / "sd", "--haodiff", published]
     assert status(main, *command, "--output", output) == 0
     return output
 
@@ -115,7 +108,7 @@ def test_loras_of_other_names(factors, kind, tmp_path):
             np.testing.assert_array_equal(pair[half].read(), other[module][half].read())
 
 
-def test_alpha_scales_what_is_merged(nets, sources, tmp_path):
+def test_alpha_scales_what_is_merged(nets, sources, published, tmp_path):
     name = "conv_in"
     weight = nets.unet.conv_in.weight
     out, into, *window = weight.shape
@@ -124,7 +117,7 @@ def test_alpha_scales_what_is_merged(nets, sources, tmp_path):
         f"{name}.lora.up.weight": torch.ones(out, 2, 1, 1),
         f"{name}.alpha": torch.tensor(6.0),
     }
-    shutil.copytree(sources / "haodiff", tmp_path / "haodiff")
+    shutil.copytree(published, tmp_path / "haodiff")
     save_file(few, tmp_path / "haodiff" / LORA)
     import_haodiff(sources / "sd", tmp_path / "haodiff", tmp_path / "model")
     base = load_file(tmp_path / "model" / "base.safetensors")
@@ -210,24 +203,24 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_refusals(sources, fault, tmp_path):
+def test_refusals(sources, published, fault, tmp_path):
     damage, message = REFUSED[fault]
-    shutil.copytree(sources / "haodiff", tmp_path / "haodiff")
+    shutil.copytree(published, tmp_path / "haodiff")
     damage(tmp_path / "haodiff")
     with one_line(WeightsError, re.escape(message)):
         import_haodiff(sources / "sd", tmp_path / "haodiff", tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["haodiff"]  # nothing was written
 
 
-def test_a_base_that_predicts_v_is_refused(sources, nets, tmp_path):
+def test_a_base_that_predicts_v_is_refused(published, nets, tmp_path):
     files.diffusers_folder(tmp_path / "sd", nets, "v_prediction")
     with pytest.raises(WeightsError, match="v-prediction"):
-        import_haodiff(tmp_path / "sd", sources / "haodiff", tmp_path / "model")
+        import_haodiff(tmp_path / "sd", published, tmp_path / "model")
 
 
 @pytest.mark.parametrize("beside", ["--ram", "--dape", "--generator", "--cleaner"])
-def test_it_goes_with_sd_alone(sources, beside, tmp_path, capsys):
-    command = ["import", "--sd", sources / "sd", "--haodiff", sources / "haodiff", beside, "x"]
+def test_it_goes_with_sd_alone(sources, published, beside, tmp_path, capsys):
+    command = ["import", "--sd", sources / "sd", "--haodiff", published, beside, "x"]
     assert status(main, *command, "--output", tmp_path / "model") == 2
     assert beside in capsys.readouterr().err
 
