@@ -12,7 +12,7 @@ import make_weights as files
 import numpy as np
 import pytest
 import torch
-from convert import nchw, normal
+from convert import call, nchw, normal
 from refusals import one_line, status
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as load_torch
@@ -58,7 +58,7 @@ def test_it_restores_as_in_torch(model, nets, factors, generator):
     plain = haodiff_torch.restored(nets, generator, nchw(lq), 3.5).permute(0, 2, 3, 1)
     for guidance in (3.5, 1.0):
         want = haodiff_torch.restored(adapted, generator, nchw(lq), guidance).permute(0, 2, 3, 1)
-        found = np.asarray(loaded.restorer(jnp.asarray(lq), guidance=guidance))
+        found = np.asarray(call(loaded.restorer, lq, None, jnp.float32(guidance)))
         # A level of 255 is 2/255 of [-1, 1]: the pictures are equal to a level.
         assert np.abs(found - want.numpy()).max() < 2 / 255
     assert np.abs(plain.numpy() - want.numpy()).mean() > 0.05  # LoRA matters here
