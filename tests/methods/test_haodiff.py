@@ -42,28 +42,23 @@ def loaded(make, state: dict[str, torch.Tensor], prefix: str = "prompter.") -> n
     return module
 
 
-@pytest.fixture(scope="module")
-def image():
-    return np.clip(0.5 * normal(2, 64, 64, 3), -1, 1)
+def picture(height: int, width: int) -> np.ndarray:
+    return np.clip(0.5 * normal(2, height, width, 3), -1, 1)
 
 
-def test_prompts_of_both_kinds(image):
+@pytest.mark.parametrize("size", [(64, 64), (90, 150)], ids=["fits", "squashed"])
+def test_prompts_of_both_kinds(size):
+    """A picture of another shape is squashed without antialiasing."""
     theirs = haodiff_torch.generator(img_size=64)
     ours = loaded(lambda rngs: DualPrompter(DUAL, width=WIDTH, rngs=rngs), theirs.state_dict())
-    tokens = call(ours, image)
+    tokens = call(ours, picture(*size))
     assert tokens.shape == (2, 10, WIDTH)
-    for found, want in zip(jnp.split(tokens, 2, axis=1), theirs(nchw(image)), strict=True):
+    for found, want in zip(jnp.split(tokens, 2, axis=1), theirs(nchw(picture(*size))), strict=True):
         close(found, want, 1e-4)  # the design's bound on tokens; 1e-5 where features alone compare
 
 
-def test_a_picture_of_another_shape_is_squashed_without_antialiasing():
-    wide = np.clip(0.5 * normal(1, 90, 150, 3), -1, 1)
-    theirs = haodiff_torch.generator(img_size=64)
-    ours = loaded(lambda rngs: DualPrompter(DUAL, width=WIDTH, rngs=rngs), theirs.state_dict())
-    close(call(ours, wide), torch.cat(theirs(nchw(wide)), 1), 1e-4)
-
-
-def test_features_and_reconstructions(image):
+def test_features_and_reconstructions():
+    image = picture(64, 64)
     theirs = randomise(haodiff_torch.Extractor(haodiff_torch.SWINIR | {"img_size": 64}, True), 2)
     state = {f"feature_extractor.{name}": value for name, value in theirs.state_dict().items()}
     ours = loaded(
