@@ -1,6 +1,5 @@
 """Configurations: through JSON and back, the paper's values, and flags on the command line."""
 
-import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -143,9 +142,3 @@ def test_flag_changes_one_field(flag, section, name, value):
 def test_flag_reaches_a_nested_section():
     found = parse("--config.model.vae.block_out_channels=(8,16)")
     assert found.model.vae.block_out_channels == (8, 16)
-
-
-def test_defaults_are_not_shared_between_configs():
-    sections = [f.name for f in dataclasses.fields(Config)]
-    first, second = Config(), Config()
-    assert all(getattr(first, name) is not getattr(second, name) for name in sections)

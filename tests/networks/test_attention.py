@@ -51,15 +51,12 @@ def test_bias_stays_float32_beside_bfloat16():
     ("platform", "dtype", "width", "lengths", "biased", "expected"),
     [
         ("cuda", jnp.bfloat16, 64, (4096, 4096), False, "cudnn"),  # the U-Net's heads
-        ("cuda", jnp.float16, 128, (4096, 4096), False, "cudnn"),
         ("cuda", jnp.bfloat16, 512, (4096, 4096), False, "xla"),  # the VAE's one head
         ("cuda", jnp.bfloat16, 60, (4096, 4096), False, "xla"),
         ("cuda", jnp.bfloat16, 32, (144, 144), True, "xla"),  # Swin
         ("cuda", jnp.float32, 64, (4096, 4096), False, "xla"),
         ("cuda", jnp.bfloat16, 64, (4096, 77), False, "xla"),  # a prompt's tokens
-        ("gpu", jnp.bfloat16, 64, (4096, 4096), False, "xla"),
         ("cpu", jnp.float32, 64, (4096, 4096), False, "blocks"),
-        ("cpu", jnp.float32, 64, (64, 77), False, "xla"),
         ("cpu", jnp.float32, 32, (4096, 4096), True, "xla"),
     ],
 )

@@ -55,12 +55,6 @@ def test_loops_and_branches():
     assert operations(jax.jit(jax.checkpoint(jnp.matmul)), (4, 4), (4, 4)) == 2 * 64
 
 
-def test_devices():
-    assert flops.peak("NVIDIA H100 80GB HBM3") == 989e12
-    assert flops.peak("NVIDIA H100 PCIe") == 756e12
-    assert flops.peak("cpu") is None
-
-
 def test_a_steps_operations_grow_with_the_batch_alone():
     """Neither with its parts nor with what is computed again."""
     found = []
