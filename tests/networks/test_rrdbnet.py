@@ -4,11 +4,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from convert import abstract, call, count, from_torch, nchw, normal, params
-from make_cleaners import SIZES, network
+from convert import abstract, call, count, from_torch, nchw, normal, params, randomise
+from make_cleaners import SIZES, Block, network
 
 from osdhuman_jax.networks.configs import RRDBNetConfig
-from osdhuman_jax.networks.rrdbnet import RRDBNet
+from osdhuman_jax.networks.rrdbnet import RRDB, RRDBNet
+
+
+def test_a_block():
+    theirs = Block()
+    randomise(theirs)
+    x = normal(2, 9, 12, 8)
+    mine = from_torch(lambda rngs: RRDB(RRDBNetConfig(8, 4, 1, 4), rngs=rngs), theirs)
+    want = theirs(nchw(x)).detach().permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(call(mine, x), want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [4, 2, 1])

@@ -68,6 +68,29 @@ def test_features(pair):
     close(call(mine, x), want, 1e-4)
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_blocks_plain_and_shifted(pair, index):
+    kw, theirs, mine = pair
+    side = kw["image_size"] // kw["patch_size"]
+    block = mine.layers[0].blocks[index]
+    assert block.shift == (kw["window_size"] // 2 if index else 0)
+    x = normal(2, side, side, kw["embed_dim"])
+    flat = torch.from_numpy(x.reshape(2, side * side, -1))
+    want = theirs.encoder.layers[0].blocks[index](flat, (side, side))
+    want = want[0] if isinstance(want, tuple) else want
+    close(call(block, x).reshape(flat.shape), want, 1e-5)
+
+
+def test_patch_merging(pair):
+    kw, theirs, mine = pair
+    side = kw["image_size"] // kw["patch_size"]
+    x = normal(2, side, side, kw["embed_dim"])
+    want = theirs.encoder.layers[0].downsample(
+        torch.from_numpy(x.reshape(2, side * side, -1)), (side, side)
+    )
+    close(call(mine.layers[0].downsample, x).reshape(want.shape), want, 1e-5)
+
+
 def resized(image: np.ndarray, side: int) -> torch.Tensor:
     """What RAM sees: [0, 1], antialiased bilinear, ImageNet statistics; NCHW."""
     x = torch.nn.functional.interpolate(

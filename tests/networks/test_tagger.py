@@ -44,6 +44,13 @@ def test_logits(pair):
     close(call(mine, embeddings), want, 1e-4)
 
 
+def test_layer(pair):
+    theirs, mine = pair
+    x, context = normal(2, 5, PLAN["hidden_size"]), normal(2, 7, PLAN["context_dim"], seed=1)
+    want = theirs.tagging_head.encoder.layer[1](torch.from_numpy(x), torch.from_numpy(context))
+    close(call(mine.tagging_head.encoder.layer[1], x, context), want, 1e-5)
+
+
 def test_size_of_ram():
     """Two layers of 7.5 million, the projection of the labels, 4,585 labels of 512."""
     net = abstract(lambda rngs: Tagger(TaggerConfig.ram(), 512, rngs=rngs))
