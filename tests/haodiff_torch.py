@@ -80,13 +80,12 @@ def lora(nets: Networks, rank: int = 2) -> dict[str, torch.Tensor]:
     return made
 
 
-def with_lora(nets: Networks, factors: dict[str, torch.Tensor], alpha: float | None = None) -> None:
+def with_lora(nets: Networks, factors: dict[str, torch.Tensor]) -> None:
     """Add the factors to the weights of `nets.unet`, in place."""
     for name, module in nets.unet.named_modules():
         if (key := f"unet.{name}.lora_A.weight") in factors:
             a, b = factors[key], factors[f"unet.{name}.lora_B.weight"]
-            scale = 1.0 if alpha is None else alpha / len(a)
-            module.weight.data += scale * (b.flatten(1) @ a.flatten(1)).view(module.weight.shape)
+            module.weight.data += (b.flatten(1) @ a.flatten(1)).view(module.weight.shape)
 
 
 def folder(path: Path, net: Generator, factors: dict[str, torch.Tensor]) -> Path:

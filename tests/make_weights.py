@@ -192,12 +192,11 @@ def ldm_state(nets: Networks) -> State:
     return made | {"alphas_cumprod": torch.ones(9), "model_ema.decay": torch.tensor(0.9)}
 
 
-def ldm_file(path: Path, state: State, **beside) -> Path:
+def ldm_file(path: Path, state: State) -> None:
     if path.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, path)
     else:
-        torch.save({"state_dict": state, "global_step": 220_000, **beside}, path)
-    return path
+        torch.save({"state_dict": state, "global_step": 220_000}, path)
 
 
 # RAM, DAPE
@@ -240,11 +239,11 @@ def ram_encoder(net: SwinModel) -> State:
     return made | {"image_proj.bias": draw(width, seed=2)}
 
 
-def ram_head(prefix: str = "tagging_head") -> State:
+def ram_head() -> State:
     sizes = {"label_embed": (TAGS, LABELS), "wordvec_proj.weight": (HIDDEN, LABELS)}
     sizes |= {"wordvec_proj.bias": (HIDDEN,), "fc.weight": (1, HIDDEN), "fc.bias": (1,)}
     for i in range(2):
-        layer = f"{prefix}.encoder.layer.{i}"
+        layer = f"tagging_head.encoder.layer.{i}"
         for name, width in (("query", HIDDEN), ("key", 12), ("value", 12)):
             sizes[f"{layer}.crossattention.self.{name}.weight"] = (HIDDEN, width)
             sizes[f"{layer}.crossattention.self.{name}.bias"] = (HIDDEN,)
@@ -253,23 +252,19 @@ def ram_head(prefix: str = "tagging_head") -> State:
             ("intermediate", HIDDEN, 24),
             ("output", 24, HIDDEN),
         ):
-            sizes[f"{layer}.{name}.dense.weight"], sizes[f"{layer}.{name}.dense.bias"] = (
-                (out, into),
-                (out,),
-            )
+            ends = {"dense.weight": (out, into), "dense.bias": (out,)}
             if name != "intermediate":
-                sizes[f"{layer}.{name}.LayerNorm.weight"] = (out,)
-                sizes[f"{layer}.{name}.LayerNorm.bias"] = (out,)
+                ends |= {"LayerNorm.weight": (out,), "LayerNorm.bias": (out,)}
+            sizes |= {f"{layer}.{name}.{end}": shape for end, shape in ends.items()}
     return {name: draw(*shape, seed=i) for i, (name, shape) in enumerate(sizes.items())}
 
 
-def ram_extras(side: int = 8, window: int = 4) -> State:
+def ram_extras() -> State:
     """Buffers, and networks that only write captions."""
     block = "visual_encoder.layers.0.blocks.1"
-    windows, tokens = (side // window) ** 2, window**2
     return {
-        f"{block}.attn_mask": torch.zeros(windows, tokens, tokens),
-        f"{block}.attn.relative_position_index": torch.zeros(tokens, tokens, dtype=torch.int64),
+        f"{block}.attn_mask": torch.zeros(4, 16, 16),
+        f"{block}.attn.relative_position_index": torch.zeros(16, 16, dtype=torch.int64),
         "tag_encoder.embeddings.position_ids": torch.arange(4)[None],
         "tag_encoder.encoder.layer.0.attention.self.query.weight": torch.zeros(2, 2),
         "text_decoder.cls.predictions.bias": torch.zeros(3),

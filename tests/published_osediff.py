@@ -10,7 +10,7 @@ from pathlib import Path
 
 import make_weights as made
 import torch
-from loopback_hub import Fault, Hub
+from loopback_hub import Hub
 
 from osdhuman_jax.weights.homes import read_homes
 
@@ -42,11 +42,11 @@ def osediff_files(folder: Path) -> Files:
     }
 
 
-def serve(hub: Hub, files: Files, faults: dict[str, Fault] | None = None) -> None:
-    """Stable Diffusion in a repository, the rest on a plain server; faults by a file's name."""
+def serve(hub: Hub, files: Files) -> None:
+    """Stable Diffusion in a repository, the rest on a plain server."""
     for (source, name), data in files.items():
         repository = MIRRORS[1] if source in ("sd21", "clip") else ""
-        hub.put(repository, name, data, (faults or {}).get(name))
+        hub.put(repository, name, data)
 
 
 def table(hub: Hub, path: Path, files: Files) -> Path:

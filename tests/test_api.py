@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from picture_files import SRGB
+from PIL import Image
 from tiny import PHOTO, halving
 
 import osdhuman_jax
@@ -69,14 +70,13 @@ def test_pillow_comes_back_upright_with_what_it_carried(restorer: Restorer) -> N
     alpha = np.maximum(PHOTO[..., 0], 1)
     image = Image.fromarray(np.dstack([PHOTO, alpha]))
     image.getexif()[0x0112], image.getexif()[0x010F] = 6, "Maker"
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    image.info["icc_profile"] = profile
+    image.info["icc_profile"] = SRGB
     for _ in range(2):  # the caller's own image is not changed
         result: Image.Image = restorer(image)
         assert (result.mode, result.size) == ("RGBA", (60, 48))
         expected = np.rot90(np.dstack([halved(PHOTO), alpha]), -1)
         np.testing.assert_array_equal(np.asarray(result), expected)
-        assert result.info["icc_profile"] == profile
+        assert result.info["icc_profile"] == SRGB
         assert result.getexif()[0x010F] == "Maker" and 0x0112 not in result.getexif()
 
 
@@ -130,9 +130,8 @@ def test_it_gives_the_commands_pixels_to_every_thread(model: Path, tmp_path: Pat
 
 
 def test_loading_refuses_in_words(model: Path, tmp_path: Path) -> None:
-    for wrong in ("much", "-1", "4GiBs"):
-        with pytest.raises(ValueError, match="no amount of memory"):
-            Restorer.load(model, max_memory=wrong)
+    with pytest.raises(ValueError, match="no amount of memory"):
+        Restorer.load(model, max_memory="much")
     with pytest.raises((WeightsError, FileNotFoundError), match=str(tmp_path)):
         Restorer.load(tmp_path)
     with pytest.raises(RestoreError, match="out of memory"):

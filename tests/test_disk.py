@@ -16,22 +16,6 @@ import pytest
 from damage import raising
 
 from osdhuman_jax import disk
-from osdhuman_jax.disk import (
-    append_line,
-    copy_file,
-    file_digest,
-    hold,
-    json_lines,
-    known_digest,
-    remove_leftovers,
-    staged,
-    staged_file,
-    staged_folder,
-    workspace,
-    write_bytes,
-    write_json,
-    write_text,
-)
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,11 +56,11 @@ with disk.staged_folder(folder / 'model', replace=True) as made:
 
 
 def test_written_files_are_what_was_given(tmp_path):
-    write_bytes(tmp_path / "a", b"\0\xff")
-    write_text(tmp_path / "b", "Körper\n")
-    write_json(tmp_path / "c", {"a": [1]})
-    copy_file(tmp_path / "a", tmp_path / "d")
-    with staged_file(tmp_path / "e") as file:
+    disk.write_bytes(tmp_path / "a", b"\0\xff")
+    disk.write_text(tmp_path / "b", "Körper\n")
+    disk.write_json(tmp_path / "c", {"a": [1]})
+    disk.copy_file(tmp_path / "a", tmp_path / "d")
+    with disk.staged_file(tmp_path / "e") as file:
         file.write(b"filled")
     contents = [path.read_bytes() for path in sorted(tmp_path.iterdir())]
     text = "Körper\n".encode()
@@ -84,10 +68,10 @@ def test_written_files_are_what_was_given(tmp_path):
 
 
 def test_a_file_has_the_rights_of_any_new_file(tmp_path):
-    write_bytes(tmp_path / "ours", b"")
+    disk.write_bytes(tmp_path / "ours", b"")
     (tmp_path / "plain").touch()
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
-    with staged_folder(tmp_path / "folder"):
+    with disk.staged_folder(tmp_path / "folder"):
         pass
     (tmp_path / "plain_folder").mkdir()
     modes = [(tmp_path / name).stat().st_mode for name in ("folder", "plain_folder")]
@@ -96,13 +80,13 @@ def test_a_file_has_the_rights_of_any_new_file(tmp_path):
 
 @pytest.mark.parametrize("where", ["inside", "on the disk"])
 def test_what_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, where):
-    write_bytes(tmp_path / "a", b"old")
+    disk.write_bytes(tmp_path / "a", b"old")
 
     full = OSError(errno.ENOSPC, "No space left on device")
     if where == "on the disk":
         monkeypatch.setattr(os, "fsync", raising(full))
     with pytest.raises(OSError, match="No space"):
-        with staged(tmp_path / "a", b"new"):
+        with disk.staged(tmp_path / "a", b"new"):
             raise full
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_bytes() == b"old"
 
@@ -122,24 +106,24 @@ def test_file_and_folder_are_flushed_in_this_order(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
-    write_bytes(tmp_path / "a", b"new")
+    disk.write_bytes(tmp_path / "a", b"new")
     assert seen == [".tmp", "rename", "folder"]
 
 
 def test_a_name_of_255_bytes_can_be_written(tmp_path):
-    write_bytes(tmp_path / ("n" * 255), b"x")
-    with staged_folder(tmp_path / ("f" * 255)) as folder:
+    disk.write_bytes(tmp_path / ("n" * 255), b"x")
+    with disk.staged_folder(tmp_path / ("f" * 255)) as folder:
         (folder / "a").write_bytes(b"x")
     assert (tmp_path / ("f" * 255) / "a").exists() and len(names(tmp_path)) == 2
 
 
 def test_leftovers_of_the_living_stay_and_those_of_the_dead_go(tmp_path):
-    write_bytes(tmp_path / "a.txt", b"old")
+    disk.write_bytes(tmp_path / "a.txt", b"old")
     with process(WRITING, tmp_path) as child:
-        assert remove_leftovers(tmp_path) == 0 and len(names(tmp_path)) == 2
+        assert disk.remove_leftovers(tmp_path) == 0 and len(names(tmp_path)) == 2
         child.send_signal(signal.SIGKILL)
         child.wait()
-        assert remove_leftovers(tmp_path) == len(b"new")
+        assert disk.remove_leftovers(tmp_path) == len(b"new")
     assert names(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_bytes() == b"old"
 
 
@@ -157,20 +141,20 @@ def test_leftovers_below_a_folder_are_found(tmp_path):
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     (tmp_path / "a" / ".other.tmp").write_bytes(b"not ours")
-    assert remove_leftovers(tmp_path) == 0
-    assert remove_leftovers(tmp_path, deep=True) == 4
+    assert disk.remove_leftovers(tmp_path) == 0
+    assert disk.remove_leftovers(tmp_path, deep=True) == 4
     assert names(tmp_path / "a") == [".other.tmp", "b"] and not left.exists()
 
 
 def test_a_links_target_is_no_leftover(tmp_path):
     (tmp_path / "kept").write_bytes(b"x")
     (tmp_path / f".{'0' * 16}.tmp").symlink_to("kept")
-    remove_leftovers(tmp_path)
+    disk.remove_leftovers(tmp_path)
     assert (tmp_path / "kept").exists()
 
 
 def test_a_folder_appears_whole(tmp_path):
-    with staged_folder(tmp_path / "in" / "model") as folder:
+    with disk.staged_folder(tmp_path / "in" / "model") as folder:
         (folder / "part").mkdir()
         (folder / "part" / "a").write_bytes(b"x")
         assert not (tmp_path / "in" / "model").exists()
@@ -181,12 +165,12 @@ def test_a_folder_appears_whole(tmp_path):
 def test_a_folder_is_replaced_only_where_that_is_asked_for(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "old").touch()
-    with pytest.raises(FileExistsError), staged_folder(tmp_path / "model"):
+    with pytest.raises(FileExistsError), disk.staged_folder(tmp_path / "model"):
         pytest.fail("must be refused before any work")
-    with pytest.raises(ZeroDivisionError), staged_folder(tmp_path / "model", replace=True):
+    with pytest.raises(ZeroDivisionError), disk.staged_folder(tmp_path / "model", replace=True):
         raise ZeroDivisionError
     assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
-    with staged_folder(tmp_path / "model", replace=True) as folder:
+    with disk.staged_folder(tmp_path / "model", replace=True) as folder:
         (folder / "new").touch()
     assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["new"]
 
@@ -203,7 +187,7 @@ def test_a_replacement_that_fails_puts_the_old_folder_back(tmp_path, monkeypatch
 
     monkeypatch.setattr(os, "rename", rename)
     with pytest.raises(OSError, match="Input/output"):
-        with staged_folder(tmp_path / "model", replace=True):
+        with disk.staged_folder(tmp_path / "model", replace=True):
             pass
     assert names(tmp_path) == ["model"] and names(tmp_path / "model") == ["old"]
 
@@ -214,23 +198,23 @@ def test_a_kill_while_a_folder_is_replaced_loses_nothing(tmp_path, code, left):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_bytes(b"old")
     with process(code, tmp_path) as child:
-        remove_leftovers(tmp_path)
+        disk.remove_leftovers(tmp_path)
         assert len(names(tmp_path)) == 2 + (left == b"old")
         child.kill()
         child.wait()
-        remove_leftovers(tmp_path)
+        disk.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["model"]
     assert (tmp_path / "model" / "weights").read_bytes() == left
 
 
 def test_a_workspace_is_gone_afterwards_and_its_ticket_last(tmp_path, monkeypatch):
-    with workspace(tmp_path) as folder:
+    with disk.workspace(tmp_path) as folder:
         (folder / "a").touch()
     assert not names(tmp_path)
-    with monkeypatch.context() as patch, workspace(tmp_path) as folder:
+    with monkeypatch.context() as patch, disk.workspace(tmp_path) as folder:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
     assert len(names(tmp_path)) == 2
-    remove_leftovers(tmp_path)
+    disk.remove_leftovers(tmp_path)
     assert not names(tmp_path)
 
 
@@ -241,12 +225,12 @@ def without_locks(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("code", disk.NO_LOCKS)
 def test_a_place_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, capsys, code):
     without_locks(code, monkeypatch)
-    with hold(tmp_path / "log") as file:
+    with disk.hold(tmp_path / "log") as file:
         file.write(b"x")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: {tmp_path / 'log'}: this file system has no locks")
-    write_bytes(tmp_path / "a", b"x")
-    with staged_folder(tmp_path / "folder"):
+    disk.write_bytes(tmp_path / "a", b"x")
+    with disk.staged_folder(tmp_path / "folder"):
         pass
     assert names(tmp_path) == ["a", "folder", "log"] and not capsys.readouterr().err
 
@@ -257,7 +241,7 @@ def test_without_locks_age_tells_the_dead(tmp_path, monkeypatch):
     for path in (young, old):
         path.touch()
     os.utime(old, (0, 0))
-    remove_leftovers(tmp_path)
+    disk.remove_leftovers(tmp_path)
     assert young.exists() and not old.exists()
 
 
@@ -269,28 +253,28 @@ def test_another_machines_leftovers_must_be_old_too(tmp_path):
     inside.touch()
     ticket.touch()
     os.utime(ticket, (0, 0))
-    remove_leftovers(tmp_path)
+    disk.remove_leftovers(tmp_path)
     assert ticket.exists() and inside.exists()
     os.utime(inside, (0, 0))
     os.utime(inside.parent, (0, 0))
-    remove_leftovers(tmp_path)
+    disk.remove_leftovers(tmp_path)
     assert not names(tmp_path)
 
 
 def test_other_faults_of_a_lock_are_told(tmp_path, monkeypatch):
     without_locks(errno.EIO, monkeypatch)
-    with pytest.raises(OSError, match="Input/output"), hold(tmp_path / "log"):
+    with pytest.raises(OSError, match="Input/output"), disk.hold(tmp_path / "log"):
         pass
 
 
 def test_one_process_at_a_time_holds_a_file(tmp_path):
     with process(f"with disk.hold(folder / 'log') as file: {WAIT}", tmp_path) as child:
         with pytest.raises(BlockingIOError, match="held by another process"):
-            with hold(tmp_path / "log"):
+            with disk.hold(tmp_path / "log"):
                 pass
         child.kill()
         child.wait()
-        with hold(tmp_path / "log") as file:
+        with disk.hold(tmp_path / "log") as file:
             assert file.readall() == b""
 
 
@@ -305,24 +289,24 @@ def test_a_file_that_its_holder_removed_is_made_anew(tmp_path, monkeypatch):
         real(descriptor, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with hold(path) as file:
+    with disk.hold(path) as file:
         assert os.path.samestat(os.fstat(file.fileno()), path.stat())
     assert len(locked) == 2
 
 
 def test_a_torn_line_is_ended_and_read_over(tmp_path):
     path = tmp_path / "log"
-    append_line(path, '{"a": 1}')
+    disk.append_line(path, '{"a": 1}')
     path.write_bytes(path.read_bytes() + b'{"a": 2, "b')
-    append_line(path, '{"a": 3}')
-    append_line(path, '{"a": 4}')
+    disk.append_line(path, '{"a": 3}')
+    disk.append_line(path, '{"a": 4}')
     path.write_bytes(path.read_bytes() + b"\xff\0[5]\n[6]\n" + b'{"a"')
     assert path.read_bytes().count(b"\n") == 6
-    assert [line["a"] for line in json_lines(path.read_bytes())] == [1, 3, 4]
+    assert [line["a"] for line in disk.json_lines(path.read_bytes())] == [1, 3, 4]
 
 
 def test_digests_are_of_the_bytes_that_are_there(tmp_path):
     path = tmp_path / "a"
     for data in (b"one", b"other"):
         path.write_bytes(data)
-        assert file_digest(path) == known_digest(path) == hashlib.sha256(data).hexdigest()
+        assert disk.file_digest(path) == disk.known_digest(path) == hashlib.sha256(data).hexdigest()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from skimage.data import astronaut
 
-from benchmarks import measures, quality, sheets
+from benchmarks import measures, quality
 from benchmarks.measures import Column, Outcome
 from osdhuman_jax.evaluation.niqe import Niqe
 from osdhuman_jax.images.codec import read_image, write_png
@@ -66,16 +66,6 @@ def test_faces_are_found_again_at_their_place():
     assert measures.found_again(FACE, FACE) == 1
     assert measures.found_again(np.roll(FACE, 128, axis=1), FACE) == 0
     assert measures.found_again(flat(90, 90, 90), FACE) == 0
-
-
-def test_a_face_is_cut_within_the_picture():
-    rows, columns = sheets.around((90, 0, 10, 10), np.zeros((100, 100, 3), np.uint8))
-    assert (rows, columns) == (slice(0, 16), slice(84, 100))
-
-
-def test_difference_is_enlarged_in_both_directions():
-    found = sheets.enlarged_difference(flat(100, 90, 10), flat(90, 100, 250))
-    assert found[0, 0].tolist() == [80, 80, 255]
 
 
 # Tables

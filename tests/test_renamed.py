@@ -29,17 +29,6 @@ def test_an_old_name_gives_the_module_that_has_its_place(old):
     assert f" is now {PACKAGE}{RENAMED[old]}; " in str(warning.message)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_classes_are_the_same_by_both_names():
-    from osdhuman_jax.pipeline import RestoreError  # pyright: ignore[reportMissingImports]
-    from osdhuman_jax.sources import open_source  # pyright: ignore[reportMissingImports]
-
-    from osdhuman_jax.data import sources
-    from osdhuman_jax.inference import finishing
-
-    assert open_source is sources.open_source and RestoreError is finishing.RestoreError
-
-
 def test_other_names_stay_unknown_and_one_finder_does():
     for name in ("osdhuman_jax.nothing", "osdhuman_jax.degrade.app", "app_of_another", "osdhuman"):
         assert RenamedFinder().find_spec(name, None) is None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import status
 
 from curate import run
 from osdhuman_jax.commands import restore
@@ -45,7 +46,7 @@ def test_a_model_restores_the_same_picture(stored):
 def test_a_finished_folder_is_finished(stored, capsys):
     folders = ["--input", stored / "photos", "--output", stored / "restored"]
     words = [*folders, "--model", stored / "run" / "model", "--blend", "1", "--color_fix", "none"]
-    assert restore.main([str(word) for word in words]) == 0
+    assert status(restore.main, *words) == 0
     assert "(2 were there already)" in capsys.readouterr().out
 
 

@@ -4,7 +4,6 @@ Every test that needs a whole restorer takes this one, of one level where pictur
 and of two where they are photographs, so that its programs are compiled once.
 """
 
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,59 +14,18 @@ import numpy as np
 from convert import filled
 from flax import nnx
 from skimage.data import astronaut
+from tiny_models import DEEP, DUAL, DUAL_MODEL, MODEL
 
-from configs.models import tiny_dual
-from osdhuman_jax.config import Config, LoRAConfig, ModelConfig, UseConfig
+from osdhuman_jax.config import Config, LoRAConfig, UseConfig
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
-from osdhuman_jax.networks.configs import (
-    HFIEConfig,
-    LPIPSConfig,
-    SwinConfig,
-    UNetConfig,
-    VAEConfig,
-)
+from osdhuman_jax.networks.configs import LPIPSConfig
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import train_step
 from osdhuman_jax.weights import Model, add_lora, save_model
 
-MODEL = ModelConfig(
-    vae=replace(
-        VAEConfig.sd21(),
-        block_out_channels=(8,),
-        layers_per_block=1,
-        norm_num_groups=2,
-        scaling_factor=1.0,
-        mid_block_add_attention=False,
-    ),
-    unet=UNetConfig(
-        in_channels=4,
-        block_out_channels=(8,),
-        down_block_types=("CrossAttnDownBlock2D",),
-        layers_per_block=1,
-        num_attention_heads=(2,),
-        cross_attention_dim=8,
-        norm_num_groups=2,
-    ),
-    swin=SwinConfig(16, 4, 4, (1,), (1,), 2, 4.0, image_proj_dim=8),
-    hfie=HFIEConfig(num_queries=3, num_heads=2),
-    timestep=399,  # at 999 nearly every pixel of a random network is clamped
-)
-# HAODiff's prompts: as many tokens for each of the two as the one-prompt model has.
-DUAL = tiny_dual()
-DUAL_MODEL = replace(MODEL, dual=DUAL, timestep=199)
-# The model of one prompt with two levels, for photographs: one level has too many tokens for them.
-DEEP = replace(
-    MODEL,
-    vae=replace(MODEL.vae, block_out_channels=(4, 8)),
-    unet=replace(
-        MODEL.unet,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        num_attention_heads=(1, 2),
-    ),
-)
+__all__ = ["DEEP", "DUAL", "DUAL_MODEL", "MODEL"]
 # A photograph, 60 pixels high and 48 wide.
 PHOTO = cv2.resize(astronaut(), (48, 60), interpolation=cv2.INTER_AREA)
 

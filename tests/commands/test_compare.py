@@ -4,6 +4,7 @@ import argparse
 
 import numpy as np
 import pytest
+from refusals import status
 
 from osdhuman_jax.commands.compare import GAP, HEAD, Row, fit, focus, main, named_folder, sheet
 from osdhuman_jax.images.codec import read_image, write_png
@@ -60,11 +61,8 @@ def folders(tmp_path):
 
 
 def run(folder, *flags: str) -> int:
-    columns = [f"LQ={folder / 'lq'}", str(folder / "hq")]
-    try:
-        return main(["--columns", *columns, "--output", str(folder / "out" / "s.png"), *flags])
-    except SystemExit as stop:  # argparse
-        return stop.code
+    columns = [f"LQ={folder / 'lq'}", folder / "hq"]
+    return status(main, "--columns", *columns, "--output", folder / "out" / "s.png", *flags)
 
 
 def test_command(folders, capsys):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import pytest
 from absl import flags
+from refusals import one_line
 
 from osdhuman_jax.cli import CommandError
 from osdhuman_jax.commands.config_flags import define_config, load_config, settings, take_flag
@@ -40,13 +42,18 @@ def test_a_config_file_is_run_once(tmp_path):
     assert (tmp_path / "runs").read_text() == "x"
 
 
-@pytest.mark.parametrize("flag", ["nope", "optim.nope", "optim.nope.x", "run.steps.nope"])
-def test_an_unknown_setting_is_one_line(tmp_path, flag):
+@pytest.fixture
+def plain(tmp_path) -> Path:
+    """A config file that changes nothing."""
     path = tmp_path / "mine.py"
     path.write_text("from osdhuman_jax.config import Config\nget_config = Config\n")
-    with pytest.raises(CommandError, match="no such setting: 'nope'.*see --help") as caught:
-        define_config(["t", f"--config={path}", f"--config.{flag}=1"], flags.FlagValues())
-    assert f"--config.{flag}: " in str(caught.value) and "\n" not in str(caught.value)
+    return path
+
+
+@pytest.mark.parametrize("flag", ["nope", "optim.nope", "optim.nope.x", "run.steps.nope"])
+def test_an_unknown_setting_is_one_line(plain, flag):
+    with one_line(CommandError, f"--config.{flag}: .*no such setting: 'nope'.*see --help"):
+        define_config(["t", f"--config={plain}", f"--config.{flag}=1"], flags.FlagValues())
 
 
 @pytest.mark.parametrize(
@@ -64,18 +71,15 @@ def test_an_unknown_setting_is_one_line(tmp_path, flag):
 def test_a_file_that_is_no_config_is_one_line(tmp_path, text, said):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    with pytest.raises(CommandError, match=said) as caught:
+    with one_line(CommandError, f"^{path}: .*{said}"):
         load_config(str(path))
-    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
 def test_what_is_no_python_file_is_one_line(tmp_path):
     (tmp_path / "a.yaml").write_text("run: {}")
-    for name, said in ((tmp_path, "a folder"), (tmp_path / "b.py", "no such file")):
+    for name, said in (("", "a folder"), ("b.py", "no such file"), ("a.yaml", "not a Python file")):
         with pytest.raises(CommandError, match=said):
-            load_config(str(name))
-    with pytest.raises(CommandError, match="not a Python file"):
-        load_config(str(tmp_path / "a.yaml"))
+            load_config(str(tmp_path / name))
 
 
 def test_every_setting_is_listed_with_its_default():
@@ -124,9 +128,7 @@ def test_the_package_speaks_once(capfd):
         ("optim=3", "optim"),
     ],
 )
-def test_a_value_of_another_type_is_refused(tmp_path, flag, said):
-    path = tmp_path / "mine.py"
-    path.write_text("from osdhuman_jax.config import Config\nget_config = Config\n")
+def test_a_value_of_another_type_is_refused(plain, flag, said):
     values = flags.FlagValues()
     with pytest.raises((flags.Error, TypeError, ValueError), match=said):
-        values(define_config(["t", f"--config={path}", f"--config.{flag}"], values))
+        values(define_config(["t", f"--config={plain}", f"--config.{flag}"], values))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import status
 
 from osdhuman_jax.commands import parts
 from osdhuman_jax.data.part_maps import read_part_map
@@ -42,12 +43,8 @@ def coco(tmp_path: Path) -> Path:
 
 
 def run(photos: Path, output: Path, source: str, *flags: str) -> int:
-    try:
-        return parts.main(
-            ["--pictures", str(photos), "--output", str(output), "--from", source, *flags]
-        )
-    except SystemExit as ended:
-        return int(ended.code or 0)
+    places = ("--pictures", photos, "--output", output)
+    return status(parts.main, *places, "--from", source, *flags)
 
 
 def labels(output: Path, name: str) -> np.ndarray:

@@ -1,7 +1,6 @@
 """The command, end to end, on a folder of every kind of file, with a tiny random model."""
 
 import hashlib
-import io
 import json
 import subprocess
 import sys
@@ -12,7 +11,9 @@ import numpy as np
 import pytest
 import tiny
 from damage import raising
+from picture_files import encoded, exif
 from PIL import Image
+from refusals import status
 from tiny import PHOTO
 
 from osdhuman_jax.commands import restore
@@ -35,13 +36,9 @@ def fill(folder: Path) -> None:
     Image.fromarray(PHOTO[:1, :1]).save(folder / "one.png")
     cv2.imwrite(str(folder / "deep.png"), PHOTO.astype(np.uint16) * 257)
     cv2.imwrite(str(folder / "deepgray.png"), PHOTO[..., 0].astype(np.uint16) * 257)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(folder / "turned.JPG", exif=exif)
+    image.save(folder / "turned.JPG", exif=exif(6))
     image.resize((3000, 200)).save(folder / "panorama.webp")
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG")
-    (folder / "cut.jpg").write_bytes(buffer.getvalue()[:900])
+    (folder / "cut.jpg").write_bytes(encoded(image, "JPEG")[:900])
     (folder / "text.png").write_text("not a picture")
     (folder / "empty.webp").touch()
     (folder / "noise.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"noise" * 99)
@@ -61,17 +58,14 @@ BAD = {
 
 
 def run(model: Path, source: Path | str, output: Path, *flags: str) -> int:
-    always = ["--input", str(source), "--output", str(output), "--model", str(model)]
-    return restore.main([*always, "--batch_size", "2", *flags])  # one size: few programs to compile
+    always = ["--input", source, "--output", output, "--model", model]
+    # One size: few programs to compile.
+    return status(restore.main, *always, "--batch_size", 2, *flags)
 
 
 def refused(capsys, *flags: str) -> str:
     """What a run with these flags says before it exits with status 2."""
-    try:
-        status = restore.main([str(flag) for flag in flags])
-    except SystemExit as exit:
-        status = exit.code
-    assert status == 2
+    assert status(restore.main, *flags) == 2
     return capsys.readouterr().err
 
 
@@ -94,13 +88,12 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> tuple[Path, 
     """Inputs, outputs and exit status of one run on all kinds of files."""
     folder = tmp_path_factory.mktemp("mixed")
     fill(folder / "in")
-    status = run(model, folder / "in", folder / "out")
-    return folder / "in", folder / "out", status
+    return folder / "in", folder / "out", run(model, folder / "in", folder / "out")
 
 
 def test_good_files_are_restored_and_bad_ones_leave_nothing(mixed):
-    _, out, status = mixed
-    assert status == 1
+    _, out, ended = mixed
+    assert ended == 1
     assert pngs(out) == sorted([*SIZES, "provenance.jsonl"])
     assert {name: read_image(out / name).size for name in SIZES} == SIZES
     assert (read_image(out / "rgba.png").alpha == PHOTO[..., 0]).all()
@@ -135,32 +128,15 @@ def test_bad_files_are_named_at_the_end(tmp_path, model, capsys):
     assert printed.out == f"restored 1 of 2 images to {tmp_path}/out\n"
 
 
-def test_settings_are_the_models_unless_asked_for(tmp_path):
-    tiny.save(tmp_path / "model", UseConfig("wavelet", 0.25))
+def test_a_picture_that_the_model_is_not_made_for_is_named_and_restored(tmp_path, capsys):
+    """By the settings of the model itself, which hold where no flag asks for others."""
+    tiny.save(tmp_path / "model", UseConfig("wavelet", 0.25, sides=(64, 0)))
     one_photo(tmp_path / "in")
-    for out, flags, want in (
-        ("a", (), ("wavelet", 0.25)),
-        ("b", ("--blend", "1"), ("wavelet", 1.0)),
-    ):
-        assert run(tmp_path / "model", tmp_path / "in", tmp_path / out, *flags) == 0
-        (line,) = (tmp_path / out / "provenance.jsonl").read_text().splitlines()
-        found = json.loads(line)
-        assert (found["color_fix"], found["blend"]) == want
-
-
-def test_pictures_that_the_model_is_not_made_for_are_named(tmp_path, capsys):
-    """One line each; all are restored. The photo has 48 pixels."""
-    for sides, text in (
-        ((64, 0), "its shorter side has 48 pixels, the model is made for 64 and more"),
-        ((0, 16), "its shorter side has 48 pixels, the model is made for 16 at most"),
-        ((0, 0), None),
-    ):
-        folder = tmp_path / f"{sides}"
-        tiny.save(folder / "model", UseConfig(sides=sides))
-        one_photo(folder / "in")
-        assert run(folder / "model", folder / "in", folder / "out") == 0
-        told = capsys.readouterr().err
-        assert (f"note: {folder}/in/a.jpg: {text}" in told) if text else ("note" not in told)
+    assert run(tmp_path / "model", tmp_path / "in", tmp_path / "out", "--blend", "1") == 0
+    text = "its shorter side has 48 pixels, the model is made for 64 and more"
+    assert f"note: {tmp_path}/in/a.jpg: {text}" in capsys.readouterr().err
+    line = json.loads((tmp_path / "out" / "provenance.jsonl").read_text())
+    assert (line["color_fix"], line["blend"]) == ("wavelet", 1.0)
 
 
 def test_what_a_folder_holds_besides_is_told(tmp_path, model, capsys):
@@ -269,18 +245,6 @@ def test_a_finished_folder_needs_no_model(tmp_path, model, monkeypatch):
     assert run(model, tmp_path / "in", tmp_path / "out") == 0
     with pytest.raises(AssertionError, match="is loaded"):
         run(model, tmp_path / "in", tmp_path / "out", "--overwrite", "--blend", "0.5")
-
-
-@pytest.mark.parametrize("name", ["restore", "app", "export"])
-def test_flags_are_read_before_anything_heavy_is_loaded(name):
-    code = (
-        f"import sys; from osdhuman_jax.commands import {name} as command\n"
-        "try: command.parse_args(['--help'])\n"
-        "except SystemExit: print(sorted({'jax', 'numpy', 'absl', 'cv2'} & set(sys.modules)))"
-    )
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
-    assert done.stdout.endswith("\n[]\n"), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("flag", ["--model", "--checkpoint"])

@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[2]
 NANO = ROOT / "models" / "nano"
 COMMANDS = "restore app degrade evaluate compare train label weights export".split()
 ENTRIES = [["train.py"], ["infer.py"], ["-m", "osdhuman_jax.weights"]]
-ENTRIES += [["-m", "osdhuman_jax", name] for name in COMMANDS]
+ENTRIES += [["-m", "curate.run"], *(["-m", "osdhuman_jax", name] for name in COMMANDS)]
+# What the commands that people wait for leave unloaded besides.
+AT_ONCE = {"restore": {"numpy", "absl", "cv2"}}
+AT_ONCE |= {"app": AT_ONCE["restore"], "export": AT_ONCE["restore"]}
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry[-1])
@@ -25,7 +28,8 @@ def test_help_loads_no_jax(entry: list[str]) -> None:
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "--" in done.stdout
     loaded = set(re.findall(r"\| +(\w+)$", done.stderr, re.MULTILINE))
-    assert "argparse" in loaded and not loaded & {"jax", "flax", "grain", "orbax", "matplotlib"}
+    heavy = {"jax", "flax", "grain", "orbax", "matplotlib"} | AT_ONCE.get(entry[-1], set())
+    assert "argparse" in loaded and not loaded & heavy
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from curation_runs import SETTINGS
+from curation_runs import SETTINGS, manifest
 
 from benchmarks.curate import write_set
 from curate import demo
@@ -53,9 +53,7 @@ def ran(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
 def test_forty_images_without_network_or_weights(ran):
     output, process = ran
     assert process.returncode == 0, process.stderr
-    rows = [
-        row for p in manifest_parts(ShardLedger(output)) for row in pq.read_table(p).to_pylist()
-    ]
+    rows = manifest(output)
     assert len({row["image_id"] for row in rows}) == 40
     for split in ("train", "val"):
         facts = json.loads((output / "packed" / split / "dataset.json").read_text())

@@ -199,11 +199,8 @@ if __name__ == "__main__":
     next(loader)
     {left_open} or loader.close()
 """)
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(script)]
-    run = subprocess.run(
-        command, capture_output=True, text=True, timeout=60, env={"PYTHONPATH": str(root)}
-    )
+    words, env = [sys.executable, str(script)], {"PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(words, capture_output=True, text=True, timeout=60, env=env)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 

@@ -14,6 +14,8 @@ from osdhuman_jax.data.loader import make_loader, make_sample
 from osdhuman_jax.data.sources import DataError, FolderSource, open_source
 from osdhuman_jax.degrade.second_order import from_unit, to_unit, usm_sharpen
 
+CLEAN = (0.0, 0.0, 0.0, 0.0, 1.0)  # every sample undegraded
+
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (8, 12), (15, 16), (16, 16), (17, 400)])
 @pytest.mark.parametrize("resize_short", [0, 10, 16, 24])
@@ -100,7 +102,7 @@ def test_labelled_samples_are_windows_of_one_pair(folder, tmp_path):
 def test_share_of_labelled_samples(folder, tmp_path):
     root = labelled_folder(tmp_path / "labelled")
     labelled, source = sources.LabelledSource([root]), FolderSource(folder)
-    config = labelled_config(kinds=(0.0, 0.0, 0.0, 0.0, 1.0), labelled_share=0.5)
+    config = labelled_config(kinds=CLEAN, labelled_share=0.5)
     samples = [make_sample(source, config, epoch, 0, labelled) for epoch in range(40)]
     clean = sum(np.array_equal(s["hq"], s["lq"]) for s in samples)
     assert 10 <= clean <= 30
@@ -116,22 +118,18 @@ def test_loader_reads_labelled_folders(folder, tmp_path):
     assert np.array_equal(batch["lq"][0], want["lq"])
 
 
-def test_label_without_its_picture_is_named(tmp_path):
+def test_labels_that_do_not_fit_their_pictures_are_named(tmp_path):
     root = labelled_folder(tmp_path / "labelled")
+    (root / "teacher" / "0.png").write_bytes(png(picture(0, 40, 40)))
+    with pytest.raises(DataError, match="0.png: of another size than its label"):
+        sources.LabelledSource([root]).read(0)
     (root / "lq" / "1.png").unlink()
     with pytest.raises(DataError, match="lq/1.png: missing, though it has a label"):
         sources.LabelledSource([root])
 
 
-def test_labels_of_another_size_are_named(tmp_path):
-    root = labelled_folder(tmp_path / "labelled")
-    (root / "teacher" / "0.png").write_bytes(png(picture(0, 40, 40)))
-    with pytest.raises(DataError, match="0.png: of another size than its label"):
-        sources.LabelledSource([root]).read(0)
-
-
 def test_gray_pictures_are_degraded_gray(folder):
-    config = labelled_config(gray=1.0, kinds=(0.0, 0.0, 0.0, 0.0, 1.0))
+    config = labelled_config(gray=1.0, kinds=CLEAN)
     sample = make_sample(FolderSource(folder), config, 0, 0)
     assert np.ptp(sample["hq"], axis=-1).max() == 0
     assert np.array_equal(sample["hq"], sample["lq"])

@@ -9,7 +9,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
-import skimage.data
+from picture_files import photo
 
 from osdhuman_jax.config import DegradationConfig
 from osdhuman_jax.degrade import motion as m
@@ -17,10 +17,6 @@ from osdhuman_jax.degrade import second_order as d
 
 CONFIG = DegradationConfig()
 MOVING = replace(CONFIG, first_order=(0.0, 1.0, 0.0))
-
-
-def photo(side: int = 96) -> np.ndarray:
-    return cv2.resize(skimage.data.astronaut(), (side, side), interpolation=cv2.INTER_AREA)
 
 
 def person(side: int = 96) -> np.ndarray:
@@ -153,15 +149,15 @@ def test_records_are_json_and_tell_what_moved():
 
 @pytest.mark.parametrize("parts", [None, np.zeros((96, 96), np.uint8)])
 def test_without_a_part_that_moves_the_state_is_generic(parts):
-    lq, record, mask = d.degrade(photo(), d.sample_rng(1, 0, 0), MOVING, parts=parts)
+    lq, record, mask = d.degrade(photo(96), d.sample_rng(1, 0, 0), MOVING, parts=parts)
     assert record["state"] == "generic" and "part" not in record
     assert mask.shape == (96, 96) and not mask.any()
-    plain, _, _ = d.degrade(photo(), d.sample_rng(1, 0, 0), CONFIG)
+    plain, _, _ = d.degrade(photo(96), d.sample_rng(1, 0, 0), CONFIG)
     assert lq.shape == plain.shape
 
 
 def test_the_mask_is_of_what_moved_and_the_second_order_follows():
-    hq, parts = photo(), person()
+    hq, parts = photo(96), person()
     lq, record, mask = d.degrade(hq, d.sample_rng(2, 0, 0), MOVING, parts=parts)
     weights = m.soft_mask(parts, record["part"])
     np.testing.assert_array_equal(mask, weights > 0.5)
@@ -184,7 +180,7 @@ def test_the_rest_of_a_record_does_not_depend_on_the_state():
 def test_old_seeds_give_the_old_bytes():
     """Digests from before there was motion blur: of LQ pictures and of their records."""
     pictures, records = hashlib.sha256(), hashlib.sha256()
-    hq = photo()
+    hq = photo(96)
     for index in range(12):
         lq, record, _ = d.degrade(hq, d.sample_rng(4, 0, index), CONFIG, parts=person())
         pictures.update(lq.tobytes())
@@ -195,4 +191,4 @@ def test_old_seeds_give_the_old_bytes():
 
 def test_parts_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"expected \(96, 96\) uint8 parts, got \(64, 64\)"):
-        d.degrade(photo(), d.sample_rng(0, 0, 0), MOVING, parts=person(64))
+        d.degrade(photo(96), d.sample_rng(0, 0, 0), MOVING, parts=person(64))

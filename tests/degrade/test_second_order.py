@@ -6,12 +6,11 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 
-import cv2
 import numpy as np
 import pytest
-import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from picture_files import photo
 
 from osdhuman_jax.config import DegradationConfig
 from osdhuman_jax.degrade import second_order as d
@@ -20,10 +19,6 @@ CONFIG = DegradationConfig()
 NOISES = ("noise_range", "noise_range2", "poisson_scale_range", "poisson_scale_range2")
 NOISELESS = replace(CONFIG, **dict.fromkeys(NOISES, (0.0, 0.0)))
 KERNEL_KEYS = {"kind", "size", "sigma_x", "sigma_y", "rotation", "beta"}
-
-
-def photo(side: int = 64) -> np.ndarray:
-    return cv2.resize(skimage.data.astronaut(), (side, side), interpolation=cv2.INTER_AREA)
 
 
 def assert_share(count: int, total: int, p: float) -> None:
@@ -98,26 +93,6 @@ def test_draw_final_sinc():
     assert within([p["omega"] for p in sinc if p["size"] == 21], np.pi / 3, np.pi)
 
 
-def test_draw_resize():
-    draws = drawn(lambda rng: d.draw_resize(rng, (0.2, 0.7, 0.1), (0.15, 1.5)))
-    scales = {kind: [p["scale"] for p in draws if p["kind"] == kind] for kind in ("up", "down")}
-    assert_share(len(scales["up"]), DRAWS, 0.2)
-    assert_share(len(scales["down"]), DRAWS, 0.7)
-    assert within(scales["up"], 1, 1.5) and within(scales["down"], 0.15, 1)
-    assert {p["scale"] for p in draws if p["kind"] == "keep"} == {1.0}
-    for mode in d.MODES:
-        assert_share(sum(p["mode"] == mode for p in draws), DRAWS, 1 / 3)
-
-
-def test_draw_noise():
-    draws = drawn(lambda rng: d.draw_noise(rng, CONFIG, (1.0, 30.0), (0.05, 3.0)))
-    levels = {k: [p["level"] for p in draws if p["kind"] == k] for k in ("gaussian", "poisson")}
-    assert_share(len(levels["gaussian"]), DRAWS, 0.5)
-    assert len(levels["poisson"]) == DRAWS - len(levels["gaussian"])
-    assert within(levels["gaussian"], 1, 30) and within(levels["poisson"], 0.05, 3)
-    assert_share(sum(p["gray"] for p in draws), DRAWS, 0.4)
-
-
 def test_draw_quality_includes_both_ends():
     qualities = Counter(drawn(lambda rng: d.draw_quality(rng, CONFIG)))
     assert (min(qualities), max(qualities), len(qualities)) == (30, 95, 66)
@@ -163,14 +138,19 @@ def test_stages_take_their_own_parameters(records):
     def sigmas(stage: str) -> list[float]:
         return [r[stage]["sigma_x"] for r in records if "sigma_x" in r[stage]]
 
-    def scales(stage: str) -> list[float]:
-        return [r[stage]["scale"] for r in records]
+    def scales(stage: str, kind: str) -> list[float]:
+        return [r[stage]["scale"] for r in records if r[stage]["kind"] == kind]
 
     assert within(levels("noise1", "gaussian"), 1, 30) and within(sigmas("blur1"), 0.2, 3)
     assert within(levels("noise2", "gaussian"), 1, 25) and within(sigmas("blur2"), 0.2, 1.5)
     assert within(levels("noise1", "poisson"), 0.05, 3)
     assert within(levels("noise2", "poisson"), 0.05, 2.5)
-    assert within(scales("resize1"), 0.15, 1.5) and within(scales("resize2"), 0.3, 1.2)
+    for stage in ("noise1", "noise2"):
+        assert_share(len(levels(stage, "gaussian")), 400, 0.5)
+        assert_share(sum(r[stage]["gray"] for r in records), 400, 0.4)
+    for stage, low, high in (("resize1", 0.15, 1.5), ("resize2", 0.3, 1.2)):
+        assert within(scales(stage, "up"), 1, high) and within(scales(stage, "down"), low, 1)
+        assert set(scales(stage, "keep")) == {1.0}
     for stage, up, keep in (("resize1", 0.2, 0.1), ("resize2", 0.3, 0.3)):
         assert_share(sum(r[stage]["kind"] == "up" for r in records), 400, up)
         assert_share(sum(r[stage]["kind"] == "keep" for r in records), 400, keep)

@@ -46,24 +46,6 @@ def test_flat_or_small_pictures_have_no_score(shape):
     assert np.isnan(MODEL(np.full((*shape, 3), 128, np.uint8)))
 
 
-def test_gaussian_and_laplacian_noise_are_told_by_their_shape():
-    rng = np.random.default_rng(0)
-    gaussian, laplacian = rng.normal(0, 2, (1, 300, 300)), rng.laplace(0, 2, (1, 300, 300))
-    assert niqe.fit_gaussians(gaussian)[0][0] == pytest.approx(2.0, abs=0.05)
-    assert niqe.fit_gaussians(laplacian)[0][0] == pytest.approx(1.0, abs=0.05)
-    lopsided = np.where(gaussian < 0, gaussian, 3 * gaussian)
-    _, left, right = niqe.fit_gaussians(lopsided)
-    assert right[0] / left[0] == pytest.approx(3.0, rel=0.02)
-
-
-def test_halving_keeps_ramps_and_means():
-    ramp = np.add.outer(np.arange(40.0), 3 * np.arange(64.0))
-    half = niqe.halve(ramp)
-    expected = np.add.outer(np.arange(20.0) * 2 + 0.5, 3 * (np.arange(32.0) * 2 + 0.5))
-    np.testing.assert_allclose(half[2:-2, 2:-2], expected[2:-2, 2:-2], atol=1e-9)
-    np.testing.assert_allclose(niqe.halve(np.full((8, 6), 7.0)), np.full((4, 3), 7.0))
-
-
 @pytest.mark.parametrize("names", niqe.NAMES)
 @pytest.mark.parametrize("suffix", [".mat", ".npz"])
 def test_parameters_are_read_by_either_name(tmp_path, names, suffix):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from convert import call, filled
 from huggingface_hub import constants
+from refusals import one_line
 from skimage.data import astronaut
 
 from osdhuman_jax.evaluation import niqe, scorers
@@ -190,9 +191,8 @@ def test_niqe_without_its_authors_parameters_is_one_line(tmp_path, parameters, s
     if parameters:
         np.savez(tmp_path / "niqe_pris_params.npz", **parameters)
     for folder in (tmp_path,) if parameters else (None, tmp_path):
-        with pytest.raises(MissingMetric, match=said) as missing:
+        with one_line(MissingMetric, said):
             open_scorer(METRICS["niqe"], folder, None)
-        assert "\n" not in str(missing.value)
 
 
 def test_with_a_reference(pyiqa, weights):
@@ -252,10 +252,7 @@ def test_every_way_of_fetching_is_served_from_the_folder(pyiqa, weights, capsys)
 @pytest.mark.parametrize(
     "name, text",
     [
-        (
-            "dists",
-            "needs dists.mat below --weights; it is at https://example.org/weights/dists.mat",
-        ),
+        ("dists", "needs dists.mat below --weights; it is at https://example.org/.*dists.mat"),
         ("clipiqa", "needs RN50.pt below --weights; it is at https://example.org/weights/RN50.pt"),
         ("maniqa-pipal", "hf download timm/vit_base_patch8_224.augreg2_in21k_ft_in1k --cache-dir"),
         ("lpips", "pyiqa fails: RuntimeError: operator torchvision::nms does not exist"),
@@ -263,9 +260,8 @@ def test_every_way_of_fetching_is_served_from_the_folder(pyiqa, weights, capsys)
 )
 def test_missing_is_one_line(pyiqa, tmp_path, name, text):
     for folder in (None, tmp_path):
-        with pytest.raises(MissingMetric) as missing:
+        with one_line(MissingMetric, text):
             open_scorer(METRICS[name], folder, None)
-        assert text in str(missing.value) and "\n" not in str(missing.value)
 
 
 def test_without_pyiqa(monkeypatch):

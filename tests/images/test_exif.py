@@ -4,26 +4,24 @@ import io
 
 import numpy as np
 import pytest
+from picture_files import encoded, exif, noise
 from PIL import Image
 
 from osdhuman_jax.images.codec import Picture, decode, encode, from_pillow, to_pillow
 from osdhuman_jax.images.sizes import enlarge
 
-PHOTO = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+PHOTO = noise()
 UNIT = 0x0128
 
 
 def written(kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(PHOTO).save(buffer, kind, **options)
-    return buffer.getvalue()
+    return encoded(PHOTO, kind, **options)
 
 
 def block(across: float, down: float, unit: int = 2, turn: int = 1) -> bytes:
-    exif = Image.Exif()
-    exif[0x011A], exif[0x011B], exif[UNIT], exif[0x010F] = across, down, unit, "Maker"
-    exif[0x0112] = turn
-    return exif.tobytes()
+    made = exif(turn, "Maker")
+    made[0x011A], made[0x011B], made[UNIT] = across, down, unit
+    return made.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -69,9 +67,9 @@ def test_a_print_stays_as_large_when_a_picture_is_enlarged(tmp_path):
         data = encode(large, kind)
         assert decode(data).density == pytest.approx((600, 400), abs=0.02)
         with Image.open(io.BytesIO(data)) as image:  # one word in all places
-            exif = image.getexif()
-            assert (exif[0x011A], exif[0x011B], exif[UNIT]) == (600, 400, 2)
-            assert exif[0x010F] == "Maker"
+            kept = image.getexif()
+        assert (kept[0x011A], kept[0x011B], kept[UNIT]) == (600, 400, 2)
+        assert kept[0x010F] == "Maker"
 
 
 def test_a_density_that_a_jpeg_cannot_hold_is_no_obstacle():

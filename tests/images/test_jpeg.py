@@ -1,11 +1,9 @@
 """JPEG files without an end marker are taken if nothing else is missing, and only then."""
 
-import io
-
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from picture_files import encoded
 from skimage.data import astronaut
 
 from osdhuman_jax.images.codec import ImageError, decode
@@ -15,9 +13,7 @@ PHOTO = astronaut()[20:116, 150:250]
 
 
 def written(**options) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(PHOTO).save(buffer, "JPEG", **options)
-    return buffer.getvalue()
+    return encoded(PHOTO, "JPEG", **options)
 
 
 def with_restarts(interval: int, progressive: int = 0) -> bytes:

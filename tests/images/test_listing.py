@@ -7,26 +7,25 @@ from curate.readers import Notes, folders
 from osdhuman_jax.data.sources import FolderSource
 from osdhuman_jax.images.listing import list_images, named_images, other_pictures, real, tree
 
+APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(40)
+JPEG, PNG, WEBP = b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP"
+
+
+def names(source: Path | str) -> list[str]:
+    pairs = list_images(source)
+    assert all(path.is_absolute() for path, _ in pairs)
+    return [name.as_posix() for _, name in pairs]
+
+
+def put(folder: Path, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+
 
 def test_listing_of_file_folder_and_pattern(tmp_path):
-    for name in (
-        "b.PNG",
-        "a.jpg",
-        "sub/c.webp",
-        "sub/[d].jpeg",
-        "notes.txt",
-        "odd",
-        "e.jpe",
-        "f.JFIF",
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    def names(source: Path | str) -> list[str]:
-        pairs = list_images(source)
-        assert all(path.is_absolute() and path.is_file() for path, _ in pairs)
-        return [name.as_posix() for _, name in pairs]
-
+    every = "b.PNG a.jpg sub/c.webp sub/[d].jpeg notes.txt odd e.jpe f.JFIF"
+    put(tmp_path, dict.fromkeys(every.split(), b""))
     assert names(tmp_path) == ["a.jpg", "b.PNG", "e.jpe", "f.JFIF", "sub/[d].jpeg", "sub/c.webp"]
     assert names(tmp_path / "odd") == ["odd"]
     assert names(tmp_path / "sub/[d].jpeg") == ["[d].jpeg"]
@@ -37,29 +36,24 @@ def test_listing_of_file_folder_and_pattern(tmp_path):
 
 def test_links_to_folders_are_followed_once_each(tmp_path):
     images, disk = tmp_path / "images", tmp_path / "disk"
-    for file in (disk / "patch" / "1.png", images / "real" / "2.png"):
-        file.parent.mkdir(parents=True)
-        file.touch()
+    put(tmp_path, {"disk/patch/1.png": b"", "images/real/2.png": b""})
     links = {"again": disk / "patch", "patch": disk / "patch", "a_real": images / "real"}
     links |= {"loop": images, "up": tmp_path, "gone": disk / "none", "real/self": images / "real"}
     for name, target in links.items():
         (images / name).symlink_to(target)
     (images / "gone.png").symlink_to(disk / "none.png")
-    want = ["again/1.png", "gone.png", "real/2.png"]
-    assert [name.as_posix() for _, name in list_images(images)] == want
+    assert names(images) == ["again/1.png", "gone.png", "real/2.png"]
     found = tree(images)
     assert (found.files, sorted(found.dangling)) == (
         ["real/2.png", "again/1.png"],
         ["gone", "gone.png"],
     )
     assert found.aliases == {"a_real": "real", "loop": "", "patch": "again", "real/self": "real"}
-    assert [name.as_posix() for _, name in list_images(images / "**/1.png")] == ["again/1.png"]
+    assert names(images / "**/1.png") == ["again/1.png"]
 
 
 def test_other_pictures_are_counted_below_a_folder_alone(tmp_path):
-    for name in ("a.jpg", "b.tif", "sub/c.TIF", "sub/d.gif", "e.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    put(tmp_path, dict.fromkeys(("a.jpg", "b.tif", "sub/c.TIF", "sub/d.gif", "e.txt"), b""))
     assert other_pictures(tmp_path) == "1 .gif, 2 .tif"
     for name in ("loop", "sub/loop"):
         (tmp_path / name).symlink_to(tmp_path)
@@ -67,20 +61,6 @@ def test_other_pictures_are_counted_below_a_folder_alone(tmp_path):
     assert other_pictures(tmp_path) == "1 .gif, 3 .tif"
     for source in ("b.tif", "*", "none"):
         assert other_pictures(tmp_path / source) == ""
-
-
-APPLE_DOUBLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(40)
-JPEG, PNG, WEBP = b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP"
-
-
-def names(source: Path | str) -> list[str]:
-    return [name.as_posix() for _, name in list_images(source)]
-
-
-def put(folder: Path, files: dict[str, bytes]) -> None:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
 
 
 def test_what_systems_leave_beside_pictures_is_passed_over(tmp_path):

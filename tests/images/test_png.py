@@ -5,14 +5,13 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from picture_files import SRGB, exif, noise
 
 from osdhuman_jax.images import png
 from osdhuman_jax.images.codec import ImageError, decode, encode, read_size
 from osdhuman_jax.images.png import chunk
 
-PHOTO = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+PHOTO = noise()
 
 
 def raw(rows: np.ndarray, depth: int, colour: int, *extra: bytes) -> bytes:
@@ -29,13 +28,10 @@ def plain(*extra: bytes, behind: bytes = b"") -> bytes:
     return data[:-12] + behind + data[-12:]
 
 
-def noise(size: int) -> bytes:
-    return np.random.default_rng(1).integers(0, 4, size, dtype=np.uint8).tobytes()
-
-
 def large_profile(size: int = 3_000_000) -> bytes:
     """With a tail that no tag refers to."""
-    return struct.pack(">I", len(SRGB) + size) + SRGB[4:] + noise(size)
+    tail = np.random.default_rng(1).integers(0, 4, size, dtype=np.uint8).tobytes()
+    return struct.pack(">I", len(SRGB) + size) + SRGB[4:] + tail
 
 
 TEXT = b"x" * 40_000_000
@@ -76,9 +72,7 @@ def test_a_damaged_chunk_that_is_not_needed_is_as_good_as_none():
 
 @pytest.mark.parametrize("form", ["eXIf", "eXIf behind", "raw", "packed raw", "XMP", "packed XMP"])
 def test_the_turn_is_found_wherever_it_is_said(form, tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    block = exif.tobytes()
+    block = exif(turn=6).tobytes()
     digits = b"\nexif\n%8d\n%s" % (len(block), block.hex().encode())
     xmp = b'<rdf tiff:Orientation="6"/>' + b" " * 2_000_000
     said = {

@@ -86,10 +86,3 @@ def test_remarks():
     assert condition.remark(clean, use, enlarged=True) == ""
     assert condition.remark(cv2.GaussianBlur(clean, (0, 0), 2.0), use) == ""
     assert condition.remark(clean[:40, :40], UseConfig()) == ""  # too few pixels to measure
-
-
-def test_one_blurred_slope_serves_every_measure(monkeypatch) -> None:
-    blur, calls = cv2.GaussianBlur, []
-    monkeypatch.setattr(cv2, "GaussianBlur", lambda *a: calls.append(1) or blur(*a))
-    condition.is_clean(scene())
-    assert len(calls) == 1

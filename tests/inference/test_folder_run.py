@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import struct
 import time
 import zlib
 from contextlib import contextmanager
@@ -15,7 +14,9 @@ import cv2
 import numpy as np
 import pytest
 from damage import raising
-from PIL import Image, ImageCms
+from picture_files import SRGB, exif, noise, with_chunks
+from PIL import Image
+from refusals import one_line
 from tiny import halving
 
 from osdhuman_jax.images.codec import decode, read_image, to_float, to_uint8
@@ -29,13 +30,9 @@ from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.settings import Settings, identity
 
 
-def pixels(height: int = 20, width: int = 30, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
 def save(path: Path, seed: int = 0, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels(seed=seed)).save(path, **options)
+    Image.fromarray(noise(20, 30, seed)).save(path, **options)
     return path
 
 
@@ -132,19 +129,16 @@ def test_a_torn_line_and_a_half_file_of_a_killed_run_do_no_harm(tmp_path):
 
 @pytest.mark.parametrize(("kind", "suffix"), [("png", ".png"), ("webp", ".webp"), ("jpeg", ".jpg")])
 def test_formats(tmp_path, kind, suffix):
-    smooth = cv2.resize(pixels(4, 4), (64, 48), interpolation=cv2.INTER_CUBIC)
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "Maker"
-    exif.get_ifd(0x8769)[0xA002] = 64
-    Image.fromarray(smooth).save(tmp_path / "a.png", icc_profile=profile, exif=exif)
+    smooth = cv2.resize(noise(4, 4), (64, 48), interpolation=cv2.INTER_CUBIC)
+    carried = {"icc_profile": SRGB, "exif": exif(6, "Maker", 64)}
+    Image.fromarray(smooth).save(tmp_path / "a.png", **carried)
     assert work(tmp_path / "a.png", tmp_path / "out", format=kind) == (1, {})
     path = tmp_path / "out" / f"a{suffix}"
     turned = np.rot90(smooth, -1)
     result = read_image(path)
     limit = {"png": 0, "webp": 12, "jpeg": 8}[kind]
     assert np.abs(result.rgb.astype(int) - halved(turned)).max() <= limit
-    assert result.icc == profile
+    assert result.icc == SRGB
     with Image.open(path) as written:
         kept = written.getexif()
         assert kept[0x010F] == "Maker" and 0x0112 not in kept
@@ -154,17 +148,15 @@ def test_formats(tmp_path, kind, suffix):
 
 def test_sixteen_bits_stay_in_png_only_with_profile_and_exif(tmp_path):
     deep = np.random.default_rng(0).integers(0, 65_536, (20, 30, 4), dtype=np.uint16)
-    exif = Image.Exif()
-    exif[0x010F] = "Maker"
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = cv2.imencode(".png", deep)[1].tobytes()
-    extra = chunk(b"eXIf", exif.tobytes()[6:]) + chunk(b"iCCP", b"p\0\0" + zlib.compress(profile))
-    (tmp_path / "a.png").write_bytes(data[:33] + extra + data[33:])
+    extra = [chunk(b"eXIf", exif(maker="Maker").tobytes()[6:])]
+    extra += [chunk(b"iCCP", b"p\0\0" + zlib.compress(SRGB))]
+    (tmp_path / "a.png").write_bytes(with_chunks(data, *extra))
     work(tmp_path / "a.png", tmp_path / "out")
     written = (tmp_path / "out" / "a.png").read_bytes()
     result, source = decode(written, deep=True), decode(data, deep=True)
     np.testing.assert_array_equal(source.rgb, deep[..., 2::-1])
-    assert result.rgb.dtype == np.uint16 and result.icc == profile
+    assert result.rgb.dtype == np.uint16 and result.icc == SRGB
     assert b"Maker" in (result.exif or b"")
     np.testing.assert_array_equal(result.alpha, deep[..., 3])
     expected = (source.rgb.astype(float) / 32767.5 - 1) * 0.5
@@ -209,7 +201,7 @@ def test_a_folder_that_got_no_picture_goes(tmp_path, error):
 
 def test_what_a_format_cannot_hold_is_said(tmp_path):
     """Before the picture is computed."""
-    clear = np.dstack([pixels(), pixels()[..., 0]])
+    clear = np.dstack([noise(), noise()[..., 0]])
     Image.fromarray(clear).save(tmp_path / "clear.png")
     Image.new("RGB", (9_000, 1)).save(tmp_path / "long.png")
     pipeline = halving()
@@ -228,24 +220,6 @@ def test_opaque_alpha_does_not_keep_a_picture_from_jpeg(tmp_path, kind):
     cv2.imwrite(str(tmp_path / "a.png"), flat)
     assert work(tmp_path / "a.png", tmp_path / "out", format="jpeg") == (1, {})
     assert read_image(tmp_path / "out" / "a.jpg").alpha is None
-
-
-def test_T9_bombs_and_disguised_formats_are_refused_undecoded(tmp_path, monkeypatch):
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    body = (
-        chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(50_000))) + chunk(b"IEND", b"")
-    )
-    folder = tmp_path / "in"
-    folder.mkdir()
-    (folder / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
-    (folder / "fits.png").write_bytes(b"SIMPLE  =                    T" + b" " * 3000)
-    (folder / "pdf.png").write_bytes(b"%PDF-1.4\n%%EOF")
-    (folder / "eps.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-
-    monkeypatch.setattr(folder_run, "decode", raising(AssertionError("decoded")))
-    count, failures = work(folder, tmp_path / "out")
-    assert count == len(failures) == 4 and not files(tmp_path / "out")
-    assert "pixels" in failures["bomb.png"] and "not a PNG" in failures["fits.png"]
 
 
 def test_T12_odd_names_and_links_stay_inside_the_output_folder(tmp_path):
@@ -300,9 +274,9 @@ def test_outputs_among_the_inputs_are_refused_where_they_would_become_inputs(tmp
     for name in ("a.jpg", "b.jpg"):
         save(tmp_path / name)
     for source in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/**/*.[jp][pn]g", f"{tmp_path}/."):
-        with pytest.raises(UsageError, match="is the folder of the inputs") as caught:
+        with one_line(UsageError, "is the folder of the inputs"):
             work(source, tmp_path)
-        assert "\n" not in str(caught.value) and len(files(tmp_path)) == 2
+        assert len(files(tmp_path)) == 2
     for source, count in [(tmp_path / "a.jpg", 1), (f"{tmp_path}/*.jpg", 1)]:  # go on, as it were
         assert work(source, tmp_path) == (count, {})
         assert work(source, tmp_path) == (0, {})
@@ -383,7 +357,7 @@ def test_T13_killed_between_line_and_file_is_done_again(tmp_path, monkeypatch):
 
 def test_T14_a_tiny_memory_limit_fails_pictures_by_name_and_goes_on(tmp_path):
     save(tmp_path / "in" / "small.png")
-    Image.fromarray(pixels(300, 300)).save(tmp_path / "in" / "large.png")
+    Image.fromarray(noise(300, 300)).save(tmp_path / "in" / "large.png")
     small = halving()
     small.restore([read_image(tmp_path / "in" / "small.png")])
     limit = small.programs.memory("whole", (1, 128, 128, 3))
@@ -395,7 +369,7 @@ def test_T14_a_tiny_memory_limit_fails_pictures_by_name_and_goes_on(tmp_path):
 def test_the_record_tells_whole_pictures_from_tiles(tmp_path, monkeypatch):
     save(tmp_path / "a.png")
     for name, size in [("b.png", (300, 300)), ("c.png", (1200, 1100))]:
-        Image.fromarray(pixels(*size)).save(tmp_path / name)
+        Image.fromarray(noise(*size)).save(tmp_path / name)
     pipeline = halving()
     follow = pipeline._follow
 

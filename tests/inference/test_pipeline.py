@@ -181,13 +181,6 @@ def test_a_fixed_prompter_looks_at_nothing():
     np.testing.assert_allclose(got, np.broadcast_to(np.float32([0.25, -0.25, 0.5]), (30, 40, 3)))
 
 
-def test_a_restorer_without_a_prompter_says_so():
-    model = Told()
-    model.prompter = None
-    with pytest.raises(ValueError, match="no prompter: give it a prompt"):
-        Pipeline(Model(model, tiny.MODEL, "0" * 64, "told")).compute([photo(30, 40).rgb])
-
-
 def test_the_restorer_sees_the_padded_picture():
     picture = photo(40, 50)
     mean = to_float(pad_reflect(picture.rgb, (128, 128))).mean((0, 1))

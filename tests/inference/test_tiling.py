@@ -7,46 +7,35 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from osdhuman_jax.inference.tiling import (
-    OVERLAP,
-    Canvas,
-    SharedNorm,
-    Statistics,
-    corners,
-    groups_of,
-    share_norms,
-    spread,
-    starts,
-    window,
-)
+from osdhuman_jax.inference import tiling
 from osdhuman_jax.networks.layers import GroupNorm
 
 
 @given(st.integers(1, 90), st.integers(2, 12), st.sampled_from([1, 8, 64]))
 def test_tiles_cover_an_axis_and_overlap(more, tile, multiple):
     side, length = tile * multiple, (tile + more) * multiple
-    found = starts(length, side, multiple)
+    found = tiling.starts(length, side, multiple)
     assert found[0] == 0 and found[-1] == length - side
     assert all(begin % multiple == 0 for begin in found)
     gaps = np.diff(found)
-    assert (gaps > 0).all() and (gaps <= max(side * (1 - OVERLAP), multiple)).all()
+    assert (gaps > 0).all() and (gaps <= max(side * (1 - tiling.OVERLAP), multiple)).all()
 
 
 def test_a_picture_of_one_tile_has_one():
-    assert corners((64, 64), (64, 64), 8) == [(0, 0)]
-    assert corners((64, 96), (64, 64), 32) == [(0, 0), (0, 32)]
+    assert tiling.corners((64, 64), (64, 64), 8) == [(0, 0)]
+    assert tiling.corners((64, 96), (64, 64), 32) == [(0, 0), (0, 32)]
 
 
 def test_samples_lie_inside_and_apart():
-    found = spread((2048, 1024), (256, 256), 64, 4)
+    found = tiling.spread((2048, 1024), (256, 256), 64, 4)
     assert len({row for row, _ in found}) == len({column for _, column in found}) == 4
     assert all(0 <= r <= 1792 and 0 <= c <= 768 and r % 64 == c % 64 == 0 for r, c in found)
-    turned = spread((1024, 2048), (256, 256), 64, 4)
+    turned = tiling.spread((1024, 2048), (256, 256), 64, 4)
     assert turned == [(column, row) for row, column in found]
 
 
 def test_window_is_the_gaussian_and_has_no_zero():
-    weights = window((64, 96))
+    weights = tiling.window((64, 96))
     assert weights.shape == (64, 96) and weights.min() > 0
     np.testing.assert_allclose(weights, weights[::-1, ::-1], rtol=1e-5)
     offset = 0.5 / 64  # of the middle rows, in sides
@@ -56,11 +45,11 @@ def test_window_is_the_gaussian_and_has_no_zero():
 
 def test_equal_tiles_blend_into_the_picture_and_others_without_a_step():
     picture = np.random.default_rng(0).normal(size=(40, 56, 3)).astype(np.float32)
-    canvas, step = Canvas((40, 56), (16, 16)), Canvas((8, 448), (8, 256))
-    for row, column in corners((40, 56), (16, 16), 4):
+    canvas, step = tiling.Canvas((40, 56), (16, 16)), tiling.Canvas((8, 448), (8, 256))
+    for row, column in tiling.corners((40, 56), (16, 16), 4):
         canvas.add((row, column), picture[row : row + 16, column : column + 16])
     np.testing.assert_allclose(canvas.picture(), picture, atol=1e-6)
-    for value, corner in enumerate(corners((8, 448), (8, 256), 8)):
+    for value, corner in enumerate(tiling.corners((8, 448), (8, 256), 8)):
         step.add(corner, np.full((8, 256, 3), value, np.float32))
     line = step.picture()[4, :, 0]
     assert line[0] == 0 and (np.diff(line) >= -1e-6).all()
@@ -95,21 +84,13 @@ def test_measured_norms_are_group_norms_of_the_batch_seen_as_one_picture():
     part = features(1, 4, 4, 4)
     tiles = jnp.tile(part, (3, 4, 4, 1))  # 16 x 16: edges of 2
     plain, shared = Net(), Net()
-    share_norms(shared, measure=True)
-    assert isinstance(shared.first, SharedNorm)
-    assert isinstance(shared.inner[0].norm, SharedNorm)
+    tiling.share_norms(shared, measure=True)
+    assert isinstance(shared.first, tiling.SharedNorm)
+    assert isinstance(shared.inner[0].norm, tiling.SharedNorm)
     np.testing.assert_allclose(shared(tiles), plain(tiles), atol=1e-4)
 
     known = Net()
-    share_norms(known, measure=False)
-    nnx.update(known, nnx.state(shared, Statistics))
+    tiling.share_norms(known, measure=False)
+    nnx.update(known, nnx.state(shared, tiling.Statistics))
     np.testing.assert_allclose(known(tiles[:1]), plain(tiles)[:1], atol=1e-4)
     np.testing.assert_allclose(known(part), plain(tiles)[:1, :4, :4], atol=1e-4)
-
-
-def test_groups_are_whole_but_for_the_last():
-    assert list(groups_of([(i, 0) for i in range(5)], 2)) == [
-        [(0, 0), (1, 0)],
-        [(2, 0), (3, 0)],
-        [(4, 0)],
-    ]

@@ -1,6 +1,5 @@
 """LoRA against peft on diffusers' networks, and its contract: tree, neutrality, merge."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,8 +23,6 @@ from peft.tuners.lora import LoraLayer
 from benchmarks import references
 from osdhuman_jax.methods import lora
 from osdhuman_jax.networks.configs import UNetConfig, VAEConfig
-from osdhuman_jax.networks.convolution import Conv3x3
-from osdhuman_jax.networks.layers import Downsample2D, conv1x1
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
 
@@ -128,37 +125,6 @@ def test_adapter_and_merged_weights_match_peft(pair):
             np.testing.assert_allclose(kernels[path][...], array, atol=1e-5)
 
 
-LAYERS = {
-    "linear": (lambda rngs: nnx.Linear(6, 10, use_bias=False, rngs=rngs), (2, 5, 6)),
-    "conv": (lambda rngs: Conv3x3(6, 10, rngs=rngs), (2, 5, 7, 6)),
-    "strided": (
-        lambda rngs: nnx.Conv(6, 10, (3, 3), (2, 2), padding=((1, 1), (1, 1)), rngs=rngs),
-        (2, 5, 8, 6),
-    ),
-    "pointwise": (lambda rngs: conv1x1(6, 10, rngs=rngs), (2, 5, 7, 6)),
-    "asymmetric": (lambda rngs: Downsample2D(6, asymmetric=True, rngs=rngs).conv, (2, 8, 7, 6)),
-}
-
-
-@pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=LAYERS)
-def test_merge_is_the_adapter(layer, shape):
-    net = filled(lambda rngs: nnx.List([lora.LoRA(layer(rngs), **SIZE, rng=draws())]))
-    x = normal(*shape)
-    want, off = call(net[0], x), call(net[0].base, x)
-    assert float(jnp.abs(want - off).max()) > 0.1
-    lora.merge(net)
-    assert isinstance(net[0], (nnx.Linear, nnx.Conv))
-    np.testing.assert_allclose(call(net[0], x), want, atol=1e-5)
-
-
-def test_formula_of_a_linear_layer():
-    layer = filled(lambda rngs: lora.LoRA(nnx.Linear(6, 10, rngs=rngs), 3, 12.0, rng=draws()))
-    x = normal(4, 6)
-    w, b = np.asarray(layer.base.kernel[...]), np.asarray(layer.base.bias[...])
-    low = np.asarray(layer.lora_A[...]) @ np.asarray(layer.lora_B[...])
-    np.testing.assert_allclose(call(layer, x), x @ w + b + 4.0 * (x @ low), atol=1e-5)
-
-
 def test_initial_factors():
     """A ~ N(0, 1 / rank), B = 0, both float32 whatever the base's dtype."""
     base = nnx.Linear(64, 8, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
@@ -199,19 +165,6 @@ def test_merge_keeps_the_kernels_dtype():
     net = nnx.List([lora.LoRA(base, **SIZE, rng=np.random.default_rng(1))])
     lora.merge(net)
     assert net[0].kernel.dtype == jnp.bfloat16
-
-
-def test_float32_factors_on_a_bfloat16_network():
-    def build(rngs):
-        net = unet(rngs, **TINY, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-        lora.inject(net, lora.unet_targets(net), **SIZE, rng=draws())
-        return net
-
-    net = abstract(build)
-    assert {value.dtype for value in params(net, lora.LoRAParam).values()} == {jnp.dtype("float32")}
-    shapes = jax.ShapeDtypeStruct((1, 4, 3, 4), jnp.float32), jnp.zeros((1, 3, 24))
-    out = jax.eval_shape(lambda n, z, c: n(z, jnp.zeros(1, jnp.int32), c), net, *shapes)
-    assert out.dtype == jnp.float32
 
 
 @pytest.mark.parametrize("search_again", [True, False])

@@ -62,13 +62,6 @@ def test_structure_is_one_minus_the_metric():
     assert float(losses.ssim_loss(pair[0], pair[0])) == pytest.approx(0.0, abs=1e-5)
 
 
-def test_structure_sees_grain_in_flat_regions():
-    flat = jnp.zeros((1, 16, 16, 3), jnp.float32)
-    grain = 0.05 * jnp.asarray(normal(1, 16, 16, 1))
-    assert float(losses.ssim_loss(flat + grain, flat)) > 0.3
-    assert float(losses.mse(flat + grain, flat)) < 0.01
-
-
 def test_kl_equals_torch():
     assert float(losses.kl(jnp.zeros(SHAPE), jnp.zeros(SHAPE))) == 0.0
     mean, logvar = normal(*SHAPE), 2 * normal(*SHAPE, seed=1)
@@ -110,11 +103,6 @@ def test_vsd_gradient_is_eq_6_in_x0_space(t):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_vsd_gradient_of_equal_regularizers_is_zero():
-    _, noise, eps, _ = eps_and_noise()
-    assert not np.any(losses.vsd_gradient(noise, eps, eps))
-
-
 def test_vsd_equals_torch():
     """Value and derivative of mse(z, (z - g).detach())."""
     latent, gradient = eps_and_noise()[:2]
@@ -126,24 +114,6 @@ def test_vsd_equals_torch():
     np.testing.assert_allclose(value, reference.item(), rtol=1e-5)
     np.testing.assert_allclose(slope, theirs.grad, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(slope, 2 * gradient / latent.size, rtol=1e-4, atol=1e-7)
-
-
-def test_vsd_descent_moves_towards_the_frozen_estimate():
-    """And away from the finetuned one, sample by sample."""
-    latent, noise, frozen, finetuned = eps_and_noise()
-    t = jnp.array([100, 900])
-    noisy = Schedule().add_noise(latent, noise, t)
-    x0_frozen, x0_finetuned = (Schedule().eps_to_x0(noisy, e, t) for e in (frozen, finetuned))
-    step = -jax.grad(losses.vsd)(latent, losses.vsd_gradient(noise, frozen, finetuned))
-    towards = np.sum(step * (x0_frozen - x0_finetuned), axis=(1, 2, 3))
-    assert (towards > 0).all()
-
-
-def test_vsd_gradient_does_not_depend_on_the_other_samples():
-    _, *eps = eps_and_noise()
-    both = losses.vsd_gradient(*eps)
-    alone = losses.vsd_gradient(*(x[1:] for x in eps))
-    np.testing.assert_allclose(both[1:], alone, rtol=1e-6)
 
 
 def test_guidance():

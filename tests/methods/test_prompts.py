@@ -11,7 +11,6 @@ from benchmarks.references import mha_state
 from osdhuman_jax.methods.prompts import (
     HFIE,
     FixedPrompter,
-    HFIEPrompter,
     ImageTagger,
     TagPrompter,
     TextEncoder,
@@ -21,7 +20,7 @@ from osdhuman_jax.methods.prompts import (
     tag_text,
 )
 from osdhuman_jax.networks.clip import CLIPTextModel
-from osdhuman_jax.networks.configs import CLIPConfig, HFIEConfig, SwinConfig, TaggerConfig
+from osdhuman_jax.networks.configs import CLIPConfig, HFIEConfig, TaggerConfig
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.networks.tagger import Tagger
 
@@ -59,21 +58,6 @@ def test_bfloat16_tokens_are_near_float32_ones():
     want, got = call(exact, e), call(half, e)
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.03)
-
-
-def ram(rngs) -> RAMEncoder:
-    return RAMEncoder(SwinConfig(16, 4, 8, (2,), (2,), 2, 2.0, image_proj_dim=24), rngs=rngs)
-
-
-def test_prompter_is_encoder_then_hfie():
-    prompter = filled(lambda rngs: HFIEPrompter(ram(rngs), hfie(rngs)))
-    image = normal(2, 20, 12, 3).clip(-1, 1)
-    embeddings = call(prompter.image_encoder, image)
-    assert embeddings.shape == (2, 17, 24)
-    got = call(prompter, image)
-    assert got.shape == (2, 5, 32)
-    np.testing.assert_allclose(got, call(prompter.hfie, embeddings), atol=1e-5)
-    assert float(jnp.abs(got[0] - got[1]).max()) > 1e-2  # every image has its own prompt
 
 
 NAMES = ["man", "dog", "hat", "sea", "sky"]

@@ -25,21 +25,6 @@ def test_alphas_match_diffusers():
     assert Schedule().alphas_bar.dtype == jnp.float32
 
 
-@pytest.mark.parametrize(
-    ("t", "value", "digits"),
-    [
-        (999, 0.00466010, 8),
-        (979, 0.0059128, 7),
-        (500, 0.276333, 6),
-        (399, 0.426086, 6),
-        (20, 0.981314, 6),
-        (0, 0.99915, 5),
-    ],
-)
-def test_alphas_bar_values(t, value, digits):
-    assert round(float(Schedule().alphas_bar[t]), digits) == value
-
-
 def test_coefficients_of_the_one_step():
     signal, sigma = Schedule().coefficients(jnp.asarray([999, 999]))
     assert signal.shape == sigma.shape == (2, 1, 1, 1)

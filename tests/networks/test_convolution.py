@@ -38,15 +38,12 @@ def test_values_and_gradients_are_xlas(function, size):
     ("platform", "dtype", "shape", "out", "expected"),
     [
         ("cpu", jnp.float32, (1, 8, 8, 1280), 1280, "gathered"),
-        ("cpu", jnp.float32, (4, 16, 16, 1280), 1280, "gathered"),
         ("cpu", jnp.float32, (8, 16, 16, 1280), 1280, "xla"),
         ("cpu", jnp.float32, (1, 64, 64, 512), 512, "winograd"),
-        ("cpu", jnp.float32, (8, 128, 128, 256), 512, "winograd"),
         ("cpu", jnp.float32, (1, 512, 512, 128), 128, "xla"),
         ("cpu", jnp.float32, (1, 64, 64, 4), 512, "xla"),
         ("cpu", jnp.bfloat16, (1, 64, 64, 512), 512, "xla"),
         ("cuda", jnp.float32, (1, 64, 64, 512), 512, "xla"),
-        ("none", jnp.float32, (1, 8, 8, 1280), 1280, "xla"),
     ],
 )
 def test_way_is_the_fastest_there(platform, dtype, shape, out, expected):

@@ -64,10 +64,3 @@ def test_policies_keep_less_and_less(kind):
         inputs = (x, jnp.asarray(normal(7, 3, 8)))
     sizes = [kept(policy, block, *inputs) for policy in POLICIES]
     assert sizes[0] > sizes[1] > sizes[2] >= x.nbytes
-
-
-def test_products_of_low_rank_are_computed_again():
-    dot = ((((1,), (0,)), ((), ())),)
-    for rank, expected in ((4, False), (64, True)):
-        a, b = jnp.zeros((8, rank)), jnp.zeros((rank, 320))
-        assert remat._costly(jax.lax.dot_general_p, a, b, dimension_numbers=dot[0]) is expected

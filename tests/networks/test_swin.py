@@ -21,7 +21,7 @@ from transformers import SwinConfig, SwinModel
 
 from benchmarks.references import swin_state
 from osdhuman_jax.networks.configs import SwinConfig as SwinSizes
-from osdhuman_jax.networks.swin import RAMEncoder, SwinTransformer, SwinTransformerBlock, shift_mask
+from osdhuman_jax.networks.swin import RAMEncoder, SwinTransformer
 
 PLANS = {
     # maps of 16, 8, 4: the last equals the window
@@ -89,33 +89,6 @@ def test_patch_merging(pair):
         torch.from_numpy(x.reshape(2, side * side, -1)), (side, side)
     )
     close(call(mine.layers[0].downsample, x).reshape(want.shape), want, 1e-5)
-
-
-@pytest.mark.parametrize(("side", "window", "shift"), [(8, 4, 2), (12, 4, 1), (18, 6, 3)])
-def test_shift_mask_separates_what_the_roll_joined(side, window, shift):
-    mask = np.asarray(shift_mask(side, side, window, shift))
-    assert set(np.unique(mask)) == {-100.0, 0.0}
-    n = side // window
-
-    def windows(x):
-        return x.reshape(n, window, n, window).swapaxes(1, 2).reshape(n * n, window**2)
-
-    split = np.zeros(mask.shape, bool)
-    for now in np.indices((side, side)):  # row numbers, then column numbers
-        origin = windows(np.roll(now, (-shift, -shift), (0, 1)))
-        now = windows(now)
-        split |= (origin[:, :, None] - origin[:, None]) != (now[:, :, None] - now[:, None])
-    np.testing.assert_array_equal(mask == -100.0, split)
-
-
-def test_no_shift_where_the_map_is_one_window():
-    def block(resolution, window):
-        config = SwinSizes(resolution, 1, 4, (2,), (1,), window, 1.0, image_proj_dim=1)
-        return abstract(lambda rngs: SwinTransformerBlock(config, 0, shifted=True, rngs=rngs))
-
-    assert (block(8, 4).shift, block(8, 4).window) == (2, 4)
-    assert (block(4, 4).shift, block(4, 4).window) == (0, 4)
-    assert (block(3, 4).shift, block(3, 4).window) == (0, 3)
 
 
 def resized(image: np.ndarray, side: int) -> torch.Tensor:

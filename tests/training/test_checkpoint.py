@@ -14,6 +14,7 @@ import pytest
 from damage import raising
 from flax import nnx
 from orbax.checkpoint._src.checkpointers import async_checkpointer
+from refusals import one_line
 
 from osdhuman_jax.training.checkpoint import (
     CheckpointError,
@@ -55,8 +56,6 @@ def save(workdir: Path, metrics: list[float | None], best: str = "val_psnr_y") -
         ("val_psnr_y", [25.0, INF, None, 23.0, 22.0], [1, 4, 5]),
         ("val_psnr_y", [NAN, NAN, INF, NAN], [3, 4]),
         ("val_lpips", [NAN, 0.1, 0.2, 0.3, 0.4], [2, 4, 5]),
-        ("val_lpips", [0.1, NAN, 0.2, 0.3, 0.4], [1, 4, 5]),
-        ("val_lpips", [0.1, 0.2, 0.3, 0.4, NAN], [1, 4, 5]),
         ("val_lpips", [0.1, -INF, 0.3, 0.4, 0.5], [1, 4, 5]),
     ],
 )
@@ -153,10 +152,8 @@ def test_full_disk_is_one_line_that_names_the_last_good_step(tmp_path, monkeypat
     checkpoints.close()
     checkpoints = Checkpoints(tmp_path, 2)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, 15_000))
-    with pytest.raises(SaveError) as caught:
+    with one_line(SaveError, "0.0 MB free.*step 1 in|step 1 in.*0.0 MB free"):
         checkpoints.save(2, state(2), {"position": 0})
-    said = str(caught.value)
-    assert "step 1 in" in said and "0.0 MB free" in said and "\n" not in said
     assert steps_saved(tmp_path) == [1]
 
 

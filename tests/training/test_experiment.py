@@ -1,6 +1,7 @@
 """Before the first step: what is trained, what is refused, what a run starts from."""
 
 import importlib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import tiny
 from convert import abstract
 from flax import nnx
+from refusals import one_line
 
 from osdhuman_jax.config import Config, ConfigError, DegradationConfig
 from osdhuman_jax.methods import lora
@@ -18,7 +20,6 @@ from osdhuman_jax.training import experiment
 from osdhuman_jax.weights import WeightsError, load_base, random_restorer, save_model
 
 CONFIGS = (Path(__file__).parents[2] / "configs").glob("*.py")
-KINDS = ("vae", "diffusion", "restorer")
 HFIE = {"query"} | {f"{p}_proj.{w}" for p in "q k v out".split() for w in ("kernel", "bias")}
 
 
@@ -101,11 +102,6 @@ def test_lora_can_be_left_out_of_a_network(network):
     assert ours == {n for n in without if not n.startswith(f"{network}.")} < without
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_check_lets_good_configs_pass(kind):
-    experiment.check(tiny.config(kind))
-
-
 @pytest.mark.parametrize(
     ("section", "name", "value", "said"),
     [
@@ -143,9 +139,8 @@ def test_check_lets_good_configs_pass(kind):
 def test_check_refuses(section, name, value, said):
     config = tiny.config("restorer")
     setattr(getattr(config, section), name, value)
-    with pytest.raises(ConfigError) as caught:
+    with one_line(ConfigError, f"^{re.escape(said)}"):
         experiment.check(config)
-    assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
 
 
 def test_check_refuses_a_number_of_an_inner_section():

@@ -55,23 +55,13 @@ def test_loops_and_branches():
     assert operations(jax.jit(jax.checkpoint(jnp.matmul)), (4, 4), (4, 4)) == 2 * 64
 
 
-def test_devices():
-    assert flops.peak("NVIDIA H100 80GB HBM3") == 989e12
-    assert flops.peak("NVIDIA H100 PCIe") == 756e12
-    assert flops.peak("cpu") is None
-
-
-def test_a_steps_operations_do_not_depend_on_what_is_kept():
-    """Nor on the parts; they grow with the batch."""
-    found = {}
-    for name, batch, parts, remat in (
-        ("a", 2, 1, "none"),
-        ("b", 2, 2, "blocks"),
-        ("c", 4, 1, "none"),
-    ):
+def test_a_steps_operations_grow_with_the_batch_alone():
+    """Neither with its parts nor with what is computed again."""
+    found = []
+    for batch, parts, remat in ((2, 2, "blocks"), (4, 1, "none")):
         config = tiny.config("restorer")
         config.loss.vsd = 1.0
         config.data.crop, config.data.batch_size = 16, batch
         config.optim.accumulate, config.run.remat = parts, remat
-        found[name] = flops.step_flops(*tiny.start(config))
-    assert found["a"] == found["b"] and found["c"] == pytest.approx(2 * found["a"], rel=0.02)
+        found.append(flops.step_flops(*tiny.start(config)))
+    assert found[1] == pytest.approx(2 * found[0], rel=0.02)

@@ -82,19 +82,12 @@ def test_open_questions_are_refused(started, flags):
 
 
 def test_first_signal_is_noted_and_the_second_does_what_it_did():
-    before = signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(kind) for kind in hosts.Signals.KINDS]
     with hosts.Signals() as signals:
-        assert signals.received is None
+        assert signals.received is None and signal.getsignal(signal.SIGTERM) == signals._note
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received is signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             signal.pause()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_signals_are_given_back():
-    before = [signal.getsignal(kind) for kind in hosts.Signals.KINDS]
-    with hosts.Signals() as signals:
-        assert signal.getsignal(signal.SIGTERM) == signals._note
     assert [signal.getsignal(kind) for kind in hosts.Signals.KINDS] == before

@@ -31,14 +31,6 @@ def picture() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (7, 12, 3), np.uint8)
 
 
-def test_scalars_become_lines(tmp_path):
-    log(tmp_path, 0, 2, 0.25)
-    assert lines(tmp_path) == [
-        {"step": 1, "loss": 0.25, "grad_norm": 0.5},
-        {"step": 2, "loss": 0.25, "grad_norm": 1.0},
-    ]
-
-
 def test_what_is_not_finite_is_null(tmp_path, capfd):
     monitor = Monitor(tmp_path, 0, 2)
     monitor.scalars(1, {"loss": float("nan"), "grad_norm": float("inf"), "val_psnr_y": 20.0})

@@ -41,12 +41,9 @@ def measured() -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_mesh_takes_all_devices(measured):
+def test_a_mesh_takes_all_devices_or_is_refused(measured):
     sizes = {"-1,1": [8, 1], "8,1": [8, 1], "4,2": [4, 2], "2,-1": [2, 4], "-1,4": [2, 4]}
     assert measured["meshes"] == {**sizes, "1,8": [1, 8]}
-
-
-def test_mesh_that_does_not_fit_is_refused(measured):
     assert measured["misfits"] == {
         f"{data},{fsdp}": f"mesh: data={data}, fsdp={fsdp} do not fit 8 device(s)"
         for data, fsdp in MISFITS
@@ -55,29 +52,16 @@ def test_mesh_that_does_not_fit_is_refused(measured):
 
 def test_weights_are_split_along_the_largest_axis_that_fits(measured):
     assert measured["axes"] == {str(shape): axis for shape, axis in SHAPES.items()}
-
-
-def test_weights_are_copied_where_fsdp_is_one(measured):
-    assert measured["axis_without_fsdp"] is None
-
-
-def test_batch_is_split_over_every_device(measured):
-    assert measured["batch_parts"] == {name: [[1, 16, 16, 3]] * 8 for name in ("hq", "lq")}
-
-
-def test_frozen_weights_are_halved_where_fsdp_is_two(measured):
+    assert measured["axis_without_fsdp"] is None  # then they are copied
     assert measured["halved"] == measured["even"] > 50
 
 
-def test_trained_state_is_on_every_device(measured):
-    assert measured["replicated"]
+def test_a_batch_is_split_over_every_device(measured):
+    assert measured["batch_parts"] == {name: [[1, 16, 16, 3]] * 8 for name in ("hq", "lq")}
 
 
-def test_state_stays_where_it_was_after_a_step(measured):
-    assert measured["replicated_after"]
-
-
-def test_replicas_are_bit_equal_after_ten_steps(measured):
+def test_trained_state_is_on_every_device_and_stays_bit_equal(measured):
+    assert measured["replicated"] and measured["replicated_after"]
     assert (measured["steps"], measured["replicas_differ"]) == (10, 0)
 
 

@@ -16,6 +16,7 @@ import torch
 from make_weights import MERGES, VOCAB, dape_state
 from peft.tuners.tuners_utils import BaseTunerLayer
 from PIL import Image
+from refusals import status
 
 from benchmarks import references
 from benchmarks.convert import nchw, randomise
@@ -132,8 +133,8 @@ def ours(folder: Path) -> np.ndarray:
     """The photograph through infer.py."""
     Image.fromarray(PHOTO).save(folder.parent / "photo.png")
     files = {"--input": folder.parent / "photo.png", "--output": folder.parent / "out"}
-    words = [str(word) for pair in {**files, "--model": folder}.items() for word in pair]
-    assert restore.main(words) == 0
+    words = [word for pair in {**files, "--model": folder}.items() for word in pair]
+    assert status(restore.main, *words) == 0
     return np.asarray(Image.open(folder.parent / "out" / "photo.png"))
 
 
@@ -148,7 +149,7 @@ def test_photograph_through_both_commands(theirs, trained, tmp_path, kind):
     flags = ["--sd", theirs.sd, "--ram", theirs.ram, "--generator", trained, "--prompt", kind]
     flags += ["--clip", theirs.sd, "--tags", theirs.tags] if kind != "hfie" else []
     flags += ["--dape", theirs.dape] if kind == "dape" else []
-    assert main([str(word) for word in ("import", *flags, "--output", tmp_path / "m")]) == 0
+    assert status(main, "import", *flags, "--output", tmp_path / "m") == 0
     prompt = None if kind == "hfie" else theirs.prompt(theirs.text(kind))
     close(ours(tmp_path / "m"), theirs.restore(prompt))
 

@@ -1,7 +1,7 @@
 """HAODiff's published files: imported, they restore as in PyTorch; what does not fit is refused."""
 
 import json
-import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +12,10 @@ import make_weights as files
 import numpy as np
 import pytest
 import torch
-from convert import nchw, normal
+from convert import call, nchw, normal
+from refusals import one_line, status
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 
 from osdhuman_jax.commands.weights import main
@@ -21,11 +23,6 @@ from osdhuman_jax.weights import WeightsError, load_model, load_part
 from osdhuman_jax.weights.haodiff import ENCODER, LORA, import_haodiff, read_lora
 
 SIDE = 64  # pixels of the pictures restored here
-
-
-@pytest.fixture(scope="module")
-def nets() -> files.Networks:
-    return files.networks()
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +36,17 @@ def generator() -> haodiff_torch.Generator:
 
 
 @pytest.fixture(scope="module")
-def sources(nets, factors, generator, tmp_path_factory) -> Path:
-    """sd/ (diffusers) and haodiff/ (the published files)."""
-    folder = tmp_path_factory.mktemp("sources")
-    files.diffusers_folder(folder / "sd", nets)
-    haodiff_torch.folder(folder / "haodiff", generator, factors)
-    return folder
+def published(factors, generator, tmp_path_factory) -> Path:
+    """haodiff/, the published files."""
+    folder = tmp_path_factory.mktemp("published") / "haodiff"
+    return haodiff_torch.folder(folder, generator, factors)
 
 
 @pytest.fixture(scope="module")
-def model(sources, tmp_path_factory) -> Path:
+def model(sources, published, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("models") / "haodiff"
-    command = ["import", "--sd", sources / "sd", "--haodiff", sources / "haodiff"]
-    assert main([*map(str, command), "--output", str(output)]) == 0
+    command = ["import", "--sd", sources / "sd", "--haodiff", published]
+    assert status(main, *command, "--output", output) == 0
     return output
 
 
@@ -63,7 +58,7 @@ def test_it_restores_as_in_torch(model, nets, factors, generator):
     plain = haodiff_torch.restored(nets, generator, nchw(lq), 3.5).permute(0, 2, 3, 1)
     for guidance in (3.5, 1.0):
         want = haodiff_torch.restored(adapted, generator, nchw(lq), guidance).permute(0, 2, 3, 1)
-        found = np.asarray(loaded.restorer(jnp.asarray(lq), guidance=guidance))
+        found = np.asarray(call(loaded.restorer, lq, None, jnp.float32(guidance)))
         # A level of 255 is 2/255 of [-1, 1]: the pictures are equal to a level.
         assert np.abs(found - want.numpy()).max() < 2 / 255
     assert np.abs(plain.numpy() - want.numpy()).mean() > 0.05  # LoRA matters here
@@ -113,7 +108,7 @@ def test_loras_of_other_names(factors, kind, tmp_path):
             np.testing.assert_array_equal(pair[half].read(), other[module][half].read())
 
 
-def test_alpha_scales_what_is_merged(nets, sources, tmp_path):
+def test_alpha_scales_what_is_merged(nets, sources, published, tmp_path):
     name = "conv_in"
     weight = nets.unet.conv_in.weight
     out, into, *window = weight.shape
@@ -122,7 +117,7 @@ def test_alpha_scales_what_is_merged(nets, sources, tmp_path):
         f"{name}.lora.up.weight": torch.ones(out, 2, 1, 1),
         f"{name}.alpha": torch.tensor(6.0),
     }
-    shutil.copytree(sources / "haodiff", tmp_path / "haodiff")
+    shutil.copytree(published, tmp_path / "haodiff")
     save_file(few, tmp_path / "haodiff" / LORA)
     import_haodiff(sources / "sd", tmp_path / "haodiff", tmp_path / "model")
     base = load_file(tmp_path / "model" / "base.safetensors")
@@ -146,59 +141,38 @@ def settings(kind: str, **values: object) -> Callable[[Path], None]:
     return changed(lambda tree: tree[f"{kind}_kwargs"].update(values))
 
 
+def replaced(table: dict, values: dict[str, torch.Tensor | None]) -> None:
+    """Put tensors in or, with None, take them away."""
+    for name, value in values.items():
+        table.pop(name, None)
+        if value is not None:
+            table[name] = value
+
+
 def tensors(**values: torch.Tensor | None) -> Callable[[Path], None]:
-    """Tensors added or, with None, taken away; `__` stands for a dot."""
-
-    def edit(tree: dict) -> None:
-        for name, value in values.items():
-            tree["model_state_dict"].pop(name.replace("__", "."), None)
-            if value is not None:
-                tree["model_state_dict"][name.replace("__", ".")] = value
-
-    return changed(edit)
+    """Of the encoder; `__` stands for a dot."""
+    named = {name.replace("__", "."): value for name, value in values.items()}
+    return changed(lambda tree: replaced(tree["model_state_dict"], named))
 
 
-def adapters(edit: Callable[[dict], None]) -> Callable[[Path], None]:
+def lora(**values: torch.Tensor | None) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        from safetensors.torch import load_file
-
-        table = load_file(folder / LORA)
-        edit(table)
+        table = load_torch(folder / LORA)
+        replaced(table, values)
         save_file(table, folder / LORA)
 
     return apply
-
-
-class Evil:
-    def __reduce__(self):
-        return print, ("run",)
-
-
-def truncated(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-200])
-
-
-def huge_header(folder: Path) -> None:
-    (folder / LORA).write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
-
-
-def pickled(folder: Path) -> None:
-    (folder / ENCODER).write_bytes(pickle.dumps({"model_state_dict": {}}))
 
 
 def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
-KEY = "unet.conv_in.lora_A.weight"
+KEY, MAP = "unet.conv_in.lora_A.weight", torch.zeros(1, 64, 8)
 REFUSED = {
     "missing encoder": (without(ENCODER), f"lacks {ENCODER}"),
     "missing lora": (without(LORA), f"lacks {LORA}"),
     "class in the settings": (settings("swinir", norm_layer=torch.nn.LayerNorm), "LayerNorm"),
-    "code in the settings": (settings("swinir", norm_layer=Evil()), "print"),
-    "another pickle": (pickled, "neither a safetensors file nor one written by torch.save"),
-    "truncated": (truncated(ENCODER), "truncated"),
-    "huge header": (huge_header, "not a sound safetensors file"),
     "no state": (changed(lambda tree: tree.pop("model_state_dict")), "lacks model_state_dict"),
     "colours": (settings("swinir", in_chans=1), "in_chans is 1"),
     "patches": (settings("swinir", patch_size=4), "patch_size is 4"),
@@ -212,51 +186,36 @@ REFUSED = {
     "no trunk": (tensors(main_performer__pos_embed=None), "missing or misshapen"),
     "unknown tensor": (tensors(feature_extractor__more__weight=torch.zeros(3)), "unknown"),
     "another map": (
-        tensors(
-            main_performer__pos_embed=torch.zeros(1, 64, 8),
-            feature_extractor__absolute_pos_embed=torch.zeros(1, 64, 8),
-        ),
+        tensors(main_performer__pos_embed=MAP, feature_extractor__absolute_pos_embed=MAP),
         "img_size is 512",
     ),
-    "half a pair": (adapters(lambda t: t.pop(KEY)), "without their half (conv_in)"),
+    "half a pair": (lora(**{KEY: None}), "without their half (conv_in)"),
     "VAE's LoRA": (
-        adapters(lambda t: t.update({"vae.encoder.conv_in.lora_A.weight": torch.zeros(1, 1)})),
+        lora(**{"vae.encoder.conv_in.lora_A.weight": torch.zeros(1, 1)}),
         "of another network",
     ),
     "unknown module": (
-        adapters(
-            lambda t: t.update({f"unet.nowhere.lora_{h}.weight": torch.zeros(2, 2) for h in "AB"})
-        ),
+        lora(**{f"unet.nowhere.lora_{h}.weight": torch.zeros(2, 2) for h in "AB"}),
         "unknown (nowhere)",
     ),
-    "another shape": (
-        adapters(lambda t: t.update({KEY: torch.zeros(2, 5, 3, 3)})),
-        "of another shape (conv_in)",
-    ),
+    "another shape": (lora(**{KEY: torch.zeros(2, 5, 3, 3)}), "of another shape (conv_in)"),
 }
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_refusals(sources, fault, tmp_path):
+def test_refusals(sources, published, fault, tmp_path):
     damage, message = REFUSED[fault]
-    shutil.copytree(sources / "haodiff", tmp_path / "haodiff")
+    shutil.copytree(published, tmp_path / "haodiff")
     damage(tmp_path / "haodiff")
-    with pytest.raises(WeightsError) as caught:
+    with one_line(WeightsError, re.escape(message)):
         import_haodiff(sources / "sd", tmp_path / "haodiff", tmp_path / "model")
-    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["haodiff"]  # nothing was written
 
 
-def test_a_base_that_predicts_v_is_refused(sources, nets, tmp_path):
-    files.diffusers_folder(tmp_path / "sd", nets, "v_prediction")
-    with pytest.raises(WeightsError, match="v-prediction"):
-        import_haodiff(tmp_path / "sd", sources / "haodiff", tmp_path / "model")
-
-
 @pytest.mark.parametrize("beside", ["--ram", "--dape", "--generator", "--cleaner"])
-def test_it_goes_with_sd_alone(sources, beside, tmp_path, capsys):
-    command = ["import", "--sd", sources / "sd", "--haodiff", sources / "haodiff", beside, "x"]
-    assert main([*map(str, command), "--output", str(tmp_path / "model")]) == 2
+def test_it_goes_with_sd_alone(sources, published, beside, tmp_path, capsys):
+    command = ["import", "--sd", sources / "sd", "--haodiff", published, beside, "x"]
+    assert status(main, *command, "--output", tmp_path / "model") == 2
     assert beside in capsys.readouterr().err
 
 
@@ -268,7 +227,7 @@ def test_a_start_of_the_training_has_random_prompts_and_the_losses_networks(sour
     command = ["import", "--sd", sources / "sd", "--prompt", "dual", "--output", tmp_path / "model"]
     command += ["--lpips", tmp_path / "vgg16.pth", tmp_path / "vgg.pth"]
     command += ["--dists", tmp_path / "weights.pt", "--seed", "3"]
-    assert main([*map(str, command)]) == 0
+    assert status(main, *command) == 0
     loaded = load_model(tmp_path / "model")
     assert loaded.config.dual.upsamplers and loaded.restorer.prompter.feature_extractor.upsamplers
     rows = loaded.restorer.prompter.main_performer.layers[0].attn.projection_matrix[...]

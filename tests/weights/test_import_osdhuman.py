@@ -5,12 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import jax.numpy as jnp
 import make_weights as files
 import numpy as np
 import pytest
 import torch
 from convert import call, convert, normal, randomise
+from refusals import one_line, status
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -191,8 +191,8 @@ def test_projections_in_one(sources, ram_state, factors, tmp_path):
 
 def test_a_picture_is_torchs(sources, published, nets, factors, ram_state, tmp_path, capsys):
     command = ["--sd", sources / "sd", "--ram", sources / "ram.pth", "--osdhuman", published]
-    words = map(str, ["import", *command, "--output", tmp_path / "model", "--hfie_heads", 8])
-    assert main([*words, "--lora_alpha", "4"]) == 0
+    command += ["--output", tmp_path / "model", "--hfie_heads", 8, "--lora_alpha", 4]
+    assert status(main, "import", *command) == 0
     told = capsys.readouterr().out
     for text in ('"8, by --hfie_heads"', '"4, by --lora_alpha"', "OSDHuman's weights: no licence"):
         assert text in told
@@ -207,7 +207,7 @@ def test_a_picture_is_torchs(sources, published, nets, factors, ram_state, tmp_p
         theirs = references.Restorer(parts.vae, parts.unet, ram, attention(heads=8), 999)
         with torch.no_grad():
             restored[name] = theirs.eval()(lq).numpy().transpose(0, 2, 3, 1)
-    found = np.asarray(load_model(tmp_path / "model").restorer(jnp.asarray(lq)))
+    found = np.asarray(call(load_model(tmp_path / "model").restorer, lq))
     # A level of 255 is 2/255 of [-1, 1].
     assert np.abs(found - restored["changed"]).max() < 2 / 255
     assert np.abs(restored["plain"] - restored["changed"]).mean() > 0.05
@@ -291,11 +291,6 @@ def deep(tree: dict) -> None:
         tree["a"] = dict(tree)
 
 
-class Evil:
-    def __reduce__(self):
-        return print, ("run",)
-
-
 KEY = "unet.conv_in.lora_A.weight"
 NORM = torch.ones(WIDTH)
 REFUSED: dict[str, tuple[Damage, str]] = {
@@ -339,7 +334,6 @@ REFUSED: dict[str, tuple[Damage, str]] = {
     "alpha is text": (settings(lora_alpha="8"), "its lora_alpha is '8'"),
     "alpha is nothing": (settings(lora_alpha=0), "alpha is 0"),
     "tables within tables": (encoder(deep), "tables within tables"),
-    "code": (encoder(lambda t: t.update(a=Evil())), "its pickle names"),
     "no table": (lambda f: torch.save(torch.ones(2), f / "a.pt"), "holds no table of tensors"),
 }
 
@@ -349,11 +343,10 @@ def test_refusals(fault, sources, published, tmp_path):
     damage, message = REFUSED[fault]
     folder = Path(shutil.copytree(published, tmp_path / "files"))
     damage(folder)
-    with pytest.raises(WeightsError) as caught:
+    with one_line(WeightsError) as caught:
         generator = read_osdhuman(folder)
         import_model(sources / "sd", sources / "ram.pth", tmp_path / "model", generator=generator)
-    said = str(caught.value)
-    assert message in said and "\n" not in said and len(said) < 700
+    assert message in str(caught.value) and len(str(caught.value)) < 700
     assert [path.name for path in tmp_path.iterdir()] == ["files"]  # nothing was written
 
 
@@ -378,6 +371,6 @@ def test_flags_do_not_contradict_files(published, tmp_path):
     ],
 )
 def test_flags_that_do_not_go_together(flags, said, tmp_path, capsys):
-    output = ["--output", str(tmp_path / "model")]
-    assert main(["import", "--sd", "a/b", "--ram", "r", *flags, *output]) == 2
+    output = ["--output", tmp_path / "model"]
+    assert status(main, "import", "--sd", "a/b", "--ram", "r", *flags, *output) == 2
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())

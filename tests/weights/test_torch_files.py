@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from damage import flip
+from refusals import one_line
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
@@ -113,10 +114,10 @@ def archive(path: Path, data: bytes, compression: int = zipfile.ZIP_STORED, **st
 
 
 def refused(path: Path, *said: str) -> None:
-    with pytest.raises(WeightsError) as caught:
+    with one_line(WeightsError) as caught:
         load(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message and len(message) < 300
+    assert message.startswith(f"{path}: ") and len(message) < 300
     for text in said:
         assert text in message
 
@@ -301,11 +302,7 @@ def test_type_that_no_network_has(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
-def test_absent_file(name, tmp_path):
+def test_no_file_and_a_folder_in_its_place(name, tmp_path):
     refused(tmp_path / name, "No such file")
-
-
-@pytest.mark.parametrize("name", ["a.safetensors", "a.ckpt"])
-def test_folder_instead_of_a_file(name, tmp_path):
     (tmp_path / name).mkdir()
     refused(tmp_path / name)

@@ -247,11 +247,6 @@ def test_suppression_is_greedy_from_the_centre_whatever_the_order(squares, rando
     assert [c.box_index for c in stages.centre_first_nms(found, 32, 32, config)] == expected
 
 
-def test_the_central_box_wins_over_a_larger_one():
-    found = make_candidates([(150, 200, 500), (300, 300, 400)])
-    assert [c.box_index for c in stages.centre_first_nms(found, 1000, 1000, NmsConfig())] == [1]
-
-
 def test_crops_are_copied_shrunk_or_enlarged_once():
     photo = np.random.default_rng(0).integers(0, 256, (1100, 1100, 3), np.uint8)
     np.testing.assert_array_equal(stages.cut_square(photo, 20, 30, 512), photo[30:542, 20:532])

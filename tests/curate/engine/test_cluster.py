@@ -8,7 +8,6 @@ import pytest
 from curation_runs import curate
 
 from curate import demo, run
-from curate.config import CurateConfig, make_absolute
 from curate.cropping.job import require
 from curate.engine import cluster
 from curate.readers import ReaderError, SourceSpec
@@ -19,21 +18,14 @@ def test_paths_of_a_plan_are_absolute(tmp_path, monkeypatch):
     demo.write_person(tmp_path / "person")
     Path("boxes.csv").write_text("path,x0,y0,x1,y1\n")
     flags = ["--output=out", "--source=person=person", "--detector=boxes"]
-    flags = run.parse([*flags, "--detector_weights=boxes.csv", "--set=score.weights=iqa"])
+    flags += ["--detector_weights=boxes.csv", "--set=score.weights=iqa"]
+    flags = run.parse([*flags, "--niqe_params=niqe.npz"])
     plan = run.make_plan(flags)
     assert flags.output == tmp_path / "out"
     assert plan.config.detect.weights == str(tmp_path / "boxes.csv")
     assert plan.config.score.weights == str(tmp_path / "iqa")
-    assert plan.config.score.niqe_params == plan.config.score.persons == ""
-
-
-def test_all_weights_are_made_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    config = CurateConfig()
-    config.score.niqe_params, config.score.persons = "niqe.npz", str(tmp_path / "yolo.onnx")
-    make_absolute(config)
-    assert config.score.niqe_params == str(tmp_path / "niqe.npz")
-    assert config.score.persons == str(tmp_path / "yolo.onnx")
+    assert plan.config.score.niqe_params == str(tmp_path / "niqe.npz")
+    assert plan.config.score.persons == ""
 
 
 @pytest.mark.parametrize("left", ["nothing", "an empty folder"])

@@ -1,20 +1,18 @@
 """The engine: what is done stays done, a kill loses a shard at most, one bad item costs itself."""
 
-import json
 import multiprocessing
 import os
 import sys
 from concurrent.futures import Future
-from functools import partial
 from pathlib import Path
 
 import pytest
-from engine_jobs import DiskFull, Doubling, Dying, factory
+from engine_jobs import DiskFull, Doubling, Dying
 
 from curate.engine import engine
 from curate.engine.engine import Engine, run_local
 from curate.engine.ledger import LedgerError, ShardLedger, tree_digest
-from curate.engine.worker import EngineError, ItemRunner, ShardJob, Task
+from curate.engine.worker import EngineError, ShardJob, Task
 from osdhuman_jax.disk import json_lines, staged_file
 
 SHARDS = ["0-4", "4-8", "8-12"]
@@ -241,17 +239,3 @@ def test_a_torn_line_of_the_log_is_ended(tmp_path):
     lines = (tmp_path / "log.jsonl").read_bytes()
     assert lines.startswith(b'{"job": "dou\n')
     assert [line["shard"] for line in json_lines(lines)] == SHARDS[:1]
-
-
-def test_log_has_a_line_a_shard(tmp_path):
-    Engine(tmp_path).run(Doubling(), SHARDS)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [(line["shard"], line["images"]) for line in lines] == [(s, 4) for s in SHARDS]
-
-
-def test_isolated_items_match_plain_ones():
-    make = partial(factory, 0.0)
-    plain, isolated = (
-        list(ItemRunner(isolated=flag).each(make, range(4))) for flag in (False, True)
-    )
-    assert plain == isolated == [0, 2, 4, 6]

@@ -23,13 +23,6 @@ def test_a_writer_holds_one_group(tmp_path, count, groups):
     assert [data.row_group(i).num_rows for i in range(data.num_row_groups)] == groups
 
 
-def test_what_is_written_is_let_go_of(tmp_path):
-    with RowWriter(tmp_path / "rows.parquet", SCHEMA, group=2) as file:
-        for n in range(5):
-            file.add({"n": n})
-            assert len(file._rows) < 2
-
-
 def test_an_error_adds_no_half_group(tmp_path):
     path = tmp_path / "rows.parquet"
     with pytest.raises(OSError, match="full"), RowWriter(path, SCHEMA, group=2) as file:

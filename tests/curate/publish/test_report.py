@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from curation_runs import curate
+from curation_runs import curate, manifest
 from PIL import Image
 
 from curate.cropping.job import count_persons
@@ -20,14 +20,9 @@ from curate.publish.figures import tile_pictures
 from curate.publish.report import most_unlike, persons, scored_rows
 from curate.publish.review import write_page
 from curate.schema import Box
-from curate.selection.manifest import Crops, manifest_parts, read_manifest
+from curate.selection.manifest import Crops, read_manifest
 
 METRICS = ("sharpness", "noise", "blockiness", "clipped", "entropy")
-
-
-def rows(output: Path) -> list[dict]:
-    parts = map(pq.read_table, manifest_parts(ShardLedger(output)))
-    return [row for part in parts for row in part.to_pylist()]
 
 
 def report(output: Path) -> dict:
@@ -38,7 +33,7 @@ def report(output: Path) -> dict:
 def test_table_1_is_the_plain_mean(made, metric):
     table = report(made)["table_1"]
     for name in ("coco", "person", "kept"):
-        pool = [r for r in rows(made) if r["z"] is not None]
+        pool = [r for r in manifest(made) if r["z"] is not None]
         pool = [r for r in pool if r["kept"]] if name == "kept" else pool
         values = [r[metric] for r in pool if name in (r["dataset"], "kept")]
         assert table[name][metric]["n"] == len(values)
@@ -48,7 +43,7 @@ def test_table_1_is_the_plain_mean(made, metric):
 
 def test_funnel_adds_up_from_the_manifest(made):
     for name, funnel in report(made)["funnel"].items():
-        own = [row for row in rows(made) if row["dataset"] == name]
+        own = [row for row in manifest(made) if row["dataset"] == name]
         assert funnel["images"] == len({row["image_id"] for row in own})
         assert funnel["kept"] == sum(row["kept"] for row in own)
         assert funnel["candidates"] == sum(row["box_index"] is not None for row in own)
@@ -83,7 +78,7 @@ def test_figures_are_there_and_repeat(made, tmp_path):
 
 def test_review_page_shows_each_scored_crop_once(made):
     page = (made / "report" / "review.html").read_text()
-    scored = [row for row in rows(made) if row["kept"] or row["reason"] == "not_top_third"]
+    scored = [row for row in manifest(made) if row["kept"] or row["reason"] == "not_top_third"]
     for row in scored:
         tick = f'value="{row["crop_id"]}"{" checked" if row["kept"] else ""}>'
         assert page.count(tick) == 1
@@ -93,7 +88,7 @@ def test_review_page_shows_each_scored_crop_once(made):
 
 def test_tags_are_counted_on_kept_crops(made, tmp_path, capsys):
     output = Path(shutil.copytree(made, tmp_path / "set"))
-    kept = [row["crop_id"] for row in rows(made) if row["kept"]]
+    kept = [row["crop_id"] for row in manifest(made) if row["kept"]]
     tags = tmp_path / "tags.parquet"
     table = {"crop_id": [kept[0], kept[1], "stranger"], "tags": [["dog", "b"], ["dog"], ["c"]]}
     pq.write_table(pa.table(table), tags)

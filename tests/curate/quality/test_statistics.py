@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.quality.statistics import (
-    PoolStatistics,
     StatisticsError,
     calibrate,
     first_failing,
@@ -48,11 +47,6 @@ def test_z_is_the_mean_of_standardised_metrics_with_niqe_negated():
     np.testing.assert_allclose(z_scores(values, stats, DIRECTIONS), expected / 2, atol=1e-12)
     better = {"clipiqa": clipiqa[:1], "niqe": niqe[:1] - 1}
     assert z_scores(better, stats, DIRECTIONS)[0] > expected[0] / 2
-
-
-def test_statistics_survive_json():
-    stats = fit_statistics(table(10))
-    assert PoolStatistics.from_dict(stats.to_dict()) == stats
 
 
 @pytest.mark.parametrize(

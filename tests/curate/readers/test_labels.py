@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from label_files import IGNORE, LABELLED, box_of, images_of, touch, write_labels
+from label_files import LABELLED, box_of, images_of, touch, write_labels
+from refusals import one_line
 
 from curate import readers
 from curate.readers import Notes, ReaderError, SourceSpec
@@ -31,8 +32,13 @@ def pictures(kind: str, root: Path, images: list[SourceImage]) -> list[str | Non
 def test_boxes_of_a_lost_picture_go_to_no_other(tmp_path, kind):
     touch(images_of(kind, tmp_path), "cam1/0001.jpg", "cam2/0002.jpg")
     paths = write_labels(kind, tmp_path, ["cam1/0001.jpg", "cam2/0001.jpg", "cam2/0002.jpg"])
-    found = pictures(kind, tmp_path, read(kind, paths))
-    assert found == ["cam1/0001.jpg", None, "cam2/0002.jpg"]
+    images = read(kind, paths)
+    assert pictures(kind, tmp_path, images) == ["cam1/0001.jpg", None, "cam2/0002.jpg"]
+    for image in images:
+        assert (image.dataset, image.policy) == (kind, "labels")
+        assert image.normalized == (kind == "openimages") and image.image_id.startswith(f"{kind}/")
+        if kind not in ("openimages", "crowdhuman"):
+            assert (image.label_w, image.label_h) == (640, 480)
 
 
 @pytest.mark.parametrize("kind", LABELLED)
@@ -70,9 +76,8 @@ def test_flags_may_be_text(tmp_path, kind, value, ignored):
 @pytest.mark.parametrize("kind", LABELLED)
 def test_flags_that_say_neither_are_an_error(tmp_path, kind):
     paths = write_labels(kind, tmp_path, ["1.jpg"], flag="perhaps")
-    with pytest.raises(ReaderError, match="'perhaps' is neither yes nor no") as caught:
+    with one_line(ReaderError, "'perhaps' is neither yes nor no"):
         read(kind, paths)
-    assert "\n" not in str(caught.value) and IGNORE[kind]
 
 
 @pytest.mark.parametrize("kind", LABELLED)
@@ -101,9 +106,8 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path, kind, data):
     paths = write_labels(kind, tmp_path, ["1.jpg"])
     path = readers.label_files(SourceSpec(kind, tuple(map(str, paths)), kind))[0]
     path.write_bytes(data)
-    with pytest.raises(ReaderError) as caught:
+    with one_line(ReaderError, path.name):
         read(kind, paths)
-    assert path.name in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["coco", "objects365", "crowdhuman"])
@@ -111,9 +115,8 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path, kind, data):
 def test_json_that_is_too_deep_is_one_line(tmp_path, kind, start):
     paths = write_labels(kind, tmp_path, ["1.jpg"])
     paths[0].write_text('{"images": ' + start * 50_000)
-    with pytest.raises(ReaderError, match="too deep to be labels") as caught:
+    with one_line(ReaderError, f"{paths[0].name}.*too deep to be labels"):
         read(kind, paths)
-    assert paths[0].name in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("depth", [200, 400, 900, 960, 980])
@@ -276,9 +279,8 @@ def test_xml_may_have_a_namespace_and_a_plain_doctype(tmp_path, old, new):
 def test_xml_that_would_lose_people_are_named(tmp_path, text, words):
     (root,) = write_labels("voc", tmp_path, ["1.jpg"])
     voc_xml(root, "label0.xml", text)
-    with pytest.raises(ReaderError, match=words) as caught:
+    with one_line(ReaderError, f"label0.xml.*{words}"):
         read("voc", [root])
-    assert "label0.xml" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_flags_of_voc_that_decide_nothing_are_counted(tmp_path):

@@ -5,18 +5,13 @@ from pathlib import Path
 
 import pytest
 from damage import raising
+from label_files import touch
 
 from curate.readers.common import Notes, ReaderError
 from curate.readers.pictures import PictureFinder, clean
 
 MISSING = None
 CAM2 = ["cam2/1.jpg", "cam2/2.jpg", "cam2/3.jpg"]
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 def resolve(root: Path, *names: str, distinct: bool = False) -> list[str | None]:
