@@ -3,7 +3,9 @@
 Restoring, here and by diffusers' PyTorch modules (channels_last; eager and torch.compile): the same
 weights, machine and pictures, each side alone in a process of its own for each size and batch. The
 prompt is given. Told are milliseconds a picture (the best of all runs, and the median), the peak
-of memory while running, and how far the outputs are apart, in levels of 255.
+of memory while running, and how far the outputs are apart, in levels of 255. `--aot --target h200`
+(or a TPU's slice, `v5e:2x4`) compiles the parts for a device that is not here, see
+restore_ahead.py.
 """
 
 import argparse
@@ -21,10 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import absent, restore_ahead
+from configs.haodiff_dpg import haodiff
 from configs.models import nano, tiny
 from osdhuman_jax.config import ModelConfig
 
-PRESETS = {"tiny": tiny, "nano": nano, "sd21": ModelConfig}
+PRESETS = {"tiny": tiny, "nano": nano, "sd21": ModelConfig, "haodiff": haodiff}
 SIDES = ("ours", "eager", "compile")
 PRECISIONS = ("fp32", "bf16")
 NAMES = {"ours": "osdhuman_jax", "eager": "PyTorch, eager", "compile": "PyTorch, compiled"}
@@ -183,8 +187,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--runs", type=int, default=5, help="after one that warms up")
     add("--parts", action="store_true", help="time encoder, U-Net and decoder alone, too")
     add("--weights", type=Path, help="folder to keep the weights in; default: a temporary one")
+    add("--aot", action="store_true", help="compile the parts only; first size and batch")
+    add("--target", type=absent.target, help="of --aot: h200, or a slice: v5e:2x4")
     add("--work", nargs=3, help=argparse.SUPPRESS)  # side, size, batch: of a side's process
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if bool(args.aot) != bool(args.target):
+        parser.error("--aot and --target go together")
+    if args.preset == "haodiff" and not args.aot:
+        parser.error("--preset haodiff goes with --aot: diffusers has no such restorer")
+    return args
 
 
 def run_side(argv: list[str], folder: Path, side: str, size: int, batch: int) -> dict[str, Any]:
@@ -233,6 +244,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     if args.work:
         work(args, args.weights, args.work[0], *map(int, args.work[1:]))
+        return
+    if args.aot:
+        size, batch = args.sizes[0], args.batches[0]
+        config = PRESETS[args.preset]()
+        restore_ahead.describe(config, size, batch, args.precision, args.target)
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.weights or Path(temporary)

@@ -5,7 +5,7 @@ or `haodiff`), on random weights and pictures: seconds (the median), pictures a 
 operations and utilisation. `--peer` times a PyTorch step of the same arithmetic before it, alone in
 a process of its own: as it is, or with gradient checkpointing, which computes every block twice.
 `--aot` compiles without running anything: memory and operations of a size that the machine could
-not hold, on `--target` even for a GPU that is not here.
+not hold, on `--target` even for a GPU or a TPU that is not here.
 """
 
 import argparse
@@ -172,7 +172,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     kinds = {"nargs": "?", "const": "plain", "choices": ("plain", "checkpointing")}
     parser.add_argument("--peer", **kinds, help="time PyTorch's step too")
     parser.add_argument("--aot", action="store_true", help="compile only")
-    parser.add_argument("--target", choices=absent.DESCRIPTIONS, help="of --aot: a GPU not here")
+    parser.add_argument("--target", type=absent.target, help="of --aot: h200, or a slice: v5e:2x4")
     args = parser.parse_args(argv)
     if args.peer and args.preset in CONFIGS:
         parser.error("--peer is a step of the paper's: of a preset that is not a config")
@@ -207,15 +207,16 @@ def main(argv: list[str] | None = None) -> None:
         line = row(f"PyTorch, {args.peer}", seconds, args.batch)
         print(line + (f"  peak on the device: {used / 1e9:.2f} GB" if used else ""), flush=True)
     # Our step: compiled from shapes alone, and described.
-    target = absent.gpu(args.target) if args.target else nullcontext(jax.devices()[0])
+    here = nullcontext((jax.devices()[0], None))
+    target = absent.device(args.target) if args.target else here
     config, narrow = experiment_of(args), narrow_of(args)
     trainer, state, frozen = shapes_of(config, narrow)
     work = flops.step_flops(trainer, state, frozen)
     before = time.perf_counter()
     step = jax.jit(trainer.step, donate_argnums=0)
-    with target as device:
+    with target as (device, options):
         inputs = on(device, (state, frozen, pictures_of(config)))
-        compiled = step.lower(*inputs).compile(absent.OPTIONS if args.target else None)
+        compiled = step.lower(*inputs).compile(options)
     print(describe(args, compiled, device, work, time.perf_counter() - before), flush=True)
     if args.aot:
         return

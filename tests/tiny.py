@@ -4,6 +4,7 @@ Every test that needs a whole restorer takes this one, of one level where pictur
 and of two where they are photographs, so that its programs are compiled once.
 """
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from osdhuman_jax.config import Config, LoRAConfig, UseConfig
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
-from osdhuman_jax.networks.configs import LPIPSConfig
+from osdhuman_jax.networks.configs import DISTSConfig, LPIPSConfig
+from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import train_step
 from osdhuman_jax.weights import Model, add_lora, save_model
 
 __all__ = ["DEEP", "DUAL", "DUAL_MODEL", "MODEL"]
+# With what HAODiff's first stage learns by.
+RECONSTRUCTING = replace(DUAL_MODEL, dual=replace(DUAL, upsamplers=True))
 # A photograph, 60 pixels high and 48 wide.
 PHOTO = cv2.resize(astronaut(), (48, 60), interpolation=cv2.INTER_AREA)
 
@@ -100,6 +104,40 @@ def start(config: Config, model: OneStepRestorer | None = None):
     trainer = train_step.Trainer(config, config.model, model)
     perceptual = config.run.kind == "restorer" and config.loss.lpips
     return trainer, *trainer.start(model, lpips() if perceptual else None)
+
+
+def haodiff_config(stage: int) -> Config:
+    """One of HAODiff's stages."""
+    made = config("dpg" if stage == 1 else "restorer")
+    made.model = RECONSTRUCTING
+    made.prompt.kind = "dual"
+    made.loss.chroma = 0.0
+    made.data.crop = made.run.eval_crop = DUAL.image_size
+    made.data.mask = stage == 1
+    if stage == 1:
+        made.loss.mse, made.loss.dice = 0.0, 0.5
+    else:
+        made.lora.rank, made.lora.alpha, made.lora.vae_encoder = 2, 2.0, False
+        made.loss.ea, made.loss.gan = 0.5, 0.1
+    return made
+
+
+def haodiff(made: Config, count: int = 2) -> tuple:
+    """Trainer, state, frozen weights and a batch of such a stage, every weight random."""
+    model = filled(lambda rngs: build_restorer(RECONSTRUCTING, rngs=rngs), 1)
+    first = made.run.kind == "dpg"
+    batch = {k: jnp.asarray(v) for k, v in pictures(count, 64 if first else 16).items()}
+    if first:
+        trainer = train_step.Trainer(made, RECONSTRUCTING, model)
+        right = jnp.asarray(np.arange(64)[None, :, None] > 40)
+        batch["mask"] = jnp.broadcast_to(right, (count, 64, 64))
+        return trainer, *trainer.start(model), batch
+    add_lora(model, made.lora, np.random.default_rng(0))
+    trainer = train_step.Trainer(made, RECONSTRUCTING, model)
+    dists = filled(lambda rngs: DISTS(DISTSConfig.of(LPIPS_SIZES), rngs=rngs), 2)
+    for weights in (dists.alpha, dists.beta):
+        weights.set_value(abs(weights[...]))
+    return trainer, *trainer.start(model, lpips(), dists), batch
 
 
 class Nothing:

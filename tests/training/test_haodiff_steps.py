@@ -9,52 +9,15 @@ import pytest
 import tiny
 from convert import filled
 
-from osdhuman_jax.config import Config, ConfigError
+from osdhuman_jax.config import ConfigError
 from osdhuman_jax.methods.build import build_restorer
-from osdhuman_jax.networks.configs import DISTSConfig
-from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.training import experiment, train_step
 from osdhuman_jax.training.checkpoint import Checkpoints
 from osdhuman_jax.weights import add_lora
 
-DUAL = replace(tiny.DUAL, upsamplers=True)
-MODEL = replace(tiny.DUAL_MODEL, dual=DUAL)
-
-
-def config_of(stage: int) -> Config:
-    config = tiny.config("dpg" if stage == 1 else "restorer")
-    config.model = MODEL
-    config.prompt.kind = "dual"
-    config.loss.chroma = 0.0
-    config.data.crop = config.run.eval_crop = DUAL.image_size
-    config.data.mask = stage == 1
-    if stage == 1:
-        config.loss.mse, config.loss.dice = 0.0, 0.5
-    else:
-        config.lora.rank, config.lora.alpha, config.lora.vae_encoder = 2, 2.0, False
-        config.loss.ea, config.loss.gan = 0.5, 0.1
-    return config
-
-
-def begin(stage: int) -> tuple:
-    """Trainer, state and frozen weights, and a batch."""
-    config = config_of(stage)
-    model = filled(lambda rngs: build_restorer(MODEL, rngs=rngs), 1)
-    batch = {k: jnp.asarray(v) for k, v in tiny.pictures(side=64 if stage == 1 else 16).items()}
-    if stage == 1:
-        trainer = train_step.Trainer(config, MODEL, model)
-        batch["mask"] = jnp.asarray(np.arange(64)[None, :, None] > 40) & jnp.ones((2, 64, 64), bool)
-        return trainer, *trainer.start(model), batch
-    add_lora(model, config.lora, np.random.default_rng(0))
-    trainer = train_step.Trainer(config, MODEL, model)
-    dists = filled(lambda rngs: DISTS(DISTSConfig.of(tiny.LPIPS_SIZES), rngs=rngs), 2)
-    for weights in (dists.alpha, dists.beta):
-        weights.set_value(abs(weights[...]))
-    return trainer, *trainer.start(model, tiny.lpips(), dists), batch
-
 
 def test_the_first_stage_learns_three_targets_in_the_extractor_alone():
-    trainer, state, frozen, batch = begin(1)
+    trainer, state, frozen, batch = tiny.haodiff(tiny.haodiff_config(1))
     step = jax.jit(trainer.step)
     after, first = step(state, frozen, batch)
     for _ in range(30):
@@ -72,7 +35,7 @@ def test_the_first_stage_learns_three_targets_in_the_extractor_alone():
 
 @pytest.fixture(scope="module")
 def second():
-    trainer, state, frozen, batch = begin(2)
+    trainer, state, frozen, batch = tiny.haodiff(tiny.haodiff_config(2))
     step = jax.jit(trainer.step)
     states, scalars = [state], []
     for _ in range(4):
@@ -105,9 +68,11 @@ def test_the_second_stage_trains_lora_embedders_and_a_critic(second):
 def test_the_critic_stays_out_of_the_first_gradient(second):
     # It begins at zero, so the generator's first step is that of a run without it.
     _, _, _, _, states, _ = second
-    trainer, state, frozen, batch = begin(2)
+    trainer, state, frozen, batch = tiny.haodiff(tiny.haodiff_config(2))
     trainer.config.loss.gan = 0.0
-    plain = train_step.Trainer(trainer.config, MODEL, filled(lambda r: lora_model(r), 1))
+    plain = train_step.Trainer(
+        trainer.config, tiny.RECONSTRUCTING, filled(lambda r: lora_model(r), 1)
+    )
     plain.lpips, plain.dists = trainer.lpips, trainer.dists
     state.critic = state.critic_opt = None
     after, _ = jax.jit(plain.step)(state, frozen, batch)
@@ -118,8 +83,8 @@ def test_the_critic_stays_out_of_the_first_gradient(second):
 
 
 def lora_model(rngs):
-    model = build_restorer(MODEL, rngs=rngs)
-    add_lora(model, config_of(2).lora, np.random.default_rng(0))
+    model = build_restorer(tiny.RECONSTRUCTING, rngs=rngs)
+    add_lora(model, tiny.haodiff_config(2).lora, np.random.default_rng(0))
     return model
 
 
@@ -144,7 +109,7 @@ def test_a_run_with_a_critic_goes_on_to_the_bit(second, tmp_path):
 
 def test_two_microbatches_are_one_batch(second):
     trainer, _, frozen, batch, states, scalars = second
-    trainer, state, frozen, batch = begin(2)
+    trainer, state, frozen, batch = tiny.haodiff(tiny.haodiff_config(2))
     trainer.config.optim.accumulate = 2
     after, values = jax.jit(trainer.step)(state, frozen, batch)
     assert float(values["loss"]) == pytest.approx(scalars[0]["loss"], rel=1e-4)
@@ -157,7 +122,7 @@ REFUSED = {
     "mask": ("data.mask", lambda c: setattr(c.data, "mask", False)),
     "upsamplers": (
         "upsamplers",
-        lambda c: setattr(c.model, "dual", replace(DUAL, upsamplers=False)),
+        lambda c: setattr(c.model, "dual", replace(tiny.RECONSTRUCTING.dual, upsamplers=False)),
     ),
     "prompt": ("prompt.kind", lambda c: setattr(c.prompt, "kind", "hfie")),
 }
@@ -166,15 +131,15 @@ REFUSED = {
 @pytest.mark.parametrize("fault", REFUSED)
 def test_a_first_stage_that_cannot_be(fault):
     said, damage = REFUSED[fault]
-    config = config_of(1)
-    config.model = replace(MODEL, dual=replace(DUAL))
+    config = tiny.haodiff_config(1)
+    config.model = replace(tiny.RECONSTRUCTING, dual=replace(tiny.RECONSTRUCTING.dual))
     damage(config)
     with pytest.raises(ConfigError, match=said):
         experiment.check(config)
 
 
 def test_two_critics_are_refused():
-    config = config_of(2)
+    config = tiny.haodiff_config(2)
     config.loss.adversarial = 0.1
     with pytest.raises(ConfigError, match="one critic"):
         experiment.check(config)

@@ -1,0 +1,83 @@
+"""What restoring takes on an accelerator that is not here, by its compiler (`--aot --target`).
+
+Each part of a restorer is a program of its own, since the compilers take far longer for the whole:
+the prompt of a picture, the encoder, the U-Net's one step, the decoder. Told are its operations,
+its memory, the seconds in which the device's peak would do the operations, and those that the
+compiler estimates (TPUs alone). Neither was measured: no program can be faster than the first.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks import absent
+from osdhuman_jax.config import ModelConfig
+from osdhuman_jax.networks.target import traced_for
+from osdhuman_jax.training import flops
+from osdhuman_jax.weights.model_folder import abstract_restorer
+
+HEAD = (
+    "| part | TFLOP | weights, GB | computed, GB | at the peak, ms | compiler's estimate, ms "
+    "| compiled in, s |\n|---|---|---|---|---|---|---|"
+)
+
+
+def parts_of(config: ModelConfig, size: int, batch: int, precision: str) -> dict[str, Any]:
+    """(network, abstract inputs, function of both) of each part, by name."""
+    restorer, _ = abstract_restorer(config, None, precision)
+    picture = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
+
+    def part(name: str, *inputs: Any) -> tuple[Any, tuple[Any, ...], Callable[..., Any]]:
+        # A part holds the weights that it uses, as a program of the whole would hold them all.
+        kept = {"tokens": "prompter", "encode": "vae", "denoise": "unet", "decode": "vae"}[name]
+        graphdef, own, rest = nnx.split(restorer, nnx.PathContains(kept), ...)
+        return own, inputs, lambda own, *x: getattr(nnx.merge(graphdef, own, rest), name)(*x)
+
+    # Shapes of what one part gives the next; a prompter sees squares of its own side.
+    found = {"encode": part("encode", picture)}
+    latent = jax.eval_shape(found["encode"][2], found["encode"][0], picture)
+    side = getattr(restorer.prompter, "input_size", size)
+    view = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+    found = {"tokens": part("tokens", view), **found}
+    tokens = jax.eval_shape(found["tokens"][2], found["tokens"][0], view)
+    return found | {"denoise": part("denoise", latent, tokens), "decode": part("decode", latent)}
+
+
+def row(name: str, program: Any, inputs: tuple[Any, ...], device: Any, options: Any) -> str:
+    """Compile a part and tell what it takes."""
+    # On no platform of its own: kernels of a device hide products from a count.
+    with traced_for("none"):
+        work = flops.operations(jax.make_jaxpr(program)(*inputs))
+    placed = jax.sharding.SingleDeviceSharding(device)
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), inputs)
+    before = time.perf_counter()
+    compiled = jax.jit(program).lower(*inputs).compile(options)
+    seconds = time.perf_counter() - before
+    memory = compiled.memory_analysis()
+    cost = compiled.cost_analysis() or {}
+    estimate = cost.get("optimal_seconds", 0.0)
+    peak = flops.peak(device.device_kind)
+    return " | ".join(
+        (
+            f"| {name}",
+            f"{work / 1e12:.3g}",
+            f"{memory.argument_size_in_bytes / 1e9:.2f}",
+            f"{memory.temp_size_in_bytes / 1e9:.2f}",
+            f"{work / peak * 1e3:.2f}" if peak else "",
+            f"{estimate * 1e3:.2f}" if estimate > 0 else "",
+            f"{seconds:.0f} |",
+        )
+    )
+
+
+def describe(config: ModelConfig, size: int, batch: int, precision: str, target: str) -> None:
+    """Print the table of all parts, row by row."""
+    parts = parts_of(config, size, batch, precision)
+    with absent.device(target) as (device, options):
+        print(f"{size} x {size}, batch {batch}, {precision}, for {device.device_kind}\n\n{HEAD}")
+        for name, (own, inputs, function) in parts.items():
+            print(row(name, function, (own, *inputs), device, options), flush=True)
