@@ -19,8 +19,8 @@ def get_config() -> Config:
     config.data.sources = ("data/photos",)
     config.data.parts = ("data/parts",)
     config.data.mask = True
-    # Half heavily degraded, where people may move; the others as the second stage has them too.
-    config.data.kinds = (0.6, 0.15, 0.1, 0.1, 0.05)
+    # People move in heavily degraded pictures alone; the second stage has the other kinds too.
+    config.data.kinds = (0.75, 0.1, 0.05, 0.05, 0.05)
     # Nothing, human motion blur, or Real-ESRGAN's first order; its second order always follows.
     config.data.degradation.first_order = (0.2, 0.4, 0.4)
     config.data.gray = 0.05

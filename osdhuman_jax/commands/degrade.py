@@ -6,8 +6,8 @@
     osdhuman degrade --input photos/ --output lq/ --seed 0 --parts parts/
 
 With --parts, a folder of the pictures' maps by `osdhuman parts`, one part of a person moves in each
-picture while the shutter is open, in the place of the degradation's first order. Where a picture
-has no map, or no part in it is large enough, it is degraded as without.
+picture while the shutter is open, in the place of the degradation's first order. A picture without
+a map, or without a part that is large enough, has that order as ever.
 
 A profile makes the pairs of a benchmark: hq/, lq/ of the same size and lq_small/ at the model's
 scale. There each picture's generator is seeded by its own content, so that neither its name nor

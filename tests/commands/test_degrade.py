@@ -88,9 +88,10 @@ def test_command_crops_resizes_and_keeps_model_scale(folder, tmp_path):
 
 
 def test_people_move_by_maps_of_their_parts(folder, tmp_path, capsys):
-    # A map for one of the two; the other picture is degraded as without.
+    # A map for one of the two; in the other picture nothing can move.
     labels = np.zeros((80, 80), np.uint8)
     labels[20:60, 20:50] = 3
+    (tmp_path / "parts").mkdir()
     write_part_map(tmp_path / "parts" / "c.png", labels)
     assert run(folder, tmp_path / "lq", "--parts", str(tmp_path / "parts")) == 0
     still, moving = (line["record"] for line in log_lines(tmp_path / "lq"))
@@ -100,9 +101,6 @@ def test_people_move_by_maps_of_their_parts(folder, tmp_path, capsys):
     lq, _, mask = degrade(photo(80), sample_rng(5, 0, 1), config, parts=labels)
     assert mask.any()
     np.testing.assert_array_equal(read_image(tmp_path / "lq" / "c.png").rgb, lq)
-    assert run(folder, tmp_path / "as_ever") == 0
-    plain, both = read_image(tmp_path / "as_ever" / "b" / "a.png"), tmp_path / "lq" / "b" / "a.png"
-    np.testing.assert_array_equal(plain.rgb, read_image(both).rgb)
     # A map of another size fails with its picture alone.
     write_part_map(tmp_path / "parts" / "c.png", labels[1:])
     assert run(folder, tmp_path / "less", "--parts", str(tmp_path / "parts")) == 1

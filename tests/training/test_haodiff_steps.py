@@ -188,6 +188,8 @@ def photos(tmp_path):
     """Folders of two photographs and of their part maps, in which an arm is large."""
     labels = np.zeros((80, 80), np.uint8)
     labels[10:70, 20:60] = 2
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "parts").mkdir()
     for name in "ab":
         write_png(tmp_path / "photos" / f"{name}.png", cv2.resize(tiny.PHOTO, (80, 80)))
         write_part_map(tmp_path / "parts" / f"{name}.png", labels)
