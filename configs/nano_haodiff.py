@@ -4,7 +4,8 @@
 
 It starts from the model that configs/nano_haodiff_dpg.py left. All is as in configs/small.py, but
 for the prompts, the dual-prompt generator's branches, which are frozen, and a share of pictures in
-which people move. Hours.
+which people move. A step takes 1.8 times as long as one of configs/small.py. `l1` and `gradient`
+go on from where the bundled model left them; `grad_norm_prompter` says whether the prompts matter.
 """
 
 from configs.models import small_dual
