@@ -7,13 +7,17 @@
 
 The bundled model and the peers are model folders, restored through `infer.py`; OpenCV's non-local
 means, the denoiser that everybody has, is always beside them. `--restored NAME=DIR` takes what
-another program made of the same pictures: DIR/degraded, DIR/clean and DIR/real, as far as they are
+another program made of the same pictures: DIR/degraded, moved, clean and real, as far as they are
 there.
 
-The output has three folders: `degraded`, `clean` (the photographs themselves are put in) and `real`
-(pictures of low quality whose originals nobody has); in each of them `input` and a folder for each
-method. A second run restores only what changed. With `--write README.md` the tables replace those
-between the marks that this file knows.
+`--motion SOURCE` adds a table of the same photographs with motion blur: one part of a person moves
+in the place of the degradation's first order, by the maps that `osdhuman parts --from SOURCE` makes
+of them.
+
+The output has a folder for each table, `degraded`, `moved` and `real` (pictures of low quality
+whose originals nobody has), and `clean`, where the photographs themselves are put in; in each of
+them `input` and a folder for each method. A second run restores only what changed. With `--write
+README.md` the tables replace those between the marks that this file knows.
 """
 
 import argparse
@@ -44,6 +48,7 @@ from benchmarks.measures import (
 )
 from benchmarks.sheets import clean_sheet, faces_sheet, side_by_side
 from osdhuman_jax.commands.compare import named_folder
+from osdhuman_jax.commands.degrade import LOG_NAME
 from osdhuman_jax.disk import write_text
 from osdhuman_jax.evaluation.niqe import Niqe, NiqeError, read_parameters
 from osdhuman_jax.images.codec import read_image, write_png
@@ -104,10 +109,22 @@ def save(folder: Path, name: str, image: Pixels) -> None:
     write_png(path, image)
 
 
-def degraded(originals: Path, folder: Path, seed: int) -> None:
-    """Fill a folder with pictures degraded by the seed."""
+def degraded(originals: Path, folder: Path, seed: int, *more: str | Path) -> None:
+    """Fill a folder with pictures degraded by the seed; `more` are flags of the command."""
     places = ("--input", originals, "--output", folder)
-    run("-m", "osdhuman_jax.commands.degrade", *places, "--seed", str(seed), "--overwrite")
+    run("-m", "osdhuman_jax.commands.degrade", *places, "--seed", str(seed), "--overwrite", *more)
+
+
+def moved(originals: Path, maps: Path, source: str, folder: Path, seed: int) -> int:
+    """The same with motion blur of one part of a person; returns in how many a part moved."""
+    # The command runs in another folder than this one's user.
+    kind, colon, file = source.partition(":")
+    source = f"{kind}:{Path(file).resolve()}" if colon else kind
+    places = ("--pictures", originals, "--output", maps)
+    run("-m", "osdhuman_jax.commands.parts", *places, "--from", source)
+    degraded(originals, folder, seed, "--parts", maps)
+    lines = map(json.loads, (folder / LOG_NAME).read_text().splitlines())
+    return sum(line["record"]["state"] == "motion" for line in lines)
 
 
 def read(folder: Path) -> dict[str, Pixels]:
@@ -183,27 +200,57 @@ def restored(place: Path, rows: Mapping[str, Method]) -> Iterator[tuple[str, Nam
 
 def measure_photographs(
     flags: argparse.Namespace, out: Path, rows: Mapping[str, Method], natural: Niqe | None
-) -> str:
-    """Degrade, restore, put the clean ones in as well; the table and the sheets of all that."""
+) -> dict[str, str]:
+    """Degrade, restore, put the clean ones in as well; the tables and the sheets of all that."""
     # The originals, which are inputs of their own, and what degradation makes of them.
     fill(out / "clean" / INPUT, photographs(flags.input), square)
-    degraded(out / "clean" / INPUT, out / "degraded" / INPUT, flags.seed)
+    inputs = out / "clean" / INPUT
+    degraded(inputs, out / "degraded" / INPUT, flags.seed)
     # What every method makes of both.
-    originals = read(out / "clean" / INPUT)
-    outcomes = {"degraded": Outcome(read(out / "degraded" / INPUT), originals)}
+    originals = read(inputs)
     clean = {name: pictures for name, pictures, _ in restored(out / "clean", rows)}
-    for name, pictures, seconds in restored(out / "degraded", rows):
-        if pictures:
-            outcomes[name] = Outcome(pictures, originals, clean[name], seconds)
-    # What a person looks at, and the table.
-    shown = {name: made.pictures for name, made in outcomes.items()} | {"original": originals}
-    write_png(out / "sheet.png", side_by_side(shown, flags.sheet_rows, SIDE))
+    outcomes = of_degraded(out / "degraded", rows, originals, clean)
+    corner = f"mean of {len(originals)} photographs"
+    texts = {"photographs" if flags.input else "shipped": table_of(corner, outcomes, natural)}
+    if flags.motion:
+        places = inputs, out / "parts", flags.motion, out / "moved" / INPUT
+        count = moved(*places, flags.seed)
+        shaken = of_degraded(out / "moved", rows, originals, clean)
+        corner += f", motion blur in {count}"
+        texts["moved"] = table_of(corner, shaken, natural)
+        show(out / "moved.png", shaken, originals, flags.sheet_rows)
+    # What a person looks at.
+    shown = show(out / "sheet.png", outcomes, originals, flags.sheet_rows)
     if (sheet := faces_sheet(shown, originals)) is not None:
         write_png(out / "faces.png", sheet)
     write_png(out / "clean.png", clean_sheet(originals, clean, flags.sheet_rows))
-    corner = f"mean of {len(originals)} photographs"
-    text = table(corner, outcomes, with_originals(natural, originals))
-    return text + legend(natural)
+    return texts
+
+
+def of_degraded(
+    place: Path, rows: Mapping[str, Method], originals: Named, clean: Mapping[str, Named]
+) -> dict[str, Outcome]:
+    """What place/input is, and what every method makes of it that has something for it."""
+    outcomes = {"degraded": Outcome(read(place / INPUT), originals)}
+    for name, pictures, seconds in restored(place, rows):
+        if pictures:
+            outcomes[name] = Outcome(pictures, originals, clean[name], seconds)
+    return outcomes
+
+
+def table_of(corner: str, outcomes: Mapping[str, Outcome], natural: Niqe | None) -> str:
+    """The table of photographs whose originals are known, and what its columns are."""
+    originals = outcomes["degraded"].originals
+    return table(corner, outcomes, with_originals(natural, originals)) + legend(natural)
+
+
+def show(
+    path: Path, outcomes: Mapping[str, Outcome], originals: Named, rows: int
+) -> dict[str, Named]:
+    """Write the pictures of all methods side by side; returns them by method."""
+    shown = {name: made.pictures for name, made in outcomes.items()} | {"original": originals}
+    write_png(path, side_by_side(shown, rows, SIDE))
+    return shown
 
 
 def measure_real(
@@ -261,7 +308,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--model", metavar="NAME=DIR", default=default)
     peer_help = "another model folder, left out where it is absent; repeated"
     add("--peer", metavar="NAME=DIR", action="append", default=[], help=peer_help)
-    restored_help = "what another program made: DIR/degraded, clean, real; repeated"
+    add("--motion", metavar="SOURCE", help="a table with motion blur; as osdhuman parts --from")
+    restored_help = "what another program made: DIR/degraded, moved, clean, real; repeated"
     add("--restored", metavar="NAME=DIR", action="append", default=[], help=restored_help)
     add("--niqe", type=Path, help="NIQE's parameters, BasicSR's .npz or LIVE's .mat")
     add("--write", type=Path, nargs="+", default=[], help="files to put the tables in")
@@ -274,8 +322,7 @@ def main(argv: list[str] | None = None) -> int:
     out = flags.output.resolve()
     try:
         rows, natural = methods(flags), read_parameters(flags.niqe) if flags.niqe else None
-        name = "photographs" if flags.input else "shipped"
-        texts = {name: measure_photographs(flags, out, rows, natural)}
+        texts = measure_photographs(flags, out, rows, natural)
         if flags.real:
             texts["real"] = measure_real(flags, out, rows, natural)
         for path in flags.write:

@@ -82,6 +82,25 @@ def small() -> ModelConfig:
     )
 
 
+def small_dual() -> DualPromptConfig:
+    """HAODiff's prompts for `small`, which attends to as many tokens of each as to HFIE's."""
+    return replace(
+        DualPromptConfig.haodiff(),
+        image_size=128,  # a training crop as it is
+        embed_dim=32,
+        depths=(2, 2, 1, 1),
+        num_heads=(2, 2, 2, 2),
+        num_layers=1,
+        num_heads_performer=2,
+        dim_head=16,
+        num_features=44,  # int(16 ln 16)
+        out_tokens=16,
+        num_heads_pool=1,
+        guidance=2.0,  # the U-Net learns with it; in use as in training
+        upsamplers=True,
+    )
+
+
 def tiny_dual() -> DualPromptConfig:
     """HAODiff's prompts with every kind of layer, as small as they come: tests and benchmarks."""
     return replace(

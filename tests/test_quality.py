@@ -145,6 +145,21 @@ def stub(*arguments: str | Path) -> None:
     (outputs / "provenance.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
 
 
+def moving_stub(*arguments: str | Path) -> None:
+    """The same, in which something moves in every picture that has a map."""
+    if "osdhuman_jax.commands.parts" in arguments:
+        places = dict(zip(arguments, arguments[1:], strict=False))
+        assert Path(str(places["--from"]).removeprefix("blazepose:")).is_absolute()
+        shutil.copytree(places["--pictures"], places["--output"], dirs_exist_ok=True)
+        return
+    stub(*arguments)
+    if "osdhuman_jax.commands.degrade" in arguments:
+        places = dict(zip(arguments, arguments[1:], strict=False))
+        state = "motion" if "--parts" in arguments and places["--parts"].is_dir() else "generic"
+        line = json.dumps({"record": {"state": state}}) + "\n"
+        (Path(places["--output"]) / quality.LOG_NAME).write_text(line)
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "run", stub)
@@ -179,6 +194,20 @@ def test_the_command_writes_tables_and_sheets(command, tmp_path, capsys):
     assert "others" not in photographs and "| others |" in real
     for name in ("sheet", "faces", "clean", "real"):
         assert read_image(tmp_path / "out" / f"{name}.png").size[1] > 600
+
+
+def test_motion_blur_has_a_table_of_its_own(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quality, "run", moving_stub)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- quality moved -->\n<!-- end -->\n")
+    assert command("--motion", "blazepose:of.whl", "--write", page) == 0
+    said, text = capsys.readouterr().out, page.read_text()
+    assert "mean of 1 photographs |" in said and "mean of 1 photographs |" not in text
+    assert "| mean of 1 photographs, motion blur in 1 |" in text
+    assert "| bundled model | **80.00** |" in text
+    # Clean pictures are put in once, and count in both tables.
+    assert re.search(r"^\| bundled model .*\b80\.00\b[^|]* \| [^|]* \|$", text, re.MULTILINE)
+    assert read_image(tmp_path / "out" / "moved.png").size[1] > 600
 
 
 @pytest.mark.parametrize(

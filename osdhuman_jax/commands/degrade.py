@@ -3,6 +3,12 @@
     osdhuman degrade --input photos/ --output lq/ --seed 0
     osdhuman degrade --input photos/ --output val/ --seed 0 --profile persona-val
 
+    osdhuman degrade --input photos/ --output lq/ --seed 0 --parts parts/
+
+With --parts, a folder of the pictures' maps by `osdhuman parts`, one part of a person moves in each
+picture while the shutter is open, in the place of the degradation's first order. A picture without
+a map, or without a part that is large enough, has that order as ever.
+
 A profile makes the pairs of a benchmark: hq/, lq/ of the same size and lq_small/ at the model's
 scale. There each picture's generator is seeded by its own content, so that neither its name nor
 its neighbours matter, and the log has the digests of the files. They are the same wherever the
@@ -21,8 +27,9 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from osdhuman_jax.cli import Parser, bar, check_folder, end, say, some_path
+from osdhuman_jax.cli import Parser, bar, check_folder, check_input, end, say, some_path
 from osdhuman_jax.config import DegradationConfig
+from osdhuman_jax.degrade.motion import PartMap
 from osdhuman_jax.degrade.operations import Image8
 from osdhuman_jax.degrade.second_order import (
     MIN_SIDE,
@@ -54,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = args.output
     try:
         check_folder("output", output)
+        if args.parts:
+            check_input("parts", args.parts)
         jobs = _plan(args.input, output, args)
     except (OSError, ValueError) as error:
         print(f"degrade: {error}", file=sys.stderr)
@@ -94,6 +103,7 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resize_short", type=int, help="first bring the shorter side to this")
     parser.add_argument("--crop", type=int, help="then cut this many pixels square, centred")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+    parser.add_argument("--parts", type=some_path, help="folder of part maps: people move")
     # Which sizes are written.
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--full", action="store_true", help="LQ of the HQ's size (the default)")
@@ -105,6 +115,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--seed is negative")
     if any(side is not None and side < MIN_SIDE for side in (args.resize_short, args.crop)):
         parser.error(f"--resize_short and --crop take at least {MIN_SIDE}")
+    if args.parts and (args.crop or args.resize_short or args.profile):
+        parser.error("--parts are of whole pictures: leave out --crop, --resize_short, --profile")
     if args.profile:
         args.crop = args.crop or PROFILES[args.profile]
         args.resize_short = args.resize_short or args.crop
@@ -143,11 +155,24 @@ def _degrade_file(
     """Write the LQ of one file. Raises ValueError (as ImageError is) or OSError."""
     picture = read_image(source)
     hq = _prepare(filled(picture.rgb, picture.alpha), args.resize_short, args.crop)
+    config, parts = DegradationConfig(), None
+    if args.parts:
+        config.first_order = (0.0, 1.0, 0.0)
+        # A map has the name that the LQ has below the output.
+        parts = _part_map(args.parts / targets[0].relative_to(args.output), hq.shape[:2])
     # As in training, where a sample's generator is a function of seed, epoch and index.
     rng = sample_rng(args.seed, 0, index)
-    lq, record, _ = degrade(hq, rng, DegradationConfig(), full=not args.model_scale)
+    lq, record, _ = degrade(hq, rng, config, full=not args.model_scale, parts=parts)
     _write([lq], targets, picture.icc)
     return {"epoch": 0, "index": index, "record": record}
+
+
+def _part_map(path: Path, size: tuple[int, int]) -> PartMap | None:
+    """The map of a picture of `size`, None where there is none. Raises ValueError."""
+    # Grain comes with it, which takes long to load.
+    from osdhuman_jax.data.part_maps import read_part_map
+
+    return read_part_map(path, size) if path.is_file() else None
 
 
 def _make_pair(source: Path, targets: list[Path], _index: int, args: argparse.Namespace) -> Params:

@@ -8,6 +8,7 @@ which they compute.
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,17 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
+from osdhuman_jax.config import Config, ConfigError, Json, ModelConfig, to_dict
 from osdhuman_jax.data.captions import open_captions
 from osdhuman_jax.data.part_maps import open_part_maps
 from osdhuman_jax.data.sources import DataError, open_sources
 from osdhuman_jax.data.structures import open_structures
-from osdhuman_jax.disk import staged_folder
+from osdhuman_jax.disk import file_digest, staged_folder
 from osdhuman_jax.methods.cleaner import CleanerNetwork
 from osdhuman_jax.methods.objectives import OBJECTIVES
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks import remat
+from osdhuman_jax.networks.performer import FixedParam
 from osdhuman_jax.weights import (
     CLEANER,
     WeightsError,
@@ -39,7 +41,7 @@ from osdhuman_jax.weights import (
 )
 from osdhuman_jax.weights.choices import PROMPTS
 from osdhuman_jax.weights.cleaners import abstract_network, random_cleaner, save_cleaner
-from osdhuman_jax.weights.model_folder import DTYPES, RESTORER, read_meta
+from osdhuman_jax.weights.model_folder import CONFIG, DTYPES, RESTORER, read_configs, read_meta
 
 # Settings that may not be 0.
 POSITIVE = (
@@ -191,7 +193,9 @@ def check_sources(config: Config) -> None:
 def trainable(config: Config) -> nnx.filterlib.Filter:
     """Which parameters of a restorer a run trains: a filter for `nnx.split` and `nnx.state`."""
     if config.run.kind == "restorer" and config.run.train == "all":
-        return nnx.Param
+        # HAODiff's extractor is the first stage's, and random projections stay as they were drawn.
+        fixed = nnx.Any(nnx.PathContains("feature_extractor"), FixedParam)
+        return nnx.All(nnx.Param, nnx.Not(fixed)) if config.model.dual else nnx.Param
     return {
         "cleaner": nnx.Param,
         "vae": nnx.PathContains("vae"),
@@ -202,21 +206,30 @@ def trainable(config: Config) -> nnx.filterlib.Filter:
 
 
 def base_folder(config: Config, workdir: Path) -> Path:
-    """The model folder a run starts from: `run.init`, else WORKDIR/init with random weights."""
-    if config.run.init:
-        return Path(config.run.init)
+    """The model folder a run starts from: `run.init`, else WORKDIR/init, which is made here.
+
+    WORKDIR/init has random weights; where `run.init` is a model of one prompt and the config's has
+    two, or the other way round, it has that model's VAE and U-Net. Raises ConfigError where these
+    are of other sizes than the config's, WeightsError where `run.init` is no base model.
+    """
+    given = Path(config.run.init) if config.run.init else None
+    if given and not other_prompts(config, given):
+        return given
     # One process makes it; the others wait in the loop.
     folder = workdir / "init"
     if not (folder / "config.json").exists() and jax.process_index() == 0:
-        seed, sizes = config.run.seed, config.cleaner.sizes
-        provenance = {"random_seed": seed}
+        sizes = config.cleaner.sizes
+        provenance: Json = {"random_seed": config.run.seed}
         with staged_folder(folder, replace=True) as made:
             if sizes:
-                network = random_cleaner(sizes, seed)
+                network = random_cleaner(sizes, config.run.seed)
                 save_cleaner(made, sizes, network, provenance=provenance)
             else:
-                random = random_restorer(config.model, seed)
-                save_model(made, config.model, random, provenance=provenance)
+                model, restorer = config.model, random_restorer(config.model, config.run.seed)
+                if given:
+                    model = _take_networks(config, given, restorer)
+                    provenance["vae_and_unet"] = file_digest(given / CONFIG)
+                save_model(made, model, restorer, provenance=provenance)
     return folder
 
 
@@ -226,6 +239,28 @@ def prepare_cleaner(config: Config, folder: Path, precision: str | None = None) 
     if found.config != config.cleaner.sizes:
         raise ConfigError(f"cleaner: its sizes differ from those of {folder}: {found.config}")
     return found.restorer
+
+
+def other_prompts(config: Config, folder: Path) -> bool:
+    """Whether a model folder has one prompt where the config's model has two, or two for one."""
+    # A folder that is gone is told of where it is loaded; a cleaner has no prompts.
+    if config.cleaner.sizes or not (folder / CONFIG).is_file():
+        return False
+    found, _ = read_configs(folder, read_meta(folder))
+    return (found.dual is None) != (config.model.dual is None)
+
+
+def _take_networks(config: Config, folder: Path, restorer: OneStepRestorer) -> ModelConfig:
+    """Put a folder's VAE and U-Net into a restorer, in place; returns its sizes then."""
+    theirs, found, _ = load_base(folder)
+    # The latent's scaling factor is no size: it comes with the VAE's weights.
+    vae = replace(config.model.vae, scaling_factor=found.vae.scaling_factor)
+    model = replace(config.model, vae=vae)
+    ours, other = to_dict(model), to_dict(found)
+    if names := [name for name in ("vae", "unet") if ours[name] != other[name]]:
+        raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {folder}")
+    restorer.vae, restorer.unet = theirs.vae, theirs.unet
+    return model
 
 
 def prepare(

@@ -282,7 +282,7 @@ class Loop:
         # A signal travels in the batch: every process reads the largest of all their marks.
         batch = rates.next_batch(self.loader)
         rates.unreadable += int(batch["skipped"].sum())
-        pictures = {k: batch[k] for k in train_step.PICTURES if k in batch}
+        pictures = {k: batch[k] for k in (*train_step.PICTURES, "mask") if k in batch}
         prompt = self.prompts(batch, self.config.prompt.source)
         stop = np.full(len(batch["hq"]), self.signals.received is not None, np.int32)
         return put_batch(self.mesh, {**pictures, **prompt, "stop": stop})

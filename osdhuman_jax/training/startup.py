@@ -31,7 +31,10 @@ def startup_lines(
     trained = {"cleaner": state.params} if config.cleaner.sizes else _networks(state.params)
     parts = config.optim.accumulate
     where = f"step {done} in {workdir / 'checkpoints'}" if done else "the first step"
-    random = "" if run.init else f" (random weights of seed {run.seed})"
+    # A base that was made here says of what.
+    drawn = "" if base == Path(run.init) else f" (random weights of seed {run.seed})"
+    if run.init and drawn:
+        drawn = f" (VAE and U-Net of {run.init}, a random prompter of seed {run.seed})"
     # From what is general to what is this run's own.
     lines = [
         f"devices: {_devices()}, as a mesh of {_counts(dict(mesh.shape))}",
@@ -40,7 +43,7 @@ def startup_lines(
         f"batch: {data.batch_size} pictures of {data.size[1]} x {data.size[0]}"
         + (f", in {parts} parts one after the other" if parts > 1 else ""),
         f"steps: {run.steps}, of which {run.steps - done} are to do, from {where}",
-        f"base model: {base}{random}",
+        f"base model: {base}{drawn}",
         f"written to: {workdir}",
     ]
     return lines + _changed_settings(config)
@@ -76,7 +79,7 @@ def _changed_settings(config: Config) -> list[str]:
     ours, defaults = _flat(to_dict(config)), _flat(to_dict(Config()))
     sections: dict[str, list[str]] = {}
     for name, value in ours.items():
-        # A part that is not there by default has no sizes there.
+        # A table that is not there by default, two prompts or a cleaner, has no sizes there.
         if defaults.get(name) != value:
             section, _, setting = name.rpartition(".")
             sections.setdefault(section, []).append(f"{setting} {value!r}")

@@ -14,6 +14,7 @@ from refusals import status
 
 from osdhuman_jax.commands import degrade as command
 from osdhuman_jax.config import DegradationConfig
+from osdhuman_jax.data.part_maps import write_part_map
 from osdhuman_jax.degrade.second_order import degrade, sample_rng
 from osdhuman_jax.images.codec import read_image, write_png
 
@@ -71,6 +72,26 @@ def test_command_crops_resizes_and_keeps_model_scale(folder, tmp_path):
     assert read_image(tmp_path / "full" / "b" / "a.png").size == (48, 40)
 
 
+def test_people_move_by_maps_of_their_parts(folder, tmp_path, capsys):
+    # A map for one of the two; in the other picture nothing can move.
+    labels = np.zeros((80, 80), np.uint8)
+    labels[20:60, 20:50] = 3
+    (tmp_path / "parts").mkdir()
+    write_part_map(tmp_path / "parts" / "c.png", labels)
+    assert run(folder, tmp_path / "lq", "--parts", str(tmp_path / "parts")) == 0
+    still, moving = (line["record"] for line in log_lines(tmp_path / "lq"))
+    assert (still["state"], moving["state"]) == ("generic", "motion")
+    assert moving["part"]["name"] in ("right_arm", "body")
+    config = DegradationConfig(first_order=(0.0, 1.0, 0.0))
+    lq, _, mask = degrade(photo(80), sample_rng(5, 0, 1), config, parts=labels)
+    assert mask.any()
+    np.testing.assert_array_equal(read_image(tmp_path / "lq" / "c.png").rgb, lq)
+    # A map of another size fails with its picture alone.
+    write_part_map(tmp_path / "parts" / "c.png", labels[1:])
+    assert run(folder, tmp_path / "less", "--parts", str(tmp_path / "parts")) == 1
+    assert "a part map of 80 x 79, its picture has 80 x 80" in complaints(capsys)[-1]
+
+
 def test_command_goes_on_after_a_corrupt_image(folder, tmp_path, capsys):
     (folder / "b" / "b.jpg").write_bytes(b"not an image")
     (folder / "me.png").symlink_to("me.png")
@@ -99,6 +120,8 @@ def test_command_refuses_before_it_begins(folder, tmp_path, capsys):
         (folder, out, ("--resize_short", "many")),
         (folder, out, ("--seed", "-1")),
         (folder, out, ("--full", "--model_scale")),
+        (folder, out, ("--parts", str(tmp_path / "missing"))),
+        (folder, out, ("--parts", str(empty), "--crop", "48")),
     ]:
         assert run(source, target, *flags) == 2, (source, target, flags)
         assert capsys.readouterr().err

@@ -15,6 +15,7 @@ from refusals import one_line
 
 from osdhuman_jax.config import Config, ConfigError, DegradationConfig
 from osdhuman_jax.methods import lora
+from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.training import experiment
 from osdhuman_jax.weights import WeightsError, load_base, random_restorer, save_model
@@ -236,3 +237,48 @@ def test_random_base_is_drawn_once_and_kept(tmp_path):
     assert {p.name: p.stat().st_mtime_ns for p in first.iterdir()} == written
     models = (random_restorer(config.model, config.run.seed), load_base(first)[0])
     assert not tiny.changed(*(nnx.state(model, nnx.Param) for model in models))
+
+
+@pytest.fixture
+def two_prompts(folder) -> Config:
+    """A first stage of HAODiff that starts from the model of one prompt."""
+    config = tiny.config("dpg")
+    config.model, config.prompt.kind = replace(tiny.DUAL_MODEL), "dual"
+    config.run.init = str(folder)
+    return config
+
+
+def test_two_prompts_begin_with_vae_and_unet_of_a_model_of_one(folder, two_prompts, tmp_path):
+    base = experiment.base_folder(two_prompts, tmp_path)
+    assert base == tmp_path / "init"
+    made, sizes = experiment.prepare(two_prompts, base)
+    source, of_source, _ = load_base(folder)
+    drawn = random_restorer(two_prompts.model, two_prompts.run.seed)
+    assert sizes.vae.scaling_factor == of_source.vae.scaling_factor
+    for part, given in (("vae", source), ("unet", source), ("prompter", drawn)):
+        theirs, ours = (nnx.state(getattr(model, part), nnx.Param) for model in (given, made))
+        assert not tiny.changed(theirs, ours), part
+    # Made once: the run goes on from it whatever becomes of the folder.
+    written = (base / "config.json").read_bytes()
+    two_prompts.run.seed += 1
+    assert experiment.base_folder(two_prompts, tmp_path) == base
+    assert (base / "config.json").read_bytes() == written
+
+
+def test_two_prompts_for_networks_of_other_sizes_are_refused(two_prompts, tmp_path):
+    two_prompts.model.unet = replace(tiny.MODEL.unet, cross_attention_dim=16)
+    with pytest.raises(ConfigError, match="^model.unet: differ from those of "):
+        experiment.base_folder(two_prompts, tmp_path)
+    assert not (tmp_path / "init").exists()
+
+
+def test_all_weights_are_trained_but_haodiffs_extractor():
+    config = tiny.config("restorer")
+    config.model, config.prompt.kind, config.run.train = tiny.DUAL_MODEL, "dual", "all"
+    model = abstract(lambda rngs: build_restorer(tiny.DUAL_MODEL, rngs=rngs))
+    ours = set(lora.leaves_by_name(nnx.state(model, experiment.trainable(config))))
+    every = set(lora.leaves_by_name(nnx.state(model, nnx.Param)))
+    kept = {n for n in every if "feature_extractor" in n or n.endswith("projection_matrix")}
+    assert ours == every - kept and any("performer" in n for n in kept)
+    assert {"vae.encoder.conv_in.kernel", "unet.conv_in.kernel"} < ours
+    assert any(n.startswith("prompter.aux_performer.") for n in ours)

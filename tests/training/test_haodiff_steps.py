@@ -2,18 +2,23 @@
 
 from dataclasses import replace
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 from convert import filled
+from flax import nnx
 
 from osdhuman_jax.config import ConfigError
+from osdhuman_jax.data.part_maps import write_part_map
+from osdhuman_jax.images.codec import write_png
 from osdhuman_jax.methods.build import build_restorer
-from osdhuman_jax.training import experiment, train_step
+from osdhuman_jax.training import experiment, loop, train_step
 from osdhuman_jax.training.checkpoint import Checkpoints
-from osdhuman_jax.weights import add_lora
+from osdhuman_jax.training.status import DONE
+from osdhuman_jax.weights import add_lora, load_base
 
 
 def test_the_first_stage_learns_three_targets_in_the_extractor_alone():
@@ -143,3 +148,38 @@ def test_two_critics_are_refused():
     config.loss.adversarial = 0.1
     with pytest.raises(ConfigError, match="one critic"):
         experiment.check(config)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Folders of two photographs and of their part maps, in which an arm is large."""
+    labels = np.zeros((80, 80), np.uint8)
+    labels[10:70, 20:60] = 2
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "parts").mkdir()
+    for name in "ab":
+        write_png(tmp_path / "photos" / f"{name}.png", cv2.resize(tiny.PHOTO, (80, 80)))
+        write_part_map(tmp_path / "parts" / f"{name}.png", labels)
+    return tmp_path
+
+
+def test_the_stages_follow_each_other_from_a_model_of_one_prompt(folder, photos):
+    # As `train.py` runs them, from the folder of one to the folder of the other.
+    for stage, start in ((1, folder), (2, photos / "1" / "model")):
+        config = tiny.haodiff_config(stage)
+        config.model = replace(tiny.RECONSTRUCTING)
+        config.data.sources, config.data.parts = (str(photos / "photos"),), (str(photos / "parts"),)
+        config.data.degradation.first_order = (0.1, 0.8, 0.1)
+        config.data.batch_size, config.data.workers = 2, 0
+        config.loss.ea = config.loss.gan = 0.0
+        config.run.steps, config.run.sample_every, config.run.init = 1, 0, str(start)
+        if stage == 2:
+            config.run.train, config.data.crop = "all", 32
+        assert loop.train(config, photos / str(stage), 0) == DONE
+    first, second = (load_base(photos / stage / "model")[0] for stage in "12")
+    base = nnx.state(load_base(folder)[0].unet, nnx.Param)
+    assert not tiny.changed(base, nnx.state(first.unet, nnx.Param))
+    moved = tiny.changed(*(nnx.state(model, nnx.Param) for model in (first, second)))
+    assert any(name.startswith("unet.") for name in moved)
+    assert any(name.startswith("prompter.aux_performer.") for name in moved)
+    assert not any("feature_extractor" in name for name in moved)

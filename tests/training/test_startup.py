@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from configs.models import tiny_dual
 from configs.small import get_config as small_run
 from osdhuman_jax.config import Config
 from osdhuman_jax.methods.objectives import Frozen
@@ -83,3 +84,15 @@ def test_all_of_many_settings_are_named_by_section_and_sizes_last():
 def test_the_bundled_models_settings_fit_on_a_screen():
     """A terminal shows some forty lines, of which the bars and the compiler take a few."""
     assert len(lines(small_run())) <= 22
+
+
+def test_two_prompts_and_what_they_begin_with_are_said():
+    config = Config()
+    config.run.init, config.model.dual = "models/nano", tiny_dual()
+    state = TrainState(jnp.int32(0), nnx.State({"unet": network(30)}), ())
+    frozen = Frozen(nnx.State({"vae": network(40)}))
+    places = {"workdir": WORKDIR, "base": WORKDIR / "init"}
+    found = startup_lines(config, make_mesh(1, 1), state, frozen, **places)
+    drawn = "(VAE and U-Net of models/nano, a random prompter of seed 123)"
+    assert f"base model: runs/small/init {drawn}" in found
+    assert found[-1].startswith("  model.dual: image_size 64, upscale 4, embed_dim 8")
