@@ -234,7 +234,7 @@ def _parts_here(
 def _cleaner_part(source: Source) -> Part[CleanerSizes]:
     """A cleaner as the part of another model."""
     named = {f"cleaner.{name}": tensor for name, tensor in source.tensors.items()}
-    return Part(source.config, named, source.files, source.licences)
+    return Part(source.config, named, source.files, licences=source.licences)
 
 
 def _check_promised(
