@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 # For type checkers and editors, which do not run `__getattr__`.
 if TYPE_CHECKING:
     from osdhuman_jax.weights.cleaners import Cleaner, load_cleaner
-    from osdhuman_jax.weights.extractors import copy_prompter, encode_text, load_prompter
+    from osdhuman_jax.weights.extractors import (
+        copy_prompter,
+        encode_text,
+        load_prompter,
+        load_text_encoder,
+    )
     from osdhuman_jax.weights.model_folder import (
         CLEANER,
         Model,
@@ -40,6 +45,7 @@ __all__ = [
     "load_model",
     "load_part",
     "load_prompter",
+    "load_text_encoder",
     "random_restorer",
     "save_model",
 ]
@@ -47,7 +53,9 @@ __all__ = [
 # The module that has a name, where it is not model_folder.
 _HOMES = {
     **dict.fromkeys(("Cleaner", "load_cleaner"), "cleaners"),
-    **dict.fromkeys(("copy_prompter", "encode_text", "load_prompter"), "extractors"),
+    **dict.fromkeys(
+        ("copy_prompter", "encode_text", "load_prompter", "load_text_encoder"), "extractors"
+    ),
     "load_part": "parts",
 }
 

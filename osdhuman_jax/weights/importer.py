@@ -28,7 +28,7 @@ from osdhuman_jax.networks.configs import (
     TaggerConfig,
 )
 from osdhuman_jax.networks.tokenizer import read_vocabulary
-from osdhuman_jax.weights.cleaners import Source, described, read_cleaner
+from osdhuman_jax.weights.cleaners import cleaner_part, described, read_cleaner
 from osdhuman_jax.weights.companions import RAM, RAM_LICENCE, add_dape, read_lpips, read_ram
 from osdhuman_jax.weights.controls import FitControl
 from osdhuman_jax.weights.diffusion import (
@@ -227,14 +227,8 @@ def _parts_here(
         tagger=add_dape(Path(dape), encoder) if dape else encoder.tagger,
         clip=read_clip(Path(clip)) if clip and not may_be_remote(str(clip)) else None,
         lpips=read_lpips([Path(p) for p in lpips]) if lpips else None,
-        cleaner=_cleaner_part(read_cleaner(str(cleaner))) if cleaner else None,
+        cleaner=cleaner_part(read_cleaner(str(cleaner))) if cleaner else None,
     )
-
-
-def _cleaner_part(source: Source) -> Part[CleanerSizes]:
-    """A cleaner as the part of another model."""
-    named = {f"cleaner.{name}": tensor for name, tensor in source.tensors.items()}
-    return Part(source.config, named, source.files, licences=source.licences)
 
 
 def _check_promised(
