@@ -34,6 +34,7 @@ class ModelConfig:
     hfie: HFIEConfig = field(default_factory=HFIEConfig)
     timestep: int = 999  # T_L of Eq. 2; HAODiff: 199
     dual: DualPromptConfig | None = added(None)  # HAODiff's two prompts, in RAM's and HFIE's place
+    text: bool = added(False)  # prompted by texts alone (DiffBody): neither RAM nor HFIE
 
 
 @dataclass
@@ -50,6 +51,18 @@ class CleanerConfig:
 
 
 @dataclass
+class SampleConfig:
+    """How a model of many steps (DiffBody) is sampled; DiffBIR's where the paper is silent."""
+
+    steps: int = 50  # paper
+    sampler: str = "ddpm"  # paper; or "ddim", which begins with the restored picture's latent
+    cfg: float = 4.0  # scale by which a text is followed
+    negative: str = "low quality, blurry, low-resolution, noisy, unsharp, weird textures"
+    control_scale: float = 1.0  # of what ControlNet adds
+    guidance: float = 0.0  # scale s of Eq. 6, by parts of the body; 0 = off
+
+
+@dataclass
 class UseConfig:
     """How a model is best used: kept in its folder, and taken where nothing else is asked for."""
 
@@ -57,6 +70,7 @@ class UseConfig:
     blend: float = 1.0  # of the restored picture in the result, the rest being the input
     work_side: int = 0  # pixels; a picture whose shorter side has fewer is restored enlarged to it
     sides: tuple[int, int] = added((0, 0))  # pixels; shorter sides that it is made for, 0 = any
+    sample: SampleConfig | None = added(None)  # of DiffBody
 
 
 @dataclass

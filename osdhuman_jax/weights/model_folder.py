@@ -44,6 +44,7 @@ from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, wri
 FORMAT = 1
 # What a folder's network is, by "kind" in config.json; folders without it are restorers.
 RESTORER, CLEANER = "restorer", "cleaner"
+DIFFBODY = "diffbody"  # a restorer's folder with a ControlNet (see diffbody.py): nowhere on disk
 KINDS = {
     RESTORER: ("a restorer of one diffusion step", {"model", "lora", "digests"}),
     CLEANER: ("a cleaner, which restores by itself (RRDBNet, SwinIR)", {"model", "digests"}),
@@ -252,7 +253,7 @@ def save_model(
     # The description is written last, with the digests of what is there by then.
     meta = {
         "format": FORMAT,
-        "prompt": "dual" if config.dual else "hfie",
+        "prompt": "dual" if config.dual else "text" if config.text else "hfie",
         "model": to_dict(config),
         "lora": to_dict(generator) if generator else None,
         "digests": {name: file_digest(folder / name) for name in files},
@@ -271,8 +272,9 @@ def _generator_names(restorer: OneStepRestorer, generator: LoRAConfig | None) ->
 
 
 def kind_of(folder: Path) -> str:
-    """Which of KINDS the model of a folder is. Raises WeightsError where it is none."""
-    return _described(folder).get("kind", RESTORER)
+    """Which of KINDS the model of a folder is, or DIFFBODY. Raises WeightsError on none."""
+    meta = _described(folder)
+    return DIFFBODY if "control" in meta.get("parts", {}) else meta.get("kind", RESTORER)
 
 
 def read_meta(folder: Path, kind: str = RESTORER) -> Json:
