@@ -23,8 +23,9 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 
 from osdhuman_jax.data.structures import Structure, nobody, openpose
 from osdhuman_jax.filenames import spelled
-from osdhuman_jax.networks.blazepose import run
-from osdhuman_jax.weights.tflite import read_tflite
+from osdhuman_jax.networks.blazepose import Graph, run
+from osdhuman_jax.weights.choices import POSE_FILES
+from osdhuman_jax.weights.tflite import Constants, read_tflite
 from osdhuman_jax.weights.torch_files import WeightsError
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -33,10 +34,10 @@ Network = Callable[[np.ndarray], tuple[jax.Array, ...]]
 
 # Shapes of a network's input and of the outputs that are used.
 SHAPES = {
-    "pose_detection.tflite": [(1, 224, 224, 3), (1, 2254, 12), (1, 2254, 1)],
-    "pose_landmark_full.tflite": [(1, 256, 256, 3), (1, 195), (1, 1), (1, 256, 256, 1)],
+    POSE_FILES[0]: [(1, 224, 224, 3), (1, 2254, 12), (1, 2254, 1)],
+    POSE_FILES[1]: [(1, 256, 256, 3), (1, 195), (1, 1), (1, 256, 256, 1)],
 }
-FILES = tuple(SHAPES)
+FILES = POSE_FILES
 PACKAGE = "mediapipe"
 ADVICE = "pip download mediapipe==0.10.21 --no-deps, and --from blazepose:THE.whl"
 
@@ -196,12 +197,25 @@ def load_blazepose(source: Path | None) -> BlazePose:
     """
     networks = []
     for name, data in zip(FILES, read_files(source), strict=True):
-        graph, weights = read_tflite(data, name)
-        shapes = [graph.shapes[number] for number in (graph.input, *graph.outputs)]
-        if shapes[: len(SHAPES[name])] != SHAPES[name]:
-            raise WeightsError(f"{name}: not BlazePose's network of that name; {ADVICE}")
+        graph, weights = _network(name, data)
         networks.append(partial(jax.jit(partial(run, graph)), jax.device_put(weights)))
     return BlazePose(*networks)
+
+
+def checked_files(source: Path | None) -> dict[str, bytes]:
+    """The same two files by their names, for a model's folder. Raises WeightsError likewise."""
+    found = dict(zip(FILES, read_files(source), strict=True))
+    for name, data in found.items():
+        _network(name, data)
+    return found
+
+
+def _network(name: str, data: bytes) -> tuple[Graph, Constants]:
+    graph, weights = read_tflite(data, name)
+    shapes = [graph.shapes[number] for number in (graph.input, *graph.outputs)]
+    if shapes[: len(SHAPES[name])] != SHAPES[name]:
+        raise WeightsError(f"{name}: not BlazePose's network of that name; {ADVICE}")
+    return graph, weights
 
 
 def read_files(source: Path | None) -> list[bytes]:

@@ -19,9 +19,8 @@ from osdhuman_jax.config import Config, ConfigError, ModelConfig, to_dict
 from osdhuman_jax.disk import write_json
 from osdhuman_jax.methods.body_parts import PARTS
 from osdhuman_jax.methods.diffbody import DiffBody
-from osdhuman_jax.networks.configs import ControlNetConfig
 from osdhuman_jax.networks.part_parser import STRIDE, PartParser
-from osdhuman_jax.weights import CLEANER, load_base, load_part
+from osdhuman_jax.weights import CLEANER, load_base, load_part, save_part
 from osdhuman_jax.weights.choices import CONDITIONS, FROM_UNET
 from osdhuman_jax.weights.cleaners import cleaner_part, read_cleaner
 from osdhuman_jax.weights.controls import local_control
@@ -39,7 +38,7 @@ from osdhuman_jax.weights.model_folder import (
     read_meta,
     verify,
 )
-from osdhuman_jax.weights.parts import part_config, part_of, put_parts
+from osdhuman_jax.weights.parts import part_config, put_parts
 from osdhuman_jax.weights.torch_files import load
 
 CONTROL, PARSER = "control", "parts"  # kinds of runs
@@ -189,21 +188,20 @@ def prepare_parser(config: Config, folder: Path, precision: str | None = None) -
 
 def write_result(config: Config, base: Path, folder: Path, params: nnx.State) -> None:
     """Write a copy of the model folder `base` with what was learnt as its part."""
-    if config.run.kind == CONTROL:
-        name, control = "control", load_part(base, "control")
-        nnx.update(control, params["control"])
-        sizes = ControlNetConfig(
-            config.model.unet, pose=config.control.pose, attention=config.control.attention
-        )
-        part = part_of(name, sizes, control)
-    else:
-        name, parser = "parser", prepare_parser(config, base, "fp32")
-        nnx.update(parser, params)
-        part = part_of(name, config.parser, parser)
     run = config.run
-    part.remarks = {"kind": run.kind, "steps": run.steps, "seed": run.seed}
+    if run.kind == CONTROL:
+        name, network = "control", load_part(base, "control")
+        sizes = part_config(base, read_meta(base), "control")
+        nnx.update(network, params["control"])
+    else:
+        name, network, sizes = "parser", prepare_parser(config, base, "fp32"), config.parser
+        nnx.update(network, params)
     copy_model(base, folder, without=[f"{name}.safetensors"])
-    put_parts(folder, {name: part})
-    # How a whole DiffBody is best used; a parser says nothing of that.
-    if config.run.kind == CONTROL:
-        write_json(folder / CONFIG, read_meta(folder) | {"use": to_dict(config.use)})
+    save_part(folder, name, sizes, network)
+    # Where it comes from, and how a whole DiffBody is best used: a parser says nothing of that.
+    meta = read_meta(folder)
+    learnt = {name: {"kind": run.kind, "steps": run.steps, "seed": run.seed}}
+    meta["provenance"] = meta.get("provenance", {}) | learnt
+    if run.kind == CONTROL:
+        meta["use"] = to_dict(config.use)
+    write_json(folder / CONFIG, meta)

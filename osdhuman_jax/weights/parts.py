@@ -6,7 +6,7 @@
     dists.safetensors    DISTS' own weights of the same VGG16, for HAODiff's training
     control.safetensors  DiffBody's ControlNet for the restorer's U-Net
     cleaner.safetensors  RRDBNet or SwinIR, for DiffBody: restores before the diffusion model
-    parser.safetensors   PartParser, by which DiffBody's sampling may be guided
+    parser.safetensors   DiffBody's parser of the parts of a body, by which it may be guided
 
 config.json has their sizes under "parts" and their digests with the others.
 """
@@ -137,12 +137,6 @@ def part_shapes(name: str, config: AnySizes, model: ModelConfig) -> dict[str, tu
     return {_prefix(name) + key: shape for key, shape in shapes(module).items()}
 
 
-def part_of(name: str, config: Sizes, network: nnx.Module) -> Part[Sizes]:
-    """A network as the part `name` of a model folder, its parameters as they are."""
-    arrays = {n: np.asarray(p.get_value()) for n, p in parameters(network).items()}
-    return Part(config, {_prefix(name) + n: Tensor.of(array) for n, array in arrays.items()})
-
-
 def put_parts(folder: Path, parts: Mapping[str, Part]) -> None:
     """Add parts to a model folder, in the place of those of their names if it has them.
 
@@ -225,6 +219,18 @@ def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> AnyP
         tensors = _shared_encoder(folder, meta) | tensors
     fill(module, {k: v.read() for k, v in tensors.items()}, names, str(folder / file))
     return module
+
+
+def save_part(folder: Path | str, name: str, config: AnySizes, network: AnyPart) -> None:
+    """Give a model folder a part, in the place of one of its name; tensors as they are."""
+    folder, file = Path(folder), f"{name}.safetensors"
+    meta = read_meta(folder)
+    arrays = {n: np.asarray(p.get_value()) for n, p in parameters(network).items()}
+    write_safetensors(folder / file, {_prefix(name) + n: Tensor.of(a) for n, a in arrays.items()})
+    # The description last, with the digest of what is there by then.
+    meta["parts"] = meta.get("parts", {}) | {name: to_dict(config)}
+    meta["digests"] |= {file: file_digest(folder / file)}
+    write_json(folder / CONFIG, meta)
 
 
 def _shared_encoder(folder: Path, meta: Json) -> dict[str, Tensor]:
