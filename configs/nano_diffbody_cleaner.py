@@ -8,6 +8,7 @@ data/photos are the photographs to train on, data/val a few others for the curve
 
 from dataclasses import replace
 
+from configs.nano_diffbody_prior import upright
 from osdhuman_jax.config import Config
 from osdhuman_jax.networks.configs import SwinIRConfig
 
@@ -25,8 +26,8 @@ def get_config() -> Config:
     )
     config.data.sources = ("data/photos",)
     config.run.eval_sources = ("data/val",)
-    config.data.crop = 96
-    config.data.batch_size = 8
+    upright(config.data, config.run)
+    config.data.batch_size = 4
     config.data.workers = 1
     config.optim.learning_rate = 1e-3
     config.optim.weight_decay = 0.0
@@ -35,7 +36,6 @@ def get_config() -> Config:
     config.optim.schedule = "cosine"
     config.run.kind = "cleaner"
     config.run.steps = 3_000
-    config.run.eval_crop = 256
     config.run.precision = "fp32"
     config.run.remat = "none"
     config.run.sample_every = 500
