@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import tiny
 import tiny_control
+import tiny_diffbody
 from convert import call, filled, normal
 
-from osdhuman_jax.config import Config, ConfigError
+from osdhuman_jax.config import Config, ConfigError, SampleConfig
 from osdhuman_jax.methods import body_parts
 from osdhuman_jax.methods.diffbody import reduced
 from osdhuman_jax.methods.diffbody_training import draw_control, left_out
@@ -23,8 +24,9 @@ from osdhuman_jax.networks.part_parser import PartParser
 from osdhuman_jax.networks.skeleton import draw_skeleton
 from osdhuman_jax.training import experiment, train_step
 from osdhuman_jax.training.checkpoint import CheckpointError, Checkpoints, load_run
-from osdhuman_jax.training.loop import train
-from osdhuman_jax.weights import load_part, random_restorer, save_model
+from osdhuman_jax.training.loop import train, write_model
+from osdhuman_jax.training.prompting import Prompts
+from osdhuman_jax.weights import encode_text, load_diffbody, load_part, random_restorer, save_model
 from osdhuman_jax.weights.cleaners import save_cleaner
 from osdhuman_jax.weights.model_folder import read_meta
 
@@ -233,6 +235,29 @@ def test_two_runs_make_a_diffbody_of_a_prior_and_a_cleaner(home, tmp_path, capsy
     first.run.init, first.parser = str(made), PartParserConfig(5, (2, 2), 2)
     with pytest.raises(ConfigError, match="parser: its sizes differ from those of"):
         train_step.build(first, made)
+
+
+def test_texts_become_tokens_before_the_step(home, tmp_path):
+    """Of a folder that has CLIP; what is trained of it is loaded as what it was."""
+    base = tiny_diffbody.save(tmp_path / "base")
+    config = run_config(tiny_control.config(), home)
+    config.model, config.prompt.kind = tiny_diffbody.TEXTS, "text"
+    config.run.init, config.use.sample = str(base), SampleConfig(steps=3)
+    experiment.check_sources(config)
+    assert experiment.base_folder(config, tmp_path) == base
+    prompts = Prompts(config, base)
+    found = prompts({"caption": np.array(["dog", "go, dog", ""])}, "lq")["prompt"]
+    want = [np.asarray(encode_text(base, text))[0] for text in ("dog", "go, dog", "")]
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    assert prompts({"lq": np.zeros((1, 8, 8, 3), np.uint8)}, "lq") == {}
+    _, _, state, frozen = train_step.build(config, base)
+    np.testing.assert_allclose(frozen.blank[0], want[2], atol=1e-6)
+    params = jax.tree.map(lambda x: x + 1.0, state.params)
+    write_model(config, tmp_path, base, params, {})
+    made = load_diffbody(tmp_path / "model")
+    kernel = made.restorer.control.conv_in.kernel[...]
+    np.testing.assert_array_equal(kernel, params["control"]["conv_in"]["kernel"][...])
+    assert made.abilities.text and made.abilities.sample.steps == 3 and made.parser is not None
 
 
 REFUSALS = {
