@@ -44,7 +44,8 @@ Attention = Float[Array, "b h w 1"]  # in [0, 1]: 1 where a person is
 class Cleaner(Protocol):
     """A restorer of one pass: images in [-1, 1] in and out, `scale` times as large."""
 
-    scale: int
+    @property
+    def scale(self) -> int: ...
 
     def __call__(self, lq: Image, /) -> Image: ...
 

@@ -100,15 +100,13 @@ def import_model(
     `cleaner` (see `read_cleaner`) add parts (see parts.py); `tags` is the folder of RAM's list of
     tags and, if it has one, of their thresholds; `generator` is what a training run changed (see
     generators.py). Without one, HFIE is random by `seed`. `control` makes a ControlNet (see
-    controls.py), with which the folder is a DiffBody (see diffbody.py); `pose` are BlazePose's
-    files. `prompt` is the kind of extractor (see extractors.py): by default the generator's,
-    "fixed" with a `prompt_file`, else HFIE. Prompts of kind "text" need no RAM, and have the text
-    encoder of `sd` without another. Raises WeightsError, having written nothing.
+    controls.py), with which the folder is a DiffBody; `pose` are BlazePose's files. `prompt` is the
+    kind of extractor (see extractors.py): by default the generator's, "fixed" with a `prompt_file`,
+    else HFIE; "text" needs no RAM, and has `sd`'s CLIP. Raises WeightsError, having written none.
     """
     clip = sd if prompt == "text" and clip is None else clip
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
-    output = Path(output)
-    check_output(output, overwrite)
+    check_output(output := Path(output), overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
     check_local(given | {"sd": sd, "generator": _place(generator)})
@@ -137,8 +135,8 @@ def import_model(
     meta = _description(model, kind, trained, had, small) | {"tagger": kind_of_tags}
     check_kind(output, meta, kind)
     meta["provenance"] = _provenance(sd, diffusion, encoder, had, trained, seed)
-    files = _restorer_files(diffusion, encoder, model, trained, seed)
-    files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
+    files = {f"{name}.safetensors": part.tensors for name, part in had.items()}
+    files = _restorer_files(diffusion, encoder, model, trained, seed) | files
     write_folder(output, files, meta, small, overwrite)
 
 
