@@ -113,9 +113,8 @@ def import_model(
     encoder = _encoder(ram, prompt, dape)
     parts = _parts_here(encoder, dape, clip, lpips, cleaner)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file) | dict(pose or {})
-    generator = local_generator(generator)
-    kind_of_tags = "dape" if dape else "ram"
-    _check_promised(output, parts, small, clip, kind_of_tags, _kind(prompt, prompt_file, generator))
+    generator, tagger = local_generator(generator), "dape" if dape else "ram"
+    _check_promised(output, parts, small, clip, tagger, _kind(prompt, prompt_file, generator))
 
     # The largest come last; of all files only names and shapes are read so far.
     diffusion = read_diffusion(locate(str(sd)))
@@ -128,11 +127,10 @@ def import_model(
     trained = fitted(generator, model, diffusion.tensors)
     kind = _kind(prompt, prompt_file, trained)
     had = parts.found()
+    small |= _vocabulary(parts.clip, model)
     small |= _prompt_file(prompt_file, model.unet.cross_attention_dim)
-    small |= _vocabulary(parts.clip, model) if parts.clip else {}
-
     # The description, then the tensors, which are converted while they are written.
-    meta = _description(model, kind, trained, had, small) | {"tagger": kind_of_tags}
+    meta = _description(model, kind, trained, had, small) | {"tagger": tagger}
     check_kind(output, meta, kind)
     meta["provenance"] = _provenance(sd, diffusion, encoder, had, trained, seed)
     files = {f"{name}.safetensors": part.tensors for name, part in had.items()}
@@ -401,8 +399,10 @@ def _tokenizer(clip: Part[CLIPConfig]) -> Path:
     return clip.files[0].parent.parent / "tokenizer"
 
 
-def _vocabulary(clip: Part[CLIPConfig], model: ModelConfig) -> dict[str, bytes]:
+def _vocabulary(clip: Part[CLIPConfig] | None, model: ModelConfig) -> dict[str, bytes]:
     """The tokenizer that diffusers keeps beside a text encoder, in two files; nothing without."""
+    if clip is None:
+        return {}
     have, want = clip.config.hidden_size, model.unet.cross_attention_dim
     if have != want:
         raise WeightsError(f"{clip.files[0]}: its tokens are {have} wide, the U-Net's {want}")
