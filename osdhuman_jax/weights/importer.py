@@ -100,24 +100,21 @@ def import_model(
     `cleaner` (see `read_cleaner`) add parts (see parts.py); `tags` is the folder of RAM's list of
     tags and, if it has one, of their thresholds; `generator` is what a training run changed (see
     generators.py). Without one, HFIE is random by `seed`. `control` makes a ControlNet (see
-    controls.py), with which the folder is a DiffBody (see diffbody.py); `pose` are BlazePose's
-    files. `prompt` is the kind of extractor (see extractors.py): by default the generator's,
-    "fixed" with a `prompt_file`, else HFIE. Prompts of kind "text" need no RAM, and have the text
-    encoder of `sd` without another. Raises WeightsError, having written nothing.
+    controls.py), with which the folder is a DiffBody; `pose` are BlazePose's files. `prompt` is the
+    kind of extractor (see extractors.py): by default the generator's, "fixed" with a `prompt_file`,
+    else HFIE; "text" needs no RAM, and has `sd`'s CLIP. Raises WeightsError, having written none.
     """
     clip = sd if prompt == "text" and clip is None else clip
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
-    output = Path(output)
-    check_output(output, overwrite)
+    check_output(output := Path(output), overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
     check_local(given | {"sd": sd, "generator": _place(generator)})
     encoder = _encoder(ram, prompt, dape)
     parts = _parts_here(encoder, dape, clip, lpips, cleaner)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file) | dict(pose or {})
-    generator = local_generator(generator)
-    kind_of_tags = "dape" if dape else "ram"
-    _check_promised(output, parts, small, clip, kind_of_tags, _kind(prompt, prompt_file, generator))
+    generator, tagger = local_generator(generator), "dape" if dape else "ram"
+    _check_promised(output, parts, small, clip, tagger, _kind(prompt, prompt_file, generator))
 
     # The largest come last; of all files only names and shapes are read so far.
     diffusion = read_diffusion(locate(str(sd)))
@@ -130,15 +127,14 @@ def import_model(
     trained = fitted(generator, model, diffusion.tensors)
     kind = _kind(prompt, prompt_file, trained)
     had = parts.found()
+    small |= _vocabulary(parts.clip, model)
     small |= _prompt_file(prompt_file, model.unet.cross_attention_dim)
-    small |= _vocabulary(parts.clip, model) if parts.clip else {}
-
     # The description, then the tensors, which are converted while they are written.
-    meta = _description(model, kind, trained, had, small) | {"tagger": kind_of_tags}
+    meta = _description(model, kind, trained, had, small) | {"tagger": tagger}
     check_kind(output, meta, kind)
     meta["provenance"] = _provenance(sd, diffusion, encoder, had, trained, seed)
-    files = _restorer_files(diffusion, encoder, model, trained, seed)
-    files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
+    files = {f"{name}.safetensors": part.tensors for name, part in had.items()}
+    files = _restorer_files(diffusion, encoder, model, trained, seed) | files
     write_folder(output, files, meta, small, overwrite)
 
 
@@ -397,8 +393,10 @@ def _tokenizer(clip: Part[CLIPConfig]) -> Path:
     return clip.files[0].parent.parent / "tokenizer"
 
 
-def _vocabulary(clip: Part[CLIPConfig], model: ModelConfig) -> dict[str, bytes]:
+def _vocabulary(clip: Part[CLIPConfig] | None, model: ModelConfig) -> dict[str, bytes]:
     """The tokenizer that diffusers keeps beside a text encoder, in two files; nothing without."""
+    if clip is None:
+        return {}
     have, want = clip.config.hidden_size, model.unet.cross_attention_dim
     if have != want:
         raise WeightsError(f"{clip.files[0]}: its tokens are {have} wide, the U-Net's {want}")
