@@ -19,10 +19,9 @@
 | data | 138,000 captioned photographs of people, degraded as Real-ESRGAN's x4plus | paper; ours |
 
 `--control v2.pth` in place of `unet` begins with DiffBIR's ControlNet, which has seen restored
-pictures before. The authors do not say how long they trained, and this run has not been made. A
-step is 459 TFLOP (docs/diffbody.md), an hour of an H100 about a thousand of them at best: nothing
-here says when pictures become good. `val_loss`, at fixed timesteps and noise, falls, and `samples/`
-shows pictures of 10 steps.
+pictures before. This run has not been made, and nothing here says when pictures become good. A step
+is 1,580 TFLOP by count: at two fifths of an H100's peak four seconds, and the run eleven hours.
+`val_loss`, at fixed timesteps and noise, falls, and `samples/` shows pictures of 10 steps.
 """
 
 from osdhuman_jax.config import Config, ModelConfig, SampleConfig
