@@ -75,8 +75,6 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     trainer, state, frozen = _begin(config, base, mesh)
     prompts = Prompts(config, base)
     val |= prompts.in_use(val)
-    # Texts are tokens by now; no device holds a string.
-    val.pop("caption", None)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, config.run.keep, config.run.best)
 
