@@ -58,6 +58,7 @@ class Pose(NamedTuple):
     points: Float64[np.ndarray, "17 2"]  # x, y in pixels, in COCO's order
     scores: Float64[np.ndarray, "17"]  # how sure each is to be visible, in [0, 1]
     attention: Float32[np.ndarray, "h w"]  # how sure each pixel is to be of the person, in [0, 1]
+    square: Affine | None = None  # that the landmarker saw
 
     @property
     def seen(self) -> Bool[np.ndarray, "17"]:
@@ -81,8 +82,14 @@ def structure(poses: list[Pose], size: tuple[int, int]) -> Structure:
 class BlazePose:
     """Both networks, compiled when they first see a picture, which takes a minute on a CPU."""
 
-    def __init__(self, detector: Network, landmarker: Network) -> None:
-        self._detector, self._landmarker = detector, landmarker
+    def __init__(
+        self,
+        detector: Network,
+        landmarker: Network,
+        landmarks: tuple[Graph, Constants] | None = None,
+    ) -> None:
+        """`landmarks` is the landmarker as it was read, for those who ask it for more."""
+        self._detector, self._landmarker, self.landmarks = detector, landmarker, landmarks
 
     def __call__(self, rgb: Pixels) -> list[Pose]:
         """The people of an upright picture, at most `MOST`; none where nobody is found."""
@@ -111,7 +118,8 @@ class BlazePose:
         # Logits, clipped so that the picture's pixels between two of the square's are sensible.
         logits = np.clip(mask[0, :, :, 0], -8, 8)
         inside = cv2.warpAffine(logits, to_picture, (width, height), borderValue=(-8.0,))
-        return Pose(_points(to_picture, rows[:, :2]), _sigmoid(rows[:, 3]), _sigmoid(inside))
+        points = _points(to_picture, rows[:, :2])
+        return Pose(points, _sigmoid(rows[:, 3]), _sigmoid(inside), to_picture)
 
 
 def people(boxes: np.ndarray, logits: np.ndarray) -> list[Float64[np.ndarray, "2 2"]]:
@@ -195,11 +203,9 @@ def load_blazepose(source: Path | None) -> BlazePose:
 
     Raises WeightsError where a file is not there or is not what it should be.
     """
-    networks = []
-    for name, data in zip(FILES, read_files(source), strict=True):
-        graph, weights = _network(name, data)
-        networks.append(partial(jax.jit(partial(run, graph)), jax.device_put(weights)))
-    return BlazePose(*networks)
+    read = [_network(name, data) for name, data in zip(FILES, read_files(source), strict=True)]
+    networks = [partial(jax.jit(partial(run, g)), jax.device_put(w)) for g, w in read]
+    return BlazePose(networks[0], networks[1], read[1])
 
 
 def checked_files(source: Path | None) -> dict[str, bytes]:

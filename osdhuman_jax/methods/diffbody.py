@@ -66,6 +66,8 @@ class DiffBody(nnx.Module):
     """Cleaner, VAE, U-Net and ControlNet; small models have a prompter in the text's place."""
 
     scale = 1  # side of the output / side of the input
+    # Prompts and scales come with a call; no tile is as in the whole picture, for its norms.
+    prompter = guidance = reach = None
 
     def __init__(
         self,

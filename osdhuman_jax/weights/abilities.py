@@ -17,7 +17,13 @@ class Abilities(NamedTuple):
     tags: bool  # it can find a text for a picture
     people: bool  # it can find people: BlazePose is in the folder
     parser: bool  # it tells the parts of a body apart
-    structure: bool  # its ControlNet sees a skeleton or an attention map
+    skeleton: bool  # its ControlNet sees a drawing of their skeletons
+    attention: bool  # and a map of where they are
+
+    @property
+    def structure(self) -> bool:
+        """Whether it matters where people are."""
+        return self.skeleton or self.attention
 
 
 def abilities_of(meta: Json, use: UseConfig) -> Abilities | None:
@@ -32,5 +38,6 @@ def abilities_of(meta: Json, use: UseConfig) -> Abilities | None:
         tags="tagger" in parts and "tags/ram_tag_list.txt" in digests,
         people=all(name in digests for name in POSE_FILES),
         parser="parser" in parts,
-        structure=bool(control.get("pose") or control.get("attention")),
+        skeleton=bool(control.get("pose")),
+        attention=bool(control.get("attention")),
     )

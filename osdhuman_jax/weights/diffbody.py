@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osdhuman_jax.config import ModelConfig, UseConfig
+from osdhuman_jax.methods.cleaner import cleaner_sizes
 from osdhuman_jax.methods.diffbody import DiffBody
 from osdhuman_jax.methods.prompts import HFIEPrompter, TagPrompter, TextEncoder
 from osdhuman_jax.networks.part_parser import PartParser
 from osdhuman_jax.weights.abilities import Abilities, abilities_of
 from osdhuman_jax.weights.choices import POSE_FILES
+from osdhuman_jax.weights.cleaners import Cleaner
 from osdhuman_jax.weights.extractors import load_prompter, load_text_encoder
 from osdhuman_jax.weights.model_folder import load_model, read_meta, read_use, verify
 from osdhuman_jax.weights.parts import load_part, part_config
@@ -37,6 +39,7 @@ class DiffBodyModel:
     name: str
     use: UseConfig
     abilities: Abilities
+    cleaner: Cleaner  # the restorer's own, as one that restores by itself
     encode: TextEncoder | None = None  # of texts, where they describe pictures
     prompter: HFIEPrompter | None = None  # of I_reg, where they do not
     tagger: TagPrompter | None = None  # what finds texts
@@ -64,10 +67,12 @@ def load_diffbody(folder: Path | str, precision: str = "fp32") -> DiffBodyModel:
         raise WeightsError(f"{folder}: its prompts are of kind {prompt}; DiffBody's are {kinds}")
     # The restorer's two networks, of which its prompter is another matter.
     base = load_model(folder, precision=precision)
-    cleaner = load_part(folder, "cleaner", precision=precision)
+    network = load_part(folder, "cleaner", precision=precision)
     control = load_part(folder, "control", precision=precision)
-    body = DiffBody(base.restorer.vae, base.restorer.unet, control, cleaner)
-    made = DiffBodyModel(body, base.config, base.digest, base.name, base.use, can)
+    body = DiffBody(base.restorer.vae, base.restorer.unet, control, network)
+    sizes = cleaner_sizes(meta["parts"]["cleaner"])
+    cleaner = Cleaner(network, sizes, base.digest, base.name)
+    made = DiffBodyModel(body, base.config, base.digest, base.name, base.use, can, cleaner)
     # What describes the pictures.
     if can.text:
         made.encode = load_text_encoder(folder, precision=precision)
