@@ -400,6 +400,6 @@ OBJECTIVES: dict[str, Objective] = {
     "vae": vae_objective,
     "diffusion": diffusion_objective,
     "dpg": dpg_objective,
-    "cleaner": cleaner_objective,
     "restorer": generator_objective,
+    "cleaner": cleaner_objective,
 }
