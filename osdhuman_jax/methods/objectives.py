@@ -428,8 +428,8 @@ OBJECTIVES: dict[str, Objective] = {
     "vae": vae_objective,
     "diffusion": diffusion_objective,
     "dpg": dpg_objective,
+    "restorer": generator_objective,
     "cleaner": cleaner_objective,
     "control": control_objective,
     "parts": parts_objective,
-    "restorer": generator_objective,
 }

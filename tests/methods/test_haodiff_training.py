@@ -22,10 +22,27 @@ def test_dice_by_hand():
     mask[0, :2] = mask[1, :2] = 1.0
     probability = np.zeros((3, 4, 4), np.float32)
     probability[0, :2], probability[1, 2:] = 1.0, 0.5
-    # Right: 1 - 17 / 17; wrong: 1 - 1 / (4 + 8 + 1); nothing, of which nothing is found: 0.
-    expected = (0.0 + (1 - 1 / 13) + 0.0) / 3
-    found = losses.dice(jnp.asarray(probability), jnp.asarray(mask))
-    assert float(found) == pytest.approx(expected, abs=1e-6)
+
+    def found(*samples: int) -> float:
+        rows = list(samples)
+        return float(losses.dice(jnp.asarray(probability[rows]), jnp.asarray(mask[rows])))
+
+    # Right: 1 - 17 / 17; wrong: 1 - 1 / (8 / 4 + 8 + 1); nothing, of which nothing is found: 0.
+    assert found(0) == found(2) == pytest.approx(0.0, abs=1e-6)
+    assert found(1) == pytest.approx(1 - 1 / 11, abs=1e-6)
+    # All together: their sums in one fraction.
+    assert found(0, 1, 2) == pytest.approx(1 - 17 / 27, abs=1e-6)
+
+
+def test_dices_best_constant_is_not_everything():
+    # One mask of four is a quarter full: a sixteenth is true.
+    mask = np.zeros((4, 8, 8), np.float32)
+    mask[0, :4, :4] = 1.0
+    slope = jax.grad(lambda p: losses.dice(jnp.full(mask.shape, p), jnp.asarray(mask)))
+    assert float(slope(jnp.float32(0.2))) < 0 < float(slope(jnp.float32(0.35)))
+    # An empty mask is learnt from, too.
+    slopes = jax.grad(lambda p: losses.dice(p, jnp.asarray(mask)))(jnp.full(mask.shape, 0.25))
+    assert (np.asarray(slopes)[1:] > 0).all()
 
 
 def test_edges_are_sobels():
