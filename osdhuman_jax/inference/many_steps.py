@@ -49,9 +49,9 @@ from osdhuman_jax.weights import DiffBodyModel
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 Clean = Callable[[Pixels], Floats]  # a padded picture -> I_reg
-Map = Float32[np.ndarray, "h w c"]
-Keys = UInt32[Array, "1 k"]
-Advance = Callable[[np.int32, Array], Array]  # a step's number and latent -> the next latent
+Map = Float32[np.ndarray, "_ _ _"]  # a picture, or a latent
+Keys = UInt32[Array, "1 _"]
+Advance = Callable[[np.int32, Array], Array]  # number and latent of a step -> the next latent
 
 log = logging.getLogger(__name__)
 
@@ -361,7 +361,7 @@ def _squares(poses: list[Pose]) -> tuple[np.ndarray, np.ndarray]:
     return squares, (np.arange(MOST) < len(poses)).astype(np.float32)[None]
 
 
-def _windows(x: Map, places: Sequence[Corner], tile: Size) -> Float32[np.ndarray, "n h w c"]:
+def _windows(x: Map, places: Sequence[Corner], tile: Size) -> Float32[np.ndarray, "_ _ _ _"]:
     return np.stack([x[row : row + tile[0], left : left + tile[1]] for row, left in places])
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -86,7 +87,7 @@ class Programs:
     def other(self, title: str, function: Callable, *arguments: object) -> jax.stages.Compiled:
         """`function` of graph, weights and arrays like these, compiled; call it by `call`."""
 
-        def abstract(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        def abstract(x: jax.Array | np.ndarray | np.generic) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._copied)
 
         weights = jax.tree.map(self._like, self._weights)
