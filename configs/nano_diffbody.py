@@ -9,7 +9,7 @@ stays below the cleaner's: a sample has details of its own where a mean is blurr
 """
 
 from configs import nano_diffbody_parts
-from osdhuman_jax.config import Config, SampleConfig
+from osdhuman_jax.config import Config, SampleConfig, UseConfig
 
 
 def get_config() -> Config:
@@ -23,6 +23,6 @@ def get_config() -> Config:
     config.run.cleaner = "runs/nano_diffbody_cleaner/model"
     config.run.steps = 3_000
     config.run.eval_images = 8
-    config.use.color_fix = "wavelet"
-    config.use.sample = SampleConfig(steps=20, sampler="ddim", cfg=1.0, negative="")
+    fast = SampleConfig(steps=20, sampler="ddim", cfg=1.0, negative="")
+    config.use = UseConfig("wavelet", work_side=config.data.resize_short, sample=fast)
     return config

@@ -75,7 +75,7 @@ FREE = {
     "data": {"workers"},
     "mesh": {"data", "fsdp"},
     "optim": {"accumulate", "max_nonfinite"},
-    "use": {"color_fix", "blend", "work_side", "sides"},
+    "use": {"color_fix", "blend", "work_side", "sides", "sample"},
 }
 
 # Orbax's own suffix of a folder that it is still writing.
