@@ -5,7 +5,7 @@
     python train.py --config configs/nano_diffbody_prior.py --workdir runs/nano_diffbody_prior
 
 It is configs/nano_diffusion.py's for longer, on upright crops that show most of a person. The loss
-falls, fast at first. HOURS
+falls, fast at first. A step is half a second of one CPU core, 52 minutes of it in all.
 """
 
 from configs import nano_diffusion
