@@ -36,6 +36,7 @@ from flax import nnx
 
 from benchmarks import haodiff_torch, references, swinir_torch
 from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
+from benchmarks.guided_step import GuidedStep
 from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
 from configs.models import tiny_dual
 from osdhuman_jax.config import ModelConfig
@@ -204,6 +205,13 @@ def control(size: Size) -> Iterator[Row]:
     unet = from_torch(lambda rngs: UNet2DConditionModel(config.unet, rngs=rngs), theirs)
     want = references.controlled(theirs, made, z, t, prompt)
     yield compare("U-Net with ControlNet", call(unet, z, t, prompt, got), want, size.budget)
+
+
+def guided(size: Size) -> Iterator[Row]:
+    """A whole step of DiffBody's sampler, from one latent to the next."""
+    step = GuidedStep(size.model, size.side)
+    want = step.theirs()
+    yield compare("DiffBody, a guided step", step.ours(), want, size.budget)
 
 
 def vae(size: Size) -> Iterator[Row]:
@@ -408,6 +416,7 @@ def bfloat16(size: Size) -> Iterator[Row]:
 ROWS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "unet": unet,
     "control": control,
+    "guided": guided,
     "vae": vae,
     "swin": swin,
     "tagger": tagger,

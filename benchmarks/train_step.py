@@ -1,11 +1,12 @@
 """python -m benchmarks.train_step --preset tiny --batch 2 [--peer] [--aot]
 
-One step of the paper's training, or of a stage of HAODiff's by its config (`--preset haodiff_dpg`
-or `haodiff`), on random weights and pictures: seconds (the median), pictures a second, peak memory,
-operations and utilisation. `--peer` times a PyTorch step of the same arithmetic before it, alone in
-a process of its own: as it is, or with gradient checkpointing, which computes every block twice.
-`--aot` compiles without running anything: memory and operations of a size that the machine could
-not hold, on `--target` even for a GPU or a TPU that is not here.
+One step of the paper's training, of a stage of HAODiff's (`--preset haodiff_dpg` or `haodiff`), or
+of DiffBody's (`diffbody`), each by its config, on random weights and pictures: seconds (the
+median), pictures a second, peak memory, operations and utilisation. `--peer` times a PyTorch step
+of the same arithmetic before it, alone in a process of its own: as it is, or with gradient
+checkpointing, which computes every block twice. `--aot` compiles without running anything: memory
+and operations of a size that the machine could not hold, on `--target` even for a GPU or a TPU that
+is not here.
 """
 
 import argparse
@@ -22,19 +23,35 @@ import numpy as np
 from flax import nnx
 
 from benchmarks import absent
-from configs import haodiff, haodiff_dpg
+from configs import diffbody, diffbody_cleaner, haodiff, haodiff_dpg
 from configs.models import nano, tiny
 from osdhuman_jax.config import Config, ModelConfig
-from osdhuman_jax.networks.configs import DISTSConfig, LPIPSConfig
+from osdhuman_jax.methods.cleaner import build_cleaner
+from osdhuman_jax.methods.diffbody import DiffBody
+from osdhuman_jax.networks.configs import (
+    CLIPConfig,
+    ControlNetConfig,
+    DISTSConfig,
+    LPIPSConfig,
+    SwinIRConfig,
+)
+from osdhuman_jax.networks.controlnet import ControlNet
 from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.networks.lpips import LPIPS
+from osdhuman_jax.networks.types import LayerOptions
+from osdhuman_jax.networks.unet import UNet2DConditionModel
+from osdhuman_jax.networks.vae import AutoencoderKL
 from osdhuman_jax.training import experiment, flops, train_step
 from osdhuman_jax.weights.model_folder import DTYPES, abstract, abstract_restorer
 
 # Sizes of the model, side of the pictures, and what divides VGG16's widths.
 PRESETS = {"tiny": (tiny, 64, 16), "nano": (nano, 128, 4), "sd21": (ModelConfig, 512, 1)}
 # Whole experiments, at their own sizes.
-CONFIGS = {"haodiff_dpg": haodiff_dpg.get_config, "haodiff": haodiff.get_config}
+CONFIGS = {
+    "haodiff_dpg": haodiff_dpg.get_config,
+    "haodiff": haodiff.get_config,
+    "diffbody": diffbody.get_config,
+}
 
 
 def experiment_of(args: argparse.Namespace) -> Config:
@@ -56,8 +73,41 @@ def narrow_of(args: argparse.Namespace) -> int:
     return PRESETS[args.preset][2] if args.preset in PRESETS else 1
 
 
+def diffbody_shapes(config: Config) -> DiffBody:
+    """All networks of DiffBody without their arrays."""
+    model, told = config.model, config.control
+    control = ControlNetConfig(model.unet, pose=told.pose, attention=told.attention)
+    cleaner = diffbody_cleaner.get_config().cleaner.sizes or SwinIRConfig.diffbir()
+
+    def make(rngs: nnx.Rngs) -> DiffBody:
+        kw: LayerOptions = {"dtype": DTYPES[config.run.precision], "rngs": rngs}
+        networks = AutoencoderKL(model.vae, **kw), UNet2DConditionModel(model.unet, **kw)
+        return DiffBody(*networks, ControlNet(control, **kw), build_cleaner(cleaner, **kw))
+
+    return abstract(make)
+
+
+def control_shapes(config: Config) -> tuple[train_step.Trainer, Any, Any]:
+    """What `shapes_of` gives, for DiffBody's ControlNet."""
+    body = diffbody_shapes(config)
+    trainer = train_step.Trainer(config, config.model, body)
+    graphdef, state = nnx.split(body)
+
+    def start(state: Any) -> Any:
+        model = nnx.merge(graphdef, state)
+        experiment.store_as_computed(model, experiment.trainable(config))
+        begun, frozen = trainer.start(model)
+        text = CLIPConfig.sd21()
+        frozen.blank = jnp.zeros((1, text.max_position_embeddings, text.hidden_size))
+        return begun, frozen
+
+    return trainer, *jax.eval_shape(start, state)
+
+
 def shapes_of(config: Config, narrow: int) -> tuple[train_step.Trainer, Any, Any]:
     """The trainer, and the shapes of its state and frozen weights."""
+    if config.run.kind == "control":
+        return control_shapes(config)
     adapters = config.lora if config.run.kind == "restorer" else None
     restorer, _ = abstract_restorer(config.model, adapters, config.run.precision)
     plan, dtype = LPIPSConfig.vgg16(narrow), DTYPES[config.run.precision]
@@ -77,15 +127,6 @@ def shapes_of(config: Config, narrow: int) -> tuple[train_step.Trainer, Any, Any
         return trainer.start(model, vgg, distance if weights.ea else None)
 
     return trainer, *jax.eval_shape(start, states)
-
-
-def pictures_of(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-    side = config.data.crop
-    shape = jax.ShapeDtypeStruct((config.data.batch_size, side, side, 3), jnp.uint8)
-    pictures = {"hq": shape, "lq": shape}
-    if config.data.mask:
-        pictures["mask"] = jax.ShapeDtypeStruct(shape.shape[:3], jnp.bool_)
-    return pictures
 
 
 def on(device: Any, shapes: Any) -> Any:
@@ -121,7 +162,7 @@ def time_ours(compiled: Any, state: Any, frozen: Any, config: Config, count: int
     rng = np.random.default_rng(0)
     batch = {
         k: jnp.asarray(rng.integers(0, 256, v.shape, np.uint8), v.dtype)
-        for k, v in pictures_of(config).items()
+        for k, v in flops.batch_shapes(config.data).items()
     }
     held = [filled(state, 0)]
     weights = filled(frozen, 1)
@@ -215,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     before = time.perf_counter()
     step = jax.jit(trainer.step, donate_argnums=0)
     with target as (device, options):
-        inputs = on(device, (state, frozen, pictures_of(config)))
+        inputs = on(device, (state, frozen, flops.batch_shapes(config.data)))
         compiled = step.lower(*inputs).compile(options)
     print(describe(args, compiled, device, work, time.perf_counter() - before), flush=True)
     if args.aot:

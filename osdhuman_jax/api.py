@@ -11,18 +11,37 @@ module, is `osdhuman_jax.methods.osdhuman.OneStepRestorer`.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
 from PIL import Image
 
+from osdhuman_jax.data.picture_lines import stem
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import Picture, from_pillow, to_pillow
 from osdhuman_jax.inference.memory import parse_bytes
+from osdhuman_jax.inference.notes import Notes, Request, poses_file
 from osdhuman_jax.inference.pipeline import Pipeline, Progress, want_of_memory_said
+from osdhuman_jax.inference.settings import NOBODY, Sampling
 from osdhuman_jax.models import BUNDLED
 
 AnyStill = Image.Image | np.ndarray
 Still = TypeVar("Still", Image.Image, np.ndarray)
+
+
+class SamplingOptions(TypedDict, total=False):
+    """What a model of many steps takes; `names` are the pictures' paths below their folder."""
+
+    steps: int
+    sampler: str
+    cfg: float
+    control_scale: float
+    prompt: str
+    negative: str
+    seed: int
+    pose: str | Path
+    captions: str | Path
+    names: Sequence[str]
 
 
 class Restorer:
@@ -63,6 +82,7 @@ class Restorer:
         blend: float | None = ...,
         guidance: float | None = ...,
         progress: Progress | None = ...,
+        **sampling: Unpack[SamplingOptions],
     ) -> Still: ...
 
     @overload
@@ -75,6 +95,7 @@ class Restorer:
         blend: float | None = ...,
         guidance: float | None = ...,
         progress: Progress | None = ...,
+        **sampling: Unpack[SamplingOptions],
     ) -> list[Still]: ...
 
     def __call__(
@@ -86,14 +107,16 @@ class Restorer:
         blend: float | None = None,
         guidance: float | None = None,
         progress: Progress | None = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> AnyStill | list[AnyStill]:
         """Restored: one for one, a list for a list; Pillow's for Pillow's, arrays for arrays.
 
         Arrays are uint8 or uint16, (height, width) gray or (height, width, 3 or 4) RGB(A), and come
         back with three or four channels of their dtype. Pillow's images come back upright as RGB or
-        RGBA of 8 bits, profile and EXIF in `info`. Raises TypeError on what is neither, ValueError
-        on other arrays, factors and names, and RestoreError (of osdhuman_jax.inference.finishing)
-        where memory does not suffice.
+        RGBA of 8 bits, profile and EXIF in `info`. A DiffBody also takes `SamplingOptions`, each as
+        infer.py's flag; `progress` is that of a picture's steps then. Raises TypeError on what is
+        neither, ValueError on other arrays, factors and names, and RestoreError (of
+        osdhuman_jax.inference.finishing) where memory does not suffice.
         """
         # An array is no sequence by this test, nor is a Pillow image.
         several = isinstance(images, Sequence)
@@ -101,12 +124,35 @@ class Restorer:
         given = list(images) if several else [images]
         with want_of_memory_said():
             pictures = [_picture(image) for image in given]
+            asked, requests = _sampling(sampling, pictures)
             # Together, so that pictures of one size share a batch.
             restored = self.pipeline.restore(
-                pictures, upscale, color_fix, blend, progress, guidance
+                pictures, upscale, color_fix, blend, progress, guidance, asked, requests
             )
             results = [_like(image, p) for image, p in zip(given, restored, strict=True)]
         return results if several else results[0]
+
+
+def _sampling(options: SamplingOptions, pictures: list[Picture]) -> tuple[Sampling, list[Request]]:
+    """Settings, and a request for each picture. Raises ValueError or OSError."""
+    known = set(SamplingOptions.__annotations__)
+    if strange := sorted(set(options) - known):
+        raise TypeError(f"{strange[0]} is no option; options are {', '.join(sorted(known))}")
+    # Names without suffixes, as files of poses and captions are read.
+    names = [stem(name) for name in options.get("names", [""] * len(pictures))]
+    if len(names) != len(pictures):
+        raise ValueError(f"{len(names)} names for {len(pictures)} pictures")
+    pose, captions = options.get("pose"), options.get("captions")
+    found = pose if pose in (None, NOBODY) else poses_file(Path(pose))
+    notes = Notes(Path(captions) if captions else None, found if isinstance(found, Path) else None)
+    notes.check(names, whole=False)
+    plain = {k: v for k, v in options.items() if k not in ("pose", "captions", "names")}
+    asked = Sampling(
+        **plain,  # type: ignore[arg-type]
+        pose=file_digest(found) if isinstance(found, Path) else found,
+        captions=file_digest(Path(captions)) if captions else None,
+    )
+    return asked, [notes.of(n, p.size) for n, p in zip(names, pictures, strict=True)]
 
 
 def _picture(image: AnyStill) -> Picture:

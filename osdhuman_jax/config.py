@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args
 from osdhuman_jax.networks.configs import (
     DualPromptConfig,
     HFIEConfig,
+    PartParserConfig,
     RRDBNetConfig,
     SwinConfig,
     SwinIRConfig,
@@ -34,6 +35,7 @@ class ModelConfig:
     hfie: HFIEConfig = field(default_factory=HFIEConfig)
     timestep: int = 999  # T_L of Eq. 2; HAODiff: 199
     dual: DualPromptConfig | None = added(None)  # HAODiff's two prompts, in RAM's and HFIE's place
+    text: bool = added(False)  # prompted by texts alone (DiffBody): neither RAM nor HFIE
 
 
 @dataclass
@@ -50,6 +52,34 @@ class CleanerConfig:
 
 
 @dataclass
+class ControlConfig:
+    """The conditions of a run of kind "control" (DiffBody's Eq. 3), and how often each is hidden.
+
+    The paper tells of no hiding. A network that was always told everything is lost where nobody
+    is found, where joints are not seen or nothing is said, all of which happen in use.
+    """
+
+    pose: bool = True  # paper; its Fig. 7 goes without
+    attention: bool = True  # paper, likewise
+    drop_joints: float = 0.1  # of the joints, each by itself: estimators miss some
+    drop_pose: float = 0.1  # of the pictures' poses: in heavily degraded ones nobody is found
+    drop_attention: float = 0.1  # of the pictures' attention maps, likewise
+    drop_text: float = 0.2  # of the captions, for none at all (DiffBIR v2.1), which guidance needs
+
+
+@dataclass
+class SampleConfig:
+    """How a model of many steps (DiffBody) is sampled; DiffBIR's where the paper is silent."""
+
+    steps: int = 50  # paper
+    sampler: str = "ddpm"  # paper; or "ddim", which begins with the restored picture's latent
+    cfg: float = 4.0  # scale by which a text is followed
+    negative: str = "low quality, blurry, low-resolution, noisy, unsharp, weird textures"
+    control_scale: float = 1.0  # of what ControlNet adds
+    guidance: float = 0.0  # scale s of Eq. 6, by parts of the body; 0 = off
+
+
+@dataclass
 class UseConfig:
     """How a model is best used: kept in its folder, and taken where nothing else is asked for."""
 
@@ -57,6 +87,7 @@ class UseConfig:
     blend: float = 1.0  # of the restored picture in the result, the rest being the input
     work_side: int = 0  # pixels; a picture whose shorter side has fewer is restored enlarged to it
     sides: tuple[int, int] = added((0, 0))  # pixels; shorter sides that it is made for, 0 = any
+    sample: SampleConfig | None = added(None)  # of DiffBody
 
 
 @dataclass
@@ -102,6 +133,7 @@ class LossConfig:
     features: float = added(0.0)  # of the mean absolute error of the critic's features
     ea: float = added(0.0)  # of HAODiff's edge-aware DISTS; needs the parts lpips and dists
     gan: float = added(0.0)  # of HAODiff's critic of latents; with it one is trained beside
+    attention: float = added(1.0)  # DiffBody's Eq. 4: of I_attn in (1 + I_attn)^2; 0 = not weighted
     dice: float = added(0.0)  # dual-prompt stage only: of the mask of what moved; HAODiff: 0.02
     critic_width: int = added(64)  # channels of the critic at a quarter of the side
     critic_noise: float = added(0.02)  # of [-1, 1]: a critic is held to one answer within it
@@ -204,9 +236,10 @@ class MeshConfig:
 class RunConfig:
     """What one `train.py` does."""
 
-    kind: str = "restorer"  # or "vae", "diffusion" (small bases), "dpg", "cleaner"; see OBJECTIVES
+    kind: str = "restorer"  # or another of OBJECTIVES, such as "vae", "dpg", "cleaner", "control"
     train: str = added("lora")  # paper; or "all": every weight of a small restorer
     init: str = ""  # model folder to start from; empty = random weights from the seed
+    cleaner: str = added("")  # folder of the cleaner of a control run; empty = the part of `init`
     steps: int = 35_000  # paper
     seed: int = 123  # of weights and of what a step draws
     precision: str = "bf16"  # compute of the frozen networks; or "fp32"
@@ -215,12 +248,15 @@ class RunConfig:
     log_every: int = 50  # steps
     checkpoint_every: int = 500  # steps
     keep: int = 3  # newest checkpoints; the best one is kept besides
-    best: str = "val_psnr_y"  # or val_ssim_y, val_lpips
+    best: str = "val_psnr_y"  # or val_ssim_y, val_lpips; val_loss of kinds control and parts
     sample_every: int = 500  # sample grid and validation; 0 = never
     eval_sources: tuple[str, ...] = ()  # HQ pictures of the fixed validation set
     eval_images: int = 16  # how many, the first ones of them
     eval_crop: int = 512  # pixels, as data.crop
     eval_height: int = added(0)  # pixels, as data.crop_height
+    eval_poses: tuple[str, ...] = added(())  # as data.poses, for eval_sources
+    eval_captions: tuple[str, ...] = added(())  # as data.captions, likewise
+    eval_steps: int = added(10)  # of DDIM, by which a control run's validation samples
 
 
 @dataclass
@@ -236,6 +272,10 @@ class Config:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     use: UseConfig = field(default_factory=UseConfig, metadata={"added": True})
     cleaner: CleanerConfig = field(default_factory=CleanerConfig, metadata={"added": True})
+    control: ControlConfig = field(default_factory=ControlConfig, metadata={"added": True})
+    parser: PartParserConfig = field(
+        default_factory=PartParserConfig.five, metadata={"added": True}
+    )
     run: RunConfig = field(default_factory=RunConfig)
 
 

@@ -192,11 +192,12 @@ def ldm_state(nets: Networks) -> State:
     return made | {"alphas_cumprod": torch.ones(9), "model_ema.decay": torch.tensor(0.9)}
 
 
-def ldm_file(path: Path, state: State) -> None:
+def ldm_file(path: Path, state: State) -> Path:
     if path.suffix == ".safetensors":
         save_file({k: v.contiguous() for k, v in state.items()}, path)
     else:
         torch.save({"state_dict": state, "global_step": 220_000}, path)
+    return path
 
 
 # RAM, DAPE

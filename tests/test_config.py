@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from configs import base, models
+from configs import base, diffbody, diffbody_nostruct, diffbody_notext, models
 from osdhuman_jax.commands.config_flags import define_config
 from osdhuman_jax.config import Config, ConfigError, ModelConfig, from_dict, to_dict
 
@@ -92,6 +92,23 @@ def test_an_ablation_is_the_papers_run_but_for(name):
         if value != paper[section][field]
     }
     assert different == ABLATIONS[name]
+
+
+def test_diffbodys_ablations_are_its_run_but_for_what_they_leave_out():
+    """Figures 7 and 8; where a folder is, and how it is used, follows from that."""
+    whole = to_dict(diffbody.get_config())
+    found = {}
+    for name, config in (("struct", diffbody_nostruct), ("text", diffbody_notext)):
+        ours = to_dict(config.get_config())
+        found[name] = {
+            f"{section}.{field}": ours[section][field]
+            for section, fields in whole.items()
+            for field, value in fields.items()
+            if ours[section][field] != value and field not in ("init", "sample")
+        }
+    gone = {"control.pose": False, "control.attention": False, "loss.attention": 0.0}
+    assert found["struct"] == gone | {"data.poses": [], "run.eval_poses": []}
+    assert found["text"] == {"data.captions": [], "run.eval_captions": []}
 
 
 def test_paper_values():

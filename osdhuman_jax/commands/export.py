@@ -47,12 +47,14 @@ def export(args: argparse.Namespace) -> bytes:
 
     from osdhuman_jax.inference.standalone import ExportError, to_npz, to_onnx
     from osdhuman_jax.methods.prompts import TagPrompter
-    from osdhuman_jax.weights import load_model, load_prompter
+    from osdhuman_jax.weights import DIFFBODY, kind_of, load_model, load_prompter
 
     # What is asked for, refused before a model is read.
     if args.output.suffix not in SUFFIXES:
         raise ExportError(f"--output must end in {' or '.join(SUFFIXES)}: {args.output}")
     check_file("output", args.output)
+    if kind_of(args.model) == DIFFBODY:
+        raise ExportError(f"{args.model}: takes many steps (DiffBody), which no program here holds")
 
     # The model, and whether it and the size go together.
     restorer = load_model(args.model, precision=args.precision).restorer

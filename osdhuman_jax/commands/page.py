@@ -20,8 +20,10 @@ from osdhuman_jax.images.listing import SUFFIXES as LISTED
 from osdhuman_jax.images.sizes import enlarge, scaled_size
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.folder_plan import one_line
+from osdhuman_jax.inference.notes import Request
 from osdhuman_jax.inference.pipeline import Pipeline, Progress
-from osdhuman_jax.inference.settings import COLOR_FIXES, GUIDANCE
+from osdhuman_jax.inference.settings import COLOR_FIXES, GUIDANCE, Sampling
+from osdhuman_jax.weights.abilities import Abilities
 
 Gradio = Any  # a type of Gradio's, which need not be installed where this file is read
 Message = Mapping[str, Any]  # of ASGI, as are the three below
@@ -70,11 +72,14 @@ def restore_file(
     guidance: float | None,
     max_pixels: int,
     progress: Progress | None,
+    sampling: Sampling | None = None,
+    name: str = "",
 ) -> tuple[Picture, Picture]:
     """The enlarged input and its restoration, as infer.py makes it.
 
     Raises ImageError on a file that is no picture or a larger one than `max_pixels` (after
-    `upscale`), which its header tells before it is decoded, and RestoreError.
+    `upscale`), which its header tells before it is decoded, and RestoreError. A model of many steps
+    takes `sampling`, and the picture's `name` with its suffix.
     """
     # By the header: a page is open to whoever reaches it, and a bomb is small before it is decoded.
     height, width = scaled_size(read_size(path, max_pixels), upscale)
@@ -83,7 +88,13 @@ def restore_file(
         raise ImageError(f"{width} x {height} after upscaling is more than {limit} pixels")
     picture = decode(path.read_bytes(), max_pixels, deep=True)
     (restored,) = pipeline.restore(
-        [picture], upscale, color_fix, progress=progress, guidance=guidance
+        [picture],
+        upscale,
+        color_fix,
+        progress=progress,
+        guidance=guidance,
+        sampling=sampling,
+        requests=[Request(Path(name).with_suffix("").as_posix() if name else "")],
     )
     return enlarge(picture, upscale), restored
 
@@ -157,6 +168,8 @@ def build(pipeline: Pipeline, card: str, max_pixels: int, folder: Path) -> Gradi
                 # For a model of two prompts; others have nothing to guide.
                 own = pipeline.model.restorer.guidance
                 more = [] if own is None else [_guidance(own)]
+                if pipeline.abilities is not None:
+                    more = _sampling(pipeline.abilities)
                 button = gr.Button("Restore", variant="primary")
                 download = gr.DownloadButton("Download PNG", interactive=False)
             with gr.Column(scale=2):
@@ -180,12 +193,15 @@ def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[...,
         file: tuple[str, str | None] | None,
         upscale: int | float,  # Gradio's sliders give 1 for 1.0
         color_fix: str,
-        guidance: int | float | None = None,
+        *more: int | float | str | None,
         progress: Gradio = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
     ) -> tuple[tuple[Image.Image, Image.Image], Gradio]:
         if file is None:
             raise gr.Error("Choose a picture first.", print_exception=False)
         path, uploaded = Path(file[0]), file[1]
+        # What is asked beside depends on the model, as do the fields that are shown.
+        guidance, sampling = _asked(pipeline, more)
+        name, unit = download_name(path, uploaded), "steps" if sampling else "tiles"
         try:
             progress(0.0, desc="restoring")
             before, after = restore_file(
@@ -193,17 +209,45 @@ def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[...,
                 path,
                 float(upscale),
                 color_fix,
-                None if guidance is None else float(guidance),
+                guidance,
                 max_pixels,
-                lambda done, total: progress((done, total), unit="tiles"),
+                lambda done, total: progress((done, total), unit=unit),
+                sampling,
+                name,
             )
-            result = write_download(after, folder, download_name(path, uploaded))
-        except (ImageError, RestoreError, OSError, MemoryError) as error:
+            result = write_download(after, folder, name)
+        except (ImageError, RestoreError, ValueError, OSError, MemoryError) as error:
             raise gr.Error(f"{path.name}: {one_line(error)}", print_exception=False) from None
         download = gr.DownloadButton(value=str(result), interactive=True)
         return (preview(before), preview(after)), download
 
     return restore
+
+
+def _asked(
+    pipeline: Pipeline, more: tuple[int | float | str | None, ...]
+) -> tuple[float | None, Sampling | None]:
+    """Guidance and sampling by the fields that a model's page has beside those of all."""
+    if pipeline.abilities is None:
+        (guidance,) = more or (None,)
+        return None if guidance is None else float(guidance), None
+    steps, seed, *prompt = more
+    # An emptied field is no seed, and an empty text is none: the picture's tags may follow.
+    text = str(prompt[0]) if prompt and prompt[0] else None
+    seeded = 0 if seed is None else int(seed)
+    return None, Sampling(steps=int(steps or 1), seed=seeded, prompt=text)
+
+
+def _sampling(can: Abilities) -> list[Gradio]:
+    """Fields of a model of many steps: how many, the seed, and the text where it takes one."""
+    import gradio as gr  # pyright: ignore[reportMissingImports]
+
+    made: list[Gradio] = [
+        gr.Slider(1, 100, can.sample.steps, step=1, label="Steps", info="More take longer."),
+        gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1),
+    ]
+    text = "What the picture shows, in words, such as: young woman, red hair, green coat"
+    return made + ([gr.Textbox(label="Prompt", info=text)] if can.text else [])
 
 
 def _guidance(own: float) -> Gradio:

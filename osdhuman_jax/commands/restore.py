@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from osdhuman_jax.cli import Parser, bar, called, check_folder, end, some_path, some_text
 from osdhuman_jax.commands.flags import count, factor, memory, quality, share, speak
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.formats import LOSSLESS, SUFFIXES
 from osdhuman_jax.images.listing import other_pictures
@@ -25,18 +26,22 @@ from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.program_cache import keep_programs
 from osdhuman_jax.inference.settings import (
     COLOR_FIXES,
+    NOBODY,
     PRECISIONS,
+    SAMPLERS,
     ModelIdentity,
+    Sampling,
     Settings,
     chosen,
-    guided,
     identity,
     read_identity,
+    sampled,
 )
 from osdhuman_jax.models import BUNDLED
 
 if TYPE_CHECKING:
     import osdhuman_jax.inference.pipeline
+    from osdhuman_jax.inference.notes import Notes
 
 NAME = called("infer.py")
 DEFAULT_OUTPUT = "restored"  # in the current folder, for an INPUT without --output
@@ -49,7 +54,7 @@ SHOWN = 20  # remarks that are told one by one
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Flags as a namespace; exits with status 2 on a bad one."""
-    parser = Parser(NAME, "Restore photographs of people in one diffusion step.")
+    parser = Parser(NAME, "Restore photographs of people, in one diffusion step or in many.")
     # What is restored, and where it goes.
     add = parser.add_argument
     add(
@@ -76,7 +81,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--upscale", type=factor, default=1.0, help="enlarge by this factor (>= 1) beforehand")
     add("--color_fix", choices=COLOR_FIXES, help="take the input's colours; default: the model's")
     add("--blend", type=share, help="1: the restored picture, 0: the input; default: the model's")
-    add("--guidance", type=float, help="1 to 10, from the negative prompt: of HAODiff's models")
+    add(
+        "--guidance",
+        type=float,
+        help="of HAODiff's models 1 to 10, from the negative prompt; of DiffBody's from 0 (off), "
+        "by parts of the body",
+    )
+    sampling_flags(parser)
     add("--format", choices=SUFFIXES, default="png", help="of the outputs")
     add("--quality", type=quality, default=95, help=f"of JPEG and WebP ({LOSSLESS}: lossless WebP)")
     add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")
@@ -93,6 +104,50 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.input = args.input or args.pictures
     args.output = args.output or Path(DEFAULT_OUTPUT)
     return args
+
+
+def sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of models of many steps, DiffBody's; others refuse them. Defaults are the model's."""
+    many = parser.add_argument_group("DiffBody")
+    add = many.add_argument
+    add("--steps", type=count, help="1 to 1000; default: the model's, 50")
+    add("--sampler", choices=SAMPLERS, help="default: the model's, ddpm; ddim needs fewer steps")
+    add("--prompt", help="what all pictures show, in words")
+    add("--captions", type=some_path, help="captions.jsonl: what each picture shows")
+    add("--negative", help="what no picture is to show; default: the model's, where there is text")
+    add("--cfg", type=float, help="how far text is followed; default: the model's, 1 without text")
+    add("--control_scale", type=float, help="of what ControlNet adds; default: the model's, 1")
+    add("--seed", type=int, help="of the noise, 0 by default")
+    add("--pose", type=some_text, help=f"poses.jsonl of osdhuman poses, or {NOBODY}")
+
+
+def asked_sampling(args: argparse.Namespace) -> Sampling:
+    """What the flags ask of a model of many steps. Raises OSError on a file that cannot be read."""
+    pose, captions = args.pose, None
+    # Files stand for what is in them, so that another one is another setting.
+    if args.pose not in (None, NOBODY):
+        from osdhuman_jax.inference.notes import poses_file
+
+        pose = file_digest(poses_file(Path(args.pose)))
+    if args.captions:
+        captions = file_digest(args.captions)
+    names = ("steps", "sampler", "cfg", "control_scale", "prompt", "negative", "seed")
+    asked = {name: getattr(args, name) for name in names}
+    return Sampling(**asked, pose=pose, captions=captions)
+
+
+def read_notes(args: argparse.Namespace, jobs: list[Job]) -> "Notes | None":
+    """What files say of the pictures. Raises DataError where it is not what they are asked for."""
+    poses = Path(args.pose) if args.pose not in (None, NOBODY) else None
+    captions = args.captions if args.prompt is None else None
+    if poses is None and captions is None:
+        return None
+    from osdhuman_jax.inference.folder_run import picture_name
+    from osdhuman_jax.inference.notes import Notes
+
+    notes = Notes(captions, poses)
+    notes.check([picture_name(job) for job in jobs], whole=Path(args.input).is_dir())
+    return notes
 
 
 def load_pipeline(args: argparse.Namespace) -> "osdhuman_jax.inference.pipeline.Pipeline":
@@ -133,10 +188,9 @@ def main(argv: list[str] | None = None) -> int:
         if model is None:
             pipeline = load_pipeline(args)
             loaded = pipeline.model
-            model = ModelIdentity(loaded.digest, loaded.use, loaded.restorer.guidance)
-        color_fix, blend = chosen(model.use, args.color_fix, args.blend)
-        guidance = guided(model.guidance, args.guidance)
-        settings = replace(settings, color_fix=color_fix, blend=blend, guidance=guidance)
+            own = loaded.restorer.guidance
+            model = ModelIdentity(loaded.digest, loaded.use, own, pipeline.abilities)
+        settings, notes = settle(args, settings, model), read_notes(args, jobs)
 
         # What of it is not done yet; where all is, no model is loaded.
         with held(args.output) as ledger:
@@ -147,8 +201,13 @@ def main(argv: list[str] | None = None) -> int:
                 from osdhuman_jax.inference.folder_run import Runner
 
                 pipeline = pipeline or load_pipeline(args)
-                runner = Runner(pipeline, settings, args.output, ledger)
-                with bar(len(jobs), "picture", skipped, len(jobs) > 1) as progress:
+                shown = len(jobs) > 1 or settings.sampling is not None
+                with bar(len(jobs), "picture", skipped, shown) as progress:
+
+                    def step(done: int, total: int) -> None:
+                        progress.set_postfix_str(f"step {done} of {total}")
+
+                    runner = Runner(pipeline, settings, args.output, ledger, notes, step)
                     runner.run(left, progress.update)
     except (ValueError, OSError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
@@ -159,6 +218,21 @@ def main(argv: list[str] | None = None) -> int:
     if runner:
         tell(runner.remarks)
     return report(runner.failures if runner else [], len(jobs), skipped, args.output)
+
+
+def settle(args: argparse.Namespace, settings: Settings, model: ModelIdentity) -> Settings:
+    """Settings with what the flags ask of the model, or what it is best used with.
+
+    Raises ValueError where it does not take them.
+    """
+    color_fix, blend = chosen(model.use, args.color_fix, args.blend)
+    asked, can = asked_sampling(args), model.abilities
+    guidance, sampling = sampled(model.guidance, can, args.guidance, asked)
+    if can and can.structure and not can.people and args.pose is None:
+        text = "this model has no BlazePose: nobody is looked for (--pose FILE, or off to agree)"
+        print(f"note: {text}", file=sys.stderr)
+    made = replace(settings, color_fix=color_fix, blend=blend)
+    return replace(made, guidance=guidance, sampling=sampling)
 
 
 def tell(remarks: list[tuple[Job, str]]) -> None:

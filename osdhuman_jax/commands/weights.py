@@ -125,6 +125,11 @@ def _part_flags(make: argparse.ArgumentParser) -> None:
         default=[],
         help="conditions that the ControlNet is not to have",
     )
+    make.add_argument(
+        "--pose",
+        type=some_path,
+        help="with --control: wheel of mediapipe 0.10, or folder of BlazePose's two .tflite files",
+    )
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -148,13 +153,13 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 # What goes with --cleaner where it is a part; DiffBody has no generator of one step.
-BESIDE_CLEANER = ("clip", "lpips", "seed")
+BESIDE_CLEANER = ("sd", "ram", "clip", "lpips", "seed")
+BESIDE_CONTROL = (*BESIDE_CLEANER, "dape", "tags", "prompt", "control", "control_without", "pose")
 
 
 def run_import(options: Json) -> None:
     """Import what was named. Raises a ValueError on too little, or what does not go together."""
     from osdhuman_jax.training.checkpoint import load_generator
-    from osdhuman_jax.weights.controls import local_control
     from osdhuman_jax.weights.haodiff import import_haodiff
     from osdhuman_jax.weights.importer import import_cleaner, import_model
     from osdhuman_jax.weights.osdhuman_files import read_osdhuman
@@ -165,7 +170,8 @@ def run_import(options: Json) -> None:
     if cleaner and not beside:
         import_cleaner(cleaner, options["output"], overwrite=options["overwrite"])
         return
-    if cleaner and (others := [k for k in beside if k not in ("sd", "ram", *BESIDE_CLEANER)]):
+    allowed = BESIDE_CONTROL if options["control"] else BESIDE_CLEANER
+    if cleaner and (others := [k for k in beside if k not in allowed]):
         text = f"--cleaner goes alone, without --{', --'.join(others)}"
         raise CommandError(f"{text}, or with --sd and --ram")
     # HAODiff brings its own prompts, or begins with random ones.
@@ -183,7 +189,8 @@ def run_import(options: Json) -> None:
         raise CommandError(
             "--dists is for the training of HAODiff: with --haodiff or --prompt dual"
         )
-    if not (sd and options["ram"]):
+    _make_diffbody(options)
+    if not (sd and (options["ram"] or options["prompt"] == "text")):
         raise CommandError("import needs --sd and --ram, --sd and --haodiff, or --cleaner")
     # OSDHuman's own files are a generator, of which two numbers may have to be told.
     osdhuman = options.pop("osdhuman")
@@ -194,17 +201,36 @@ def run_import(options: Json) -> None:
         raise CommandError(f"--{given[0]} goes with --osdhuman")
     if osdhuman:
         options["generator"] = read_osdhuman(osdhuman, **told)
-    # A ControlNet is looked at here, and made once the U-Net is known.
-    control, without = options.pop("control"), options.pop("control_without")
-    if without and not control:
-        raise CommandError("--control_without goes with --control")
-    if control:
-        options["control"] = local_control(control, without)
     # A run's generator lies in a checkpoint, which Orbax reads; all else are files of weights.
     generator = options["generator"]
     if isinstance(generator, str) and (Path(generator) / "checkpoints").is_dir():
         options["generator"] = load_generator(generator)
     import_model(**options)
+
+
+def _make_diffbody(options: Json) -> None:
+    """What DiffBody has beside a restorer: files are looked at, and options become what they are.
+
+    Raises a ValueError on what does not go together, or a file that is another.
+    """
+    from osdhuman_jax.inference.poses import checked_files
+    from osdhuman_jax.weights.controls import local_control
+
+    control, without = options.pop("control"), options.pop("control_without")
+    pose, prompt = options.pop("pose"), options["prompt"]
+    given = (("--control_without", without), ("--pose", pose), ("--prompt text", prompt == "text"))
+    if not control:
+        for flag, is_given in given:
+            if is_given:
+                raise CommandError(f"{flag} goes with --control")
+        return
+    if prompt not in ("", "hfie", "text"):
+        raise CommandError(f"--control goes with --prompt hfie or text, not {prompt}")
+    if prompt == "text" and not options["cleaner"]:
+        raise CommandError("--prompt text goes with --control and --cleaner")
+    # A ControlNet is looked at here, and made once the U-Net is known.
+    options["control"] = local_control(control, without)
+    options["pose"] = checked_files(pose) if pose else None
 
 
 def main(argv: list[str] | None = None) -> int:

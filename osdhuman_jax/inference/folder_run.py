@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from osdhuman_jax.config import Json
+from osdhuman_jax.data.sources import DataError
 from osdhuman_jax.disk import staged
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import (
@@ -30,7 +31,8 @@ from osdhuman_jax.inference.finishing import RestoreError, finish
 from osdhuman_jax.inference.folder_plan import is_inside, one_line
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.ledger import Ledger
-from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.inference.notes import Notes, Request
+from osdhuman_jax.inference.pipeline import Pipeline, Progress
 from osdhuman_jax.inference.settings import Settings, identity
 
 AHEAD = 1  # batches that are read, and that are written, while one is computed
@@ -46,6 +48,15 @@ class Loaded:
     enlarged: Picture
     seen: Pixels  # by the network
     digest: str
+    request: Request
+
+
+Computed = tuple[Floats, Json]  # a model's output, and what is to be remembered of it
+
+
+def picture_name(job: Job) -> str:
+    """The picture's path below the folder of inputs without its suffix."""
+    return job.output.with_suffix("").as_posix()
 
 
 def batches(jobs: list[Job], pipeline: Pipeline) -> Iterator[list[Job]]:
@@ -63,8 +74,16 @@ class Runner:
     """
 
     def __init__(
-        self, pipeline: Pipeline, settings: Settings, output: Path, ledger: Ledger
+        self,
+        pipeline: Pipeline,
+        settings: Settings,
+        output: Path,
+        ledger: Ledger,
+        notes: Notes | None = None,
+        progress: Progress | None = None,
     ) -> None:
+        """`notes` and `progress` (of one picture's steps) are for models of many steps."""
+        self._notes, self._progress = notes or Notes(), progress
         self.pipeline, self.settings, self.output, self.ledger = pipeline, settings, output, ledger
         self.failures: list[tuple[Job, str]] = []
         self.remarks: list[tuple[Job, str]] = []  # on pictures that the model is not made for
@@ -136,34 +155,39 @@ class Runner:
                 larger = enlarged.size != picture.size
                 if text := remark(picture.rgb, self.pipeline.model.use, larger):
                     self.remarks.append((job, text))
-                loaded.append(Loaded(job, picture.size, enlarged, seen, digest))
-            except (ImageError, OSError, MemoryError) as error:
+                request = self._notes.of(picture_name(job), picture.size)
+                loaded.append(Loaded(job, picture.size, enlarged, seen, digest, request))
+            except (ImageError, DataError, OSError, MemoryError) as error:
                 self._fail(job, one_line(error), input_sha256=digest)
         return loaded
 
-    def _compute(self, loaded: list[Loaded]) -> list[Floats]:
+    def _compute(self, loaded: list[Loaded]) -> list[Computed]:
         """Model outputs; none where the computation failed, which must not stop the others."""
         if not loaded:
             return []
+        seen, settings = [item.seen for item in loaded], self.settings
         try:
-            return self.pipeline.compute(
-                [item.seen for item in loaded], guidance=self.settings.guidance
-            )
+            if settings.sampling is None:
+                outputs = self.pipeline.compute(seen, guidance=settings.guidance)
+                return [(output, {}) for output in outputs]
+            requests = [item.request for item in loaded]
+            asked = settings.sampling, settings.color_fix, self._progress
+            return [*self.pipeline.sample(seen, requests, *asked)]
         except (RuntimeError, MemoryError) as error:
             for item in loaded:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)
             return []
 
-    def _write_all(self, loaded: list[Loaded], outputs: list[Floats], made: Json) -> int:
+    def _write_all(self, loaded: list[Loaded], outputs: list[Computed], made: Json) -> int:
         """Encode, write and record a batch; returns how many jobs that ended."""
         # No outputs at all where the computation failed: those jobs are recorded already.
-        for item, output in zip(loaded, outputs, strict=False):
+        settings, fix = self.settings, self.pipeline.late_fix(self.settings.color_fix)
+        for item, (output, facts) in zip(loaded, outputs, strict=False):
             try:
-                settings = self.settings
                 output = self.pipeline.fitted(output, item.enlarged.size)
-                result = finish(output, item.enlarged, settings.color_fix, settings.blend)
+                result = finish(output, item.enlarged, fix, settings.blend)
                 data = encode(result, settings.format, settings.quality)
-                self._write(item, result, data, made)
+                self._write(item, result, data, made | facts)
             except RestoreError as error:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)
             except (ImageError, OSError, MemoryError) as error:

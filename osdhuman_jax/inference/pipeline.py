@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import TypedDict, Unpack
+from typing import TypedDict, TypeVar, Unpack
 
 import jax
 import numpy as np
@@ -41,25 +41,32 @@ from osdhuman_jax.images.sizes import (
     squash,
 )
 from osdhuman_jax.inference.finishing import RestoreError, check_options, finish, fitted
+from osdhuman_jax.inference.many_steps import Clean, ManySteps, Sampled
 from osdhuman_jax.inference.memory import EXHAUSTED, budget, is_exhausted
+from osdhuman_jax.inference.notes import Request
 from osdhuman_jax.inference.plans import Plan, Planner
 from osdhuman_jax.inference.programs import Programs
-from osdhuman_jax.inference.settings import chosen, guided
+from osdhuman_jax.inference.settings import Sampling, chosen, sampled
 from osdhuman_jax.inference.tiling import Canvas, corners, groups_of, spread
 from osdhuman_jax.methods.prompts import FixedPrompter, Images, Prompter, TagPrompter
 from osdhuman_jax.networks.types import Tokens
 from osdhuman_jax.weights import (
     CLEANER,
+    DIFFBODY,
     Cleaner,
+    DiffBodyModel,
     Model,
     kind_of,
     load_cleaner,
+    load_diffbody,
     load_model,
     load_prompter,
 )
+from osdhuman_jax.weights.abilities import Abilities
 
 Guidance = tuple[np.float32, ...]  # a scalar, of a model that has one
-Progress = Callable[[int, int], None]  # tiles done, tiles in all
+Progress = Callable[[int, int], None]  # tiles, or steps, done and in all
+T = TypeVar("T")
 
 VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
 
@@ -97,7 +104,7 @@ class Pipeline:
 
     def __init__(
         self,
-        model: Model | Cleaner,
+        model: Model | Cleaner | DiffBodyModel,
         precision: str = "fp32",
         batch_size: int = 1,
         bucket: int = 128,
@@ -127,6 +134,12 @@ class Pipeline:
         self.planner = Planner(own, unit, self.scale, self.batch_size, self.programs.devices)
         # Prompts, from outside or of the model's own; cleaners have none.
         self._prompter = prompter
+        # Many steps are another way to compute, of which the cleaner is a pipeline of its own.
+        self.abilities: Abilities | None = None
+        self.many_steps: ManySteps | None = None
+        if isinstance(model, DiffBodyModel):
+            self.abilities = model.abilities
+            self.many_steps = ManySteps(model, self.programs, self._cleaner(model))
         self._prompted = model.restorer.reach is None  # and with norms over the whole picture
         looks = prompter or model.restorer.prompter
         self._view = getattr(looks, "input_size", VIEW)
@@ -142,8 +155,11 @@ class Pipeline:
         cls, folder: str | Path, precision: str = "fp32", **options: Unpack[PipelineOptions]
     ) -> "Pipeline":
         """Pipeline of a model folder. Raises ValueError or FileNotFoundError on a bad one."""
+        kind = kind_of(Path(folder))
+        if kind == DIFFBODY:
+            return cls(load_diffbody(folder, precision), precision, **options)
         # A cleaner is its own network, with neither prompts nor adapters.
-        if kind_of(Path(folder)) == CLEANER:
+        if kind == CLEANER:
             return cls(load_cleaner(folder, precision=precision), precision, **options)
         model = load_model(folder, precision=precision)
         return cls._with(load_prompter(folder, precision=precision), model, precision, options)
@@ -192,18 +208,24 @@ class Pipeline:
         blend: float | None = None,
         progress: Progress | None = None,
         guidance: float | None = None,
+        sampling: Sampling | None = None,
+        requests: Sequence[Request] | None = None,
     ) -> list[Picture]:
         """Restored pictures in the order given, each `scaled_size(size, upscale)` large.
 
         See `finish` for `color_fix` and `blend`, haodiff.py for `guidance` (1 to 10, of models with
-        two prompts alone); None is what the model is best used with. Transparency is resized with
+        two prompts; of one with many steps by parts, from 0); None is what the model is best used
+        with. Such a model takes `sampling`, and `requests`, one a picture; its `progress` is that
+        of a picture's steps. Transparency is resized with
         its picture; profile, EXIF and the size of a print are kept. Raises RestoreError if the
         model's output is not finite or memory does not suffice, ValueError on a bad option.
         """
         # Options are refused before anything is computed.
         color_fix, blend = self.chosen(color_fix, blend)
         check_options(color_fix, blend)
-        guidance = guided(self.model.restorer.guidance, guidance)
+        own = self.model.restorer.guidance
+        guidance, wish = sampled(own, self.abilities, guidance, sampling or Sampling())
+        requests = [Request()] * len(pictures) if requests is None else requests
         restored: dict[int, Picture] = {}
         with want_of_memory_said():
             # Batches of one padded size, whose outputs go back to where their pictures stood.
@@ -211,10 +233,15 @@ class Pipeline:
             for indices in self.batches([picture.size for picture in inputs]):
                 # What the network is given of each, and what it makes of them together.
                 batch = [self.seen(pictures[i], inputs[i]) for i in indices]
-                outputs = self.compute(batch, progress, guidance)
+                if wish is None:
+                    outputs = self.compute(batch, progress, guidance)
+                else:
+                    asked = [requests[i] for i in indices]
+                    made = self.sample(batch, asked, wish, color_fix, progress)
+                    outputs = [one.output for one in made]
                 for i, output in zip(indices, outputs, strict=True):
                     output = self.fitted(output, inputs[i].size)
-                    restored[i] = finish(output, inputs[i], color_fix, blend)
+                    restored[i] = finish(output, inputs[i], self.late_fix(color_fix), blend)
         return [restored[i] for i in range(len(inputs))]
 
     def chosen(self, color_fix: str | None, blend: float | None) -> tuple[str, float]:
@@ -262,36 +289,87 @@ class Pipeline:
 
         Where memory runs out, the next smaller plan is tried, once; RestoreError follows.
         """
+        # A scalar more for every program of a model that has one.
+        own = self.model.restorer.guidance
+        scale = () if own is None else (np.float32(own if guidance is None else guidance),)
+
+        def follow(plan: Plan) -> list[Floats]:
+            return self._follow(plan, batch, scale, progress)
+
+        return self._planned(self.padded_size(batch[0].shape[:2]), follow, self._footprint)
+
+    def sample(
+        self,
+        batch: Sequence[Pixels],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        color_fix: str,
+        progress: Progress | None = None,
+    ) -> list[Sampled]:
+        """As `compute`, of a model of many steps: one picture after the other.
+
+        `sampling` is as `settings.sampled` makes it; see `ManySteps.run`.
+        """
+        steps = self.many_steps
+        assert steps is not None  # of other models nothing is sampled
+
+        def follow(plan: Plan) -> list[Sampled]:
+            asked = zip(batch, requests, strict=True)
+            return [steps.run(plan, p, r, sampling, color_fix, progress) for p, r in asked]
+
+        def footprint(plan: Plan) -> int:
+            needed = steps.footprint(plan, requests[0], sampling)
+            self._footprints.append((plan.pixels, needed))
+            return needed
+
+        return self._planned(self.padded_size(batch[0].shape[:2]), follow, footprint)
+
+    def late_fix(self, color_fix: str) -> str:
+        """The colour fix that is left to `finish`: a model of many steps has done it by then."""
+        return color_fix if self.many_steps is None else "none"
+
+    def _cleaner(self, model: DiffBodyModel) -> Clean:
+        """Padded pictures -> I_reg of the same size, by a pipeline of the cleaner."""
+        left = max(self.max_memory - self.programs.weight_bytes, 1)
+        cleaner = Pipeline(model.cleaner, self.precision, max_memory=left)
+
+        def clean(picture: Pixels) -> Floats:
+            height, width = picture.shape[:2]
+            seen = sizes.seen(picture, (height, width), cleaner.scale)
+            return cleaner.compute([seen])[0][:height, :width]
+
+        return clean
+
+    def _planned(
+        self, padded: Size, follow: Callable[[Plan], T], footprint: Callable[[Plan], int]
+    ) -> T:
+        """What `follow` makes by the first plan that fits, or by the next one."""
         # Threads take turns: two programs at once would take twice the memory that was planned.
-        padded = self.padded_size(batch[0].shape[:2])
         with want_of_memory_said(), self._lock:
-            plan = self._plans.get(padded) or self._first_fit(padded)
-            # A scalar more for every program of a model that has one.
-            own = self.model.restorer.guidance
-            scale = () if own is None else (np.float32(own if guidance is None else guidance),)
-            outputs = self._attempt(plan, batch, scale, progress)
+            plan = self._plans.get(padded) or self._first_fit(padded, footprint)
+            outputs = self._attempt(plan, follow)
             if outputs is None:
-                plan = self._first_fit(padded, after=plan)
+                plan = self._first_fit(padded, footprint, after=plan)
                 log.warning("out of memory: going on with %s", plan)
-                outputs = self._follow(plan, batch, scale, progress)
+                outputs = follow(plan)
         return outputs
 
     def tiling(self, size: Size) -> str | None:
         """`Plan.tiling` of the plan by which outputs of a size were computed last."""
         return self._plans[self.padded_size(covering(self.working_size(size), self.scale))].tiling
 
-    def _attempt(
-        self, plan: Plan, batch: Sequence[Pixels], scale: Guidance, progress: Progress | None
-    ) -> list[Floats] | None:
+    def _attempt(self, plan: Plan, follow: Callable[[Plan], T]) -> T | None:
         """Outputs by a plan; None where memory ran out, with nothing of the attempt kept."""
         try:
-            return self._follow(plan, batch, scale, progress)
+            return follow(plan)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             if not is_exhausted(error):
                 raise
             return None
 
-    def _first_fit(self, padded: Size, after: Plan | None = None) -> Plan:
+    def _first_fit(
+        self, padded: Size, footprint: Callable[[Plan], int], after: Plan | None = None
+    ) -> Plan:
         """The largest plan whose programs fit into memory; `after` one that did not in practice."""
         # Plans come from the largest to the smallest.
         plans = self.plans(padded)
@@ -301,7 +379,7 @@ class Pipeline:
         # Compiling tells how much a plan takes; what cannot fit by what others took is passed over.
         needed = 0
         for plan in left:
-            needed = self._guess(plan) or self._footprint(plan)
+            needed = self._guess(plan) or footprint(plan)
             if needed <= self.max_memory:
                 self._plans[padded] = plan
                 return plan

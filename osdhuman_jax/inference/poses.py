@@ -23,8 +23,9 @@ from jaxtyping import Bool, Float32, Float64, UInt8
 
 from osdhuman_jax.data.structures import Structure, nobody, openpose
 from osdhuman_jax.filenames import spelled
-from osdhuman_jax.networks.blazepose import run
-from osdhuman_jax.weights.tflite import read_tflite
+from osdhuman_jax.networks.blazepose import Graph, run
+from osdhuman_jax.weights.choices import POSE_FILES
+from osdhuman_jax.weights.tflite import Constants, read_tflite
 from osdhuman_jax.weights.torch_files import WeightsError
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -33,10 +34,10 @@ Network = Callable[[np.ndarray], tuple[jax.Array, ...]]
 
 # Shapes of a network's input and of the outputs that are used.
 SHAPES = {
-    "pose_detection.tflite": [(1, 224, 224, 3), (1, 2254, 12), (1, 2254, 1)],
-    "pose_landmark_full.tflite": [(1, 256, 256, 3), (1, 195), (1, 1), (1, 256, 256, 1)],
+    POSE_FILES[0]: [(1, 224, 224, 3), (1, 2254, 12), (1, 2254, 1)],
+    POSE_FILES[1]: [(1, 256, 256, 3), (1, 195), (1, 1), (1, 256, 256, 1)],
 }
-FILES = tuple(SHAPES)
+FILES = POSE_FILES
 PACKAGE = "mediapipe"
 ADVICE = "pip download mediapipe==0.10.21 --no-deps, and --from blazepose:THE.whl"
 
@@ -57,6 +58,7 @@ class Pose(NamedTuple):
     points: Float64[np.ndarray, "17 2"]  # x, y in pixels, in COCO's order
     scores: Float64[np.ndarray, "17"]  # how sure each is to be visible, in [0, 1]
     attention: Float32[np.ndarray, "h w"]  # how sure each pixel is to be of the person, in [0, 1]
+    square: Affine | None = None  # that the landmarker saw
 
     @property
     def seen(self) -> Bool[np.ndarray, "17"]:
@@ -80,8 +82,14 @@ def structure(poses: list[Pose], size: tuple[int, int]) -> Structure:
 class BlazePose:
     """Both networks, compiled when they first see a picture, which takes a minute on a CPU."""
 
-    def __init__(self, detector: Network, landmarker: Network) -> None:
-        self._detector, self._landmarker = detector, landmarker
+    def __init__(
+        self,
+        detector: Network,
+        landmarker: Network,
+        landmarks: tuple[Graph, Constants] | None = None,
+    ) -> None:
+        """`landmarks` is the landmarker as it was read, for those who ask it for more."""
+        self._detector, self._landmarker, self.landmarks = detector, landmarker, landmarks
 
     def __call__(self, rgb: Pixels) -> list[Pose]:
         """The people of an upright picture, at most `MOST`; none where nobody is found."""
@@ -110,7 +118,8 @@ class BlazePose:
         # Logits, clipped so that the picture's pixels between two of the square's are sensible.
         logits = np.clip(mask[0, :, :, 0], -8, 8)
         inside = cv2.warpAffine(logits, to_picture, (width, height), borderValue=(-8.0,))
-        return Pose(_points(to_picture, rows[:, :2]), _sigmoid(rows[:, 3]), _sigmoid(inside))
+        points = _points(to_picture, rows[:, :2])
+        return Pose(points, _sigmoid(rows[:, 3]), _sigmoid(inside), to_picture)
 
 
 def people(boxes: np.ndarray, logits: np.ndarray) -> list[Float64[np.ndarray, "2 2"]]:
@@ -194,14 +203,25 @@ def load_blazepose(source: Path | None) -> BlazePose:
 
     Raises WeightsError where a file is not there or is not what it should be.
     """
-    networks = []
-    for name, data in zip(FILES, read_files(source), strict=True):
-        graph, weights = read_tflite(data, name)
-        shapes = [graph.shapes[number] for number in (graph.input, *graph.outputs)]
-        if shapes[: len(SHAPES[name])] != SHAPES[name]:
-            raise WeightsError(f"{name}: not BlazePose's network of that name; {ADVICE}")
-        networks.append(partial(jax.jit(partial(run, graph)), jax.device_put(weights)))
-    return BlazePose(*networks)
+    read = [_network(name, data) for name, data in zip(FILES, read_files(source), strict=True)]
+    networks = [partial(jax.jit(partial(run, g)), jax.device_put(w)) for g, w in read]
+    return BlazePose(networks[0], networks[1], read[1])
+
+
+def checked_files(source: Path | None) -> dict[str, bytes]:
+    """The same two files by their names, for a model's folder. Raises WeightsError likewise."""
+    found = dict(zip(FILES, read_files(source), strict=True))
+    for name, data in found.items():
+        _network(name, data)
+    return found
+
+
+def _network(name: str, data: bytes) -> tuple[Graph, Constants]:
+    graph, weights = read_tflite(data, name)
+    shapes = [graph.shapes[number] for number in (graph.input, *graph.outputs)]
+    if shapes[: len(SHAPES[name])] != SHAPES[name]:
+        raise WeightsError(f"{name}: not BlazePose's network of that name; {ADVICE}")
+    return graph, weights
 
 
 def read_files(source: Path | None) -> list[bytes]:

@@ -13,12 +13,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from osdhuman_jax.inference.tiling import Statistics, share_norms
 from osdhuman_jax.interruption import apart
 from osdhuman_jax.methods.cleaner import CleanerNetwork
+from osdhuman_jax.methods.diffbody import DiffBody
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.networks.types import Image, Scalar, Tokens
 
@@ -31,9 +33,10 @@ log = logging.getLogger(__name__)
 class Programs:
     """One restorer's weights and what it was compiled to; threads may share it."""
 
-    def __init__(self, restorer: OneStepRestorer | CleanerNetwork) -> None:
-        # Batches lie over all devices of this process; each has all weights.
-        devices = jax.local_devices()
+    def __init__(self, restorer: OneStepRestorer | CleanerNetwork | DiffBody) -> None:
+        # Batches lie over all devices of this process; each has all weights. A model of many steps
+        # takes one picture at a time, on one of them.
+        devices = jax.local_devices()[: 1 if isinstance(restorer, DiffBody) else None]
         mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
         self.devices = len(devices)
         self._split = NamedSharding(mesh, PartitionSpec("data"))
@@ -81,16 +84,25 @@ class Programs:
         measured = self._outputs(_measure, tiles, tokens, *self._guidance)
         return self._run("tiles", _tiles, tiles, tokens, *self._guidance, known=measured)
 
+    def other(self, title: str, function: Callable, *arguments: object) -> jax.stages.Compiled:
+        """`function` of graph, weights and arrays like these, compiled; call it by `call`."""
+
+        def abstract(x: jax.Array | np.ndarray | np.generic) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._copied)
+
+        weights = jax.tree.map(self._like, self._weights)
+        leaves, tree = jax.tree.flatten((weights, *jax.tree.map(abstract, arguments)))
+        return compiled(title, function, self._graphdef, tree, tuple(leaves))
+
+    def call(self, title: str, function: Callable, *arguments: object) -> Any:
+        """What such a program gives."""
+        return self.other(title, function, *arguments)(self._weights, *arguments)
+
     def memory(self, kind: str, pictures: Shape) -> int:
         """Bytes on one device that the program of this kind and shape takes, weights included."""
         # The compiler's own account.
         (program,) = (p for key, p in self._compiled.items() if key[:2] == (kind, pictures))
-        found = program.memory_analysis()
-        if found is None:
-            return 0
-        # An output that takes an argument's place needs no room of its own.
-        parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
-        return sum(getattr(found, part) for part in parts) - found.alias_size_in_bytes
+        return footprint(program)
 
     def _run(
         self,
@@ -134,6 +146,16 @@ class Programs:
         split = len(shape) > 2 and shape[0] % self.devices == 0
         sharding = self._split if split else self._copied
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+
+def footprint(program: jax.stages.Compiled) -> int:
+    """Bytes on one device that a program takes, its arguments included."""
+    found = program.memory_analysis()
+    if found is None:
+        return 0
+    # An output that takes an argument's place needs no room of its own.
+    parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
+    return sum(getattr(found, part) for part in parts) - found.alias_size_in_bytes
 
 
 def _title(kind: str, shape: Shape) -> str:

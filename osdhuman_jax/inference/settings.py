@@ -5,17 +5,43 @@ for, before any network or array library is loaded: this module needs the standa
 """
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from osdhuman_jax.config import ConfigError, Json, UseConfig, use_of
 from osdhuman_jax.disk import file_digest
+from osdhuman_jax.weights.abilities import Abilities, abilities_of
 
 # What a flag can choose of.
 PRECISIONS = ("fp32", "bf16")
 COLOR_FIXES = ("none", "adain", "wavelet")
 GUIDANCE = (1, 10)  # scales that are taken; 1 is the positive prompt alone
+SAMPLERS = ("ddpm", "ddim")
+MOST_STEPS = 1000  # timesteps that the networks know
+NOBODY, BLAZEPOSE = "off", "blazepose"  # where people are found, beside a file of poses
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is asked of a model of many steps (DiffBody); None is what it is best used with.
+
+    The scale of the text and what leads away from it follow the text, where they are None: without
+    a text there is neither.
+    """
+
+    steps: int | None = None
+    sampler: str | None = None  # of SAMPLERS
+    cfg: float | None = None  # scale by which the text is followed
+    control_scale: float | None = None  # of what ControlNet adds
+    part_guidance: float | None = None  # scale s of Eq. 6
+    prompt: str | None = None  # of all pictures
+    negative: str | None = None
+    seed: int | None = None
+    pose: str | None = None  # NOBODY, BLAZEPOSE or the digest of a file
+    captions: str | None = None  # the digest of a file
 
 
 @dataclass(frozen=True)
@@ -28,6 +54,7 @@ class Settings:
     format: str = "png"
     quality: int = 95
     guidance: float | None = None  # of a model of two prompts, which others lack
+    sampling: Sampling | None = None  # of a model of many steps, which others lack
 
 
 class ModelIdentity(NamedTuple):
@@ -36,6 +63,7 @@ class ModelIdentity(NamedTuple):
     digest: str  # SHA-256 of config.json, which holds the digests of the weights
     use: UseConfig
     guidance: float | None  # its own, of a model of two prompts
+    abilities: Abilities | None = None  # of a model of many steps
 
 
 def read_identity(folder: Path) -> ModelIdentity | None:
@@ -49,7 +77,8 @@ def read_identity(folder: Path) -> ModelIdentity | None:
         # not be read to see that a folder is finished.
         meta = json.loads(path.read_text(encoding="utf-8-sig"))
         guidance = (meta.get("model", {}).get("dual") or {}).get("guidance")
-        return ModelIdentity(file_digest(path), use_of(meta), guidance)
+        use = use_of(meta)
+        return ModelIdentity(file_digest(path), use, guidance, abilities_of(meta, use))
     except (OSError, ValueError, TypeError, AttributeError, ConfigError):
         return None
 
@@ -75,8 +104,78 @@ def guided(own: float | None, asked: float | None) -> float | None:
     return asked
 
 
+def sampled(
+    own: float | None, can: Abilities | None, guidance: float | None, asked: Sampling
+) -> tuple[float | None, Sampling | None]:
+    """Guidance and sampling of a model, of what is asked for or of its own.
+
+    `own` is the guidance of a model of two prompts, `can` what a model of many steps can do: there
+    `guidance` is that by parts. Raises ValueError on what a model does not take.
+    """
+    if can is None:
+        _refuse([name for name, value in asdict(asked).items() if value is not None], STEPS)
+        return guided(own, guidance), None
+    if not can.text:
+        texts = ("cfg", "prompt", "negative", "captions")
+        _refuse([name for name in texts if getattr(asked, name) is not None], TEXTS)
+    if asked.pose not in (None, NOBODY) and not can.structure:
+        _refuse(["pose"], "a ControlNet that is shown people; this one is shown none")
+    # What is not asked for is the model's own; but scale and negative text follow the text.
+    best = can.sample
+    found = BLAZEPOSE if can.people and can.structure else NOBODY
+    made = replace(
+        asked,
+        steps=best.steps if asked.steps is None else asked.steps,
+        sampler=asked.sampler or best.sampler,
+        control_scale=best.control_scale if asked.control_scale is None else asked.control_scale,
+        part_guidance=best.guidance if guidance is None else guidance,
+        seed=asked.seed or 0,
+        pose=asked.pose or found,
+        captions=asked.captions if asked.prompt is None else None,
+    )
+    _check_ranges(made)
+    if made.part_guidance and not (can.parser or made.pose == BLAZEPOSE):
+        raise ValueError(
+            "guidance by parts needs the part parser in the model's folder, or BlazePose there and "
+            "no --pose"
+        )
+    return None, made
+
+
+STEPS = "models of many steps (DiffBody); this one takes one step"
+TEXTS = "models that are prompted by texts; this one is prompted by its pictures"
+
+
+def _refuse(names: list[str], why: str) -> None:
+    """Raise ValueError where there are names."""
+    if names:
+        raise ValueError(f"{', '.join(names)}: for {why}")
+
+
+def _check_ranges(made: Sampling) -> None:
+    """Raise ValueError on a setting that is out of its range."""
+    if made.sampler not in SAMPLERS:
+        raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {made.sampler!r:.40}")
+    ranges: Mapping[str, tuple[float, float]] = {
+        "steps": (1, MOST_STEPS),
+        "seed": (0, 2**32 - 1),
+        "cfg": (0, math.inf),
+        "control_scale": (0, math.inf),
+        "part_guidance": (0, math.inf),
+    }
+    for name, (least, most) in ranges.items():
+        value = getattr(made, name)
+        # NaN is in no range, nor is infinity.
+        if value is not None and not (least <= value <= most and math.isfinite(value)):
+            bound = f"at least {least}" if most == math.inf else f"between {least} and {most}"
+            shown = name.replace("part_", "")
+            raise ValueError(f"{shown} must be {bound}, got {value}")
+
+
 def identity(digest: str, precision: str, settings: Settings) -> Json:
     """What a provenance line must say for its output to be this model's with these settings."""
     # A setting that a model lacks is not in its record, nor is it in records of earlier versions.
     made = {name: value for name, value in asdict(settings).items() if value is not None}
+    # All of sampling's, those that were not asked for too: asked or not is another output.
+    made |= made.pop("sampling", {})
     return {"model_digest": digest, "precision": precision} | made

@@ -116,24 +116,24 @@ def window(tile: Size) -> Float32[np.ndarray, "h w"]:
 
 
 class Canvas:
-    """A picture (height, width, 3) that grows from the weighted tiles of a whole grid (`corners`).
+    """A picture or latent that grows from the weighted tiles of a whole grid (`corners`).
 
     The grid's weights are a product of its rows' and its columns', so they need no plane of theirs.
     """
 
-    def __init__(self, size: Size, tile: Size) -> None:
+    def __init__(self, size: Size, tile: Size, channels: int = 3) -> None:
         self._window = window(tile)[..., None]
-        self._sum = np.zeros((*size, 3), np.float32)
+        self._sum = np.zeros((*size, channels), np.float32)
         self._tile, self._corners = tile, set[Corner]()
 
-    def add(self, corner: Corner, values: Float32[np.ndarray, "h w 3"]) -> None:
+    def add(self, corner: Corner, values: Float32[np.ndarray, "h w c"]) -> None:
         """Lay a tile down with its top left corner at `corner`."""
         height, width = values.shape[:2]
         here = np.s_[corner[0] : corner[0] + height, corner[1] : corner[1] + width]
         self._sum[here] += values * self._window
         self._corners.add(corner)
 
-    def picture(self) -> Float32[np.ndarray, "_ _ 3"]:
+    def picture(self) -> Float32[np.ndarray, "_ _ _"]:
         """The blended picture; every pixel must have been covered."""
         # The window is a product, and so is the sum of all windows of a grid.
         rows, columns = (self._weights(axis) for axis in (0, 1))

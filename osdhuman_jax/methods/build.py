@@ -1,4 +1,7 @@
-"""Settings -> a one-step restorer with random weights: OSDHuman's, or HAODiff's by two prompts."""
+"""Settings -> a one-step restorer with random weights: OSDHuman's, or HAODiff's by two prompts.
+
+DiffBody's VAE and U-Net are a restorer's, too, which has no prompter where it is given texts.
+"""
 
 from functools import partial
 
@@ -26,6 +29,8 @@ def build_restorer(
 ) -> OneStepRestorer:
     """A restorer with random weights, prompted by HFIE or, with `config.dual`, by two prompts.
 
+    With `config.text` it has no prompter.
+
     HFIE and embedders are trained, so their parameters are float32 whatever `param_dtype` is.
     Raises ValueError where VAE and U-Net disagree on the latent's channels.
     """
@@ -38,12 +43,13 @@ def build_restorer(
     width = config.unet.cross_attention_dim
 
     # The prompter first: its tokens are as wide as the U-Net attends to.
+    make, prompter = OneStepRestorer, None
     if config.dual:
         make = partial(DualPromptRestorer, guidance=config.dual.guidance)
         prompter = DualPrompter(config.dual, width=width, **kw)
-    else:
+    elif not config.text:
         # Keys and values from RAM's embeddings.
-        make, embeddings = OneStepRestorer, config.swin.image_proj_dim
+        embeddings = config.swin.image_proj_dim
         encoder = RAMEncoder(config.swin, **kw)
         hfie = HFIE(config.hfie, dim=width, kv_dim=embeddings, dtype=dtype, rngs=rngs)
         prompter = HFIEPrompter(encoder, hfie)

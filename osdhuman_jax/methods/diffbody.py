@@ -29,6 +29,7 @@ from jaxtyping import Float
 
 from osdhuman_jax.methods import losses, sampler
 from osdhuman_jax.methods.body_parts import PartLoss
+from osdhuman_jax.methods.prompts import Prompter
 from osdhuman_jax.methods.sampler import Guidance, Keys, LatentLoss, Predict, Steps
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.controlnet import ControlNet, Hint
@@ -44,7 +45,8 @@ Attention = Float[Array, "b h w 1"]  # in [0, 1]: 1 where a person is
 class Cleaner(Protocol):
     """A restorer of one pass: images in [-1, 1] in and out, `scale` times as large."""
 
-    scale: int
+    @property
+    def scale(self) -> int: ...
 
     def __call__(self, lq: Image, /) -> Image: ...
 
@@ -61,9 +63,11 @@ class Given(NamedTuple):
 
 
 class DiffBody(nnx.Module):
-    """Cleaner, VAE, U-Net and ControlNet."""
+    """Cleaner, VAE, U-Net and ControlNet; small models have a prompter in the text's place."""
 
     scale = 1  # side of the output / side of the input
+    # Prompts and scales come with a call; no tile is as in the whole picture, for its norms.
+    prompter = guidance = reach = None
 
     def __init__(
         self,
@@ -71,11 +75,13 @@ class DiffBody(nnx.Module):
         unet: UNet2DConditionModel,
         control: ControlNet,
         cleaner: Cleaner,
+        prompter: Prompter | None = None,
     ):
         self.vae = vae
         self.unet = unet
         self.control = control
         self.cleaner = cleaner
+        self.prompter = prompter
 
     @property
     def multiple(self) -> int:
@@ -105,6 +111,12 @@ class DiffBody(nnx.Module):
     def at_latent(self, attention: Attention) -> Float[Array, "b _ _ 1"]:
         """Attention at the latent's size, where it is the mean of what was there."""
         return reduced(attention.astype(jnp.float32), self.vae.downscale)
+
+    def tokens(self, reg: Image) -> Tokens:
+        """The prompter's tokens of I_reg. Raises ValueError where there is no prompter."""
+        if self.prompter is None:
+            raise ValueError("this model has no prompter: give it the tokens of a text")
+        return self.prompter(reg)
 
     def conditions(
         self, reg: Image, skeleton: Image | None = None, attention: Attention | None = None

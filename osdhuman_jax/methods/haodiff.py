@@ -33,7 +33,7 @@ class DualPromptRestorer(OneStepRestorer):
         self,
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
-        prompter: Prompter,
+        prompter: Prompter | None,
         timestep: int,
         guidance: float,
     ):

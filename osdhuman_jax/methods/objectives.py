@@ -4,6 +4,8 @@
     diffusion  eps-prediction on HQ latents, HFIE(HQ) prompt   trains U-Net, Swin and HFIE
     dpg        HAODiff's dual-prompt generator (stage 1)       trains its extractor
     cleaner    DiffBody's first stage (its Eq. 2)              trains SwinIR or RRDBNet
+    control    DiffBody itself (its Eq. 4)                     trains its ControlNet
+    parts      the parser that DiffBody may be guided by       trains PartParser
     restorer   the paper's generator (section 3.2, Eqs. 2-7)   trains LoRA, HFIE and a regularizer
 
 The paper's generator G minimises (Eq. 4, with its weights 1, 2 and 1)
@@ -34,6 +36,8 @@ from jaxtyping import PyTree
 from osdhuman_jax.config import Config, LoRAConfig, LossConfig
 from osdhuman_jax.methods import lora, losses
 from osdhuman_jax.methods.cleaner import CleanerNetwork, cleaner_loss
+from osdhuman_jax.methods.diffbody import DiffBody
+from osdhuman_jax.methods.diffbody_training import control_terms, draw_control, parts_terms
 from osdhuman_jax.methods.dual_prompts import DualPrompter
 from osdhuman_jax.methods.haodiff_training import (
     draw_gan,
@@ -47,12 +51,14 @@ from osdhuman_jax.networks.critic import Critic
 from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.networks.judge import Judge
 from osdhuman_jax.networks.lpips import LPIPS
+from osdhuman_jax.networks.part_parser import PartParser
 from osdhuman_jax.networks.types import Image, Latent, Scalar, Timestep, Tokens
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import posterior_sample
 
 Microbatch = Mapping[str, Array]  # images in [-1, 1], prompts, draws
 Scalars = dict[str, Scalar]
+TrainedNetwork = OneStepRestorer | CleanerNetwork | DiffBody | PartParser
 
 
 @jax.tree_util.register_dataclass
@@ -68,6 +74,8 @@ class Frozen:
     # Tokens (1, N, D) that the frozen regularizer is guided away from. JAX also builds this class
     # around shapes and placeholders, so that no class of arrays can stand here.
     negative: PyTree = None
+    # Tokens (1, N, D) of an empty text, for captions that are left out.
+    blank: PyTree = None
 
 
 @jax.tree_util.register_dataclass
@@ -130,15 +138,22 @@ def inject_regularizer(
 
 def draw(
     config: Config,
-    model: OneStepRestorer | CleanerNetwork,
+    model: TrainedNetwork,
     count: int,
     side: tuple[int, int],
     key: Array,
+    people: int = 0,
 ) -> Microbatch:
-    """Noise and timesteps for `count` pictures of (height, width) `side`."""
-    if config.run.kind == "dpg" or not isinstance(model, OneStepRestorer):
-        return {}  # nothing in HAODiff's first stage, or in a cleaner's training, is random
+    """Noise and timesteps for `count` pictures of (height, width) `side`.
+
+    `people` is how many have joints in each, of whom some are left out in a control run.
+    """
+    if config.run.kind == "dpg" or not isinstance(model, OneStepRestorer | DiffBody):
+        return {}  # nothing in HAODiff's first stage, or in a cleaner's or parser's, is random
     f, channels = model.vae.downscale, model.vae.post_quant_conv.in_features
+    if isinstance(model, DiffBody):
+        latent = (count, side[0] // f, side[1] // f, channels)
+        return draw_control(config.control, latent, people, key)
     # One key for each draw in a fixed order, so that a seed means the same steps in every version.
     keys = iter(jax.random.split(key, 3 + 2 * config.loss.reg_updates))
     normal = partial(jax.random.normal, shape=(count, side[0] // f, side[1] // f, channels))
@@ -302,6 +317,19 @@ def cleaner_objective(model: CleanerNetwork, context: Context, microbatch: Micro
     return Loss(context.config.loss.mse * mse, {"mse": mse})
 
 
+def control_objective(model: DiffBody, context: Context, microbatch: Microbatch) -> Loss:
+    """Eq. 4 of DiffBody, see diffbody_training.py."""
+    terms = control_terms(model, context.config, microbatch, context.frozen.blank)
+    return Loss(terms["diffusion"], terms)
+
+
+def parts_objective(model: PartParser, context: Context, microbatch: Microbatch) -> Loss:
+    """The labels of parts of the body, see body_parts.py."""
+    del context
+    terms = parts_terms(model, microbatch)
+    return Loss(terms["parts"], terms)
+
+
 def generator_objective(model: OneStepRestorer, context: Context, microbatch: Microbatch) -> Loss:
     """Eq. 4: data term, LPIPS and VSD.
 
@@ -402,4 +430,6 @@ OBJECTIVES: dict[str, Objective] = {
     "dpg": dpg_objective,
     "restorer": generator_objective,
     "cleaner": cleaner_objective,
+    "control": control_objective,
+    "parts": parts_objective,
 }

@@ -150,7 +150,7 @@ class Guidance:
     """
 
     loss: LatentLoss
-    scale: float  # s
+    scale: float | Scalar  # s
     through: Literal["decoder", "unet"] = "decoder"
     normalize: Literal["sigma", "none"] = "sigma"
     # Timesteps (t_stop, t_start] are guided: above them, what is decoded is still noise.

@@ -67,11 +67,15 @@ FREE = {
         "eval_sources",
         "eval_images",
         "eval_crop",
+        "eval_height",
+        "eval_poses",
+        "eval_captions",
+        "eval_steps",
     },
     "data": {"workers"},
     "mesh": {"data", "fsdp"},
     "optim": {"accumulate", "max_nonfinite"},
-    "use": {"color_fix", "blend", "work_side", "sides"},
+    "use": {"color_fix", "blend", "work_side", "sides", "sample"},
 }
 
 # Orbax's own suffix of a folder that it is still writing.
@@ -150,8 +154,8 @@ class Best:
     """
 
     def __init__(self, name: str) -> None:
-        """`name` is the metric that tells the best one: highest, of LPIPS lowest."""
-        self._name, self._sign = name, -1.0 if name == "val_lpips" else 1.0
+        """`name` is the metric that tells the best one: highest, of LPIPS and losses lowest."""
+        self._name, self._sign = name, -1.0 if name in ("val_lpips", "val_loss") else 1.0
 
     def value(self, metrics: Json | None) -> float:
         """What ranks a checkpoint; without a finite metric it is below all others."""
@@ -392,8 +396,9 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
 def _restorer_run(workdir: Path, step: int | None) -> tuple[Config, int]:
     """The run's configuration, and the step that is meant, which has a checkpoint."""
     config, steps = read_config(workdir), steps_saved(workdir)
-    if config.run.kind == "cleaner":
-        raise CheckpointError(f"{workdir}: a run of kind 'cleaner'; use {workdir / 'model'} of it")
+    if config.run.kind in ("cleaner", "control"):
+        kind, model = config.run.kind, workdir / "model"
+        raise CheckpointError(f"{workdir}: a run of kind {kind!r}; use {model} of it")
     if config.run.kind != "restorer":
         raise CheckpointError(f"{workdir}: a run of kind {config.run.kind!r} restores nothing")
     if not steps or (step is not None and step not in steps):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from osdhuman_jax.config import Config, ConfigError, Json, ModelConfig, to_dict
+from osdhuman_jax.config import Config, ConfigError, DataConfig, Json, ModelConfig, to_dict
 from osdhuman_jax.data.captions import open_captions
 from osdhuman_jax.data.part_maps import open_part_maps
 from osdhuman_jax.data.sources import DataError, open_sources
@@ -29,6 +29,7 @@ from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks import remat
 from osdhuman_jax.networks.performer import FixedParam
+from osdhuman_jax.training import diffbody
 from osdhuman_jax.weights import (
     CLEANER,
     WeightsError,
@@ -49,11 +50,15 @@ POSITIVE = (
     *("optim.learning_rate", "optim.eps", "optim.clip_norm"),
     *("optim.accumulate", "optim.max_nonfinite"),
     *("run.steps", "run.log_every", "run.checkpoint_every", "run.keep"),
-    *("run.eval_images", "run.eval_crop"),
+    *("run.eval_images", "run.eval_crop", "run.eval_steps"),
 )
 # Settings below 1, and settings that are 1 at most.
+METRICS = ("val_psnr_y", "val_ssim_y", "val_lpips")  # of restored pictures
 DECAYS = ("optim.b1", "optim.b2", "optim.ema")
-SHARES = ("data.labelled_share", "data.teacher_share", "data.gray", "use.blend")
+SHARES = (
+    *("data.labelled_share", "data.teacher_share", "data.gray", "use.blend"),
+    *(f"control.drop_{name}" for name in ("joints", "pose", "attention", "text")),
+)
 
 
 def check(config: Config) -> None:
@@ -65,7 +70,7 @@ def check(config: Config) -> None:
         "run.precision": (config.run.precision, tuple(DTYPES)),
         "run.latent": (config.run.latent, ("sample", "mode")),
         "run.remat": (config.run.remat, tuple(remat.POLICIES)),
-        "run.best": (config.run.best, ("val_psnr_y", "val_ssim_y", "val_lpips")),
+        "run.best": (config.run.best, (*METRICS, diffbody.MEASURED)),
         "prompt.kind": (config.prompt.kind, PROMPTS),
         "prompt.source": (config.prompt.source, ("lq", "hq")),
         "loss.reg_lora_scope": (config.loss.reg_lora_scope, ("all", "mid")),
@@ -78,10 +83,11 @@ def check(config: Config) -> None:
     # Settings that go together, or do not.
     if not config.data.sources:
         raise ConfigError("data.sources: name at least one folder of pictures or ArrayRecord file")
-    if config.run.kind in ("restorer", "dpg", "cleaner") and not config.data.degrade:
+    if config.run.kind in ("restorer", "dpg", "cleaner", "control") and not config.data.degrade:
         raise ConfigError("data.degrade: the restorer trains on degraded pictures, set it to True")
     _check_dual(config)
     _check_cleaner(config)
+    diffbody.check(config)
     if config.run.kind == "restorer" and config.run.train == "all" and config.loss.vsd:
         raise ConfigError(
             "loss.vsd: a run that trains all weights leaves no frozen U-Net: set it to 0"
@@ -184,10 +190,25 @@ def check_sources(config: Config) -> None:
         source = open_sources(config.data.sources)
         for open_ in (open_part_maps, open_structures, open_captions):
             open_(config.data, source)
+        if config.run.eval_sources:
+            validated, source = eval_data(config), open_sources(config.run.eval_sources)
+            for open_ in (open_structures, open_captions):
+                open_(validated, source)
     except (DataError, OSError) as error:
         raise ConfigError(f"data: {error}") from error
-    if config.run.init:
+    if config.run.kind in diffbody.KINDS:
+        diffbody.check_folders(config)
+    elif config.run.init:
         read_meta(Path(config.run.init), CLEANER if config.run.kind == "cleaner" else RESTORER)
+
+
+def eval_data(config: Config) -> DataConfig:
+    """Where the pictures of the validation come from, and what is known of them."""
+    run, data = config.run, config.data
+    if not run.eval_sources:
+        return data
+    known = {"poses": run.eval_poses, "captions": run.eval_captions, "parts": ()}
+    return replace(data, sources=run.eval_sources, **known)
 
 
 def trainable(config: Config) -> nnx.filterlib.Filter:
@@ -198,6 +219,8 @@ def trainable(config: Config) -> nnx.filterlib.Filter:
         return nnx.All(nnx.Param, nnx.Not(fixed)) if config.model.dual else nnx.Param
     return {
         "cleaner": nnx.Param,
+        "parts": nnx.Param,
+        "control": nnx.PathContains("control"),
         "vae": nnx.PathContains("vae"),
         "dpg": nnx.PathContains("feature_extractor"),
         "diffusion": nnx.Any(nnx.PathContains("unet"), nnx.PathContains("prompter")),
@@ -209,11 +232,13 @@ def base_folder(config: Config, workdir: Path) -> Path:
     """The model folder a run starts from: `run.init`, else WORKDIR/init, which is made here.
 
     WORKDIR/init has random weights; where `run.init` is a model of one prompt and the config's has
-    two, or the other way round, it has that model's VAE and U-Net. Raises ConfigError where these
-    are of other sizes than the config's, WeightsError where `run.init` is no base model.
+    two, or the other way round, it has that model's VAE and U-Net; in a control run it is
+    `run.init` with what that lacks. Raises ConfigError where these are of other sizes than the
+    config's, WeightsError where `run.init` is no base model.
     """
     given = Path(config.run.init) if config.run.init else None
-    if given and not other_prompts(config, given):
+    control = config.run.kind == "control"
+    if given and not (other_prompts(config, given) or (control and not diffbody.is_whole(config))):
         return given
     # One process makes it; the others wait in the loop.
     folder = workdir / "init"
@@ -221,7 +246,9 @@ def base_folder(config: Config, workdir: Path) -> Path:
         sizes = config.cleaner.sizes
         provenance: Json = {"random_seed": config.run.seed}
         with staged_folder(folder, replace=True) as made:
-            if sizes:
+            if control:
+                diffbody.make_whole(config, made)
+            elif sizes:
                 network = random_cleaner(sizes, config.run.seed)
                 save_cleaner(made, sizes, network, provenance=provenance)
             else:
@@ -243,8 +270,10 @@ def prepare_cleaner(config: Config, folder: Path, precision: str | None = None) 
 
 def other_prompts(config: Config, folder: Path) -> bool:
     """Whether a model folder has one prompt where the config's model has two, or two for one."""
-    # A folder that is gone is told of where it is loaded; a cleaner has no prompts.
-    if config.cleaner.sizes or not (folder / CONFIG).is_file():
+    # A folder that is gone is told of where it is loaded; a cleaner has no prompts, and DiffBody's
+    # runs take them as they are.
+    alone = config.cleaner.sizes or config.run.kind in diffbody.KINDS
+    if alone or not (folder / CONFIG).is_file():
         return False
     found, _ = read_configs(folder, read_meta(folder))
     return (found.dual is None) != (config.model.dual is None)
@@ -286,11 +315,7 @@ def prepare(
         )
     # So must the networks' sizes, but for the two numbers that are no property of a weight's shape.
     found.timestep = restorer.timestep = config.model.timestep
-    ours, theirs = to_dict(config.model), to_dict(found)
-    ours["vae"]["scaling_factor"] = found.vae.scaling_factor
-    if ours != theirs:
-        names = [k for k in ours if ours[k] != theirs[k]]
-        raise ConfigError(f"model.{', model.'.join(names)}: differ from those of {folder}")
+    diffbody.check_sizes(config, found, folder)
     # Else new ones, drawn by the run's seed.
     if trains_lora and not adapters:
         add_lora(restorer, config.lora, np.random.default_rng(config.run.seed))

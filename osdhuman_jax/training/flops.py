@@ -15,6 +15,8 @@ from flax import nnx
 from jax.core import ShapedArray
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxprs_in_params
 
+from osdhuman_jax.config import DataConfig
+from osdhuman_jax.data.structures import JOINTS, MOST
 from osdhuman_jax.methods.objectives import Frozen
 from osdhuman_jax.networks.target import traced_for
 from osdhuman_jax.training.train_step import PICTURES, Trainer, TrainState
@@ -82,6 +84,19 @@ def operations(jaxpr: Jaxpr | ClosedJaxpr) -> int:
     return total
 
 
+def batch_shapes(config: DataConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a step of a run on these data is given of a batch, but for its prompts."""
+    count, size = config.batch_size, config.size
+    picture = jax.ShapeDtypeStruct((count, *size, 3), jnp.uint8)
+    shapes = {k: picture for k in (PICTURES if config.degrade else PICTURES[:1])}
+    if config.mask:
+        shapes["mask"] = jax.ShapeDtypeStruct((count, *size), jnp.bool_)
+    if config.poses:
+        shapes["people"] = jax.ShapeDtypeStruct((count, MOST, JOINTS, 3), jnp.float32)
+        shapes["attention"] = jax.ShapeDtypeStruct((count, *size, 1), jnp.float32)
+    return shapes
+
+
 def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
     """Matrix and convolution operations of one step, without what rematerialisation repeats."""
     # The same step without what is done to save memory: nothing computed twice, nothing split.
@@ -91,11 +106,7 @@ def step_flops(trainer: Trainer, state: TrainState, frozen: Frozen) -> int:
         optim=replace(trainer.config.optim, accumulate=1),
     )
     # Shapes are enough to trace it.
-    shape = (config.data.batch_size, *config.data.size, 3)
-    picture = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    pictures = {k: picture for k in (PICTURES if config.data.degrade else PICTURES[:1])}
-    if config.data.mask:
-        pictures["mask"] = jax.ShapeDtypeStruct(picture.shape[:3], jnp.bool_)
+    pictures = batch_shapes(config.data)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, frozen))
     restorer = nnx.merge(trainer.graphdef, shapes[0].params, shapes[1].restorer)
     plain = Trainer(config, trainer.model, restorer)

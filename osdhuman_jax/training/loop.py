@@ -28,7 +28,7 @@ from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.images.listing import real
 from osdhuman_jax.interruption import Stopped, apart
 from osdhuman_jax.methods.objectives import Frozen, Scalars
-from osdhuman_jax.training import experiment, flops, hosts, train_step
+from osdhuman_jax.training import diffbody, experiment, flops, hosts, train_step
 from osdhuman_jax.training.checkpoint import (
     Checkpoints,
     SaveError,
@@ -63,6 +63,7 @@ def train(config: Config, workdir: Path, profile: int) -> int:
     experiment.check(config)
     check_folder("workdir", workdir)
     config.run.init = str(real(Path(config.run.init))) if config.run.init else ""
+    config.run.cleaner = str(real(Path(config.run.cleaner))) if config.run.cleaner else ""
     check_config(workdir, config)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     experiment.check_sources(config)
@@ -140,6 +141,10 @@ def write_model(
         with staged_folder(workdir / "model", replace=True) as folder:
             made = {"provenance": provenance, "use": config.use}
             save_cleaner(folder, config.cleaner.sizes, network, **made)
+        return
+    if config.run.kind in diffbody.KINDS:
+        with staged_folder(workdir / "model", replace=True) as folder:
+            diffbody.write_result(config, base, folder, params)
         return
     restorer, model = experiment.prepare(config, base, "fp32")
     nnx.update(restorer, params)
@@ -282,7 +287,8 @@ class Loop:
         # A signal travels in the batch: every process reads the largest of all their marks.
         batch = rates.next_batch(self.loader)
         rates.unreadable += int(batch["skipped"].sum())
-        pictures = {k: batch[k] for k in (*train_step.PICTURES, "mask") if k in batch}
+        names = (*train_step.PICTURES, *train_step.BESIDE)
+        pictures = {name: batch[name] for name in names if name in batch}
         prompt = self.prompts(batch, self.config.prompt.source)
         stop = np.full(len(batch["hq"]), self.signals.received is not None, np.int32)
         return put_batch(self.mesh, {**pictures, **prompt, "stop": stop})

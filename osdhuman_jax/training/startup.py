@@ -28,12 +28,16 @@ def startup_lines(
     # Where the run stands, and what is trained beside the restorer.
     done, run, data = int(jax.device_get(state.step)), config.run, config.data
     beside = {"regularizer": state.reg, "critic": state.critic}
-    trained = {"cleaner": state.params} if config.cleaner.sizes else _networks(state.params)
+    # A network that is alone in its run has a name for its layers only.
+    alone = {"cleaner": "cleaner", "parts": "parser"}.get(run.kind)
+    trained = {alone: state.params} if alone else _networks(state.params)
     parts = config.optim.accumulate
     where = f"step {done} in {workdir / 'checkpoints'}" if done else "the first step"
     # A base that was made here says of what.
     drawn = "" if base == Path(run.init) else f" (random weights of seed {run.seed})"
-    if run.init and drawn:
+    if run.kind == "control" and drawn:
+        drawn = f" ({run.init}, with the cleaner and the ControlNet that it lacked)"
+    elif run.init and drawn:
         drawn = f" (VAE and U-Net of {run.init}, a random prompter of seed {run.seed})"
     # From what is general to what is this run's own.
     lines = [
@@ -86,7 +90,9 @@ def _changed_settings(config: Config) -> list[str]:
     if not sections:
         return ["settings: all as the paper has them"]
     # A small model differs in twenty sizes, which a person reads after what the run does.
-    order = sorted(sections, key=lambda section: section.split(".")[0] in ("model", "cleaner"))
+    order = sorted(
+        sections, key=lambda section: section.split(".")[0] in ("model", "cleaner", "parser")
+    )
     lines = [f"  {section}: {', '.join(sections[section])}" for section in order]
     return ["settings that differ from the defaults:", *lines]
 

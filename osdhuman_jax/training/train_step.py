@@ -23,7 +23,12 @@ from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
 from osdhuman_jax.methods import lora
-from osdhuman_jax.methods.cleaner import CleanerNetwork
+from osdhuman_jax.methods.diffbody_training import (
+    control_loss,
+    parts_shown,
+    parts_terms,
+    sampled,
+)
 from osdhuman_jax.methods.dual_prompts import DualPrompter
 from osdhuman_jax.methods.objectives import (
     OBJECTIVES,
@@ -33,6 +38,7 @@ from osdhuman_jax.methods.objectives import (
     Microbatch,
     Regularizer,
     Scalars,
+    TrainedNetwork,
     diffusion_loss,
     draw,
     inject_regularizer,
@@ -43,6 +49,7 @@ from osdhuman_jax.networks import remat
 from osdhuman_jax.networks.types import Image
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.training.critics import Critics
+from osdhuman_jax.training.diffbody import KINDS, prepare_control, prepare_parser
 from osdhuman_jax.training.experiment import (
     prepare,
     prepare_cleaner,
@@ -70,6 +77,8 @@ from osdhuman_jax.weights.model_folder import (
 Batch = Mapping[str, Array]
 # What of a batch is pictures; beside them are prompts and whether a signal has come.
 PICTURES = ("hq", "lq")
+# What else of a batch of the loader's goes to the devices.
+BESIDE = ("mask", "people", "attention")
 
 
 @jax.tree_util.register_dataclass
@@ -98,11 +107,13 @@ class TrainState:
 class Trainer:
     """The programs of a run: pure functions of state, frozen weights and batch."""
 
-    def __init__(
-        self, config: Config, model: ModelConfig, restorer: OneStepRestorer | CleanerNetwork
-    ) -> None:
+    # Whether what a validation makes is restored pictures, and whether it measures the loss.
+    restores, has_loss = True, False
+
+    def __init__(self, config: Config, model: ModelConfig, restorer: TrainedNetwork) -> None:
         """`restorer` has LoRA where the run trains LoRA; only its graph is kept, no array."""
         self.config, self.model = config, model
+        self.restores, self.has_loss = config.run.kind != "parts", config.run.kind in KINDS
         self.tx = make_optimizer(config.optim, config.run.steps)
         # The regularizer may be updated more often than once a step: its schedule counts that.
         self.reg_tx = make_optimizer(config.optim, config.run.steps, config.loss.reg_updates)
@@ -115,7 +126,7 @@ class Trainer:
 
     def start(
         self,
-        restorer: OneStepRestorer | CleanerNetwork,
+        restorer: TrainedNetwork,
         lpips: nnx.Module | None = None,
         dists: nnx.Module | None = None,
     ) -> tuple[TrainState, Frozen]:
@@ -189,8 +200,9 @@ class Trainer:
         images = to_images(batch)
         model = nnx.merge(self.graphdef, state.params, frozen.restorer)
         count, height, width, _ = images["hq"].shape
-        drawn = draw(self.config, model, count, (height, width), key)
-        given = {name: batch[name] for name in ("prompt", "mask") if name in batch}
+        people = batch["people"].shape[1] if "people" in batch else 0
+        drawn = draw(self.config, model, count, (height, width), key, people)
+        given = {name: batch[name] for name in ("prompt", *BESIDE) if name in batch}
         return split_microbatches({**images, **given, **drawn}, self.config.optim.accumulate)
 
     def _objective(
@@ -296,7 +308,8 @@ class Trainer:
     def images(self, params: nnx.State, frozen: Frozen, batch: Batch) -> Image:
         """Reconstruction (vae), one-step estimate from t = 500 (diffusion), or restored picture.
 
-        Of a dual-prompt generator (dpg) it is what its first branch takes the original to be.
+        Of a dual-prompt generator (dpg) it is what its first branch takes the original to be, of a
+        parser the parts that it sees in the original.
         """
         model = nnx.merge(self.graphdef, params, frozen.restorer)
         images, kind = to_images(batch), self.config.run.kind
@@ -306,14 +319,35 @@ class Trainer:
             return _estimate(model, images["hq"], self.config.run.seed)
         if kind == "cleaner":
             return model(images["lq"])
+        if kind == "control":
+            return sampled(model, self.config, {**batch, **images}, frozen.blank)
+        if kind == "parts":
+            return parts_shown(model, images["hq"])
         if isinstance(model.prompter, DualPrompter) and kind == "dpg":
             restored = model.prompter.feature_extractor.reconstruct(images["lq"]).restored
             return jnp.clip(restored, -1.0, 1.0)
         return model(images["lq"], prompt=batch.get("prompt"))
 
-    def distances(self, frozen: Frozen, images: Image, batch: Batch) -> Array:
-        """LPIPS (VGG) of images from the batch's HQ, (B,)."""
-        return nnx.merge(self.lpips, frozen.lpips)(images, to_images(batch)["hq"])  # type: ignore[arg-type]
+    def measures(
+        self, params: nnx.State, frozen: Frozen, images: Image, batch: Batch
+    ) -> dict[str, Array]:
+        """What is known of a batch of one picture beside `images`, what is made of it; (1,) each.
+
+        LPIPS (VGG) of it from the HQ where the run has LPIPS, and the loss where that is validated.
+        """
+        found: dict[str, Array] = {}
+        if self.lpips is not None:
+            hq = to_images(batch)["hq"]
+            found["val_lpips"] = nnx.merge(self.lpips, frozen.lpips)(images, hq)
+        if self.has_loss:
+            model = nnx.merge(self.graphdef, params, frozen.restorer)
+            given = {**batch, **to_images(batch)}
+            if self.restores:
+                found["val_loss"] = control_loss(model, self.config, given, frozen.blank)[None]
+            else:
+                terms = parts_terms(model, given)
+                found |= {"val_loss": terms["parts"][None], "val_right": terms["right"][None]}
+        return found
 
 
 def _estimate(model: OneStepRestorer, hq: Image, seed: int) -> Image:
@@ -343,11 +377,14 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
 
     Raises ConfigError or WeightsError where the folder is not what the config needs.
     """
-    # A cleaner is alone: nothing of its run is frozen, and no other network judges it.
-    if config.run.kind == "cleaner":
-        network = prepare_cleaner(config, folder)
+    # A cleaner is alone, as a parser is: nothing is frozen, and no other network judges it.
+    if config.run.kind in ("cleaner", "parts"):
+        prepared = prepare_cleaner if config.run.kind == "cleaner" else prepare_parser
+        network = prepared(config, folder)
         trainer = Trainer(config, config.model, network)
         return trainer, config.model, *trainer.start(network)
+    if config.run.kind == "control":
+        return _build_control(config, folder)
     # The restorer, and LPIPS where it is a loss or a metric of the validation, or DISTS' VGG.
     restorer, model = prepare(config, folder)
     lpips = dists = None
@@ -366,6 +403,17 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
         frozen.negative = encode_text(folder, config.loss.negative_prompt)
         _check_lengths(config, model, frozen.negative.shape[1])
     return trainer, model, state, frozen
+
+
+def _build_control(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:
+    """DiffBody's ControlNet among networks that are frozen."""
+    model = prepare_control(config, folder)
+    store_as_computed(model, trainable(config))
+    trainer = Trainer(config, config.model, model)
+    state, frozen = trainer.start(model)
+    if config.prompt.kind == "text":
+        frozen.blank = encode_text(folder, "")
+    return trainer, config.model, state, frozen
 
 
 def _check_lengths(config: Config, model: ModelConfig, length: int) -> None:

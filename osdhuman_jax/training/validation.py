@@ -17,18 +17,23 @@ from jax.sharding import Mesh
 from jaxtyping import Float32, UInt8
 
 from osdhuman_jax.config import Config
-from osdhuman_jax.data.samples import make_sample
+from osdhuman_jax.data.captions import open_captions
+from osdhuman_jax.data.samples import Sample, make_sample
 from osdhuman_jax.data.sources import open_sources
+from osdhuman_jax.data.structures import nobody, open_structures, padded
 from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
 from osdhuman_jax.images.codec import to_uint8
 from osdhuman_jax.interruption import apart
 from osdhuman_jax.methods.objectives import Frozen
+from osdhuman_jax.training.diffbody import KINDS
+from osdhuman_jax.training.experiment import eval_data
 from osdhuman_jax.training.monitor import Monitor
 from osdhuman_jax.training.sharding import put_everywhere, replicated
 from osdhuman_jax.training.train_step import Trainer
 
 Images = Float32[np.ndarray, "b h w 3"]
 Grid = UInt8[np.ndarray, "rows columns 3"]
+Measured = Mapping[str, Sequence[float]]  # a number for each picture, by the metric's name
 
 # Colour of an output that is none, in the sample grid: no photograph has it all over.
 NOT_FINITE = (255, 0, 255)
@@ -37,27 +42,45 @@ NOT_FINITE = (255, 0, 255)
 def validation_batch(config: Config) -> tuple[list[str], dict[str, np.ndarray]]:
     """Names and pictures of the validation, the latter uint8 arrays "hq" and, if degraded, "lq".
 
-    They are the first `eval_images` of the validation's sources, or else of the training's. Raises
-    DataError where the sources hold nothing that can be read.
+    They are the first `eval_images` of the validation's sources, or else of the training's. Kinds
+    that look at people have "people", "attention" and "caption" beside them, of nobody where
+    nothing is known. Raises DataError where the sources hold nothing that can be read.
     """
-    source = open_sources(config.run.eval_sources or config.data.sources)
+    given = eval_data(config)
+    source = open_sources(given.sources)
     images = min(config.run.eval_images, len(source))
     # The paper's degradation alone, whatever mixture a run trains on: its values compare.
     still = dataclasses.replace(config.data.degradation, first_order=(0.0, 0.0, 1.0))
     plain = {"kinds": (1.0,), "gray": 0.0, "flip": False, "mask": False, "degradation": still}
     size = {"crop": config.run.eval_crop, "crop_height": config.run.eval_height}
-    data = dataclasses.replace(config.data, **size, **plain)
-    samples = [make_sample(source, data, 0, index) for index in range(images)]
+    data = dataclasses.replace(given, **size, **plain)
+    wanted = config.run.kind in KINDS
+    known = {
+        "structures": open_structures(data, source) if wanted else None,
+        "captions": open_captions(data, source) if wanted else None,
+    }
+    samples = [make_sample(source, data, 0, index, **known) for index in range(images)]
     # A picture that cannot be read has given its place to the next one that can.
     read = [(s["index"] + len(s["failures"])) % len(source) for s in samples]
     pictures = {"hq": np.stack([s["hq"] for s in samples])}
     if degraded := [s["lq"] for s in samples if "lq" in s]:
         pictures["lq"] = np.stack(degraded)
+    if wanted:
+        pictures |= _described(samples, data.size)
     return [source.name(index) for index in read], pictures
+
+
+def _described(samples: Sequence[Sample], size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """What is known of the people of samples whose pictures are of `size`."""
+    people, attention = nobody(size)
+    plain = {"people": padded(people), "attention": attention[..., None], "caption": ""}
+    return {k: np.stack([s.get(k, v) for s in samples]) for k, v in plain.items()}
 
 
 class Validator:
     """The compiled programs of validation, one picture at a time."""
+
+    restores = True  # whether its pictures are restored ones, which HQ is compared with
 
     def __init__(
         self,
@@ -70,36 +93,39 @@ class Validator:
         everywhere = replicated(mesh)
         self._mesh, self._frozen, self._stopped = mesh, frozen, stopped
         self._images = jax.jit(trainer.images, out_shardings=everywhere)
-        self._lpips = (
-            jax.jit(trainer.distances, out_shardings=everywhere) if trainer.lpips else None
-        )
+        measured = trainer.lpips is not None or trainer.has_loss
+        self._measures = jax.jit(trainer.measures, out_shardings=everywhere) if measured else None
+        self.restores = trainer.restores
         self.compiled = False
 
-    def __call__(
-        self, params: nnx.State, val: Mapping[str, np.ndarray]
-    ) -> tuple[Images, list[float]]:
-        """The pictures of `val` restored with `params`, in [-1, 1], and their LPIPS if measured.
+    def __call__(self, params: nnx.State, val: Mapping[str, np.ndarray]) -> tuple[Images, Measured]:
+        """What is made of `val` with `params`, in [-1, 1], and what the trainer measures of each.
 
         Raises interruption.Stopped where a signal was noted while the programs were compiled.
         """
         # One at a time: so it needs no memory that the training leaves free.
-        pictures, distances = [], []
+        pictures, measured = [], {}
+        # Captions are tokens by now, and no device holds a text.
+        held = {name: values for name, values in val.items() if name != "caption"}
         for i in range(len(val["hq"])):
-            image, distance = self._run(params, {k: v[i : i + 1] for k, v in val.items()})
-            distances += distance
+            image, found = self._run(params, {k: v[i : i + 1] for k, v in held.items()})
+            for name, value in found.items():
+                measured.setdefault(name, []).extend(value.tolist())
             pictures.append(image)
-        return np.concatenate(pictures), distances
+        return np.concatenate(pictures), measured
 
-    def _run(self, params: nnx.State, one: Mapping[str, np.ndarray]) -> tuple[Images, list[float]]:
-        """One picture, and its LPIPS if there is one; in a thread of its own the first time."""
+    def _run(
+        self, params: nnx.State, one: Mapping[str, np.ndarray]
+    ) -> tuple[Images, dict[str, np.ndarray]]:
+        """One picture, and what is measured of it; in a thread of its own the first time."""
 
-        def work() -> tuple[Images, list[float]]:
+        def work() -> tuple[Images, dict[str, np.ndarray]]:
             # A picture is too little to be split: every device computes the same.
             batch = put_everywhere(self._mesh, dict(one))
             image = self._images(params, self._frozen, batch)
-            distance = self._lpips(self._frozen, image, batch) if self._lpips else np.empty(0)
-            image, distance = jax.device_get((image, distance))
-            return image, distance.tolist()
+            measures = self._measures
+            found = measures(params, self._frozen, image, batch) if measures else {}
+            return jax.device_get((image, found))
 
         # Of several processes none may leave the others in the middle of it.
         if self.compiled or jax.process_count() > 1:
@@ -127,11 +153,11 @@ def validation(
     if monitor and new:
         height, width = val["hq"].shape[1:3]
         monitor.say(f"compiling the validation for {width} x {height} ...")
-    images, distances = validator(params, val)
+    images, measured = validator(params, val)
     if monitor and new:
         monitor.say(f"compiled, and validated, in {time.monotonic() - start:.1f} s")
     # Every process measures, since every one of them tells its checkpoints which is the best.
-    found = picture_metrics(images, val["hq"], distances)
+    found = picture_metrics(images, val["hq"], measured) if validator.restores else measured
     means = {name: float(np.mean(values)) for name, values in found.items()}
     if monitor:
         if line := not_finite(names, found):
@@ -142,11 +168,11 @@ def validation(
 
 
 def picture_metrics(
-    images: Images, hq: np.ndarray, distances: Sequence[float] = ()
+    images: Images, hq: np.ndarray, measured: Measured | None = None
 ) -> dict[str, list[float]]:
     """PSNR-Y and SSIM-Y of each output in [-1, 1] against its uint8 HQ, picture by picture.
 
-    `distances` are the pictures' LPIPS, if measured. An output that is not finite has NaN as each.
+    `measured` is what else is known of each. An output that is not finite has NaN in every metric.
     """
     # Measured as a person would see it, in 8 bits.
     finite = np.isfinite(images).all(axis=(1, 2, 3))  # [B]
@@ -154,9 +180,8 @@ def picture_metrics(
     found = {
         "val_psnr_y": [psnr_y(a, b) for a, b in pairs],
         "val_ssim_y": [ssim_y(a, b) for a, b in pairs],
+        **(measured or {}),
     }
-    if len(distances):
-        found["val_lpips"] = list(distances)
     return {k: np.where(finite, values, math.nan).tolist() for k, values in found.items()}
 
 

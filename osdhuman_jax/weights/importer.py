@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from osdhuman_jax.cli import check_folder
-from osdhuman_jax.config import Json, ModelConfig, to_dict
+from osdhuman_jax.config import Json, ModelConfig, SampleConfig, UseConfig, to_dict
 from osdhuman_jax.disk import file_digest, staged_folder, write_json
 from osdhuman_jax.methods.cleaner import CleanerSizes
 from osdhuman_jax.methods.prompts import load_prompt
@@ -28,7 +28,7 @@ from osdhuman_jax.networks.configs import (
     TaggerConfig,
 )
 from osdhuman_jax.networks.tokenizer import read_vocabulary
-from osdhuman_jax.weights.cleaners import Source, described, read_cleaner
+from osdhuman_jax.weights.cleaners import cleaner_part, described, read_cleaner
 from osdhuman_jax.weights.companions import RAM, RAM_LICENCE, add_dape, read_lpips, read_ram
 from osdhuman_jax.weights.controls import FitControl
 from osdhuman_jax.weights.diffusion import (
@@ -55,6 +55,7 @@ from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, wri
 
 # The paper does not give HFIE's heads.
 HEAD_DIM = 64  # of HFIE, as in Stable Diffusion's cross-attention
+WORK_SIDE = 512  # pixels; smaller pictures are enlarged for Stable Diffusion, as by DiffBIR
 Location = Path | str
 
 
@@ -77,7 +78,7 @@ class Parts:
 
 def import_model(
     sd: Location,
-    ram: Location,
+    ram: Location | None,
     output: Location,
     *,
     dape: Location | None = None,
@@ -87,6 +88,7 @@ def import_model(
     cleaner: Location | None = None,
     generator: Location | Generator | Fit | None = None,
     control: FitControl | None = None,
+    pose: Mapping[str, bytes] | None = None,
     prompt: str = "",
     prompt_file: Location | None = None,
     seed: int = 0,
@@ -98,21 +100,21 @@ def import_model(
     `cleaner` (see `read_cleaner`) add parts (see parts.py); `tags` is the folder of RAM's list of
     tags and, if it has one, of their thresholds; `generator` is what a training run changed (see
     generators.py). Without one, HFIE is random by `seed`. `control` makes a ControlNet (see
-    controls.py). `prompt` is the kind of extractor (see extractors.py): by default the generator's,
-    "fixed" with a `prompt_file`, else HFIE. Raises WeightsError, having written nothing.
+    controls.py), with which the folder is a DiffBody; `pose` are BlazePose's files. `prompt` is the
+    kind of extractor (see extractors.py): by default the generator's, "fixed" with a `prompt_file`,
+    else HFIE; "text" needs no RAM, and has `sd`'s CLIP. Raises WeightsError, having written none.
     """
+    clip = sd if prompt == "text" and clip is None else clip
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
-    output = Path(output)
-    check_output(output, overwrite)
+    check_output(output := Path(output), overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
     check_local(given | {"sd": sd, "generator": _place(generator)})
-    encoder = read_ram(Path(ram))
+    encoder = _encoder(ram, prompt, dape)
     parts = _parts_here(encoder, dape, clip, lpips, cleaner)
-    small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file)
-    generator = local_generator(generator)
-    kind_of_tags = "dape" if dape else "ram"
-    _check_promised(output, parts, small, clip, kind_of_tags, _kind(prompt, prompt_file, generator))
+    small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file) | dict(pose or {})
+    generator, tagger = local_generator(generator), "dape" if dape else "ram"
+    _check_promised(output, parts, small, clip, tagger, _kind(prompt, prompt_file, generator))
 
     # The largest come last; of all files only names and shapes are read so far.
     diffusion = read_diffusion(locate(str(sd)))
@@ -121,21 +123,27 @@ def import_model(
     parts.control = control(diffusion) if control else None
 
     # The model that they make together; a generator brings its own HFIE and timestep.
-    model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, swin=encoder.swin)
-    model.hfie = HFIEConfig(num_heads=max(1, model.unet.cross_attention_dim // HEAD_DIM))
+    model = _model(diffusion, encoder)
     trained = fitted(generator, model, diffusion.tensors)
     kind = _kind(prompt, prompt_file, trained)
     had = parts.found()
+    small |= _vocabulary(parts.clip, model)
     small |= _prompt_file(prompt_file, model.unet.cross_attention_dim)
-    small |= _vocabulary(parts.clip, model) if parts.clip else {}
-
     # The description, then the tensors, which are converted while they are written.
-    meta = _description(model, kind, trained, had, small) | {"tagger": kind_of_tags}
+    meta = _description(model, kind, trained, had, small) | {"tagger": tagger}
     check_kind(output, meta, kind)
     meta["provenance"] = _provenance(sd, diffusion, encoder, had, trained, seed)
-    files = _restorer_files(diffusion, encoder, model, trained, seed)
-    files |= {f"{name}.safetensors": part.tensors for name, part in had.items()}
+    files = {f"{name}.safetensors": part.tensors for name, part in had.items()}
+    files = _restorer_files(diffusion, encoder, model, trained, seed) | files
     write_folder(output, files, meta, small, overwrite)
+
+
+def _model(diffusion: Diffusion, encoder: RAM | None) -> ModelConfig:
+    """Sizes of the restorer; HFIE's are ours, since no file has it."""
+    model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, text=encoder is None)
+    model.swin = encoder.swin if encoder else model.swin
+    model.hfie = HFIEConfig(num_heads=max(1, model.unet.cross_attention_dim // HEAD_DIM))
+    return model
 
 
 def _place(generator: Location | Generator | Fit | None) -> Location | None:
@@ -151,6 +159,7 @@ def _description(
     small: dict[str, bytes],
 ) -> Json:
     """config.json but for its provenance and the digests of what is not written yet."""
+    use = UseConfig("wavelet", work_side=WORK_SIDE, sample=SampleConfig())
     return {
         "format": FORMAT,
         "prompt": kind,
@@ -159,11 +168,20 @@ def _description(
         "parts": {name: to_dict(part.config) for name, part in parts.items()},
         "digests": {name: hashlib.sha256(data).hexdigest() for name, data in small.items()},
         "licences": [
-            *(LICENCE, RAM_LICENCE),
+            *([LICENCE] if model.text else [LICENCE, RAM_LICENCE]),
             *(generator.licences if generator else []),
             *(licence for part in parts.values() for licence in part.licences),
         ],
-    }
+    } | ({"use": to_dict(use)} if "control" in parts else {})
+
+
+def _encoder(ram: Location | None, prompt: str, dape: Location | None) -> RAM | None:
+    """RAM, without which prompts are texts. Raises WeightsError where they are not to be."""
+    if ram:
+        return read_ram(Path(ram))
+    if prompt != "text" or dape:
+        raise WeightsError("import without --ram is for --prompt text, and without --dape")
+    return None
 
 
 def import_cleaner(source: Location, output: Location, *, overwrite: bool = False) -> None:
@@ -216,7 +234,7 @@ def check_local(given: Mapping[str, object]) -> None:
 
 
 def _parts_here(
-    encoder: RAM,
+    encoder: RAM | None,
     dape: Location | None,
     clip: Location | None,
     lpips: Sequence[Location],
@@ -224,17 +242,11 @@ def _parts_here(
 ) -> Parts:
     """What is imported beside the restorer, but for a text encoder that may be on the hub."""
     return Parts(
-        tagger=add_dape(Path(dape), encoder) if dape else encoder.tagger,
+        tagger=add_dape(Path(dape), encoder) if encoder and dape else encoder and encoder.tagger,
         clip=read_clip(Path(clip)) if clip and not may_be_remote(str(clip)) else None,
         lpips=read_lpips([Path(p) for p in lpips]) if lpips else None,
-        cleaner=_cleaner_part(read_cleaner(str(cleaner))) if cleaner else None,
+        cleaner=cleaner_part(read_cleaner(str(cleaner))) if cleaner else None,
     )
-
-
-def _cleaner_part(source: Source) -> Part[CleanerSizes]:
-    """A cleaner as the part of another model."""
-    named = {f"cleaner.{name}": tensor for name, tensor in source.tensors.items()}
-    return Part(source.config, named, source.files, licences=source.licences)
 
 
 def _check_promised(
@@ -257,14 +269,18 @@ def _check_promised(
 
 
 def _restorer_files(
-    diffusion: Diffusion, ram: RAM, model: ModelConfig, generator: Generator | None, seed: int
+    diffusion: Diffusion,
+    ram: RAM | None,
+    model: ModelConfig,
+    generator: Generator | None,
+    seed: int,
 ) -> dict[str, dict[str, Tensor]]:
     """Tensors of base.safetensors and generator.safetensors."""
     # Names and shapes of what a restorer with these adapters has, and which of them were trained.
     restorer, learned = abstract_restorer(model, generator.lora if generator else None)
     every = shapes(restorer)
     hfie = {name: every[name] for name in every if name.startswith("prompter.hfie.")}
-    tensors = diffusion.tensors | ram.encoder
+    tensors = diffusion.tensors | (ram.encoder if ram else {})
     tensors |= random_tensors(hfie, seed, model.hfie.query_init_std)
     if not generator:
         return {BASE: tensors}
@@ -307,7 +323,7 @@ def named_digests(files: Sequence[Path], known: dict[Path, str]) -> dict[str, st
 def _provenance(
     sd: Location,
     diffusion: Diffusion,
-    ram: RAM,
+    ram: RAM | None,
     parts: dict[str, Part],
     generator: Generator | None,
     seed: int,
@@ -317,9 +333,9 @@ def _provenance(
     named = partial(named_digests, known={})
     found: Json = {
         "stable_diffusion": {"source": str(sd), "prediction": diffusion.prediction},
-        "ram": {"files": named([ram.file])},
-        "hfie": {"random_seed": seed},
     }
+    if ram:
+        found |= {"ram": {"files": named([ram.file])}, "hfie": {"random_seed": seed}}
     # In the order in which the files were read.
     found["stable_diffusion"]["files"] = named(diffusion.files)
     found |= {n: {"files": named(part.files)} | part.remarks for n, part in parts.items()}
@@ -377,8 +393,10 @@ def _tokenizer(clip: Part[CLIPConfig]) -> Path:
     return clip.files[0].parent.parent / "tokenizer"
 
 
-def _vocabulary(clip: Part[CLIPConfig], model: ModelConfig) -> dict[str, bytes]:
+def _vocabulary(clip: Part[CLIPConfig] | None, model: ModelConfig) -> dict[str, bytes]:
     """The tokenizer that diffusers keeps beside a text encoder, in two files; nothing without."""
+    if clip is None:
+        return {}
     have, want = clip.config.hidden_size, model.unet.cross_attention_dim
     if have != want:
         raise WeightsError(f"{clip.files[0]}: its tokens are {have} wide, the U-Net's {want}")

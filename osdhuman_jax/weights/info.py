@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from osdhuman_jax.config import Json
-from osdhuman_jax.networks.configs import RRDBNetConfig
+from osdhuman_jax.networks.configs import RRDBNetConfig, SwinIRConfig
+from osdhuman_jax.weights.abilities import Abilities, abilities_of
 from osdhuman_jax.weights.choices import CONDITIONS
 from osdhuman_jax.weights.cleaners import read_sizes
 from osdhuman_jax.weights.model_folder import (
     CLEANER,
+    RESTORER,
     kind_of,
     read_configs,
     read_meta,
@@ -31,9 +33,9 @@ def describe(folder: Path | str) -> str:
     """Several lines. Raises WeightsError where a file is gone or not what its digest says."""
     folder = Path(folder)
     # What kind of network, and how it is best used.
-    kind = kind_of(folder)
-    meta = read_meta(folder, kind)
-    lines = _cleaner(folder, meta) if kind == CLEANER else _restorer(folder, meta)
+    alone = kind_of(folder) == CLEANER
+    meta = read_meta(folder, CLEANER if alone else RESTORER)
+    lines = _cleaner(folder, meta) if alone else _restorer(folder, meta)
     # Nothing is said of a folder whose files are not those that were written.
     verify(folder, meta, *meta["digests"])
     # Each file: what it holds, and of which network.
@@ -53,27 +55,48 @@ def describe(folder: Path | str) -> str:
 
 def _restorer(folder: Path, meta: Json) -> list[str]:
     model, adapters = read_configs(folder, meta)
-    lines = [f"{folder}: prompt {meta.get('prompt', 'hfie')}, timestep {model.timestep}"]
-    use = read_use(folder, meta)
+    use, prompt = read_use(folder, meta), meta.get("prompt", "hfie")
+    can = abilities_of(meta, use)
+    what = f"timestep {model.timestep}" if can is None else "DiffBody, many steps"
+    lines = [f"{folder}: prompt {prompt}, {what}"]
     sides = "any" if use.sides == (0, 0) else f"{use.sides[0]} to {use.sides[1] or 'any'}"
     text = f"color_fix {use.color_fix}, blend {use.blend:g}, work_side {use.work_side}"
     lines += [f"use: {text}, shorter sides {sides}"]
     if adapters:
         lines += [f"generator: LoRA of rank {adapters.rank}, alpha {adapters.alpha:g}"]
-    if "control" in meta.get("parts", {}):
-        control = part_config(folder, meta, "control")
-        seen = ["restored picture", *(name for name in CONDITIONS if getattr(control, name))]
-        lines += [f"control: ControlNet of {', '.join(seen)}"]
-    return lines
+    return lines + (_diffbody(folder, meta, can) if can else [])
+
+
+def _diffbody(folder: Path, meta: Json, can: Abilities) -> list[str]:
+    """What the parts of a DiffBody are."""
+    sample, control = can.sample, part_config(folder, meta, "control")
+    seen = ["restored picture", *(name for name in CONDITIONS if getattr(control, name))]
+    lines = [f"control: ControlNet of {', '.join(seen)}"]
+    lines += [f"steps: {sample.steps}, {sample.sampler}, control_scale {sample.control_scale:g}"]
+    # The others may be missing, and a person should see what that means.
+    has_cleaner = "cleaner" in meta["parts"]
+    size = part_config(folder, meta, "cleaner") if has_cleaner else None
+    lines += [f"cleaner: {_network(size)}" if size else "cleaner: none, so it cannot restore"]
+    if can.text:
+        found = "RAM's tags" if can.tags else "the empty one"
+        lines += [f"text: cfg {sample.cfg:g}; where no text is given, {found}"]
+    lines += [f"people: {'BlazePose' if can.people else 'by osdhuman poses alone'}"]
+    ways = [name for name, there in (("parser", can.parser), ("BlazePose", can.people)) if there]
+    return [*lines, f"guidance by parts: {' or '.join(ways) or 'none'}"]
 
 
 def _cleaner(folder: Path, meta: Json) -> list[str]:
-    size = read_sizes(folder, meta)
+    return [f"{folder}: cleaner {_network(read_sizes(folder, meta))}"]
+
+
+def _network(size: object) -> str:
+    """A cleaner's network and its sizes."""
     if isinstance(size, RRDBNetConfig):
         width = f"{size.num_block} blocks of width {size.num_feat} + {size.num_grow_ch}"
-        return [f"{folder}: cleaner (RRDBNet), x{size.scale}, {width}"]
+        return f"(RRDBNet), x{size.scale}, {width}"
+    assert isinstance(size, SwinIRConfig)  # there are two
     width = f"{sum(size.depths)} blocks of width {size.embed_dim} in {len(size.depths)} groups"
-    return [f"{folder}: cleaner (SwinIR), x{size.scale}, {width}"]
+    return f"(SwinIR), x{size.scale}, {width}"
 
 
 def _sum(tensors: Mapping[str, Tensor]) -> str:

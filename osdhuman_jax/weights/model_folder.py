@@ -10,7 +10,7 @@ their digest, is refused with one error.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from osdhuman_jax.config import (
     to_dict,
     use_of,
 )
-from osdhuman_jax.disk import file_digest, write_json
+from osdhuman_jax.disk import copy_file, file_digest, write_json
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
@@ -44,6 +44,7 @@ from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, wri
 FORMAT = 1
 # What a folder's network is, by "kind" in config.json; folders without it are restorers.
 RESTORER, CLEANER = "restorer", "cleaner"
+DIFFBODY = "diffbody"  # a restorer's folder with a ControlNet (see diffbody.py): nowhere on disk
 KINDS = {
     RESTORER: ("a restorer of one diffusion step", {"model", "lora", "digests"}),
     CLEANER: ("a cleaner, which restores by itself (RRDBNet, SwinIR)", {"model", "digests"}),
@@ -252,7 +253,7 @@ def save_model(
     # The description is written last, with the digests of what is there by then.
     meta = {
         "format": FORMAT,
-        "prompt": "dual" if config.dual else "hfie",
+        "prompt": "dual" if config.dual else "text" if config.text else "hfie",
         "model": to_dict(config),
         "lora": to_dict(generator) if generator else None,
         "digests": {name: file_digest(folder / name) for name in files},
@@ -260,6 +261,15 @@ def save_model(
         "provenance": provenance or {},
     }
     write_json(folder / CONFIG, meta)
+
+
+def copy_model(source: Path, target: Path, without: Collection[str] = ()) -> None:
+    """Copy a model folder, but for files that are to be replaced: bytes, sizes, provenance."""
+    meta = _described(source)
+    for name in sorted(meta["digests"].keys() - set(without)):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        copy_file(source / name, target / name)
+    write_json(target / CONFIG, meta)
 
 
 def _generator_names(restorer: OneStepRestorer, generator: LoRAConfig | None) -> set[str]:
@@ -271,8 +281,9 @@ def _generator_names(restorer: OneStepRestorer, generator: LoRAConfig | None) ->
 
 
 def kind_of(folder: Path) -> str:
-    """Which of KINDS the model of a folder is. Raises WeightsError where it is none."""
-    return _described(folder).get("kind", RESTORER)
+    """Which of KINDS the model of a folder is, or DIFFBODY. Raises WeightsError on none."""
+    meta = _described(folder)
+    return DIFFBODY if "control" in meta.get("parts", {}) else meta.get("kind", RESTORER)
 
 
 def read_meta(folder: Path, kind: str = RESTORER) -> Json:

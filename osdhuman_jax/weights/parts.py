@@ -6,11 +6,12 @@
     dists.safetensors    DISTS' own weights of the same VGG16, for HAODiff's training
     control.safetensors  DiffBody's ControlNet for the restorer's U-Net
     cleaner.safetensors  RRDBNet or SwinIR, for DiffBody: restores before the diffusion model
+    parser.safetensors   DiffBody's parser of the parts of a body, by which it may be guided
 
 config.json has their sizes under "parts" and their digests with the others.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from osdhuman_jax.config import ConfigError, Json, ModelConfig, from_dict
+from osdhuman_jax.config import ConfigError, Json, ModelConfig, from_dict, to_dict
+from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods.cleaner import (
     CleanerNetwork,
     CleanerSizes,
@@ -34,6 +36,7 @@ from osdhuman_jax.networks.configs import (
     ControlNetConfig,
     DISTSConfig,
     LPIPSConfig,
+    PartParserConfig,
     RRDBNetConfig,
     SwinIRConfig,
     TaggerConfig,
@@ -41,6 +44,7 @@ from osdhuman_jax.networks.configs import (
 from osdhuman_jax.networks.controlnet import ControlNet
 from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.networks.lpips import LPIPS
+from osdhuman_jax.networks.part_parser import PartParser
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.networks.tagger import Tagger
 from osdhuman_jax.networks.types import LayerOptions
@@ -51,12 +55,13 @@ from osdhuman_jax.weights.model_folder import (
     IMPOSSIBLE,
     abstract,
     fill,
+    parameters,
     read_configs,
     read_meta,
     shapes,
     verify,
 )
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
 
 Sizes = TypeVar(
     "Sizes",
@@ -66,9 +71,18 @@ Sizes = TypeVar(
     DISTSConfig,
     ControlNetConfig,
     CleanerSizes,
+    PartParserConfig,
 )
-AnySizes = CLIPConfig | TaggerConfig | LPIPSConfig | DISTSConfig | ControlNetConfig | CleanerSizes
-AnyPart = CLIPTextModel | ImageTagger | LPIPS | DISTS | ControlNet | CleanerNetwork
+AnySizes = (
+    CLIPConfig
+    | TaggerConfig
+    | LPIPSConfig
+    | DISTSConfig
+    | ControlNetConfig
+    | CleanerSizes
+    | PartParserConfig
+)
+AnyPart = CLIPTextModel | ImageTagger | LPIPS | DISTS | ControlNet | CleanerNetwork | PartParser
 # By their names in config.json and on disk: what makes sizes of a table.
 PARTS: dict[str, Callable[[object], AnySizes]] = {
     "clip": partial(from_dict, CLIPConfig),
@@ -77,6 +91,7 @@ PARTS: dict[str, Callable[[object], AnySizes]] = {
     "dists": partial(from_dict, DISTSConfig),
     "control": partial(from_dict, ControlNetConfig),
     "cleaner": cleaner_sizes,
+    "parser": partial(from_dict, PartParserConfig),
 }
 
 
@@ -104,6 +119,8 @@ def build_part(
         return DISTS(config, rngs=rngs)
     if isinstance(config, ControlNetConfig):
         return ControlNet(config, **kw)
+    if isinstance(config, PartParserConfig):
+        return PartParser(config, **kw)
     if isinstance(config, RRDBNetConfig | SwinIRConfig):
         return build_cleaner(config, dtype=dtype, rngs=rngs)
     # The head listens to an encoder of the restorer's sizes, with DAPE's changes if there are any.
@@ -118,6 +135,23 @@ def part_shapes(name: str, config: AnySizes, model: ModelConfig) -> dict[str, tu
     except IMPOSSIBLE as error:
         raise WeightsError(f"{name}: sizes that make no network: {error!s:.200}") from error
     return {_prefix(name) + key: shape for key, shape in shapes(module).items()}
+
+
+def put_parts(folder: Path, parts: Mapping[str, Part]) -> None:
+    """Add parts to a model folder, in the place of those of their names if it has them.
+
+    Its description is written last; a folder that others use is to be changed as a copy.
+    """
+    meta = read_meta(folder)
+    for name, part in parts.items():
+        file = f"{name}.safetensors"
+        write_safetensors(folder / file, part.tensors)
+        meta["digests"][file] = file_digest(folder / file)
+        meta.setdefault("provenance", {})[name] = part.remarks
+    licences = [*meta.get("licences", []), *(x for part in parts.values() for x in part.licences)]
+    sizes = {name: to_dict(part.config) for name, part in parts.items()}
+    meta |= {"parts": meta.get("parts", {}) | sizes, "licences": list(dict.fromkeys(licences))}
+    write_json(folder / CONFIG, meta)
 
 
 def part_config(folder: Path, meta: Json, name: str) -> AnySizes:
@@ -159,6 +193,10 @@ def load_part(
 def load_part(
     folder: Path | str, name: Literal["cleaner"], *, precision: str = "fp32"
 ) -> CleanerNetwork: ...
+@overload
+def load_part(
+    folder: Path | str, name: Literal["parser"], *, precision: str = "fp32"
+) -> PartParser: ...
 
 
 def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> AnyPart:
@@ -181,6 +219,18 @@ def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> AnyP
         tensors = _shared_encoder(folder, meta) | tensors
     fill(module, {k: v.read() for k, v in tensors.items()}, names, str(folder / file))
     return module
+
+
+def save_part(folder: Path | str, name: str, config: AnySizes, network: AnyPart) -> None:
+    """Give a model folder a part, in the place of one of its name; tensors as they are."""
+    folder, file = Path(folder), f"{name}.safetensors"
+    meta = read_meta(folder)
+    arrays = {n: np.asarray(p.get_value()) for n, p in parameters(network).items()}
+    write_safetensors(folder / file, {_prefix(name) + n: Tensor.of(a) for n, a in arrays.items()})
+    # The description last, with the digest of what is there by then.
+    meta["parts"] = meta.get("parts", {}) | {name: to_dict(config)}
+    meta["digests"] |= {file: file_digest(folder / file)}
+    write_json(folder / CONFIG, meta)
 
 
 def _shared_encoder(folder: Path, meta: Json) -> dict[str, Tensor]:

@@ -48,9 +48,9 @@ def test_a_signal_is_heard_while_it_compiles(monkeypatch):
     over.set()
     assert time.monotonic() - before < 5 and not made.compiled
     stopped[0], made._images = False, compiled
-    images, distances = made(nnx.State({}), val)
+    images, measured = made(nnx.State({}), val)
     assert made.compiled and (images == 2).all() and images.shape == (3, 2, 2, 3)
-    assert distances == []
+    assert measured == {}
 
 
 def test_validation_names_what_is_not_finite(tmp_path):
@@ -80,7 +80,7 @@ def test_validation_names_what_is_not_finite(tmp_path):
             self.compiled = True
 
         def __call__(self, params: nnx.State, val: Any) -> Any:
-            return images, [0.1, np.nan, 0.2]
+            return images, {"val_lpips": [0.1, np.nan, 0.2]}
 
     made = Made()
     log = Log()
@@ -93,7 +93,7 @@ def test_validation_names_what_is_not_finite(tmp_path):
 def test_grid_shows_rows_of_lq_output_hq():
     rng = np.random.default_rng(0)
     lq, out, hq = rng.integers(0, 256, (3, 4, 12, 14, 3), np.uint8)
-    found = picture_metrics(to_float(out), hq, [0.1, 0.2, 0.3, 0.4])
+    found = picture_metrics(to_float(out), hq, {"val_lpips": [0.1, 0.2, 0.3, 0.4]})
     grid = sample_grid(to_float(out), {"lq": lq, "hq": hq})
     assert grid.shape == (4 * 12, 3 * 14, 3) and grid.dtype == np.uint8
     for row in range(4):
@@ -119,7 +119,8 @@ def test_an_output_that_is_not_finite_has_no_metrics(value):
     images = np.full((2, 12, 14, 3), -1, np.float32)
     images[1, 3, 4, 0] = value
     hq = np.zeros((2, 12, 14, 3), np.uint8)
-    found, grid = picture_metrics(images, hq, [0.0, 0.0]), sample_grid(images, {"hq": hq})
+    found = picture_metrics(images, hq, {"val_lpips": [0.0, 0.0]})
+    grid = sample_grid(images, {"hq": hq})
     assert [len(values) for values in found.values()] == [2, 2, 2]
     assert all(np.isfinite(a) and np.isnan(b) for a, b in found.values())
     assert (grid[:12, :14] == 0).all() and (grid[12:, :14] == NOT_FINITE).all()

@@ -1,0 +1,137 @@
+"""DiffBody's folder: imported from others' files, told of, loaded, and refused in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import make_weights as files
+import numpy as np
+import pytest
+import tiny_diffbody
+from convert import call
+from make_cleaners import ncnn_files, network
+from refusals import one_line
+
+from osdhuman_jax.commands.weights import main
+from osdhuman_jax.inference import poses
+from osdhuman_jax.weights import DIFFBODY, WeightsError, kind_of, load_diffbody
+from osdhuman_jax.weights.choices import POSE_FILES
+
+
+@pytest.fixture(scope="module")
+def given(sources, nets, tmp_path_factory) -> Path:
+    """sd/ with a tokenizer, x4.bin of a cleaner, and a folder of BlazePose's files."""
+    folder = tmp_path_factory.mktemp("given")
+    shutil.copytree(sources / "sd", folder / "sd")
+    shutil.rmtree(folder / "sd" / "text_encoder")
+    files.text_folder(folder / "sd", nets, files.VOCAB, files.MERGES)
+    ncnn_files(folder / "x4", network().state_dict())
+    (folder / "poses").mkdir()
+    for name in POSE_FILES:
+        (folder / "poses" / name).write_text(name)
+    return folder
+
+
+def words(given: Path, *more: str) -> list[str]:
+    made = ["import", "--sd", f"{given}/sd", "--prompt", "text", "--control", "unet"]
+    return [*made, "--cleaner", f"{given}/x4.bin", *more]
+
+
+def test_import_without_ram_and_load(given, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(poses, "_network", lambda name, data: asked.append(name))
+    pose = ["--pose", f"{given}/poses", "--output", str(tmp_path / "model")]
+    assert main(words(given, *pose)) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"{tmp_path}/model: prompt text, DiffBody, many steps"
+    assert told[1].startswith("use: color_fix wavelet, blend 1, work_side 512")
+    for line in (
+        "control: ControlNet of restored picture, pose, attention",
+        "cleaner: (RRDBNet), x4, 2 blocks of width 8 + 4",
+        "steps: 50, ddpm, control_scale 1",
+        "text: cfg 4; where no text is given, the empty one",
+        "people: BlazePose",
+        "guidance by parts: BlazePose",
+    ):
+        assert line in told
+    assert not [line for line in told if "RAM" in line or "hfie" in line]
+    assert tuple(asked) == POSE_FILES and kind_of(tmp_path / "model") == DIFFBODY
+    loaded = load_diffbody(tmp_path / "model")
+    assert loaded.poses == tmp_path / "model" and loaded.use.work_side == 512
+    assert loaded.encode is not None and loaded.encode(["dog"]).shape == (1, 7, 32)
+    assert loaded.prompter is loaded.tagger is loaded.parser is None
+    image = np.zeros((1, 64, 64, 3), np.float32)
+    assert call(loaded.restorer, image, method="clean").shape == image.shape
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_folder_comes_back(text, tmp_path):
+    folder = tiny_diffbody.save(tmp_path / "model", text=text)
+    loaded = load_diffbody(folder, "bf16")
+    can = loaded.abilities
+    assert (can.text, can.tags, can.people, can.parser, can.structure) == (text, False, *[True] * 3)
+    assert (loaded.encode is None) != text and (loaded.prompter is None) == text
+    assert loaded.use.sample == can.sample and can.sample.steps == 2
+
+
+def edited(**values):
+    def change(folder: Path) -> None:
+        files.edit_json(folder / "config.json", **values)
+
+    return change
+
+
+def drop(part: str):
+    def change(folder: Path) -> None:
+        parts = json.loads((folder / "config.json").read_text())["parts"]
+        del parts[part]
+        files.edit_json(folder / "config.json", parts=parts)
+
+    return change
+
+
+FAULTS = {
+    "no cleaner": (drop("cleaner"), "lacks the part cleaner of a DiffBody"),
+    "no control": (drop("control"), "lacks the part control of a DiffBody"),
+    "no clip": (drop("clip"), "for prompts of kind text it lacks clip"),
+    "other prompts": (edited(prompt="null"), "its prompts are of kind null; DiffBody's are text"),
+    "changed poses": (
+        lambda folder: (folder / POSE_FILES[1]).write_text("other"),
+        f"{POSE_FILES[1]}: its bytes do not match",
+    ),
+    "no restorer": (edited(kind="toaster"), "kind 'toaster' is none of"),
+    "use": (edited(use={"color_fix": "none", "blend": 1, "work_side": 0, "sample": 3}), "Sample"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_folder_that_is_none_is_refused(fault, tmp_path):
+    change, said = FAULTS[fault]
+    change(tiny_diffbody.save(tmp_path))
+    with one_line(WeightsError, said):
+        load_diffbody(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--pose", "{given}/none"], "none: no wheel of mediapipe and no folder"),
+        (["--pose", "{given}/poses"], "pose_detection.tflite: not a .tflite file"),
+        (["--generator", "g"], "--cleaner goes alone, without --generator"),
+        (["--prompt", "null"], "--control goes with --prompt hfie or text, not null"),
+        (["--prompt", "hfie"], "import needs --sd and --ram"),
+        (["--clip", "{given}/x4.bin"], "x4.bin"),
+        (["--control", "gone.pth"], "gone.pth: no such file or folder (--control)"),
+    ],
+)
+def test_an_import_that_cannot_be_is_refused(flags, said, given, tmp_path, capsys):
+    flags = [flag.format(given=given) for flag in flags]
+    assert main(words(given, *flags, "--output", str(tmp_path / "model"))) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flag", [["--pose", "p"], ["--prompt", "text"]])
+def test_what_goes_with_a_controlnet(flag, capsys):
+    assert main(["import", "--sd", "s", *flag, "--output", "o"]) == 2
+    assert f"{' '.join(flag).replace(' p', '')} goes with --control" in capsys.readouterr().err
