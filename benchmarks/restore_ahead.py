@@ -76,8 +76,8 @@ def row(name: str, program: Any, inputs: tuple[Any, ...], device: Any, options: 
 
 def describe(config: ModelConfig, size: int, batch: int, precision: str, target: str) -> None:
     """Print the table of all parts, row by row."""
-    parts = parts_of(config, size, batch, precision)
     with absent.device(target) as (device, options):
+        parts = parts_of(config, size, batch, precision)
         print(f"{size} x {size}, batch {batch}, {precision}, for {device.device_kind}\n\n{HEAD}")
         for name, (own, inputs, function) in parts.items():
             print(row(name, function, (own, *inputs), device, options), flush=True)
