@@ -34,6 +34,7 @@ from osdhuman_jax.weights import (
     CLEANER,
     WeightsError,
     add_lora,
+    copy_parts,
     is_generator,
     load_base,
     load_cleaner,
@@ -257,6 +258,8 @@ def base_folder(config: Config, workdir: Path) -> Path:
                     model = _take_networks(config, given, restorer)
                     provenance["vae_and_unet"] = file_digest(given / CONFIG)
                 save_model(made, model, restorer, provenance=provenance)
+                if given:
+                    copy_parts(given, made)
     return folder
 
 

@@ -49,7 +49,7 @@ from osdhuman_jax.training.speed import ProfilerTrace, Rates
 from osdhuman_jax.training.startup import startup_lines
 from osdhuman_jax.training.status import DONE, NOT_FINITE, STOPPED
 from osdhuman_jax.training.validation import Validator, validation, validation_batch
-from osdhuman_jax.weights import copy_prompter, save_model
+from osdhuman_jax.weights import copy_parts, copy_prompter, save_model
 from osdhuman_jax.weights.cleaners import save_cleaner
 
 
@@ -158,6 +158,9 @@ def write_model(
     with staged_folder(workdir / "model", replace=True) as folder:
         made = {"generator": generator, "provenance": provenance, "use": config.use}
         save_model(folder, model, restorer, **made)
+        # What a later stage is trained by goes along; who restores does not need it.
+        if config.run.kind != "restorer":
+            copy_parts(base, folder)
         if config.prompt.kind != "hfie":
             copy_prompter(base, folder, config.prompt.kind)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from osdhuman_jax.weights.cleaners import Cleaner, load_cleaner
     from osdhuman_jax.weights.diffbody import DiffBodyModel, load_diffbody
     from osdhuman_jax.weights.extractors import (
+        copy_parts,
         copy_prompter,
         encode_text,
         load_prompter,
@@ -40,6 +41,7 @@ __all__ = [
     "Model",
     "WeightsError",
     "add_lora",
+    "copy_parts",
     "copy_prompter",
     "encode_text",
     "is_generator",
@@ -60,7 +62,8 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Cleaner", "load_cleaner"), "cleaners"),
     **dict.fromkeys(
-        ("copy_prompter", "encode_text", "load_prompter", "load_text_encoder"), "extractors"
+        ("copy_parts", "copy_prompter", "encode_text", "load_prompter", "load_text_encoder"),
+        "extractors",
     ),
     **dict.fromkeys(("DiffBodyModel", "load_diffbody"), "diffbody"),
     **dict.fromkeys(("load_part", "save_part"), "parts"),

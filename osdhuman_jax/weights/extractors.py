@@ -11,6 +11,7 @@ tokenizer/vocab.json and merges.txt, tags/ram_tag_list.txt and ram_tag_list_thre
 prompt.npy.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -108,17 +109,27 @@ def load_text_encoder(folder: Path | str, *, precision: str = "fp32") -> TextEnc
 
 def copy_prompter(source: Path, target: Path, kind: str) -> None:
     """Give a model folder another's extractor: its files, and what config.json says of them."""
+    check_kind(source, read_meta(source), kind)
+    _copy(source, target, *NEEDS[kind])
+    write_json(target / CONFIG, read_meta(target) | {"prompt": kind})
+
+
+def copy_parts(source: Path, target: Path) -> None:
+    """Give a model folder another's parts, such as the losses that a later stage trains by."""
+    _copy(source, target, read_meta(source).get("parts", {}), ())
+
+
+def _copy(source: Path, target: Path, parts: Iterable[str], files: Iterable[str]) -> None:
+    """Copy parts and small files of a model folder, and what its config.json says of them."""
     theirs, ours = read_meta(source), read_meta(target)
-    check_kind(source, theirs, kind)
     # Files first, then the description that promises them.
-    parts, files = NEEDS[kind]
+    parts = list(parts)
     names = [*(f"{part}.safetensors" for part in parts), *files]
     for name in names:
         (target / name).parent.mkdir(exist_ok=True)
         copy_file(source / name, target / name)
     ours["parts"] = ours.get("parts", {}) | {part: theirs["parts"][part] for part in parts}
     ours["digests"] |= {name: theirs["digests"][name] for name in names}
-    ours["prompt"] = kind
     write_json(target / CONFIG, ours)
 
 

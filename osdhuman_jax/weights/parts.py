@@ -147,7 +147,8 @@ def put_parts(folder: Path, parts: Mapping[str, Part]) -> None:
         file = f"{name}.safetensors"
         write_safetensors(folder / file, part.tensors)
         meta["digests"][file] = file_digest(folder / file)
-        meta.setdefault("provenance", {})[name] = part.remarks
+        if part.remarks:
+            meta.setdefault("provenance", {})[name] = part.remarks
     licences = [*meta.get("licences", []), *(x for part in parts.values() for x in part.licences)]
     sizes = {name: to_dict(part.config) for name, part in parts.items()}
     meta |= {"parts": meta.get("parts", {}) | sizes, "licences": list(dict.fromkeys(licences))}
@@ -223,14 +224,9 @@ def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> AnyP
 
 def save_part(folder: Path | str, name: str, config: AnySizes, network: AnyPart) -> None:
     """Give a model folder a part, in the place of one of its name; tensors as they are."""
-    folder, file = Path(folder), f"{name}.safetensors"
-    meta = read_meta(folder)
     arrays = {n: np.asarray(p.get_value()) for n, p in parameters(network).items()}
-    write_safetensors(folder / file, {_prefix(name) + n: Tensor.of(a) for n, a in arrays.items()})
-    # The description last, with the digest of what is there by then.
-    meta["parts"] = meta.get("parts", {}) | {name: to_dict(config)}
-    meta["digests"] |= {file: file_digest(folder / file)}
-    write_json(folder / CONFIG, meta)
+    tensors = {_prefix(name) + n: Tensor.of(array) for n, array in arrays.items()}
+    put_parts(Path(folder), {name: Part(config, tensors)})
 
 
 def _shared_encoder(folder: Path, meta: Json) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Both stages of HAODiff by the one trainer: what they change, and that runs go on to the bit."""
 
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -18,7 +19,8 @@ from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.training import experiment, loop, train_step
 from osdhuman_jax.training.checkpoint import Checkpoints
 from osdhuman_jax.training.status import DONE
-from osdhuman_jax.weights import add_lora, load_base
+from osdhuman_jax.weights import add_lora, load_base, load_part, save_part
+from osdhuman_jax.weights.model_folder import read_meta
 
 
 def test_the_first_stage_learns_three_targets_in_the_extractor_alone():
@@ -165,7 +167,10 @@ def photos(tmp_path):
 
 def test_the_stages_follow_each_other_from_a_model_of_one_prompt(folder, photos):
     # As `train.py` runs them, from the folder of one to the folder of the other.
-    for stage, start in ((1, folder), (2, photos / "1" / "model")):
+    base = photos / "base"
+    shutil.copytree(folder, base)
+    save_part(base, "lpips", tiny.LPIPS_SIZES, tiny.lpips())
+    for stage, start in ((1, base), (2, photos / "1" / "model")):
         config = tiny.haodiff_config(stage)
         config.model = replace(tiny.RECONSTRUCTING)
         config.data.sources, config.data.parts = (str(photos / "photos"),), (str(photos / "parts"),)
@@ -176,6 +181,10 @@ def test_the_stages_follow_each_other_from_a_model_of_one_prompt(folder, photos)
         if stage == 2:
             config.run.train, config.data.crop = "all", 32
         assert loop.train(config, photos / str(stage), 0) == DONE
+    # The second stage's losses went through the first one, and no further.
+    parts = [read_meta(photos / name / "model")["parts"] for name in "12"]
+    assert list(parts[0]) == ["lpips"] and not parts[1]
+    load_part(photos / "1" / "model", "lpips")
     first, second = (load_base(photos / stage / "model")[0] for stage in "12")
     base = nnx.state(load_base(folder)[0].unet, nnx.Param)
     assert not tiny.changed(base, nnx.state(first.unet, nnx.Param))
