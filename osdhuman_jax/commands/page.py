@@ -25,10 +25,13 @@ from osdhuman_jax.inference.pipeline import Pipeline, Progress
 from osdhuman_jax.inference.settings import COLOR_FIXES, GUIDANCE, Sampling
 from osdhuman_jax.weights.abilities import Abilities
 
+Given = tuple[str, str | None] | None  # a file's place and the name that it was uploaded by
 Gradio = Any  # a type of Gradio's, which need not be installed where this file is read
 Message = Mapping[str, Any]  # of ASGI, as are the three below
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+# Both pictures, and the button of the download.
+Shown = tuple[tuple[Image.Image, Image.Image], Gradio]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 WAITING = 8  # pictures in the queue; the next is asked to come back
@@ -189,18 +192,17 @@ def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[...,
     """What the page's button does: a file and its settings -> both pictures and the download."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
 
-    def restore(
-        file: tuple[str, str | None] | None,
+    def run(
+        file: Given,
         upscale: int | float,  # Gradio's sliders give 1 for 1.0
         color_fix: str,
-        *more: int | float | str | None,
-        progress: Gradio = gr.Progress(),  # noqa: B008 (Gradio finds it by its default)
-    ) -> tuple[tuple[Image.Image, Image.Image], Gradio]:
+        guidance: int | float | None,
+        sampling: Sampling | None,
+        progress: Gradio,
+    ) -> Shown:
         if file is None:
             raise gr.Error("Choose a picture first.", print_exception=False)
         path, uploaded = Path(file[0]), file[1]
-        # What is asked beside depends on the model, as do the fields that are shown.
-        guidance, sampling = _asked(pipeline, more)
         name, unit = download_name(path, uploaded), "steps" if sampling else "tiles"
         try:
             progress(0.0, desc="restoring")
@@ -209,7 +211,7 @@ def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[...,
                 path,
                 float(upscale),
                 color_fix,
-                guidance,
+                None if guidance is None else float(guidance),
                 max_pixels,
                 lambda done, total: progress((done, total), unit=unit),
                 sampling,
@@ -221,21 +223,31 @@ def _handler(pipeline: Pipeline, max_pixels: int, folder: Path) -> Callable[...,
         download = gr.DownloadButton(value=str(result), interactive=True)
         return (preview(before), preview(after)), download
 
-    return restore
+    # Fields are a function's arguments, so that each kind of model has its own. Gradio finds the
+    # progress by its default.
+    def restore(
+        file: Given,
+        upscale: int | float,
+        color_fix: str,
+        guidance: int | float | None = None,
+        progress: Gradio = gr.Progress(),  # noqa: B008
+    ) -> Shown:
+        return run(file, upscale, color_fix, guidance, None, progress)
 
+    def sample(
+        file: Given,
+        upscale: int | float,
+        color_fix: str,
+        steps: int | float,
+        seed: int | float | None,
+        prompt: str | None = None,
+        progress: Gradio = gr.Progress(),  # noqa: B008
+    ) -> Shown:
+        # An emptied field is seed 0, and an empty text is none: the picture's tags may follow.
+        sampling = Sampling(steps=int(steps), seed=int(seed or 0), prompt=prompt or None)
+        return run(file, upscale, color_fix, None, sampling, progress)
 
-def _asked(
-    pipeline: Pipeline, more: tuple[int | float | str | None, ...]
-) -> tuple[float | None, Sampling | None]:
-    """Guidance and sampling by the fields that a model's page has beside those of all."""
-    if pipeline.abilities is None:
-        (guidance,) = more or (None,)
-        return None if guidance is None else float(guidance), None
-    steps, seed, *prompt = more
-    # An emptied field is no seed, and an empty text is none: the picture's tags may follow.
-    text = str(prompt[0]) if prompt and prompt[0] else None
-    seeded = 0 if seed is None else int(seed)
-    return None, Sampling(steps=int(steps or 1), seed=seeded, prompt=text)
+    return restore if pipeline.abilities is None else sample
 
 
 def _sampling(can: Abilities) -> list[Gradio]:

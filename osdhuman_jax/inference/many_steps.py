@@ -100,20 +100,22 @@ class ManySteps:
         one = jnp.float32(1)
         given = Given(jnp.zeros((*shape, hint)), tokens, negative, one, one)
         z = jnp.zeros((*shape, self._channels))
-        if plan.tile:
-            function, arguments = step_programs.noise, (z, np.zeros(count, np.int32), given)
-        else:
-            steps = step_programs.long(sampler.make_steps(1))
-            function, arguments = (
-                step_programs.step,
-                (steps, np.int32(0), z, key_data(0, ""), given),
-            )
+        arguments: tuple[object, ...] = (z, np.zeros(count, np.int32), given)
+        function: Callable[..., object] = step_programs.noise
         pixels = jnp.zeros((count, *(plan.tile or plan.padded), 3))
-        whole = SHARED if plan.tile else WHOLE
+        if not plan.tile:
+            steps = step_programs.long(sampler.make_steps(1))
+            arguments = (steps, np.int32(0), z, key_data(0, ""), given)
+            function = step_programs.step
+        if wish.part_guidance and not plan.tile:
+            function, judged_by = self._judge([])
+            arguments = (*arguments, np.float32(0), judged_by, pixels)
+        # The programs of a step and of the autoencoder's halves.
         made = [self.programs.other(_step_title(plan), function, *arguments)]
         for half, x in zip(step_programs.HALVES, (pixels, z), strict=True):
-            known = (self._measure(half, plan, x),) if plan.tile else ()
-            made.append(self.programs.other(_title(half, plan), whole[half], *known, x))
+            known = (self.programs.outputs(MEASURED[half], x),) if plan.tile else ()
+            whole = SHARED[half] if plan.tile else WHOLE[half]
+            made.append(self.programs.other(_title(half, plan), whole, *known, x))
         return max(map(footprint, made))
 
     def _tokens_shape(self) -> tuple[int, ...]:
@@ -140,15 +142,15 @@ class ManySteps:
             window = slice(0, high), slice(0, wide)
             people = cut_structure(request.structure, window, size, mirrored=False)
         elif wish.pose == BLAZEPOSE:
-            poses = self._find(inside)
+            poses = self._finder()(inside)
             people = structure(poses, size)
         return Seen(reg, inside, people, poses, self._text(inside, request, wish))
 
-    def _find(self, picture: Pixels) -> list[Pose]:
+    def _finder(self) -> BlazePose:
         # Its two networks are compiled for the first picture of all.
         if self._blazepose is None:
             self._blazepose = load_blazepose(self.model.poses)
-        return self._blazepose(picture)
+        return self._blazepose
 
     def _text(self, picture: Pixels, request: Request, wish: Sampling) -> str | None:
         """The text of a picture: that of all, its own, its tags, or the empty one."""
@@ -226,7 +228,7 @@ class ManySteps:
         steps = sampler.make_steps(wish.steps, "ddim" if wish.sampler == "ddim" else "ddpm")
         keys = key_data(wish.seed, request.name)
         if guided:
-            advance = self._guided(steps, keys, given, seen, wish)
+            advance = self._guided(plan, steps, keys, given, seen, wish.part_guidance or 0.0)
         else:
             advance = self._step(plan, steps, keys, given)
         # DDIM must not begin with mere noise: DiffBIR says so of its own.
@@ -279,28 +281,32 @@ class ManySteps:
         return canvas.picture()[None]
 
     def _guided(
-        self, steps: Steps, keys: Keys, given: Given, seen: Seen, wish: Sampling
+        self, plan: Plan, steps: Steps, keys: Keys, given: Given, seen: Seen, scale: float
     ) -> Advance:
-        """A step that is led by parts of the body: by the parser, or else by BlazePose's joints."""
+        """A step that is led by parts of the body."""
+        function, judged_by = self._judge(seen.poses)
+        reg, strength = seen.reg[None], np.float32(scale)
+        title, padded_steps = _step_title(plan), step_programs.long(steps)
+
+        def advance(i: np.int32, z: Array) -> Array:
+            arguments = (padded_steps, i, z, keys, given, strength, judged_by, reg)
+            return self.programs.call(title, function, *arguments)
+
+        return advance
+
+    def _judge(self, poses: list[Pose]) -> tuple[Callable[..., Array], object]:
+        """The function of a guided step, and what it judges by: the parser, or people's joints."""
         if self.model.parser is not None:
             graph, judged_by = nnx.split(self.model.parser)
             judge = partial(step_programs.by_parser, graph)
         else:
-            assert self._blazepose is not None and self._blazepose.landmarks is not None
-            graph, weights = self._blazepose.landmarks
-            judge = partial(step_programs.by_heatmaps, graph)
-            judged_by = (weights, *_squares(seen.poses))
+            landmarks = self._finder().landmarks
+            assert landmarks is not None  # as those have that were read of files
+            judge = partial(step_programs.by_heatmaps, landmarks[0])
+            judged_by = (landmarks[1], *_squares(poses))
         # One function for all pictures, by which the program is found again.
         self._judging = self._judging or partial(step_programs.guided_step, judge)
-        reg, scale = seen.reg[None], np.float32(wish.part_guidance)
-        title, padded_steps = f"a guided {_size(seen.reg.shape[:2])}", step_programs.long(steps)
-
-        def advance(i: np.int32, z: Array) -> Array:
-            arguments = (padded_steps, i, z, keys, given, scale, judged_by, reg)
-            assert self._judging is not None
-            return self.programs.call(title, self._judging, *arguments)
-
-        return advance
+        return self._judging, judged_by
 
     # VAE -----------------------------------------------------------------------------------------
 

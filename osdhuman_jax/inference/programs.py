@@ -87,12 +87,23 @@ class Programs:
     def other(self, title: str, function: Callable, *arguments: object) -> jax.stages.Compiled:
         """`function` of graph, weights and arrays like these, compiled; call it by `call`."""
 
-        def abstract(x: jax.Array | np.ndarray | np.generic) -> jax.ShapeDtypeStruct:
+        return compiled(title, function, self._graphdef, *self._signature(arguments))
+
+    def outputs(self, function: Callable, *arguments: object) -> Any:
+        """Shapes of what such a program gives, without compiling it."""
+        return traced(function, self._graphdef, *self._signature(arguments)).out_info
+
+    def _signature(self, arguments: tuple[object, ...]) -> tuple[Hashable, Leaves]:
+        """Tree and leaves of abstract arguments, weights before them."""
+
+        def abstract(
+            x: jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct,
+        ) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._copied)
 
         weights = jax.tree.map(self._like, self._weights)
         leaves, tree = jax.tree.flatten((weights, *jax.tree.map(abstract, arguments)))
-        return compiled(title, function, self._graphdef, tree, tuple(leaves))
+        return tree, tuple(leaves)
 
     def call(self, title: str, function: Callable, *arguments: object) -> Any:
         """What such a program gives."""
