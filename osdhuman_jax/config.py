@@ -43,7 +43,7 @@ class CleanerConfig:
     """The network of a run of kind "cleaner" (DiffBody's Eq. 2): one of the two."""
 
     swinir: SwinIRConfig | None = None  # the paper's
-    rrdbnet: RRDBNetConfig | None = None
+    rrdbnet: RRDBNetConfig | None = None  # Real-ESRGAN's
 
     @property
     def sizes(self) -> SwinIRConfig | RRDBNetConfig | None:

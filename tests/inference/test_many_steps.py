@@ -224,6 +224,7 @@ def test_guidance_lowers_what_it_is_to_lower(text, tmp_path, finder):
     assert loss(jnp.asarray(led[None]))[0] < loss(jnp.asarray(plain[None]))[0]
 
 
+@pytest.mark.slow
 def test_guidance_by_joints(tmp_path, finder, monkeypatch):
     """BlazePose's landmarker stands in as a graph whose fourth output is the square, made small."""
 

@@ -72,6 +72,7 @@ def test_the_second_stage_trains_lora_embedders_and_a_critic(second):
     assert "head.conv_out.kernel" in tiny.changed(states[0].critic, states[-1].critic)
 
 
+@pytest.mark.slow
 def test_the_critic_stays_out_of_the_first_gradient(second):
     # It begins at zero, so the generator's first step is that of a run without it.
     _, _, _, _, states, _ = second
@@ -114,6 +115,7 @@ def test_a_run_with_a_critic_goes_on_to_the_bit(second, tmp_path):
     assert all(jax.tree.leaves(equal))
 
 
+@pytest.mark.slow
 def test_two_microbatches_are_one_batch(second):
     trainer, _, frozen, batch, states, scalars = second
     trainer, state, frozen, batch = tiny.haodiff(tiny.haodiff_config(2))
@@ -165,6 +167,7 @@ def photos(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_stages_follow_each_other_from_a_model_of_one_prompt(folder, photos):
     # As `train.py` runs them, from the folder of one to the folder of the other.
     base = photos / "base"

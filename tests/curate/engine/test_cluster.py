@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from curation_runs import curate
 
@@ -17,6 +18,8 @@ def test_paths_of_a_plan_are_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     demo.write_person(tmp_path / "person")
     Path("boxes.csv").write_text("path,x0,y0,x1,y1\n")
+    natural = {"mu_prisparam": np.linspace(0.5, 2, 36), "cov_prisparam": np.eye(36)}
+    np.savez("niqe.npz", **natural)
     flags = ["--output=out", "--source=person=person", "--detector=boxes"]
     flags += ["--detector_weights=boxes.csv", "--set=score.weights=iqa"]
     flags = run.parse([*flags, "--niqe_params=niqe.npz"])
