@@ -63,16 +63,6 @@ from osdhuman_jax.weights.model_folder import (
 )
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
 
-Sizes = TypeVar(
-    "Sizes",
-    CLIPConfig,
-    TaggerConfig,
-    LPIPSConfig,
-    DISTSConfig,
-    ControlNetConfig,
-    CleanerSizes,
-    PartParserConfig,
-)
 AnySizes = (
     CLIPConfig
     | TaggerConfig
@@ -82,6 +72,7 @@ AnySizes = (
     | CleanerSizes
     | PartParserConfig
 )
+Sizes = TypeVar("Sizes", bound=AnySizes)
 AnyPart = CLIPTextModel | ImageTagger | LPIPS | DISTS | ControlNet | CleanerNetwork | PartParser
 # By their names in config.json and on disk: what makes sizes of a table.
 PARTS: dict[str, Callable[[object], AnySizes]] = {
