@@ -46,7 +46,7 @@ def get_config() -> Config:
     # restless.
     config.optim.ema = 0.998
     # How it is used, which goes into the model folder.
-    config.use.blend = 0.9  # between fidelity and sharpness
+    config.use.blend = 0.86  # between fidelity and sharpness
     config.use.work_side = 512  # small pictures gain by it (models/nano/README.md)
     config.use.sides = (128, 2048)
     # Small enough to train every weight, at the precision of the CPU.
