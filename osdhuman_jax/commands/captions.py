@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from osdhuman_jax.cli import Parser, check_file, check_input, end, some_path
-from osdhuman_jax.commands.per_picture import PictureJob, each, plan, status
+from osdhuman_jax.commands.per_picture import PictureJob, each, plan, status, without_line
 from osdhuman_jax.filenames import spelled
 
 if TYPE_CHECKING:
@@ -55,10 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _missing(jobs: list[PictureJob], output: Path) -> list[PictureJob]:
     """The jobs whose pictures have no line."""
     from osdhuman_jax.data.captions import read_captions
-    from osdhuman_jax.data.picture_lines import stem
 
     known = read_captions(output, unfinished=True) if output.exists() else {}
-    return [job for job in jobs if stem(spelled(job.name.as_posix())) not in known]
+    return without_line(jobs, known)
 
 
 def load_tags(folder: Path) -> "tuple[Describe, str]":

@@ -5,7 +5,7 @@ others; what is there stays, so that the same command goes on where it was stopp
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +41,13 @@ def plan(pictures: Path, kind: str, place: Callable[[Path], Path]) -> list[Pictu
     if not jobs:
         raise CommandError(f"--pictures {spelled(pictures)}: no pictures in this folder")
     return list(jobs.values())
+
+
+def without_line(jobs: Sequence[PictureJob], known: Container[str]) -> list[PictureJob]:
+    """The jobs whose pictures have no line in a file of lines, of which `known` are the stems."""
+    from osdhuman_jax.data.picture_lines import stem
+
+    return [job for job in jobs if stem(spelled(job.name.as_posix())) not in known]
 
 
 def each(

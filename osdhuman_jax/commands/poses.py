@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from osdhuman_jax.cli import Parser, check_folder, check_input, end, some_path, some_text
-from osdhuman_jax.commands.per_picture import PictureJob, check_apart, each, plan, status
+from osdhuman_jax.commands.per_picture import (
+    PictureJob,
+    check_apart,
+    each,
+    plan,
+    status,
+    without_line,
+)
 from osdhuman_jax.filenames import spelled
 
 if TYPE_CHECKING:
@@ -81,12 +88,11 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _missing(jobs: list[PictureJob], output: Path) -> list[PictureJob]:
     """The jobs whose pictures have no line."""
-    from osdhuman_jax.data.picture_lines import stem
     from osdhuman_jax.data.structures import POSES, read_poses
 
     lines = output / POSES
     known = read_poses(lines, unfinished=True) if lines.exists() else {}
-    return [job for job in jobs if stem(spelled(job.name.as_posix())) not in known]
+    return without_line(jobs, known)
 
 
 def open_estimator(args: argparse.Namespace) -> "Estimator":
