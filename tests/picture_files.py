@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -20,6 +21,14 @@ def noise(height: int = 12, width: int = 16, seed: int = 0) -> np.ndarray:
 
 def photo(side: int = 64) -> np.ndarray:
     return cv2.resize(astronaut(), (side, side), interpolation=cv2.INTER_AREA)
+
+
+def black_folder(folder: Path, size: tuple[int, int]) -> Path:
+    """A folder of two black pictures, a.jpg and b/c.png."""
+    (folder / "b").mkdir(parents=True)
+    for name in ("a.jpg", "b/c.png"):
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(folder / name)
+    return folder
 
 
 def encoded(pixels: np.ndarray | Image.Image, kind: str = "PNG", **options) -> bytes:

@@ -28,11 +28,11 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Float, Int
 
 from osdhuman_jax.networks.part_parser import STRIDE, PartLogits
+from osdhuman_jax.networks.skeleton import VISIBLE, People
 from osdhuman_jax.networks.types import Image, Scalar
 
 PartLoss = Callable[[Image], Float[Array, " b"]]
 Rois = Float[Array, "b p 2 3"]  # from a square's pixels (x, y, 1) to the picture's; centres
-People = Float[Array, "b p 18 3"]  # OpenPose's joints: x, y in pixels, and a score in [0, 1]
 Squares = Float[Array, "n s s 3"]
 Heatmaps = Float[Array, "n mh mw j"]  # a logit for each place and joint
 
@@ -147,7 +147,6 @@ _LIMBS = (
     *(_Limb("legs", a, b, 0, 1, 0.05) for a, b in ((8, 9), (11, 12), (9, 10), (12, 13))),
     *(_Limb("feet", a, b, 1.1, 1.25, 0.05) for a, b in ((9, 10), (12, 13))),
 )
-SEEN = 0.3  # score above which a joint counts
 INSIDE = 0.5  # attention above which a place shows a person
 
 
@@ -157,7 +156,7 @@ def part_labels(people: People, attention: Float[Array, "b ph pw 1"]) -> Int[Arr
     Joints are in pixels of the picture, `attention` in [0, 1] is at the labels' size. A place has
     the part of the limb that it is nearest to, in the limb's own radii.
     """
-    points, seen = people[..., :2].astype(jnp.float32), people[..., 2] > SEEN
+    points, seen = people[..., :2].astype(jnp.float32), people[..., 2] > VISIBLE
     a, b = (np.array([getattr(limb, name) for limb in _LIMBS]) for name in "ab")
     begin, end, radius = (
         np.array([getattr(limb, name) for limb in _LIMBS], np.float32)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import black_folder
 from PIL import Image
 from refusals import status
 
@@ -17,11 +18,7 @@ SIZE = (40, 50)
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    (folder / "b").mkdir(parents=True)
-    for name in ("a.jpg", "b/c.png"):
-        Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(folder / name)
-    return folder
+    return black_folder(tmp_path / "photos", SIZE)
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from picture_files import black_folder
+from refusals import status
 
 from osdhuman_jax.commands import captions, poses
 from osdhuman_jax.data.structures import read_attention, read_poses
@@ -17,11 +18,7 @@ SIZE = (40, 50)
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    (folder / "b").mkdir(parents=True)
-    for name in ("a.jpg", "b/c.png"):
-        Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(folder / name)
-    return folder
+    return black_folder(tmp_path / "photos", SIZE)
 
 
 @pytest.fixture
@@ -39,15 +36,8 @@ def asked(monkeypatch) -> list:
     return found
 
 
-def run(command, *words: str | Path) -> int:
-    try:
-        return command.main([str(word) for word in words])
-    except SystemExit as ended:
-        return int(ended.code or 0)
-
-
 def find(photos: Path, out: Path, source: str = "blazepose", *more: str | Path) -> int:
-    return run(poses, "--pictures", photos, "--output", out, "--from", source, *more)
+    return status(poses.main, "--pictures", photos, "--output", out, "--from", source, *more)
 
 
 def test_poses_and_maps_and_what_is_there_stays(photos, tmp_path, asked, capsys):
@@ -113,13 +103,13 @@ def test_captions_are_added_to_those_that_are_there(photos, tmp_path, monkeypatc
     out, words = tmp_path / "c.jsonl", ["--pictures", photos, "--ram", "model", "--output"]
     mine = {"file": "a.jpg", "text": "mine"}
     out.write_text(json.dumps(mine))
-    assert run(captions, *words, out) == 0 and asked == [Path("model")]
+    assert status(captions.main, *words, out) == 0 and asked == [Path("model")]
     assert [json.loads(line) for line in out.read_text().splitlines()] == [
         mine,
         {"file": "b/c.png", "text": "man, hat", "by": "ram"},
     ]
     assert capsys.readouterr().out == f"1 captions made, 1 were in {out}\n"
-    assert run(captions, *words, out) == 0 and len(asked) == 1
+    assert status(captions.main, *words, out) == 0 and len(asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -147,8 +137,8 @@ def test_sources_that_cannot_be_used_are_one_line(photos, tmp_path, capsys, word
 def test_files_that_are_not_lines_and_models_without_tags_are_one_line(photos, tmp_path, capsys):
     out, nano = tmp_path / "c.jsonl", Path(__file__).parents[2] / "models" / "nano"
     words = ["--pictures", photos, "--ram", nano, "--output"]
-    assert run(captions, *words, out) == 2 and not out.exists()
+    assert status(captions.main, *words, out) == 2 and not out.exists()
     assert "for prompts of kind ram it lacks tagger" in capsys.readouterr().err
     out.write_text("text\n{}\n")
-    assert run(captions, *words, out) == 2
+    assert status(captions.main, *words, out) == 2
     assert "c.jsonl, line 1: " in capsys.readouterr().err
