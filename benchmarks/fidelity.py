@@ -13,6 +13,8 @@ Eq. 2 in float32) costs. Their budget is a relative error of 6 %, which in pictu
 photograph's contrast is 36 dB: a hundred random layers round to 8 bits each, and none contracts
 the error. In Eq. 2 of a random network nothing cancels; a trained U-Net's eps is close to the
 latent, so there the same error of eps weighs more in z0.
+
+The module is long because each network has a function of its own in it, and nothing else.
 """
 
 import argparse

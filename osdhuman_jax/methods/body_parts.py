@@ -28,11 +28,12 @@ from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Float, Int
 
 from osdhuman_jax.networks.part_parser import STRIDE, PartLogits
-from osdhuman_jax.networks.skeleton import VISIBLE, People
+from osdhuman_jax.networks.skeleton import VISIBLE
 from osdhuman_jax.networks.types import Image, Scalar
 
 PartLoss = Callable[[Image], Float[Array, " b"]]
 Rois = Float[Array, "b p 2 3"]  # from a square's pixels (x, y, 1) to the picture's; centres
+People = Float[Array, "b p 18 3"]  # OpenPose's joints: x, y in pixels, and a score in [0, 1]
 Squares = Float[Array, "n s s 3"]
 Heatmaps = Float[Array, "n mh mw j"]  # a logit for each place and joint
 

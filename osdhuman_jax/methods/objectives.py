@@ -20,6 +20,8 @@ in LPIPS' and VSD's place, are in haodiff_training.py.
 
 An objective is a pure function (model, context, microbatch) -> `Loss`. All randomness is in the
 microbatch, drawn by `draw` for the whole batch: it does not depend on how a batch is split.
+
+The module is long because the objectives share their draws, their context and their result.
 """
 
 from collections.abc import Callable, Mapping

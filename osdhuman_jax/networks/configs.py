@@ -6,6 +6,8 @@ published the weights. This module imports nothing, so that settings are read wi
 
 The four that `ModelConfig` is made of are not frozen: `ml_collections.config_flags` assigns to
 their fields, which is how `--config.model.unet.layers_per_block=1` works. Nothing else should.
+
+The module is long because all sizes are read side by side; there is nothing in it but them.
 """
 
 from dataclasses import dataclass, field, replace

@@ -6,6 +6,8 @@ scalars for the log. What is minimised stands in `objectives.py` (OSDHuman's sec
 updates the generator (or the autoencoder, or the small prior), then the finetuned regularizer on
 the same, detached latents, and the critic where there is one. A step that is not finite changes
 nothing but the counters.
+
+The module is long because a step, what it starts from and what it shows of a batch are one object.
 """
 
 from collections.abc import Mapping

@@ -3,6 +3,8 @@
     import_model("stable-diffusion-2-1-base", "ram_swin_large_14m.pth", "models/sd21")
 
 Sources stay on disk until they are written, one tensor after the other.
+
+The module is long because what is refused, described and written is one account of the sources.
 """
 
 import hashlib
