@@ -193,7 +193,9 @@ class Pipeline:
             body = checkpoint.load_control_run(workdir, step, precision=precision)
             return cls(body, precision, **options)
         model = checkpoint.load_run(workdir, step, precision=precision)
-        return cls._with(checkpoint.load_run_prompter(workdir, precision), model, precision, options)
+        return cls._with(
+            checkpoint.load_run_prompter(workdir, precision), model, precision, options
+        )
 
     def padded_size(self, size: Size) -> Size:
         """Size to which what the network sees is padded; see `Planner`."""

@@ -40,7 +40,7 @@ class Sampling:
     prompt: str | None = None  # of all pictures
     negative: str | None = None
     seed: int | None = None
-    pose: str | None = None  # NOBODY, BLAZEPOSE or the digest of a file
+    pose: str | None = None  # NOBODY, BLAZEPOSE or the digest of a file and its maps
     captions: str | None = None  # the digest of a file
 
 

@@ -61,7 +61,7 @@ from osdhuman_jax.weights.model_folder import (
     shapes,
     verify,
 )
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load, write_safetensors
 
 AnySizes = (
     CLIPConfig
@@ -144,6 +144,25 @@ def put_parts(folder: Path, parts: Mapping[str, Part]) -> None:
     sizes = {name: to_dict(part.config) for name, part in parts.items()}
     meta |= {"parts": meta.get("parts", {}) | sizes, "licences": list(dict.fromkeys(licences))}
     write_json(folder / CONFIG, meta)
+
+
+def read_part(folder: Path, name: str) -> Part:
+    """A part of a model folder for another one, its tensors unread.
+
+    Raises WeightsError where the folder does not have it, or not whole and untouched.
+    """
+    meta, file = read_meta(folder), folder / f"{name}.safetensors"
+    config = part_config(folder, meta, name)
+    verify(folder, meta, file.name)
+    tensors, targets = load(file), part_shapes(name, config, read_configs(folder, meta)[0])
+    both = targets.keys() & tensors.keys()
+    faults = {
+        "missing": sorted(targets.keys() - tensors.keys()),
+        "unknown": sorted(tensors.keys() - targets.keys()),
+        "of another shape": sorted(n for n in both if tensors[n].shape != targets[n]),
+    }
+    complain(faults, str(file))
+    return Part(config, tensors, [file])
 
 
 def part_config(folder: Path, meta: Json, name: str) -> AnySizes:

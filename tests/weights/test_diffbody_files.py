@@ -64,6 +64,25 @@ def test_import_without_ram_and_load(given, tmp_path, capsys, monkeypatch):
     assert call(loaded.restorer, image, method="clean").shape == image.shape
 
 
+def test_a_parser_comes_from_another_folder(given, tmp_path, capsys):
+    other, made = tiny_diffbody.save(tmp_path / "parts"), tmp_path / "model"
+    flags = ["--parser", str(other), "--output", str(made)]
+    assert main(words(given, *flags)) == 0
+    assert "guidance by parts: parser" in capsys.readouterr().out.splitlines()
+    assert load_diffbody(made).abilities.parser
+    file = "parser.safetensors"
+    assert (made / file).read_bytes() == (other / file).read_bytes()
+    # Sizes that are not those of its tensors.
+    parts = json.loads((other / "config.json").read_text())["parts"]
+    parts["parser"] |= {"block_out_channels": [4, 8]}
+    files.edit_json(other / "config.json", parts=parts)
+    flags[-1] = str(tmp_path / "again")
+    assert main(words(given, *flags)) == 2
+    error = capsys.readouterr().err
+    assert f"{other / file}: tensors" in error and error.count("\n") == 1
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize("text", [True, False])
 def test_a_folder_comes_back(text, tmp_path):
     folder = tiny_diffbody.save(tmp_path / "model", text=text)
@@ -117,6 +136,8 @@ def test_a_folder_that_is_none_is_refused(fault, tmp_path):
     [
         (["--pose", "{given}/none"], "none: no wheel of mediapipe and no folder"),
         (["--pose", "{given}/poses"], "pose_detection.tflite: not a .tflite file"),
+        (["--parser", "{given}/none"], "none: no such file or folder (--parser)"),
+        (["--parser", "{given}/poses"], "poses: not a model folder (no config.json)"),
         (["--generator", "g"], "--cleaner goes alone, without --generator"),
         (["--prompt", "null"], "--control goes with --prompt hfie or text, not null"),
         (["--prompt", "hfie"], "import needs --sd and --ram"),
@@ -131,7 +152,7 @@ def test_an_import_that_cannot_be_is_refused(flags, said, given, tmp_path, capsy
     assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flag", [["--pose", "p"], ["--prompt", "text"]])
+@pytest.mark.parametrize("flag", [["--pose", "p"], ["--parser", "p"], ["--prompt", "text"]])
 def test_what_goes_with_a_controlnet(flag, capsys):
     assert main(["import", "--sd", "s", *flag, "--output", "o"]) == 2
     assert f"{' '.join(flag).replace(' p', '')} goes with --control" in capsys.readouterr().err
