@@ -10,8 +10,8 @@ DiffBody led by parts of the body, and OUTPUT/sheet.png shows them side by side.
 It shows that the chain holds, and no more: so short a training does not restore. The configs' own
 numbers of steps are six to 24 times as many, on thousands of photographs. A stage whose model is
 there is not trained again, one that was stopped goes on, so that the same command finishes what is
-left. Removing OUTPUT begins anew. The joints and outlines of the two people were found by BlazePose, and
-are constants here, so that nobody needs its files.
+left. Removing OUTPUT begins anew. Joints and outlines of the two people, found by BlazePose, are
+constants here, so that nobody needs its files.
 """
 
 import argparse
