@@ -1,7 +1,7 @@
 # demo: restore the photographs that dependencies ship; curate-demo: make a data set of them and
 # train on it; test: lint and the test suite; test-page: the page in a Chromium (CHROMIUM names it);
 # table: measure the bundled model, on the photographs in PHOTOS if given, and put it in the READMEs;
-# diffbody-demo: train DiffBody in small for ten minutes and use it; diffbody-table: the table of the
+# diffbody-demo: train DiffBody in small, for minutes, and use it; diffbody-table: the table of the
 # DiffBody in the folder DIFFBODY, people found by WHEEL (of mediapipe 0.10), the rest as for table;
 # REAL is a folder of low-quality pictures, NIQE the file of its parameters, PEER another model as
 # NAME=FOLDER and RESTORED another program's pictures as NAME=FOLDER.

@@ -13,6 +13,7 @@ from make_cleaners import ncnn_files, network
 from refusals import one_line
 
 from osdhuman_jax.commands.weights import main
+from osdhuman_jax.config import SampleConfig, to_dict
 from osdhuman_jax.inference import poses
 from osdhuman_jax.weights import DIFFBODY, WeightsError, kind_of, load_diffbody
 from osdhuman_jax.weights.choices import POSE_FILES
@@ -109,6 +110,7 @@ def drop(part: str):
     return change
 
 
+SAMPLE = to_dict(SampleConfig())
 FAULTS = {
     "no cleaner": (drop("cleaner"), "lacks the part cleaner of a DiffBody"),
     "no control": (drop("control"), "lacks the part control of a DiffBody"),
@@ -119,6 +121,13 @@ FAULTS = {
         f"{POSE_FILES[1]}: its bytes do not match",
     ),
     "no restorer": (edited(kind="toaster"), "kind 'toaster' is none of"),
+    "no table": (edited(parts=5), "config.json: parts is no table"),
+    "a part that is none": (edited(parts={"control": 5}), "config.json: control is no table"),
+    "no digests": (edited(digests=None), "config.json: digests is no table"),
+    "steps in words": (
+        edited(use=to_dict(tiny_diffbody.USE) | {"sample": {**SAMPLE, "steps": "2"}}),
+        "SampleConfig: steps is '2', of another type",
+    ),
     "use": (edited(use={"color_fix": "none", "blend": 1, "work_side": 0, "sample": 3}), "Sample"),
 }
 
