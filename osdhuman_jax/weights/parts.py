@@ -121,11 +121,16 @@ def build_part(
 
 def part_shapes(name: str, config: AnySizes, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes by name on disk. Raises WeightsError where sizes contradict each other."""
-    try:
-        module = abstract(lambda rngs: build_part(config, model, dtype=np.float32, rngs=rngs))
-    except IMPOSSIBLE as error:
-        raise WeightsError(f"{name}: sizes that make no network: {error!s:.200}") from error
+    module = _abstract_part(name, config, model, "fp32")
     return {_prefix(name) + key: shape for key, shape in shapes(module).items()}
+
+
+def _abstract_part(where: str, config: AnySizes, model: ModelConfig, precision: str) -> AnyPart:
+    """A part without its arrays. Raises WeightsError where sizes contradict each other."""
+    try:
+        return abstract(lambda rngs: build_part(config, model, dtype=DTYPES[precision], rngs=rngs))
+    except IMPOSSIBLE as error:
+        raise WeightsError(f"{where}: sizes that make no network: {error!s:.200}") from error
 
 
 def put_parts(folder: Path, parts: Mapping[str, Part]) -> None:
@@ -221,7 +226,7 @@ def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> AnyP
     # The file against its digest, then a network without arrays to fill.
     verify(folder, meta, file)
     model, _ = read_configs(folder, meta)
-    module = abstract(lambda rngs: build_part(config, model, dtype=DTYPES[precision], rngs=rngs))
+    module = _abstract_part(f"{folder / CONFIG}: {name}", config, model, precision)
     # A tagger's own tensors come before those that it shares with the restorer.
     names = set(shapes(module))
     tensors = {n.removeprefix(_prefix(name)): t for n, t in load(folder / file).items()}

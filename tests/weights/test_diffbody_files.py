@@ -74,9 +74,7 @@ def test_a_parser_comes_from_another_folder(given, tmp_path, capsys):
     file = "parser.safetensors"
     assert (made / file).read_bytes() == (other / file).read_bytes()
     # Sizes that are not those of its tensors.
-    parts = json.loads((other / "config.json").read_text())["parts"]
-    parts["parser"] |= {"block_out_channels": [4, 8]}
-    files.edit_json(other / "config.json", parts=parts)
+    resize(other, block_out_channels=[4, 8])
     flags[-1] = str(tmp_path / "again")
     assert main(words(given, *flags)) == 2
     error = capsys.readouterr().err
@@ -110,6 +108,13 @@ def drop(part: str):
     return change
 
 
+def resize(folder: Path, **sizes: object) -> None:
+    """Other sizes of the parser than its tensors have."""
+    parts = json.loads((folder / "config.json").read_text())["parts"]
+    parts["parser"] |= sizes
+    files.edit_json(folder / "config.json", parts=parts)
+
+
 SAMPLE = to_dict(SampleConfig())
 FAULTS = {
     "no cleaner": (drop("cleaner"), "lacks the part cleaner of a DiffBody"),
@@ -127,6 +132,10 @@ FAULTS = {
     "steps in words": (
         edited(use=to_dict(tiny_diffbody.USE) | {"sample": {**SAMPLE, "steps": "2"}}),
         "SampleConfig: steps is '2', of another type",
+    ),
+    "a parser of no level": (
+        lambda folder: resize(folder, block_out_channels=[]),
+        "config.json: parser: sizes that make no network",
     ),
     "use": (edited(use={"color_fix": "none", "blend": 1, "work_side": 0, "sample": 3}), "Sample"),
 }
