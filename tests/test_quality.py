@@ -220,7 +220,7 @@ def test_a_diffbody_has_a_row_for_each_ablation(tmp_path, monkeypatch, capsys):
         places = dict(zip(arguments, arguments[1:], strict=False))
         if "poses" in arguments:
             assert Path(str(places["--from"]).removeprefix("blazepose:")).is_absolute()
-            shutil.copytree(places["--pictures"], places["--output"])
+            shutil.copytree(places["--pictures"], places["--output"], dirs_exist_ok=True)
             line = json.dumps({"file": "deep/a.png", "people": [[[1, 1, 1]] * 18]}) + "\n"
             (Path(places["--output"]) / "poses.jsonl").write_text(line)
             return

@@ -149,10 +149,10 @@ def test_layers_that_do_not_fit_are_refused(tmp_path, monkeypatch):
     files = pytest.importorskip("tflite_files")
     for shape, said in (((1, 5), "layers that do not fit: "), ((4, 1), "computes other shapes")):
         f = files.File()
-        x = f.tensor(1, 4)
+        x = f.tensor(1, 2, 2, 1)
         kind = "RESHAPE" if shape == (1, 5) else "LOGISTIC"
         data = f.bytes(x, [f.layer(kind, [x], shape)])
-        monkeypatch.setattr(poses, "SHAPES", {poses.FILES[0]: [(1, 4), shape]})
+        monkeypatch.setattr(poses, "SHAPES", {poses.FILES[0]: [(1, 2, 2, 1), shape]})
         with pytest.raises(WeightsError, match=f"damaged: .*{said}") as error:
             poses._network(poses.FILES[0], data)
         assert "\n" not in str(error.value)
