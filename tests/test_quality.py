@@ -243,7 +243,7 @@ def test_a_diffbody_has_a_row_for_each_ablation(tmp_path, monkeypatch, capsys):
     assert rows[2:] == ["degraded", "non-local means", "bundled model", "cleaner alone", *ours]
     told = [(True, True), (True, True), (False, True), (True, False), "off"]
     led = ["0", "0.2", "0", "0", "0"]
-    for place in (asked[-5:], asked[-11:-6]):
+    for place in (asked[-5:], asked[-12:-7]):  # degraded and clean pictures
         assert [(pose, scale) for pose, scale, _ in place] == [*zip(told, led, strict=True)]
     assert kind_of(tmp_path / "out" / "cleaner") == CLEANER
 
