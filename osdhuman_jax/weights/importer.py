@@ -105,21 +105,19 @@ def import_model(
     `cleaner` (see `read_cleaner`) add parts (see parts.py); `tags` is the folder of RAM's list of
     tags and, if it has one, of their thresholds; `generator` is what a training run changed (see
     generators.py). Without one, HFIE is random by `seed`. `control` makes a ControlNet (see
-    controls.py), with which the folder is a DiffBody; `pose` are BlazePose's files, `parser` is the
-    model folder of a run of kind `parts`, whose parser of parts it takes. `prompt` is the
-    kind of extractor (see extractors.py): by default the generator's, "fixed" with a `prompt_file`,
-    else HFIE; "text" needs no RAM, and has `sd`'s CLIP. Raises WeightsError, having written none.
+    controls.py), with which the folder is a DiffBody; `pose` are BlazePose's files, `parser` a
+    folder with that part. `prompt` is the kind of extractor (see extractors.py): by default the
+    generator's, "fixed" with a `prompt_file`, else HFIE; "text" needs no RAM, and has `sd`'s CLIP.
+    Raises WeightsError, having written none.
     """
     clip = sd if prompt == "text" and clip is None else clip
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
     check_output(output := Path(output), overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
-    given |= {"parser": parser}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
-    check_local(given | {"sd": sd, "generator": _place(generator)})
+    check_local(given | {"sd": sd, "generator": _place(generator), "parser": parser})
     encoder = _encoder(ram, prompt, dape)
-    parts = _parts_here(encoder, dape, clip, lpips, cleaner)
-    parts.parser = read_part(Path(parser), "parser") if parser else None
+    parts = _parts_here(encoder, dape, clip, lpips, cleaner, parser)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file) | dict(pose or {})
     generator, tagger = local_generator(generator), "dape" if dape else "ram"
     _check_promised(output, parts, small, clip, tagger, _kind(prompt, prompt_file, generator))
@@ -131,10 +129,9 @@ def import_model(
     parts.control = control(diffusion) if control else None
 
     # The model that they make together; a generator brings its own HFIE and timestep.
-    model = _model(diffusion, encoder)
+    model, had = _model(diffusion, encoder), parts.found()
     trained = fitted(generator, model, diffusion.tensors)
     kind = _kind(prompt, prompt_file, trained)
-    had = parts.found()
     small |= _vocabulary(parts.clip, model)
     small |= _prompt_file(prompt_file, model.unet.cross_attention_dim)
     # The description, then the tensors, which are converted while they are written.
@@ -247,6 +244,7 @@ def _parts_here(
     clip: Location | None,
     lpips: Sequence[Location],
     cleaner: Location | None,
+    parser: Location | None,
 ) -> Parts:
     """What is imported beside the restorer, but for a text encoder that may be on the hub."""
     return Parts(
@@ -254,6 +252,7 @@ def _parts_here(
         clip=read_clip(Path(clip)) if clip and not may_be_remote(str(clip)) else None,
         lpips=read_lpips([Path(p) for p in lpips]) if lpips else None,
         cleaner=cleaner_part(read_cleaner(str(cleaner))) if cleaner else None,
+        parser=read_part(Path(parser), "parser") if parser else None,
     )
 
 
