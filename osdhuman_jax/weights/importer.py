@@ -124,8 +124,7 @@ def import_model(
 
     # The largest come last; of all files only names and shapes are read so far.
     diffusion = read_diffusion(locate(str(sd)))
-    if clip and parts.clip is None:
-        parts.clip = read_clip(locate(str(clip)))
+    parts.clip = parts.clip or (read_clip(locate(str(clip))) if clip else None)
     parts.control = control(diffusion) if control else None
 
     # The model that they make together; a generator brings its own HFIE and timestep.
