@@ -1,13 +1,15 @@
 # demo: restore the photographs that dependencies ship; curate-demo: make a data set of them and
 # train on it; test: lint and the test suite; test-page: the page in a Chromium (CHROMIUM names it);
 # table: measure the bundled model, on the photographs in PHOTOS if given, and put it in the READMEs;
+# diffbody-demo: train DiffBody in small, for minutes, and use it; diffbody-table: the table of the
+# DiffBody in the folder DIFFBODY, people found by WHEEL (of mediapipe 0.10), the rest as for table;
 # REAL is a folder of low-quality pictures, NIQE the file of its parameters, PEER another model as
 # NAME=FOLDER and RESTORED another program's pictures as NAME=FOLDER.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo curate-demo table test test-slow test-page lint clean
+.PHONY: demo curate-demo diffbody-demo table diffbody-table test test-slow test-page lint clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.quality --output results
@@ -15,11 +17,19 @@ demo: $(VENV)/runtime
 curate-demo: $(VENV)/curate
 	$(BIN)/python -m curate.demo --output results/curate
 
+diffbody-demo: $(VENV)/runtime
+	$(BIN)/python -m benchmarks.diffbody_demo --output results/diffbody
+
 table: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.quality --output results/$(if $(PHOTOS),photographs --input "$(PHOTOS)",shipped) \
 		$(if $(REAL),--real "$(REAL)") $(if $(NIQE),--niqe "$(NIQE)") $(if $(PEER),--peer "$(PEER)") \
 		$(if $(RESTORED),--restored "$(RESTORED)") \
 		--write models/nano/README.md $(if $(PHOTOS)$(REAL),README.md)
+
+diffbody-table: $(VENV)/runtime
+	$(BIN)/python -m benchmarks.diffbody_table --output results/diffbody_table --diffbody "$(DIFFBODY)" \
+		$(if $(WHEEL),--from "blazepose:$(WHEEL)") $(if $(PHOTOS),--input "$(PHOTOS)") \
+		$(if $(NIQE),--niqe "$(NIQE)") $(if $(PEER),--peer "$(PEER)") $(if $(CARD),--write "$(CARD)")
 
 test: $(VENV)/dev lint
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder

@@ -3,6 +3,7 @@
     python -m benchmarks.fidelity                              # small networks, a minute or two
     python -m benchmarks.fidelity --size full                  # the paper's sizes
     python -m benchmarks.fidelity --size full --only unet lpips
+    python -m benchmarks.fidelity --only cleaner --blazepose mediapipe-0.10.21-cp311-..whl
 
 A line a component: the largest error, the error's L2 norm over the reference's, and the budget. A
 broken budget is the exit status 1. At full size every component has a process of its own, whose
@@ -42,12 +43,14 @@ from benchmarks.guided_step import GuidedStep
 from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
 from configs.models import tiny_dual
 from osdhuman_jax.config import ModelConfig
+from osdhuman_jax.inference.poses import checked_files
 from osdhuman_jax.methods import lora, losses
 from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.dual_prompts import DualPrompter
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import HFIE
 from osdhuman_jax.methods.schedule import Schedule
+from osdhuman_jax.networks.blazepose import run
 from osdhuman_jax.networks.clip import CLIPTextModel
 from osdhuman_jax.networks.configs import (
     CLIPConfig,
@@ -74,6 +77,7 @@ from osdhuman_jax.weights.haodiff import IGNORE, TABLE
 from osdhuman_jax.weights.importer import import_model
 from osdhuman_jax.weights.model_folder import fill, shapes
 from osdhuman_jax.weights.name_tables import convert
+from osdhuman_jax.weights.tflite import read_tflite
 from osdhuman_jax.weights.torch_files import Tensor
 
 
@@ -415,6 +419,29 @@ def bfloat16(size: Size) -> Iterator[Row]:
     yield Row("bf16 policy, pixels in [0, 1]", largest, relative, budget, psnr >= 36)
 
 
+def blazepose(source: Path) -> Iterator[Row]:
+    """BlazePose's networks of a wheel on noise, beside TensorFlow Lite's own interpreter.
+
+    Its masks are logits in the hundreds: their budget is relative.
+    """
+    # Not of this package's dependencies: pip install ai-edge-litert
+    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
+
+    for name, data in checked_files(source).items():
+        graph, weights = read_tflite(data, name)
+        image = np.random.default_rng(0).random(graph.shapes[graph.input], np.float32)
+        theirs = Interpreter(model_content=data)
+        theirs.allocate_tensors()
+        theirs.set_tensor(theirs.get_input_details()[0]["index"], image)
+        theirs.invoke()
+        wanted = [theirs.get_tensor(entry["index"]) for entry in theirs.get_output_details()]
+        made = jax.jit(partial(run, graph))(weights, image)
+        pairs = [errors(*pair) for pair in zip(made, wanted, strict=True)]
+        largest, relative = (max(column) for column in zip(*pairs, strict=True))
+        component = f"BlazePose, {name.removesuffix('.tflite').removeprefix('pose_')}"
+        yield Row(component, largest, relative, "relative <= 1e-03", relative <= 1e-3)
+
+
 ROWS: dict[str, Callable[[Size], Iterator[Row]]] = {
     "unet": unet,
     "control": control,
@@ -472,6 +499,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
+    parser.add_argument("--blazepose", type=Path, help="wheel of mediapipe 0.10: two rows more")
     flags = parser.parse_args(argv)
     print(f"{'component':38}{'largest':>12}{'relative':>12}  {'budget':28}", flush=True)
     kept = True
@@ -483,6 +511,9 @@ def main(argv: list[str] | None = None) -> int:
             kept &= row.kept
         if full:
             print(f"  {name}: at most {peak:.1f} GiB of memory", flush=True)
+    for row in blazepose(flags.blazepose) if flags.blazepose else ():
+        print(line(row), flush=True)
+        kept &= row.kept
     return 0 if kept else 1
 
 

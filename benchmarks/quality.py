@@ -146,9 +146,10 @@ def non_local_means(inputs: Path, outputs: Path) -> float:
     return statistics.median(seconds)
 
 
-def by_model(model: Path, inputs: Path, outputs: Path) -> float:
-    """A model folder, through `infer.py`, whose record has the seconds."""
-    run("infer.py", "--input", inputs, "--output", outputs, "--model", model, "--overwrite")
+def by_model(model: Path, inputs: Path, outputs: Path, *flags: str | Path) -> float:
+    """A model folder, through `infer.py` with these flags, whose record has the seconds."""
+    places = ("--input", inputs, "--output", outputs, "--model", model)
+    run("infer.py", *places, "--overwrite", *flags)
     lines = map(json.loads, (outputs / "provenance.jsonl").read_text().splitlines())
     # A picture that was restored again has a later line.
     latest = {line["output"]: line["seconds"] for line in lines if line["status"] == "ok"}
@@ -295,9 +296,9 @@ def put(path: Path, texts: Mapping[str, str]) -> None:
     write_text(path, page)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def command_line(description: str | None = __doc__) -> argparse.ArgumentParser:
+    """The flags; another command that makes such tables adds its own."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     add = parser.add_argument
     add("--input", type=Path, help="folder of photographs; default: two shipped ones")
     add("--real", type=Path, help="folder of low-quality pictures without originals")
@@ -313,15 +314,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--restored", metavar="NAME=DIR", action="append", default=[], help=restored_help)
     add("--niqe", type=Path, help="NIQE's parameters, BasicSR's .npz or LIVE's .mat")
     add("--write", type=Path, nargs="+", default=[], help="files to put the tables in")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the folders and sheets, print the tables; 0 = done, 2 = not (one line says why)."""
-    flags = parse(argv)
+    return report(command_line().parse_args(argv), methods)
+
+
+def report(
+    flags: argparse.Namespace, rows_of: Callable[[argparse.Namespace], Mapping[str, Method]]
+) -> int:
+    """Do what the flags ask, with the rows that `rows_of` makes of them; the exit status."""
     out = flags.output.resolve()
     try:
-        rows, natural = methods(flags), read_parameters(flags.niqe) if flags.niqe else None
+        rows, natural = rows_of(flags), read_parameters(flags.niqe) if flags.niqe else None
         texts = measure_photographs(flags, out, rows, natural)
         if flags.real:
             texts["real"] = measure_real(flags, out, rows, natural)

@@ -20,7 +20,7 @@ from osdhuman_jax.data.picture_lines import stem
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import Picture, from_pillow, to_pillow
 from osdhuman_jax.inference.memory import parse_bytes
-from osdhuman_jax.inference.notes import Notes, Request, poses_file
+from osdhuman_jax.inference.notes import Notes, Request, poses_digest, poses_file
 from osdhuman_jax.inference.pipeline import Pipeline, Progress, want_of_memory_said
 from osdhuman_jax.inference.settings import NOBODY, Sampling
 from osdhuman_jax.models import BUNDLED
@@ -149,7 +149,7 @@ def _sampling(options: SamplingOptions, pictures: list[Picture]) -> tuple[Sampli
     plain = {k: v for k, v in options.items() if k not in ("pose", "captions", "names")}
     asked = Sampling(
         **plain,  # type: ignore[arg-type]
-        pose=file_digest(found) if isinstance(found, Path) else found,
+        pose=poses_digest(found) if isinstance(found, Path) else found,
         captions=file_digest(Path(captions)) if captions else None,
     )
     return asked, [notes.of(n, p.size) for n, p in zip(names, pictures, strict=True)]

@@ -7,7 +7,7 @@ trained and used. `to_dict` and `from_dict` are how both go to JSON and come bac
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from osdhuman_jax.networks.configs import (
     DualPromptConfig,
@@ -297,7 +297,7 @@ def _plain(value: object) -> object:
 
 
 def from_dict(cls: type[T], values: object) -> T:
-    """Inverse of `to_dict`. Raises ConfigError on an unknown or missing field."""
+    """Inverse of `to_dict`. Raises ConfigError on an unknown, missing or mistyped field."""
     if not isinstance(values, dict):
         raise ConfigError(f"{cls.__name__}: not a table of fields ({values!r})")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -320,7 +320,27 @@ def from_dict(cls: type[T], values: object) -> T:
         return tuple(value) if isinstance(value, list) else value
 
     given = {name: f.type for name, f in fields.items() if name in values}
+    for name, kind in given.items():
+        if not _fits(values[name], kind):
+            raise ConfigError(f"{cls.__name__}: {name} is {values[name]!r:.40}, of another type")
     return cls(**{name: typed(values[name], kind) for name, kind in given.items()})
+
+
+def _fits(value: object, kind: object) -> bool:
+    """Whether a value of JSON is one of a field's type; tables prove themselves."""
+    inner = get_args(kind)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, (list, tuple)):
+            return False
+        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if inner:
+        return any(_fits(value, option) for option in inner)
+    # True is a number to Python, and none to a person; a whole number is as good as a fraction.
+    if kind in (int, float):
+        numbers = (int, float) if kind is float else int
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    return isinstance(value, kind) if kind in (str, bool, type(None)) else True  # type: ignore
 
 
 def use_of(meta: Json) -> UseConfig:

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_diffbody
 from skimage.data import astronaut
 
-from benchmarks import measures, quality
+from benchmarks import diffbody_table, measures, quality
 from benchmarks.measures import Column, Outcome
+from osdhuman_jax.data.structures import read_poses
 from osdhuman_jax.evaluation.niqe import Niqe
 from osdhuman_jax.images.codec import read_image, write_png
+from osdhuman_jax.weights import CLEANER, kind_of
 
 FACE = np.ascontiguousarray(astronaut()[:256, 96:352])
 NATURAL = Niqe(np.linspace(0.5, 2, 36), 0.1 * np.eye(36))
@@ -208,6 +211,41 @@ def test_motion_blur_has_a_table_of_its_own(command, tmp_path, monkeypatch, caps
     # Clean pictures are put in once, and count in both tables.
     assert re.search(r"^\| bundled model .*\b80\.00\b[^|]* \| [^|]* \|$", text, re.MULTILINE)
     assert read_image(tmp_path / "out" / "moved.png").size[1] > 600
+
+
+def test_a_diffbody_has_a_row_for_each_ablation(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def note(*arguments: str | Path) -> None:
+        places = dict(zip(arguments, arguments[1:], strict=False))
+        if "poses" in arguments:
+            assert Path(str(places["--from"]).removeprefix("blazepose:")).is_absolute()
+            shutil.copytree(places["--pictures"], places["--output"], dirs_exist_ok=True)
+            line = json.dumps({"file": "deep/a.png", "people": [[[1, 1, 1]] * 18]}) + "\n"
+            (Path(places["--output"]) / "poses.jsonl").write_text(line)
+            return
+        if (pose := places.get("--pose")) and pose != "off":
+            people = [len(people) > 0 for people in read_poses(pose / "poses.jsonl").values()]
+            pose = people[0], (pose / "deep" / "a.png").is_file()
+        asked.append((pose, places.get("--guidance"), Path(places["--output"]).name))
+        stub(*arguments)
+
+    monkeypatch.setattr(quality, "run", note)
+    monkeypatch.setattr(diffbody_table, "run", note)
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    write_png(tmp_path / "photos" / "deep" / "a.png", FACE)
+    body = tiny_diffbody.save(tmp_path / "body", people=False)
+    flags = ["--input", tmp_path / "photos", "--output", tmp_path / "out", "--diffbody", body]
+    assert diffbody_table.main([*map(str, flags), "--from", "blazepose:of.whl"]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if "|" in line]
+    rows = [line.split("|")[1].strip() for line in table]
+    ours = ["DiffBody", "guided", "without pose", "without attention", "without both"]
+    assert rows[2:] == ["degraded", "non-local means", "bundled model", "cleaner alone", *ours]
+    told = [(True, True), (True, True), (False, True), (True, False), "off"]
+    led = ["0", "0.2", "0", "0", "0"]
+    for place in (asked[-5:], asked[-12:-7]):  # degraded and clean pictures
+        assert [(pose, scale) for pose, scale, _ in place] == [*zip(told, led, strict=True)]
+    assert kind_of(tmp_path / "out" / "cleaner") == CLEANER
 
 
 @pytest.mark.parametrize(

@@ -122,13 +122,13 @@ def sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def asked_sampling(args: argparse.Namespace) -> Sampling:
-    """What the flags ask of a model of many steps. Raises OSError on a file that cannot be read."""
+    """What the flags ask of a model of many steps. Raises OSError or DataError on a bad file."""
     pose, captions = args.pose, None
     # Files stand for what is in them, so that another one is another setting.
     if args.pose not in (None, NOBODY):
-        from osdhuman_jax.inference.notes import poses_file
+        from osdhuman_jax.inference.notes import poses_digest
 
-        pose = file_digest(poses_file(Path(args.pose)))
+        pose = poses_digest(Path(args.pose))
     if args.captions:
         captions = file_digest(args.captions)
     names = ("steps", "sampler", "cfg", "control_scale", "prompt", "negative", "seed")

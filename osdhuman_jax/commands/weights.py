@@ -130,6 +130,11 @@ def _part_flags(make: argparse.ArgumentParser) -> None:
         type=some_path,
         help="with --control: wheel of mediapipe 0.10, or folder of BlazePose's two .tflite files",
     )
+    make.add_argument(
+        "--parser",
+        type=some_text,
+        help="with --control: model folder of a run of kind parts, for guidance by parts",
+    )
 
 
 def run(arguments: argparse.Namespace) -> str:
@@ -154,7 +159,10 @@ def run(arguments: argparse.Namespace) -> str:
 
 # What goes with --cleaner where it is a part; DiffBody has no generator of one step.
 BESIDE_CLEANER = ("sd", "ram", "clip", "lpips", "seed")
-BESIDE_CONTROL = (*BESIDE_CLEANER, "dape", "tags", "prompt", "control", "control_without", "pose")
+BESIDE_CONTROL = (
+    *(*BESIDE_CLEANER, "dape", "tags", "prompt"),
+    *("control", "control_without", "pose", "parser"),
+)
 
 
 def run_import(options: Json) -> None:
@@ -218,7 +226,8 @@ def _make_diffbody(options: Json) -> None:
 
     control, without = options.pop("control"), options.pop("control_without")
     pose, prompt = options.pop("pose"), options["prompt"]
-    given = (("--control_without", without), ("--pose", pose), ("--prompt text", prompt == "text"))
+    given = (("--control_without", without), ("--pose", pose), ("--parser", options["parser"]))
+    given += (("--prompt text", prompt == "text"),)
     if not control:
         for flag, is_given in given:
             if is_given:

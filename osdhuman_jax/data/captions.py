@@ -22,9 +22,12 @@ def read_captions(path: Path, *, unfinished: bool = False) -> Table[str]:
 
 
 def _text(entry: Json) -> str:
-    if not isinstance(entry["text"], str):
+    text = entry["text"]
+    if not isinstance(text, str):
         raise ValueError("its text is no text")
-    return entry["text"]
+    # Half of a pair of surrogates, which JSON can spell and no tokenizer can read.
+    text.encode()
+    return text
 
 
 class Captions:

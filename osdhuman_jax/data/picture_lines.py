@@ -32,7 +32,8 @@ def stem(file: str) -> str:
 
 
 def read_lines(path: Path, parse: Callable[[Json], T], *, unfinished: bool = False) -> Table[T]:
-    """What a file says of each picture; `parse` raises ValueError, TypeError or KeyError.
+    """What a file says of each picture; `parse` raises ValueError, TypeError or KeyError, and
+    OverflowError on a number that is too large.
 
     Where it is `unfinished` its last line may be torn. Raises DataError, in one line that names the
     file's line.
@@ -56,7 +57,7 @@ def read_lines(path: Path, parse: Callable[[Json], T], *, unfinished: bool = Fal
             name = _name(entry["file"])
             value = parse(entry)
         # A line is anybody's: not JSON, no object, a key that is missing or of another type.
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else f"{error!s:.120}"
             raise DataError(f"{where}: {reason}") from error
         if name in found:

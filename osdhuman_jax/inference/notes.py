@@ -4,12 +4,14 @@ Captions and poses are those of data/captions.py and data/structures.py, files o
 both are known by a picture's path without its suffix, and so is its name here.
 """
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 from osdhuman_jax.data.captions import read_captions
 from osdhuman_jax.data.sources import DataError
 from osdhuman_jax.data.structures import POSES, Structure, nobody, read_attention, read_poses
+from osdhuman_jax.disk import file_digest
 from osdhuman_jax.filenames import spelled
 
 
@@ -49,7 +51,7 @@ class Notes:
         if self._poses_file is None:
             return Request(name, self._captions.get(name))
         structure = nobody(size)._replace(people=self._poses[name])
-        path = self._poses_file.parent / f"{name}.png"
+        path = map_file(self._poses_file, name)
         if path.is_file():
             structure = structure._replace(attention=read_attention(path, size))
         return Request(name, self._captions.get(name), structure)
@@ -58,6 +60,23 @@ class Notes:
 def poses_file(path: Path) -> Path:
     """The file of a folder of poses, or the file itself."""
     return path / POSES if path.is_dir() else path
+
+
+def map_file(poses: Path, name: str) -> Path:
+    """Where the attention map of a picture lies, if there is one beside its file of poses."""
+    return poses.parent / f"{name}.png"
+
+
+def poses_digest(path: Path) -> str:
+    """The digest of poses.jsonl and of the attention maps beside it. Raises DataError, OSError."""
+    file = poses_file(path)
+    own = file_digest(file)
+    maps = {name: map_file(file, name) for name in sorted(read_poses(file))}
+    found = [f"{name} {file_digest(at)}" for name, at in maps.items() if at.is_file()]
+    # Without maps it is the file's own, as in records of earlier versions.
+    if not found:
+        return own
+    return hashlib.sha256("\n".join([own, *found]).encode(errors="surrogateescape")).hexdigest()
 
 
 def _more(names: list[str]) -> str:

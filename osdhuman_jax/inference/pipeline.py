@@ -187,10 +187,15 @@ class Pipeline:
     ) -> "Pipeline":
         """Pipeline of a training run's checkpoint, the latest by default. Raises as above."""
         # Orbax takes long to load, and only checkpoints need it.
-        from osdhuman_jax.training.checkpoint import load_run, load_run_prompter
+        from osdhuman_jax.training import checkpoint
 
-        model = load_run(workdir, step, precision=precision)
-        return cls._with(load_run_prompter(workdir, precision), model, precision, options)
+        if checkpoint.read_config(Path(workdir)).run.kind == "control":
+            body = checkpoint.load_control_run(workdir, step, precision=precision)
+            return cls(body, precision, **options)
+        model = checkpoint.load_run(workdir, step, precision=precision)
+        return cls._with(
+            checkpoint.load_run_prompter(workdir, precision), model, precision, options
+        )
 
     def padded_size(self, size: Size) -> Size:
         """Size to which what the network sees is padded; see `Planner`."""

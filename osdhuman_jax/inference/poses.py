@@ -10,6 +10,7 @@ a wheel of mediapipe 0.10, of that package where it is installed, or of a folder
 """
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -25,6 +26,7 @@ from osdhuman_jax.data.structures import Structure, nobody, openpose
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.networks.blazepose import Graph, run
 from osdhuman_jax.weights.choices import POSE_FILES
+from osdhuman_jax.weights.model_folder import IMPOSSIBLE
 from osdhuman_jax.weights.tflite import Constants, read_tflite
 from osdhuman_jax.weights.torch_files import WeightsError
 
@@ -46,6 +48,9 @@ GRIDS = ((28, 2), (14, 2), (7, 6))  # cells a side of a detector's output, and b
 SURE = 0.5  # least score of a person, of the landmarker's own, and of a joint that is visible
 OVERLAP = 0.3  # of two boxes, from which they are of one person
 MOST = 4  # people of a picture
+LARGEST = 64 << 20  # bytes of a network in a wheel; the larger one has 6.4 million
+# What a file that is no whole archive makes of reading it.
+UNREADABLE = (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 LARGER = 1.25  # side of the landmarker's square / diameter of the circle around the body
 # BlazePose's joints in COCO's order: nose, eyes, ears, shoulders, elbows, wrists, hips, knees and
 # ankles.
@@ -221,6 +226,15 @@ def _network(name: str, data: bytes) -> tuple[Graph, Constants]:
     shapes = [graph.shapes[number] for number in (graph.input, *graph.outputs)]
     if shapes[: len(SHAPES[name])] != SHAPES[name]:
         raise WeightsError(f"{name}: not BlazePose's network of that name; {ADVICE}")
+    # Layers that do not fit each other are found out here, and nothing is computed.
+    try:
+        picture = jax.ShapeDtypeStruct(shapes[0], np.float32)
+        made = [x.shape for x in jax.eval_shape(partial(run, graph), weights, picture)]
+    except IMPOSSIBLE as error:
+        reason = f"{error!s:.100}".partition("\n")[0]
+        raise WeightsError(f"{name}: damaged: layers that do not fit: {reason}") from error
+    if made != shapes[1:]:
+        raise WeightsError(f"{name}: damaged: it computes other shapes than it says")
     return graph, weights
 
 
@@ -235,10 +249,14 @@ def read_files(source: Path | None) -> list[bytes]:
             data = [path.read_bytes() for path in found if path]
         else:
             with zipfile.ZipFile(source) as archive:
-                names = archive.namelist()
-                members = [next((n for n in names if n.endswith("/" + f)), None) for f in FILES]
-                data = [archive.read(name) for name in members if name]
-    except (OSError, zipfile.BadZipFile) as error:
+                every = archive.infolist()
+                members = [
+                    next((m for m in every if m.filename.endswith("/" + f)), None) for f in FILES
+                ]
+                if any(member and member.file_size > LARGEST for member in members):
+                    raise zipfile.BadZipFile(f"its networks have more than {LARGEST} bytes")
+                data = [archive.read(member) for member in members if member]
+    except UNREADABLE as error:
         raise WeightsError(f"{where}: no wheel of mediapipe and no folder: {error}") from error
     if len(data) < len(FILES):
         raise WeightsError(f"{where}: has no {' or no '.join(FILES)}; {ADVICE}")

@@ -40,7 +40,7 @@ class Sampling:
     prompt: str | None = None  # of all pictures
     negative: str | None = None
     seed: int | None = None
-    pose: str | None = None  # NOBODY, BLAZEPOSE or the digest of a file
+    pose: str | None = None  # NOBODY, BLAZEPOSE or the digest of a file and its maps
     captions: str | None = None  # the digest of a file
 
 
@@ -133,7 +133,8 @@ def sampled(
         pose=asked.pose or found,
         captions=asked.captions if asked.prompt is None else None,
     )
-    _check_ranges(made)
+    # The model's own scale of the text stays open, and is proved like one that is asked for.
+    _check_ranges(replace(made, cfg=best.cfg if made.cfg is None else made.cfg))
     if made.part_guidance and not (can.parser or made.pose == BLAZEPOSE):
         raise ValueError(
             "guidance by parts needs the part parser in the model's folder, or BlazePose there and "
@@ -156,6 +157,11 @@ def _check_ranges(made: Sampling) -> None:
     """Raise ValueError on a setting that is out of its range."""
     if made.sampler not in SAMPLERS:
         raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {made.sampler!r:.40}")
+    for name in ("prompt", "negative"):
+        try:
+            (getattr(made, name) or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} must be text in UTF-8") from None
     ranges: Mapping[str, tuple[float, float]] = {
         "steps": (1, MOST_STEPS),
         "seed": (0, 2**32 - 1),

@@ -9,6 +9,7 @@ nothing else; ends and padding are put here.
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -53,13 +54,13 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     rows: list[str | list[str]] | None
     file = whole = folder / "tokenizer.json"
     if whole.is_file() and not (folder / "vocab.json").exists():
-        found = json.loads(whole.read_text(encoding="utf-8-sig"))
+        found = _read_json(whole)
         model = found.get("model") if isinstance(found, dict) else None
         vocab, rows = (model.get(k) if isinstance(model, dict) else None for k in _MODEL)
     else:
-        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8-sig"))
         whole, file = folder / "vocab.json", folder / "merges.txt"
-        lines = file.read_text(encoding="utf-8-sig").strip().split("\n")
+        vocab = _read_json(whole)
+        lines = _read_text(file).strip().split("\n")
         rows = [line for line in lines if not line.startswith("#version")]
     # Anybody's file may lie there: what is not CLIP's is refused before a word is looked up in it.
     if not isinstance(vocab, dict) or not {BOS, EOS} <= set(vocab):
@@ -68,6 +69,31 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
         raise ValueError(f"{whole}: not CLIP's vocabulary (ids that are no numbers)")
     # A pair is "a b" or, in newer files of the `tokenizers` library, ["a", "b"].
     pairs = [row.split() if isinstance(row, str) else row for row in rows or ()]
-    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+    if not pairs or not all(map(_is_pair, pairs)):
         raise ValueError(f"{file}: not pairs of tokens")
+    # The library of tokens says no more of such a pair than that something is out of place.
+    if strange := [pair for pair in pairs if not {*pair, "".join(pair)} <= vocab.keys()]:
+        raise ValueError(f"{file}: {' '.join(strange[0])!r:.40} is of no tokens of {whole.name}")
     return vocab, [(pair[0], pair[1]) for pair in pairs]
+
+
+def _is_pair(row: object) -> bool:
+    return isinstance(row, list) and len(row) == 2 and all(isinstance(t, str) for t in row)
+
+
+def _read_json(path: Path) -> Any:
+    """Raises ValueError, which names the file, where it holds no JSON."""
+    try:
+        return json.loads(_read_text(path))
+    except RecursionError as error:
+        raise ValueError(f"{path}: not JSON that can be read") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+
+
+def _read_text(path: Path) -> str:
+    """Raises ValueError, which names the file, where it holds no text."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: no text in UTF-8") from error

@@ -31,18 +31,20 @@ from flax import nnx
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from osdhuman_jax.config import Config, ConfigError, Json, from_dict, to_dict
+from osdhuman_jax.config import Config, ConfigError, Json, SampleConfig, from_dict, to_dict
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.training.experiment import trainable
 from osdhuman_jax.training.train_step import TrainState
 from osdhuman_jax.weights import (
+    DiffBodyModel,
     Model,
     WeightsError,
     add_lora,
     is_generator,
     load_base,
+    load_diffbody,
     load_prompter,
 )
 from osdhuman_jax.weights.generators import Generator
@@ -361,6 +363,32 @@ def load_run(workdir: Path | str, step: int | None = None, *, precision: str = "
     return Model(restorer, model, _digest(workdir, step), name, config.use)
 
 
+def load_control_run(
+    workdir: Path | str, step: int | None = None, *, precision: str = "fp32"
+) -> DiffBodyModel:
+    """The DiffBody of a control run at a step (default: the last): its base with that ControlNet.
+
+    Raises CheckpointError where the folder is no run of kind `control` or lacks the step, and
+    WeightsError where its base model is gone or changed.
+    """
+    workdir = Path(workdir)
+    config = read_config(workdir)
+    if config.run.kind != "control":
+        raise CheckpointError(f"{workdir}: a run of kind {config.run.kind!r}, not 'control'")
+    step = _saved_step(workdir, step)
+    # The base is a whole DiffBody, whose ControlNet is the untrained one.
+    made = load_diffbody(_base_folder(workdir), precision)
+    params = nnx.state(made.restorer, trainable(config))
+    nnx.update(made.restorer, _params(workdir, step, params, config.optim.ema > 0))
+    return dataclasses.replace(
+        made,
+        digest=_digest(workdir, step),
+        name=f"{workdir.resolve().name}@{step}",
+        use=config.use,
+        abilities=made.abilities._replace(sample=config.use.sample or SampleConfig()),
+    )
+
+
 def load_run_prompter(
     workdir: Path | str, precision: str = "fp32"
 ) -> FixedPrompter | TagPrompter | None:
@@ -395,16 +423,23 @@ def load_generator(workdir: Path | str, step: int | None = None) -> Generator:
 
 def _restorer_run(workdir: Path, step: int | None) -> tuple[Config, int]:
     """The run's configuration, and the step that is meant, which has a checkpoint."""
-    config, steps = read_config(workdir), steps_saved(workdir)
+    config = read_config(workdir)
     if config.run.kind in ("cleaner", "control"):
         kind, model = config.run.kind, workdir / "model"
         raise CheckpointError(f"{workdir}: a run of kind {kind!r}; use {model} of it")
     if config.run.kind != "restorer":
         raise CheckpointError(f"{workdir}: a run of kind {config.run.kind!r} restores nothing")
+    return config, _saved_step(workdir, step)
+
+
+def _saved_step(workdir: Path, step: int | None) -> int:
+    """The step that is meant, the last by default. Raises CheckpointError where it is not there."""
+    steps = steps_saved(workdir)
     if not steps or (step is not None and step not in steps):
         have = ", ".join(map(str, steps)) or "none"
-        raise CheckpointError(f"{workdir}: no checkpoint {step or ''} (saved: {have})")
-    return config, steps[-1] if step is None else step
+        wanted = "" if step is None else step
+        raise CheckpointError(f"{workdir}: no checkpoint {wanted} (saved: {have})")
+    return steps[-1] if step is None else step
 
 
 def _base_folder(workdir: Path) -> Path:

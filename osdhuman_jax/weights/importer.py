@@ -27,6 +27,7 @@ from osdhuman_jax.networks.configs import (
     ControlNetConfig,
     HFIEConfig,
     LPIPSConfig,
+    PartParserConfig,
     TaggerConfig,
 )
 from osdhuman_jax.networks.tokenizer import read_vocabulary
@@ -51,7 +52,7 @@ from osdhuman_jax.weights.model_folder import (
     initial_values,
     shapes,
 )
-from osdhuman_jax.weights.parts import Part
+from osdhuman_jax.weights.parts import Part, read_part
 from osdhuman_jax.weights.text import read_clip
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
 
@@ -70,11 +71,12 @@ class Parts:
     lpips: Part[LPIPSConfig] | None
     control: Part[ControlNetConfig] | None = None
     cleaner: Part[CleanerSizes] | None = None
+    parser: Part[PartParserConfig] | None = None
 
     def found(self) -> dict[str, Part]:
         """Those that are there, by name."""
         every = {"tagger": self.tagger, "clip": self.clip, "lpips": self.lpips}
-        every |= {"control": self.control, "cleaner": self.cleaner}
+        every |= {"control": self.control, "cleaner": self.cleaner, "parser": self.parser}
         return {name: part for name, part in every.items() if part is not None}
 
 
@@ -91,6 +93,7 @@ def import_model(
     generator: Location | Generator | Fit | None = None,
     control: FitControl | None = None,
     pose: Mapping[str, bytes] | None = None,
+    parser: Location | None = None,
     prompt: str = "",
     prompt_file: Location | None = None,
     seed: int = 0,
@@ -102,33 +105,32 @@ def import_model(
     `cleaner` (see `read_cleaner`) add parts (see parts.py); `tags` is the folder of RAM's list of
     tags and, if it has one, of their thresholds; `generator` is what a training run changed (see
     generators.py). Without one, HFIE is random by `seed`. `control` makes a ControlNet (see
-    controls.py), with which the folder is a DiffBody; `pose` are BlazePose's files. `prompt` is the
-    kind of extractor (see extractors.py): by default the generator's, "fixed" with a `prompt_file`,
-    else HFIE; "text" needs no RAM, and has `sd`'s CLIP. Raises WeightsError, having written none.
+    controls.py), with which the folder is a DiffBody; `pose` are BlazePose's files, `parser` a
+    folder with that part. `prompt` is the kind of extractor (see extractors.py): by default the
+    generator's, "fixed" with a `prompt_file`, else HFIE; "text" needs no RAM, and has `sd`'s CLIP.
+    Raises WeightsError, having written none.
     """
     clip = sd if prompt == "text" and clip is None else clip
     # What can be refused is refused before anything is downloaded: output, places, kinds, lists.
     check_output(output := Path(output), overwrite)
     given = {"ram": ram, "dape": dape, "tags": tags, "prompt_file": prompt_file, "clip": clip}
     given |= {f"lpips {number}": path for number, path in enumerate(lpips, start=1)}
-    check_local(given | {"sd": sd, "generator": _place(generator)})
+    check_local(given | {"sd": sd, "generator": _place(generator), "parser": parser})
     encoder = _encoder(ram, prompt, dape)
-    parts = _parts_here(encoder, dape, clip, lpips, cleaner)
+    parts = _parts_here(encoder, dape, clip, lpips, cleaner, parser)
     small = _tag_files(tags, parts.tagger) | _prompt_file(prompt_file) | dict(pose or {})
     generator, tagger = local_generator(generator), "dape" if dape else "ram"
     _check_promised(output, parts, small, clip, tagger, _kind(prompt, prompt_file, generator))
 
     # The largest come last; of all files only names and shapes are read so far.
     diffusion = read_diffusion(locate(str(sd)))
-    if clip and parts.clip is None:
-        parts.clip = read_clip(locate(str(clip)))
+    parts.clip = parts.clip or (read_clip(locate(str(clip))) if clip else None)
     parts.control = control(diffusion) if control else None
 
     # The model that they make together; a generator brings its own HFIE and timestep.
-    model = _model(diffusion, encoder)
+    model, had = _model(diffusion, encoder), parts.found()
     trained = fitted(generator, model, diffusion.tensors)
     kind = _kind(prompt, prompt_file, trained)
-    had = parts.found()
     small |= _vocabulary(parts.clip, model)
     small |= _prompt_file(prompt_file, model.unet.cross_attention_dim)
     # The description, then the tensors, which are converted while they are written.
@@ -211,7 +213,7 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 # What an argument of a local place must be; `sd` and `clip` may be on the hub, or of either kind.
-FOLDERS = {"tags", "haodiff", "osdhuman"}
+FOLDERS = {"tags", "haodiff", "osdhuman", "parser"}
 EITHER, REMOTE = {"sd", "clip", "generator"}, {"sd", "clip"}
 
 
@@ -241,6 +243,7 @@ def _parts_here(
     clip: Location | None,
     lpips: Sequence[Location],
     cleaner: Location | None,
+    parser: Location | None,
 ) -> Parts:
     """What is imported beside the restorer, but for a text encoder that may be on the hub."""
     return Parts(
@@ -248,6 +251,7 @@ def _parts_here(
         clip=read_clip(Path(clip)) if clip and not may_be_remote(str(clip)) else None,
         lpips=read_lpips([Path(p) for p in lpips]) if lpips else None,
         cleaner=cleaner_part(read_cleaner(str(cleaner))) if cleaner else None,
+        parser=read_part(Path(parser), "parser") if parser else None,
     )
 
 

@@ -309,6 +309,12 @@ def _described(folder: Path) -> Json:
         raise WeightsError(f"{folder / CONFIG}: not JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise WeightsError(f"{folder / CONFIG}: not a model description of format {FORMAT}")
+    # Tables are read by many, who are not to doubt that they are tables.
+    tables = [(name, meta.get(name, {})) for name in ("parts", "digests", "provenance")]
+    parts = meta.get("parts", {})
+    tables += parts.items() if isinstance(parts, dict) else []
+    if odd := [name for name, table in tables if not isinstance(table, dict)]:
+        raise WeightsError(f"{folder / CONFIG}: {odd[0]} is no table")
     kind = meta.get("kind", RESTORER)
     # A kind of a later version, for one.
     if not isinstance(kind, str) or kind not in KINDS:

@@ -61,7 +61,7 @@ from osdhuman_jax.weights.model_folder import (
     shapes,
     verify,
 )
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load, write_safetensors
 
 AnySizes = (
     CLIPConfig
@@ -121,11 +121,16 @@ def build_part(
 
 def part_shapes(name: str, config: AnySizes, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes by name on disk. Raises WeightsError where sizes contradict each other."""
-    try:
-        module = abstract(lambda rngs: build_part(config, model, dtype=np.float32, rngs=rngs))
-    except IMPOSSIBLE as error:
-        raise WeightsError(f"{name}: sizes that make no network: {error!s:.200}") from error
+    module = _abstract_part(name, config, model, "fp32")
     return {_prefix(name) + key: shape for key, shape in shapes(module).items()}
+
+
+def _abstract_part(where: str, config: AnySizes, model: ModelConfig, precision: str) -> AnyPart:
+    """A part without its arrays. Raises WeightsError where sizes contradict each other."""
+    try:
+        return abstract(lambda rngs: build_part(config, model, dtype=DTYPES[precision], rngs=rngs))
+    except IMPOSSIBLE as error:
+        raise WeightsError(f"{where}: sizes that make no network: {error!s:.200}") from error
 
 
 def put_parts(folder: Path, parts: Mapping[str, Part]) -> None:
@@ -144,6 +149,25 @@ def put_parts(folder: Path, parts: Mapping[str, Part]) -> None:
     sizes = {name: to_dict(part.config) for name, part in parts.items()}
     meta |= {"parts": meta.get("parts", {}) | sizes, "licences": list(dict.fromkeys(licences))}
     write_json(folder / CONFIG, meta)
+
+
+def read_part(folder: Path, name: str) -> Part:
+    """A part of a model folder for another one, its tensors unread.
+
+    Raises WeightsError where the folder does not have it, or not whole and untouched.
+    """
+    meta, file = read_meta(folder), folder / f"{name}.safetensors"
+    config = part_config(folder, meta, name)
+    verify(folder, meta, file.name)
+    tensors, targets = load(file), part_shapes(name, config, read_configs(folder, meta)[0])
+    both = targets.keys() & tensors.keys()
+    faults = {
+        "missing": sorted(targets.keys() - tensors.keys()),
+        "unknown": sorted(tensors.keys() - targets.keys()),
+        "of another shape": sorted(n for n in both if tensors[n].shape != targets[n]),
+    }
+    complain(faults, str(file))
+    return Part(config, tensors, [file])
 
 
 def part_config(folder: Path, meta: Json, name: str) -> AnySizes:
@@ -202,7 +226,7 @@ def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> AnyP
     # The file against its digest, then a network without arrays to fill.
     verify(folder, meta, file)
     model, _ = read_configs(folder, meta)
-    module = abstract(lambda rngs: build_part(config, model, dtype=DTYPES[precision], rngs=rngs))
+    module = _abstract_part(f"{folder / CONFIG}: {name}", config, model, precision)
     # A tagger's own tensors come before those that it shares with the restorer.
     names = set(shapes(module))
     tensors = {n.removeprefix(_prefix(name)): t for n, t in load(folder / file).items()}

@@ -92,6 +92,16 @@ def test_captions_and_poses_are_those_of_files(body, source, tmp_path, capsys):
     options = {"captions": tmp_path / "captions.jsonl", "pose": poses, "names": ["a.png"]}
     got = restorer(tiny_diffbody.picture(0), **options)
     np.testing.assert_array_equal(got, pixels(tmp_path / "out" / "a.png"))
+    # Another map is another setting, as is one more.
+    assert run(body, source, tmp_path / "out", *flags) == 0
+    for name in ("a.png", "sub/b.png"):
+        (poses / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((24, 16), 100, np.uint8)).save(poses / name)
+        assert run(body, source, tmp_path / "out", *flags) == 2
+        assert "outputs of other inputs or settings exist" in capsys.readouterr().err
+        assert run(body, source, tmp_path / "out", *flags, "--overwrite") == 0
+    assert lines(tmp_path / "out")["sub/b.png"]["pose"] != b["pose"]
+    (poses / "sub/b.png").unlink()
     # A map of another size is the fault of one picture, which is named.
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(poses / "a.png")
     assert run(body, source, tmp_path / "other", *flags) == 1

@@ -178,6 +178,8 @@ TEXT = {"file": "a.png", "text": ""}
         ("poses", [POSE | {"people": 3}], "line 1: .*"),
         ("poses", [POSE | {"people": [[[1, 2, 3]]]}], "line 1: its people do not have 18 joints"),
         ("poses", [POSE | {"people": [[[1, 2, float("nan")]] * 18]}], "no finite numbers"),
+        ("poses", [POSE | {"people": [[[10**400, 2, 3]] * 18]}], "line 1: int too large"),
+        ("captions", [TEXT | {"text": "a \ud800"}], "line 1: 'utf-8' codec can't encode"),
         ("captions", [TEXT, TEXT | {"file": "a.jpg"}], "line 2: a.jpg is there twice"),
         ("captions", [TEXT | {"file": "b.png"}, TEXT | {"file": "e.png"}], r"b \(and 1 more\) is"),
         ("captions", [TEXT | {"file": "/a.png"}], "line 1: /a.png is no path below the folder"),

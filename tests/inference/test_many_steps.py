@@ -276,6 +276,8 @@ def test_a_cleaner_that_is_not_finite(pipeline, monkeypatch):
         ({"sampler": "euler"}, "sampler must be one of ddpm, ddim"),
         ({"cfg": float("nan")}, "cfg must be at least 0, got nan"),
         ({"control_scale": -1.0}, "control_scale must be at least 0"),
+        ({"prompt": "a \udcff dog"}, "prompt must be text in UTF-8"),
+        ({"negative": "\ud800"}, "negative must be text in UTF-8"),
         ({"seed": -1}, "seed must be between 0 and 4294967295"),
         ({"guidance": -0.1}, "guidance must be at least 0"),
     ],
@@ -303,6 +305,17 @@ def test_what_a_model_does_not_take_is_refused(loaded, change, guidance, asked, 
     can = loaded.abilities._replace(**change) if change is not None else None
     with one_line(ValueError, said):
         sampled(None, can, guidance, Sampling(**asked))
+
+
+def test_a_model_s_own_settings_are_proved_as_well(loaded):
+    for own, said in (
+        ({"cfg": float("nan")}, "cfg must be at least 0, got nan"),
+        ({"steps": 0}, "steps must be between"),
+        ({"guidance": float("inf")}, "guidance must be at least 0, got inf"),
+    ):
+        can = loaded.abilities._replace(sample=replace(loaded.abilities.sample, **own))
+        with one_line(ValueError, said):
+            sampled(None, can, None, Sampling())
 
 
 def test_what_is_not_asked_for_is_the_model_s(loaded):

@@ -1,6 +1,7 @@
 """BlazePose in use: anchors, people of the detector's output, geometry and back, its files."""
 
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -142,6 +143,39 @@ def test_the_files_are_read_out_of_a_wheel_a_folder_or_not(tmp_path, monkeypatch
     monkeypatch.setattr(poses, "PACKAGE", "a-package-that-is-not-there")
     with pytest.raises(WeightsError, match="not installed: pip download mediapipe==0.10.21"):
         read_files(None)
+
+
+def test_layers_that_do_not_fit_are_refused(tmp_path, monkeypatch):
+    files = pytest.importorskip("tflite_files")
+    for shape, said in (((1, 5), "layers that do not fit: "), ((4, 1), "computes other shapes")):
+        f = files.File()
+        x = f.tensor(1, 2, 2, 1)
+        kind = "RESHAPE" if shape == (1, 5) else "LOGISTIC"
+        data = f.bytes(x, [f.layer(kind, [x], shape)])
+        monkeypatch.setattr(poses, "SHAPES", {poses.FILES[0]: [(1, 2, 2, 1), shape]})
+        with pytest.raises(WeightsError, match=f"damaged: .*{said}") as error:
+            poses._network(poses.FILES[0], data)
+        assert "\n" not in str(error.value)
+
+
+def test_a_wheel_that_is_cut_or_too_large_is_one_line(tmp_path, monkeypatch):
+    wheel = tmp_path / "mediapipe.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in poses.FILES:
+            archive.writestr(f"mediapipe/{name}", np.random.default_rng(0).bytes(4000) + bytes(999))
+    whole = wheel.read_bytes()
+    monkeypatch.setattr(poses, "LARGEST", 4998)
+    with pytest.raises(WeightsError, match="have more than 4998 bytes"):
+        read_files(wheel)
+    monkeypatch.undo()
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        broken = bytearray(whole)
+        for at in rng.integers(0, len(whole), 3):
+            broken[at] ^= 1 << rng.integers(8)
+        wheel.write_bytes(bytes(broken[: rng.integers(len(whole) // 2, len(whole) + 1)]))
+        with suppress(WeightsError):
+            read_files(wheel)
 
 
 def test_other_networks_are_refused(tmp_path):

@@ -71,12 +71,18 @@ def test_transformers_pads_and_truncates_alike_when_told_the_pad_token(folder, l
         ("vocab.json", "[]", "not CLIP's vocabulary"),
         ("vocab.json", json.dumps({BOS: "0", EOS: 1}), "ids that are no numbers"),
         ("vocab.json", "{", "Expecting"),
+        ("vocab.json", "[" * 100_000, "vocab.json: not JSON that can be read"),
         ("merges.txt", "#version: 0.2\nd o g\n", "not pairs"),
+        ("merges.txt", "#version: 0.2\nd o\nx y\n", "merges.txt: 'x y' is of no tokens of vocab"),
     ],
 )
 def test_other_files_are_refused(folder, name, text, said):
     (folder / name).write_text(text)
     with pytest.raises(ValueError, match=said):
+        Tokenizer(folder)
+    # Bytes that are no text are told of with the file's name.
+    (folder / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=f"{name}: no text in UTF-8"):
         Tokenizer(folder)
 
 

@@ -14,6 +14,7 @@ import tiny_control
 import tiny_diffbody
 from convert import call, filled, normal
 
+from osdhuman_jax.commands import restore
 from osdhuman_jax.config import Config, ConfigError, SampleConfig
 from osdhuman_jax.methods import body_parts
 from osdhuman_jax.methods.diffbody import reduced
@@ -23,7 +24,12 @@ from osdhuman_jax.networks.configs import PartParserConfig
 from osdhuman_jax.networks.part_parser import PartParser
 from osdhuman_jax.networks.skeleton import draw_skeleton
 from osdhuman_jax.training import experiment, train_step
-from osdhuman_jax.training.checkpoint import CheckpointError, Checkpoints, load_run
+from osdhuman_jax.training.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    load_run,
+    record_run,
+)
 from osdhuman_jax.training.loop import train, write_model
 from osdhuman_jax.training.prompting import Prompts
 from osdhuman_jax.weights import encode_text, load_diffbody, load_part, random_restorer, save_model
@@ -258,6 +264,36 @@ def test_texts_become_tokens_before_the_step(home, tmp_path):
     kernel = made.restorer.control.conv_in.kernel[...]
     np.testing.assert_array_equal(kernel, params["control"]["conv_in"]["kernel"][...])
     assert made.abilities.text and made.abilities.sample.steps == 3 and made.parser is not None
+
+
+def test_a_checkpoint_restores_as_the_folder_that_is_made_of_it(home, tmp_path, capsys):
+    base, workdir = tiny_diffbody.save(tmp_path / "base", people=False), tmp_path / "run"
+    config = run_config(tiny_control.config(), home)
+    config.model, config.prompt.kind = tiny_diffbody.TEXTS, "text"
+    config.run.init, config.use.sample = str(base), SampleConfig(steps=3)
+    _, _, state, _ = train_step.build(config, base)
+    state = replace(state, params=jax.tree.map(lambda x: x + 0.1, state.params))
+    write_model(config, workdir, base, state.params, {})
+    record_run(workdir, config, base)
+    words = ["--input", str(home / "photos"), "--pose", "off", "--output"]
+    assert restore.main([*words, str(tmp_path / "none"), "--checkpoint", str(workdir)]) == 2
+    assert "no checkpoint  (saved: none)" in capsys.readouterr().err
+    checkpoints = Checkpoints(workdir, keep=1, best="val_loss")
+    checkpoints.save(4, state, {"position": 4})
+    checkpoints.close()
+    made = []
+    for number, flags in enumerate((("--checkpoint", workdir), ("--model", workdir / "model"))):
+        out = tmp_path / str(number)
+        assert restore.main([*words, str(out), *map(str, flags)]) == 0
+        (line,) = map(json.loads, (out / "provenance.jsonl").read_text().splitlines())
+        made.append((line["model"], line["steps"], (out / "a.png").read_bytes()))
+    assert made[0][0] == "run@4" and made[0][1:] == made[1][1:] and made[0][1] == 3
+    # The base's own ControlNet makes another picture; a step that is not there is named.
+    assert restore.main([*words, str(tmp_path / "3"), "--model", str(base)]) == 0
+    assert (tmp_path / "3/a.png").read_bytes() != made[0][2]
+    capsys.readouterr()
+    assert restore.main([*words, str(tmp_path / "4"), "--checkpoint", f"{workdir}@5"]) == 2
+    assert "no checkpoint 5 (saved: 4)" in capsys.readouterr().err
 
 
 REFUSALS = {

@@ -13,6 +13,7 @@ from make_cleaners import ncnn_files, network
 from refusals import one_line
 
 from osdhuman_jax.commands.weights import main
+from osdhuman_jax.config import SampleConfig, to_dict
 from osdhuman_jax.inference import poses
 from osdhuman_jax.weights import DIFFBODY, WeightsError, kind_of, load_diffbody
 from osdhuman_jax.weights.choices import POSE_FILES
@@ -64,6 +65,23 @@ def test_import_without_ram_and_load(given, tmp_path, capsys, monkeypatch):
     assert call(loaded.restorer, image, method="clean").shape == image.shape
 
 
+def test_a_parser_comes_from_another_folder(given, tmp_path, capsys):
+    other, made = tiny_diffbody.save(tmp_path / "parts"), tmp_path / "model"
+    flags = ["--parser", str(other), "--output", str(made)]
+    assert main(words(given, *flags)) == 0
+    assert "guidance by parts: parser" in capsys.readouterr().out.splitlines()
+    assert load_diffbody(made).abilities.parser
+    file = "parser.safetensors"
+    assert (made / file).read_bytes() == (other / file).read_bytes()
+    # Sizes that are not those of its tensors.
+    resize(other, block_out_channels=[4, 8])
+    flags[-1] = str(tmp_path / "again")
+    assert main(words(given, *flags)) == 2
+    error = capsys.readouterr().err
+    assert f"{other / file}: tensors" in error and error.count("\n") == 1
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize("text", [True, False])
 def test_a_folder_comes_back(text, tmp_path):
     folder = tiny_diffbody.save(tmp_path / "model", text=text)
@@ -90,6 +108,14 @@ def drop(part: str):
     return change
 
 
+def resize(folder: Path, **sizes: object) -> None:
+    """Other sizes of the parser than its tensors have."""
+    parts = json.loads((folder / "config.json").read_text())["parts"]
+    parts["parser"] |= sizes
+    files.edit_json(folder / "config.json", parts=parts)
+
+
+SAMPLE = to_dict(SampleConfig())
 FAULTS = {
     "no cleaner": (drop("cleaner"), "lacks the part cleaner of a DiffBody"),
     "no control": (drop("control"), "lacks the part control of a DiffBody"),
@@ -100,6 +126,17 @@ FAULTS = {
         f"{POSE_FILES[1]}: its bytes do not match",
     ),
     "no restorer": (edited(kind="toaster"), "kind 'toaster' is none of"),
+    "no table": (edited(parts=5), "config.json: parts is no table"),
+    "a part that is none": (edited(parts={"control": 5}), "config.json: control is no table"),
+    "no digests": (edited(digests=None), "config.json: digests is no table"),
+    "steps in words": (
+        edited(use=to_dict(tiny_diffbody.USE) | {"sample": {**SAMPLE, "steps": "2"}}),
+        "SampleConfig: steps is '2', of another type",
+    ),
+    "a parser of no level": (
+        lambda folder: resize(folder, block_out_channels=[]),
+        "config.json: parser: sizes that make no network",
+    ),
     "use": (edited(use={"color_fix": "none", "blend": 1, "work_side": 0, "sample": 3}), "Sample"),
 }
 
@@ -117,6 +154,8 @@ def test_a_folder_that_is_none_is_refused(fault, tmp_path):
     [
         (["--pose", "{given}/none"], "none: no wheel of mediapipe and no folder"),
         (["--pose", "{given}/poses"], "pose_detection.tflite: not a .tflite file"),
+        (["--parser", "{given}/none"], "none: no such file or folder (--parser)"),
+        (["--parser", "{given}/poses"], "poses: not a model folder (no config.json)"),
         (["--generator", "g"], "--cleaner goes alone, without --generator"),
         (["--prompt", "null"], "--control goes with --prompt hfie or text, not null"),
         (["--prompt", "hfie"], "import needs --sd and --ram"),
@@ -131,7 +170,7 @@ def test_an_import_that_cannot_be_is_refused(flags, said, given, tmp_path, capsy
     assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flag", [["--pose", "p"], ["--prompt", "text"]])
+@pytest.mark.parametrize("flag", [["--pose", "p"], ["--parser", "p"], ["--prompt", "text"]])
 def test_what_goes_with_a_controlnet(flag, capsys):
     assert main(["import", "--sd", "s", *flag, "--output", "o"]) == 2
     assert f"{' '.join(flag).replace(' p', '')} goes with --control" in capsys.readouterr().err
