@@ -6,12 +6,13 @@ token, and libraries differ in which they obey. Hence `transformers` cuts words 
 nothing else; ends and padding are put here.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
+
+from osdhuman_jax.disk import parse_json
 
 # Ids 49406 and 49407 in CLIP's vocabulary.
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -53,11 +54,11 @@ def read_vocabulary(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     rows: list[str | list[str]] | None
     file = whole = folder / "tokenizer.json"
     if whole.is_file() and not (folder / "vocab.json").exists():
-        found = json.loads(whole.read_text(encoding="utf-8-sig"))
+        found = parse_json(whole.read_text(encoding="utf-8-sig"))
         model = found.get("model") if isinstance(found, dict) else None
         vocab, rows = (model.get(k) if isinstance(model, dict) else None for k in _MODEL)
     else:
-        vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8-sig"))
+        vocab = parse_json((folder / "vocab.json").read_text(encoding="utf-8-sig"))
         whole, file = folder / "vocab.json", folder / "merges.txt"
         lines = file.read_text(encoding="utf-8-sig").strip().split("\n")
         rows = [line for line in lines if not line.startswith("#version")]

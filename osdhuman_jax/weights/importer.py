@@ -431,7 +431,7 @@ def write_folder(
             # Large files first: digests of what is written go into the description, which is the
             # last.
             for name, tensors in files.items():
-                proved = {n: _finite(n, tensor) for n, tensor in tensors.items()}
+                proved = {n: _finite(t, f"{output}: not written: {n}") for n, t in tensors.items()}
                 write_safetensors(folder / name, proved)
             for name, data in small.items():
                 (folder / name).parent.mkdir(exist_ok=True)
@@ -442,7 +442,7 @@ def write_folder(
         raise WeightsError(f"{output}: {error.strerror or error}") from error
 
 
-def _finite(name: str, tensor: Tensor) -> Tensor:
+def _finite(tensor: Tensor, where: str) -> Tensor:
     """A tensor whose reading raises WeightsError where a network could not compute with it."""
 
     def read() -> np.ndarray:
@@ -451,7 +451,7 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
         if tensor.dtype.kind in "fV":  # V: NumPy's kind of bfloat16
             with np.errstate(over="ignore"):
                 if not np.isfinite(array.astype(np.float32, copy=False)).all():
-                    raise WeightsError(f"{name}: holds NaN or infinite numbers")
+                    raise WeightsError(f"{where} holds NaN or infinite numbers")
         return array
 
     return replace(tensor, read=read)

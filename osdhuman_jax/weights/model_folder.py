@@ -9,7 +9,6 @@ A folder that lacks a tensor, has one too many or one of another shape, or whose
 their digest, is refused with one error.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +32,7 @@ from osdhuman_jax.config import (
     to_dict,
     use_of,
 )
-from osdhuman_jax.disk import copy_file, file_digest, write_json
+from osdhuman_jax.disk import copy_file, file_digest, parse_json, write_json
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
@@ -313,7 +312,7 @@ def _described(folder: Path) -> Json:
         raise WeightsError(f"{folder}: {what}; make one by osdhuman weights import")
     try:
         # Read by hand and by programs: a byte-order mark of an editor does no harm.
-        meta = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
+        meta = parse_json((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise WeightsError(f"{folder / CONFIG}: not JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:

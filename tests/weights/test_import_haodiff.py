@@ -227,18 +227,18 @@ REFUSED = {
     ),
     "name of two lines": (tensors(**{"a\nb\x1b[31m": MAP}), r"unknown (a\nb\x1b[31m)"),
     "long name": (tensors(**{"x" * 9000: MAP}), f"1 unknown ({'x' * 160})"),
-    "NaN": (tensors(**{QUERY: NAN}), "pool.query: holds NaN or infinite numbers"),
+    "NaN": (tensors(**{QUERY: NAN}), "pool.query holds NaN or infinite numbers"),
     "too large for 32 bits": (
         tensors(**{QUERY: torch.full((1, 5, 32), 1e300, dtype=torch.float64)}),
-        "pool.query: holds NaN or infinite numbers",
+        "pool.query holds NaN or infinite numbers",
     ),
     "LoRA of NaN": (
         lora(**{KEY: torch.full((2, 4, 3, 3), torch.nan)}),
-        "unet.conv_in.kernel: holds NaN or infinite numbers",
+        "unet.conv_in.kernel holds NaN or infinite numbers",
     ),
     "LoRA too large for 32 bits": (
         lora(**{KEY: torch.full((2, 4, 3, 3), 1e300, dtype=torch.float64)}),
-        "unet.conv_in.kernel: holds NaN or infinite numbers",
+        "unet.conv_in.kernel holds NaN or infinite numbers",
     ),
     "LoRA of integers": (
         lora(**{KEY: torch.ones(2, 4, 3, 3, dtype=torch.int64)}),

@@ -248,6 +248,7 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "no folder": (shutil.rmtree, "copy: no model folder; make one by osdhuman weights import"),
     "no JSON": (written(b"{"), "config.json: not JSON"),
     "binary config": (written(b"\xff\xfe\0"), "config.json: not JSON"),
+    "nested without end": (written(b"[" * 100_000), "config.json: not JSON (nested too deep)"),
     "a list": (written(b"[]"), "config.json: not a model description"),
     "other format": (config(lambda c: c.update(format=2)), "of format 1"),
     "no base": (lambda f: (f / BASE).unlink(), f"{BASE}: missing"),
