@@ -7,7 +7,7 @@ trained and used. `to_dict` and `from_dict` are how both go to JSON and come bac
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from osdhuman_jax.networks.configs import (
     DualPromptConfig,
@@ -294,6 +294,33 @@ def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return to_dict(value)
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def check_types(config: object, name: str = "") -> None:
+    """Raise ConfigError where a field's value is not of its type; whole numbers pass for floats."""
+    for field_ in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, full = getattr(config, field_.name), f"{name}.{field_.name}" if name else field_.name
+        if dataclasses.is_dataclass(value):
+            check_types(value, full)
+        elif not _is_of(value, field_.type):
+            kind = getattr(field_.type, "__name__", "") if not get_args(field_.type) else ""
+            raise ConfigError(f"{full}: {value!r:.60} is no {kind or field_.type}")
+
+
+def _is_of(value: object, kind: object) -> bool:
+    """Whether a value is of the type of a field."""
+    args = get_args(kind)
+    if get_origin(kind) is tuple:
+        # `tuple[float, ...]` has any length, all others one.
+        many = args[-1] is Ellipsis
+        same = isinstance(value, tuple | list) and (many or len(value) == len(args))
+        return same and all(_is_of(v, args[0 if many else i]) for i, v in enumerate(value))
+    if args:
+        return any(_is_of(value, arg) for arg in args)
+    # True is a number to Python, and none to a person.
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)  # type: ignore[arg-type]
 
 
 def from_dict(cls: type[T], values: object) -> T:
