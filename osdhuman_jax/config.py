@@ -311,10 +311,11 @@ def _is_of(value: object, kind: object) -> bool:
     """Whether a value is of the type of a field."""
     args = get_args(kind)
     if get_origin(kind) is tuple:
+        if not isinstance(value, tuple | list):
+            return False
         # `tuple[float, ...]` has any length, all others one.
-        many = args[-1] is Ellipsis
-        same = isinstance(value, tuple | list) and (many or len(value) == len(args))
-        return same and all(_is_of(v, args[0 if many else i]) for i, v in enumerate(value))
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(value) == len(kinds) and all(map(_is_of, value, kinds))
     if args:
         return any(_is_of(value, arg) for arg in args)
     # True is a number to Python, and none to a person.
