@@ -296,6 +296,36 @@ def _plain(value: object) -> object:
     return [_plain(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
+def check_types(config: object, name: str = "") -> None:
+    """Raise ConfigError where a field's value is not of its type; whole numbers pass for floats."""
+    for field_ in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, full = getattr(config, field_.name), f"{name}.{field_.name}" if name else field_.name
+        if dataclasses.is_dataclass(value):
+            check_types(value, full)
+        elif not _is_of(value, field_.type):
+            kind = getattr(field_.type, "__name__", "") if not get_args(field_.type) else ""
+            raise ConfigError(f"{full}: {value!r:.60} is no {kind or field_.type}")
+
+
+def _is_of(value: object, kind: object) -> bool:
+    """Whether a value is of the type of a field, or is a table that may become one."""
+    args = get_args(kind)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        # `tuple[float, ...]` has any length, all others one.
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        return len(value) == len(kinds) and all(map(_is_of, value, kinds))
+    if args:
+        return any(_is_of(value, arg) for arg in args)
+    if dataclasses.is_dataclass(kind):
+        return isinstance(value, (kind, dict))  # type: ignore[arg-type]
+    # True is a number to Python, and none to a person.
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)  # type: ignore[arg-type]
+
+
 def from_dict(cls: type[T], values: object) -> T:
     """Inverse of `to_dict`. Raises ConfigError on an unknown, missing or mistyped field."""
     if not isinstance(values, dict):
@@ -321,26 +351,9 @@ def from_dict(cls: type[T], values: object) -> T:
 
     given = {name: f.type for name, f in fields.items() if name in values}
     for name, kind in given.items():
-        if not _fits(values[name], kind):
+        if not _is_of(values[name], kind):
             raise ConfigError(f"{cls.__name__}: {name} is {values[name]!r:.40}, of another type")
     return cls(**{name: typed(values[name], kind) for name, kind in given.items()})
-
-
-def _fits(value: object, kind: object) -> bool:
-    """Whether a value of JSON is one of a field's type; tables prove themselves."""
-    inner = get_args(kind)
-    if get_origin(kind) is tuple:
-        if not isinstance(value, (list, tuple)):
-            return False
-        kinds = inner[:1] * len(value) if inner[-1] is Ellipsis else inner
-        return len(kinds) == len(value) and all(map(_fits, value, kinds))
-    if inner:
-        return any(_fits(value, option) for option in inner)
-    # True is a number to Python, and none to a person; a whole number is as good as a fraction.
-    if kind in (int, float):
-        numbers = (int, float) if kind is float else int
-        return isinstance(value, numbers) and not isinstance(value, bool)
-    return isinstance(value, kind) if kind in (str, bool, type(None)) else True  # type: ignore
 
 
 def use_of(meta: Json) -> UseConfig:

@@ -80,6 +80,14 @@ def write_json(path: str | Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def parse_json(text: str | bytes) -> Any:
+    """What JSON of anybody's says. Raises ValueError where it is none, or nested without end."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
 def copy_file(source: str | Path, target: str | Path) -> None:
     """Copy a file's bytes so that the copy is whole or not there at all."""
     with open(source, "rb") as file, staged_file(target) as copy:

@@ -50,7 +50,15 @@ def get_model(
     # A folder of downloads stays whatever happens; a model folder is written whole or not at all.
     with plan.downloads.locked():
         _bring(plan)
-        build({name: _place(plan, source) for name, source in plan.wanted.sources.items()}, output)
+        places = {name: _place(plan, source) for name, source in plan.wanted.sources.items()}
+        try:
+            build(places, output)
+        except WeightsError as error:
+            # A file that nothing verifies may be another, and would be taken again as it is.
+            raise WeightsError(
+                f"{error}; {plan.downloads.path} stays: remove what is wrong in it, and give the "
+                "same command again"
+            ) from error
     print(f"{output}: written; see it with: osdhuman weights info {output}")
     print(f"{plan.downloads.path}: no longer needed, 'rm -r' it to free its room")
     print(_test_picture(output))

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from osdhuman_jax.degrade.motion import LABELS, PartMap
+from osdhuman_jax.disk import parse_json
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.inference.onnx_networks import MEAN, STD, OnnxError, open_session
 
@@ -84,7 +85,7 @@ def read_classes(path: Path) -> UInt8[np.ndarray, " classes"]:
     """The label of each class of a MAP.json. Raises OnnxError."""
     where = spelled(path)
     try:
-        table = json.loads(path.read_bytes())
+        table = parse_json(path.read_bytes())
     except OSError as error:
         raise OnnxError(f"{where}: {error.strerror or error}") from error
     except ValueError as error:

@@ -4,7 +4,6 @@ Commands read their flags' values here, and compare a finished picture's record 
 for, before any network or array library is loaded: this module needs the standard library alone.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from osdhuman_jax.config import ConfigError, Json, UseConfig, use_of
-from osdhuman_jax.disk import file_digest
+from osdhuman_jax.disk import file_digest, parse_json
 from osdhuman_jax.weights.abilities import Abilities, abilities_of
 
 # What a flag can choose of.
@@ -75,7 +74,7 @@ def read_identity(folder: Path) -> ModelIdentity | None:
     try:
         # The digest of config.json stands for the weights, whose digests are in it: gigabytes need
         # not be read to see that a folder is finished.
-        meta = json.loads(path.read_text(encoding="utf-8-sig"))
+        meta = parse_json(path.read_text(encoding="utf-8-sig"))
         guidance = (meta.get("model", {}).get("dual") or {}).get("guidance")
         use = use_of(meta)
         return ModelIdentity(file_digest(path), use, guidance, abilities_of(meta, use))

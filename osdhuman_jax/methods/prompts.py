@@ -62,6 +62,8 @@ class HFIE(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        if config.num_heads < 1 or dim % config.num_heads:
+            raise ValueError(f"tokens of width {dim} have no {config.num_heads} heads")
         # Uniform in Glorot's bounds, as PyTorch's MultiheadAttention begins.
         linear = partial(
             nnx.Linear,

@@ -6,13 +6,14 @@ token, and libraries differ in which they obey. Hence `transformers` cuts words 
 nothing else; ends and padding are put here.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
+
+from osdhuman_jax.disk import parse_json
 
 # Ids 49406 and 49407 in CLIP's vocabulary.
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -83,11 +84,10 @@ def _is_pair(row: object) -> bool:
 
 def _read_json(path: Path) -> Any:
     """Raises ValueError, which names the file, where it holds no JSON."""
+    text = _read_text(path)
     try:
-        return json.loads(_read_text(path))
-    except RecursionError as error:
-        raise ValueError(f"{path}: not JSON that can be read") from error
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
 
 

@@ -17,7 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from osdhuman_jax.config import Config, ConfigError, DataConfig, Json, ModelConfig, to_dict
+from osdhuman_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    Json,
+    ModelConfig,
+    check_types,
+    to_dict,
+)
 from osdhuman_jax.data.captions import open_captions
 from osdhuman_jax.data.part_maps import open_part_maps
 from osdhuman_jax.data.sources import DataError, open_sources
@@ -64,6 +72,8 @@ SHARES = (
 
 def check(config: Config) -> None:
     """Raise ConfigError where a value contradicts another or asks for what is not there."""
+    # A flag's text that is no tuple is read as a tuple of words.
+    check_types(config)
     # Settings that are one of a few words.
     choices = {
         "run.kind": (config.run.kind, tuple(OBJECTIVES)),

@@ -4,7 +4,6 @@ Read are diffusers' folders (unet/, vae/, text_encoder/, scheduler/) and the sin
 diffusion. Only models that predict epsilon are of use to Eq. 2; others are refused by name.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from flax import nnx
 
 from osdhuman_jax.config import Json
+from osdhuman_jax.disk import parse_json
 from osdhuman_jax.networks.configs import UNetConfig, VAEConfig
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
@@ -127,7 +127,7 @@ def read_json(path: Path) -> Json:
     """A table of settings. Raises WeightsError on anything else."""
     try:
         # Editors on Windows put a byte-order mark before the text.
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: missing; a diffusers folder of the model is needed") from error
     except (OSError, ValueError) as error:

@@ -135,7 +135,7 @@ def import_haodiff(
     # Then the base model, whose kernels the LoRA changes.
     diffusion = read_diffusion(locate(str(sd)))
     model = ModelConfig(vae=diffusion.vae, unet=diffusion.unet, timestep=TIMESTEP, dual=config)
-    restorer, _ = abstract_restorer(model)
+    restorer, _ = abstract_restorer(model, where=files[0] if files else None)
     targets = {n: s for n, s in shapes(restorer).items() if n.startswith("prompter.")}
     tensors = dict(diffusion.tensors)
     if folder is None:
@@ -204,7 +204,7 @@ def read_encoder(path: Path) -> tuple[dict[str, Tensor], DualPromptConfig]:
     _check_variant(source, swinir, path)
     try:
         config = _sizes(source, performer, swinir)
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, ValueError, ArithmeticError) as error:
         raise WeightsError(f"{path}: tensors 1 missing or misshapen ({error})") from error
     _check_keywords(config, swinir, performer, path)
     return source, config
@@ -235,13 +235,16 @@ def _check_variant(source: Mapping[str, Tensor], swinir: Json, path: Path) -> No
     if fused := [key for key in source if key.startswith("fusion.")]:
         raise WeightsError(f"{path}: mixes a text's tokens into its prompts ({fused[0]})")
     skipped = swinir.get("skip_branch") or ()
-    if not isinstance(skipped, tuple) or not set(skipped) <= {1, 2} or len(set(skipped)) > 1:
+    if skipped not in ((), (1,), (2,)):
         text = "one of 1 and 2 may be left out"
         raise WeightsError(f"{path}: skip_branch is {skipped!r:.40}; {text}")
 
 
 def _sizes(source: Mapping[str, Tensor], performer: Json, swinir: Json) -> DualPromptConfig:
-    """Sizes as shapes tell them. Raises KeyError, IndexError or ValueError where they do not."""
+    """Sizes as shapes tell them.
+
+    Raises a LookupError, ValueError or ArithmeticError where they do not.
+    """
     extractor = "feature_extractor."
     trunk = [f"{extractor}layers.{i}." for i in range(_count(source, rf"{extractor}layers"))]
     branches = _count(source, rf"{extractor}branches")
@@ -280,12 +283,13 @@ def _sizes(source: Mapping[str, Tensor], performer: Json, swinir: Json) -> DualP
 
 
 def _count(source: Mapping[str, Tensor], prefix: str) -> int:
-    """How many numbered modules a list has. Raises KeyError where there is none."""
+    """How many numbered modules a list has. Raises KeyError where there is none, or a gap."""
     pattern = re.compile(re.escape(prefix.removesuffix(".")) + r"\.(\d{1,4})\.")
     numbers = {int(match[1]) for match in map(pattern.match, source) if match}
-    if not numbers:
+    # A gap would make as many layers as its last number says.
+    if numbers != set(range(len(numbers))) or not numbers:
         raise KeyError(prefix)
-    return max(numbers) + 1
+    return len(numbers)
 
 
 def _check_keywords(config: DualPromptConfig, swinir: Json, performer: Json, path: Path) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -435,7 +435,8 @@ def write_folder(
             # Large files first: digests of what is written go into the description, which is the
             # last.
             for name, tensors in files.items():
-                write_safetensors(folder / name, tensors)
+                proved = {n: _finite(t, f"{output}: not written: {n}") for n, t in tensors.items()}
+                write_safetensors(folder / name, proved)
             for name, data in small.items():
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).write_bytes(data)
@@ -443,3 +444,18 @@ def write_folder(
             write_json(folder / CONFIG, meta)
     except OSError as error:
         raise WeightsError(f"{output}: {error.strerror or error}") from error
+
+
+def _finite(tensor: Tensor, where: str) -> Tensor:
+    """A tensor whose reading raises WeightsError where a network could not compute with it."""
+
+    def read() -> np.ndarray:
+        array = tensor.read()
+        # Networks compute in 32 bits, in which numbers of 64 may be infinite.
+        if tensor.dtype.kind in "fV":  # V: NumPy's kind of bfloat16
+            with np.errstate(over="ignore"):
+                if not np.isfinite(array.astype(np.float32, copy=False)).all():
+                    raise WeightsError(f"{where} holds NaN or infinite numbers")
+        return array
+
+    return replace(tensor, read=read)

@@ -5,6 +5,7 @@
 Needed where a file adapts modules of diffusers' networks. Tensors stay unread.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -65,10 +66,19 @@ def shown(module: str) -> str:
 
 def merged(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], path: Path) -> dict[str, Tensor]:
     """Adapted kernels of a base, W + alpha / rank B A, still unread. Raises WeightsError."""
-    faults: dict[str, list[str]] = {"unknown": [], "of another shape": []}
+    faults: dict[str, list[str]] = {
+        "unknown": [],
+        "of another shape": [],
+        "not of numbers with a fraction": [],
+        "whose alpha is not one number above 0": [],
+    }
     made: dict[str, Tensor] = {}
     for module, pair in pairs.items():
         name = f"{module}.kernel"
+        if any(pair[half].dtype.kind not in "fV" for half in "AB"):  # V: NumPy's of bfloat16
+            faults["not of numbers with a fraction"].append(shown(module))
+        if "alpha" in pair and not 0 < _number(pair["alpha"]) < math.inf:
+            faults["whose alpha is not one number above 0"].append(shown(module))
         if name not in base:
             faults["unknown"].append(shown(module))
             continue
@@ -79,6 +89,11 @@ def merged(base: Mapping[str, Tensor], pairs: Mapping[str, Pair], path: Path) ->
             made[name] = tensor
     complain(faults, str(path))
     return made
+
+
+def _number(tensor: Tensor) -> float:
+    """The one number of a tensor, or NaN."""
+    return float(tensor.read().reshape(())) if math.prod(tensor.shape) == 1 else math.nan
 
 
 def _changed(weight: Tensor, pair: Pair) -> Tensor | None:
@@ -92,11 +107,13 @@ def _changed(weight: Tensor, pair: Pair) -> Tensor | None:
         return None
 
     def read() -> np.ndarray:
-        down, up = (x.read().astype(np.float32) for x in (a, b))
-        alpha = float(pair["alpha"].read().reshape(())) if "alpha" in pair else rank
-        delta = up.reshape(outputs, rank) @ down.reshape(rank, -1)  # [out, in h w]
-        delta = kernel(np.float32(alpha / rank) * delta.reshape(outputs, inputs, *window))
-        own = weight.read()
-        return (own.astype(np.float32) + delta).astype(own.dtype)
+        alpha = _number(pair["alpha"]) if "alpha" in pair else rank
+        # Whoever writes the kernel refuses what is not finite: NumPy need not warn of it.
+        with np.errstate(over="ignore", invalid="ignore"):
+            down, up = (x.read().astype(np.float32) for x in (a, b))
+            delta = up.reshape(outputs, rank) @ down.reshape(rank, -1)  # [out, in h w]
+            delta = kernel(np.float32(alpha / rank) * delta.reshape(outputs, inputs, *window))
+            own = weight.read()
+            return (own.astype(np.float32) + delta).astype(own.dtype)
 
     return replace(weight, read=read)

@@ -9,11 +9,10 @@ A folder that lacks a tensor, has one too many or one of another shape, or whose
 their digest, is refused with one error.
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import jax
@@ -33,13 +32,18 @@ from osdhuman_jax.config import (
     to_dict,
     use_of,
 )
-from osdhuman_jax.disk import copy_file, file_digest, write_json
+from osdhuman_jax.disk import copy_file, file_digest, parse_json, write_json
 from osdhuman_jax.methods import lora
 from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import HFIEPrompter
 from osdhuman_jax.networks.performer import FixedParam, orthogonal_features
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
+from osdhuman_jax.weights.torch_files import (
+    Tensor,
+    WeightsError,
+    complain,
+    write_safetensors,
+)
 
 FORMAT = 1
 # What a folder's network is, by "kind" in config.json; folders without it are restorers.
@@ -177,17 +181,21 @@ def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 
 def abstract_restorer(
-    config: ModelConfig, adapters: LoRAConfig | None = None, precision: str = "fp32"
+    config: ModelConfig,
+    adapters: LoRAConfig | None = None,
+    precision: str = "fp32",
+    where: Path | None = None,
 ) -> tuple[OneStepRestorer, set[str]]:
     """A restorer without its arrays, and the names of what training it changes.
 
-    Raises WeightsError where sizes contradict each other.
+    Raises WeightsError, with the file `where` the sizes are from, if they contradict each other.
     """
     try:
         # Nothing is computed: a layer of contradicting sizes fails while its shapes are traced.
         restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision], adapters))
     except IMPOSSIBLE as error:
-        raise WeightsError(f"sizes that make no network: {error!s:.200}") from error
+        named = f"{where}: " if where else ""
+        raise WeightsError(f"{named}sizes that make no network: {error!s:.200}") from error
     return restorer, _generator_names(restorer, adapters)
 
 
@@ -304,7 +312,7 @@ def _described(folder: Path) -> Json:
         raise WeightsError(f"{folder}: {what}; make one by osdhuman weights import")
     try:
         # Read by hand and by programs: a byte-order mark of an editor does no harm.
-        meta = json.loads((folder / CONFIG).read_text(encoding="utf-8-sig"))
+        meta = parse_json((folder / CONFIG).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise WeightsError(f"{folder / CONFIG}: not JSON ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
@@ -319,7 +327,19 @@ def _described(folder: Path) -> Json:
     # A kind of a later version, for one.
     if not isinstance(kind, str) or kind not in KINDS:
         raise WeightsError(f"{folder / CONFIG}: kind {kind!r:.40} is none of {', '.join(KINDS)}")
+    _check_names(folder, meta)
     return meta
+
+
+def _check_names(folder: Path, meta: Json) -> None:
+    """Raise WeightsError unless digests and parts are tables, and files lie in the folder."""
+    for key in ("digests", "parts", "provenance"):
+        if not isinstance(meta.get(key, {}), dict):
+            raise WeightsError(f"{folder / CONFIG}: {key} is no table")
+    # A folder is copied by these names, which a stranger may have written.
+    for name in meta.get("digests", {}):
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise WeightsError(f"{folder / CONFIG}: {name:.80} is no file of the folder")
 
 
 def read_use(folder: Path, meta: Json) -> UseConfig:
@@ -371,7 +391,7 @@ def load_base(
     # A run that began from adapted weights could give no adapters of a published base.
     if adapters and not generator:
         raise WeightsError(f"{folder}: holds a trained generator; a run starts from a base model")
-    restorer, trained = abstract_restorer(config, adapters, precision)
+    restorer, trained = abstract_restorer(config, adapters, precision, folder / CONFIG)
     fill(restorer, _tensors(folder / BASE), set(parameters(restorer)) - trained, str(folder / BASE))
     if trained:
         fill(restorer, _tensors(folder / GENERATOR), trained, str(folder / GENERATOR))

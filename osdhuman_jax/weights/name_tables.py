@@ -73,7 +73,7 @@ def convert(
             continue
         # Views, whose shapes show what is wrong before a byte is read.
         for name, transform in rules:
-            made = tensor.view(transform)
+            made = _turned(tensor, transform)
             if name in found:
                 faults["of one layer twice"].append(key)
             if made.shape != targets[name]:
@@ -86,6 +86,14 @@ def convert(
     faults["missing"] = sorted(set(targets) - set(found))
     complain(faults, where)
     return found
+
+
+def _turned(tensor: Tensor, transform: Transform) -> Tensor:
+    """The tensor in our layout; as it is where it lacks the axes that the transform takes."""
+    try:
+        return tensor.view(transform)
+    except (TypeError, ValueError, LookupError):
+        return tensor
 
 
 FAULTS = (

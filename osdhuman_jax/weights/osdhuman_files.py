@@ -13,7 +13,6 @@ What no file says has a default that the provenance names: HFIE's heads and the 
 no layer here takes, such as a norm behind the attention, is refused by name.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ import numpy as np
 import safetensors
 
 from osdhuman_jax.config import Json, LoRAConfig, ModelConfig
+from osdhuman_jax.disk import parse_json
 from osdhuman_jax.networks.configs import HFIEConfig
 from osdhuman_jax.weights.diffusion import read_json
 from osdhuman_jax.weights.generators import OSEDIFF_ALPHA, Fit, Generator
@@ -186,7 +186,7 @@ def _noted_alphas(path: Path) -> Iterator[float]:
         with safetensors.safe_open(path, framework="numpy") as f:
             text = (f.metadata() or {}).get(NOTE, "{}")
         try:
-            notes.append(dict(json.loads(text)))
+            notes.append(dict(parse_json(text)))
         except (ValueError, TypeError) as error:
             raise WeightsError(f"{path}: its {NOTE} is no table ({error})") from error
     for key, value in (item for note in notes for item in note.items()):

@@ -14,9 +14,10 @@ import math
 import pickle
 import struct
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,6 +28,7 @@ import safetensors
 from osdhuman_jax.disk import staged_file
 
 PICKLE_LIMIT = 64 << 20  # bytes; the names of Stable Diffusion's whole checkpoint take 0.2 MiB
+NAME, LINE = 160, 4000  # characters of a tensor's name in an error, and of the error at the most
 # The number at the head of torch's older files (torch/serialization.py), as its pickle.
 LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 # torch's names of flat arrays by what NumPy calls their numbers.
@@ -59,12 +61,21 @@ Untrusted = Any  # what a file says, of whatever type until it is looked at
 
 
 class WeightsError(ValueError):
-    """Weights or a model folder that cannot be used, in one line."""
+    """Weights or a model folder that cannot be used, in one line.
+
+    What files say may be in it: escapes stand for whatever would break or colour the line.
+    """
+
+    def __init__(self, message: str) -> None:
+        told = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__("".join(told)[:LINE])
 
 
 def complain(faults: Mapping[str, Sequence[str]], where: str) -> None:
     """One WeightsError with the count and the first names of each kind, or nothing."""
-    parts = [f"{len(v)} {kind} ({', '.join(v[:5])})" for kind, v in faults.items() if v]
+    # A file may give a name any length.
+    first = {kind: ", ".join(f"{name:.{NAME}}" for name in v[:5]) for kind, v in faults.items()}
+    parts = [f"{len(v)} {kind} ({first[kind]})" for kind, v in faults.items() if v]
     if parts:
         raise WeightsError(f"{where}: tensors {'; '.join(parts)}")
 
@@ -122,7 +133,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as f:
         # The header's length, the header, then the tensors without gaps.
         (size,) = struct.unpack("<Q", f.read(8))
-        header = json.loads(f.read(size))
+        header = json.loads(f.read(size), object_pairs_hook=partial(_once, path))
     data = (
         np.memmap(path, np.uint8, "r", offset=8 + size) if path.stat().st_size > 8 + size else b""
     )
@@ -131,14 +142,22 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return {name: _described(path, name, entry, data) for name, entry in header.items()}
 
 
+def _once(path: Path, pairs: list[tuple[str, Untrusted]]) -> dict[str, Untrusted]:
+    """A table of the header. Raises WeightsError on a name that occurs twice."""
+    # Of two entries Python takes the last, and another reader perhaps the first.
+    counts = Counter(name for name, _ in pairs)
+    complain({"of one name": [name for name, count in counts.items() if count > 1]}, str(path))
+    return dict(pairs)
+
+
 def _described(
     path: Path, name: str, entry: dict[str, Untrusted], data: np.ndarray | bytes
 ) -> Tensor:
     shape, (begin, end) = tuple(entry["shape"]), entry["data_offsets"]
     # Refused by name, before a byte of it is read as something else.
-    if entry["dtype"] not in SAFETENSORS:
-        raise WeightsError(f"{path}: {name} is of type {entry['dtype']}, which is not supported")
-    dtype = SAFETENSORS[entry["dtype"]]
+    if (kind := entry["dtype"]) not in SAFETENSORS:
+        raise WeightsError(f"{path}: {name:.{NAME}} is of type {kind}, which is not supported")
+    dtype = SAFETENSORS[kind]
     return Tensor(shape, dtype, lambda: np.frombuffer(data[begin:end], dtype).reshape(shape))
 
 
@@ -229,7 +248,7 @@ class _Unpickler(pickle._Unpickler):  # Python's own: the C one lets a file allo
             return _rebuild_parameter
         if module == "torch" and name in STORAGES:
             return STORAGES[name]
-        raise WeightsError(f"its pickle names {module}.{name}, which no weights need")
+        raise WeightsError(f"its pickle names {module:.80}.{name:.80}, which no weights need")
 
     def _skip_attributes(self) -> None:
         """BUILD: torch hangs version numbers on its dictionaries; nothing may be changed by it."""
@@ -250,14 +269,18 @@ def _unpickle(path: Path, file: io.BufferedIOBase, storage: Callable[..., _Stora
 def _archive(path: Path) -> Untrusted:
     """A zip of NAME/data.pkl and NAME/data/KEY, stored without compression."""
     archive = _opened(path)
+    # Of two members of one name readers take different ones.
+    names = archive.namelist()
+    if len(set(names)) < len(names):
+        raise WeightsError(f"{path}: a zip archive with members of one name")
     # The folder inside has any name; torch.save takes the file's.
-    inside = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
+    inside = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
     if len(inside) != 1:
         raise WeightsError(f"{path}: a zip archive, but not one of torch.save")
     folder = inside[0].removesuffix("data.pkl")
     # Newer files say in which order their bytes are; older ones are all little-endian.
     order = f"{folder}byteorder"
-    if order in archive.namelist() and _member(archive, order) != b"little":
+    if order in names and _member(archive, order) != b"little":
         raise WeightsError(f"{path}: big-endian, which is not supported")
     if archive.getinfo(inside[0]).file_size > PICKLE_LIMIT:
         raise WeightsError(f"{path}: its pickle exceeds {PICKLE_LIMIT} bytes")

@@ -21,6 +21,7 @@ from osdhuman_jax.weights import download
 from osdhuman_jax.weights.download import BY_TABLE
 from osdhuman_jax.weights.download_folder import BY_RECORD
 from osdhuman_jax.weights.homes import UNVERIFIED
+from osdhuman_jax.weights.torch_files import load
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -216,6 +217,23 @@ def test_what_no_home_gives_leaves_no_model(hub, files, tmp_path, capsys, quick)
     hub.log.clear()
     assert run(*words, "--yes") == 0
     assert hub.asked() == [path, "/plain/osediff.pkl"]
+
+
+def test_what_the_import_refuses_can_be_fetched_anew(hub, files, tmp_path, capsys, quick) -> None:
+    """No digest of OSEDiff's file is known, so that only the import finds out."""
+    hub.faults["/plain/osediff.pkl"] = Fault(instead=b"PK\x03\x04, but no weights")
+    words = ["--output", tmp_path / "m", "--homes", table(hub, tmp_path / "h.toml", files), "--yes"]
+    with pytest.MonkeyPatch.context() as real:
+        real.setattr(get, "_importer", lambda _: lambda places, _: load(places["osediff"]))
+        said = refused(capsys, *words)
+        assert "m.downloads/osediff/osediff.pkl: a broken or truncated zip archive" in said
+        assert "m.downloads stays: remove what is wrong in it, and give the same command" in said
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "m.downloads" / "osediff" / "osediff.pkl").unlink()
+    hub.faults.clear()
+    hub.log.clear()
+    assert run(*words) == 0
+    assert hub.asked() == ["/plain/osediff.pkl"]
 
 
 def test_other_tables_and_models_are_one_line(hub, files, tmp_path, capsys) -> None:

@@ -71,7 +71,7 @@ def test_transformers_pads_and_truncates_alike_when_told_the_pad_token(folder, l
         ("vocab.json", "[]", "not CLIP's vocabulary"),
         ("vocab.json", json.dumps({BOS: "0", EOS: 1}), "ids that are no numbers"),
         ("vocab.json", "{", "Expecting"),
-        ("vocab.json", "[" * 100_000, "vocab.json: not JSON that can be read"),
+        ("vocab.json", "[" * 100_000, r"vocab.json: not JSON \(nested too deep\)"),
         ("merges.txt", "#version: 0.2\nd o g\n", "not pairs"),
         ("merges.txt", "#version: 0.2\nd o\nx y\n", "merges.txt: 'x y' is of no tokens of vocab"),
     ],

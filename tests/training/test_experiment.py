@@ -135,6 +135,12 @@ def test_lora_can_be_left_out_of_a_network(network):
         ("optim", "b2", 1.0, "optim.b2: 1.0 is not in [0, 1)"),
         ("loss", "mse", float("-inf"), "loss.mse: -inf is no finite"),
         ("run", "log_every", 0, "run.log_every: 0 must be at least 1"),
+        ("run", "steps", True, "run.steps: True is no int"),
+        ("run", "steps", 1.5, "run.steps: 1.5 is no int"),
+        ("data", "kinds", ("(nan", 0.5), "data.kinds: ('(nan', 0.5) is no tuple[float, ...]"),
+        ("data", "sources", "photos", "data.sources: 'photos' is no tuple[str, ...]"),
+        ("loss", "vsd_timesteps", (20, 500, 980), "loss.vsd_timesteps: (20, 500, 980) is no tuple"),
+        ("cleaner", "swinir", 3, "cleaner.swinir: 3 is no "),
     ],
 )
 def test_check_refuses(section, name, value, said):
@@ -148,6 +154,16 @@ def test_check_refuses_a_number_of_an_inner_section():
     config = tiny.config("restorer")
     config.data = replace(config.data, degradation=DegradationConfig(sinc_prob=2.0))
     with pytest.raises(ConfigError, match=r"^data.degradation.sinc_prob: 2.0 is more than 1$"):
+        experiment.check(config)
+
+
+@pytest.mark.parametrize("shares", [("a", "b", "c"), (0.5, 0.5), (0.1, 0.2, 0.3, 0.4)])
+def test_check_refuses_shares_that_are_not_three_numbers(shares):
+    config = tiny.config("restorer")
+    config.data = replace(config.data, degradation=DegradationConfig())
+    # As flags do: nothing checks what is set.
+    config.data.degradation.first_order = shares
+    with one_line(ConfigError, r"^data.degradation.first_order: .* is no tuple\[float, float, "):
         experiment.check(config)
 
 

@@ -169,6 +169,18 @@ def without(name: str) -> Callable[[Path], None]:
 
 
 KEY, MAP = "unet.conv_in.lora_A.weight", torch.zeros(1, 64, 8)
+ALPHA = "unet.conv_in.alpha"
+ODD_ALPHA = "1 whose alpha is not one number above 0 (conv_in)"
+QUERY, NAN = "main_performer.query_tokens", torch.full((1, 5, 32), torch.nan)
+LAYERS = "main_performer.encoder.net.layers"
+
+
+def deeper(tree: dict) -> None:
+    """A layer far above all others, and no setting that says how many there are."""
+    tree["model_state_dict"][f"{LAYERS}.9999.0.norm.weight"] = torch.zeros(8)
+    tree["performer_kwargs"].pop("num_layers")
+
+
 REFUSED = {
     "missing encoder": (without(ENCODER), f"lacks {ENCODER}"),
     "missing lora": (without(LORA), f"lacks {LORA}"),
@@ -199,6 +211,42 @@ REFUSED = {
         "unknown (nowhere)",
     ),
     "another shape": (lora(**{KEY: torch.zeros(2, 5, 3, 3)}), "of another shape (conv_in)"),
+    "list of a list": (settings("swinir", skip_branch=[[1]]), "skip_branch is ([1],)"),
+    "heads that do not divide": (settings("performer", num_heads_pool=7), "width 32 have no 7"),
+    "layers left out": (changed(deeper), f"missing or misshapen ('{LAYERS}')"),
+    "no features": (
+        tensors(**{f"{LAYERS}.0.0.fn.fast_attention.projection_matrix": torch.zeros(0, 0)}),
+        "missing or misshapen",
+    ),
+    "numbers for tables": (
+        tensors(
+            main_performer__attn_pool__in_proj_weight=torch.tensor(1.0),
+            aux_performer__query_tokens=torch.tensor(1.0),
+        ),
+        "4 of another shape",
+    ),
+    "name of two lines": (tensors(**{"a\nb\x1b[31m": MAP}), r"unknown (a\nb\x1b[31m)"),
+    "long name": (tensors(**{"x" * 9000: MAP}), f"1 unknown ({'x' * 160})"),
+    "NaN": (tensors(**{QUERY: NAN}), "pool.query holds NaN or infinite numbers"),
+    "too large for 32 bits": (
+        tensors(**{QUERY: torch.full((1, 5, 32), 1e300, dtype=torch.float64)}),
+        "pool.query holds NaN or infinite numbers",
+    ),
+    "LoRA of NaN": (
+        lora(**{KEY: torch.full((2, 4, 3, 3), torch.nan)}),
+        "unet.conv_in.kernel holds NaN or infinite numbers",
+    ),
+    "LoRA too large for 32 bits": (
+        lora(**{KEY: torch.full((2, 4, 3, 3), 1e300, dtype=torch.float64)}),
+        "unet.conv_in.kernel holds NaN or infinite numbers",
+    ),
+    "LoRA of integers": (
+        lora(**{KEY: torch.ones(2, 4, 3, 3, dtype=torch.int64)}),
+        "1 not of numbers with a fraction (conv_in)",
+    ),
+    "two alphas": (lora(**{ALPHA: torch.ones(2)}), ODD_ALPHA),
+    "alpha of NaN": (lora(**{ALPHA: torch.tensor(torch.nan)}), ODD_ALPHA),
+    "alpha of nothing": (lora(**{ALPHA: torch.tensor(0.0)}), ODD_ALPHA),
 }
 
 

@@ -248,6 +248,7 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "no folder": (shutil.rmtree, "copy: no model folder; make one by osdhuman weights import"),
     "no JSON": (written(b"{"), "config.json: not JSON"),
     "binary config": (written(b"\xff\xfe\0"), "config.json: not JSON"),
+    "nested without end": (written(b"[" * 100_000), "config.json: not JSON (nested too deep)"),
     "a list": (written(b"[]"), "config.json: not a model description"),
     "other format": (config(lambda c: c.update(format=2)), "of format 1"),
     "no base": (lambda f: (f / BASE).unlink(), f"{BASE}: missing"),
@@ -272,6 +273,20 @@ FAULTS: dict[str, tuple[Damage, str]] = {
         "config.json: lacks digests, model",
     ),
     "no digest": (config(lambda c: c["digests"].pop(BASE)), f"{BASE}: {BYTES}"),
+    "digests are a list": (config(lambda c: c.update(digests=[BASE])), "digests is no table"),
+    "parts are a list": (config(lambda c: c.update(parts=["clip"])), "parts is no table"),
+    "file outside": (
+        config(lambda c: c["digests"].update({"../x": "0"})),
+        "config.json: ../x is no file of the folder",
+    ),
+    "file of the system": (
+        config(lambda c: c["digests"].update({"/etc/passwd": "0"})),
+        "config.json: /etc/passwd is no file of the folder",
+    ),
+    "heads that do not divide": (
+        config(lambda c: c["model"]["hfie"].update(num_heads=7)),
+        "have no 7 heads",
+    ),
 }
 
 

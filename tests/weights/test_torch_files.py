@@ -296,6 +296,27 @@ def test_unsound_safetensors(data, tmp_path):
     refused(tmp_path / "a.safetensors", "not a sound safetensors file")
 
 
+def test_one_name_of_two_tensors(tmp_path):
+    """The library takes such a header, where both lie in one place."""
+    text = b'{"a": %s, "a": %s}' % ((json.dumps(entry(0, 8, [2])).encode(),) * 2)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
+    refused(path, "tensors 1 of one name (a)")
+
+
+def test_two_members_of_one_name(tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save({"w": torch.ones(2)}, path)
+    with zipfile.ZipFile(path, "a") as z, pytest.warns(UserWarning, match="Duplicate name"):
+        z.writestr("a/data/0", bytes(8))
+    refused(path, "a zip archive with members of one name")
+
+
+def test_what_a_file_says_is_one_line():
+    assert str(WeightsError("a\nb\x1b[31m\udc80")) == r"a\nb\x1b[31m\udc80"
+    assert len(str(WeightsError("x" * 10_000))) == 4000
+
+
 def test_type_that_no_network_has(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(header({"a": entry(0, 8, [1], "C64")}, bytes(8)))
     refused(tmp_path / "a.safetensors", "a is of type C64")
