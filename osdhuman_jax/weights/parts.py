@@ -122,7 +122,8 @@ def build_part(
 def part_shapes(name: str, config: AnySizes, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes by name on disk. Raises WeightsError where sizes contradict each other."""
     try:
-        module = abstract(lambda rngs: build_part(config, model, dtype=np.float32, rngs=rngs))
+        make = partial(build_part, config, model, dtype=np.float32)
+        module = abstract(lambda rngs: make(rngs=rngs), name, config, model)
     except IMPOSSIBLE as error:
         raise WeightsError(f"{name}: sizes that make no network: {error!s:.200}") from error
     return {_prefix(name) + key: shape for key, shape in shapes(module).items()}
@@ -202,7 +203,8 @@ def load_part(folder: Path | str, name: str, *, precision: str = "fp32") -> AnyP
     # The file against its digest, then a network without arrays to fill.
     verify(folder, meta, file)
     model, _ = read_configs(folder, meta)
-    module = abstract(lambda rngs: build_part(config, model, dtype=DTYPES[precision], rngs=rngs))
+    make = partial(build_part, config, model, dtype=DTYPES[precision])
+    module = abstract(lambda rngs: make(rngs=rngs), name, config, model, precision)
     # A tagger's own tensors come before those that it shares with the restorer.
     names = set(shapes(module))
     tensors = {n.removeprefix(_prefix(name)): t for n, t in load(folder / file).items()}
