@@ -134,8 +134,10 @@ def read_sizes(folder: Path, meta: Json) -> CleanerSizes:
 def abstract_network(config: CleanerSizes, where: str, precision: str = "fp32") -> CleanerNetwork:
     """The network with shapes for arrays. Raises WeightsError on sizes that make none."""
     try:
-        make = partial(build_cleaner, config, dtype=DTYPES[precision])
-        return abstract(lambda rngs: make(rngs=rngs), config, precision)
+        return abstract(
+            lambda rngs: build_cleaner(config, dtype=DTYPES[precision], rngs=rngs),
+            *(config, precision),
+        )
     except IMPOSSIBLE as error:
         raise WeightsError(f"{where}: sizes that make no network: {error!s:.200}") from error
 
