@@ -80,9 +80,11 @@ class Theirs:
         (tokenizer / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES) + "\n")
         self.tags.mkdir()
         (self.tags / "ram_tag_list.txt").write_text("\n".join(NAMES))
-        self.limits = self.probabilities() + 0.05 * (-1.0) ** torch.arange(len(NAMES))
-        # between the two taggers' probabilities, so that RAM finds a cat and DAPE does not
-        self.limits[1] = (self.probabilities("ram")[1] + self.probabilities("dape")[1]) / 2
+        # Every second tag is found by both taggers, but for the cat, which RAM alone finds.
+        found = torch.stack([self.probabilities("ram"), self.probabilities("dape")])
+        self.limits = (found.amax(0) + 0.05).clamp(max=1)
+        self.limits[1::2] = (found.amin(0) - 0.05).clamp(min=0)[1::2]
+        self.limits[1] = found[:, 1].mean()
         lines = "\n".join(f"{float(limit):.6f}" for limit in self.limits)
         (self.tags / "ram_tag_list_threshold.txt").write_text(lines)
         self.generator = adapt_all(self.restorer, MODEL)
@@ -104,7 +106,7 @@ class Theirs:
                 layer.weight.data += lora[f"{name}.lora_B"] @ lora[f"{name}.lora_A"] / 8
         return ram, tagger
 
-    def probabilities(self, kind: str = "ram") -> torch.Tensor:
+    def probabilities(self, kind: str) -> torch.Tensor:
         """Of each tag in the photograph."""
         ram, tagger = self.taggers[kind]
         return torch.sigmoid(tagger(ram(nchw(to_float(PHOTO[None])))))[0]
