@@ -151,7 +151,6 @@ def measure_steps() -> dict:
     config = tiny.config("restorer")
     config.loss.vsd, config.optim.ema = 1.0, 0.9
     config.loss.adversarial, config.loss.critic_width = 0.1, 8
-    config.loss.reg_lora_scope = "mid"  # less to compile, twice
     comparable(config)
     run, start, later, found = on_both(mesh, *tiny.start(config), tiny.pictures(8))
     placed, weights, pictures = start
