@@ -4,7 +4,7 @@ Every test that needs a whole restorer takes this one, of one level where pictur
 and of two where they are photographs, so that its programs are compiled once.
 """
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from convert import filled
 from flax import nnx
 from skimage.data import astronaut
-from tiny_models import DEEP, DUAL, DUAL_MODEL, MODEL
+from tiny_models import DEEP, DUAL, DUAL_DEEP, DUAL_MODEL, MODEL
 
 from osdhuman_jax.config import Config, LoRAConfig, UseConfig
 from osdhuman_jax.inference.pipeline import Pipeline
@@ -27,7 +27,7 @@ from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.training import train_step
 from osdhuman_jax.weights import Model, add_lora, save_model
 
-__all__ = ["DEEP", "DUAL", "DUAL_MODEL", "MODEL"]
+__all__ = ["DEEP", "DUAL", "DUAL_DEEP", "DUAL_MODEL", "MODEL"]
 # With what HAODiff's first stage learns by.
 RECONSTRUCTING = replace(DUAL_MODEL, dual=replace(DUAL, upsamplers=True))
 # A photograph, 60 pixels high and 48 wide.
@@ -43,24 +43,26 @@ def make(rngs: nnx.Rngs, lora: LoRAConfig | None = None) -> OneStepRestorer:
 
 
 def restorer(lora: LoRAConfig | None = None, seed: int = 0) -> OneStepRestorer:
-    """Every weight random, LoRA's B included."""
-    return filled(lambda rngs: make(rngs, lora), seed)
+    """Every weight random, LoRA's B included; each caller has a copy of its own."""
+    return nnx.clone(_restorer(astuple(lora) if lora else (), seed))
 
 
-def deep_restorer() -> OneStepRestorer:
-    """The same of two levels."""
-    return filled(lambda rngs: build_restorer(DEEP, rngs=rngs))
+@cache
+def _restorer(lora: tuple, seed: int) -> OneStepRestorer:
+    """Made once: tracing the initialisers takes a second."""
+    return filled(lambda rngs: make(rngs, LoRAConfig(*lora) if lora else None), seed)
 
 
 @cache
 def model() -> Model:
-    """That one as a pipeline takes it."""
-    return Model(deep_restorer(), DEEP, "0" * 64, "tiny")
+    """The same of two levels, as a pipeline takes it."""
+    deep = filled(lambda rngs: build_restorer(DEEP, rngs=rngs))
+    return Model(deep, DEEP, "0" * 64, "tiny")
 
 
 def save(folder: Path, use: UseConfig | None = None) -> Path:
     """A model folder of that one."""
-    save_model(folder, DEEP, deep_restorer(), use=use)
+    save_model(folder, DEEP, model().restorer, use=use)
     return folder
 
 

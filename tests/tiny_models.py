@@ -42,3 +42,5 @@ DEEP = replace(
         num_attention_heads=(1, 2),
     ),
 )
+# The same told by two prompts.
+DUAL_DEEP = replace(DEEP, dual=DUAL, timestep=199)

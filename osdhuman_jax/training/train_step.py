@@ -366,7 +366,8 @@ def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
         return None
     make = partial(UNet2DConditionModel, model.unet, dtype=DTYPES[config.run.precision])
     # Shapes are enough: the weights are those of the generator's frozen U-Net.
-    plain, adapted = (abstract(lambda rngs: make(rngs=rngs)) for _ in "ab")
+    plain = abstract(lambda rngs: make(rngs=rngs))
+    adapted = nnx.clone(plain)
     # The second word tells what is drawn apart: 1 the regularizer's adapters, 2 the critic.
     rng = np.random.default_rng([config.run.seed, 1])
     inject_regularizer(adapted, config.lora, config.loss.reg_lora_scope, rng)

@@ -134,7 +134,10 @@ def read_sizes(folder: Path, meta: Json) -> CleanerSizes:
 def abstract_network(config: CleanerSizes, where: str, precision: str = "fp32") -> CleanerNetwork:
     """The network with shapes for arrays. Raises WeightsError on sizes that make none."""
     try:
-        return abstract(lambda rngs: build_cleaner(config, dtype=DTYPES[precision], rngs=rngs))
+        return abstract(
+            lambda rngs: build_cleaner(config, dtype=DTYPES[precision], rngs=rngs),
+            *(config, precision),
+        )
     except IMPOSSIBLE as error:
         raise WeightsError(f"{where}: sizes that make no network: {error!s:.200}") from error
 

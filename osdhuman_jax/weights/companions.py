@@ -51,7 +51,7 @@ def read_ram(path: Path) -> RAM:
     _check_ram(path, source)
     # What the file must have follows from its own sizes.
     swin = _swin_sizes(path, source)
-    encoder = shapes(abstract(lambda rngs: RAMEncoder(swin, rngs=rngs)))
+    encoder = shapes(abstract(lambda rngs: RAMEncoder(swin, rngs=rngs), "ram", swin))
     targets = {ENCODER + name: shape for name, shape in encoder.items()}
     sizes = _tagger_sizes(source)
     if sizes:

@@ -263,7 +263,7 @@ Rename = Callable[[str], str]
 def _convert_unet(
     source: Mapping[str, Tensor], config: UNetConfig, path: Path, rename: Rename = str
 ) -> dict[str, Tensor]:
-    targets = _targets("unet", path, lambda rngs: UNet2DConditionModel(config, rngs=rngs))
+    targets = _targets("unet", path, UNet2DConditionModel, config)
     return name_tables.convert(
         source, name_tables.diffusers("unet"), targets, str(path), rename=rename
     )
@@ -272,17 +272,18 @@ def _convert_unet(
 def _convert_vae(
     source: Mapping[str, Tensor], config: VAEConfig, path: Path, rename: Rename = str
 ) -> dict[str, Tensor]:
-    targets = _targets("vae", path, lambda rngs: AutoencoderKL(config, rngs=rngs))
+    targets = _targets("vae", path, AutoencoderKL, config)
     return name_tables.convert(
         source, name_tables.diffusers("vae"), targets, str(path), rename=rename
     )
 
 
 def _targets(
-    name: str, path: Path, make: Callable[[nnx.Rngs], nnx.Module]
+    name: str, path: Path, kind: Callable[..., nnx.Module], config: UNetConfig | VAEConfig
 ) -> dict[str, tuple[int, ...]]:
     try:
-        return {f"{name}.{key}": shape for key, shape in shapes(abstract(make)).items()}
+        module = abstract(lambda rngs: kind(config, rngs=rngs), name, config)
+        return {f"{name}.{key}": shape for key, shape in shapes(module).items()}
     except IMPOSSIBLE as error:
         raise WeightsError(f"{path}: sizes that make no {name} ({error!s:.200})") from error
 

@@ -86,9 +86,9 @@ class _OneKey(nnx.Rngs):
 
 
 def _build(
-    config: ModelConfig, dtype: DTypeLike, adapters: LoRAConfig | None = None
+    config: ModelConfig, dtype: DTypeLike, adapters: LoRAConfig | None, rngs: nnx.Rngs
 ) -> OneStepRestorer:
-    restorer = build_restorer(config, dtype=dtype, rngs=_OneKey())
+    restorer = build_restorer(config, dtype=dtype, rngs=rngs)
     if adapters:
         add_lora(restorer, adapters, np.random.default_rng(0))
     return restorer
@@ -170,9 +170,21 @@ def parameters(module: nnx.Module) -> dict[str, nnx.Param]:
     return {lora.leaf_name(path): v for path, v in leaves if isinstance(v, nnx.Param)}
 
 
-def abstract(make: Callable[[nnx.Rngs], M]) -> M:
-    """The module that `make` builds, with shapes in the place of arrays."""
-    return nnx.eval_shape(lambda: make(_OneKey()))
+_traced: dict[str, nnx.Module] = {}
+
+
+def abstract(make: Callable[[nnx.Rngs], M], *told: object) -> M:
+    """The module that `make` builds, with shapes in the place of arrays.
+
+    Where its kind and all its sizes are `told`, what was built before is copied: tracing a large
+    network takes seconds, and an import or a run asks for the same one again and again.
+    """
+    if not told:
+        return nnx.eval_shape(lambda: make(_OneKey()))
+    key = repr(told)
+    if key not in _traced:
+        _traced[key] = abstract(make)
+    return nnx.clone(_traced[key])  # type: ignore[return-value]
 
 
 def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -192,7 +204,8 @@ def abstract_restorer(
     """
     try:
         # Nothing is computed: a layer of contradicting sizes fails while its shapes are traced.
-        restorer = nnx.eval_shape(partial(_build, config, DTYPES[precision], adapters))
+        make = partial(_build, config, DTYPES[precision], adapters)
+        restorer = abstract(lambda rngs: make(rngs=rngs), config, adapters, precision)
     except IMPOSSIBLE as error:
         named = f"{where}: " if where else ""
         raise WeightsError(f"{named}sizes that make no network: {error!s:.200}") from error

@@ -128,7 +128,8 @@ def part_shapes(name: str, config: AnySizes, model: ModelConfig) -> dict[str, tu
 def _abstract_part(where: str, config: AnySizes, model: ModelConfig, precision: str) -> AnyPart:
     """A part without its arrays. Raises WeightsError where sizes contradict each other."""
     try:
-        return abstract(lambda rngs: build_part(config, model, dtype=DTYPES[precision], rngs=rngs))
+        make = partial(build_part, config, model, dtype=DTYPES[precision])
+        return abstract(lambda rngs: make(rngs=rngs), config, model, precision)
     except IMPOSSIBLE as error:
         raise WeightsError(f"{where}: sizes that make no network: {error!s:.200}") from error
 

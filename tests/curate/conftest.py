@@ -1,6 +1,5 @@
 """A small curated set, made once: the demonstration's sources through all stages."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,9 +7,6 @@ import pytest
 from curation_runs import SETTINGS, curate
 
 from curate import demo
-
-# They need files that cannot be shipped.
-collect_ignore = [] if os.environ.get("ANNOTATIONS") else ["readers/test_published.py"]
 
 
 @pytest.fixture(scope="session")

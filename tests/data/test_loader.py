@@ -106,17 +106,16 @@ def test_workers_change_nothing(folder, caplog):
     config = config_of(folder, degrade=True)
     caplog.set_level(logging.WARNING, "osdhuman_jax")
     runs, states, warnings = [], [], []
-    for workers in (0, 1, 2):
+    for workers in (0, 2):
         caplog.clear()
         with make_loader(replace(config, workers=workers), batch_size=4) as loader:
             runs.append(take(loader, 5))
             states.append(loader.get_state())
         warnings.append([record.getMessage() for record in caplog.records])
     assert_equal(runs[1], runs[0])
-    assert_equal(runs[2], runs[0])
-    assert states[0] == states[1] == states[2]
-    assert warnings[0] == warnings[1] == warnings[2] and len(warnings[0]) == 1
-    with make_loader(replace(config, workers=2), batch_size=4) as loader:
+    assert states[0] == states[1]
+    assert warnings[0] == warnings[1] and len(warnings[0]) == 1
+    with make_loader(replace(config, workers=1), batch_size=4) as loader:
         loader.set_state({**states[0], "position": 8})  # as left by another number of workers
         assert_equal(take(loader, 3), runs[0][2:])
 
@@ -135,7 +134,7 @@ def test_an_error_in_a_worker_is_raised_here(tmp_path):
 
 def test_killed_workers_are_started_again(folder, caplog):
     """What they had read ahead is read again: not a sample is lost or seen twice."""
-    with make_loader(config_of(folder, workers=2), batch_size=5) as loader:
+    with make_loader(config_of(folder), batch_size=5) as loader:
         expected = take(loader, 6)
     with make_loader(config_of(folder, workers=2), batch_size=5) as loader:
         got = take(loader, 2)
@@ -194,7 +193,7 @@ from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data.loader import Loader, make_loader
 
 if __name__ == "__main__":
-    config = DataConfig(sources=({str(folder)!r},), crop=64, degrade=False, workers=2)
+    config = DataConfig(sources=({str(folder)!r},), crop=64, degrade=False, workers={1 + left_open})
     loader = make_loader(config, batch_size=4)
     next(loader)
     {left_open} or loader.close()

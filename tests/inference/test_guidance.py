@@ -24,7 +24,7 @@ from osdhuman_jax.weights import random_restorer, save_model
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / "dual"
-    save_model(path, tiny.DUAL_MODEL, random_restorer(tiny.DUAL_MODEL, 3))
+    save_model(path, tiny.DUAL_DEEP, random_restorer(tiny.DUAL_DEEP, 3))
     return path
 
 

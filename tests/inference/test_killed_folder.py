@@ -59,7 +59,7 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("count", "longest"), [(20, 128), pytest.param(1000, 140, marks=pytest.mark.slow)]
+    ("count", "longest"), [(20, 64), pytest.param(1000, 140, marks=pytest.mark.slow)]
 )
 def test_T13_a_folder_killed_three_times_ends_as_if_undisturbed(tmp_path, count, longest):
     fill(tmp_path / "in", count, longest)

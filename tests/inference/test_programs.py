@@ -107,11 +107,11 @@ def test_two_devices_share_a_batch():
     code = (
         "import jax, numpy as np, tiny, test_programs as t;"
         "from osdhuman_jax.inference.programs import Programs;"
-        "p = Programs(tiny.restorer()); run = p.whole(t.SHAPE, t.TOKENS);"
+        "r = tiny.restorer(); p = Programs(r); run = p.whole(t.SHAPE, t.TOKENS);"
         "out = run(t.lq(), t.prompt());"
         "assert p.devices == 2 and len(out.sharding.device_set) == 2, out.sharding;"
         "assert not out.sharding.is_fully_replicated;"
-        "one = jax.jit(tiny.restorer())(t.lq(), prompt=t.prompt());"
+        "one = jax.jit(r)(t.lq(), prompt=t.prompt());"
         "np.testing.assert_allclose(np.asarray(out), np.asarray(one), atol=1e-5)"
     )
     here = Path(__file__).parent

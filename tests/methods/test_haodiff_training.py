@@ -7,7 +7,7 @@ import optax
 import pytest
 import tiny
 import torch
-from convert import filled, normal
+from convert import call, filled, normal
 from flax import nnx
 
 from osdhuman_jax.config import LoRAConfig, OptimConfig
@@ -78,14 +78,14 @@ def test_losses_are_dmd2s(judge):
 
     def logits(z: jax.Array, noise: str) -> np.ndarray:
         noisy = np.sqrt(bar) * z + np.sqrt(1 - bar) * drawn[noise]
-        return np.asarray(judge(jnp.asarray(noisy, jnp.float32), drawn["gan_t"], prompt))
+        return np.asarray(call(judge, jnp.asarray(noisy, jnp.float32), drawn["gan_t"], prompt))
 
     def softplus(x: np.ndarray) -> float:
         return float(np.log1p(np.exp(x)).mean())
 
-    found = training.generator_gan(judge, latent, prompt, drawn)
+    found = nnx.jit(training.generator_gan)(judge, latent, prompt, drawn)
     assert float(found) == pytest.approx(softplus(-logits(latent, "gan_noise")), rel=1e-4)
-    loss, scalars = training.judge_loss(judge, latent, real, prompt, drawn)
+    loss, scalars = nnx.jit(training.judge_loss)(judge, latent, real, prompt, drawn)
     expected = softplus(logits(latent, "gan_noise_fake")) + softplus(
         -logits(real, "gan_noise_real")
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from convert import normal, params
+from convert import call, normal, params
 from flax import nnx
 
 from osdhuman_jax.config import Config
@@ -44,10 +44,8 @@ def nets():
 
 
 def outputs(unet, part, latent, prompt) -> np.ndarray:
-    graphdef, state = nnx.split(unet)
-    run = jax.jit(lambda s, *x: nnx.merge(graphdef, s)(*x))
     noisy = Schedule().add_noise(latent, part["noise"], part["t"])
-    return np.asarray(run(state, noisy, part["t"], prompt))
+    return np.asarray(call(unet, noisy, part["t"], prompt))
 
 
 def test_frozen_regularizer_is_the_base_unet(nets):

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from convert import normal
+from convert import call, normal
+from flax import nnx
 
 from osdhuman_jax.config import Config
 from osdhuman_jax.methods import losses, objectives
 from osdhuman_jax.networks.critic import Critic
 from osdhuman_jax.training import train_step
+from osdhuman_jax.training.critics import Critics
 
 
 def adversarial(**changes) -> Config:
@@ -29,8 +31,8 @@ def images(side: int = 16) -> dict[str, jax.Array]:
 
 
 def fresh(config: Config) -> Critic:
-    trainer, state, _ = tiny.start(config)
-    critic = trainer.critics.of_pictures(state.critic)
+    critics = Critics(config, tiny.MODEL)
+    critic = critics.of_pictures(critics.start)
     assert critic is not None
     return critic
 
@@ -43,6 +45,9 @@ def shaken(config: Config) -> Critic:
     return critic
 
 
+terms_of = nnx.jit(objectives.critic_terms)
+
+
 def test_losses_in_closed_form():
     better, worse = jnp.full((1, 2, 2), 3.0), jnp.full((1, 2, 2), 1.0)
     np.testing.assert_allclose(losses.relativistic(better, worse), np.log1p(np.exp(-2.0)), 1e-6)
@@ -52,17 +57,17 @@ def test_losses_in_closed_form():
 
 def test_a_critic_begins_without_an_opinion():
     critic, pictures = fresh(adversarial()), images()
-    logits, features = critic(pictures["hq"], pictures["lq"])
+    logits, features = call(critic, pictures["hq"], pictures["lq"])
     assert logits.shape == (2, 2, 2) and not np.asarray(logits).any()
     assert [f.shape for f in features] == [(2, 4, 4, 8), (2, 4, 4, 8), (2, 2, 2, 8), (2, 2, 2, 16)]
-    terms = objectives.critic_terms(critic, pictures["lq"], pictures["hq"], pictures["lq"])
+    terms = terms_of(critic, pictures["lq"], pictures["hq"], pictures["lq"])
     np.testing.assert_allclose(terms["adversarial"], np.log(2.0), rtol=1e-6)
     assert terms["features"] > 0
 
 
 def test_a_perfect_image_has_nothing_to_learn_from_the_features():
     critic, pictures = shaken(adversarial()), images()
-    terms = objectives.critic_terms(critic, pictures["hq"], pictures["hq"], pictures["lq"])
+    terms = terms_of(critic, pictures["hq"], pictures["hq"], pictures["lq"])
     assert terms["features"] == 0.0
     np.testing.assert_allclose(terms["adversarial"], np.log(2.0), rtol=1e-6)
 
@@ -73,9 +78,10 @@ def test_the_penalty_is_the_noise_times_the_slope():
     noise = {f"critic_{k}": jnp.asarray(normal(2, 16, 16, 3, seed=9)) for k in ("hq", "image")}
     part = {**pictures, **noise}
 
+    @jax.jit
     def slope(image, direction):
         _, change = jax.jvp(lambda x: critic(x, pictures["lq"])[0], (image,), (direction,))
-        return float(jnp.mean(change**2))
+        return jnp.mean(change**2)
 
     want = sum(slope(pictures[k], noise[f"critic_{n}"]) for k, n in (("hq", "hq"), ("lq", "image")))
     for size in (1e-3, 2e-3):

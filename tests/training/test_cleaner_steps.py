@@ -80,6 +80,7 @@ def test_twenty_steps_lower_the_loss_of_every_weight_and_go_on_to_the_bit(tmp_pa
     assert not tiny.changed(state.params, again.params)
 
 
+@pytest.mark.slow  # last run on 2026-11-26
 def test_a_step_on_eight_devices_is_the_step_on_one():
     """In a process that simulates them; see the end of this file."""
     count = "--xla_force_host_platform_device_count=8"

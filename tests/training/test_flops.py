@@ -59,8 +59,7 @@ def test_a_steps_operations_grow_with_the_batch_alone():
     """Neither with its parts nor with what is computed again."""
     found = []
     for batch, parts, remat in ((2, 2, "blocks"), (4, 1, "none")):
-        config = tiny.config("restorer")
-        config.loss.vsd = 1.0
+        config = tiny.config("diffusion")
         config.data.crop, config.data.batch_size = 16, batch
         config.optim.accumulate, config.run.remat = parts, remat
         found.append(flops.step_flops(*tiny.start(config)))
