@@ -62,8 +62,7 @@ def _missing(jobs: list[PictureJob], output: Path) -> list[PictureJob]:
 
 def load_tags(folder: Path) -> "tuple[Describe, str]":
     """What makes a picture's tags a text, and whose tags they are. Raises WeightsError."""
-    from osdhuman_jax.images.sizes import squash
-    from osdhuman_jax.methods.prompts import TagPrompter, bare_text
+    from osdhuman_jax.methods.prompts import TagPrompter
     from osdhuman_jax.weights import load_prompter
     from osdhuman_jax.weights.model_folder import read_meta
 
@@ -71,13 +70,7 @@ def load_tags(folder: Path) -> "tuple[Describe, str]":
     kind = str(read_meta(folder).get("tagger", "ram"))
     prompter = load_prompter(folder, kind)
     assert isinstance(prompter, TagPrompter)  # as all are whose kind has a tagging head
-
-    def describe(rgb: "Pixels") -> str:
-        # One size, so that one program is compiled.
-        view = squash(rgb, prompter.input_size)[None]
-        return bare_text(prompter.tags(view)[0])
-
-    return describe, kind
+    return prompter.caption, kind
 
 
 def _make(left: list[PictureJob], output: Path, describe: "Describe", by: str) -> int:

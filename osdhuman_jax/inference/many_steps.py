@@ -40,7 +40,6 @@ from osdhuman_jax.inference.step_programs import MEASURED, SHARED, WHOLE, Half
 from osdhuman_jax.inference.tiling import Canvas, Corner, corners, groups_of, spread
 from osdhuman_jax.methods import sampler
 from osdhuman_jax.methods.diffbody import Given
-from osdhuman_jax.methods.prompts import bare_text
 from osdhuman_jax.methods.sampler import Steps
 from osdhuman_jax.networks.controlnet import Hint
 from osdhuman_jax.networks.skeleton import draw_skeleton
@@ -159,10 +158,7 @@ class ManySteps:
         for text in (wish.prompt, request.caption):
             if text is not None:
                 return text
-        tagger = self.model.tagger
-        if tagger is None:
-            return ""
-        return bare_text(tagger.tags(squash(picture, tagger.input_size)[None])[0])
+        return "" if self.model.tagger is None else self.model.tagger.caption(picture)
 
     def _scale(self, text: str | None, wish: Sampling) -> float:
         """The scale by which a text is followed; 1 is without another to lead away from."""
