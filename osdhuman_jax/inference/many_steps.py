@@ -193,11 +193,10 @@ class ManySteps:
             skeleton = draw_skeleton(padded(seen.people.people)[None], plan.padded)
             parts.append(self._half("encode", plan, np.asarray(skeleton)[0]))
         if can.attention:
-            attention = np.zeros(plan.padded, np.float32)
-            attention[:height, :width] = seen.people.attention
-            rows, columns = self._latent(plan.padded)
-            squares = attention.reshape(rows, self._down, columns, self._down)
-            parts.append(squares.mean((1, 3))[..., None])  # [h, w, 1]
+            attention = np.zeros((1, *plan.padded, 1), np.float32)
+            attention[0, :height, :width, 0] = seen.people.attention
+            # Nobody is where a picture is padded.
+            parts.append(np.asarray(self.model.restorer.at_latent(jnp.asarray(attention)))[0])
         return jnp.asarray(np.concatenate(parts, axis=-1)[None])
 
     # Steps ---------------------------------------------------------------------------------------
