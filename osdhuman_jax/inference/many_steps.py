@@ -32,7 +32,7 @@ from osdhuman_jax.images.sizes import Floats, Pixels, Size, pad_reflect, squash
 from osdhuman_jax.inference import colour, step_programs
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.notes import Request
-from osdhuman_jax.inference.plans import Plan
+from osdhuman_jax.inference.plans import Plan, Progress
 from osdhuman_jax.inference.poses import BlazePose, Pose, load_blazepose, structure
 from osdhuman_jax.inference.programs import Programs, footprint
 from osdhuman_jax.inference.settings import BLAZEPOSE, Sampling
@@ -46,7 +46,6 @@ from osdhuman_jax.networks.skeleton import draw_skeleton
 from osdhuman_jax.networks.types import Tokens
 from osdhuman_jax.weights import DiffBodyModel
 
-Progress = Callable[[int, int], None]  # steps done, steps in all
 Clean = Callable[[Pixels], Floats]  # a padded picture -> I_reg
 Map = Float32[np.ndarray, "_ _ _"]  # a picture, or a latent
 Keys = UInt32[Array, "1 _"]

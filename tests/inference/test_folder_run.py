@@ -169,14 +169,14 @@ def test_only_the_picture_that_is_not_finite_fails(tmp_path, monkeypatch):
     for i in range(3):
         save(tmp_path / "in" / f"{i}.png", seed=i)
     pipeline = halving(batch_size=3)
-    follow = pipeline._follow
+    follow = pipeline.one_step.run
 
     def ruined(*arguments):
         outputs = follow(*arguments)
         outputs[1] = np.full_like(outputs[1], np.nan)
         return outputs
 
-    monkeypatch.setattr(pipeline, "_follow", ruined)
+    monkeypatch.setattr(pipeline.one_step, "run", ruined)
     count, failures = work(tmp_path / "in", tmp_path / "out", pipeline)
     assert count == 3 and failures == {"1.png": "the model's output is not finite"}
     assert list(files(tmp_path / "out")) == ["0.png", "2.png"]
@@ -371,14 +371,14 @@ def test_the_record_tells_whole_pictures_from_tiles(tmp_path, monkeypatch):
     for name, size in [("b.png", (300, 300)), ("c.png", (1200, 1100))]:
         Image.fromarray(noise(*size)).save(tmp_path / name)
     pipeline = halving()
-    follow = pipeline._follow
+    follow = pipeline.one_step.run
 
     def tight(plan, *rest):
         if plan.tile is None and plan.pixels > 128**2:
             raise MemoryError
         return follow(plan, *rest)
 
-    monkeypatch.setattr(pipeline, "_follow", tight)
+    monkeypatch.setattr(pipeline.one_step, "run", tight)
     assert work(tmp_path, tmp_path / "out", pipeline) == (3, {})
     found = {line["output"]: line["tile"] for line in lines(tmp_path / "out")}
     assert found == {"a.png": None, "b.png": "256x256x1", "c.png": "512x512x4"}
