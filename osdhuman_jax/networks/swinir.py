@@ -63,6 +63,7 @@ class ConvDownsampler(nnx.Module):
         self.conv_down2 = halving(dim, **kw) if upscale == 4 else None
         self.conv_last = Conv3x3(dim, dim, **kw)
 
+    @rematerialised
     def __call__(self, x: Image) -> Resized:
         x = jax.nn.leaky_relu(self.conv_before_downsample[0](x), FIRST_SLOPE)
         # No activation stands between these, in the released code either.
@@ -113,6 +114,7 @@ class Upsampler(nnx.Module):
         self.conv_hr = Conv3x3(dim, dim, **kw)
         self.conv_last = Conv3x3(dim, out, **kw)
 
+    @rematerialised
     def __call__(self, x: Feature) -> Resized:
         x = self.conv_before_upsample[0](self.conv_after_body(x))
         x = jax.nn.leaky_relu(x, FIRST_SLOPE)
