@@ -39,7 +39,7 @@ class CocoPeople:
         """`joints`: whether people's joints are wanted. Raises DataError in one line."""
         self._where, self._joints = spelled(path), joints
         try:
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8-sig") as file:
                 content = json.load(file)
             people = self._people(content)
             self._paths, self._names = self._by_name(content["images"], people)
