@@ -23,28 +23,11 @@ CURATE_ROOMS = (
 TORCH = {"osdhuman_jax.evaluation.scorers", "osdhuman_jax.evaluation.offline"}
 CURATE = sorted(ROOT.glob("curate/**/*.py"))
 PACKAGE = sorted(ROOT.glob("osdhuman_jax/**/*.py"))
-FREE_OF_JAX = {
-    "renamed",
-    "filenames",
-    "disk",
-    "workers",
-    "cli",
-    "images",
-    "degrade",
-    "config",
-    "models",
-}
+FREE_OF_JAX = {"renamed", "filenames", "disk", "workers", "cli", "images", "degrade"}
+FREE_OF_JAX |= {"config", "models"}
 # Files and pixels are read, written and judged in one place for both packages, without JAX.
-SHARED_WITH_CURATE = {
-    "disk",
-    "workers",
-    "cli",
-    "filenames",
-    "images",
-    "data.records",
-    "evaluation.niqe",
-}
-SHARED_WITH_CURATE |= {"evaluation.offline"}
+SHARED_WITH_CURATE = {"disk", "workers", "cli", "filenames", "images", "data.records"}
+SHARED_WITH_CURATE |= {"evaluation.niqe", "evaluation.offline"}
 
 
 @cache
