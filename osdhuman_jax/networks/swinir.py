@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from osdhuman_jax.networks.configs import DualPromptConfig, SwinConfig
+from osdhuman_jax.networks.configs import DualPromptConfig, SwinConfig, SwinIRConfig
 from osdhuman_jax.networks.convolution import Conv3x3
 from osdhuman_jax.networks.layers import (
     Feature,
@@ -156,7 +156,7 @@ class BranchedSwinIR(nnx.Module):
         self.absolute_pos_embed = nnx.Param(0.02 * places) if config.ape else None
 
         # The trunk's groups, those of each branch, and the norm that the branches share.
-        groups = [_group(config, i) for i in range(2 * half)]
+        groups = [swin_group(config, i, config.side) for i in range(2 * half)]
         self.layers = nnx.List(RSTB(group, **kw) for group in groups[:half])
         self.branches = nnx.List(
             nnx.List(RSTB(group, **kw) for group in groups[half:])
@@ -208,10 +208,10 @@ def mean_rgb() -> Float[Array, "1 1 1 3"]:
     return jnp.asarray(MEAN, jnp.float32)[None, None, None]
 
 
-def _group(config: DualPromptConfig, index: int) -> SwinConfig:
-    """The Swin blocks of one RSTB: a single level, each pixel of the features a patch."""
+def swin_group(config: DualPromptConfig | SwinIRConfig, index: int, side: int) -> SwinConfig:
+    """The Swin blocks of one RSTB: a single level, each feature of `side` x `side` a patch."""
     return SwinConfig(
-        image_size=config.side,
+        image_size=side,
         patch_size=1,
         embed_dim=config.embed_dim,
         depths=(config.depths[index],),
