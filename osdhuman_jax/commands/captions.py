@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from osdhuman_jax.cli import Parser, check_file, check_input, end, some_path
-from osdhuman_jax.commands.per_picture import PictureJob, each, plan, status, without_line
+from osdhuman_jax.commands.per_picture import PictureJob, add_lines, plan, status, without_line
 from osdhuman_jax.filenames import spelled
 
 if TYPE_CHECKING:
+    from osdhuman_jax.config import Json
     from osdhuman_jax.images.codec import Pixels
 
     Describe = Callable[[Pixels], str]
@@ -42,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Where all is there no network is loaded.
         if left:
             describe, by = load_tags(args.ram)
-            made = _make(left, args.output, describe, by)
+
+            def line(job: PictureJob, rgb: "Pixels") -> "Json":
+                return {"file": job.file, "text": describe(rgb), "by": by}
+
+            made = add_lines("captions", left, args.output, line)
     except (OSError, ValueError) as error:
         print(f"captions: {error}", file=sys.stderr)
         return 2
@@ -71,22 +76,6 @@ def load_tags(folder: Path) -> "tuple[Describe, str]":
     prompter = load_prompter(folder, kind)
     assert isinstance(prompter, TagPrompter)  # as all are whose kind has a tagging head
     return prompter.caption, kind
-
-
-def _make(left: list[PictureJob], output: Path, describe: "Describe", by: str) -> int:
-    """Write what is missing; returns how many."""
-    from osdhuman_jax.data.picture_lines import appended
-    from osdhuman_jax.images.codec import read_rgb
-
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with appended(output) as add:
-
-        def make(job: PictureJob) -> bool:
-            text = describe(read_rgb(job.path))
-            add({"file": spelled(job.name.as_posix()), "text": text, "by": by})
-            return True
-
-        return each("captions", left, make)[0]
 
 
 def command() -> NoReturn:
