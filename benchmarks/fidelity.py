@@ -41,7 +41,7 @@ from benchmarks import haodiff_torch, references, swinir_torch
 from benchmarks.convert import abstract, assign, call, from_torch, nchw, normal, randomise
 from benchmarks.guided_step import GuidedStep
 from benchmarks.published import ALPHA, RANK, adapt_all, hfie_plan, publish, reference_restorer
-from configs.models import tiny_dual
+from configs.models import tiny_dual, tiny_swinir
 from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.inference.poses import checked_files
 from osdhuman_jax.methods import lora, losses
@@ -111,14 +111,7 @@ TINY = Size(
     clip=CLIPConfig(60, 9, 32, 3, 4, 48),
     tagger=TaggerConfig(11, 20, 24, 2, 3, 40),
     dual=tiny_dual(),
-    cleaner=replace(
-        SwinIRConfig.diffbir(),
-        embed_dim=12,
-        depths=(2, 1),
-        num_heads=(2, 3),
-        window_size=4,
-        num_feat=8,
-    ),
+    cleaner=tiny_swinir(),
     narrow=16,
     side=64,
     budget=1e-4,

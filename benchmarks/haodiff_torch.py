@@ -1,7 +1,8 @@
 """HAODiff's dual-prompt generator in PyTorch, with the published names: an independent reference.
 
 Written from the description of the published files. Attributes are named so that `state_dict()` has
-the files' names, with the buffers, duplicates and training-only layers that the files have too.
+the files' names, with the buffers, duplicates and training-only layers that the files have too. Its
+groups of Swin blocks are SwinIR's.
 """
 
 import math
@@ -11,76 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-MEAN = torch.tensor([0.4488, 0.4371, 0.4040])[None, :, None, None]
-
-
-def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, 1)
-
-
-class Window(nn.Module):
-    def __init__(self, dim: int, heads: int, side: int):
-        super().__init__()
-        self.heads, self.side = heads, side
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, heads))
-        places = torch.stack(torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij")).flatten(1)
-        delta = places[:, :, None] - places[:, None] + side - 1
-        self.register_buffer("relative_position_index", delta[0] * (2 * side - 1) + delta[1])
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-
-    def forward(self, x, mask):
-        n, t, c = x.shape
-        q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
-        if mask is not None:
-            bias = bias + mask.repeat(n // len(mask), 1, 1)[:, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(n, -1, -1, -1))
-        return self.proj(out.transpose(1, 2).reshape(n, t, c))
-
-
-class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, window: int, side: int, shift: int):
-        super().__init__()
-        self.window, self.shift = window, shift
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attn = Window(dim, heads, window)
-        self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, 2 * dim), "fc2": nn.Linear(2 * dim, dim)})
-        mask = None
-        if shift:
-            # Numbered by where a pixel was before the shift; unlike numbers do not see each other.
-            ends = torch.tensor([side - window, side - shift]) - 1
-            edges = torch.bucketize(torch.arange(side), ends)
-            where = self.cut((edges[:, None] * 3 + edges)[None, :, :, None].float())[..., 0]
-            mask = torch.where(where[:, :, None] == where[:, None], 0.0, -100.0)
-        self.register_buffer("attn_mask", mask)
-
-    def cut(self, x):
-        b, h, w, c = x.shape
-        s = self.window
-        return x.view(b, h // s, s, w // s, s, c).transpose(2, 3).reshape(-1, s * s, c)
-
-    def forward(self, x):
-        b, h, w, c = x.shape
-        s = self.window
-        y = torch.roll(self.norm1(x), (-self.shift, -self.shift), (1, 2))
-        y = self.attn(self.cut(y), self.attn_mask)
-        y = y.view(b, h // s, w // s, s, s, c).transpose(2, 3).reshape(x.shape)
-        x = x + torch.roll(y, (self.shift, self.shift), (1, 2))
-        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
-
-
-class RSTB(nn.Module):
-    def __init__(self, dim: int, depth: int, heads: int, window: int, side: int):
-        super().__init__()
-        blocks = [Block(dim, heads, window, side, i % 2 * window // 2) for i in range(depth)]
-        self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
-        self.conv = conv(dim, dim)
-
-    def forward(self, x):
-        y = x
-        for block in self.residual_group["blocks"]:
-            y = block(y)
-        return x + self.conv(y.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+from benchmarks.swinir_torch import MEAN, RSTB, conv
 
 
 class Down(nn.Module):
@@ -118,7 +50,8 @@ class Extractor(nn.Module):
         groups = list(zip(kw["depths"], kw["num_heads"], strict=True))
 
         def make(part):
-            return nn.ModuleList(RSTB(dim, *group, kw["window_size"], side) for group in part)
+            sizes = kw["window_size"], 2 * dim, side
+            return nn.ModuleList(RSTB(dim, *group, *sizes) for group in part)
 
         self.conv_first = Down(dim)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})

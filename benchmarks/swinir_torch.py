@@ -11,18 +11,42 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.haodiff_torch import MEAN, Window, conv
+MEAN = torch.tensor([0.4488, 0.4371, 0.4040])[None, :, None, None]
+
+
+def conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, 1)
+
+
+class Window(nn.Module):
+    def __init__(self, dim: int, heads: int, side: int):
+        super().__init__()
+        self.heads, self.side = heads, side
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * side - 1) ** 2, heads))
+        places = torch.stack(torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij")).flatten(1)
+        delta = places[:, :, None] - places[:, None] + side - 1
+        self.register_buffer("relative_position_index", delta[0] * (2 * side - 1) + delta[1])
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x, mask):
+        n, t, c = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+        if mask is not None:
+            bias = bias + mask.repeat(n // len(mask), 1, 1)[:, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.expand(n, -1, -1, -1))
+        return self.proj(out.transpose(1, 2).reshape(n, t, c))
 
 
 class Block(nn.Module):
-    def __init__(self, dim: int, heads: int, window: int, hidden: int, shift: int):
+    def __init__(self, dim: int, heads: int, window: int, hidden: int, side: int, shift: int):
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attn = Window(dim, heads, window)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, hidden), "fc2": nn.Linear(hidden, dim)})
-        # Files have it for the size of the training's patches.
-        self.register_buffer("attn_mask", self.mask(4 * window, 4 * window) if shift else None)
+        # Files have it for the size of the training's patches, `side`.
+        self.register_buffer("attn_mask", self.mask(side, side) if shift else None)
 
     def cut(self, x):
         b, h, w, c = x.shape
@@ -60,13 +84,14 @@ def closing(dim: int, kind: str) -> nn.Module:
 
 
 class RSTB(nn.Module):
-    def __init__(self, plan: dict[str, Any], index: int):
+    def __init__(
+        self, dim: int, depth: int, heads: int, window: int, hidden: int, side: int, kind="1conv"
+    ):
         super().__init__()
-        dim, window = plan["embed_dim"], plan["window_size"]
-        rest = plan["num_heads"][index], window, int(dim * plan["mlp_ratio"])
-        blocks = [Block(dim, *rest, i % 2 * (window // 2)) for i in range(plan["depths"][index])]
+        shifts = [i % 2 * (window // 2) for i in range(depth)]
+        blocks = [Block(dim, heads, window, hidden, side, shift) for shift in shifts]
         self.residual_group = nn.ModuleDict({"blocks": nn.ModuleList(blocks)})
-        self.conv = closing(dim, plan["resi_connection"])
+        self.conv = closing(dim, kind)
 
     def forward(self, x):
         y = x
@@ -85,22 +110,25 @@ class SwinIR(nn.Module):
         first = conv(3 * fold**2, dim)
         self.conv_first = first if fold == 1 else nn.Sequential(nn.PixelUnshuffle(fold), first)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(dim)})
-        self.layers = nn.ModuleList(RSTB(plan, i) for i in range(len(plan["depths"])))
+        window, kind = plan["window_size"], plan["resi_connection"]
+        sizes = window, int(dim * plan["mlp_ratio"]), 4 * window, kind
+        groups = zip(plan["depths"], plan["num_heads"], strict=True)
+        self.layers = nn.ModuleList(RSTB(dim, *group, *sizes) for group in groups)
         self.norm = nn.LayerNorm(dim)
-        self.conv_after_body = closing(dim, plan["resi_connection"])
-        kind = plan["upsampler"]
-        if kind in ("nearest+conv", "pixelshuffle"):
+        self.conv_after_body = closing(dim, kind)
+        upsampler = plan["upsampler"]
+        if upsampler in ("nearest+conv", "pixelshuffle"):
             before = conv(dim, width), nn.LeakyReLU(slopes[0])
             self.conv_before_upsample = nn.Sequential(*before)
-        if kind == "nearest+conv":
+        if upsampler == "nearest+conv":
             for k in range(int(math.log2(up))):
                 setattr(self, f"conv_up{k + 1}", conv(width, width))
             self.conv_hr = conv(width, width)
-        if kind == "pixelshuffle":
+        if upsampler == "pixelshuffle":
             steps = [3] if up == 3 else [2] * int(math.log2(up))
             pairs = ((conv(width, s * s * width), nn.PixelShuffle(s)) for s in steps)
             self.upsample = nn.Sequential(*(layer for pair in pairs for layer in pair))
-        if kind == "pixelshuffledirect":
+        if upsampler == "pixelshuffledirect":
             self.upsample = nn.Sequential(conv(dim, 3 * up**2), nn.PixelShuffle(up))
         else:
             self.conv_last = conv(width or dim, 3)

@@ -7,6 +7,7 @@ from osdhuman_jax.networks.configs import (
     DualPromptConfig,
     HFIEConfig,
     SwinConfig,
+    SwinIRConfig,
     UNetConfig,
     VAEConfig,
 )
@@ -115,6 +116,18 @@ def tiny_dual() -> DualPromptConfig:
         num_features=5,
         out_tokens=3,
         num_heads_pool=2,
+    )
+
+
+def tiny_swinir() -> SwinIRConfig:
+    """DiffBIR's first stage as small as it comes, its groups unlike each other."""
+    return replace(
+        SwinIRConfig.diffbir(),
+        embed_dim=12,
+        depths=(2, 3),
+        num_heads=(2, 3),
+        window_size=4,
+        num_feat=8,
     )
 
 

@@ -21,7 +21,8 @@ from osdhuman_jax.disk import file_digest
 from osdhuman_jax.images.codec import Picture, from_pillow, to_pillow
 from osdhuman_jax.inference.memory import parse_bytes
 from osdhuman_jax.inference.notes import Notes, Request, poses_digest, poses_file
-from osdhuman_jax.inference.pipeline import Pipeline, Progress, want_of_memory_said
+from osdhuman_jax.inference.pipeline import Pipeline, want_of_memory_said
+from osdhuman_jax.inference.plans import Progress
 from osdhuman_jax.inference.settings import NOBODY, Sampling
 from osdhuman_jax.models import BUNDLED
 

@@ -152,7 +152,7 @@ class OptimConfig:
     clip_norm: float = 1.0  # largest norm of a gradient; OSEDiff
     warmup_steps: int = 0  # steps with a linearly growing rate; OSEDiff: none
     schedule: str = "constant"  # or "cosine", down to zero at the last step
-    accumulate: int = 1  # parts a batch is cut into, one after the other: less memory, same step
+    accumulate: int = 1  # parts a batch is cut into: less memory, same step but for `loss.dice`
     max_nonfinite: int = 10  # steps in a row without a finite loss and gradient; then the run stops
     ema: float = 0.0  # decay of an averaged copy, validated and exported; paper: none
 

@@ -76,8 +76,12 @@ class Hub:
         return [request.path for request in self.log if request.method == method]
 
 
-class QuietServer(ThreadingHTTPServer):
-    """A server whose tests break connections: that is no error to be told."""
+class HubServer(ThreadingHTTPServer):
+    """A port of a hub; tests break its connections, which is no error to be told."""
+
+    def __init__(self, hub: Hub) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.hub = hub
 
     def handle_error(self, request, client_address) -> None:
         pass
@@ -87,7 +91,7 @@ class QuietServer(ThreadingHTTPServer):
 def serving() -> Iterator[Hub]:
     """A hub and its store, each on a port of its own, until the block ends."""
     hub = Hub()
-    servers = [QuietServer(("127.0.0.1", 0), _handler(hub)) for _ in range(2)]
+    servers = [HubServer(hub) for _ in range(2)]
     hub.port, hub.store_port = (server.server_address[1] for server in servers)
     for server in servers:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -99,68 +103,68 @@ def serving() -> Iterator[Hub]:
             server.server_close()
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class Handler(BaseHTTPRequestHandler):
+    """One request, answered from its server's hub."""
 
-        def log_message(self, format: str, *args: Any) -> None:
-            """Nothing is printed."""
+    server: "HubServer"
+    protocol_version = "HTTP/1.1"
 
-        def do_HEAD(self) -> None:
-            self.answer()
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing is printed."""
 
-        def do_GET(self) -> None:
-            self.answer()
+    def do_HEAD(self) -> None:
+        self.answer()
 
-        def answer(self) -> None:
-            host = self.headers["Host"]
-            hub.log.append(Request(host, self.command, self.path, dict(self.headers)))
-            path = self.path.removeprefix("/store")
-            data, fault = hub.files.get(path), hub.faults.get(path, Fault())
-            if data is None or fault.status:
-                self.head(fault.status or 404, {"Content-Length": "0"})
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        hub, host = self.server.hub, self.headers["Host"]
+        hub.log.append(Request(host, self.command, self.path, dict(self.headers)))
+        path = self.path.removeprefix("/store")
+        data, fault = hub.files.get(path), hub.faults.get(path, Fault())
+        if data is None or fault.status:
+            self.head(fault.status or 404, {"Content-Length": "0"})
+            return
+        stored = len(data) >= LARGE and not path.startswith("/plain/")
+        if stored and not self.path.startswith("/store"):
+            digest = hashlib.sha256(data).hexdigest()
+            place = f"http://localhost:{hub.store_port}/store{path}"
+            linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{digest}"'}
+            headers = {"X-Repo-Commit": COMMIT, "Location": place, "Content-Length": "0"}
+            self.head(302, headers | linked)
+            return
+        self.give(path, data, fault)
+
+    def give(self, path: str, data: bytes, fault: Fault) -> None:
+        sent = data if fault.instead is None else fault.instead
+        headers = {"Content-Type": "text/html" if fault.html else "application/octet-stream"}
+        if not path.startswith("/plain/"):
+            blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            headers |= {"ETag": f'"{blob}"', "X-Repo-Commit": COMMIT}
+        elif fault.tag:
+            headers["ETag"] = f'"{fault.tag}"'
+        status, first = 200, 0
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        same = self.headers.get("If-Range", headers.get("ETag")) == headers.get("ETag")
+        if wanted and fault.ranges and same:
+            status, first = 206, int(wanted[1])
+            headers["Content-Range"] = f"bytes {first}-{len(sent) - 1}/{len(sent)}"
+            if first >= len(sent):
+                self.head(416, {"Content-Length": "0"})
                 return
-            stored = len(data) >= LARGE and not path.startswith("/plain/")
-            if stored and not self.path.startswith("/store"):
-                digest = hashlib.sha256(data).hexdigest()
-                place = f"http://localhost:{hub.store_port}/store{path}"
-                linked = {"X-Linked-Size": str(len(data)), "X-Linked-ETag": f'"{digest}"'}
-                headers = {"X-Repo-Commit": COMMIT, "Location": place, "Content-Length": "0"}
-                self.head(302, headers | linked)
-                return
-            self.give(path, data, fault)
+        rest = sent[first:]
+        self.head(status, headers | {"Content-Length": str(len(rest))})
+        if self.command == "HEAD":
+            return
+        if 0 <= fault.after < len(rest) and fault.times > 0:
+            fault.times -= 1
+            rest = rest[: fault.after]
+            self.close_connection = True
+        self.wfile.write(rest)
 
-        def give(self, path: str, data: bytes, fault: Fault) -> None:
-            sent = data if fault.instead is None else fault.instead
-            headers = {"Content-Type": "text/html" if fault.html else "application/octet-stream"}
-            if not path.startswith("/plain/"):
-                blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-                headers |= {"ETag": f'"{blob}"', "X-Repo-Commit": COMMIT}
-            elif fault.tag:
-                headers["ETag"] = f'"{fault.tag}"'
-            status, first = 200, 0
-            wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            same = self.headers.get("If-Range", headers.get("ETag")) == headers.get("ETag")
-            if wanted and fault.ranges and same:
-                status, first = 206, int(wanted[1])
-                headers["Content-Range"] = f"bytes {first}-{len(sent) - 1}/{len(sent)}"
-                if first >= len(sent):
-                    self.head(416, {"Content-Length": "0"})
-                    return
-            rest = sent[first:]
-            self.head(status, headers | {"Content-Length": str(len(rest))})
-            if self.command == "HEAD":
-                return
-            if 0 <= fault.after < len(rest) and fault.times > 0:
-                fault.times -= 1
-                rest = rest[: fault.after]
-                self.close_connection = True
-            self.wfile.write(rest)
-
-        def head(self, status: int, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-
-    return Handler
+    def head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()

@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from convert import randomise
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -346,3 +347,13 @@ def text_prompts(folder: Path, sources: Path, nets: Networks) -> dict:
     """What OSEDiff's own prompts need, as options of the import."""
     clip = text_folder(folder / "text", nets, VOCAB, MERGES)
     return {"dape": sources / "DAPE.pth", "clip": clip, "tags": tag_folder(folder / "tags")}
+
+
+def same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def meta(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (  # the package from the ground up; a name is a folder or a file beside them
-    *("renamed", "filenames", "disk", "interruption", "cli"),
+    *("renamed", "filenames", "disk", "interruption", "workers", "cli"),
     *("networks", "config", "images", "methods", "degrade", "data", "weights"),
     *("evaluation", "training", "inference", "models", "api", "commands", "__main__"),
 )
@@ -23,10 +23,11 @@ CURATE_ROOMS = (
 TORCH = {"osdhuman_jax.evaluation.scorers", "osdhuman_jax.evaluation.offline"}
 CURATE = sorted(ROOT.glob("curate/**/*.py"))
 PACKAGE = sorted(ROOT.glob("osdhuman_jax/**/*.py"))
-FREE_OF_JAX = {"renamed", "filenames", "disk", "cli", "images", "degrade", "config", "models"}
+FREE_OF_JAX = {"renamed", "filenames", "disk", "workers", "cli", "images", "degrade"}
+FREE_OF_JAX |= {"config", "models"}
 # Files and pixels are read, written and judged in one place for both packages, without JAX.
-SHARED_WITH_CURATE = {"disk", "cli", "filenames", "images", "data.records", "evaluation.niqe"}
-SHARED_WITH_CURATE |= {"evaluation.offline"}
+SHARED_WITH_CURATE = {"disk", "workers", "cli", "filenames", "images", "data.records"}
+SHARED_WITH_CURATE |= {"evaluation.niqe", "evaluation.offline"}
 
 
 @cache

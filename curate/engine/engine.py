@@ -9,6 +9,7 @@ an item, if its shards go on killing their workers.
 import itertools
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -25,11 +26,11 @@ from curate.engine.worker import (
     Outcome,
     ShardJob,
     Task,
-    prepare_process,
     run_shard,
 )
 from curate.schema import InputError
 from osdhuman_jax.disk import append_line
+from osdhuman_jax.workers import prepare_process
 
 # Shards after which a worker is replaced, since decoders leak memory.
 SHARDS_A_WORKER = 50
@@ -76,7 +77,8 @@ def _one_pool(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
     """
     # Workers are spawned: a forked one would inherit locks that threads of OpenCV or Arrow hold.
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), prepare_process)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, spawn, prepare_process, (signal.SIGINT,))
     pending: set[Future] = set()
     lost = False
     try:

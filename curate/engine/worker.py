@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -23,10 +22,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
-import cv2
-
 from curate.engine.ledger import ShardLedger
 from curate.schema import Facts, InputError, Reason
+from osdhuman_jax.workers import prepare_process
 
 # Times in a row that workers may die with no shard finished in between.
 BREAKS = 3
@@ -227,7 +225,7 @@ class Child(Generic[Item, Result]):
 
 def _serve(pipe: Connection, setup: Callable[[], Callable[[Item], Result]]) -> None:
     """What the child does: set up once, then answer each item that comes through the pipe."""
-    prepare_process()
+    prepare_process(signal.SIGINT)
     try:
         function = setup()
         # The first message says that the child is ready, and from now on its time counts.
@@ -239,24 +237,6 @@ def _serve(pipe: Connection, setup: Callable[[], Callable[[Item], Result]]) -> N
     except EOFError:
         # The driver has no more items.
         return
-
-
-def prepare_process() -> None:
-    """Make this process a worker.
-
-    It uses one OpenCV thread, since there is a worker for every core. It leaves Ctrl-C to the
-    driver. It ends when its parent is gone, so that a killed driver leaves no workers behind.
-    """
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
 
 
 def run_shard(

@@ -16,7 +16,8 @@ import os
 import re
 import unicodedata
 from array import array
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -24,7 +25,7 @@ import numpy as np
 
 from curate.readers.common import Notes, ReaderError
 from osdhuman_jax.filenames import spelled
-from osdhuman_jax.images.listing import SUFFIXES, tree
+from osdhuman_jax.images.listing import SUFFIXES, Tree, tree
 
 # Scheme and host of an address.
 URL = re.compile(r"[a-z][a-z0-9+.-]+://[^/]*", re.IGNORECASE)
@@ -107,6 +108,28 @@ def _ends(path: str) -> list[str]:
     return ["/".join(parts[at:]) for at in range(len(parts) - 1, -1, -1)]
 
 
+def _without_links(path: str, links: dict[str, str], form: Callable[[str], str]) -> str:
+    """A path whose beginnings are replaced where `links` has what `form` makes of them."""
+    # A link may lead to a path with another link in it, or around in a circle.
+    for _ in range(LINKS if links else 0):
+        parts = path.split("/")
+        for end in range(1, len(parts)):
+            target = links.get(form("/".join(parts[:end])))
+            if target is not None:
+                path = "/".join([target, *parts[end:]]).lstrip("/")
+                break
+        else:
+            break
+    return path
+
+
+def _folded(found: Tree) -> dict[str, str]:
+    """Where links to folders lead, by their folded paths; those that are not alone are left out."""
+    spellings = Counter(_fold(path) for path in (*found.folders, *found.aliases))
+    links = ((_fold(path), target) for path, target in found.aliases.items())
+    return {path: target for path, target in links if spellings[path] == 1}
+
+
 class _Table:
     """Numbers by text, held as sorted hashes in an eighth of a dictionary's memory."""
 
@@ -155,6 +178,7 @@ class PictureFinder:
             where = spelled(error.filename or root)
             raise ReaderError(f"{where}: cannot be listed: {error.strerror}") from None
         self._files, self._aliases = found.files, found.aliases
+        self._folded_aliases = _folded(found)
         # Names of folders that are there: only a folder that is not can have been renamed.
         self._folders = {_fold(part) for path in self._files for part in path.split("/")[:-1]}
         # By whole paths and by all their ends: thousands of folders may hold files of one name.
@@ -251,15 +275,11 @@ class PictureFinder:
 
     def _own_path(self, path: str) -> str:
         """A path in which links to folders are replaced by the folders that they lead to."""
-        # A link may lead to a path with another link in it, or around in a circle.
-        for _ in range(LINKS if self._aliases else 0):
-            parts = path.split("/")
-            starts = ("/".join(parts[:end]) for end in range(1, len(parts)))
-            alias = next((start for start in starts if start in self._aliases), None)
-            if alias is None:
-                break
-            path = f"{self._aliases[alias]}/{path[len(alias) + 1 :]}".lstrip("/")
-        return path
+        return _without_links(path, self._aliases, lambda start: start)
+
+    def _spelled_path(self, path: str) -> str:
+        """The same, of links that are spelled in another way than they are here."""
+        return _without_links(path, self._folded_aliases, _fold)
 
     def _matches(self, raw: str, cleaned: str, added: bool = False) -> list[tuple[int, int]]:
         """Rank and number of each file that fits a name, given as it stands and cleaned.
@@ -269,6 +289,7 @@ class PictureFinder:
         found: dict[int, int] = {}
         # Here a backslash or a percent sign may be part of a name: as it stands comes first.
         forms = dict.fromkeys(path for path in (raw, cleaned, _plain(cleaned)) if path)
+        forms |= dict.fromkeys(map(self._spelled_path, tuple(forms)))
         for form in forms:
             closest = 0 if form in (raw, cleaned) else len(SPELLINGS) - 1
             for file in self._candidates(form):

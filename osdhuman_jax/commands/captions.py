@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from osdhuman_jax.cli import Parser, check_file, check_input, end, some_path
-from osdhuman_jax.commands.per_picture import PictureJob, each, plan, status, without_line
+from osdhuman_jax.commands.per_picture import PictureJob, add_lines, plan, status, without_line
 from osdhuman_jax.filenames import spelled
 
 if TYPE_CHECKING:
+    from osdhuman_jax.config import Json
     from osdhuman_jax.images.codec import Pixels
 
     Describe = Callable[[Pixels], str]
@@ -42,7 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Where all is there no network is loaded.
         if left:
             describe, by = load_tags(args.ram)
-            made = _make(left, args.output, describe, by)
+
+            def line(job: PictureJob, rgb: "Pixels") -> "Json":
+                return {"file": job.file, "text": describe(rgb), "by": by}
+
+            made = add_lines("captions", left, args.output, line)
     except (OSError, ValueError) as error:
         print(f"captions: {error}", file=sys.stderr)
         return 2
@@ -62,8 +67,7 @@ def _missing(jobs: list[PictureJob], output: Path) -> list[PictureJob]:
 
 def load_tags(folder: Path) -> "tuple[Describe, str]":
     """What makes a picture's tags a text, and whose tags they are. Raises WeightsError."""
-    from osdhuman_jax.images.sizes import squash
-    from osdhuman_jax.methods.prompts import TagPrompter, bare_text
+    from osdhuman_jax.methods.prompts import TagPrompter
     from osdhuman_jax.weights import load_prompter
     from osdhuman_jax.weights.model_folder import read_meta
 
@@ -71,29 +75,7 @@ def load_tags(folder: Path) -> "tuple[Describe, str]":
     kind = str(read_meta(folder).get("tagger", "ram"))
     prompter = load_prompter(folder, kind)
     assert isinstance(prompter, TagPrompter)  # as all are whose kind has a tagging head
-
-    def describe(rgb: "Pixels") -> str:
-        # One size, so that one program is compiled.
-        view = squash(rgb, prompter.input_size)[None]
-        return bare_text(prompter.tags(view)[0])
-
-    return describe, kind
-
-
-def _make(left: list[PictureJob], output: Path, describe: "Describe", by: str) -> int:
-    """Write what is missing; returns how many."""
-    from osdhuman_jax.data.picture_lines import appended
-    from osdhuman_jax.images.codec import read_rgb
-
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with appended(output) as add:
-
-        def make(job: PictureJob) -> bool:
-            text = describe(read_rgb(job.path))
-            add({"file": spelled(job.name.as_posix()), "text": text, "by": by})
-            return True
-
-        return each("captions", left, make)[0]
+    return prompter.caption, kind
 
 
 def command() -> NoReturn:

@@ -43,7 +43,7 @@ from osdhuman_jax.degrade.second_order import (
     sample_rng,
     to_unit,
 )
-from osdhuman_jax.disk import write_text
+from osdhuman_jax.disk import append_line, write_text
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.alpha import filled
 from osdhuman_jax.images.codec import read_image, write_png
@@ -69,25 +69,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # One by one; a picture that cannot be degraded does not stop the others.
     work = _make_pair if args.profile else _degrade_file
-    lines = []
+    made, log = 0, output / LOG_NAME
     with bar(len(jobs), "picture", shown=len(jobs) > 1) as progress:
         for index, (source, name, targets) in enumerate(jobs):
             try:
                 entry = work(source, targets, index, args)
-                lines.append(json.dumps({"file": name, "seed": args.seed, **entry}) + "\n")
             except (OSError, ValueError) as error:
                 say(f"degrade: {spelled(source)}: {error}")
+                progress.update()
+                continue
+            # At once, so that a run that is interrupted tells of what it made.
+            try:
+                _add_line(log, {"file": name, "seed": args.seed, **entry}, first=not made)
+            except OSError as error:
+                say(f"degrade: {spelled(log)}: {error}")
+                return 1
+            made += 1
             progress.update()
-    if not lines:
+    if not made:
         return 2
-    # The log is written at the end, so that it is of whole runs alone.
-    try:
-        write_text(output / LOG_NAME, "".join(lines))
-    except OSError as error:
-        print(f"degrade: {spelled(output / LOG_NAME)}: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(lines)} of {len(jobs)} images degraded into {spelled(output)}")
-    return 0 if len(lines) == len(jobs) else 1
+    print(f"{made} of {len(jobs)} images degraded into {spelled(output)}")
+    return 0 if made == len(jobs) else 1
+
+
+def _add_line(log: Path, entry: Params, *, first: bool) -> None:
+    """Add a picture's line; a run's first one replaces the log of a run before it."""
+    line = json.dumps(entry)
+    if first:
+        write_text(log, line + "\n")
+    else:
+        append_line(log, line)
 
 
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

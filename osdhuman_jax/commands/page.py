@@ -21,7 +21,8 @@ from osdhuman_jax.images.sizes import enlarge, scaled_size
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.folder_plan import one_line
 from osdhuman_jax.inference.notes import Request
-from osdhuman_jax.inference.pipeline import Pipeline, Progress
+from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.inference.plans import Progress
 from osdhuman_jax.inference.settings import COLOR_FIXES, GUIDANCE, Sampling
 from osdhuman_jax.weights.abilities import Abilities
 

@@ -7,11 +7,15 @@ others; what is there stays, so that the same command goes on where it was stopp
 import sys
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from osdhuman_jax.cli import CommandError, bar
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.listing import list_images, real
+
+if TYPE_CHECKING:
+    from osdhuman_jax.config import Json
+    from osdhuman_jax.images.codec import Pixels
 
 
 class PictureJob(NamedTuple):
@@ -20,6 +24,11 @@ class PictureJob(NamedTuple):
     path: Path
     name: Path  # of the picture below its folder
     target: Path  # a file, or a name in a file of lines
+
+    @property
+    def file(self) -> str:
+        """The picture's name as files of lines have it."""
+        return spelled(self.name.as_posix())
 
 
 def check_apart(output: Path, pictures: Path) -> None:
@@ -47,7 +56,30 @@ def without_line(jobs: Sequence[PictureJob], known: Container[str]) -> list[Pict
     """The jobs whose pictures have no line in a file of lines, of which `known` are the stems."""
     from osdhuman_jax.data.picture_lines import stem
 
-    return [job for job in jobs if stem(spelled(job.name.as_posix())) not in known]
+    return [job for job in jobs if stem(job.file) not in known]
+
+
+def add_lines(
+    command: str,
+    jobs: Sequence[PictureJob],
+    file: Path,
+    line: "Callable[[PictureJob, Pixels], Json]",
+) -> int:
+    """Add the line of each picture to a file of lines; returns how many.
+
+    Raises DataError where another run is writing to it, and OSError.
+    """
+    from osdhuman_jax.data.picture_lines import appended
+    from osdhuman_jax.images.codec import read_rgb
+
+    file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with appended(file) as add:
+
+        def make(job: PictureJob) -> bool:
+            add(line(job, read_rgb(job.path)))
+            return True
+
+        return each(command, jobs, make)[0]
 
 
 def each(

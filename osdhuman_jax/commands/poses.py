@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, NoReturn
 from osdhuman_jax.cli import Parser, check_folder, check_input, end, some_path, some_text
 from osdhuman_jax.commands.per_picture import (
     PictureJob,
+    add_lines,
     check_apart,
-    each,
     plan,
     status,
     without_line,
@@ -33,6 +33,7 @@ from osdhuman_jax.commands.per_picture import (
 from osdhuman_jax.filenames import spelled
 
 if TYPE_CHECKING:
+    from osdhuman_jax.config import Json
     from osdhuman_jax.data.structures import Attention, People
     from osdhuman_jax.images.codec import Pixels
 
@@ -118,23 +119,17 @@ def open_estimator(args: argparse.Namespace) -> "Estimator":
 
 def _make(left: list[PictureJob], output: Path, estimate: "Estimator") -> int:
     """Write what is missing; returns of how many pictures."""
-    from osdhuman_jax.data.picture_lines import appended
     from osdhuman_jax.data.structures import POSES, pose_line, write_attention
-    from osdhuman_jax.images.codec import read_rgb
 
-    output.mkdir(parents=True, exist_ok=True)
-    with appended(output / POSES) as add:
+    def line(job: PictureJob, rgb: "Pixels") -> "Json":
+        people, attention = estimate(rgb)
+        # The line comes last: a picture without one is looked at again.
+        if attention is not None and not job.target.exists():
+            job.target.parent.mkdir(parents=True, exist_ok=True)
+            write_attention(job.target, attention)
+        return pose_line(job.file, people)
 
-        def make(job: PictureJob) -> bool:
-            people, attention = estimate(read_rgb(job.path))
-            # The line comes last: a picture without one is looked at again.
-            if attention is not None and not job.target.exists():
-                job.target.parent.mkdir(parents=True, exist_ok=True)
-                write_attention(job.target, attention)
-            add(pose_line(spelled(job.name.as_posix()), people))
-            return True
-
-        return each("poses", left, make)[0]
+    return add_lines("poses", left, output / POSES, line)
 
 
 def command() -> NoReturn:

@@ -2,7 +2,9 @@
 
 Needed by `osdhuman parts` for `person_keypoints_*.json` and `instances_*.json`. A picture is found
 by its path, or by its name alone where only one picture of the file has it. The file is held in
-memory whole while it is read: COCO's largest takes about two gigabytes.
+memory whole while it is read: COCO's largest takes about two gigabytes. Curation reads such files
+by a reader of its own, curate/readers/coco.py: it wants boxes, crowds among them, as a stream, and
+no outlines.
 """
 
 import json
@@ -39,7 +41,7 @@ class CocoPeople:
         """`joints`: whether people's joints are wanted. Raises DataError in one line."""
         self._where, self._joints = spelled(path), joints
         try:
-            with path.open(encoding="utf-8") as file:
+            with path.open(encoding="utf-8-sig") as file:
                 content = json.load(file)
             people = self._people(content)
             self._paths, self._names = self._by_name(content["images"], people)

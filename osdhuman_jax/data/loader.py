@@ -13,17 +13,13 @@ Pictures are NHWC uint8 in [0, 255]; this module never imports jax.
 import atexit
 import functools
 import logging
-import multiprocessing
-import os
 import signal
 import sys
-import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
-import cv2
 import grain
 import numpy as np
 from absl import flags
@@ -35,6 +31,7 @@ from osdhuman_jax.data.part_maps import PartMaps, open_part_maps
 from osdhuman_jax.data.samples import Sample, make_sample
 from osdhuman_jax.data.sources import DataError, LabelledSource, Source, open_sources
 from osdhuman_jax.data.structures import Structures, open_structures
+from osdhuman_jax.workers import prepare_process
 
 # What Grain's error says of a worker that was killed; it has no class of its own.
 KILLED = "terminated unexpectedly"
@@ -235,21 +232,8 @@ def _close(running: list[grain.DatasetIterator]) -> None:
 
 
 def _init_worker(index: int, count: int) -> None:
-    """What a worker does first: one thread for OpenCV, no signals, and an end with its parent."""
-    cv2.setNumThreads(1)
-    # Ctrl-C reaches the whole group of processes: the parent alone decides what it means.
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """Wait for the parent's end, and end with it."""
-    # A parent that was killed outright tells its workers nothing: they would stay for ever.
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    """What a worker does first, as Grain calls it."""
+    prepare_process(signal.SIGINT, signal.SIGTERM)
 
 
 def make_loader(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 
 from osdhuman_jax.config import DataConfig
 from osdhuman_jax.data.sources import ChainSource, DataError, check_count
@@ -21,19 +22,28 @@ from osdhuman_jax.images.codec import ImageError, Picture, encode, read_image
 
 def read_part_map(path: Path, size: tuple[int, int]) -> PartMap:
     """The labels of a picture of `size`, height and width. Raises DataError, in one line."""
-    try:
-        labels = np.ascontiguousarray(read_image(path).rgb[..., 0])
-    except (ImageError, OSError) as error:
-        raise DataError(f"{spelled(path)}: no part map: {error}") from error
-    # A map of another picture, or of this one before it was scaled or turned, would go unseen.
-    if labels.shape != size:
-        (height, width), (high, wide) = labels.shape, size
-        text = f"a part map of {width} x {height}, its picture has {wide} x {high}"
-        raise DataError(f"{spelled(path)}: {text}")
+    labels = read_map(path, size, "a part map")
     # Palettes and pictures of maps have other values.
     if (most := int(labels.max())) >= len(LABELS):
         raise DataError(f"{spelled(path)}: no part map: it has a {most}, labels are 0 to 6")
     return labels
+
+
+def read_map(path: Path, size: tuple[int, int], kind: str) -> UInt8[np.ndarray, "h w"]:
+    """The gray levels of a map of a picture of `size`, height and width. Raises DataError.
+
+    `kind` is what the map is called, with its article.
+    """
+    try:
+        gray = np.ascontiguousarray(read_image(path).rgb[..., 0])
+    except (ImageError, OSError) as error:
+        raise DataError(f"{spelled(path)}: no {kind.partition(' ')[2]}: {error}") from error
+    # A map of another picture, or of this one before it was scaled or turned, would go unseen.
+    if gray.shape != size:
+        (height, width), (high, wide) = gray.shape, size
+        text = f"{kind} of {width} x {height}, its picture has {wide} x {high}"
+        raise DataError(f"{spelled(path)}: {text}")
+    return gray
 
 
 def write_part_map(path: Path, labels: PartMap) -> None:

@@ -19,11 +19,12 @@ from jaxtyping import Float, Float32
 
 from osdhuman_jax.config import DataConfig, Json
 from osdhuman_jax.data.crops import Window, cut_weights
+from osdhuman_jax.data.part_maps import read_map
 from osdhuman_jax.data.picture_lines import Table, check_pictures, read_lines
-from osdhuman_jax.data.sources import ChainSource, DataError, check_count
+from osdhuman_jax.data.sources import ChainSource, check_count
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.filenames import spelled
-from osdhuman_jax.images.codec import ImageError, Picture, encode, read_image
+from osdhuman_jax.images.codec import Picture, encode
 
 People = Float32[np.ndarray, "p 18 3"]
 Attention = Float32[np.ndarray, "h w"]
@@ -123,16 +124,7 @@ def pose_line(file: str, people: People) -> Json:
 
 def read_attention(path: Path, size: tuple[int, int]) -> Attention:
     """The map of a picture of `size`, height and width, in [0, 1]. Raises DataError."""
-    try:
-        gray = read_image(path).rgb[..., 0]
-    except (ImageError, OSError) as error:
-        raise DataError(f"{spelled(path)}: no attention map: {error}") from error
-    # A map of another picture, or of this one before it was scaled or turned, would go unseen.
-    if gray.shape != size:
-        (height, width), (high, wide) = gray.shape, size
-        text = f"an attention map of {width} x {height}, its picture has {wide} x {high}"
-        raise DataError(f"{spelled(path)}: {text}")
-    return gray / np.float32(255)
+    return read_map(path, size, "an attention map") / np.float32(255)
 
 
 def write_attention(path: Path, attention: Attention) -> None:

@@ -32,7 +32,8 @@ from osdhuman_jax.inference.folder_plan import is_inside, one_line
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.ledger import Ledger
 from osdhuman_jax.inference.notes import Notes, Request
-from osdhuman_jax.inference.pipeline import Pipeline, Progress
+from osdhuman_jax.inference.pipeline import Pipeline
+from osdhuman_jax.inference.plans import Progress
 from osdhuman_jax.inference.settings import Settings, identity
 
 AHEAD = 1  # batches that are read, and that are written, while one is computed

@@ -32,7 +32,7 @@ from osdhuman_jax.images.sizes import Floats, Pixels, Size, pad_reflect, squash
 from osdhuman_jax.inference import colour, step_programs
 from osdhuman_jax.inference.finishing import RestoreError
 from osdhuman_jax.inference.notes import Request
-from osdhuman_jax.inference.plans import Plan
+from osdhuman_jax.inference.plans import Plan, Progress
 from osdhuman_jax.inference.poses import BlazePose, Pose, load_blazepose, structure
 from osdhuman_jax.inference.programs import Programs, footprint
 from osdhuman_jax.inference.settings import BLAZEPOSE, Sampling
@@ -40,14 +40,12 @@ from osdhuman_jax.inference.step_programs import MEASURED, SHARED, WHOLE, Half
 from osdhuman_jax.inference.tiling import Canvas, Corner, corners, groups_of, spread
 from osdhuman_jax.methods import sampler
 from osdhuman_jax.methods.diffbody import Given
-from osdhuman_jax.methods.prompts import bare_text
 from osdhuman_jax.methods.sampler import Steps
 from osdhuman_jax.networks.controlnet import Hint
 from osdhuman_jax.networks.skeleton import draw_skeleton
 from osdhuman_jax.networks.types import Tokens
 from osdhuman_jax.weights import DiffBodyModel
 
-Progress = Callable[[int, int], None]  # steps done, steps in all
 Clean = Callable[[Pixels], Floats]  # a padded picture -> I_reg
 Map = Float32[np.ndarray, "_ _ _"]  # a picture, or a latent
 Keys = UInt32[Array, "1 _"]
@@ -159,10 +157,7 @@ class ManySteps:
         for text in (wish.prompt, request.caption):
             if text is not None:
                 return text
-        tagger = self.model.tagger
-        if tagger is None:
-            return ""
-        return bare_text(tagger.tags(squash(picture, tagger.input_size)[None])[0])
+        return "" if self.model.tagger is None else self.model.tagger.caption(picture)
 
     def _scale(self, text: str | None, wish: Sampling) -> float:
         """The scale by which a text is followed; 1 is without another to lead away from."""
@@ -197,11 +192,10 @@ class ManySteps:
             skeleton = draw_skeleton(padded(seen.people.people)[None], plan.padded)
             parts.append(self._half("encode", plan, np.asarray(skeleton)[0]))
         if can.attention:
-            attention = np.zeros(plan.padded, np.float32)
-            attention[:height, :width] = seen.people.attention
-            rows, columns = self._latent(plan.padded)
-            squares = attention.reshape(rows, self._down, columns, self._down)
-            parts.append(squares.mean((1, 3))[..., None])  # [h, w, 1]
+            attention = np.zeros((1, *plan.padded, 1), np.float32)
+            attention[0, :height, :width, 0] = seen.people.attention
+            # Nobody is where a picture is padded.
+            parts.append(np.asarray(self.model.restorer.at_latent(jnp.asarray(attention)))[0])
         return jnp.asarray(np.concatenate(parts, axis=-1)[None])
 
     # Steps ---------------------------------------------------------------------------------------

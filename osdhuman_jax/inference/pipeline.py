@@ -5,14 +5,11 @@
 
 Each picture is enlarged if asked, padded by reflection to one of few sizes, restored in batches,
 cropped back, and colour-corrected. One of more than WHOLE pixels, or than memory allows, is
-restored in tiles. Its prompt is of the picture alone, never of what it is padded with (section 3.3
-of the paper: I'_L is the resized I_L). Arrays are uint8 or uint16 (height, width, 3) at the edges.
+restored in tiles. How a plan is followed stands in one_step.py, and in many_steps.py of models that
+sample. Arrays are uint8 or uint16 (height, width, 3) at the edges.
 
 A network that itself enlarges (its `scale`, of Real-ESRGAN 4) is given a smaller picture, so that
 its output is of the size that was asked for. It has no prompt.
-
-The module is long because choosing a plan, following it and falling back to a smaller one share
-what a pipeline knows of its memory.
 """
 
 import logging
@@ -24,32 +21,27 @@ from typing import TypedDict, TypeVar, Unpack
 
 import jax
 import numpy as np
-from jaxtyping import Float32
 
 from osdhuman_jax.images import sizes
-from osdhuman_jax.images.codec import Picture, to_float
+from osdhuman_jax.images.codec import Picture
 from osdhuman_jax.images.sizes import (
     Floats,
     Pixels,
     Size,
     covering,
-    cut,
     enlarge,
-    pad_reflect,
     resized,
     scaled_size,
-    squash,
 )
 from osdhuman_jax.inference.finishing import RestoreError, check_options, finish, fitted
 from osdhuman_jax.inference.many_steps import Clean, ManySteps, Sampled
 from osdhuman_jax.inference.memory import EXHAUSTED, budget, is_exhausted
 from osdhuman_jax.inference.notes import Request
-from osdhuman_jax.inference.plans import Plan, Planner
+from osdhuman_jax.inference.one_step import OneStep, Prompting
+from osdhuman_jax.inference.plans import Plan, Planner, Progress
 from osdhuman_jax.inference.programs import Programs
 from osdhuman_jax.inference.settings import Sampling, chosen, sampled
-from osdhuman_jax.inference.tiling import Canvas, corners, groups_of, spread
-from osdhuman_jax.methods.prompts import FixedPrompter, Images, Prompter, TagPrompter
-from osdhuman_jax.networks.types import Tokens
+from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.weights import (
     CLEANER,
     DIFFBODY,
@@ -64,11 +56,7 @@ from osdhuman_jax.weights import (
 )
 from osdhuman_jax.weights.abilities import Abilities
 
-Guidance = tuple[np.float32, ...]  # a scalar, of a model that has one
-Progress = Callable[[int, int], None]  # tiles, or steps, done and in all
 T = TypeVar("T")
-
-VIEW = 384  # side at which a prompter sees pictures that names none of its own: RAM's
 
 # Beyond this there is nothing of a person left that more pixels could show.
 MOST_ENLARGED = 4.0  # times, of a picture smaller than the model works at
@@ -108,7 +96,7 @@ class Pipeline:
         precision: str = "fp32",
         batch_size: int = 1,
         bucket: int = 128,
-        prompter: Prompter | Callable[[Images], Tokens] | None = None,
+        prompter: Prompting | None = None,
         max_memory: int | None = None,
     ) -> None:
         """Keep `model`, which was loaded in `precision`.
@@ -132,21 +120,17 @@ class Pipeline:
         own = model.restorer.multiple
         unit = -(-bucket // (self.scale * own)) * own
         self.planner = Planner(own, unit, self.scale, self.batch_size, self.programs.devices)
-        # Prompts, from outside or of the model's own; cleaners have none.
-        self._prompter = prompter
-        # Many steps are another way to compute, of which the cleaner is a pipeline of its own.
+        # One of two ways to compute. Of many steps the cleaner is a pipeline of its own.
         self.abilities: Abilities | None = None
         self.many_steps: ManySteps | None = None
+        self.one_step: OneStep | None = None
         if isinstance(model, DiffBodyModel):
             self.abilities = model.abilities
             self.many_steps = ManySteps(model, self.programs, self._cleaner(model))
-        self._prompted = model.restorer.reach is None  # and with norms over the whole picture
-        looks = prompter or model.restorer.prompter
-        self._view = getattr(looks, "input_size", VIEW)
-        self._antialias = getattr(looks, "antialias", True)
+        else:
+            self.one_step = OneStep(model.restorer, self.programs, prompter)
         # What is known of memory, plans and shapes so far.
         self._footprints: list[tuple[int, int]] = []  # pixels and bytes of what was compiled
-        self._outer_shape: tuple[int, ...] = ()  # of a picture's tokens by `prompter`
         self._plans: dict[Size, Plan] = {}
         self._lock = Lock()
 
@@ -295,11 +279,12 @@ class Pipeline:
         Where memory runs out, the next smaller plan is tried, once; RestoreError follows.
         """
         # A scalar more for every program of a model that has one.
-        own = self.model.restorer.guidance
+        own, step = self.model.restorer.guidance, self.one_step
         scale = () if own is None else (np.float32(own if guidance is None else guidance),)
+        assert step is not None  # a model of many steps is asked by `sample`
 
         def follow(plan: Plan) -> list[Floats]:
-            return self._follow(plan, batch, scale, progress)
+            return step.run(plan, batch, scale, progress)
 
         return self._planned(self.padded_size(batch[0].shape[:2]), follow, self._footprint)
 
@@ -392,35 +377,13 @@ class Pipeline:
         raise RestoreError(f"out of memory: the smallest plan takes {least} (see --max_memory)")
 
     def _footprint(self, plan: Plan) -> int:
-        """Bytes of the plan's programs, which it compiles."""
-        # The programs are compiled before anything runs, so that none fails half-way.
-        shape = (plan.batch, *(plan.tile or plan.padded), 3)
-        needed = max(self.programs.memory(kind, shape) for kind in self._compile(plan, shape))
+        """Bytes of the plan's programs, which are compiled."""
+        step = self.one_step
+        assert step is not None
+        needed = step.footprint(plan)
         self._footprints.append((plan.pixels, needed))
-        if self._prompter is not None or not self._prompted:
-            return needed
         # The same for pictures of any size, so no footprint to guess larger ones by.
-        views = self._views_shape(1 if plan.tile else plan.batch)
-        self.programs.tokens(views)
-        return max(needed, self.programs.memory("tokens", views))
-
-    def _compile(self, plan: Plan, shape: tuple[int, ...]) -> tuple[str, ...]:
-        """Compile the plan's programs; returns their kinds."""
-        if not self._prompted:
-            self.programs.alone(shape)
-            return ("alone",)
-        # Tiles need two programs: one measures the norms, one restores.
-        prompt = (plan.batch, *self._prompt_shape())
-        if plan.tile:
-            self.programs.measure(shape, prompt)
-            self.programs.tiles(shape, prompt)
-            return ("measure", "tiles")
-        self.programs.whole(shape, prompt)
-        return ("whole",)
-
-    def _views_shape(self, count: int) -> tuple[int, ...]:
-        """Shape of what the prompter sees of `count` pictures."""
-        return (count, self._view, self._view, 3)
+        return max(needed, step.prompter_footprint(plan))
 
     def _guess(self, plan: Plan) -> int:
         """Bytes that a plan takes at least, if too many by what others took; else 0.
@@ -436,89 +399,3 @@ class Pipeline:
             if pixels < plan.pixels
         ]
         return max([guess for guess in least if guess > self.max_memory], default=0)
-
-    def _prompt_shape(self) -> tuple[int, ...]:
-        """Shape of one picture's tokens."""
-        if self._prompter is None:
-            return self.programs.tokens_shape(self._views_shape(1))[1:]
-        # A prompter from outside tells its shape only by an answer: a gray picture is asked of it,
-        # once.
-        if not self._outer_shape:
-            gray = np.zeros(self._views_shape(1), np.float32)
-            self._outer_shape = tuple(self._prompter(gray).shape[1:])
-        return self._outer_shape
-
-    def _follow(
-        self, plan: Plan, batch: Sequence[Pixels], scale: Guidance, progress: Progress | None
-    ) -> list[Floats]:
-        if plan.tile:
-            return [self._tiled(pixels, plan, plan.tile, scale, progress) for pixels in batch]
-        parts = (batch[k : k + plan.batch] for k in range(0, len(batch), plan.batch))
-        return [output for part in parts for output in self._whole(part, plan, scale)]
-
-    def _whole(self, batch: Sequence[Pixels], plan: Plan, scale: Guidance) -> list[Floats]:
-        """Pictures at once, filled up to the plan's batch by repetition."""
-        filled = [*batch] + [batch[-1]] * (plan.batch - len(batch))
-        lq = np.stack([to_float(pad_reflect(pixels, plan.padded)) for pixels in filled])
-        if self._prompted:
-            tokens = self._tokens(filled)
-            outputs = np.asarray(self.programs.whole(lq.shape, tokens.shape)(lq, tokens, *scale))
-        else:
-            outputs = np.asarray(self.programs.alone(lq.shape)(lq))
-        # What was padded is cut off again, and repetitions are left out.
-        sizes = [self._scaled(pixels.shape[:2]) for pixels in batch]
-        return [outputs[i, :height, :width] for i, (height, width) in enumerate(sizes)]
-
-    def _scaled(self, size: Size) -> Size:
-        """Size, or place, in the output."""
-        return size[0] * self.scale, size[1] * self.scale
-
-    def _tiled(
-        self,
-        pixels: Pixels,
-        plan: Plan,
-        tile: Size,
-        scale: Guidance,
-        progress: Progress | None,
-    ) -> Floats:
-        """One picture in tiles, all restored by the same program."""
-        picture, count = pad_reflect(pixels, plan.padded), plan.batch
-        run = self._tile_program(pixels, picture, plan, tile, scale)
-        # Places on the picture, and where their outputs lie on the canvas.
-        canvas = Canvas(self._scaled(plan.padded), self._scaled(tile))
-        network = self.model.restorer
-        places = corners(plan.padded, tile, network.multiple, network.reach or 0)
-        for done, group in enumerate(groups_of(places, count)):
-            # A program takes `count` tiles always: the last group is filled up by repetition.
-            filled = group + [group[-1]] * (count - len(group))
-            restored = np.asarray(run(cut(picture, filled, tile)))
-            for corner, values in zip(group, restored, strict=False):
-                canvas.add(self._scaled(corner), values)
-            if progress:
-                progress(min((done + 1) * count, len(places)), len(places))
-        height, width = self._scaled(pixels.shape[:2])
-        return canvas.picture()[:height, :width]
-
-    def _tile_program(
-        self, pixels: Pixels, picture: Pixels, plan: Plan, tile: Size, scale: Guidance
-    ) -> Callable[[Float32[np.ndarray, "b h w 3"]], jax.Array]:
-        """Tiles -> restored tiles, with tokens and statistics of the picture where there are any.
-
-        `picture` is `pixels`, padded.
-        """
-        own, count = self.model.restorer.multiple, plan.batch
-        if not self._prompted:
-            return self.programs.alone((count, *tile, 3))
-        # One prompt and one measurement of the norms serve all tiles, so that they agree.
-        tokens = np.repeat(self._tokens([pixels]), count, axis=0)
-        shapes = (count, *tile, 3), tokens.shape
-        samples = cut(picture, spread(plan.padded, tile, own, count), tile)
-        statistics = self.programs.measure(*shapes)(samples, tokens, *scale)
-        run = self.programs.tiles(*shapes)
-        return lambda tiles: run(statistics, tiles, tokens, *scale)
-
-    def _tokens(self, batch: Sequence[Pixels]) -> Float32[np.ndarray, "b n d"]:
-        """Tokens of pictures of any sizes, squashed on the host: the prompter's program is one."""
-        views = np.stack([squash(pixels, self._view, self._antialias) for pixels in batch])
-        prompter = self._prompter or self.programs.tokens(views.shape)
-        return np.asarray(prompter(views), np.float32)

@@ -8,6 +8,7 @@ enlarges (`scale` times) gets as many programs, and tiles of less at a time.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from osdhuman_jax.images.sizes import Size, step
@@ -15,6 +16,8 @@ from osdhuman_jax.images.sizes import Size, step
 WHOLE = 1024 * 1024  # pixels; above, tiles cost less than the attention of a whole picture
 LONGEST = 2048  # side of a whole picture
 TILES = ((512, 4), (384, 4), (256, 4), (256, 1))  # side and tiles at a time, the best first
+
+Progress = Callable[[int, int], None]  # done and in all: tiles of a plan, or steps
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from osdhuman_jax.filenames import spelled
 from osdhuman_jax.networks.blazepose import Graph, run
 from osdhuman_jax.weights.choices import POSE_FILES
 from osdhuman_jax.weights.model_folder import IMPOSSIBLE
+from osdhuman_jax.weights.packages import packed_files
 from osdhuman_jax.weights.tflite import Constants, read_tflite
 from osdhuman_jax.weights.torch_files import WeightsError
 
@@ -241,7 +241,7 @@ def _network(name: str, data: bytes) -> tuple[Graph, Constants]:
 def read_files(source: Path | None) -> list[bytes]:
     """The bytes of `FILES`. Raises WeightsError where one is missing."""
     if source is None:
-        return [path.read_bytes() for path in _installed()]
+        return [path.read_bytes() for path in packed_files(PACKAGE, FILES, ADVICE)]
     where = spelled(source)
     try:
         if source.is_dir():
@@ -261,17 +261,3 @@ def read_files(source: Path | None) -> list[bytes]:
     if len(data) < len(FILES):
         raise WeightsError(f"{where}: has no {' or no '.join(FILES)}; {ADVICE}")
     return data
-
-
-def _installed() -> list[Path]:
-    """The files in the installed package, which is not imported."""
-    try:
-        files = metadata.files(PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        raise WeightsError(f"{PACKAGE}: not installed: {ADVICE}") from None
-    found = [next((f for f in files if f.name == name), None) for name in FILES]
-    paths = [Path(str(file.locate())) for file in found if file]
-    if len(paths) < len(FILES):
-        text = f"{PACKAGE} {metadata.version(PACKAGE)}: has no BlazePose, which 0.10.21 has"
-        raise WeightsError(f"{text}: {ADVICE}")
-    return paths

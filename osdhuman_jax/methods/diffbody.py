@@ -20,7 +20,7 @@ What is not in this file is how pose and attention are found: pictures of them c
 parts of the body (Eq. 6) is in body_parts.py.
 """
 
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -29,6 +29,7 @@ from jaxtyping import Float
 
 from osdhuman_jax.methods import losses, sampler
 from osdhuman_jax.methods.body_parts import PartLoss
+from osdhuman_jax.methods.cleaner import CleanerNetwork
 from osdhuman_jax.methods.prompts import Prompter
 from osdhuman_jax.methods.sampler import Guidance, Keys, LatentLoss, Predict, Steps
 from osdhuman_jax.methods.schedule import Schedule
@@ -39,16 +40,6 @@ from osdhuman_jax.networks.vae import AutoencoderKL, posterior_sample
 
 Map = Float[Array, "b h w c"]
 Attention = Float[Array, "b h w 1"]  # in [0, 1]: 1 where a person is
-
-
-@runtime_checkable
-class Cleaner(Protocol):
-    """A restorer of one pass: images in [-1, 1] in and out, `scale` times as large."""
-
-    @property
-    def scale(self) -> int: ...
-
-    def __call__(self, lq: Image, /) -> Image: ...
 
 
 class Given(NamedTuple):
@@ -74,7 +65,7 @@ class DiffBody(nnx.Module):
         vae: AutoencoderKL,
         unet: UNet2DConditionModel,
         control: ControlNet,
-        cleaner: Cleaner,
+        cleaner: CleanerNetwork,
         prompter: Prompter | None = None,
     ):
         self.vae = vae

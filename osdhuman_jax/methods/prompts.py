@@ -24,6 +24,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Float32, Int32
 
+from osdhuman_jax.images.sizes import Pixels, squash
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
 from osdhuman_jax.networks.clip import CLIPTextModel
 from osdhuman_jax.networks.configs import HFIEConfig
@@ -185,6 +186,11 @@ class TagPrompter:
         """Names of what is in each picture, in the list's order."""
         # Strings begin here, so nothing of this is inside a compiled program.
         return select_tags(np.asarray(self._logits(images)), self._thresholds, self._names)
+
+    def caption(self, pixels: Pixels) -> str:
+        """The text of training, `bare_text`, of one picture (H, W, 3) as it is in its file."""
+        # One size, so that one program is compiled for pictures of all sizes.
+        return bare_text(self.tags(squash(pixels, self.input_size)[None])[0])
 
     def __call__(self, images: Images) -> Tokens:
         """Tokens (B, 77, D) of pictures in [-1, 1]."""

@@ -8,7 +8,6 @@ penultimate hidden state, and does not mask the padding.
 
 from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,7 +17,7 @@ from jaxtyping import Int
 
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
 from osdhuman_jax.networks.configs import CLIPConfig
-from osdhuman_jax.networks.layers import LayerNorm, Sequence
+from osdhuman_jax.networks.layers import LayerNorm, Mlp, Sequence
 from osdhuman_jax.networks.types import LayerOptions, Tokens
 
 Ids = Int[Array, "b t"]
@@ -49,17 +48,6 @@ class CLIPAttention(nnx.Module):
         return self.out_proj(join_heads(attend(q, k, v, mask)))
 
 
-class CLIPMLP(nnx.Module):
-    """Two linear layers around the exact GELU (OpenCLIP's; OpenAI's CLIP has another)."""
-
-    def __init__(self, dim: int, hidden: int, **kw: Unpack[LayerOptions]):
-        self.fc1 = nnx.Linear(dim, hidden, **kw)
-        self.fc2 = nnx.Linear(hidden, dim, **kw)
-
-    def __call__(self, x: Sequence) -> Sequence:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
-
-
 class CLIPEncoderLayer(nnx.Module):
     """Self-attention and MLP, pre-norm, each with residual."""
 
@@ -68,7 +56,7 @@ class CLIPEncoderLayer(nnx.Module):
         self.layer_norm1 = LayerNorm(dim, **kw)
         self.self_attn = CLIPAttention(dim, config.num_attention_heads, **kw)
         self.layer_norm2 = LayerNorm(dim, **kw)
-        self.mlp = CLIPMLP(dim, config.intermediate_size, **kw)
+        self.mlp = Mlp(dim, config.intermediate_size, **kw)
 
     def __call__(self, x: Sequence) -> Sequence:
         # Pre-norm: what runs through the residuals is normed once, after the last layer.

@@ -107,6 +107,17 @@ class LayerNorm(nnx.LayerNorm):
         return super().__call__(x).astype(self.out_dtype)
 
 
+class Mlp(nnx.Module):
+    """Two linear layers around the exact GELU: of Swin, and of OpenCLIP (OpenAI has another)."""
+
+    def __init__(self, dim: int, hidden: int, **kw: Unpack[LayerOptions]):
+        self.fc1 = nnx.Linear(dim, hidden, **kw)
+        self.fc2 = nnx.Linear(hidden, dim, **kw)
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
 class Identity(nnx.Module):
     """Takes the place of a dropout, so that layers have the same indices as in diffusers."""
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from osdhuman_jax.networks.attention import attend, join_heads
 from osdhuman_jax.networks.configs import SwinConfig
-from osdhuman_jax.networks.layers import Feature, LayerNorm, Resized, Sequence
+from osdhuman_jax.networks.layers import Feature, LayerNorm, Mlp, Resized, Sequence
 from osdhuman_jax.networks.types import Image, LayerOptions
 
 
@@ -91,17 +91,6 @@ class WindowAttention(nnx.Module):
         bias = jnp.broadcast_to(bias, (b, self.heads, t, t))
         q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, heads, D] each
         return self.proj(join_heads(attend(q, k, v, bias)))
-
-
-class Mlp(nnx.Module):
-    """Two linear layers around the exact GELU."""
-
-    def __init__(self, dim: int, hidden: int, **kw: Unpack[LayerOptions]):
-        self.fc1 = nnx.Linear(dim, hidden, **kw)
-        self.fc2 = nnx.Linear(hidden, dim, **kw)
-
-    def __call__(self, x: Array) -> Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
 
 class SwinTransformerBlock(nnx.Module):

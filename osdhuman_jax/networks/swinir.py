@@ -17,7 +17,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from osdhuman_jax.networks.configs import DualPromptConfig, SwinConfig
+from osdhuman_jax.networks.configs import DualPromptConfig, SwinConfig, SwinIRConfig
 from osdhuman_jax.networks.convolution import Conv3x3
 from osdhuman_jax.networks.layers import (
     Feature,
@@ -63,6 +63,7 @@ class ConvDownsampler(nnx.Module):
         self.conv_down2 = halving(dim, **kw) if upscale == 4 else None
         self.conv_last = Conv3x3(dim, dim, **kw)
 
+    @rematerialised
     def __call__(self, x: Image) -> Resized:
         x = jax.nn.leaky_relu(self.conv_before_downsample[0](x), FIRST_SLOPE)
         # No activation stands between these, in the released code either.
@@ -113,6 +114,7 @@ class Upsampler(nnx.Module):
         self.conv_hr = Conv3x3(dim, dim, **kw)
         self.conv_last = Conv3x3(dim, out, **kw)
 
+    @rematerialised
     def __call__(self, x: Feature) -> Resized:
         x = self.conv_before_upsample[0](self.conv_after_body(x))
         x = jax.nn.leaky_relu(x, FIRST_SLOPE)
@@ -154,7 +156,7 @@ class BranchedSwinIR(nnx.Module):
         self.absolute_pos_embed = nnx.Param(0.02 * places) if config.ape else None
 
         # The trunk's groups, those of each branch, and the norm that the branches share.
-        groups = [_group(config, i) for i in range(2 * half)]
+        groups = [swin_group(config, i, config.side) for i in range(2 * half)]
         self.layers = nnx.List(RSTB(group, **kw) for group in groups[:half])
         self.branches = nnx.List(
             nnx.List(RSTB(group, **kw) for group in groups[half:])
@@ -206,10 +208,10 @@ def mean_rgb() -> Float[Array, "1 1 1 3"]:
     return jnp.asarray(MEAN, jnp.float32)[None, None, None]
 
 
-def _group(config: DualPromptConfig, index: int) -> SwinConfig:
-    """The Swin blocks of one RSTB: a single level, each pixel of the features a patch."""
+def swin_group(config: DualPromptConfig | SwinIRConfig, index: int, side: int) -> SwinConfig:
+    """The Swin blocks of one RSTB: a single level, each feature of `side` x `side` a patch."""
     return SwinConfig(
-        image_size=config.side,
+        image_size=side,
         patch_size=1,
         embed_dim=config.embed_dim,
         depths=(config.depths[index],),

@@ -15,11 +15,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from osdhuman_jax.networks.configs import SwinConfig, SwinIRConfig
+from osdhuman_jax.networks.configs import SwinIRConfig
 from osdhuman_jax.networks.convolution import Conv3x3
 from osdhuman_jax.networks.layers import Feature, Identity, LayerNorm, Resized, upsampled
 from osdhuman_jax.networks.rrdbnet import Larger, unshuffled
-from osdhuman_jax.networks.swinir import FIRST_SLOPE, RSTB, SLOPE, mean_rgb, residual_conv
+from osdhuman_jax.networks.swinir import (
+    FIRST_SLOPE,
+    RSTB,
+    SLOPE,
+    mean_rgb,
+    residual_conv,
+    swin_group,
+)
 from osdhuman_jax.networks.types import Image, LayerOptions
 
 # What stands behind the body, by the released code's names; "" adds the body's output to the input.
@@ -66,7 +73,10 @@ class SwinIR(nnx.Module):
         self.patch_embed = PatchNorm(dim, **kw)
         groups = range(len(config.depths))
         closing = config.resi_connection
-        self.layers = nnx.List(RSTB(_group(config, i), closing, **kw) for i in groups)
+        # The map is never known here. It only has to be larger than a window: then windows are of
+        # the given size and every other block is shifted, as in all released weights.
+        side = 2 * config.window_size
+        self.layers = nnx.List(RSTB(swin_group(config, i, side), closing, **kw) for i in groups)
         self.norm = LayerNorm(dim, **kw)
         self.conv_after_body = residual_conv(dim, closing, **kw)
         self._add_upsampler(config, **kw)
@@ -198,19 +208,3 @@ def shuffled(x: Feature, factor: int) -> Resized:
     x = x.reshape(b, h, w, c // factor**2, factor, factor)  # [B, H, W, C/f^2, f, f]
     x = x.transpose(0, 1, 4, 2, 5, 3)  # [B, H, f, W, f, C/f^2]
     return x.reshape(b, h * factor, w * factor, c // factor**2)
-
-
-def _group(config: SwinIRConfig, index: int) -> SwinConfig:
-    """The Swin blocks of one RSTB: a single level, each feature a patch."""
-    # The map is never known here. It only has to be larger than a window: then windows are of the
-    # given size and every other block is shifted, as in all released weights.
-    return SwinConfig(
-        image_size=2 * config.window_size,
-        patch_size=1,
-        embed_dim=config.embed_dim,
-        depths=(config.depths[index],),
-        num_heads=(config.num_heads[index],),
-        window_size=config.window_size,
-        mlp_ratio=config.mlp_ratio,
-        image_proj_dim=config.embed_dim,
-    )

@@ -120,7 +120,7 @@ def read_config(workdir: Path) -> Config:
         raise CheckpointError(f"{workdir}: not a training run (no config.json)")
     # A ConfigError is a ValueError too, as is what is no JSON.
     try:
-        return from_dict(Config, json.loads(path.read_text()))
+        return from_dict(Config, json.loads(path.read_bytes()))
     except ValueError as error:
         raise CheckpointError(f"{path}: not the configuration of a run ({error})") from error
 

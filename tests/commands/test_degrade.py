@@ -9,6 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from damage import raising
 from picture_files import photo
 from refusals import status
 
@@ -143,6 +144,32 @@ def test_command_overwrites_only_when_told(folder, tmp_path, capsys):
     (out / "c.png").unlink()
     (out / "b" / "a.png").unlink()
     assert run(folder, out) == 2  # the log alone
+
+
+def test_a_run_that_is_interrupted_tells_of_what_it_made(folder, tmp_path, monkeypatch):
+    out, work = tmp_path / "lq", command._degrade_file
+    assert run(folder, out) == 0
+
+    def interrupted(source, targets, index, args):
+        if index:
+            raise KeyboardInterrupt
+        return work(source, targets, index, args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(command, "_degrade_file", interrupted)
+        run(folder, out, "--overwrite")
+    assert [line["file"] for line in log_lines(out)] == ["b/a.jpg"]
+    assert run(folder, out, "--overwrite") == 0
+    assert [line["file"] for line in log_lines(out)] == ["b/a.jpg", "c.png"]
+
+
+def test_a_log_that_cannot_be_written_ends_the_run(folder, tmp_path, monkeypatch, capsys):
+    full = raising(OSError(28, "No space left on device"))
+    monkeypatch.setattr(command, "append_line", full)
+    assert run(folder, tmp_path / "lq") == 1
+    (said,) = complaints(capsys)
+    assert f"{command.LOG_NAME}: [Errno 28] No space left on device" in said
+    assert len(log_lines(tmp_path / "lq")) == 1
 
 
 def profile(source, output, *flags: str) -> int:

@@ -31,7 +31,8 @@ def content(**person) -> dict:
 
 def people(tmp_path: Path, table: dict | None = None, joints: bool = True) -> CocoPeople:
     path = tmp_path / "coco.json"
-    path.write_text(json.dumps(table or content()))
+    # With a byte order mark, as editors on Windows leave one.
+    path.write_text(json.dumps(table or content()), encoding="utf-8-sig")
     return CocoPeople(path, joints)
 
 

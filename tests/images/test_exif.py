@@ -59,6 +59,8 @@ def test_deep_pictures_keep_it_and_a_jpeg_of_centimetres():
     data = bytearray(written("JPEG", dpi=(100, 50)))
     data[data.index(b"JFIF\0") + 7] = 2  # dots per centimetre
     assert decode(bytes(data)).density == pytest.approx((254, 127))
+    data[data.index(b"JFIF\0") + 7] = 0  # no unit: a ratio of sides
+    assert decode(bytes(data)).density is None
 
 
 def test_a_print_stays_as_large_when_a_picture_is_enlarged(tmp_path):

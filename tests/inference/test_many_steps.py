@@ -20,6 +20,7 @@ from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.plans import Plan
 from osdhuman_jax.inference.poses import BlazePose, Pose
 from osdhuman_jax.inference.settings import Sampling, sampled
+from osdhuman_jax.methods.prompts import TagPrompter
 from osdhuman_jax.networks.blazepose import Graph
 
 
@@ -243,8 +244,11 @@ def test_guidance_by_joints(tmp_path, finder, monkeypatch):
 
 
 def test_a_tagger_says_what_is_not_said(pipeline, monkeypatch):
-    class Tagger:
+    class Tagger(TagPrompter):
         input_size = 4
+
+        def __init__(self):
+            """Without networks."""
 
         def tags(self, views):
             assert views.shape == (1, 4, 4, 3)

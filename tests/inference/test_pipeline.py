@@ -19,7 +19,8 @@ from osdhuman_jax.config import UseConfig
 from osdhuman_jax.images.codec import Picture, to_float, to_uint8
 from osdhuman_jax.images.sizes import pad_reflect, scaled_size, squash
 from osdhuman_jax.inference.finishing import RestoreError
-from osdhuman_jax.inference.pipeline import VIEW, Pipeline
+from osdhuman_jax.inference.one_step import VIEW
+from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.plans import WHOLE
 from osdhuman_jax.methods.prompts import FixedPrompter
 from osdhuman_jax.weights import Model
@@ -297,7 +298,7 @@ def test_memory_chooses_the_batch_then_the_tiles_then_gives_up():
 
 def exhausted(pipeline: Pipeline, monkeypatch, times: int) -> None:
     """Lets the next whole pictures fail as a device without memory does."""
-    follow, left = pipeline._follow, [times]
+    follow, left = pipeline.one_step.run, [times]
 
     def fail(plan, batch, scale, progress):
         if left[0]:
@@ -305,7 +306,7 @@ def exhausted(pipeline: Pipeline, monkeypatch, times: int) -> None:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
         return follow(plan, batch, scale, progress)
 
-    monkeypatch.setattr(pipeline, "_follow", fail)
+    monkeypatch.setattr(pipeline.one_step, "run", fail)
 
 
 def test_T14_out_of_memory_falls_back_once_and_says_so(monkeypatch, caplog):

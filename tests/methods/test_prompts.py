@@ -8,6 +8,8 @@ from convert import call, close, filled, from_torch, normal, randomise
 from flax import nnx
 
 from benchmarks.references import mha_state
+from osdhuman_jax.images.codec import to_uint8
+from osdhuman_jax.images.sizes import squash
 from osdhuman_jax.methods.prompts import (
     HFIE,
     FixedPrompter,
@@ -117,6 +119,10 @@ def test_tags_become_tokens(clip, image_tagger, images):
     assert float(jnp.abs(want[0] - want[1]).max()) > 0.1
     want = call(clip, tokenize([f"{', '.join(found)}, sharp photo," for found in tags]))
     asked = TagPrompter(*args, "sharp photo")
+    for pixels in to_uint8(images):
+        square = squash(pixels, 12)[None]
+        assert asked.caption(pixels) == bare_text(prompter.tags(square)[0])
+    assert asked.caption(to_uint8(images[0])) != asked.caption(to_uint8(images[1]))
     np.testing.assert_allclose(asked(images), want, atol=1e-5)
     want = call(clip, tokenize([", ".join(found) for found in tags]))  # in training
     np.testing.assert_allclose(asked.bare(images), want, atol=1e-5)

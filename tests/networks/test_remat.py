@@ -11,6 +11,7 @@ from flax import nnx
 from osdhuman_jax.config import LoRAConfig
 from osdhuman_jax.networks import remat
 from osdhuman_jax.networks.layers import ResnetBlock2D, Transformer2DModel
+from osdhuman_jax.networks.swinir import ConvDownsampler, Upsampler
 
 POLICIES = ("none", "products", "blocks")
 
@@ -44,26 +45,31 @@ def test_gradients_are_the_same():
 
 
 def kept(policy: str, block: nnx.Module, *inputs: jax.Array) -> int:
-    """Bytes of intermediate values that a block keeps for its gradient by its first input."""
+    """Bytes of intermediate values that a block keeps for its gradient by input and weights."""
     remat.set_policy(block, policy)
     graphdef, state = nnx.split(block)
 
-    def loss(x: jax.Array) -> jax.Array:
+    def loss(state: nnx.State, x: jax.Array) -> jax.Array:
         return jnp.sum(nnx.merge(graphdef, state)(x, *inputs[1:]))
 
-    _, backward = jax.vjp(loss, inputs[0])
+    _, backward = jax.vjp(loss, state, inputs[0])
     return sum(x.nbytes for x in jax.tree.leaves(backward) if x.shape[:1] == inputs[0].shape[:1])
 
 
-@pytest.mark.parametrize("kind", ["resnet", "transformer"])
+@pytest.mark.parametrize("kind", ["resnet", "transformer", "upsampler", "downsampler"])
 def test_policies_keep_less_and_less(kind):
     kw = {"dtype": jnp.float32, "param_dtype": jnp.float32, "rngs": nnx.Rngs(0)}
     x = jnp.asarray(normal(7, 8, 8, 64))
+    inputs = [x]
     if kind == "resnet":
         block = ResnetBlock2D(64, 64, groups=4, epsilon=1e-5, **kw)
-        inputs = (x,)
+    elif kind == "upsampler":
+        block = Upsampler(64, 4, 3, **kw)
+    elif kind == "downsampler":
+        # Its first convolution has 27 terms, and is computed again by either policy.
+        block, inputs = ConvDownsampler(64, 4, **kw), [x[..., :3]]
     else:
         block = Transformer2DModel(64, heads=2, context_dim=8, groups=4, **kw)
-        inputs = (x, jnp.asarray(normal(7, 3, 8)))
+        inputs.append(jnp.asarray(normal(7, 3, 8)))
     sizes = [kept(policy, block, *inputs) for policy in POLICIES]
-    assert sizes[0] > sizes[1] > sizes[2] >= x.nbytes
+    assert sizes[0] > sizes[1] > sizes[2] >= inputs[0].nbytes

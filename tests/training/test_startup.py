@@ -50,6 +50,13 @@ def test_a_run_says_what_it_is_about_to_do():
     ]
 
 
+def test_a_term_that_is_taken_of_each_part_is_named():
+    config = Config()
+    config.optim.accumulate, config.loss.dice = 2, 0.02
+    said = "batch: 16 pictures of 512 x 512, in 2 parts one after the other, of each of which"
+    assert f"{said} `dice` is taken" in lines(config)
+
+
 def test_a_resumed_run_says_where_it_goes_on():
     config = Config()
     config.run.init = "models/sd21"

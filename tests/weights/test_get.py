@@ -337,7 +337,7 @@ files = [{name = "f"}]
 )
 def test_a_table_that_is_none_is_one_line(tmp_path: Path, old: str, new: str, said: str) -> None:
     path = tmp_path / "homes.toml"
-    path.write_text(GOOD)
+    path.write_text(GOOD, encoding="utf-8-sig")
     assert read_homes(path)["m"].files()[0][1] == WeightFile("f")
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(WeightsError, match=said) as caught:

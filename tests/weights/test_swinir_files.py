@@ -11,20 +11,14 @@ from convert import abstract, call, count, nchw, params, randomise
 from safetensors.torch import save_file
 
 from benchmarks.swinir_torch import SwinIR as TorchSwinIR
+from configs.models import tiny_swinir
 from osdhuman_jax.commands.weights import main
 from osdhuman_jax.networks.configs import SwinIRConfig
 from osdhuman_jax.networks.swinir_restorer import SwinIR
 from osdhuman_jax.weights import WeightsError, load_cleaner, load_part
 from osdhuman_jax.weights.importer import import_cleaner
 
-TINY = replace(
-    SwinIRConfig.diffbir(),
-    embed_dim=12,
-    depths=(2, 3),
-    num_heads=(2, 3),
-    window_size=4,
-    num_feat=8,
-)
+TINY = tiny_swinir()
 PLAIN = replace(TINY, unshuffle=1)
 LAYOUTS = {
     "diffbir": TINY,

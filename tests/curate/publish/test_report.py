@@ -17,7 +17,8 @@ from curate.engine.ledger import ShardLedger
 from curate.publish import figures
 from curate.publish.categories import by_category, categories
 from curate.publish.figures import tile_pictures
-from curate.publish.report import most_unlike, persons, scored_rows
+from curate.publish.report import most_unlike, scored_rows
+from curate.publish.report_tables import persons
 from curate.publish.review import write_page
 from curate.schema import Box
 from curate.selection.manifest import Crops, read_manifest

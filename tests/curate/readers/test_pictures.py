@@ -142,6 +142,25 @@ def test_two_links_to_one_file_are_no_doubt(tmp_path):
     assert resolve(tmp_path, "1.jpg") == ["a/1.jpg"]
 
 
+def test_links_to_folders_are_found_in_another_spelling_where_they_are_alone(tmp_path):
+    touch(tmp_path, "disk/1.jpg", "disk/2.jpg", "Part/3.jpg")
+    for name in ("Train", "part"):
+        (tmp_path / name).symlink_to(tmp_path / "disk")
+    names = ["Train/1.jpg", "TRAIN/2.jpg", "PART/1.jpg"]
+    assert resolve(tmp_path, *names) == ["disk/1.jpg", "disk/2.jpg", MISSING]
+
+
+def test_a_links_own_spelling_fits_better(tmp_path):
+    touch(tmp_path, "a/1.jpg", "b/1.jpg")
+    (tmp_path / "Train").symlink_to(tmp_path / "a")
+    assert resolve(tmp_path, "TRAIN/1.jpg") == ["a/1.jpg"]
+    pictures = PictureFinder(tmp_path, Notes())
+    for owner, name in (("x", "Train/1.jpg"), ("y", "TRAIN/1.jpg")):
+        pictures.claim(name, owner=owner)
+    assert Path(pictures.find("Train/1.jpg", owner="x")) == tmp_path / "a" / "1.jpg"
+    assert not Path(pictures.find("TRAIN/1.jpg", owner="y")).exists()
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", raising(PermissionError(13, "Permission denied")))
     with pytest.raises(ReaderError, match=f"{tmp_path}: cannot be listed: Permission denied"):
