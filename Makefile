@@ -46,6 +46,7 @@ lint: $(VENV)/dev
 	$(BIN)/pyright
 
 $(VENV)/bin/python:
+	@echo "installing into $(VENV): some minutes in which pip says nothing"
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/runtime: requirements.txt pyproject.toml | $(VENV)/bin/python

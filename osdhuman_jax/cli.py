@@ -59,11 +59,14 @@ def end(
 ) -> NoReturn:
     """Run a command as the whole process.
 
-    Ctrl-C and SIGTERM are one line and status 130. Where nobody reads its output any more, as
-    behind `| head -1`, the command ends in silence with status 141.
+    Ctrl-C, SIGTERM and a closed terminal are one line and status 130. Where nobody reads its output
+    any more, as behind `| head -1`, the command ends in silence with status 141.
     """
     # A service that ends a job sends SIGTERM: what cleans up after Ctrl-C serves both.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # So does a terminal that is closed, but for what `nohup` started to outlive it.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     try:
         try:
             status = main()

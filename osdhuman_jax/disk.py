@@ -152,13 +152,16 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def workspace(parent: Path) -> Iterator[Path]:
-    """A hidden folder inside `parent` that is gone afterwards, and after a kill at the next one."""
+    """A hidden folder inside `parent` that is gone afterwards, and after a kill at the next one.
+
+    Other users cannot look into it.
+    """
     _clean_once(parent.absolute())
     file, ticket = _take_ticket(parent)
     folder = ticket.with_suffix(_FOLDER)
     with file:
         try:
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)

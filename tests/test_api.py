@@ -130,6 +130,8 @@ def test_it_gives_the_commands_pixels_to_every_thread(model: Path, tmp_path: Pat
 
 
 def test_loading_refuses_in_words(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, got 'half'"):
+        Restorer.load(model, precision="half")
     with pytest.raises(ValueError, match="no amount of memory"):
         Restorer.load(model, max_memory="much")
     with pytest.raises((WeightsError, FileNotFoundError), match=str(tmp_path)):

@@ -210,6 +210,7 @@ def test_a_kill_while_a_folder_is_replaced_loses_nothing(tmp_path, code, left):
 def test_a_workspace_is_gone_afterwards_and_its_ticket_last(tmp_path, monkeypatch):
     with disk.workspace(tmp_path) as folder:
         (folder / "a").touch()
+        assert folder.stat().st_mode & 0o777 == 0o700
     assert not names(tmp_path)
     with monkeypatch.context() as patch, disk.workspace(tmp_path) as folder:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)

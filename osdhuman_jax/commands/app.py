@@ -3,12 +3,12 @@
 Drop a picture, move the slider between before and after, download what infer.py would have written.
 The page is served on this machine alone unless --host says otherwise, asks nothing of any other
 machine (its Content-Security-Policy forbids it), and sends no statistics. Pictures wait in a queue,
-lie in a temporary folder and are deleted after an hour, or when the page ends.
+lie in a temporary folder and are deleted after an hour, or when the page ends; where it is killed,
+when the next one starts.
 """
 
 import argparse
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from osdhuman_jax.cli import Parser, end, some_path
 from osdhuman_jax.commands.flags import memory, speak
+from osdhuman_jax.disk import workspace
 from osdhuman_jax.inference.program_cache import keep_programs
 from osdhuman_jax.inference.settings import PRECISIONS
 from osdhuman_jax.models import BUNDLED
@@ -49,17 +50,17 @@ def main(argv: list[str] | None = None) -> int:
     from osdhuman_jax.inference.pipeline import Pipeline
 
     speak()
-    # Gradio reads both when it is imported, which `build` does.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    folder = Path(tempfile.mkdtemp(prefix="osdhuman-page-"))
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
     try:
-        # The model and its card, which the page shows, then the page until it is interrupted.
-        pipeline = Pipeline.from_folder(args.model, args.precision, max_memory=args.max_memory)
-        card = args.model / "README.md"
-        text = card.read_text(encoding="utf-8-sig") if card.is_file() else "This model has no card."
-        page = build(pipeline, text, args.max_pixels, folder)
-        serve(page, args.host, args.port, args.max_file_size)
+        # Pictures that people gave do not outlive the page: what a killed one left goes here too.
+        with workspace(Path(tempfile.gettempdir())) as folder:
+            # Gradio reads both when it is imported, which `build` does.
+            os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+            os.environ["GRADIO_TEMP_DIR"] = str(folder)
+            print("app: loading the model and the page ...", file=sys.stderr)
+            # The model and its card, which the page shows, then the page until it is interrupted.
+            pipeline = Pipeline.from_folder(args.model, args.precision, max_memory=args.max_memory)
+            page = build(pipeline, _card(args.model), args.max_pixels, folder)
+            serve(page, args.host, args.port, args.max_file_size)
     # Gradio is an extra: no other command needs it.
     except ImportError:
         print("app: the page needs the extra: pip install 'osdhuman-jax[app]'", file=sys.stderr)
@@ -67,10 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"app: {error}", file=sys.stderr)
         return 2
-    finally:
-        # Pictures that people gave do not outlive the page.
-        shutil.rmtree(folder, ignore_errors=True)
     return 0
+
+
+def _card(model: Path) -> str:
+    """What a model's folder says about it, in Markdown."""
+    card = model / "README.md"
+    return card.read_text(encoding="utf-8-sig") if card.is_file() else "This model has no card."
 
 
 def command() -> NoReturn:

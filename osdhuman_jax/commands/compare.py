@@ -177,8 +177,13 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _rows(folders: dict[str, Path], names: Sequence[str] | None, count: int) -> list[Row]:
-    """The pictures wanted from each folder. Raises ValueError (as ImageError is) or OSError."""
+def _rows(
+    folders: dict[str, Path], names: Sequence[str] | None, count: int
+) -> tuple[list[Row], int]:
+    """The pictures wanted from each folder, and how many there are that some folder lacks.
+
+    Raises ValueError (as ImageError is) or OSError.
+    """
     files = {name: named_images(folder) for name, folder in folders.items()}
     common = [name for name in next(iter(files.values())) if all(name in f for f in files.values())]
     wanted = [spelled(name) for name in names or ()] or common[:count]
@@ -192,7 +197,7 @@ def _rows(folders: dict[str, Path], names: Sequence[str] | None, count: int) -> 
         for name in wanted:
             rows.append(Row([_read(found[name]) for found in files.values()], (name,)))
             progress.update()
-    return rows
+    return rows, len(set().union(*files.values())) - len(common)
 
 
 def _read(path: Path) -> Pixels:
@@ -210,13 +215,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_file("output", args.output)
         if len(folders) < len(args.columns):
             raise ValueError("two columns have one name: give them as NAME=DIR")
-        rows = _rows(folders, args.names, args.rows)
+        rows, lacking = _rows(folders, args.names, args.rows)
         box = None if args.no_detail else tuple(args.box) if args.box else "auto"
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_png(args.output, sheet(rows, list(folders), args.width, box))
     except (OSError, ValueError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
+    if lacking and not args.names:
+        print(f"left out: {lacking} that are not in every column", file=sys.stderr)
     print(f"{len(rows)} rows, {len(folders)} columns: {spelled(args.output)}")
     return 0
 

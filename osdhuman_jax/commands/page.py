@@ -288,12 +288,16 @@ def serve(page: Gradio, host: str, port: int, max_file_size: int) -> None:
         raise OSError(f"--host {host} --port {port}: {error}; name another address") from error
     # The default theme's own fonts come from a font server
     theme = themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    # Nothing of Gradio's that asks another machine: no tunnel, no links, no server of Node.
+    # Gradio asks its own server whether it is up. A proxy of the network's knows nothing of it.
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
+    # Nothing of Gradio's that asks another machine: no tunnel, no links, no server of Node. Nor the
+    # look at its first page, which must not take a busy machine three seconds (`_frontend`).
     _, url, _ = page.launch(
         server_name=host,
         server_port=port,
         share=False,
         ssr_mode=False,
+        _frontend=False,
         footer_links=[],
         max_file_size=max_file_size,
         theme=theme,

@@ -84,8 +84,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--guidance",
         type=float,
-        help="of HAODiff's models 1 to 10, from the negative prompt; of DiffBody's from 0 (off), "
-        "by parts of the body",
+        help="HAODiff: 1 to 10, how far away from the negative prompt; DiffBody: from 0 (off), how "
+        "strongly parts of the body lead",
     )
     sampling_flags(parser)
     add("--format", choices=SUFFIXES, default="png", help="of the outputs")
@@ -94,10 +94,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=count, default=1, help="pictures restored together")
     add("--max_memory", type=memory, help="bytes for the model, as 4GiB; default: half the host's")
     add("--overwrite", action="store_true", help="replace outputs of other inputs or settings")
-    args = parser.parse_args(argv)
+    args, left = parser.parse_known_args(argv)
+    # A shell makes many files of a pattern that is not quoted: the most usual slip here.
+    one = "one INPUT at a time: name their folder, or a pattern in quotes, as 'photos/*.jpg'"
+    files = [word for word in left if not word.startswith("-")]
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}{f'; {one}' if files else ''}")
     # What argparse cannot refuse.
     if (args.input is None) == (args.pictures is None):
-        parser.error("name what to restore once: as INPUT or by --input")
+        advice = f" ({one})" if args.pictures else ""
+        parser.error(f"name what to restore once: as INPUT or by --input{advice}")
     # Scripts that say --input have always had to say --output: a forgotten one is not guessed.
     if args.output is None and args.pictures is None:
         parser.error("the following arguments are required: --output")

@@ -21,6 +21,7 @@ from absl import app, flags, logging
 from osdhuman_jax.cli import CommandError, called, end
 from osdhuman_jax.commands.config_flags import define_config, settings
 from osdhuman_jax.config import Config, ConfigError
+from osdhuman_jax.filenames import spelled
 from osdhuman_jax.interruption import leave
 from osdhuman_jax.training.status import BAD, DONE, NOT_FINITE, NOT_SAVED, STOPPED
 
@@ -118,6 +119,8 @@ def run(_) -> None:
         if status != DONE:
             *before, last = ["none", *steps_saved(workdir)]
             fail(status, REASONS[status].format(last, workdir / "checkpoints", before[-1]))
+        if hosts.is_first():
+            print(f"{NAME}: done; the result is {spelled(workdir / 'model')}", file=sys.stderr)
 
 
 def main() -> int:

@@ -5,6 +5,8 @@ take an output for an input is refused here, with the names. Files are looked at
 alone: no network is loaded, and no pixel decoded.
 """
 
+import glob
+import os
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import MAX_PIXELS, ImageError, check_side, read_size
 from osdhuman_jax.images.formats import SUFFIXES
+from osdhuman_jax.images.listing import SUFFIXES as LISTED_SUFFIXES
 from osdhuman_jax.images.listing import list_images, other_pictures, real
 from osdhuman_jax.images.sizes import scaled_size
 from osdhuman_jax.inference.jobs import Job, UsageError
@@ -26,7 +29,11 @@ def plan(source: str, output: Path, settings: Settings) -> list[Job]:
     pairs = [(path, name) for path, name in list_images(source) if not _is_own(path, name, output)]
     if not pairs:
         others = other_pictures(source)
-        raise UsageError(f"no images found: {source}" + (f" (but {others})" if others else ""))
+        # A pattern may be meant by what is no name here.
+        gone = not (os.path.exists(source) or glob.has_magic(source))
+        why = "no such file or folder" if gone else f"not one {' '.join(LISTED_SUFFIXES)}"
+        why = f"but {others}" if others else why
+        raise UsageError(f"no images found: {spelled(source)} ({why})")
     # What would have which name.
     named: dict[Path, list[Path]] = {}
     for path, name in pairs:
@@ -35,7 +42,8 @@ def plan(source: str, output: Path, settings: Settings) -> list[Job]:
     if _root(*pairs[0]) == real(output) and _are_found(source, named):
         why = "the next run would take outputs for inputs"
         raise UsageError(f"--output {output} is the folder of the inputs: {why}")
-    refuse("several inputs would have one output", [p for g in named.values() if g[1:] for p in g])
+    several = "several inputs would have one output (rename some, or restore them apart)"
+    refuse(several, [p for g in named.values() if g[1:] for p in g])
     folders = {folder for name in named for folder in name.parents}
     refuse("outputs would also be folders of others", [name for name in named if name in folders])
     inputs = {real(path) for path, _ in pairs}

@@ -40,7 +40,7 @@ from osdhuman_jax.inference.notes import Request
 from osdhuman_jax.inference.one_step import OneStep, Prompting
 from osdhuman_jax.inference.plans import Plan, Planner, Progress
 from osdhuman_jax.inference.programs import Programs
-from osdhuman_jax.inference.settings import Sampling, chosen, sampled
+from osdhuman_jax.inference.settings import PRECISIONS, Sampling, chosen, sampled
 from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.weights import (
     CLEANER,
@@ -139,6 +139,8 @@ class Pipeline:
         cls, folder: str | Path, precision: str = "fp32", **options: Unpack[PipelineOptions]
     ) -> "Pipeline":
         """Pipeline of a model folder. Raises ValueError or FileNotFoundError on a bad one."""
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         kind = kind_of(Path(folder))
         if kind == DIFFBODY:
             return cls(load_diffbody(folder, precision), precision, **options)

@@ -37,8 +37,14 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page, served with small limits by the command; it cleans up when it is interrupted."""
+    """The page, served with small limits by the command, where the network has a proxy.
+
+    It cleans up when it is interrupted, and at the start what a page that was killed has left.
+    """
     folder = tmp_path_factory.mktemp("page")
+    (folder / ".0123456789abcdef.folder").mkdir()
+    (folder / ".0123456789abcdef.folder" / "someone.jpg").touch()
+    (folder / ".0123456789abcdef.tmp").touch()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,19 +52,20 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     process = subprocess.Popen(
         [*command, "--port", str(port), *LIMITS],
         cwd=ROOT,
-        env=ENVIRONMENT | {"TMPDIR": str(folder)},
+        env=ENVIRONMENT | {"TMPDIR": str(folder), "HTTP_PROXY": "http://127.0.0.1:9"},
         stdout=subprocess.PIPE,
         text=True,
     )
     assert process.stdout is not None
     line = process.stdout.readline()
     assert line == f"app: http://127.0.0.1:{port}/ (Ctrl-C ends it)\n"
+    assert not list(folder.rglob("someone.jpg"))
     try:
         yield line.split()[1]
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
-    assert not list(folder.glob("osdhuman-page-*"))
+    assert not list(folder.iterdir())
 
 
 @pytest.fixture
@@ -196,7 +203,7 @@ def test_warnings_are_shown(tmp_path, monkeypatch, capsys):
         monkeypatch.setenv(name, "")  # as it was, afterwards
     logging.getLogger("osdhuman_jax").setLevel(logging.NOTSET)
     assert app.main(["--model", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("app: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"app: {tmp_path}")
     assert logging.getLogger(pipeline.__name__).isEnabledFor(logging.WARNING)
 
 

@@ -73,7 +73,9 @@ def test_command(folders, capsys):
     assert (made.rgb[HEAD + 5, 5] == 42).all()  # c comes first
     (folders / "lq" / "a.png").unlink()
     assert run(folders, "--rows", "5", "--no_detail") == 0
-    assert "2 rows" in capsys.readouterr().out  # what all columns have
+    said = capsys.readouterr()
+    assert "2 rows" in said.out  # what all columns have
+    assert "left out: 1 that are not in every column\n" in said.err
 
 
 def test_command_refuses(folders, capsys):

@@ -235,6 +235,16 @@ def test_an_input_needs_no_flag_and_then_no_output(tmp_path, capsys):
     assert (args.input, args.output) == ("a.jpg", Path("b"))
     for words in ([], ["a.jpg", "--input", "b.jpg"], ["--output", "c"]):
         assert "name what to restore once" in refused(capsys, *words)
+    # What a shell makes of a pattern without quotes.
+    for words in (["a.jpg", "b.jpg"], ["--input", "a.jpg", "b.jpg"], ["--input", *"abc"]):
+        assert "one INPUT at a time: name their folder" in refused(capsys, *words)
+
+
+def test_what_is_not_there_is_told_from_what_holds_no_picture(tmp_path, capsys):
+    output = ("--output", tmp_path / "out")
+    assert "no such file or folder" in refused(capsys, tmp_path / "gone", *output)
+    for found in (tmp_path, tmp_path / "*.png"):
+        assert f"{found} (not one .jpg .jpeg" in refused(capsys, found, *output)
 
 
 def test_a_finished_folder_needs_no_model(tmp_path, model, monkeypatch):

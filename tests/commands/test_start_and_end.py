@@ -71,3 +71,16 @@ def test_pictures_that_are_done_move_a_bar(tmp_path: Path, capsys) -> None:
     columns = ["--columns", f"HQ={places[0]}", f"LQ={places[1]}"]
     assert compare.main([*columns, "--output", str(tmp_path / "sheet.png")]) == 0
     assert "2/2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("before", "status"), [("SIG_DFL", 130), ("SIG_IGN", 0)])
+def test_a_closed_terminal_is_an_interruption_but_for_nohup(before: str, status: int) -> None:
+    code = f"""
+import os, signal
+from osdhuman_jax.cli import end
+signal.signal(signal.SIGHUP, signal.{before})
+end("infer.py", lambda: os.kill(os.getpid(), signal.SIGHUP) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    said = "infer.py: interrupted; give the same command again\n" if status else ""
+    assert (done.returncode, done.stderr) == (status, said)

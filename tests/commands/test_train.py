@@ -29,6 +29,7 @@ def undisturbed(cache: Path, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("run") / "w"
     result = training_runs.run(workdir, SMALL, "--profile=2", cache=cache)
     assert result.returncode == 0, result.stderr
+    assert f"done; the result is {workdir / 'model'}\n" in result.stderr
     return workdir
 
 
