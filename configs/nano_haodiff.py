@@ -1,11 +1,11 @@
-"""HAODiff in small, stage 2: the bundled model trained on by two prompts, and with motion blur.
+"""The bundled model, HAODiff in small: stage 2, by two prompts, and with motion blur.
 
     python train.py --config configs/nano_haodiff.py --workdir runs/nano_haodiff
 
 It starts from the model that configs/nano_haodiff_dpg.py left. All is as in configs/small.py, but
 for the prompts, the dual-prompt generator's branches, which are frozen, and a share of pictures in
 which people move. A step takes 1.8 times as long as one of configs/small.py. `l1` and `gradient`
-go on from where the bundled model left them; `grad_norm_prompter` says whether the prompts matter.
+go on from where configs/small.py left them; `grad_norm_prompter` says whether the prompts matter.
 """
 
 from configs.models import small_dual
@@ -22,5 +22,7 @@ def get_config() -> Config:
     # blur in its place. The labelled ones have Real-ESRGAN's first order.
     config.data.kinds = (0.5, 0.15, 0.1, 0.1, 0.15)
     config.data.degradation.first_order = (0.1, 0.9, 0.0)
+    # At 0.05 PSNR rose and NIQE stood; at 0.08 NIQE falls by 0.4 in 250 steps, PSNR by 0.03 dB.
+    config.loss.adversarial = 0.08
     config.run.init = "runs/nano_haodiff_dpg/model"
     return config

@@ -1,10 +1,10 @@
-"""HAODiff in small, stage 1: what two prompts are made of, learnt beside the bundled model.
+"""HAODiff in small, stage 1: what two prompts are made of, learnt beside a frozen restorer.
 
     osdhuman parts --pictures data/photos --output data/parts --from blazepose
     python train.py --config configs/nano_haodiff_dpg.py --workdir runs/nano_haodiff_dpg
 
-VAE and U-Net are the bundled model's, which this stage does not touch; its HFIE makes room for a
-random dual-prompt generator. A step is 0.9 s of one CPU core, 18 minutes in all. `restored` and
+VAE and U-Net are those of configs/small.py, which this stage does not touch; its HFIE makes room for
+a random dual-prompt generator. A step is 0.9 s of one CPU core, 18 minutes in all. `restored` and
 `residual` fall at once, `dice` late; `val_psnr_y` is of what the first branch takes the original to
 be.
 """
@@ -38,7 +38,7 @@ def get_config() -> Config:
     config.optim.warmup_steps = 100
     config.optim.schedule = "cosine"
     config.run.kind = "dpg"
-    config.run.init = "models/nano"
+    config.run.init = "runs/small/model"
     config.run.precision = "fp32"
     config.run.remat = "none"
     config.run.steps = 1_200

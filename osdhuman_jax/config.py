@@ -308,7 +308,7 @@ def check_types(config: object, name: str = "") -> None:
 
 
 def _is_of(value: object, kind: object) -> bool:
-    """Whether a value is of the type of a field, or is a table that may become one."""
+    """Whether a value is of the type of a field."""
     args = get_args(kind)
     if get_origin(kind) is tuple:
         if not isinstance(value, tuple | list):
@@ -318,8 +318,6 @@ def _is_of(value: object, kind: object) -> bool:
         return len(value) == len(kinds) and all(map(_is_of, value, kinds))
     if args:
         return any(_is_of(value, arg) for arg in args)
-    if dataclasses.is_dataclass(kind):
-        return isinstance(value, (kind, dict))  # type: ignore[arg-type]
     # True is a number to Python, and none to a person.
     if isinstance(value, bool) and kind is not bool:
         return False
@@ -349,11 +347,14 @@ def from_dict(cls: type[T], values: object) -> T:
                 return from_dict(option, value)
         return tuple(value) if isinstance(value, list) else value
 
-    given = {name: f.type for name, f in fields.items() if name in values}
-    for name, kind in given.items():
-        if not _is_of(values[name], kind):
-            raise ConfigError(f"{cls.__name__}: {name} is {values[name]!r:.40}, of another type")
-    return cls(**{name: typed(values[name], kind) for name, kind in given.items()})
+    made: dict[str, object] = {}
+    for name, value in values.items():
+        kind = fields[name].type
+        # A table proves itself while it is made.
+        made[name] = typed(value, kind)
+        if not _is_of(made[name], kind):
+            raise ConfigError(f"{cls.__name__}: {name} is {value!r:.40}, of another type")
+    return cls(**made)
 
 
 def use_of(meta: Json) -> UseConfig:

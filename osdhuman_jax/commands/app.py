@@ -56,9 +56,9 @@ def main(argv: list[str] | None = None) -> int:
             # Gradio reads both when it is imported, which `build` does.
             os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
             os.environ["GRADIO_TEMP_DIR"] = str(folder)
-            print("app: loading the model and the page ...", file=sys.stderr)
             # The model and its card, which the page shows, then the page until it is interrupted.
             pipeline = Pipeline.from_folder(args.model, args.precision, max_memory=args.max_memory)
+            print("app: making the page ...", file=sys.stderr)
             page = build(pipeline, _card(args.model), args.max_pixels, folder)
             serve(page, args.host, args.port, args.max_file_size)
     # Gradio is an extra: no other command needs it.
