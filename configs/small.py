@@ -8,8 +8,8 @@
 
 What is heavily degraded is taught by Real-ESRGAN's output of it, all else by the originals. Two CPU
 cores take 1.6 s a step, 18 hours in all; no run has been that long yet. configs/nano_haodiff_dpg.py
-and configs/nano_haodiff.py go on from here; what they reached is in models/nano/README.md. At a rate
-of 1e-3 it learns next to nothing.
+and configs/nano_haodiff.py go on from here; what they reached is in models/nano/README.md. At a
+rate of 1e-3 it learns next to nothing.
 """
 
 from configs.models import small
