@@ -4,9 +4,9 @@
     python train.py --config configs/nano_haodiff_dpg.py --workdir runs/nano_haodiff_dpg
 
 VAE and U-Net are those of configs/small.py, which this stage does not touch; its HFIE makes room
-for a random dual-prompt generator. A step is 0.9 s of one CPU core, 18 minutes in all. `restored` and
-`residual` fall at once, `dice` late; `val_psnr_y` is of what the first branch takes the original to
-be.
+for a random dual-prompt generator. A step is 0.9 s of one CPU core, 18 minutes in all. `restored`
+and `residual` fall at once, `dice` late; `val_psnr_y` is of what the first branch takes the
+original to be.
 """
 
 from configs.models import small, small_dual
