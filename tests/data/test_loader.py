@@ -135,12 +135,13 @@ def test_an_error_in_a_worker_is_raised_here(tmp_path):
 def test_killed_workers_are_started_again(folder, caplog):
     """What they had read ahead is read again: not a sample is lost or seen twice."""
     with make_loader(config_of(folder), batch_size=5) as loader:
-        expected = take(loader, 6)
+        expected = take(loader, 16)
     with make_loader(config_of(folder, workers=2), batch_size=5) as loader:
         got = take(loader, 2)
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGKILL)
-        assert_equal(got + take(loader, 4), expected)
+        # More than the dead had read ahead on an idle machine: four batches may be that much.
+        assert_equal(got + take(loader, 14), expected)
     assert "exit code -9" in caplog.text and "started again" in caplog.text
 
 
