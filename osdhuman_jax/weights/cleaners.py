@@ -218,7 +218,7 @@ def _of_folder(folder: Path) -> Source:
     verify(folder, meta, BASE)
     # Tensors have our names already; they are held against the sizes that the folder claims.
     config, tensors = read_sizes(folder, meta), load(folder / BASE)
-    compare(tensors, parameters(abstract_network(config, str(folder))), str(folder / BASE))
+    compare(tensors, shapes(abstract_network(config, str(folder))), str(folder / BASE))
     provenance = meta.get("provenance", {})
     return Source(config, tensors, [folder / BASE], provenance, meta.get("licences", []))
 

@@ -34,11 +34,10 @@ from osdhuman_jax.weights.model_folder import (
     verify,
 )
 from osdhuman_jax.weights.name_tables import CONTROL_PIXELS
-from osdhuman_jax.weights.parts import part_config, part_shapes
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load, write_safetensors
+from osdhuman_jax.weights.parts import read_part
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
 
 NETWORKS = ("unet", "vae")
-CONTROL = "control.safetensors"
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # diffusers' name of a network's tensors
 # Widths of diffusers' encoder of pixel hints, which halves the side between each two of them.
 PIXEL_WIDTHS = (16, 32, 96, 256)
@@ -122,19 +121,10 @@ def _controlnet(
     """Tensors and settings of the folder's ControlNet for diffusers' class, if it has one."""
     if "control" not in meta.get("parts", {}):
         return None
-    config = part_config(folder, meta, "control")
+    part = read_part(folder, "control")
+    config = part.config
     assert isinstance(config, ControlNetConfig)
-    # As any file of a folder: its digest, then its names and shapes.
-    verify(folder, meta, CONTROL)
-    found, targets = load(folder / CONTROL), part_shapes("control", config, model)
-    both = set(found) & set(targets)
-    faults = {
-        "missing": sorted(set(targets) - both),
-        "unknown": sorted(set(found) - both),
-        "of another shape": sorted(n for n in both if found[n].shape != targets[n]),
-    }
-    complain(faults, str(folder / CONTROL))
-    tensors = _torch_names(found, "control.")
+    tensors = _torch_names(part.tensors, "control.")
     # An encoder of pixel hints as diffusers' class must have one, from pixels to latents.
     halvings = round(math.log2(model.vae.downscale))
     widths = [PIXEL_WIDTHS[min(i, len(PIXEL_WIDTHS) - 1)] for i in range(halvings + 1)]

@@ -49,12 +49,13 @@ from osdhuman_jax.weights.model_folder import (
     FORMAT,
     GENERATOR,
     abstract_restorer,
+    compare,
     initial_values,
     shapes,
 )
 from osdhuman_jax.weights.parts import Part, read_part
 from osdhuman_jax.weights.text import read_clip
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, write_safetensors
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, write_safetensors
 
 # The paper does not give HFIE's heads.
 HEAD_DIM = 64  # of HFIE, as in Stable Diffusion's cross-attention
@@ -297,12 +298,7 @@ def _restorer_files(
         own = {}  # comes with the generator, or is missing
     own |= generator.tensors
     # Of the generator; the base was proved by the tables that converted it.
-    faults = {
-        "missing": sorted(learned - set(own)),
-        "unknown": sorted(set(own) - learned),
-        "of another shape": sorted(n for n in learned & set(own) if own[n].shape != every[n]),
-    }
-    complain(faults, generator.where)
+    compare(own, {name: every[name] for name in learned}, generator.where)
     return {BASE: {n: t for n, t in tensors.items() if n not in learned}, GENERATOR: own}
 
 

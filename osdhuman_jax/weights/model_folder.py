@@ -221,7 +221,7 @@ def fill(
     """
     # All is compared before the first is changed.
     targets = {name: p for name, p in parameters(restorer).items() if name in names}
-    compare(tensors, targets, where)
+    compare(tensors, {name: p.shape for name, p in targets.items()}, where)
     for name, variable in targets.items():
         variable.set_value(jnp.asarray(tensors[name], variable.dtype))
 
@@ -231,21 +231,21 @@ def check_tensors(
 ) -> None:
     """Raise WeightsError unless the tensors, unread, are those of such a restorer."""
     restorer, _ = abstract_restorer(config, adapters)
-    compare(tensors, parameters(restorer), where)
+    compare(tensors, shapes(restorer), where)
 
 
 def compare(
     found: Mapping[str, np.ndarray] | Mapping[str, Tensor],
-    targets: Mapping[str, nnx.Param],
+    targets: Mapping[str, tuple[int, ...]],
     where: str,
 ) -> None:
-    """Raise WeightsError unless the tensors have the names and shapes of `targets`."""
+    """Raise WeightsError unless the tensors have the names and shapes `targets`."""
     # Every fault of a file in one error, since one alone says little of what the file is.
     both = set(found) & set(targets)
     faults = {
         "missing": sorted(set(targets) - set(found)),
         "unknown": sorted(set(found) - set(targets)),
-        "of another shape": sorted(n for n in both if targets[n].shape != found[n].shape),
+        "of another shape": sorted(n for n in both if found[n].shape != targets[n]),
     }
     complain(faults, where)
 

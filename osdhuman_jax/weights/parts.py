@@ -54,6 +54,7 @@ from osdhuman_jax.weights.model_folder import (
     DTYPES,
     IMPOSSIBLE,
     abstract,
+    compare,
     fill,
     parameters,
     read_configs,
@@ -61,7 +62,7 @@ from osdhuman_jax.weights.model_folder import (
     shapes,
     verify,
 )
-from osdhuman_jax.weights.torch_files import Tensor, WeightsError, complain, load, write_safetensors
+from osdhuman_jax.weights.torch_files import Tensor, WeightsError, load, write_safetensors
 
 AnySizes = (
     CLIPConfig
@@ -160,14 +161,8 @@ def read_part(folder: Path, name: str) -> Part:
     meta, file = read_meta(folder), folder / f"{name}.safetensors"
     config = part_config(folder, meta, name)
     verify(folder, meta, file.name)
-    tensors, targets = load(file), part_shapes(name, config, read_configs(folder, meta)[0])
-    both = targets.keys() & tensors.keys()
-    faults = {
-        "missing": sorted(targets.keys() - tensors.keys()),
-        "unknown": sorted(tensors.keys() - targets.keys()),
-        "of another shape": sorted(n for n in both if tensors[n].shape != targets[n]),
-    }
-    complain(faults, str(file))
+    tensors = load(file)
+    compare(tensors, part_shapes(name, config, read_configs(folder, meta)[0]), str(file))
     return Part(config, tensors, [file])
 
 
