@@ -5,7 +5,8 @@ log in OUT and with its own limit: one that fails, hangs or finds too little tim
 its row and costs no other. The most important come first; BUDGET seconds (470) are for all of them,
 compilation included. After each one OUT/table.md and OUT/table.json are written anew. Parts are
 those of GROUPS: another call with `PART ...` measures what the first had no time for. `--smoke`
-tries every part on the smallest networks, on a CPU too; its figures say nothing.
+tries every part on the smallest networks, on a CPU too, with compilers that optimise nothing: its
+figures say nothing.
 """
 
 import argparse
@@ -64,104 +65,100 @@ class Part:
     after: str = ""  # only if the part of this name failed
 
 
-def step_part(name: str, what: str, side: str, *flags: str, **kw: Any) -> Part:
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured: presets of restore.py and train_step.py, and how much of each."""
+
+    preset: str = "sd21"
+    first: str = "haodiff_dpg"  # HAODiff's two stages
+    second: str = "haodiff"
+    size: int = 512  # side of a restored picture
+    crop: int = 512  # of one in training
+    many: int = 8  # pictures restored together
+    batch: int = 4  # of a training step
+    pair: int = 2  # of one of HAODiff's second stage
+    runs: int = 20
+    steps: int = 5
+
+
+# The same commands on the smallest networks; both of HAODiff's stages by one program.
+SMOKE = Sizes("tiny", "haodiff_tiny", "haodiff_tiny", 64, 64, 2, 1, 1, 2, 1)
+
+
+def step_part(name: str, what: str, side: str, flags: str, **kw: Any) -> Part:
     """A training step's part; the group is the name's first word."""
-    batch = int(flags[flags.index("--batch") + 1])
-    command = ("benchmarks.train_step", "--figures", *flags)
+    words = flags.split()
+    batch = int(words[words.index("--batch") + 1])
+    command = ("benchmarks.train_step", "--figures", *words)
     return Part(name, name.split("-")[0], what, batch, side, command, **kw)
 
 
-def restore_part(
-    group: str, what: str, size: int, batch: int, flags: tuple[str, ...], side: str, **kw: Any
-) -> Part:
-    """One side of a restoration; `work` names the process of that side (see restore.py)."""
-    work = ("--work", side, str(size), str(batch))
-    command = ("benchmarks.restore", *flags, *work)
-    return Part(f"{group}-{side}", group, what, batch, SIDES[side], command, **kw)
+def restore_parts(
+    group: str,
+    what: str,
+    command: tuple[str, ...],
+    size: int,
+    batch: int,
+    limits: dict[str, tuple[float, float]],
+) -> list[Part]:
+    """Sides of a restoration, with limit and least seconds of each."""
+    made = []
+    for side, (limit, least) in limits.items():
+        # What restore.py gives to the process of one side.
+        words = ("benchmarks.restore", *command, "--work", side, str(size), str(batch))
+        key = "decode" if "decode" in command else "whole"
+        name = f"{group}-{side}"
+        made.append(Part(name, group, what, batch, SIDES[side], words, limit, least, key))
+    return made
 
 
-def plan(smoke: bool, weights: Path) -> list[Part]:
-    """All parts, the most important first."""
-    # Sizes of a smoke test: the same commands on networks that take a second.
-    size, many, runs, steps, batch, two = (64, 2, 2, 1, 2, 1) if smoke else (512, 8, 20, 5, 4, 2)
-    preset, hao, dpg = (
-        ("tiny", "haodiff_tiny", "haodiff_tiny") if smoke else ("sd21", "haodiff", "haodiff_dpg")
-    )
-    step = ("--precision", "bf16", "--steps", str(steps))
-    own = ("--preset", preset, "--batch", str(batch), "--remat", "none", *step)
-    alone = (*own, "--peer_alone", "--peer")
-    told = f"training step, {size} x {size}" if not smoke else "training step"
-    common = ("--precision", "bf16", "--runs", str(runs))
-    flags = (*common, "--preset", preset, "--weights", str(weights / "restorer"))
-    guided = (*common, "--preset", hao, "--weights", str(weights / "haodiff"), "--sides", "ours")
-    restoring = f"restoration, {size} x {size}"
-
-    def restorations(group: str, count: int, limits: dict[str, tuple[float, float]]) -> list[Part]:
-        return [
-            restore_part(group, restoring, size, count, flags, side, limit=limit, least=least)
-            for side, (limit, least) in limits.items()
-        ]
-
-    def decoder(side: str, limit: float, least: float) -> Part:
-        chosen = (*flags, "--parts", "decode")
-        kw = {"limit": limit, "least": least, "key": "decode"}
-        return restore_part("decoder", "decoder alone", size, 1, chosen, side, **kw)
-
-    stage = ("--remat", "blocks", *step)
-    both = {"limit": 300.0, "least": 120.0}
-    return [
-        # It computes while a CPU makes the weights that restorations need.
-        step_part("train-eager", told, EAGER, *alone, "plain", limit=90, least=25),
+def steps(sizes: Sizes) -> dict[str, Part]:
+    """Training steps by name."""
+    common = f"--precision bf16 --steps {sizes.steps}"
+    paper = f"--preset {sizes.preset} --batch {sizes.batch} --remat none {common}"
+    alone = f"{paper} --peer_alone --peer"
+    what = f"training step, {sizes.crop} x {sizes.crop}"
+    short, long = {"limit": 90, "least": 25}, {"limit": 300, "least": 120}
+    first = f"--preset {sizes.first} --batch {sizes.batch} --remat blocks {common}"
+    second = f"--preset {sizes.second} --batch {sizes.pair} --remat blocks {common}"
+    made = [
+        step_part("train-eager", what, EAGER, f"{alone} plain", **short),
         step_part(
             "train-checkpointing",
-            told,
-            CHECKPOINTED,
-            *alone,
-            "checkpointing",
-            limit=90,
-            least=25,
+            *(what, CHECKPOINTED, f"{alone} checkpointing"),
+            **short,
             after="train-eager",
         ),
-        *restorations("restore", 1, {"ours": (160, 40), "eager": (60, 20), "compile": (170, 60)}),
-        step_part("train-ours", told, OURS, *own, **both),
-        step_part(
-            "haodiff",
-            "HAODiff, stage 2, step",
-            OURS,
-            "--preset",
-            hao,
-            "--batch",
-            str(two),
-            *stage,
-            **both,
-        ),
-        *restorations(
-            "restore8", many, {"ours": (120, 50), "eager": (60, 20), "compile": (150, 60)}
-        ),
-        decoder("ours", 90, 40),
-        decoder("eager", 60, 20),
-        step_part(
-            "dpg",
-            "HAODiff, stage 1, step",
-            OURS,
-            "--preset",
-            dpg,
-            "--batch",
-            str(batch),
-            *stage,
-            limit=240,
-            least=90,
-        ),
-        restore_part(
-            "haodiff_restore",
-            f"HAODiff, {restoring}",
-            size,
-            1,
-            guided,
-            "ours",
-            limit=170,
-            least=80,
-        ),
+        step_part("train-ours", what, OURS, paper, **long),
+        step_part("haodiff", "HAODiff, stage 2, step", OURS, second, **long),
+        step_part("dpg", "HAODiff, stage 1, step", OURS, first, limit=240, least=90),
+    ]
+    return {part.name: part for part in made}
+
+
+def plan(sizes: Sizes, weights: Path) -> list[Part]:
+    """All parts, the most important first."""
+    size, step = sizes.size, steps(sizes)
+    common = ("--precision", "bf16", "--runs", str(sizes.runs))
+    plain = (*common, "--preset", sizes.preset, "--weights", str(weights / "restorer"))
+    guided = (*common, "--preset", sizes.second, "--weights", str(weights / "haodiff"))
+    guided += ("--sides", "ours")
+    what = f"restoration, {size} x {size}"
+    one = {"ours": (160, 40), "eager": (60, 20), "compile": (170, 60)}
+    many = {"ours": (120, 50), "eager": (60, 20), "compile": (150, 60)}
+    alone = {"ours": (90, 40), "eager": (60, 20)}
+    decoding = (*plain, "--parts", "decode")
+    return [
+        # PyTorch's step computes while a CPU makes the weights that restorations need.
+        step["train-eager"],
+        step["train-checkpointing"],
+        *restore_parts("restore", what, plain, size, 1, one),
+        step["train-ours"],
+        step["haodiff"],
+        *restore_parts("restore8", what, plain, size, sizes.many, many),
+        *restore_parts("decoder", "decoder alone", decoding, size, 1, alone),
+        step["dpg"],
+        *restore_parts("haodiff_restore", f"HAODiff, {what}", guided, size, 1, {"ours": (170, 80)}),
     ]
 
 
@@ -296,6 +293,10 @@ def main(argv: list[str] | None = None) -> None:
     """Measure part after part while there is time, and print the table."""
     args = parse(argv)
     end = time.monotonic() + float(os.environ.get("BUDGET", "470"))
+    if args.smoke:
+        # A CPU's compilers take minutes otherwise, also for the smallest networks.
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
     args.out.mkdir(parents=True, exist_ok=True)
     shared = Path("/dev/shm")
     roomy = shared.is_dir() and shutil.disk_usage(shared).free > ROOM
@@ -308,7 +309,11 @@ def main(argv: list[str] | None = None) -> None:
 def measure_all(args: argparse.Namespace, weights: Path, end: float) -> None:
     """Every part that was asked for, in the order of the plan."""
     about = machine(" ".join(["benchmarks/device.sh", *sys.argv[1:]]))
-    parts = [p for p in plan(args.smoke, weights) if not args.parts or p.group in args.parts]
+    parts = [
+        p
+        for p in plan(SMOKE if args.smoke else Sizes(), weights)
+        if not args.parts or p.group in args.parts
+    ]
     rows: list[dict[str, Any]] = []
     makers: dict[str, subprocess.Popen] = {}
     for part in parts:

@@ -117,10 +117,14 @@ def both_prompts(restorer: Any, picture: Any) -> tuple[Parts, int]:
     programs, guidance = Programs(restorer), np.float32(restorer.guidance)
     prompts = programs.tokens(picture.shape)
     whole = programs.whole(picture.shape, programs.tokens_shape(picture.shape))
-    calls: Parts = {"whole": lambda: np.asarray(whole(picture, prompts(picture), guidance))}
+
+    def run() -> np.ndarray:
+        tokens = prompts(picture).astype(np.float32)
+        return np.asarray(whole(picture, tokens, guidance))
+
     # One after the other: the larger of them counts.
     used = max(programs.memory(kind, picture.shape) for kind in ("tokens", "whole"))
-    return calls, used
+    return {"whole": run}, used
 
 
 def theirs(

@@ -162,7 +162,7 @@ def filled(shapes: Any, seed: int) -> Any:
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
         zero = "opt" in jax.tree_util.keystr(path) or shape.dtype == jnp.int32
         if zero:
-            return jnp.zeros(shape.shape, shape.dtype)
+            return jnp.asarray(np.zeros(shape.shape, shape.dtype))
         return jnp.asarray(np.resize(pools[shape.dtype], shape.shape))
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)

@@ -1,9 +1,13 @@
 """What benchmarks make of their values; that they run is for those who quote their figures."""
 
+import json
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from benchmarks import realsr, train_step
+from benchmarks import device_table, realsr, train_step
 from osdhuman_jax.evaluation.metrics import psnr_y
 from osdhuman_jax.images.codec import write_png
 
@@ -44,3 +48,35 @@ def test_what_is_not_here_is_compiled_for_and_not_timed(capsys):
         with pytest.raises(SystemExit):
             train_step.parse(argv)
     assert "--target goes with --aot" in capsys.readouterr().err
+
+
+PLANNED = {part.name for part in device_table.plan(device_table.SMOKE, Path("weights"))}
+
+
+@pytest.mark.slow
+def test_the_table_of_a_device_has_its_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("BUDGET", "900")
+    device_table.main(["--smoke", str(tmp_path)])
+    table = (tmp_path / "table.md").read_text()
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    # PyTorch's step with checkpointing is for where the one without has no room.
+    assert {row["name"] for row in rows} == PLANNED - {"train-checkpointing"}
+    assert all(not row["failed"] and row["median_ms"] > 0 for row in rows)
+    assert table.count("PyTorch, eager |") == 4 and table.count(" apart |") == 4
+    assert table in capsys.readouterr().out
+
+
+def test_a_part_that_hangs_or_fails_costs_no_other(tmp_path):
+    def row(command: str, limit: float) -> dict:
+        part = device_table.Part(command, "x", "x", 1, "x", (command,), limit, 0)
+        return device_table.measured(part, [], {}, tmp_path, time.monotonic() + 60)
+
+    slow = row("this", 1e-3)
+    broken = row("benchmarks.no_such_module", 30)
+    assert slow["failed"] == "stopped after 1 s" and "No module" in broken["failed"]
+    late = device_table.measured(
+        device_table.Part("late", "x", "x", 1, "x", ("this",), 9, 9), [], {}, tmp_path, 0.0
+    )
+    assert late["failed"].startswith("not begun")
+    lines = [device_table.line(r, [slow, broken, late]) for r in (slow, broken, late)]
+    assert all(line.count("|") == 12 for line in lines)
