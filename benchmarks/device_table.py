@@ -171,7 +171,7 @@ def run(command: tuple[str, ...], log: Path, limit: float) -> str:
         kw = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
         process = subprocess.Popen([sys.executable, "-m", *command], **kw)
         try:
-            status = process.wait(max(limit, 1))
+            status = process.wait(limit)
         except subprocess.TimeoutExpired:
             status = None
         with contextlib.suppress(ProcessLookupError):
@@ -255,7 +255,10 @@ def machine(command: str) -> dict[str, str]:
     listed = ", ".join(f"{k} {v}" for k, v in versions.items())
     python = f"Python {sys.version.split()[0]}"
     cores = f"{len(os.sched_getaffinity(0))} cores"
-    return {"GPU, driver, memory": told, "machine": cores, "versions": f"{python}, {listed}"} | {
+    return {
+        "GPU, driver, memory": told,
+        "machine": cores,
+        "versions": f"{python}, {listed}",
         "date": now,
         "command": command,
     }
@@ -309,11 +312,8 @@ def main(argv: list[str] | None = None) -> None:
 def measure_all(args: argparse.Namespace, weights: Path, end: float) -> None:
     """Every part that was asked for, in the order of the plan."""
     about = machine(" ".join(["benchmarks/device.sh", *sys.argv[1:]]))
-    parts = [
-        p
-        for p in plan(SMOKE if args.smoke else Sizes(), weights)
-        if not args.parts or p.group in args.parts
-    ]
+    planned = plan(SMOKE if args.smoke else Sizes(), weights)
+    parts = [part for part in planned if part.group in (args.parts or GROUPS)]
     rows: list[dict[str, Any]] = []
     makers: dict[str, subprocess.Popen] = {}
     for part in parts:

@@ -67,16 +67,14 @@ def test_the_table_of_a_device_has_its_rows(tmp_path, monkeypatch, capsys):
 
 
 def test_a_part_that_hangs_or_fails_costs_no_other(tmp_path):
-    def row(command: str, limit: float) -> dict:
-        part = device_table.Part(command, "x", "x", 1, "x", (command,), limit, 0)
-        return device_table.measured(part, [], {}, tmp_path, time.monotonic() + 60)
+    def row(name: str, *command: str, limit: float = 60, left: float = 60) -> dict:
+        part = device_table.Part(name, "x", "x", 1, "x", command, limit, 1)
+        return device_table.measured(part, [], {}, tmp_path, time.monotonic() + left)
 
-    slow = row("this", 1e-3)
-    broken = row("benchmarks.no_such_module", 30)
-    assert slow["failed"] == "stopped after 1 s" and "No module" in broken["failed"]
-    late = device_table.measured(
-        device_table.Part("late", "x", "x", 1, "x", ("this",), 9, 9), [], {}, tmp_path, 0.0
-    )
+    hangs = row("hangs", "timeit", "-n1", "-r1", "import time; time.sleep(60)", limit=1)
+    breaks = row("breaks", "benchmarks.no_such_module")
+    late = row("late", "this", left=0)
+    assert hangs["failed"] == "stopped after 1 s" and "No module" in breaks["failed"]
     assert late["failed"].startswith("not begun")
-    lines = [device_table.line(r, [slow, broken, late]) for r in (slow, broken, late)]
-    assert all(line.count("|") == 12 for line in lines)
+    rows = [hangs, breaks, late]
+    assert all(device_table.line(row, rows).count("|") == 12 for row in rows)
