@@ -144,8 +144,8 @@ def plan(sizes: Sizes, weights: Path) -> list[Part]:
     guided = (*common, "--preset", sizes.second, "--weights", str(weights / "haodiff"))
     guided += ("--sides", "ours")
     what = f"restoration, {size} x {size}"
-    one = {"ours": (160, 40), "eager": (60, 20), "compile": (170, 60)}
-    many = {"ours": (120, 50), "eager": (60, 20), "compile": (150, 60)}
+    one = {"ours": (220, 40), "eager": (60, 20), "compile": (170, 60)}
+    many = {"ours": (150, 50), "eager": (60, 20), "compile": (150, 60)}
     alone = {"ours": (90, 40), "eager": (60, 20)}
     decoding = (*plain, "--parts", "decode")
     return [
