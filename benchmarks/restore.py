@@ -1,11 +1,14 @@
 """python -m benchmarks.restore --preset nano --sizes 512 1024 --batches 1 8 [--parts]
 
 Restoring, here and by diffusers' PyTorch modules (channels_last; eager and torch.compile): the same
-weights, machine and pictures, each side alone in a process of its own for each size and batch. The
-prompt is given. Told are milliseconds a picture (the best of all runs, and the median), the peak
-of memory while running, and how far the outputs are apart, in levels of 255. `--aot --target h200`
-(or a TPU's slice, `v5e:2x4`) compiles the parts for a device that is not here, see
-restore_ahead.py.
+weights, machine and pictures, each side alone in a process of its own for each size and batch, on
+a GPU where there is one. The prompt is given, but to HAODiff (`--sides ours`: diffusers has no such
+restorer), which makes both of its own. Pictures are on the device before a run, and what is
+restored is on the host after it. Told are milliseconds a picture (the best of all runs, and the
+median), the peak of memory while running, and how far the outputs are apart, in levels of 255. Of
+a GPU's memory JAX keeps one peak for a whole process, the trials of its compiler included: the
+compiler's own account of the program is kept beside it. `--aot --target h200` (or a TPU's slice,
+`v5e:2x4`) compiles the parts for a device that is not here, see restore_ahead.py.
 """
 
 import argparse
@@ -25,10 +28,12 @@ import numpy as np
 
 from benchmarks import absent, restore_ahead
 from configs.haodiff_dpg import haodiff
-from configs.models import nano, tiny
+from configs.models import nano, tiny, tiny_dual
 from osdhuman_jax.config import ModelConfig
 
 PRESETS = {"tiny": tiny, "nano": nano, "sd21": ModelConfig, "haodiff": haodiff}
+PRESETS["haodiff_tiny"] = lambda: replace(tiny(), dual=tiny_dual())
+PARTS = ("encode", "denoise", "decode")
 SIDES = ("ours", "eager", "compile")
 PRECISIONS = ("fp32", "bf16")
 NAMES = {"ours": "osdhuman_jax", "eager": "PyTorch, eager", "compile": "PyTorch, compiled"}
@@ -43,12 +48,17 @@ def config_of(preset: str) -> ModelConfig:
 
 def make(folder: Path, preset: str) -> None:
     """Random weights, as this project's folder `ours` and as diffusers' `theirs`."""
+    import jax
+
     from osdhuman_jax.weights import random_restorer, save_model
     from osdhuman_jax.weights.exporter import export_model
 
+    # A GPU is left to the sides, whose memory is told.
+    jax.config.update("jax_platforms", "cpu")
     config = config_of(preset)
     save_model(folder / "ours", config, random_restorer(config, 0))
-    export_model(folder / "ours", "diffusers", folder / "theirs")
+    if config.dual is None:
+        export_model(folder / "ours", "diffusers", folder / "theirs")
 
 
 def inputs(preset: str, size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -59,8 +69,13 @@ def inputs(preset: str, size: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return pictures.astype(np.float32), rng.standard_normal(shape, np.float32)
 
 
-def ours(folder: Path, precision: str, lq: np.ndarray, prompt: np.ndarray, parts: bool) -> Parts:
-    """Calls to time, by name; each waits for its result and gives it."""
+def ours(
+    folder: Path, precision: str, lq: np.ndarray, prompt: np.ndarray, parts: list[str]
+) -> tuple[Parts, int]:
+    """Calls to time, by name, and the bytes that the program of the whole takes by its compiler.
+
+    Each call waits for its result and gives it.
+    """
     import jax
     import jax.numpy as jnp
     from flax import nnx
@@ -68,12 +83,15 @@ def ours(folder: Path, precision: str, lq: np.ndarray, prompt: np.ndarray, parts
     from osdhuman_jax.inference.programs import Programs
     from osdhuman_jax.weights import load_model
 
-    restorer = load_model(folder / "ours", precision=precision).restorer
+    model = load_model(folder / "ours", precision=precision)
+    restorer, vae = model.restorer, model.config.vae
+    picture, tokens = jnp.asarray(lq), jnp.asarray(prompt)
+    if restorer.guidance is not None:
+        return both_prompts(restorer, picture)
     restorer.prompter = None
-    whole = Programs(restorer).whole(lq.shape, prompt.shape)
-    calls: Parts = {"whole": lambda: np.asarray(whole(lq, prompt))}
-    if not parts:
-        return calls
+    programs = Programs(restorer)
+    whole = programs.whole(lq.shape, prompt.shape)
+    calls: Parts = {"whole": lambda: np.asarray(whole(picture, tokens))}
     graphdef, weights = nnx.split(restorer)
 
     def part(name: str, *arguments: Any) -> Callable[[], Any]:
@@ -83,11 +101,30 @@ def ours(folder: Path, precision: str, lq: np.ndarray, prompt: np.ndarray, parts
         compiled = jax.jit(run).lower(weights, *arguments).compile()
         return lambda: jax.block_until_ready(compiled(weights, *arguments))
 
-    picture, tokens = jnp.asarray(lq), jnp.asarray(prompt)
-    calls["encode"] = part("encode", picture)
-    latent = calls["encode"]()
-    calls["denoise"] = part("denoise", latent, tokens)
-    return calls | {"decode": part("decode", latent)}
+    # A latent of the right size: its values are no matter to a part's time.
+    height, width = (side // vae.downscale for side in lq.shape[1:3])
+    shape = (len(lq), height, width, vae.latent_channels)
+    latent = jnp.asarray(np.random.default_rng(2).standard_normal(shape, np.float32))
+    inputs = {"encode": (picture,), "denoise": (latent, tokens), "decode": (latent,)}
+    calls |= {name: part(name, *inputs[name]) for name in parts}
+    return calls, programs.memory("whole", lq.shape)
+
+
+def both_prompts(restorer: Any, picture: Any) -> tuple[Parts, int]:
+    """As `ours`, for HAODiff with its own prompts."""
+    from osdhuman_jax.inference.programs import Programs
+
+    programs, guidance = Programs(restorer), np.float32(restorer.guidance)
+    prompts = programs.tokens(picture.shape)
+    whole = programs.whole(picture.shape, programs.tokens_shape(picture.shape))
+
+    def run() -> np.ndarray:
+        tokens = prompts(picture).astype(np.float32)
+        return np.asarray(whole(picture, tokens, guidance))
+
+    # One after the other: the larger of them counts.
+    used = max(programs.memory(kind, picture.shape) for kind in ("tokens", "whole"))
+    return {"whole": run}, used
 
 
 def theirs(
@@ -100,7 +137,7 @@ def theirs(
     from benchmarks import references
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = references.fast_device()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     like = {"device": device, "dtype": dtype, "memory_format": torch.channels_last}
     vae, unet = (
@@ -113,9 +150,11 @@ def theirs(
         encode, decode, step = (torch.compile(f) for f in (encode, decode, step))
     x = torch.from_numpy(lq).permute(0, 3, 1, 2).to(**like)
     tokens = torch.from_numpy(prompt).to(device, dtype)
+    # On the device beforehand: a copy from the host would wait for what is computed there.
+    t = torch.tensor(timestep, device=device)
 
     def denoise(z: torch.Tensor) -> torch.Tensor:
-        eps = step(z, torch.tensor(timestep, device=device), tokens).sample
+        eps = step(z, t, tokens).sample
         return references.one_step(eps.float(), z.float(), timestep).to(dtype)
 
     def run() -> np.ndarray:
@@ -125,7 +164,14 @@ def theirs(
             return picture.float().permute(0, 2, 3, 1).cpu().numpy()
 
     def part(function: Callable[[], Any]) -> Callable[[], Any]:
-        return torch.inference_mode()(function)
+        def run() -> None:
+            with torch.inference_mode():
+                function()
+            # What a GPU computes goes on after the call.
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
 
     z = torch.inference_mode()(lambda: scale * encode(x).latent_dist.mode())()
     return {
@@ -138,13 +184,16 @@ def theirs(
 
 def peak(reset: bool = False) -> int:
     """Peak of the process's memory in bytes, or of the GPU's that PyTorch or JAX uses."""
+    gpu = sys.modules["torch"].cuda if "torch" in sys.modules else None
+    if gpu and gpu.is_available():
+        if reset:
+            gpu.reset_peak_memory_stats()
+        return gpu.max_memory_allocated()
+    found = sys.modules["jax"].devices()[0].memory_stats() if "jax" in sys.modules else None
+    if found:
+        return found["peak_bytes_in_use"]
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
-        return sys.modules["torch"].cuda.max_memory_allocated()
-    statistics_ = sys.modules["jax"].devices()[0].memory_stats() if "jax" in sys.modules else None
-    if statistics_:
-        return statistics_["peak_bytes_in_use"]
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -152,27 +201,27 @@ def peak(reset: bool = False) -> int:
 def work(args: argparse.Namespace, folder: Path, side: str, size: int, batch: int) -> None:
     """One side at one size and batch: its figures as a line of JSON, its output as a file."""
     lq, prompt = inputs(args.preset, size, batch)
+    found: dict[str, Any] = {}
+    start = time.perf_counter()
     if side == "ours":
-        calls = ours(folder, args.precision, lq, prompt, args.parts)
+        calls, found["program"] = ours(folder, args.precision, lq, prompt, args.parts)
     else:
         timestep = PRESETS[args.preset]().timestep
         calls = theirs(folder, args.precision, lq, prompt, timestep, side == "compile")
-    calls = calls if args.parts else {"whole": calls["whole"]}
-    start = time.perf_counter()
     np.save(folder / f"{side}.npy", calls["whole"]())
-    found: dict[str, Any] = {"first": time.perf_counter() - start}
+    found["first"] = time.perf_counter() - start
     peak(reset=True)
-    for name, call in calls.items():
+    for name in ("whole", *args.parts):
         if name != "whole":
-            call()
+            calls[name]()
         times = []
         for _ in range(args.runs):
             start = time.perf_counter()
-            call()
+            calls[name]()
             times.append((time.perf_counter() - start) / batch * 1e3)
-        found[name] = min(times)
+        found |= {name: min(times), f"{name}_median": statistics.median(times)}
         if name == "whole":
-            found |= {"median": statistics.median(times), "peak": peak()}
+            found["peak"] = peak()
     print(json.dumps(found))
 
 
@@ -185,16 +234,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--precision", choices=PRECISIONS, default="fp32")
     add("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     add("--runs", type=int, default=5, help="after one that warms up")
-    add("--parts", action="store_true", help="time encoder, U-Net and decoder alone, too")
+    add("--parts", nargs="*", choices=PARTS, help="time these alone, too; without a name: all")
     add("--weights", type=Path, help="folder to keep the weights in; default: a temporary one")
     add("--aot", action="store_true", help="compile the parts only; first size and batch")
     add("--target", type=absent.target, help="of --aot: h200, or a slice: v5e:2x4")
-    add("--work", nargs=3, help=argparse.SUPPRESS)  # side, size, batch: of a side's process
+    # Side, size and batch of a side's process, or "make" for the one that makes the weights.
+    add("--work", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    args.parts = list(PARTS) if args.parts == [] else args.parts or []
     if bool(args.aot) != bool(args.target):
         parser.error("--aot and --target go together")
-    if args.preset == "haodiff" and not args.aot:
-        parser.error("--preset haodiff goes with --aot: diffusers has no such restorer")
+    if "haodiff" in args.preset and not args.aot and (args.sides != ["ours"] or args.parts):
+        parser.error("HAODiff goes with --sides ours or --aot: diffusers has no such restorer")
     return args
 
 
@@ -212,13 +263,12 @@ def row(side: str, size: int, batch: int, found: dict[str, Any], apart: float | 
     """One line of the table."""
     if "failed" in found:
         return f"| {size} | {batch} | {NAMES[side]} | {found['failed'][:60]} | | | |"
-    parts = [f"{k} {found[k]:,.0f}" for k in ("encode", "denoise", "decode") if k in found]
+    parts = [f"{k} {found[k]:,.1f}" for k in PARTS if k in found]
     gap = "" if apart is None else f"{apart:.2f}"
     best = f"{found['whole']:,.1f}" + (f" ({', '.join(parts)})" if parts else "")
     memory = f"{found['peak'] / 2**20:,.0f}"
-    return (
-        f"| {size} | {batch} | {NAMES[side]} | {best} | {found['median']:,.1f} | {memory} | {gap} |"
-    )
+    cells = (size, batch, NAMES[side], best, f"{found['whole_median']:,.1f}", memory, gap)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def compare(args: argparse.Namespace, argv: list[str], folder: Path) -> None:
@@ -242,6 +292,10 @@ def main(argv: list[str] | None = None) -> None:
     """Make the weights if need be and compare."""
     argv = sys.argv[1:] if argv is None else argv
     args = parse(argv)
+    if args.work and args.work[0] == "make":
+        make(args.weights, args.preset)
+        print("{}")
+        return
     if args.work:
         work(args, args.weights, args.work[0], *map(int, args.work[1:]))
         return
@@ -252,8 +306,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.weights or Path(temporary)
-        if not (folder / "theirs").exists():
-            make(folder, args.preset)
+        if not (folder / "ours").exists():
+            made = run_side(argv, folder, "make", 0, 0)
+            if "failed" in made:
+                raise SystemExit(made["failed"])
         compare(args, argv, folder)
 
 

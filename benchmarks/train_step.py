@@ -4,17 +4,20 @@ One step of the paper's training, of a stage of HAODiff's (`--preset haodiff_dpg
 of DiffBody's (`diffbody`), each by its config, on random weights and pictures: seconds (the
 median), pictures a second, peak memory, operations and utilisation. `--peer` times a PyTorch step
 of the same arithmetic before it, alone in a process of its own: as it is, or with gradient
-checkpointing, which computes every block twice. `--aot` compiles without running anything: memory
-and operations of a size that the machine could not hold, on `--target` even for a GPU or a TPU that
-is not here.
+checkpointing, which computes every block twice; with `--peer_alone` nothing else. `--aot` compiles
+without running anything: memory and operations of a size that the machine could not hold, on
+`--target` even for a GPU or a TPU that is not here. `--figures` leaves the operations out, which
+take long to count, and ends with a line of JSON.
 """
 
 import argparse
+import json
 import multiprocessing
 import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -24,8 +27,9 @@ from flax import nnx
 
 from benchmarks import absent
 from configs import diffbody, diffbody_cleaner, haodiff, haodiff_dpg
-from configs.models import nano, tiny
+from configs.models import nano, tiny, tiny_dual
 from osdhuman_jax.config import Config, ModelConfig
+from osdhuman_jax.inference.programs import footprint
 from osdhuman_jax.methods.cleaner import build_cleaner
 from osdhuman_jax.methods.diffbody import DiffBody
 from osdhuman_jax.networks.configs import (
@@ -54,6 +58,20 @@ CONFIGS = {
 }
 
 
+def small_haodiff() -> Config:
+    """HAODiff's second stage with networks as small as they come, to try the command."""
+    config = haodiff.get_config()
+    config.model = replace(tiny(), dual=replace(tiny_dual(), upsamplers=True))
+    config.data.crop = config.model.dual.image_size
+    return config
+
+
+POOL = 2**20 - 1  # random values; odd, so that no two rows of a matrix are the same
+CONFIGS["haodiff_tiny"] = small_haodiff
+# Presets whose VGG16 is as narrow as a tiny restorer's.
+NARROW = {"haodiff_tiny": 16}
+
+
 def experiment_of(args: argparse.Namespace) -> Config:
     """The paper's objective at a preset's size, or an experiment of its own."""
     if args.preset in CONFIGS:
@@ -70,7 +88,7 @@ def experiment_of(args: argparse.Namespace) -> Config:
 
 def narrow_of(args: argparse.Namespace) -> int:
     """What VGG16's widths are divided by: a small model's losses are small as well."""
-    return PRESETS[args.preset][2] if args.preset in PRESETS else 1
+    return PRESETS[args.preset][2] if args.preset in PRESETS else NARROW.get(args.preset, 1)
 
 
 def diffbody_shapes(config: Config) -> DiffBody:
@@ -137,24 +155,29 @@ def on(device: Any, shapes: Any) -> Any:
 
 def filled(shapes: Any, seed: int) -> Any:
     """Small random weights; counters and moments are zero."""
-    rng = np.random.default_rng(seed)
+    # Drawn once and repeated: to draw a thousand million values takes longer than to time steps.
+    pool = 0.02 * np.random.default_rng(seed).standard_normal(POOL, np.float32)
+    pools = {dtype: pool.astype(dtype) for dtype in {x.dtype for x in jax.tree.leaves(shapes)}}
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
         zero = "opt" in jax.tree_util.keystr(path) or shape.dtype == jnp.int32
-        values = np.zeros if zero else (lambda size: 0.02 * rng.standard_normal(size, np.float32))
-        return jnp.asarray(values(shape.shape), shape.dtype)
+        if zero:
+            return jnp.asarray(np.zeros(shape.shape, shape.dtype))
+        return jnp.asarray(np.resize(pools[shape.dtype], shape.shape))
 
     return jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def times(step: Any, count: int) -> list[float]:
-    """Seconds of each of `count` calls, after one more that warms up."""
+def times(step: Any, count: int, warm: Any = None) -> list[float]:
+    """Seconds of each of `count` calls, after one more that warms up; `warm` is called then."""
     # The first call finds nothing in any cache.
     found = []
-    for _ in range(count + 1):
+    for index in range(count + 1):
         before = time.perf_counter()
         step()
         found.append(time.perf_counter() - before)
+        if index == 0 and warm:
+            warm()
     return found[1:]
 
 
@@ -178,16 +201,23 @@ def time_peer(args: argparse.Namespace) -> tuple[list[float], float]:
     """Seconds of each step, and the peak of CUDA's memory in bytes (0 on a CPU)."""
     import torch
 
+    from benchmarks import references
     from benchmarks.peer_step import PeerStep
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = references.fast_device()
     config, narrow = experiment_of(args), narrow_of(args)
-    step = PeerStep(config, device, narrow, args.peer == "checkpointing")
+    # Made where it is used: a CPU takes a minute for the full size.
+    with device:
+        step = PeerStep(config, device, narrow, args.peer == "checkpointing")
     side, batch = config.data.crop, config.data.batch_size
     lq, hq = (2 * torch.rand(batch, 3, side, side, device=device) - 1 for _ in range(2))
-    found = times(lambda: step(lq, hq), args.steps)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
-    return found, peak
+    if device.type == "cpu":
+        return times(lambda: step(lq, hq), args.steps), 0
+    # As a GPU's convolutions want it; what was tried for the first step is no part of its peak.
+    for network in (step.vae, step.unet, step.reg, step.fixed):
+        network.to(memory_format=torch.channels_last)
+    found = times(lambda: step(lq, hq), args.steps, torch.cuda.reset_peak_memory_stats)
+    return found, torch.cuda.max_memory_allocated()
 
 
 def row(name: str, seconds: list[float], batch: int) -> str:
@@ -212,11 +242,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=5)
     kinds = {"nargs": "?", "const": "plain", "choices": ("plain", "checkpointing")}
     parser.add_argument("--peer", **kinds, help="time PyTorch's step too")
+    parser.add_argument("--peer_alone", action="store_true", help="with --peer: not our step")
+    parser.add_argument("--figures", action="store_true", help="end with a line of JSON")
     parser.add_argument("--aot", action="store_true", help="compile only")
     parser.add_argument("--target", type=absent.target, help="of --aot: h200, or a slice: v5e:2x4")
     args = parser.parse_args(argv)
     if args.peer and args.preset in CONFIGS:
         parser.error("--peer is a step of the paper's: of a preset that is not a config")
+    if args.peer_alone and not args.peer:
+        parser.error("--peer_alone goes with --peer")
     if args.target and not args.aot:
         parser.error("--target goes with --aot: what is not here runs nothing")
     return args
@@ -229,45 +263,60 @@ def describe(
     memory = compiled.memory_analysis()
     temporary = memory.temp_size_in_bytes / 1e9
     total = memory.argument_size_in_bytes / 1e9 + temporary
+    counted = f"a step: {work / 1e12:.4g} TFLOP, {work / args.batch / 1e12:.4g} a picture\n"
     return (
         f"{args.preset}, batch {args.batch}, {args.precision}, remat {args.remat}, "
         f"for {device.device_kind}\n"
-        f"a step: {work / 1e12:.4g} TFLOP, {work / args.batch / 1e12:.4g} a picture\n"
+        f"{counted if work else ''}"
         f"memory: {total:.3f} GB, of which {temporary:.3f} for what is computed\n"
         f"compiled in {seconds:.0f} s"
     )
 
 
+def peer(args: argparse.Namespace) -> None:
+    """Time PyTorch's step and print its line."""
+    # In a process that ends: JAX takes most of a GPU's memory.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+        seconds, used = alone.submit(time_peer, args).result()
+    line = row(f"PyTorch, {args.peer}", seconds, args.batch)
+    print(line + (f"  peak on the device: {used / 1e9:.2f} GB" if used else ""), flush=True)
+    if args.figures:
+        print(json.dumps({"seconds": seconds, "peak": used}), flush=True)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Compile, describe, and (without --aot) time."""
     args = parse(argv)
-    # PyTorch first, and in a process that ends: JAX takes most of a GPU's memory.
     if args.peer:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
-            seconds, used = alone.submit(time_peer, args).result()
-        line = row(f"PyTorch, {args.peer}", seconds, args.batch)
-        print(line + (f"  peak on the device: {used / 1e9:.2f} GB" if used else ""), flush=True)
+        peer(args)
+    if args.peer_alone:
+        return
     # Our step: compiled from shapes alone, and described.
     here = nullcontext((jax.devices()[0], None))
     target = absent.device(args.target) if args.target else here
     config, narrow = experiment_of(args), narrow_of(args)
     trainer, state, frozen = shapes_of(config, narrow)
-    work = flops.step_flops(trainer, state, frozen)
+    work = 0 if args.figures else flops.step_flops(trainer, state, frozen)
     before = time.perf_counter()
     step = jax.jit(trainer.step, donate_argnums=0)
     with target as (device, options):
         inputs = on(device, (state, frozen, flops.batch_shapes(config.data)))
         compiled = step.lower(*inputs).compile(options)
-    print(describe(args, compiled, device, work, time.perf_counter() - before), flush=True)
+    compiled_in = time.perf_counter() - before
+    print(describe(args, compiled, device, work, compiled_in), flush=True)
     if args.aot:
         return
     # Then timed, on random weights and pictures.
     peak = flops.peak(device.device_kind)
     seconds = time_ours(compiled, state, frozen, config, args.steps)
-    print(row("ours", seconds, args.batch) + rate(seconds, work, peak), flush=True)
-    stats = device.memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        print(f"peak on the device: {stats['peak_bytes_in_use'] / 1e9:.2f} GB")
+    told = rate(seconds, work, peak) if work else ""
+    print(row("ours", seconds, args.batch) + told, flush=True)
+    used = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+    if used:
+        print(f"peak on the device: {used / 1e9:.2f} GB")
+    if args.figures:
+        told = {"seconds": seconds, "peak": used, "program": footprint(compiled)}
+        print(json.dumps(told | {"first": compiled_in}))
 
 
 if __name__ == "__main__":
