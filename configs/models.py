@@ -68,10 +68,10 @@ def small() -> ModelConfig:
         ),
         unet=UNetConfig(
             in_channels=48,
-            block_out_channels=(96, 96, 96),
+            block_out_channels=(96, 96, 64),
             down_block_types=(PLAIN, PLAIN, CROSS),
-            layers_per_block=1,
-            num_attention_heads=(1, 1, 3),
+            layers_per_block=2,
+            num_attention_heads=(1, 1, 2),
             cross_attention_dim=64,
             norm_num_groups=8,
         ),
