@@ -2,7 +2,8 @@
 # train on it; test: lint and the test suite; test-page: the page in a Chromium (CHROMIUM names it);
 # table: measure the bundled model, on the photographs in PHOTOS if given, and put it in the READMEs;
 # diffbody-demo: train DiffBody in small, for minutes, and use it; diffbody-table: the table of the
-# DiffBody in the folder DIFFBODY, people found by WHEEL (of mediapipe 0.10), the rest as for table;
+# DiffBody in the folder DIFFBODY, people found by WHEEL (of mediapipe 0.10), in squares of SIDE
+# pixels, the rest as for table;
 # REAL is a folder of low-quality pictures, NIQE the file of its parameters, PEER another model as
 # NAME=FOLDER and RESTORED another program's pictures as NAME=FOLDER.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -29,6 +30,7 @@ table: $(VENV)/runtime
 diffbody-table: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.diffbody_table --output results/diffbody_table --diffbody "$(DIFFBODY)" \
 		$(if $(WHEEL),--from "blazepose:$(WHEEL)") $(if $(PHOTOS),--input "$(PHOTOS)") \
+		$(if $(SIDE),--side "$(SIDE)") \
 		$(if $(NIQE),--niqe "$(NIQE)") $(if $(PEER),--peer "$(PEER)") $(if $(CARD),--write "$(CARD)")
 
 test: $(VENV)/dev lint

@@ -1,7 +1,7 @@
 """The table of a DiffBody's ablations: what cleaner, ControlNet, structure and guidance each bring.
 
     python -m benchmarks.diffbody_table --diffbody MODEL --from blazepose:WHEEL --input PHOTOS \\
-        --output results/diffbody_table --write MODEL_CARD.md
+        --side 192 --output results/diffbody_table --write MODEL_CARD.md
 
 Columns, pictures, sheets and further flags are those of benchmarks.quality, whose rows (the input,
 non-local means, the bundled one-step model, peers) come first. Then

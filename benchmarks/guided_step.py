@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
+from jax.typing import DTypeLike
 
 from benchmarks import references
 from benchmarks.convert import from_torch, nchw, normal, randomise
@@ -89,15 +90,15 @@ class GuidedStep:
         mean = mean + (now / after) ** 0.5 * (1 - after) / (1 - now) * z - shift
         return (mean + spread * nchw(self.noise)).detach()
 
-    def ours(self) -> jax.Array:
-        """The same, NHWC."""
+    def ours(self, dtype: DTypeLike = jnp.float32) -> jax.Array:
+        """The same, NHWC, networks computing in `dtype`."""
         unet, controlnet, vae = self.networks
         sizes, kernel, reference = self.model, jnp.asarray(self.parser), jnp.asarray(self.reference)
         body = DiffBody(
-            from_torch(lambda rngs: AutoencoderKL(sizes.vae, rngs=rngs), vae),
-            from_torch(lambda rngs: UNet2DConditionModel(sizes.unet, rngs=rngs), unet),
+            from_torch(lambda rngs: AutoencoderKL(sizes.vae, dtype=dtype, rngs=rngs), vae),
+            from_torch(lambda rngs: UNet2DConditionModel(sizes.unet, dtype=dtype, rngs=rngs), unet),
             from_torch(
-                lambda rngs: ControlNet(self.control, rngs=rngs),
+                lambda rngs: ControlNet(self.control, dtype=dtype, rngs=rngs),
                 references.controlnet_state(controlnet),
             ),
             cleaner=lambda lq: lq,  # type: ignore[arg-type]  # I_reg is given
@@ -111,7 +112,7 @@ class GuidedStep:
         @nnx.jit
         def step(body: DiffBody, z: jax.Array, given: Given) -> jax.Array:
             steps, guidance = make_steps(STEPS), Guidance(body.latent_loss(loss), SCALE)
-            eps, shift = sampler.guided(steps, NUMBER, z, body.predict(given), guidance)
+            eps, shift = sampler.led(steps, NUMBER, z, body.predict(given), guidance)
             return sampler.step(steps, NUMBER, z, eps, self.keys, shift)
 
         loss = parser_loss(parse, reference)

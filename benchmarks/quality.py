@@ -1,7 +1,7 @@
 """Degrade photographs with a fixed seed, restore them by several methods, measure, draw sheets.
 
     python -m benchmarks.quality --output results                  # pictures that dependencies ship
-    python -m benchmarks.quality --input PHOTOS --output results   # yours, cut to 512 x 512
+    python -m benchmarks.quality --input PHOTOS --output results   # yours, in squares of --side
     python -m benchmarks.quality --input PHOTOS --real LOW --niqe niqe_pris_params.npz \
         --peer Real-ESRGAN=models/realesrgan --output results
 
@@ -73,13 +73,13 @@ def photographs(folder: Path | None) -> Mapping[str, Path | Pixels]:
     return shipped() if folder is None else named_images(folder)
 
 
-def square(image: Pixels) -> Pixels:
-    """512 x 512: shorter side scaled to 512, centre cut out (higher up in a portrait)."""
-    scale = SIDE / min(image.shape[:2])
-    size = [max(SIDE, round(n * scale)) for n in image.shape[1::-1]]
+def square(image: Pixels, side: int = SIDE) -> Pixels:
+    """Shorter side scaled to `side`, a centred square cut out (higher up in a portrait)."""
+    scale = side / min(image.shape[:2])
+    size = [max(side, round(n * scale)) for n in image.shape[1::-1]]
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    top, left = (image.shape[0] - SIDE) // 4, (image.shape[1] - SIDE) // 2
-    return np.ascontiguousarray(image[top : top + SIDE, left : left + SIDE])
+    top, left = (image.shape[0] - side) // 4, (image.shape[1] - side) // 2
+    return np.ascontiguousarray(image[top : top + side, left : left + side])
 
 
 def as_it_is(image: Pixels) -> Pixels:
@@ -204,7 +204,7 @@ def measure_photographs(
 ) -> dict[str, str]:
     """Degrade, restore, put the clean ones in as well; the tables and the sheets of all that."""
     # The originals, which are inputs of their own, and what degradation makes of them.
-    fill(out / "clean" / INPUT, photographs(flags.input), square)
+    fill(out / "clean" / INPUT, photographs(flags.input), partial(square, side=flags.side))
     inputs = out / "clean" / INPUT
     degraded(inputs, out / "degraded" / INPUT, flags.seed)
     # What every method makes of both.
@@ -212,6 +212,8 @@ def measure_photographs(
     clean = {name: pictures for name, pictures, _ in restored(out / "clean", rows)}
     outcomes = of_degraded(out / "degraded", rows, originals, clean)
     corner = f"mean of {len(originals)} photographs"
+    if flags.side != SIDE:
+        corner += f" of {flags.side} x {flags.side}"
     texts = {"photographs" if flags.input else "shipped": table_of(corner, outcomes, natural)}
     if flags.motion:
         places = inputs, out / "parts", flags.motion, out / "moved" / INPUT
@@ -219,9 +221,9 @@ def measure_photographs(
         shaken = of_degraded(out / "moved", rows, originals, clean)
         corner += f", motion blur in {count}"
         texts["moved"] = table_of(corner, shaken, natural)
-        show(out / "moved.png", shaken, originals, flags.sheet_rows)
+        show(out / "moved.png", shaken, originals, flags.sheet_rows, flags.side)
     # What a person looks at.
-    shown = show(out / "sheet.png", outcomes, originals, flags.sheet_rows)
+    shown = show(out / "sheet.png", outcomes, originals, flags.sheet_rows, flags.side)
     if (sheet := faces_sheet(shown, originals)) is not None:
         write_png(out / "faces.png", sheet)
     write_png(out / "clean.png", clean_sheet(originals, clean, flags.sheet_rows))
@@ -246,11 +248,11 @@ def table_of(corner: str, outcomes: Mapping[str, Outcome], natural: Niqe | None)
 
 
 def show(
-    path: Path, outcomes: Mapping[str, Outcome], originals: Named, rows: int
+    path: Path, outcomes: Mapping[str, Outcome], originals: Named, rows: int, cell: int
 ) -> dict[str, Named]:
     """Write the pictures of all methods side by side; returns them by method."""
     shown = {name: made.pictures for name, made in outcomes.items()} | {"original": originals}
-    write_png(path, side_by_side(shown, rows, SIDE))
+    write_png(path, side_by_side(shown, rows, cell))
     return shown
 
 
@@ -304,6 +306,7 @@ def command_line(description: str | None = __doc__) -> argparse.ArgumentParser:
     add("--real", type=Path, help="folder of low-quality pictures without originals")
     add("--output", type=Path, required=True)
     add("--seed", type=int, default=7)
+    add("--side", type=int, default=SIDE, help="of the squares that are cut, in pixels")
     add("--sheet_rows", type=int, default=6)
     default = f"bundled model={ROOT / 'models' / 'nano'}"
     add("--model", metavar="NAME=DIR", default=default)
@@ -328,6 +331,8 @@ def report(
     """Do what the flags ask, with the rows that `rows_of` makes of them; the exit status."""
     out = flags.output.resolve()
     try:
+        if flags.side < 1:
+            raise ValueError(f"--side must be at least 1, got {flags.side}")
         rows, natural = rows_of(flags), read_parameters(flags.niqe) if flags.niqe else None
         texts = measure_photographs(flags, out, rows, natural)
         if flags.real:

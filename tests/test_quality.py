@@ -261,6 +261,16 @@ def test_bad_flags_are_refused_before_anything_is_written(command, tmp_path, cap
     assert line in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_squares_are_as_large_as_is_asked_for(command, tmp_path, capsys):
+    assert command("--side", "96") == 0
+    assert "| mean of 1 photographs of 96 x 96 |" in capsys.readouterr().out
+    for folder in ("clean", "degraded"):
+        path = tmp_path / "out" / folder / "input" / "deep" / "a.png"
+        assert read_image(path).size == (96, 96)
+    assert command("--side", "0") == 2
+    assert "--side must be at least 1, got 0" in capsys.readouterr().err
+
+
 def test_pictures_of_another_set_are_refused(command, tmp_path, capsys):
     assert command() == 0
     (tmp_path / "photos" / "deep" / "a.png").rename(tmp_path / "photos" / "b.png")

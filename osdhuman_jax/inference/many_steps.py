@@ -277,12 +277,15 @@ class ManySteps:
     def _guided(
         self, plan: Plan, steps: Steps, keys: Keys, given: Given, seen: Seen, scale: float
     ) -> Advance:
-        """A step that is led by parts of the body."""
+        """A step that is led by parts of the body, at timesteps where these can be seen."""
         function, judged_by = self._judge(seen.poses)
         reg, strength = seen.reg[None], np.float32(scale)
         title, padded_steps = _step_title(plan), step_programs.long(steps)
+        times, plain = np.asarray(steps.t).tolist(), self._step(plan, steps, keys, given)
 
         def advance(i: np.int32, z: Array) -> Array:
+            if not sampler.in_window(times[i]):
+                return plain(i, z)
             arguments = (padded_steps, i, z, keys, given, strength, judged_by, reg)
             return self.programs.call(title, function, *arguments)
 

@@ -110,12 +110,16 @@ def guided_step(
     judged_by: nnx.State | tuple,
     reg: Image,
 ) -> Latent:
-    """The same, led by the parts that `judge` finds in `reg`, I_reg (Algorithm 1)."""
+    """The same, led by the parts that `judge` finds in `reg`, I_reg (Algorithm 1).
+
+    It is for timesteps that are guided (`sampler.in_window`). A branch in the program would spare
+    a second one, but XLA computes convolutions in a branch many times slower on CPUs.
+    """
     model: DiffBody = nnx.merge(graphdef, weights)
     # The gradient goes through the decoder, at the picture's full size.
     remat.set_policy(model.vae, "blocks")
     guidance = Guidance(model.latent_loss(judge(judged_by, reg)), scale)
-    eps, shift = sampler.guided(steps, i, z, model.predict(given), guidance)
+    eps, shift = sampler.led(steps, i, z, model.predict(given), guidance)
     return sampler.step(steps, i, z, eps, jax.random.wrap_key_data(keys), shift)
 
 

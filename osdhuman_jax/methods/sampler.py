@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Int, Key
+from jaxtyping import Bool, Float, Int, Key
 
 from osdhuman_jax.methods.schedule import Schedule
 from osdhuman_jax.networks.types import Latent, Scalar, Timestep
@@ -42,6 +42,9 @@ LatentLoss = Callable[[Latent], Float[Array, " b"]]
 # What a picture's key is folded with for the noise that sampling starts with; steps fold their own
 # number, and have at most a thousand.
 START = 2**31 - 1
+
+# Timesteps (T_STOP, T_START] are guided by default: above them, what is decoded is still noise.
+T_START, T_STOP = 700, 0
 
 
 class Steps(NamedTuple):
@@ -153,9 +156,8 @@ class Guidance:
     scale: float | Scalar  # s
     through: Literal["decoder", "unet"] = "decoder"
     normalize: Literal["sigma", "none"] = "sigma"
-    # Timesteps (t_stop, t_start] are guided: above them, what is decoded is still noise.
-    t_start: int = 700
-    t_stop: int = 0
+    t_start: int = T_START
+    t_stop: int = T_STOP
 
     def shift(self, gradient: Latent, spread: Scalar) -> Latent:
         """What a step's mean is moved against, of the gradient and DDPM's sigma_t."""
@@ -165,6 +167,11 @@ class Guidance:
         # Where nothing is to be gained the gradient is zero, and stays so.
         rms = jnp.sqrt(jnp.maximum(square, jnp.finfo(jnp.float32).tiny))
         return self.scale * spread * gradient / rms
+
+
+def in_window(t: Index, start: int = T_START, stop: int = T_STOP) -> Bool[Array, ""] | bool:
+    """Whether a step at timestep `t` is guided."""
+    return (stop < t) & (t <= start)
 
 
 def predicted(steps: Steps, i: Index, z: Latent, predict: Predict) -> Latent:
@@ -191,12 +198,24 @@ def by_noisy(
     return jax.grad(loss, has_aux=True)(z)
 
 
+def led(
+    steps: Steps, i: Index, z: Latent, predict: Predict, guidance: Guidance
+) -> tuple[Latent, Latent]:
+    """(eps, shift) of step `i`, which is guided whatever its timestep is."""
+    if guidance.through == "decoder":
+        eps = predicted(steps, i, z, predict)
+        found = by_clean(clean(steps, i, z, eps), guidance)
+    else:
+        found, eps = by_noisy(steps, i, z, predict, guidance)
+    return eps, guidance.shift(found, steps.spread[i])
+
+
 def guided(
     steps: Steps, i: Index, z: Latent, predict: Predict, guidance: Guidance
 ) -> tuple[Latent, Latent]:
     """(eps, shift) of step `i`; outside the window, and at the last step, the shift is zero."""
-    t, last = steps.t[i], len(steps.t) - 1
-    active = (guidance.t_stop < t) & (t <= guidance.t_start) & (jnp.asarray(i) < last)
+    inside = in_window(steps.t[i], guidance.t_start, guidance.t_stop)
+    active = inside & (jnp.asarray(i) < len(steps.t) - 1)
     zeros = jnp.zeros(z.shape, jnp.float32)
     if guidance.through == "decoder":
         # Networks are asked in any case, and stand in the program once.

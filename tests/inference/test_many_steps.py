@@ -21,6 +21,7 @@ from osdhuman_jax.inference.plans import Plan
 from osdhuman_jax.inference.poses import BlazePose, Pose
 from osdhuman_jax.inference.settings import Sampling, sampled
 from osdhuman_jax.methods.prompts import TagPrompter
+from osdhuman_jax.methods.sampler import timesteps
 from osdhuman_jax.networks.blazepose import Graph
 
 
@@ -223,6 +224,14 @@ def test_guidance_lowers_what_it_is_to_lower(text, tmp_path, finder):
     reg = steps._clean(PICTURES[0].rgb)[None]
     loss = many_steps.step_programs.parser_loss(jax.jit(lambda x: parser(x)), jnp.asarray(reg))
     assert loss(jnp.asarray(led[None]))[0] < loss(jnp.asarray(plain[None]))[0]
+
+
+def test_above_the_window_a_guided_step_is_as_without_guidance(pipeline):
+    assert timesteps(1) == [999]
+    plain, led = (run(pipeline, steps=1, guidance=scale).output for scale in (0.0, 1.0))
+    np.testing.assert_array_equal(plain, led)
+    plain, led = (run(pipeline, steps=4, guidance=scale).output for scale in (0.0, 1.0))
+    assert (plain != led).any()
 
 
 @pytest.mark.slow

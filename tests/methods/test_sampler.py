@@ -154,6 +154,20 @@ def test_guidance_lowers_the_loss_and_at_scale_0_is_none(through):
     np.testing.assert_allclose(sampler.sample(steps, z, keys, predict, never), plain, rtol=1e-4)
 
 
+@pytest.mark.parametrize("through", ["decoder", "unet"])
+def test_a_step_that_is_led_is_a_guided_one_in_the_window(through):
+    steps, z = make_steps(20), jnp.asarray(normal(*SHAPE))
+    guidance = Guidance(loss, 0.2, through)
+    for number, inside in ((0, False), (5, False), (6, True), (18, True), (19, False)):
+        assert bool(sampler.in_window(steps.t[number])) is inside
+        eps, shift = sampler.guided(steps, number, z, predict, guidance)
+        same, led = sampler.led(steps, number, z, predict, guidance)
+        np.testing.assert_allclose(eps, same, rtol=1e-5)
+        np.testing.assert_allclose(shift, led if inside else 0 * led, rtol=1e-4, atol=1e-7)
+        assert led.any() or number == 19
+    assert [sampler.in_window(t) for t in (701, 700, 1, 0)] == [False, True, True, False]
+
+
 def test_shifts_have_their_size():
     steps, gradient = make_steps(10), jnp.asarray(normal(*SHAPE))
     by_sigma = Guidance(loss, 0.2).shift(gradient, steps.spread[4])
