@@ -5,8 +5,8 @@
 It starts from the model that configs/nano_haodiff_dpg.py left. Losses and damage are those of
 configs/small.py, but for the prompts, the dual-prompt generator's branches, which are frozen, and a
 share of pictures in which people move. It is for a GPU: an H200 takes 0.1 s a step with 15 workers,
-and 6,500 steps made the bundled model, with 9,500 labels. Two CPU cores take 3 s for 8 pictures of 128 pixels.
-`grad_norm_prompter` says whether the prompts matter.
+and 6,500 steps with 9,500 labels made the bundled model. Two CPU cores take 3 s for 8 pictures of
+128 pixels. `grad_norm_prompter` says whether the prompts matter.
 """
 
 from configs.models import small_dual

@@ -7,9 +7,9 @@
     python train.py --config configs/small.py --workdir runs/small
 
 What is heavily degraded is taught by Real-ESRGAN's output of it, all else by the originals. With a
-U-Net of a layer less two CPU cores took 1.6 s a step, 18 hours in all; no run was that long. configs/nano_haodiff_dpg.py
-and configs/nano_haodiff.py go on from here; what they reached is in models/nano/README.md. At a
-rate of 1e-3 it learns next to nothing.
+U-Net of a layer less two CPU cores took 1.6 s a step, 18 hours in all; no run was that long.
+configs/nano_haodiff_dpg.py and configs/nano_haodiff.py go on from here; what they reached is in
+models/nano/README.md. At a rate of 1e-3 it learns next to nothing.
 """
 
 from configs.models import small
