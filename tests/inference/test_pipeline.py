@@ -265,7 +265,8 @@ def test_tiles_are_the_whole_picture_up_to_their_statistics():
     """The bundled model, memory for tiles alone: 40 dB is the bound on smooth content."""
     picture = large(384, 500)
     whole = Pipeline.from_folder(NANO)
-    whole.model.use = UseConfig()  # the network's own output, at the picture's size
+    # At the picture's size, with the share of the input that the model is used with.
+    whole.model.use = replace(whole.model.use, work_side=0)
     tiled = Pipeline(whole.model, max_memory=bytes_of(whole, picture) - 1)
     (expected,), (restored,) = whole.restore([picture]), tiled.restore([picture])
     (plan,) = tiled._plans.values()
