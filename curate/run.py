@@ -91,6 +91,8 @@ def make_plan(flags: argparse.Namespace) -> CurationPlan:
     for name, target in SHORTHANDS.items():
         if (value := getattr(flags, name)) is not None:
             settings.put(plan.config, target, value)
+    if flags.detector in detect.RETIRED:
+        raise ConfigError(detect.RETIRED_HELP)
     for assignment in flags.set:
         name, equals, value = assignment.partition("=")
         if not equals:
