@@ -3,14 +3,12 @@
 Google trained it on Open Images V4 for 23 kinds of things and ships it inside the npm package
 `@mediapipe/objectron` (Apache-2.0); `make detector` downloads that package. It is read out of the
 package as npm gives it (.tgz), out of the package's `..._packed_assets.data`, or from a .tflite
-file, and LiteRT runs it (extra `detector`): OpenCV's reader of such files gives wrong boxes for it.
-One look takes some 20 milliseconds of a CPU. How many people it finds is in docs/curation.md.
+file. One look takes some 20 milliseconds of a CPU. How many people it finds is in docs/curation.md.
 
 A picture goes in as RGB and comes out as corners of boxes with scores. Suppressing overlapping
 boxes, and looking at long pictures in tiles, is up to detect.py.
 """
 
-import tarfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,7 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from curate.config import ConfigError
+from curate.cropping.litert import load_network
 from curate.cropping.stages import BoxCorners
 from curate.schema import Pixels
 
@@ -39,37 +37,16 @@ SCALES = (*np.linspace(0.2, 0.95, len(GRIDS)).tolist(), 1.0)
 CENTRE_SCALE, SIZE_SCALE = 10.0, 5.0
 # The part of the package that holds the network, behind a list of its classes.
 ASSETS = "objectron_solution_packed_assets.data"
-# What a .tflite file has at byte 4, and a limit of what is read: the network has 10 million bytes.
-MAGIC, LARGEST = b"TFL3", 64 << 20
-GET = "`make detector` downloads @mediapipe/objectron by npm"
 
 # Corners and scores of the likely people of a picture.
 Found = tuple[BoxCorners, Float64[np.ndarray, " n"]]
 
 
-def read_network(path: Path) -> bytes:
-    """The .tflite file in a package, in its assets, or as it is. Raises ConfigError."""
-    try:
-        if tarfile.is_tarfile(path):
-            with tarfile.open(path) as package:
-                member = next(m for m in package if m.name.endswith(f"/{ASSETS}"))
-                stream = package.extractfile(member)
-                data = stream.read(LARGEST) if stream else b""
-        else:
-            with open(path, "rb") as file:
-                data = file.read(LARGEST)
-    except (OSError, EOFError, StopIteration, tarfile.TarError) as error:
-        raise ConfigError(f"{path}: cannot be read or has no {ASSETS} ({error}); {GET}") from None
-    # In the assets a short list of names comes first.
-    at = data.find(MAGIC, 0, 4096) - 4
-    if at < 0:
-        raise ConfigError(f"{path}: holds no .tflite network; {GET}")
-    return data[at:]
-
-
 def load_ssd(path: Path) -> Callable[[Pixels], Found]:
     """The detector in a file, on one thread. Raises ConfigError if it cannot be made."""
-    run = _interpreter(read_network(path), path)
+    count = len(anchors())
+    shapes = [(1, SIDE, SIDE, 3), (1, count, 4), (1, count, CLASSES)]
+    run = load_network(path, ASSETS, shapes)
 
     def find(rgb: Pixels) -> Found:
         batch, scale = to_square(rgb)
@@ -78,36 +55,6 @@ def load_ssd(path: Path) -> Callable[[Pixels], Found]:
         return corners * SIDE / np.array([*scale, *scale]), scores
 
     return find
-
-
-def _interpreter(data: bytes, path: Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """A function from the square to the network's two outputs. Raises ConfigError."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ConfigError(
-            "--detector ssd needs LiteRT: pip install 'osdhuman-jax[detector]'"
-        ) from None
-    # One thread, since there is a worker process for every core.
-    try:
-        network = Interpreter(model_content=data, num_threads=1)
-        network.allocate_tensors()
-        entries, ends = network.get_input_details(), network.get_output_details()
-        shapes = [tuple(map(int, end["shape"])) for end in (*entries, *ends)]
-    except (ValueError, RuntimeError) as error:
-        line = str(error).partition("\n")[0]
-        raise ConfigError(f"{path}: not a network that LiteRT runs: {line}") from None
-    count = len(anchors())
-    if shapes != [(1, SIDE, SIDE, 3), (1, count, 4), (1, count, CLASSES)]:
-        raise ConfigError(f"{path}: another network than MediaPipe's detector of Objectron; {GET}")
-
-    def run(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        network.set_tensor(entries[0]["index"], batch)
-        network.invoke()
-        boxes, logits = (network.get_tensor(end["index"]) for end in ends)
-        return boxes, logits
-
-    return run
 
 
 def to_square(rgb: Pixels) -> tuple[Float32[np.ndarray, "1 300 300 3"], tuple[float, float]]:
