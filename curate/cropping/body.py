@@ -28,10 +28,18 @@ SHAPES = ((1, SIDE, SIDE, 3), (1, COUNT, 12), (1, COUNT, 1))
 # Cells a side of the maps that people are predicted from, and predictions of each cell.
 GRIDS = ((28, 2), (14, 2), (7, 6))
 # Sides of the squares that are looked at, in those of the crop: with black around it the head of a
-# portrait is no larger than the network expects.
-LOOKS = (1.0, 1.5)
+# portrait is no larger than the network expects. What is no person is rarely taken for one at all
+# three sizes, which is why scores are averaged.
+LOOKS = (1.0, 1.25, 1.5)
+
+# Why a crop is dropped, in the manifest's column `detail`.
+NO_POINTS = "neither head nor shoulders by its keypoints"
+NOBODY = "no head and shoulders found"
+SMALL = "too small a share of the crop"
+CUT = "cut off by the crop"
 
 Point = Float64[np.ndarray, "2"]
+Corners = tuple[float, float, float, float]
 # Why a crop shows nobody; "" if it shows a person.
 Judge = Callable[[Candidate], str]
 
@@ -65,48 +73,48 @@ def make_judge(config: BodyConfig) -> Judge:
 
     def judge(candidate: Candidate) -> str:
         if HEADLESS in candidate.box.flags:
-            return "neither head nor shoulders by its keypoints"
+            return NO_POINTS
         if find is None or UPPER_BODY in candidate.box.flags or candidate.crop is None:
             return judge_label(candidate, config)
-        return judge_people(find(candidate.crop), candidate.crop.shape[:2], config)
+        return judge_looks(find(candidate.crop), candidate.crop.shape[:2], config)
 
     return judge
 
 
 def judge_label(candidate: Candidate, config: BodyConfig) -> str:
     """Why a crop does not show the person in its candidate's box, or ""."""
-    c, (x0, y0, x1, y1) = candidate, candidate.box.xyxy
+    c, box = candidate, candidate.box.xyxy
     left, top, width = c.x0 or 0, c.y0 or 0, c.s or 1
     crop = (left, top, left + width, top + width * c.aspect)
-    return _judge([((x0, y0, x1, y1), (x0, y0, x1, y1))], crop, config)
+    if not _is_large(box, crop, config):
+        return SMALL
+    return "" if _is_whole(box, crop, config) else CUT
 
 
-def judge_people(people: list[Person], size: tuple[int, int], config: BodyConfig) -> str:
-    """Why a crop of `size`, height and width, does not show any of the people, or ""."""
-    sure = [person for person in people if person.score >= config.conf]
-    height, width = size
-    return _judge([_boxes(person) for person in sure], (0.0, 0.0, width, height), config)
-
-
-Corners = tuple[float, float, float, float]
-
-
-def _judge(people: list[tuple[Corners, Corners]], crop: Corners, config: BodyConfig) -> str:
-    """Why none of the people is on the crop, or "".
+def judge_looks(looks: list[list[Person]], size: tuple[int, int], config: BodyConfig) -> str:
+    """Why a crop of `size`, height and width, shows nobody, or "" if it shows a person.
 
     Args:
-        people: of each the box of the whole body, and of the part that is not to be cut.
+        looks: the people that the network saw at each look.
     """
-    if not people:
-        return "no head and shoulders found"
-    large = [
-        part for whole, part in people if _common(whole, crop) >= config.share_min * _area(crop)
-    ]
-    if not large:
-        return "too small a share of the crop"
-    if all(_common(part, crop) < (1 - config.cut_most) * _area(part) for part in large):
-        return "cut off by the crop"
+    crop = (0.0, 0.0, float(size[1]), float(size[0]))
+    large = [[p for p in look if _is_large(_boxes(p)[0], crop, config)] for look in looks]
+    whole = [[p for p in look if _is_whole(_boxes(p)[1], crop, config)] for look in large]
+    for found, reason in ((looks, NOBODY), (large, SMALL), (whole, CUT)):
+        best = [max((person.score for person in look), default=0.0) for look in found]
+        if sum(best) < config.conf * len(best):
+            return reason
     return ""
+
+
+def _is_large(body: Corners, crop: Corners, config: BodyConfig) -> bool:
+    """Whether a person's box covers enough of the crop."""
+    return _common(body, crop) >= config.share_min * _area(crop)
+
+
+def _is_whole(part: Corners, crop: Corners, config: BodyConfig) -> bool:
+    """Whether enough of a part of a person is inside of the crop."""
+    return _common(part, crop) >= (1 - config.cut_most) * _area(part)
 
 
 def _boxes(person: Person) -> tuple[Corners, Corners]:
@@ -132,19 +140,19 @@ def _area(box: Corners) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def load_people(path: Path) -> Callable[[Pixels], list[Person]]:
-    """BlazePose's detector in a wheel of mediapipe or in a .tflite file. Raises ConfigError."""
+def load_people(path: Path) -> Callable[[Pixels], list[list[Person]]]:
+    """BlazePose's detector in a wheel of mediapipe or in a .tflite file. Raises ConfigError.
+
+    The function that is returned gives the people that it sees at each of `LOOKS`.
+    """
     run = load_network(path, MEMBER, SHAPES)
 
-    def find(rgb: Pixels) -> list[Person]:
-        people = []
-        for look in LOOKS:
-            batch, scale, corner = to_square(rgb, look)
-            points, logits = run(batch)
-            people += decode_people(points[0], logits[0, :, 0], scale, corner)
-        return people
+    def look_at(rgb: Pixels, look: float) -> list[Person]:
+        batch, scale, corner = to_square(rgb, look)
+        points, logits = run(batch)
+        return decode_people(points[0], logits[0, :, 0], scale, corner)
 
-    return find
+    return lambda rgb: [look_at(rgb, look) for look in LOOKS]
 
 
 def to_square(rgb: Pixels, look: float) -> tuple[np.ndarray, float, Point]:

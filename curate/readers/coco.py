@@ -1,8 +1,9 @@
 """COCO's instances or person_keypoints json, and Objects365's, which is the same with other flags.
 
 A box is [x, y, width, height] in pixels from 0. Crowds (and Objects365's fakes and reflections) are
-"ignore". Of keypoints it is noted whether any of head and shoulders is visible. Files have millions of boxes, so they are read as a stream, and only numbers are held of
-each box. A damaged entry is an error that names the file.
+"ignore". Of keypoints it is noted whether any of head and shoulders is visible. Files have millions
+of boxes, so they are read as a stream, and only numbers are held of each box. A damaged entry is an
+error that names the file.
 """
 
 import json
