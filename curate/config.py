@@ -136,7 +136,7 @@ class BodyConfig:
     # A wheel of mediapipe 0.10, whose BlazePose looks at every crop; "" = boxes decide.
     weights: str = ""
     # Least mean score of three looks at a crop. In a trial, crops of no body had 0.35 at most, and
-    # those of people who were not seen from behind 0.46 at least (docs/curation.md).
+    # most of people who were not seen from behind 0.46 at least (docs/curation.md).
     conf: float = 0.41
     # Least share of the crop that the box around the person's body covers: people in the
     # background are not what a crop is of.

@@ -31,6 +31,11 @@ GRIDS = ((28, 2), (14, 2), (7, 6))
 # portrait is no larger than the network expects. What is no person is rarely taken for one at all
 # three sizes, which is why scores are averaged.
 LOOKS = (1.0, 1.25, 1.5)
+# Predictions less sure than this are not looked at.
+UNLIKELY = 0.1
+# The least height of the circle's point over the hips, in radii: legs without a trunk are often
+# taken for people upside down, who are rare.
+UPRIGHT = -0.5
 
 # Why a crop is dropped, in the manifest's column `detail`.
 NO_POINTS = "neither head nor shoulders by its keypoints"
@@ -53,6 +58,11 @@ class Person(NamedTuple):
     hips: Point
     # A point of the circle around the body, whose centre are the hips.
     rim: Point
+
+    @property
+    def reach(self) -> float:
+        """The circle's radius."""
+        return float(np.hypot(*(self.rim - self.hips)))
 
 
 def describe(config: BodyConfig) -> list[Facts]:
@@ -119,7 +129,7 @@ def _is_whole(part: Corners, crop: Corners, config: BodyConfig) -> bool:
 
 def _boxes(person: Person) -> tuple[Corners, Corners]:
     """Boxes around a person's whole body and around head and shoulders."""
-    body = _around(person.hips, float(np.hypot(*(person.rim - person.hips))))
+    body = _around(person.hips, person.reach)
     reach = max(1.0, float(np.hypot(*(person.head - person.shoulders))))
     return body, _around((person.head + person.shoulders) / 2, reach)
 
@@ -178,7 +188,7 @@ def to_square(rgb: Pixels, look: float) -> tuple[np.ndarray, float, Point]:
 def decode_people(
     points: np.ndarray, logits: np.ndarray, scale: float, corner: Point
 ) -> list[Person]:
-    """All people in the network's outputs whose score is not negligible, surest first.
+    """The people in the network's outputs who are not upside down, surest first.
 
     Args:
         points: (2254, 12): centre of the head, size, four points; relative to cells, in pixels.
@@ -186,14 +196,15 @@ def decode_people(
         scale, corner: of the square on the crop (see `to_square`).
     """
     scores = 1 / (1 + np.exp(-np.clip(logits.astype(np.float64), -100, 100)))
-    likely = [int(at) for at in np.argsort(-scores, kind="stable") if scores[at] > 0.1]
+    likely = [int(at) for at in np.argsort(-scores, kind="stable") if scores[at] > UNLIKELY]
     found = points[likely].astype(np.float64).reshape(-1, 6, 2)
     found = (found + SIDE * cells()[likely][:, None]) * scale + corner
     # The size, which comes second, is of no use: it is the same for nearly all.
-    return [
+    people = [
         Person(float(scores[at]), row[0], row[4], row[2], row[3])
         for at, row in zip(likely, found, strict=True)
     ]
+    return [p for p in people if p.hips[1] - p.rim[1] >= UPRIGHT * p.reach]
 
 
 @cache
