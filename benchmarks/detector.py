@@ -3,9 +3,10 @@
     python -m benchmarks.detector --source coco=INSTANCES.json,IMAGES --source voc=DIR \\
         --detector ssd --detector_weights mediapipe-objectron.tgz
 
-A box finds a person if their intersection over union is 0.5 or more, and one person at most. People
-and boxes count whose longer side has more than 256 (or 96) pixels; the other one of a pair may be of
-any size. A box that lies in that of a crowd, or in another "ignore" one, counts neither way.
+A box finds a person if their intersection over union is 0.5 or more, and one person at most.
+Counted are people, and boxes, whose longer side has more than 256 (or 96) pixels; the other one of
+a pair may be of any size. A box inside that of a crowd, or inside another "ignore" one, counts
+neither way.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from jaxtyping import Float64
 
 from curate.config import BodyConfig
 from curate.cropping.litert import load_network
-from curate.schema import HEADLESS, UPPER_BODY, Candidate, Facts, Pixels
+from curate.schema import HEADLESS, UPPER_BODY, WHOLE_PICTURE, Candidate, Facts, Pixels
 from osdhuman_jax.disk import known_digest
 
 # Where the network lies in a wheel of mediapipe, and what it says of itself.
@@ -93,6 +93,9 @@ def make_judge(config: BodyConfig) -> Judge:
 
 def judge_label(candidate: Candidate, config: BodyConfig) -> str:
     """Why a crop does not show the person in its candidate's box, or ""."""
+    # A box around the whole picture does not say where the person is.
+    if WHOLE_PICTURE in candidate.box.flags:
+        return ""
     c, box = candidate, candidate.box.xyxy
     left, top, width = c.x0 or 0, c.y0 or 0, c.s or 1
     crop = (left, top, left + width, top + width * c.aspect)

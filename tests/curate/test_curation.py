@@ -106,7 +106,7 @@ def test_a_crop_setting_without_effect_redoes_nothing_further(copy):
 
 
 def test_crops_without_a_body_are_counted_and_no_more(tmp_path, made):
-    """A first person by feet alone, a second one by head and shoulders, others without keypoints."""
+    """The first person by feet alone, the second one by the head, others without keypoints."""
     sources = demo.write_sources(tmp_path / "sources")
     labels = next((tmp_path / "sources").rglob("instances_train2017.json"))
     values = json.loads(labels.read_text())
@@ -119,7 +119,8 @@ def test_crops_without_a_body_are_counted_and_no_more(tmp_path, made):
     dropped = crop_of(output, "coco/train2017/1")
     assert dropped["reason"] == "no_body" and "keypoints" in dropped["detail"]
     assert dropped["box_flags"] == ["headless"] and dropped["crop_sha256"] is None
-    assert crop_of(output, "coco/train2017/2")["reason"] == ""
+    whole = crop_of(output, "coco/train2017/2")
+    assert (whole["reason"], whole["box_flags"]) == ("", ["upper_body"])
     # All others are as they were; the copy of the dropped one is a copy no more.
     reasons = {row["image_id"]: row["reason"] for row in manifest(made)}
     assert reasons | {"coco/train2017/1": "no_body", "voc/voc/2012_000001": ""} == {

@@ -8,7 +8,7 @@ from litert_files import NETWORK, install
 
 from curate.config import BodyConfig
 from curate.cropping import body
-from curate.schema import HEADLESS, UPPER_BODY, Box, Candidate
+from curate.schema import HEADLESS, UPPER_BODY, WHOLE_PICTURE, Box, Candidate
 
 CONFIG = BodyConfig(gate=True)
 SIZE = (512, 512)
@@ -63,6 +63,7 @@ def test_one_person_of_several_is_enough():
         (candidate(flags=(HEADLESS,)), body.NO_POINTS),
         (candidate(flags=(UPPER_BODY,)), ""),
         (candidate((100, 0, 500, 800), (UPPER_BODY,)), body.CUT),
+        (candidate((100, 0, 500, 800), (WHOLE_PICTURE,)), ""),
     ],
 )
 def test_without_a_network_labels_are_judged(found, reason):
