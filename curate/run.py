@@ -120,8 +120,8 @@ def check_plan(plan: CurationPlan) -> None:
     for source in plan.sources:
         readers.check(source)
     detect.check(plan.config.detect, any(map(readers.needs_detector, plan.sources)))
-    if (wheel := plan.config.body.weights) and not os.path.isfile(wheel):
-        raise ConfigError(f"--body_weights {wheel}: no such file; {litert.GET}")
+    if wheel := plan.config.body.weights:
+        litert.check(Path(wheel))
     scores.check(plan.config.score)
     check_container(plan.config.pack)
     # Files that are read late are looked for now, and those of the user's own making are read.

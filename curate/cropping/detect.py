@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from curate.config import ConfigError, DetectConfig
-from curate.cropping import ssd, stages
+from curate.cropping import litert, ssd, stages
 from curate.cropping.stages import BoxCorners
 from curate.readers.text_files import open_text
 from curate.schema import WHOLE_PICTURE, Box, Facts, Pixels, SourceImage
@@ -72,6 +72,8 @@ def check(config: DetectConfig, needed: bool) -> None:
     if config.kind in BY_FILE and not Path(config.weights).is_file():
         given = config.weights or "FILE"
         raise ConfigError(f"--detector {config.kind} needs --detector_weights {given}: not there")
+    if config.kind == "ssd":
+        litert.check(Path(config.weights))
 
 
 def describe(config: DetectConfig) -> Facts:

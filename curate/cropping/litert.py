@@ -37,11 +37,10 @@ def load_network(path: Path, member: str, shapes: Sequence[Shape]) -> Network:
 
     Raises ConfigError where there is no such network, or no LiteRT.
     """
+    check(path)
     data = read_network(path, member)
-    try:
-        from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ConfigError(f"{path} needs LiteRT: pip install 'osdhuman-jax[detector]'") from None
+    from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
+
     # One thread, since there is a worker process for every core.
     try:
         network = Interpreter(model_content=data, num_threads=1)
@@ -60,6 +59,16 @@ def load_network(path: Path, member: str, shapes: Sequence[Shape]) -> Network:
         return [network.get_tensor(end["index"]) for end in ends]
 
     return run
+
+
+def check(path: Path) -> None:
+    """Raises ConfigError where the file is missing, or what runs it."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; {GET}")
+    try:
+        import ai_edge_litert.interpreter  # pyright: ignore[reportMissingImports]  # noqa: F401
+    except ImportError:
+        raise ConfigError(f"{path} needs LiteRT: pip install 'osdhuman-jax[detector]'") from None
 
 
 def read_network(path: Path, member: str) -> bytes:

@@ -1,7 +1,6 @@
 """The SSD: where its anchors are, how its numbers become boxes, and which files it is read from."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -110,5 +109,10 @@ def test_another_network_is_refused(tmp_path, monkeypatch):
 def test_without_litert_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     (tmp_path / "a").write_bytes(NETWORK)
+    for needed in (True, False):
+        with pytest.raises(ConfigError, match=r"osdhuman-jax\[detector\]"):
+            detect.check(DetectConfig("ssd", str(tmp_path / "a")), needed)
     with pytest.raises(ConfigError, match=r"osdhuman-jax\[detector\]"):
-        ssd.load_ssd(Path(tmp_path / "a"))
+        ssd.load_ssd(tmp_path / "a")
+    with pytest.raises(ConfigError, match="no such file"):
+        litert.check(tmp_path / "b")
