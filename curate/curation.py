@@ -140,6 +140,11 @@ def notes(facts: SelectionFacts, detected: Sequence[str]) -> list[str]:
     lines += [
         f"detector: {kind}, of {', '.join(detected)}" if detected else "detector: none needed"
     ]
+    # How it is known that crops show people; sets of earlier versions do not say.
+    body = facts["settings"].get("body", {"gate": False})
+    if body["gate"]:
+        judge = "BlazePose" if body["weights"] else "labels only (no --body_weights)"
+        lines += [f"people on crops: by {judge}"]
     # Thresholds, which the paper does not publish.
     limits = ", ".join(f"{name} {limit:.4g}" for name, limit in facts["thresholds"].items())
     lines += [f"thresholds: {limits or 'none, rank only'}"]

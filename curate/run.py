@@ -23,7 +23,7 @@ from pathlib import Path
 from curate import config as settings
 from curate import readers
 from curate.config import ConfigError, CurateConfig
-from curate.cropping import detect
+from curate.cropping import detect, litert
 from curate.curation import STAGES, CurationPipeline
 from curate.engine.cluster import session
 from curate.engine.engine import Engine
@@ -53,6 +53,7 @@ COMMANDS = ("run", *STAGES, "forget", "gc")
 SHORTHANDS = {
     "detector": "detect.kind",
     "detector_weights": "detect.weights",
+    "body_weights": "body.weights",
     "iqa": "score.iqa",
     "iqa_weights": "score.weights",
     "niqe_params": "score.niqe_params",
@@ -91,6 +92,8 @@ def make_plan(flags: argparse.Namespace) -> CurationPlan:
     for name, target in SHORTHANDS.items():
         if (value := getattr(flags, name)) is not None:
             settings.put(plan.config, target, value)
+    if flags.detector in detect.RETIRED:
+        raise ConfigError(detect.RETIRED_HELP)
     for assignment in flags.set:
         name, equals, value = assignment.partition("=")
         if not equals:
@@ -117,6 +120,8 @@ def check_plan(plan: CurationPlan) -> None:
     for source in plan.sources:
         readers.check(source)
     detect.check(plan.config.detect, any(map(readers.needs_detector, plan.sources)))
+    if wheel := plan.config.body.weights:
+        litert.check(Path(wheel))
     scores.check(plan.config.score)
     check_container(plan.config.pack)
     # Files that are read late are looked for now, and those of the user's own making are read.

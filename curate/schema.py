@@ -33,6 +33,8 @@ MANIFEST_VERSION = 1
 CROP_SIDE = 512
 # The flag of a box that is all of the picture. Its square may lose whatever part of it must go.
 WHOLE_PICTURE = "whole"
+# Flags of a box whose label has keypoints: whether any of head and shoulders is visible.
+UPPER_BODY, HEADLESS = "upper_body", "headless"
 
 
 class InputError(ValueError):
@@ -63,6 +65,8 @@ class Reason(StrEnum):
     DENSE = "dense"
     NMS = "nms"
     CROP_BLUR = "crop_blur"
+    # The crop shows no head and shoulders, or too little of them.
+    NO_BODY = "no_body"
     # Scores and ranks. UNRANKED: Eq. 1 cannot be computed over this pool.
     NAN_SCORE = "nan_score"
     UNRANKED = "unranked"

@@ -118,6 +118,7 @@ def test_curation_meets_the_trainer_in_files_only(path):
         assert not packages & {"torch", "pyiqa"}
     if path.stem != "detect":
         assert not packages & {"onnxruntime", "ultralytics"}
+    assert "ai_edge_litert" not in packages or path.stem == "litert"
 
 
 def longest_functions() -> list[tuple[int, str]]:

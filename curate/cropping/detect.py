@@ -1,9 +1,9 @@
-"""Person detectors for pictures without labels: the user's YOLO11, HOG, a csv, the whole image.
+"""Person detectors for pictures without labels: an SSD, the user's YOLO11, a csv, the whole image.
 
 A decoded picture goes in, boxes in its pixels come out. The paper detects people with YOLO11
 (section 3.1). Nothing is bundled or fetched. YOLO11's weights are under AGPL-3.0, and so is
 ultralytics, which a .pt file needs and which unpickles it: whoever names such a file has to mind
-that. OpenCV's HOG detector knows standing pedestrians only and misses most portraits.
+that. The small SSD of ssd.py is under Apache-2.0.
 """
 
 import csv
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from curate.config import ConfigError, DetectConfig
-from curate.cropping import stages
+from curate.cropping import litert, ssd, stages
 from curate.cropping.stages import BoxCorners
 from curate.readers.text_files import open_text
 from curate.schema import WHOLE_PICTURE, Box, Facts, Pixels, SourceImage
@@ -26,17 +26,26 @@ from osdhuman_jax.disk import known_digest
 
 # Boxes by source ("" = any source) and by the picture's path below the source's folder.
 Listed = dict[tuple[str, str], list[Box]]
-DETECTORS = ("yolo", "hog", "whole-image", "boxes")
+DETECTORS = ("ssd", "yolo", "whole-image", "boxes")
+# Detectors of files below, without which they find nothing.
+BY_FILE = ("ssd", "yolo", "boxes")
+# Detectors that look at pixels, so that they can judge a crop too.
+BY_PIXELS = ("ssd", "yolo")
+# An earlier version had it. Sets that were made with it go on; no more can be made.
+RETIRED = ("hog",)
+RETIRED_HELP = (
+    "the detector hog is gone, since it found 5 of 196 people; take ssd or yolo in its place"
+)
 # The class "person" in the order of YOLO's classes, which is COCO's without gaps.
 PERSON = 0
 # The gray level that YOLO's own letterbox puts around a picture.
 PAD = 114
-# The least score of a HOG detection. In a trial, boxes that missed the person had up to 0.7.
-HOG_WEIGHT = 1.0
+# Least overlap at which the detector ssd is taken to have found one person twice.
+SSD_IOU = 0.5
 HELP = (
-    "pictures without labels need --detector: yolo (--detector_weights FILE.onnx or .pt), "
-    "boxes (--detector_weights FILE.csv), whole-image (each picture is of one person) or hog "
-    "(standing people only, misses many)"
+    "pictures without labels need --detector: ssd (--detector_weights FILE.tgz, which "
+    "`make detector` downloads), yolo (--detector_weights FILE.onnx or .pt), boxes "
+    "(--detector_weights FILE.csv) or whole-image (each picture is of one person)"
 )
 
 
@@ -56,23 +65,28 @@ class Detector:
 
 def check(config: DetectConfig, needed: bool) -> None:
     """Raises ConfigError if a detector is needed and none can be made."""
-    if config.kind not in (*DETECTORS, "none"):
+    if config.kind not in (*DETECTORS, *RETIRED, "none"):
         raise ConfigError(f"no detector {config.kind!r}: {HELP}")
     if config.kind == "none" and needed:
         raise ConfigError(HELP)
-    if config.kind in ("yolo", "boxes") and not Path(config.weights).is_file():
+    if config.kind in BY_FILE and not Path(config.weights).is_file():
         given = config.weights or "FILE"
         raise ConfigError(f"--detector {config.kind} needs --detector_weights {given}: not there")
+    if config.kind == "ssd":
+        litert.check(Path(config.weights))
 
 
 def describe(config: DetectConfig) -> Facts:
     """All that a detector's boxes depend on, except the picture; part of the crop job's key."""
     facts: Facts = {"kind": config.kind}
-    if config.kind in ("yolo", "boxes"):
+    if config.kind in BY_FILE:
         facts["sha256"] = known_digest(Path(config.weights))
     if config.kind == "yolo":
         names = ("conf", "iou", "size", "tile", "most")
         facts |= {name: getattr(config, name) for name in names}
+    if config.kind == "ssd":
+        settings = (config.ssd_conf, config.most, _ssd_tile(config))
+        facts |= dict(zip(("conf", "most", "tile"), settings, strict=True), iou=SSD_IOU)
     return facts
 
 
@@ -80,8 +94,10 @@ def make_detector(config: DetectConfig) -> Detector:
     """The detector that a setting names; loads its weights. Raises ConfigError."""
     if config.kind == "yolo":
         return Detector("yolo", _yolo(config))
-    if config.kind == "hog":
-        return Detector("hog", _hog())
+    if config.kind == "ssd":
+        return Detector("ssd", _ssd(config))
+    if config.kind in RETIRED:
+        raise ConfigError(RETIRED_HELP)
     if config.kind == "whole-image":
         return Detector("whole-image", lambda rgb, image: [whole(rgb)])
     if config.kind == "boxes":
@@ -157,31 +173,22 @@ def check_listed(config: DetectConfig, image_ids: Iterable[str]) -> None:
         )
 
 
-def _hog() -> Callable[[Pixels, SourceImage], list[Box]]:
-    """OpenCV's detector of pedestrians. Raises ConfigError where OpenCV has none."""
-    # OpenCV 5 moved it out of the main module.
-    if not hasattr(cv2, "HOGDescriptor"):
-        raise ConfigError(f"OpenCV {cv2.__version__} has no HOG detector; 4.13 has")
-    hog = cv2.HOGDescriptor()
-    hog.setSVMDetector(np.asarray(cv2.HOGDescriptor.getDefaultPeopleDetector(), np.float32))
+def _ssd(config: DetectConfig) -> Callable[[Pixels, SourceImage], list[Box]]:
+    """The SSD of ssd.py from the user's file, over the picture and its tiles."""
+    network = ssd.load_ssd(Path(config.weights))
+    tiled = replace(config, tile=_ssd_tile(config), iou=SSD_IOU)
 
-    def find(rgb: Pixels, image: SourceImage) -> list[Box]:
-        # HOG's window is 128 pixels high, so smaller pedestrians are not seen at this scale.
-        scale = min(1.0, 800 / max(rgb.shape[:2]))
-        small = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        if min(small.shape[:2]) < 128:
-            return []
-        found, weights = hog.detectMultiScale(small[..., ::-1].copy(), winStride=(8, 8), scale=1.05)
-        # Sorted, so that the order of boxes is the same on every machine.
-        return [
-            Box((x / scale, y / scale, (x + w) / scale, (y + h) / scale), score=float(weight))
-            for (x, y, w, h), weight in sorted(
-                zip(map(tuple, np.asarray(found).tolist()), np.ravel(weights), strict=True)
-            )
-            if weight >= HOG_WEIGHT
-        ]
+    def run(rgb: Pixels) -> list[Box]:
+        corners, scores = network(rgb)
+        likely = scores >= config.ssd_conf
+        return in_picture(best_boxes(corners[likely], scores[likely], tiled), rgb)
 
-    return find
+    return lambda rgb, image: in_tiles(run, rgb, tiled)
+
+
+def _ssd_tile(config: DetectConfig) -> int:
+    """Tiles as much smaller than YOLO's as the network's input is; 0 = never."""
+    return config.tile * ssd.SIDE // config.size
 
 
 def _yolo(config: DetectConfig) -> Callable[[Pixels, SourceImage], list[Box]]:
@@ -193,7 +200,7 @@ def _yolo(config: DetectConfig) -> Callable[[Pixels, SourceImage], list[Box]]:
 def in_tiles(run: Callable[[Pixels], list[Box]], rgb: Pixels, config: DetectConfig) -> list[Box]:
     """Boxes that `run` finds in a picture and, if the picture is a long one, in its tiles.
 
-    Scaled down to YOLO's input as a whole, a long picture would lose its smaller people. Of
+    Scaled down to the detector's input as a whole, a long picture would lose its smaller people. Of
     overlapping boxes the best stays.
     """
     height, width = rgb.shape[:2]
@@ -208,8 +215,7 @@ def in_tiles(run: Callable[[Pixels], list[Box]], rgb: Pixels, config: DetectConf
             edges = (left, top, left + part.shape[1], top + part.shape[0])
             found += [box for box in moved if not is_cut(box, edges, width, height)]
     corners = np.array([box.xyxy for box in found], np.float64).reshape(-1, 4)
-    scores = np.array([box.score for box in found])
-    return [found[i] for i in greedy_nms(corners, scores, config.iou)[: config.most]]
+    return best_boxes(corners, np.array([box.score for box in found]), config)
 
 
 def tile_starts(length: int, tile: int) -> list[int]:
@@ -313,8 +319,13 @@ def decode_yolo(
     corners = np.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], axis=1)
     # From the square back to the picture.
     corners = (corners - np.array([*offset, *offset])) / scale
-    kept = greedy_nms(corners, scores[people], config.iou)[: config.most]
-    return [Box(tuple(corners[i].tolist()), score=float(scores[people][i])) for i in kept]
+    return best_boxes(corners, scores[people], config)
+
+
+def best_boxes(corners: BoxCorners, scores: np.ndarray, config: DetectConfig) -> list[Box]:
+    """The surest boxes of people, none of which overlaps a surer one too much."""
+    kept = greedy_nms(corners, scores, config.iou)[: config.most]
+    return [Box(tuple(corners[i].tolist()), score=float(scores[i])) for i in kept]
 
 
 def greedy_nms(boxes: BoxCorners, scores: np.ndarray, iou: float) -> list[int]:

@@ -19,7 +19,7 @@ import PIL
 
 from curate import readers
 from curate.config import CurateConfig
-from curate.cropping import decode, detect, stages
+from curate.cropping import body, decode, detect, stages
 from curate.cropping.fingerprints import RESIZE_RULE, fingerprint_rows, pixels_digest
 from curate.engine.ledger import ShardLedger, digest
 from curate.engine.parquet import (
@@ -75,6 +75,8 @@ class CropJob:
         # Squares stay done that were made before there was anything else.
         if c.square.aspect == 1:
             del settings[3]["aspect"]
+        # Crops of runs without a gate stay done that were made before there was one.
+        settings += body.describe(c.body)
         detector = detect.describe(c.detect)
         index = file_name_digest(index_file(ledger, shard))
         return digest(CODE, LIBRARIES, settings, detector, index)
@@ -183,10 +185,13 @@ class Clock:
 def make_cropper(config: CurateConfig) -> Callable[[SourceImage], Cropped]:
     """The function on images that a worker process runs, with its detector loaded."""
     cv2.setNumThreads(1)
-    return partial(crop_image, config, detect.make_detector(config.detect))
+    tools = (detect.make_detector(config.detect), body.make_judge(config.body))
+    return partial(crop_image, config, *tools)
 
 
-def crop_image(config: CurateConfig, detector: detect.Detector, image: SourceImage) -> Cropped:
+def crop_image(
+    config: CurateConfig, detector: detect.Detector, judge: body.Judge, image: SourceImage
+) -> Cropped:
     """Decode one picture and cut its crops out."""
     clock = Clock()
     if image.policy == "labels" and not any(box.kind == "person" for box in image.boxes):
@@ -211,6 +216,11 @@ def crop_image(config: CurateConfig, detector: detect.Detector, image: SourceIma
     clock.lap("boxes")
     candidates = stages.make_candidates(picture.rgb, boxes, config)
     clock.lap("crop")
+    for c in candidates:
+        if not c.reason:
+            c.detail = judge(c)
+            c.reason = Reason.NO_BODY if c.detail else ""
+    clock.lap("body")
     if not candidates:
         return replace(result, reason=Reason.NO_PERSON)
     result.candidates = [candidate_row(image, c, boxes) for c in candidates]

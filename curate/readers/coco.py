@@ -1,8 +1,9 @@
-"""COCO's instances json, and Objects365's, which is the same with flags of its own.
+"""COCO's instances or person_keypoints json, and Objects365's, which is the same with other flags.
 
 A box is [x, y, width, height] in pixels from 0. Crowds (and Objects365's fakes and reflections) are
-"ignore". Files have millions of boxes, so they are read as a stream, and only numbers are held of
-each box. A damaged entry is an error that names the file.
+"ignore". Of keypoints it is noted whether any of head and shoulders is visible. Files have millions
+of boxes, so they are read as a stream, and only numbers are held of each box. A damaged entry is an
+error that names the file.
 """
 
 import json
@@ -18,10 +19,14 @@ from curate.readers.common import Notes, ReaderError, flickr_id, note_size
 from curate.readers.entries import members
 from curate.readers.pictures import PictureFinder
 from curate.readers.values import canonical_id, flag, length
-from curate.schema import Box, Facts, Json, SourceImage
+from curate.schema import HEADLESS, UPPER_BODY, Box, Facts, Json, SourceImage
 
 # Flags of an annotation that make it "ignore", by their names in `Box.flags`.
 FLAGS = {"iscrowd": "crowd", "isfake": "fake", "isreflected": "reflected"}
+# Flags of the keypoints, which follow those above in the bits of a box and make nothing "ignore".
+KEYPOINT_FLAGS = (UPPER_BODY, HEADLESS)
+# COCO's first keypoints are nose, eyes, ears and shoulders; each is x, y, and 2 if it is visible.
+UPPER_POINTS, VISIBLE = 7, 2
 # Members that a file must have, and those that an annotation must have.
 NEEDED = {"images", "annotations", "categories"}
 KEYS = {"image_id", "category_id", "bbox"}
@@ -168,6 +173,7 @@ class _Labels:
             )
         category, image = canonical_id(entry["category_id"]), self._number(entry["image_id"])
         bits = sum(1 << bit for bit, name in enumerate(FLAGS) if flag(entry.get(name)))
+        bits |= _keypoint_bits(entry.get("keypoints"))
         try:
             x, y, w, h = map(float, entry["bbox"])
         except (TypeError, ValueError):
@@ -232,8 +238,18 @@ class _Labels:
         return "" if license_id is None else self._licenses.get(canonical_id(license_id), "")
 
 
+def _keypoint_bits(points: Json) -> int:
+    """The bit of a keypoint flag; 0 where no keypoint is labelled, as of small people."""
+    seen = points[2::3] if isinstance(points, list) else []
+    if not any(seen):
+        return 0
+    return 1 << len(FLAGS) + (VISIBLE not in seen[:UPPER_POINTS])
+
+
 def _box(row: list[float]) -> Box:
     """A row of numbers as a box."""
     _, x, y, w, h, bits = row
-    flags = tuple(flag for bit, flag in enumerate(FLAGS.values()) if int(bits) & 1 << bit)
-    return Box((x, y, x + w, y + h), "ignore" if flags else "person", flags=flags)
+    names = (*FLAGS.values(), *KEYPOINT_FLAGS)
+    flags = tuple(flag for bit, flag in enumerate(names) if int(bits) & 1 << bit)
+    bad = any(flag not in KEYPOINT_FLAGS for flag in flags)
+    return Box((x, y, x + w, y + h), "ignore" if bad else "person", flags=flags)

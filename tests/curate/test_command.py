@@ -46,7 +46,7 @@ def ran(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     sources += [demo.write_voc(root / "voc"), demo.write_person(root / "person")]
     flags = [f"--source={source}" for source in [*sources, f"folder={folder}"]]
     return root / "set", command(
-        f"--output={root / 'set'}", "--detector=hog", "--codec=png", *flags, *SETTINGS
+        f"--output={root / 'set'}", "--detector=whole-image", "--codec=png", *flags, *SETTINGS
     )
 
 
@@ -63,10 +63,10 @@ def test_forty_images_without_network_or_weights(ran):
 def test_what_is_missing_is_said_plainly(ran):
     output, process = ran
     assert "not computed: brisque, niqe, clipiqa, maniqa, musiq" in process.stdout
-    assert "detector: hog, a fallback, of folder" in process.stdout
+    assert "detector: whole-image, of folder" in process.stdout
     assert "thresholds: none, rank only" in process.stdout
     text = (output / "report" / "report.md").read_text()
-    assert "Classic metrics" in text and "pictures are by hog, a fallback" in text
+    assert "Classic metrics" in text and "pictures are by whole-image" in text
 
 
 def test_progress_and_funnel_are_shown(ran):

@@ -105,6 +105,31 @@ def test_a_crop_setting_without_effect_redoes_nothing_further(copy):
     assert set(worked(copy)[before:]) == {"crop"}
 
 
+def test_crops_without_a_body_are_counted_and_no_more(tmp_path, made):
+    """The first person by feet alone, the second one by the head, others without keypoints."""
+    sources = demo.write_sources(tmp_path / "sources")
+    labels = next((tmp_path / "sources").rglob("instances_train2017.json"))
+    values = json.loads(labels.read_text())
+    feet, head = [0] * 45 + [200, 500, 2, 260, 500, 2], [200, 100, 2] + [0] * 48
+    for annotation, points in zip(values["annotations"], (feet, head), strict=False):
+        annotation["keypoints"] = points
+    labels.write_text(json.dumps(values))
+    output = tmp_path / "set"
+    assert curate(output, *SETTINGS, "--set=body.gate=true", sources=sources) == 0
+    dropped = crop_of(output, "coco/train2017/1")
+    assert dropped["reason"] == "no_body" and "keypoints" in dropped["detail"]
+    assert dropped["box_flags"] == ["headless"] and dropped["crop_sha256"] is None
+    whole = crop_of(output, "coco/train2017/2")
+    assert (whole["reason"], whole["box_flags"]) == ("", ["upper_body"])
+    # All others are as they were; the copy of the dropped one is a copy no more.
+    reasons = {row["image_id"]: row["reason"] for row in manifest(made)}
+    assert reasons | {"coco/train2017/1": "no_body", "voc/voc/2012_000001": ""} == {
+        row["image_id"]: row["reason"] for row in manifest(output)
+    }
+    before = tree_digest(output)
+    assert curate(output) == 0 and tree_digest(output) == before
+
+
 def test_a_source_more_leaves_the_others_alone(copy, sources, tmp_path):
     more = demo.write_voc(tmp_path / "more")
     before = len(worked(copy))

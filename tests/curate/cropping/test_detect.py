@@ -4,14 +4,13 @@ import sys
 import textwrap
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from onnx_files import output, write_onnx
 from skimage import data
 
 from curate.config import ConfigError, DetectConfig
-from curate.cropping import detect, stages
+from curate.cropping import detect
 from curate.schema import SourceImage
 
 PHOTO = data.astronaut()[:300, :400]  # 400 wide: letterboxed to 64 x 48 of 64 x 64
@@ -173,28 +172,11 @@ def test_the_whole_picture_is_a_box():
     assert box.xyxy == (0, 0, 400, 300)
 
 
-def walker() -> np.ndarray:
-    """A dark figure, 350 pixels tall, before a light wall."""
-    scene = np.random.default_rng(0).normal(200, 4, (480, 360)).clip(0, 255).astype(np.uint8)
-    cv2.ellipse(scene, (180, 95), (24, 32), 0, 0, 360, 50, -1)
-    cv2.rectangle(scene, (168, 115), (192, 140), 50, -1)
-    trunk = [(130, 150), (155, 135), (205, 135), (230, 150), (222, 280), (138, 280)]
-    cv2.fillPoly(scene, [np.array(trunk)], 50)
-    limbs = [((132, 155), (122, 270), 18), ((228, 155), (238, 270), 18)]
-    limbs += [((160, 270), (166, 410), 26), ((200, 270), (194, 410), 26)]
-    for start, end, width in limbs:
-        cv2.line(scene, start, end, 50, width)
-    return np.repeat(cv2.GaussianBlur(scene, (0, 0), 2)[..., None], 3, axis=2)
-
-
-def test_hog_finds_a_standing_figure():
-    detector = detect.make_detector(DetectConfig("hog"))
-    boxes = detector(walker(), IMAGE)
-    assert boxes and all(box.score >= 1 for box in boxes)
-    figure = np.array([[122.0, 63, 238, 410]])
-    assert stages.ious(figure, np.array([box.xyxy for box in boxes])).max() > 0.4
-    assert detector(walker(), IMAGE) == boxes
-    assert detector(walker()[:100], IMAGE) == ()  # too small to search
+def test_hog_is_gone_and_its_sets_stay():
+    assert detect.describe(DetectConfig("hog")) == {"kind": "hog"}
+    detect.check(DetectConfig("hog"), needed=True)
+    with pytest.raises(ConfigError, match="hog is gone"):
+        detect.make_detector(DetectConfig("hog"))
 
 
 @pytest.mark.parametrize(
@@ -204,6 +186,7 @@ def test_hog_finds_a_standing_figure():
         (DetectConfig("face"), False, "no detector 'face'"),
         (DetectConfig("yolo", "none.onnx"), True, "none.onnx"),
         (DetectConfig("boxes"), True, "--detector_weights FILE"),
+        (DetectConfig("ssd"), True, "--detector_weights FILE"),
     ],
 )
 def test_what_is_missing_is_said_before_anything_runs(config, needed, words):
@@ -224,4 +207,3 @@ def test_identity_changes_with_the_weights_and_what_matters(tmp_path):
     assert before != detect.describe(DetectConfig("yolo", str(path), conf=0.5))
     write_onnx(path, output((1, 1, 1, 1, 1, 1, 1)), output())
     assert before["sha256"] != detect.describe(DetectConfig("yolo", str(path)))["sha256"]
-    assert detect.describe(DetectConfig("hog")) == {"kind": "hog"}
