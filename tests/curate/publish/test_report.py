@@ -23,7 +23,7 @@ from curate.publish.review import write_page
 from curate.schema import Box
 from curate.selection.manifest import Crops, read_manifest
 
-METRICS = ("sharpness", "noise", "blockiness", "clipped", "entropy")
+METRICS = ("person_sharpness", "calm_noise", "jpeg_blocks", "clipped", "entropy")
 
 
 def report(output: Path) -> dict:
