@@ -50,7 +50,7 @@ def test_every_image_and_candidate_is_counted_once(made):
         "missing_file": 1,
         "no_person": 1,
     }.items() <= reasons.items()
-    assert reasons[""] == len(kept(made)) == 7
+    assert reasons[""] == len(kept(made)) == 9
 
 
 @pytest.mark.parametrize("reason", ["", "tired"])
