@@ -17,6 +17,7 @@ import math
 import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
+from scipy.stats import trim_mean
 
 from curate.cropping.stages import Region
 from curate.schema import Pixels
@@ -118,8 +119,8 @@ def _strongest_phase(steps: Float64[np.ndarray, " k"]) -> float:
     logs = np.log(steps + 1)
     near = np.lib.stride_tricks.sliding_window_view(np.pad(logs, 3, "reflect"), 7)  # [k, 7]
     excess = logs - np.median(near, axis=1)
-    # The median over a phase: one line of the scene may be as strong as it likes.
-    phases = np.array([np.median(excess[phase::8]) for phase in range(8)])
+    # The mean of a phase's middle half: one line of the scene may be as strong as it likes.
+    phases = np.array([trim_mean(excess[phase::8], 0.25) for phase in range(8)])
     return float(phases.max() - np.median(phases))
 
 

@@ -74,7 +74,7 @@ def test_figures_are_there_and_repeat(made, tmp_path):
     for name in names:
         data = (made / "report" / name).read_bytes()
         assert data and data == (again / "report" / name).read_bytes()
-    assert Image.open(made / "report" / "figure_6.png").size == (7 * 256, 274)
+    assert Image.open(made / "report" / "figure_6.png").size == (8 * 256, 2 * 274)
 
 
 def test_review_page_shows_each_scored_crop_once(made):
