@@ -15,7 +15,7 @@ from curate.cropping.index import IndexJob, crop_shards, survey_line
 from curate.cropping.job import CropJob, index_file
 from curate.engine.engine import Engine
 from curate.engine.ledger import ShardLedger
-from curate.engine.parquet import open_parquet, read_rows, read_table, score_columns
+from curate.engine.parquet import ERROR, open_parquet, read_rows
 from curate.engine.progress import Screen
 from curate.engine.worker import ShardJob
 from curate.plan import CurationPlan
@@ -120,8 +120,9 @@ class CurationPipeline:
             wanted = {*scores.names(group, self.plan.config.score)}
             job = f"score-{group}"
             for shard in (shard for shard in shards if self.ledger.marker(job, shard)):
-                scored = read_table(self.ledger.output(job, shard, "scores.parquet"))
-                if wanted != {*score_columns(scored)}:
+                path = self.ledger.output(job, shard, "scores.parquet")
+                # Only the footer is read.
+                if wanted != {*pq.read_schema(open_parquet(path)).names} - {"crop_id", ERROR}:
                     raise SelectError(f"{job} {shard} was scored by other metrics: run `score`")
 
     def pack(self) -> None:
