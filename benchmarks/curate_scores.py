@@ -7,7 +7,8 @@ Crops are cut from the sources without a test of blur. A table says how many the
 measures all of the picture and as it measures the person, also where the crops are blurred. Then
 200 of the crops that pass are damaged by blur, noise and JPEG, each at five strengths: another
 table says how z of Eq. 1, standardised over the undamaged crops, ranks the strengths. The best and
-the worst of all crops go to top.png and bottom.png, which are to be looked at.
+the worst of all crops go to top.png and bottom.png, in a folder for z with NIQE and one for z
+without, and are to be looked at.
 """
 
 import argparse
@@ -122,53 +123,54 @@ def gate_table(ways: dict[str, list[Crop]]) -> list[str]:
     return lines
 
 
-class Scorer:
-    """z of Eq. 1 by the pool of the crops that it is made with."""
-
-    def __init__(self, crops: list[Crop], config: ScoreConfig) -> None:
-        self.directions = scores.directions(config)
-        self.groups = [scores.make_scorer(g, config) for g in scores.groups(config)]
-        self.values = self.measure([c.rgb for c in crops], [c.region for c in crops])
-        known = {name: self.values[name] for name in self.directions}
-        whole = np.isfinite(np.stack(list(known.values()))).all(axis=0)
-        known = {name: column[whole] for name, column in known.items()}
-        self.pool = statistics.fit_statistics(known)
-        self.z = self.rate(self.values)
-
-    def measure(self, batch: list[Pixels], regions: list[Region]) -> dict[str, np.ndarray]:
-        """Columns of all metrics of some crops."""
-        columns = [group(np.stack(batch), regions) for group in self.groups]
-        return {name: column for found in columns for name, column in found.items()}
-
-    def rate(self, values: dict[str, np.ndarray]) -> np.ndarray:
-        """z of crops by their metrics."""
-        return statistics.z_scores(values, self.pool, self.directions)
+# Columns of metrics by name.
+Columns = dict[str, np.ndarray]
 
 
-def validation_table(crops: list[Crop], scorer: Scorer) -> list[str]:
-    """Lines of a table: how z ranks the strengths of each kind of damage, and none."""
-    lines = ["| damage | mean rank correlation | least | pooled | mean z: none, then by strength |"]
-    lines.append("|---|---|---|---|---|")
+def measure(config: ScoreConfig, crops: list[Pixels], regions: list[Region]) -> Columns:
+    """All metrics of some crops."""
+    columns: Columns = {}
+    for group in scores.groups(config):
+        columns |= scores.make_scorer(group, config)(np.stack(crops), regions)
+    return columns
+
+
+def standardise(values: Columns, pool: Columns, directions: dict[str, int]) -> np.ndarray:
+    """z of Eq. 1 by another pool's mean and deviation."""
+    known = {name: pool[name] for name in directions}
+    whole = np.isfinite(np.stack(list(known.values()))).all(axis=0)
+    moments = statistics.fit_statistics({name: column[whole] for name, column in known.items()})
+    return statistics.z_scores(values, moments, directions)
+
+
+def damaged_columns(config: ScoreConfig, crops: list[Crop]) -> dict[str, list[Columns]]:
+    """By damage the metrics of the crops at each strength, the undamaged ones first."""
     regions = [crop.region for crop in crops]
-    intact = scorer.rate(scorer.measure([crop.rgb for crop in crops], regions))
+    intact = measure(config, [crop.rgb for crop in crops], regions)
+    found = {name: [intact] for name in DAMAGES}
     for name, (damage, strengths) in DAMAGES.items():
-        columns = [intact]
         for strength in strengths:
             damaged = [damage(crop.rgb, strength) for crop in crops]
-            columns.append(scorer.rate(scorer.measure(damaged, regions)))
-        z = np.stack(columns, axis=1)  # [crops, 1 + strengths]
-        order = np.broadcast_to(np.arange(z.shape[1]), z.shape)
-        each = [-spearmanr(order[0], row)[0] for row in z if np.isfinite(row).all()]
-        pooled = -spearmanr(order.ravel(), z.ravel(), nan_policy="omit")[0]
-        means = " ".join(f"{value:.1f}" for value in np.nanmean(z, axis=0))
-        lines.append(
-            f"| {name} | {np.mean(each):.3f} | {np.min(each):.2f} | {pooled:.3f} | {means} |"
-        )
-    return lines
+            found[name].append(measure(config, damaged, regions))
+    return found
+
+
+def validation_row(name: str, z: np.ndarray) -> str:
+    """A line of the table: how z ranks the strengths of one damage, and none.
+
+    Args:
+        z: (crops, 1 + strengths).
+    """
+    order = np.broadcast_to(np.arange(z.shape[1]), z.shape)
+    each = [-spearmanr(order[0], row)[0] for row in z if np.isfinite(row).all()]
+    pooled = -spearmanr(order.ravel(), z.ravel(), nan_policy="omit")[0]
+    means = " ".join(f"{value:.1f}" for value in np.nanmean(z, axis=0))
+    return f"| {name} | {np.mean(each):.3f} | {np.min(each):.2f} | {pooled:.3f} | {means} |"
 
 
 def write_sheets(output: Path, crops: list[Crop], z: np.ndarray) -> None:
     """The best and the worst crops as contact sheets."""
+    output.mkdir(parents=True, exist_ok=True)
     order = [int(at) for at in np.argsort(-z) if np.isfinite(z[at])]
     for name, places in {"top": order[:SHOWN], "bottom": order[-SHOWN:]}.items():
         tiles = [
@@ -193,14 +195,27 @@ def main() -> None:
     print("\n".join(gate_table(ways)), flush=True)
     # In the order of their names, which are digests: a fair sample of all sources.
     crops = sorted(ways["person"], key=lambda crop: crop.row["crop_id"])
-    scorer = Scorer(crops, ScoreConfig(niqe_params=flags.niqe_params))
-    for name, column in scorer.values.items():
-        correlation = spearmanr(scorer.z, column, nan_policy="omit")[0]
-        print(f"rank correlation of z with {name}: {correlation:.2f}")
+    config = ScoreConfig(niqe_params=flags.niqe_params)
+    pool = measure(config, [crop.rgb for crop in crops], [crop.region for crop in crops])
     good = [crop for crop in crops if passes(crop.row, GATES[1])][: flags.crops]
-    write_sheets(flags.output, crops, scorer.z)
-    print(f"{len(good)} of {len(crops)} crops", flush=True)
-    print("\n".join(validation_table(good, scorer)))
+    # With NIQE, if its parameters are given, and without in any case.
+    ways_to_rank = {"without NIQE": scores.directions(ScoreConfig())}
+    if flags.niqe_params:
+        ways_to_rank["with NIQE"] = scores.directions(config)
+    for title, directions in ways_to_rank.items():
+        z = standardise(pool, pool, directions)
+        write_sheets(flags.output / title.replace(" ", "-"), crops, z)
+        found = {name: spearmanr(z, column, nan_policy="omit")[0] for name, column in pool.items()}
+        cells = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+        print(f"{title}: rank correlation of z with {cells}", flush=True)
+    damaged = damaged_columns(config, good)
+    print(f"{len(good)} of {len(crops)} crops")
+    print("| score | damage | mean rank correlation | least | pooled | mean z: none, by strength |")
+    print("|---|---|---|---|---|---|")
+    for title, directions in ways_to_rank.items():
+        for name, columns in damaged.items():
+            z = np.stack([standardise(c, pool, directions) for c in columns], axis=1)
+            print(f"| {title} {validation_row(name, z)}")
 
 
 if __name__ == "__main__":

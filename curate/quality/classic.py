@@ -38,6 +38,9 @@ _EDGES = 90
 CALM = 5
 # Immerkaer's mask, which a plane and a straight edge leave at zero.
 _NOISE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float64)
+# Blockiness that is hardly told from chance: pictures without any have up to 0.03, quality 95 has
+# 0.02, and 90 has 0.05.
+_UNSEEN = 0.02
 # Pixels of a block's side in which noise is measured.
 _BLOCK = 16
 # Mean luma below which, and above 255 minus which, a block has no noise to be measured.
@@ -92,8 +95,11 @@ def _block_means(values: Float64[np.ndarray, "h w"]) -> Float64[np.ndarray, "m n
 
 
 def log_noise(gray: Gray) -> float:
-    """Logarithm of 1 + `noise_level`: differences well below a level of 255 are not seen."""
-    return math.log1p(noise_level(gray))
+    """Logarithm of `noise_level`, smoothly bounded below: nobody sees less than a level of 255.
+
+    What is found there is texture more than noise, and Eq. 1 would make it as weighty as any.
+    """
+    return math.log(math.hypot(1, noise_level(gray)))
 
 
 def log_blockiness(gray: Gray) -> float:
@@ -105,7 +111,8 @@ def log_blockiness(gray: Gray) -> float:
     values = gray.astype(np.float64)
     across, down = np.abs(np.diff(values, axis=1)), np.abs(np.diff(values, axis=0))
     # JPEG's grid is seen both ways; a fence, bricks or a frame are seen one way.
-    return min(_strongest_phase(across.mean(axis=0)), _strongest_phase(down.mean(axis=1)))
+    both = min(_strongest_phase(across.mean(axis=0)), _strongest_phase(down.mean(axis=1)))
+    return math.hypot(both, _UNSEEN) - _UNSEEN
 
 
 def _strongest_phase(steps: Float64[np.ndarray, " k"]) -> float:
