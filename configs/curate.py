@@ -18,6 +18,7 @@ def get_config(profile: str = "default") -> CurateConfig:
         config.square.side_min = 512
     elif profile == "paper":
         config.square.side_min = 256  # it used COCO and VOC, whose pictures are small
+        config.blur.of = "picture"
         config.blur.at = "native"
         config.blur.crop_min = 0.0
         config.body.gate = True

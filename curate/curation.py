@@ -15,7 +15,7 @@ from curate.cropping.index import IndexJob, crop_shards, survey_line
 from curate.cropping.job import CropJob, index_file
 from curate.engine.engine import Engine
 from curate.engine.ledger import ShardLedger
-from curate.engine.parquet import open_parquet, read_rows
+from curate.engine.parquet import ERROR, open_parquet, read_rows
 from curate.engine.progress import Screen
 from curate.engine.worker import ShardJob
 from curate.plan import CurationPlan
@@ -25,6 +25,7 @@ from curate.quality.score_job import ScoreJob
 from curate.selection.barred import barred_files
 from curate.selection.decisions import SelectionFacts, read_facts
 from curate.selection.manifest import check_counts, funnel_text, funnels, read_manifest
+from curate.selection.pool import SelectError
 from curate.selection.select_job import SelectJob
 from osdhuman_jax.filenames import spelled
 
@@ -92,6 +93,7 @@ class CurationPipeline:
         """Decide on the crops; print what became of all, and what the decisions rest on."""
         plan = self.plan
         shards = tuple(crop_shards(self.ledger, plan.sources))
+        self.refuse_mixtures(shards)
         barred = tuple(map(str, barred_files(self.engine, plan.exclude)))
         job = SelectJob(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
         self.engine.here().run(job, ["all"])
@@ -102,6 +104,26 @@ class CurationPipeline:
         facts = read_facts(self.ledger)
         print("\n".join(notes(facts, [s.name for s in plan.sources if readers.needs_detector(s)])))
         self.unranked = facts.get("unranked", "")
+
+    def refuse_mixtures(self, shards: Sequence[str]) -> None:
+        """Raises SelectError where shards were measured in another way than the settings say.
+
+        Eq. 1 would compare their numbers with each other.
+        """
+        markers = [self.ledger.marker("crop", shard) for shard in shards]
+        # Shards of earlier versions do not tell: they measured all of the picture.
+        ways = {marker["facts"].get("blur_of", "picture") for marker in markers if marker}
+        if len(ways) > 1:
+            raise SelectError(f"blur was measured by {' and by '.join(sorted(ways))}: run `crop`")
+        # What is not scored at all is told by the selection itself.
+        for group in scores.groups(self.plan.config.score):
+            wanted = {*scores.names(group, self.plan.config.score)}
+            job = f"score-{group}"
+            for shard in (shard for shard in shards if self.ledger.marker(job, shard)):
+                path = self.ledger.output(job, shard, "scores.parquet")
+                # Only the footer is read.
+                if wanted != {*pq.read_schema(open_parquet(path)).names} - {"crop_id", ERROR}:
+                    raise SelectError(f"{job} {shard} was scored by other metrics: run `score`")
 
     def pack(self) -> None:
         """Write what is kept to files for training."""

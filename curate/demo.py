@@ -31,7 +31,7 @@ UNFIT = ("camera", "logo", "chelsea")
 LICENSES = {1: "CC-BY 2.0", 2: "CC-BY-NC 2.0"}
 # Looser than the defaults, which would leave nothing of so few and small photographs.
 SETTINGS = (
-    "select.top=0.75",
+    "select.top=0.95",
     "split.val=1",
     "box.long_min=200",
     "blur.source_min=30",

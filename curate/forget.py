@@ -181,6 +181,9 @@ def drop_crops(
     fingerprints = read_rows(ledger.output("crop", shard, "prints.parquet"))
     crops = CropFile(ledger.output("crop", shard, "crops.parquet"))
     left = [row for row in rows if row["image_id"] not in gone]
+    # How blur was measured stays true of what is left, whatever the settings say by now.
+    marker = ledger.marker(job.name, shard)
+    ways = {k: v for k, v in (marker["facts"] if marker else {}).items() if k == "blur_of"}
 
     def write(folder: Path) -> Facts:
         # PNGs are copied as they are: their digests stand in the rows.
@@ -193,7 +196,8 @@ def drop_crops(
         write_rows(folder / "rows.parquet", CANDIDATE_SCHEMA, left)
         kept = (row for row in fingerprints if row["image_id"] not in gone)
         write_rows(folder / "prints.parquet", FINGERPRINT_SCHEMA, kept)
-        return {"images": len({row["image_id"] for row in left}), "crops": pictures.count}
+        images = len({row["image_id"] for row in left})
+        return {"images": images, "crops": pictures.count, **ways}
 
     rewrite(ledger, job, shard, current, write)
 

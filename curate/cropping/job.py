@@ -72,7 +72,9 @@ class CropJob:
         # Of the settings those that a crop depends on: another threshold of scores changes none.
         c = self.config
         settings = [asdict(s) for s in (c.decode, c.blur, c.box, c.square, c.dense, c.nms)]
-        # Squares stay done that were made before there was anything else.
+        # Crops stay done that were made before there was anything else.
+        if c.blur.of == "picture":
+            del settings[1]["of"]
         if c.square.aspect == 1:
             del settings[3]["aspect"]
         # Crops of runs without a gate stay done that were made before there was one.
@@ -95,6 +97,7 @@ class CropJob:
         return {
             "images": len(images),
             "crops": crops.count,
+            "blur_of": self.config.blur.of,
             "reasons": sorted_counts(row["reason"] for row in tally.rows),
             "stages": {name: round(seconds, 3) for name, seconds in tally.seconds.items()},
         }

@@ -16,15 +16,74 @@ from curate.config import BlurConfig, BoxConfig, CurateConfig, DenseConfig, NmsC
 from curate.schema import CROP_SIDE, WHOLE_PICTURE, Box, Candidate, Pixels, Reason
 
 BoxCorners = Float64[np.ndarray, "n 4"]
+# Corners x0, y0, x1, y1 in pixels of a finished crop, half-open.
+Region = tuple[int, int, int, int]
 # Pixels of the shorter side at which a source's sharpness is measured. The variance of the
 # Laplacian changes with size, so that one threshold needs one size.
 SHORT = 512
+# Pixels of the side of a tile, in which sharpness is looked for.
+TILE = 32
+# Percentile of the tiles' sharpness that stands for all: of a crop's person, of whom most is skin
+# and cloth without an edge, and of a source, of which only a small part may be in focus.
+PERSON_PERCENTILE, SOURCE_PERCENTILE = 90, 98
+# Least side in pixels of the region that stands for a person: a smaller one has too few tiles.
+REGION_MIN = 128
 
 
 def laplacian_variance(rgb: Pixels) -> float:
     """Variance of the Laplacian of the luma (3 x 3 kernel 0 1 0, 1 -4 1, 0 1 0)."""
     # In 64-bit floats, since eight bits would cut off what is negative.
     return float(cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.CV_64F).var())
+
+
+def tile_sharpness(rgb: Pixels, percentile: float) -> float:
+    """Variance of the Laplacian of the sharp tiles: a percentile of that of all whole tiles.
+
+    A picture smaller than a tile is one tile.
+    """
+    laplacian = cv2.Laplacian(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.CV_64F)
+    if min(laplacian.shape) < TILE:
+        return float(laplacian.var())
+    height, width = (n - n % TILE for n in laplacian.shape)
+    tiles = laplacian[:height, :width].reshape(height // TILE, TILE, width // TILE, TILE)
+    return float(np.percentile(tiles.var(axis=(1, 3)), percentile))
+
+
+def crop_sharpness(crop: Pixels, region: Region, config: BlurConfig) -> float:
+    """Variance of the Laplacian of a crop, or of the sharp tiles of the person's region on it."""
+    if config.of == "picture":
+        return laplacian_variance(crop)
+    x0, y0, x1, y1 = region
+    return tile_sharpness(crop[y0:y1, x0:x1], PERSON_PERCENTILE)
+
+
+def person_region(
+    xyxy: tuple[float, float, float, float], place: tuple[int, int, int], aspect: int, whole: bool
+) -> Region:
+    """Where on a finished crop its person is, in whole pixels: (x0, y0, x1, y1).
+
+    Args:
+        xyxy: the person's box in pixels of the source.
+        place: x0, y0 and s of the crop's square there.
+        whole: whether the box is all of the picture. Nobody said then where the person is, who is
+            taken to stand in the middle half of the width.
+    """
+    width, height = CROP_SIDE, CROP_SIDE * aspect
+    if whole:
+        return width // 4, 0, width - width // 4, height
+    x, y, scale = *place[:2], CROP_SIDE / place[2]
+    left, right = ((v - x) * scale for v in xyxy[::2])
+    top, bottom = ((v - y) * scale for v in xyxy[1::2])
+    (x0, x1), (y0, y1) = _extent(left, right, width), _extent(top, bottom, height)
+    return x0, y0, x1, y1
+
+
+def _extent(low: float, high: float, size: int) -> tuple[int, int]:
+    """The part of an interval in [0, size), widened to REGION_MIN round its middle."""
+    low, high = max(low, 0.0), min(high, float(size))
+    missing = max(0.0, REGION_MIN - (high - low)) / 2
+    start = min(max(round(low - missing), 0), size - REGION_MIN)
+    return start, max(start + REGION_MIN, min(round(high + missing), size))
 
 
 def source_blur(rgb: Pixels, config: BlurConfig) -> float:
@@ -34,6 +93,9 @@ def source_blur(rgb: Pixels, config: BlurConfig) -> float:
     if config.at == "short512" and scale < 1:
         size = [max(1, round(n * scale)) for n in rgb.shape[1::-1]]
         rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    if config.of == "person":
+        # No detector has run yet: what has nothing in focus anywhere has no sharp person.
+        return tile_sharpness(rgb, SOURCE_PERCENTILE)
     return laplacian_variance(rgb)
 
 
@@ -220,6 +282,8 @@ def make_candidates(rgb: Pixels, boxes: Sequence[Box], config: CurateConfig) -> 
     # Only what is left is resized, and judged once more at its final size.
     for c in kept:
         c.crop = cut_square(rgb, c.x0 or 0, c.y0 or 0, c.s or CROP_SIDE, aspect)
-        c.lap_crop = laplacian_variance(c.crop)
+        place, whole = (c.x0 or 0, c.y0 or 0, c.s or CROP_SIDE), WHOLE_PICTURE in c.box.flags
+        region = person_region(c.box.xyxy, place, aspect, whole)
+        c.lap_crop = crop_sharpness(c.crop, region, config.blur)
         c.reason = Reason.CROP_BLUR if c.lap_crop < config.blur.crop_min else ""
     return found

@@ -7,7 +7,7 @@ name and the settings go in, a `MetricGroup` comes out, which the score job call
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from curate.config import ConfigError, DetectConfig, ScoreConfig
 from curate.cropping import detect
+from curate.cropping.stages import Region
 from curate.engine.ledger import digest
 from curate.quality import classic, learned
 from curate.schema import Column, CropBatch, Facts, Pixels, SourceImage
@@ -26,6 +27,10 @@ NOWHERE = SourceImage("", "", "")
 
 # The metrics of Eq. 1 with their signs: of NIQE lower values are better.
 PAPER_DIRECTIONS = {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}
+# Pixels of the side that NIQE needs for two blocks each way, and so for a covariance.
+NIQE_SIDE = 2 * niqe.BLOCK
+# Raised when NIQE of the person's region changes.
+PERSON_NIQE_VERSION = 1
 # The column of the group "persons", which holds a count and no metric of quality.
 PERSONS = "detected_persons"
 
@@ -34,15 +39,23 @@ PERSONS = "detected_persons"
 class MetricGroup:
     """A group of metrics with its weights loaded.
 
-    Crops of equal size go in, a column for each of its names comes out.
+    Crops of equal size go in, with the regions of their persons, a column for each of its names
+    comes out.
     """
 
     names: tuple[str, ...]
-    score: Callable[[CropBatch], dict[str, Column]]
+    score: Callable[[CropBatch, Sequence[Region]], dict[str, Column]]
 
-    def __call__(self, batch: CropBatch) -> dict[str, Column]:
-        """Columns of a batch's values by metric, NaN where a metric has none."""
-        return self.score(batch)
+    def __call__(
+        self, batch: CropBatch, regions: Sequence[Region] | None = None
+    ) -> dict[str, Column]:
+        """Columns of a batch's values by metric, NaN where a metric has none.
+
+        Args:
+            regions: where on each crop its person is; None = all of every crop.
+        """
+        height, width = batch.shape[1:3]
+        return self.score(batch, regions or [(0, 0, width, height)] * len(batch))
 
 
 def groups(config: ScoreConfig) -> tuple[str, ...]:
@@ -63,10 +76,15 @@ def groups(config: ScoreConfig) -> tuple[str, ...]:
 def directions(config: ScoreConfig) -> dict[str, int]:
     """The metrics of Eq. 1 with their signs: 1 where higher is better, -1 where lower is."""
     # NIQE's name depends on its parameters: fitted to the user's pictures it is another metric.
-    signs = {name: sign for name, (_, sign) in classic.CLASSIC_METRICS.items()}
-    if config.iqa != "classic":
-        signs = {name: sign for name, sign in PAPER_DIRECTIONS.items() if name != "niqe"}
-    return signs | ({_niqe(config).name: -1} if "niqe" in groups(config) else {})
+    niqe = {names("niqe", config)[-1]: -1} if "niqe" in groups(config) else {}
+    if config.iqa == "classic":
+        return classic.DIRECTIONS | niqe
+    return {name: sign for name, sign in PAPER_DIRECTIONS.items() if name != "niqe"} | niqe
+
+
+def sees_region(group: str, config: ScoreConfig) -> bool:
+    """Whether a group measures the person's region and not only the crop."""
+    return group == "classic" or (group == "niqe" and config.iqa == "classic")
 
 
 def describe(group: str, config: ScoreConfig) -> Facts:
@@ -75,7 +93,8 @@ def describe(group: str, config: ScoreConfig) -> Facts:
         return {"metrics": list(classic.CLASSIC_METRICS), "version": classic.CLASSIC_VERSION}
     if group == "niqe":
         path = _niqe_file(config)
-        return {"version": niqe.VERSION, "weights": {path.name: known_digest(path)}}
+        facts: Facts = {"version": niqe.VERSION, "weights": {path.name: known_digest(path)}}
+        return facts | ({"person": PERSON_NIQE_VERSION} if sees_region(group, config) else {})
     if group == "persons":
         return detect.describe(_counter(config))
     return learned.describe(group, config.weights, config.device)
@@ -100,7 +119,9 @@ def names(group: str, config: ScoreConfig) -> tuple[str, ...]:
     if group == "classic":
         return tuple(classic.CLASSIC_METRICS)
     if group == "niqe":
-        return (_niqe(config).name,)
+        # The last is that of Eq. 1: without learned metrics NIQE too looks at the person.
+        whole = _niqe(config).name
+        return (whole, f"person-{whole}") if sees_region(group, config) else (whole,)
     return (PERSONS,) if group == "persons" else (group,)
 
 
@@ -116,30 +137,51 @@ def _make_scorer(group: str, values: tuple, identity: str) -> MetricGroup:
     return MetricGroup(names(group, config), _score_of(group, config))
 
 
-def _score_of(group: str, config: ScoreConfig) -> Callable[[CropBatch], dict[str, Column]]:
+def _score_of(
+    group: str, config: ScoreConfig
+) -> Callable[[CropBatch, Sequence[Region]], dict[str, Column]]:
     """The function on batches that computes a group's metrics."""
     if group == "classic":
-        return _each(lambda rgb: classic.score(rgb))
+        return _each(lambda rgb, region: classic.score(rgb, region))
     if group == "niqe":
-        model = _niqe(config)
-        return _each(lambda rgb: {model.name: model(rgb)})
+        model, named = _niqe(config), names(group, config)
+        looks = (lambda rgb, _: rgb, _niqe_window)[: len(named)]
+        return _each(
+            lambda rgb, region: {
+                name: model(look(rgb, region)) for name, look in zip(named, looks, strict=True)
+            }
+        )
     if group == "persons":
         find = detect.make_detector(_counter(config))
-        return _each(lambda rgb: {PERSONS: float(len(find(rgb, NOWHERE)))})
+        return _each(lambda rgb, _: {PERSONS: float(len(find(rgb, NOWHERE)))})
     metric = learned.make_metric(group, config.weights, config.device)
-    return lambda batch: {group: metric(batch)}
+    return lambda batch, _: {group: metric(batch)}
 
 
 def _each(
-    score: Callable[[Pixels], dict[str, float]],
-) -> Callable[[CropBatch], dict[str, Column]]:
+    score: Callable[[Pixels, Region], dict[str, float]],
+) -> Callable[[CropBatch, Sequence[Region]], dict[str, Column]]:
     """Turns a function on single crops into one on batches."""
 
-    def columns(batch: CropBatch) -> dict[str, Column]:
-        rows = [score(rgb) for rgb in batch]
+    def columns(batch: CropBatch, regions: Sequence[Region]) -> dict[str, Column]:
+        rows = [score(rgb, region) for rgb, region in zip(batch, regions, strict=True)]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
     return columns
+
+
+def _niqe_window(rgb: Pixels, region: Region) -> Pixels:
+    """The part of a crop around a person's region, widened to NIQE_SIDE where it is smaller."""
+    (height, width), (x0, y0, x1, y1) = rgb.shape[:2], region
+    across, down = _widened(x0, x1, width), _widened(y0, y1, height)
+    return np.ascontiguousarray(rgb[down, across])
+
+
+def _widened(low: int, high: int, size: int) -> slice:
+    """An interval in [0, size) of NIQE_SIDE at least, if there is so much."""
+    missing = max(0, NIQE_SIDE - (high - low))
+    start = max(0, min(low - missing // 2, size - (high - low) - missing))
+    return slice(start, min(size, start + high - low + missing))
 
 
 def _counter(config: ScoreConfig) -> DetectConfig:

@@ -15,7 +15,7 @@ from curate.config import CurateConfig
 from curate.quality import scores, statistics
 from curate.schema import Facts, Reason
 from curate.selection.decisions import Decisions
-from curate.selection.pool import Pool
+from curate.selection.pool import Pool, SelectError
 
 # Places of crops in a pool.
 Places = Int64[np.ndarray, " m"]
@@ -44,9 +44,12 @@ def rank_pool(pool: Pool, config: CurateConfig, frozen: Facts | None = None) -> 
     all) is dropped as a whole, and the statistics say why, as "unranked".
 
     Args:
-        frozen: statistics of another pool (a test set is measured by the training pool's).
+        frozen: statistics of another pool (a test set is measured by the training pool's). Raises
+            SelectError if that was scored by other metrics.
     """
     directions = scores.directions(config.score)
+    if lacking := set(directions) - set(frozen["mean"] if frozen else directions):
+        raise SelectError(f"--stats: of a pool without {', '.join(sorted(lacking))}: score it anew")
     # Crops that cannot be ranked: by licence, by a blurred source, or without all scores.
     blur_min = pool.blur_min() if config.blur.auto else 0.0
     reasons = unfit(pool, config, blur_min)

@@ -19,6 +19,8 @@ from onnx_files import write_onnx
 from curate import demo
 from curate.cropping.index import shard_count
 from curate.engine.ledger import BOOKKEEPING, ShardLedger, tree_digest
+from curate.engine.parquet import CropFile, write_scores
+from curate.plan import read_plan
 from curate.selection.manifest import ManifestError, check_counts, read_manifest
 
 ROOT = Path(__file__).parent.parent.parent
@@ -50,7 +52,7 @@ def test_every_image_and_candidate_is_counted_once(made):
         "missing_file": 1,
         "no_person": 1,
     }.items() <= reasons.items()
-    assert reasons[""] == len(kept(made)) == 7
+    assert reasons[""] == len(kept(made)) == 9
 
 
 @pytest.mark.parametrize("reason", ["", "tired"])
@@ -89,7 +91,7 @@ def test_a_threshold_redoes_the_selection_only(copy):
     before = len(worked(copy))
     assert curate(copy, "select", "--set=select.top=0.4") == 0
     assert worked(copy)[before:] == ["select"]
-    assert len(kept(copy)) < 7
+    assert len(kept(copy)) < 9
 
 
 def test_a_crop_setting_redoes_crops_and_what_hangs_on_them(copy):
@@ -197,6 +199,41 @@ def test_the_blur_threshold_can_come_from_the_pool(copy, capsys):
     dropped = {row["image_id"] for row in rows if row["reason"] == "blur" and row["crop_id"]}
     assert set() < dropped <= blurred
     assert {row["image_id"] for row in rows if not row["reason"]} <= set(sharp) - blurred
+
+
+def test_a_folder_goes_on_as_it_was_measured(copy):
+    assert curate(copy, "crop", "--set=blur.of=picture") == 0
+    # A plan of before there was a choice, whose crops stay done.
+    plan = json.loads((copy / "plan.json").read_bytes())
+    del plan["config"]["blur"]["of"]
+    (copy / "plan.json").write_text(json.dumps(plan))
+    before = len(worked(copy))
+    assert curate(copy, "crop") == 0 and worked(copy)[before:] == []
+    assert read_plan(copy).config.blur.of == "picture"
+    assert curate(copy, "crop", "--set=blur.of=person") == 0
+    assert set(worked(copy)[before:]) == {"crop"}
+
+
+def test_numbers_of_two_ways_to_measure_are_not_mixed(copy, capsys):
+    ledger = ShardLedger(copy)
+    # As if a run with another measure of blur had been killed after one shard.
+    path = copy / "done" / "crop" / "person-00000.json"
+    marker = json.loads(path.read_text())
+    for way in ("picture", "person"):
+        marker["facts"]["blur_of"] = way
+        path.write_text(json.dumps(marker))
+        assert curate(copy, "select") == (2 if way == "picture" else 0)
+    assert "blur was measured by person and by picture: run `crop`" in capsys.readouterr().err
+    # As an earlier version scored.
+    crops = CropFile(ledger.output("crop", "person-00000", "crops.parquet"))
+    names = [name for name, _ in crops.items()]
+    with ledger.workspace() as folder:
+        rows = [{"crop_id": name, "sharpness": 1.0} for name in names]
+        write_scores(folder / "scores.parquet", ["sharpness"], rows)
+        ledger.commit("score-classic", "person-00000", "earlier", folder, {})
+    assert curate(copy, "select") == 2
+    assert "score-classic person-00000 was scored by other metrics" in capsys.readouterr().err
+    assert curate(copy, "score") == curate(copy, "select") == 0
 
 
 def test_licences_can_be_demanded(copy):

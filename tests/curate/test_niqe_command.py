@@ -5,9 +5,10 @@ from PIL import Image
 from skimage import data
 
 from curate import niqe
-from osdhuman_jax.evaluation.niqe import read_parameters
+from osdhuman_jax.evaluation.niqe import Niqe, read_parameters
 
 PHOTO = data.astronaut()
+MODEL = Niqe(np.ones(36), np.eye(36), local=True)
 
 
 def test_fitted_parameters_tell_clean_from_spoiled(tmp_path, capsys):
@@ -37,3 +38,17 @@ def test_too_few_pictures_leave_no_file(tmp_path, capsys):
     assert not (tmp_path / "own.npz").exists()
     assert niqe.main([str(tmp_path / "none"), "--output", str(tmp_path / "own.npz")]) == 2
     assert niqe.main([str(folder), "--output", str(tmp_path / "own.mat")]) == 2
+
+
+def test_parameters_are_fitted_to_the_best_of_a_curation(made, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "own.npz"
+    assert niqe.main([str(made), "--output", str(path)]) == 2
+    assert "sharp blocks of 96 pixels: a fit needs 100" in capsys.readouterr().err
+    taken = []
+    monkeypatch.setattr(niqe, "fit", lambda pictures: taken.extend(pictures) or MODEL)
+    assert niqe.main([str(made), "--output", str(path)]) == 0
+    assert len(taken) == 9 and all(rgb.shape == (512, 512, 3) for rgb in taken)
+    assert read_parameters(path).name == "niqe-local"
+    (tmp_path / "plan.json").touch()
+    assert niqe.main([str(tmp_path), "--output", str(path)]) == 2
+    assert "run `select` first" in capsys.readouterr().err

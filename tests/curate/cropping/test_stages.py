@@ -13,7 +13,7 @@ from skimage import data
 
 from curate.config import BlurConfig, BoxConfig, CurateConfig, DenseConfig, NmsConfig, SquareConfig
 from curate.cropping import stages
-from curate.schema import Box, Candidate, crop_id
+from curate.schema import WHOLE_PICTURE, Box, Candidate, crop_id
 
 PHOTO = data.astronaut()
 Region = tuple[float, float, float, float]
@@ -41,10 +41,15 @@ def test_sharpness_falls_with_blur_and_rises_with_noise():
 
 def test_a_source_is_measured_scaled_down_but_never_up():
     small, large = PHOTO[:300], cv2.resize(PHOTO, (2048, 1024))
-    assert stages.source_blur(small, BlurConfig()) == stages.laplacian_variance(small)
     scaled = cv2.resize(large, (1024, 512), interpolation=cv2.INTER_AREA)
-    assert stages.source_blur(large, BlurConfig()) == stages.laplacian_variance(scaled)
-    assert stages.source_blur(large, BlurConfig(at="native")) == stages.laplacian_variance(large)
+    ways = {
+        "picture": stages.laplacian_variance,
+        "person": lambda rgb: stages.tile_sharpness(rgb, stages.SOURCE_PERCENTILE),
+    }
+    for of, measure in ways.items():
+        assert stages.source_blur(small, BlurConfig(of=of)) == measure(small)
+        assert stages.source_blur(large, BlurConfig(of=of)) == measure(scaled)
+        assert stages.source_blur(large, BlurConfig(of=of, at="native")) == measure(large)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +280,12 @@ def test_each_person_box_gets_a_crop_or_the_first_reason():
     for c in found:
         assert (c.crop is not None) == (c.reason == "")
     assert found[0].crop.shape == (512, 512, 3)
+    # The box is 490 pixels of the source wide, and its square as many.
+    region = stages.person_region(boxes[0].xyxy, (520, 10, 490), 1, whole=False)
+    assert region == (0, 0, 512, 512)
+    assert found[0].lap_crop == stages.crop_sharpness(found[0].crop, region, BlurConfig())
+    paper = CurateConfig(blur=BlurConfig(of="picture"))
+    found = stages.make_candidates(wide_photo(), boxes, paper)
     assert found[0].lap_crop == stages.laplacian_variance(found[0].crop)
 
 
@@ -293,3 +304,58 @@ def test_a_blurred_crop_is_dropped_but_its_measure_kept():
     found = stages.make_candidates(photo, boxes, CurateConfig())
     assert [c.reason for c in found] == ["crop_blur", ""]
     assert found[0].lap_crop < 100 < found[1].lap_crop
+
+
+def street(person_sigma: float, background_sigma: float, size: int = 768) -> np.ndarray:
+    """A picture with a person of rough cloth in the middle third, each part as soft as said."""
+    rng = np.random.default_rng(0)
+    scene = np.kron(rng.integers(40, 216, (size // 6, size // 6)), np.ones((6, 6)))
+    parts = [
+        cv2.GaussianBlur(scene, (0, 0), sigma) if sigma else scene
+        for sigma in (person_sigma, background_sigma)
+    ]
+    inside = np.zeros((size, size), bool)
+    inside[:, size // 3 : 2 * size // 3] = True
+    gray = np.where(inside, *parts)
+    return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
+
+
+BODY = Box((256, 0, 512, 768))
+
+
+@pytest.mark.parametrize(
+    ("person", "background", "reason"), [(0, 6, ""), (6, 0, "crop_blur"), (0, 0, "")]
+)
+def test_the_person_has_to_be_sharp_and_not_the_background(person, background, reason):
+    photo, blur = street(person, background), CurateConfig().blur
+    assert stages.source_blur(photo, blur) > blur.source_min
+    (found,) = stages.make_candidates(photo, [BODY], CurateConfig())
+    assert found.reason == reason
+    # The middle half of a picture without a box holds some background: it cannot harm.
+    whole = Box((0, 0, 768, 768), flags=(WHOLE_PICTURE,))
+    if not reason:
+        assert stages.make_candidates(photo, [whole], CurateConfig())[0].reason == reason
+
+
+def test_a_small_sharp_person_in_a_soft_picture_is_no_blurred_source():
+    photo = street(6, 6)
+    photo[100:400, 300:420] = street(0, 0)[100:400, 300:420]
+    for of, limit in (("person", 1000), ("picture", 1000)):
+        sharp = stages.source_blur(photo, BlurConfig(of=of)) > limit
+        assert sharp == (of == "person")
+    assert stages.source_blur(street(6, 6), BlurConfig()) < 100
+
+
+@pytest.mark.parametrize(
+    ("xyxy", "region"),
+    [
+        ((100, 100, 356, 612), (0, 0, 128, 256)),
+        ((400, 100, 700, 1124), (150, 0, 300, 512)),
+        ((600, 900, 620, 910), (191, 338, 319, 466)),  # widened round its middle
+        ((1100, 100, 1124, 1124), (384, 0, 512, 512)),  # and moved into the crop
+        ((-500, -500, 5000, 5000), (0, 0, 512, 512)),
+    ],
+)
+def test_the_persons_region_lies_on_the_crop(xyxy, region):
+    assert stages.person_region(xyxy, (100, 100, 1024), 1, whole=False) == region
+    assert stages.person_region(xyxy, (100, 100, 1024), 2, whole=True) == (128, 0, 384, 1024)

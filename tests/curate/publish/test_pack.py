@@ -38,7 +38,7 @@ def containers(made, tmp_path_factory) -> dict[str, Path]:
 
 def test_containers_hold_the_same(containers):
     records = {kind: list(read_container(folder)) for kind, folder in containers.items()}
-    assert len(records["arrayrecord"]) == 6
+    assert len(records["arrayrecord"]) == 8
     assert all(found == records["arrayrecord"] for found in records.values())
 
 
@@ -47,7 +47,7 @@ def test_digests_are_the_files(containers, kind):
     for header, data in read_container(containers[kind]):
         assert header["sha256"] == hashlib.sha256(data).hexdigest()
     facts = json.loads((containers[kind] / "dataset.json").read_text())
-    assert facts["crops"] == 6 and sum(facts["licenses"].values()) == 6
+    assert facts["crops"] == 8 and sum(facts["licenses"].values()) == 8
     for name, digest in facts["sha256"].items():
         assert file_digest(containers[kind] / name) == digest
 
@@ -66,8 +66,8 @@ def test_packed_pixels_are_the_crops(containers, made):
 
 def test_the_trainer_reads_records_and_folders_alike(containers):
     packed, folder = (open_source(containers[kind]) for kind in ("arrayrecord", "folder"))
-    assert len(packed) == len(folder) == 6
-    assert {packed.read(i) for i in range(6)} == {folder.read(i) for i in range(6)}
+    assert len(packed) == len(folder) == 8
+    assert {packed.read(i) for i in range(8)} == {folder.read(i) for i in range(8)}
 
 
 def test_index_finds_each_record(containers):

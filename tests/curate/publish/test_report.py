@@ -23,7 +23,7 @@ from curate.publish.review import write_page
 from curate.schema import Box
 from curate.selection.manifest import Crops, read_manifest
 
-METRICS = ("sharpness", "noise", "blockiness", "clipped", "entropy")
+METRICS = ("person_sharpness", "calm_noise", "jpeg_blocks", "clipped", "entropy")
 
 
 def report(output: Path) -> dict:
@@ -52,7 +52,7 @@ def test_funnel_adds_up_from_the_manifest(made):
 
 def test_text_says_what_it_rests_on(made):
     text = (made / "report" / "report.md").read_text()
-    assert "**Classic metrics.**" in text and "16 images, 12 person boxes, 7 crops kept" in text
+    assert "**Classic metrics.**" in text and "16 images, 12 person boxes, 9 crops kept" in text
     assert "PERSONA (paper)" not in text  # other metrics: not to be compared
 
 
@@ -74,7 +74,7 @@ def test_figures_are_there_and_repeat(made, tmp_path):
     for name in names:
         data = (made / "report" / name).read_bytes()
         assert data and data == (again / "report" / name).read_bytes()
-    assert Image.open(made / "report" / "figure_6.png").size == (7 * 256, 274)
+    assert Image.open(made / "report" / "figure_6.png").size == (8 * 256, 2 * 274)
 
 
 def test_review_page_shows_each_scored_crop_once(made):

@@ -16,6 +16,7 @@ from skimage import data
 
 from curate.config import ConfigError, ScoreConfig
 from curate.cropping.job import decode_crop
+from curate.cropping.stages import person_region
 from curate.engine.ledger import ShardLedger, tree_digest
 from curate.engine.parquet import CropFile
 from curate.engine.worker import ItemRunner
@@ -34,33 +35,52 @@ def crops(count: int = 7) -> np.ndarray:
 
 
 def jpeg(quality: int) -> np.ndarray:
-    return cv2.imdecode(cv2.imencode(".jpg", PHOTO, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
+    return compress(PHOTO, quality)
+
+
+def compress(photo: np.ndarray, quality: int) -> np.ndarray:
+    return cv2.imdecode(cv2.imencode(".jpg", photo, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], 1)
 
 
 def noisy(sigma: float) -> np.ndarray:
-    noise = np.random.default_rng(0).normal(0, sigma, PHOTO.shape)
-    return np.clip(PHOTO + noise, 0, 255).astype(np.uint8)
+    return add_noise(PHOTO, sigma)
+
+
+def add_noise(photo: np.ndarray, sigma: float) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, sigma, photo.shape)
+    return np.clip(photo + noise, 0, 255).astype(np.uint8)
+
+
+ALL = (0, 0, 512, 512)
 
 
 def metric(name: str, *photos: np.ndarray) -> list[float]:
-    return [classic.score(photo)[name] for photo in photos]
+    return [classic.score(photo, ALL)[name] for photo in photos]
 
 
 def test_sharpness_and_noise():
     blurred = [cv2.GaussianBlur(PHOTO, (0, 0), sigma) for sigma in (1, 2)]
-    first, second, third = metric("sharpness", PHOTO, *blurred)
+    first, second, third = metric("person_sharpness", PHOTO, *blurred)
     assert first > second > third
-    clean, some, more = metric("noise", PHOTO, noisy(5), noisy(15))
+    clean, some, more = metric("calm_noise", PHOTO, noisy(5), noisy(15))
     assert clean < some < more
     flat = np.random.default_rng(0).normal(128, 10, (512, 512)).astype(np.uint8)
     assert classic.noise_level(flat) == pytest.approx(10, rel=0.15)
 
 
 def test_blocks_are_seen_wherever_the_crop_begins():
-    clean, fine, coarse = metric("blockiness", PHOTO, jpeg(90), jpeg(20))
+    clean, fine, coarse = metric("jpeg_blocks", PHOTO, jpeg(90), jpeg(20))
     assert clean < fine < coarse
-    shifted = metric("blockiness", *(jpeg(20)[dy:, dx:] for dy, dx in ((3, 5), (7, 1))))
+    shifted = metric("jpeg_blocks", *(jpeg(20)[dy:, dx:] for dy, dx in ((3, 5), (7, 1))))
     assert shifted == pytest.approx([coarse, coarse], rel=0.02)
+
+
+def test_stripes_and_bricks_are_no_blocks():
+    lines = np.full((512, 512, 3), 100, np.uint8)
+    lines[:, 3::8] = 160  # a fence whose step is that of the grid
+    assert metric("jpeg_blocks", lines) == [0.0]
+    lines[5] = lines[300] = 200
+    assert metric("jpeg_blocks", lines) == [0.0]
 
 
 def test_clipping_and_entropy():
@@ -72,7 +92,64 @@ def test_clipping_and_entropy():
 
 
 def test_flat_crops_have_finite_scores():
-    assert all(np.isfinite(list(classic.score(PHOTO * 0).values())))
+    assert all(np.isfinite(list(classic.score(PHOTO * 0, ALL).values())))
+
+
+def ranking(photo: np.ndarray, region=ALL) -> np.ndarray:
+    """The metrics that rank, higher = better, on scales on which 1 is a visible difference."""
+    values, scales = classic.score(photo, region), {"person_sharpness": 0.1, "calm_noise": 0.3}
+    return np.array([s * values[n] / scales.get(n, 0.05) for n, s in classic.DIRECTIONS.items()])
+
+
+@pytest.mark.parametrize("photo", [PHOTO, data.coffee()])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda photo, step: cv2.GaussianBlur(photo, (0, 0), 0.5 + 0.5 * step),
+        lambda photo, step: add_noise(photo, 4.0 * step),
+        lambda photo, step: compress(photo, 95 - 17 * step),
+    ],
+    ids=["blur", "noise", "jpeg"],
+)
+def test_more_damage_is_a_lower_score(photo, damage):
+    region = (0, 0, *photo.shape[1::-1])
+    scores = [ranking(damage(photo, step), region).sum() for step in range(1, 6)]
+    assert ranking(photo, region).sum() > scores[0] and np.all(np.diff(scores) < 0)
+
+
+@pytest.mark.parametrize("gain", [0.5, 0.75])
+def test_exposure_alone_changes_little(gain):
+    dark = np.round(PHOTO * gain).astype(np.uint8)
+    blurred = cv2.GaussianBlur(PHOTO, (0, 0), 1)
+    change = np.abs(ranking(dark) - ranking(PHOTO)).sum()
+    assert change < 0.3 * np.abs(ranking(blurred) - ranking(PHOTO)).sum()
+    # What follows the exposure is told and has no say.
+    assert metric("entropy", dark) < metric("entropy", PHOTO)
+    assert not {"entropy", "clipped"} & set(scores.directions(ScoreConfig()))
+
+
+def test_only_the_persons_sharpness_counts():
+    photo = cv2.GaussianBlur(PHOTO, (0, 0), 4)
+    photo[:, 128:384] = PHOTO[:, 128:384]
+    middle, side = (128, 0, 384, 512), (0, 0, 128, 512)
+    sharp, soft = (classic.score(photo, r)["person_sharpness"] for r in (middle, side))
+    assert sharp > 1.4 > 1.2 > soft
+
+
+def test_stripes_are_no_sharper_than_a_step():
+    step = np.zeros((512, 512, 3), np.uint8)
+    step[:, 256:] = 200
+    stripes = np.zeros_like(step)
+    stripes[:, 0::4] = stripes[:, 1::4] = 200
+    at_step, at_stripes = metric("person_sharpness", step, stripes)
+    assert 1.5 < at_step <= at_stripes <= 1.65
+
+
+def test_a_white_sky_is_not_clean():
+    noise = noisy(8)
+    noise[:208] = 255  # whole blocks
+    (level,) = metric("calm_noise", noise)
+    assert level == pytest.approx(metric("calm_noise", noisy(8))[0], rel=0.15)
 
 
 @pytest.fixture
@@ -108,7 +185,10 @@ def test_stored_scores_are_those_of_the_stored_crops(made):
     assert len(scored) >= 3
     for row in scored[:3]:
         file = CropFile(ledger.output("crop", row["crop_shard"], "crops.parquet"))
-        values = scorer(decode_crop(file.png(row["crop_row"]))[None])
+        box = tuple(row[f"box_{corner}"] for corner in ("x0", "y0", "x1", "y1"))
+        place, whole = (row["x0"], row["y0"], row["s"]), "whole" in row["box_flags"]
+        region = person_region(box, place, 1, whole)
+        values = scorer(decode_crop(file.png(row["crop_row"]))[None], [region])
         assert {name: row[name] for name in scorer.names} == {n: v[0] for n, v in values.items()}
 
 
@@ -118,10 +198,10 @@ def test_a_crop_that_cannot_be_scored_costs_itself_alone(copy, monkeypatch):
     png = CropFile(ShardLedger(copy).output("crop", bad["crop_shard"], "crops.parquet"))
     pixels, real = decode_crop(png.png(bad["crop_row"])), classic.score
 
-    def score(rgb):
+    def score(rgb, region):
         if np.array_equal(rgb, pixels):
             raise RuntimeError("no")
-        return real(rgb)
+        return real(rgb, region)
 
     monkeypatch.setattr(classic, "score", score)
     shutil.rmtree(copy / "done" / "score-classic")
@@ -131,11 +211,11 @@ def test_a_crop_that_cannot_be_scored_costs_itself_alone(copy, monkeypatch):
     assert (row["reason"], row["z"]) == ("stage_error:RuntimeError", None)
     assert all(np.isnan(row[name]) for name in classic.CLASSIC_METRICS)
     others = [old for old in before if old["z"] is not None and old["crop_id"] in after]
-    assert others and all(after[o["crop_id"]]["noise"] == o["noise"] for o in others)
+    assert others and all(after[o["crop_id"]]["calm_noise"] == o["calm_noise"] for o in others)
 
 
 def test_a_metric_that_fails_on_all_crops_is_no_fault_of_theirs(made, monkeypatch):
-    monkeypatch.setattr(classic, "score", lambda rgb: 1 / 0)
+    monkeypatch.setattr(classic, "score", lambda rgb, region: 1 / 0)
     crops = CropFile(ShardLedger(made).output("crop", "person-00000", "crops.parquet"))
     assert len(crops) > 1
     with pytest.raises(RuntimeError, match="no crop can be scored: division by zero"):
@@ -175,20 +255,20 @@ def test_a_detector_counts_the_people_of_a_crop(tmp_path):
 def test_groups_and_signs(with_niqe):
     assert scores.groups(ScoreConfig()) == ("classic",)
     assert scores.directions(ScoreConfig()) == {
-        "sharpness": 1,
-        "noise": -1,
-        "blockiness": -1,
-        "clipped": -1,
-        "entropy": 1,
+        "person_sharpness": 1,
+        "calm_noise": -1,
+        "jpeg_blocks": -1,
     }
     assert scores.groups(with_niqe) == ("classic", "niqe")
-    assert scores.directions(with_niqe)["niqe"] == -1
+    assert scores.directions(with_niqe) == classic.DIRECTIONS | {"person-niqe": -1}
+    assert scores.names("niqe", with_niqe) == ("niqe", "person-niqe")
     paper = ScoreConfig(iqa="pyiqa", niqe_params=with_niqe.niqe_params)
     assert scores.groups(paper) == ("clipiqa", "maniqa", "musiq", "niqe", "brisque")
     assert scores.directions(paper) == {"clipiqa": 1, "maniqa": 1, "musiq": 1, "niqe": -1}
+    assert scores.names("niqe", paper) == ("niqe",)
     paper.report_only = ("classic",)
     assert scores.groups(paper) == ("clipiqa", "maniqa", "musiq", "niqe", "classic")
-    assert "noise" not in scores.directions(paper)
+    assert "calm_noise" not in scores.directions(paper)
     with pytest.raises(ConfigError, match="psnr"):
         scores.groups(ScoreConfig(iqa="pyiqa", report_only=("psnr",)))
 

@@ -29,7 +29,7 @@ def pool(values: dict[str, list[float]], licenses: list[str] | None = None) -> P
 
 def classic(count: int) -> Pool:
     rng = np.random.default_rng(count)
-    names = ("sharpness", "noise", "blockiness", "clipped", "entropy")
+    names = ("person_sharpness", "calm_noise", "jpeg_blocks", "clipped", "entropy")
     return pool({name: list(rng.normal(size=count)) for name in names})
 
 
@@ -77,7 +77,7 @@ def test_the_top_third_is_rounded_down(count):
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_pool_that_cannot_be_ranked_has_a_reason(count):
     crops = classic(count)
-    crops.values["noise"][:] = 1.0  # the same for all
+    crops.values["calm_noise"][:] = 1.0  # the same for all
     result = rank_pool(crops, CurateConfig())
     assert result.reasons == ["unranked"] * count and result.rank == [None] * count
     assert not np.isfinite(result.z).any()
@@ -124,7 +124,7 @@ def test_thresholds_can_be_found_for_a_share(learned):
 
 def test_what_cannot_be_ranked_is_no_part_of_the_pool():
     crops = classic(12)
-    crops.values["noise"][3] = np.nan
+    crops.values["calm_noise"][3] = np.nan
     crops.licenses[:] = ["CC-BY"] * 11 + ["?"]
     config = CurateConfig()
     config.select.license_allow = ("CC-BY",)
@@ -141,12 +141,15 @@ def test_a_test_set_is_measured_by_the_training_pool():
     train = rank_pool(classic(30), CurateConfig()).statistics["pool"]
     crops = classic(1)
     result = rank_pool(crops, CurateConfig(), json.loads(json.dumps(train)))
-    signs = {"sharpness": 1, "noise": -1, "blockiness": -1, "clipped": -1, "entropy": 1}
+    signs = {"person_sharpness": 1, "calm_noise": -1, "jpeg_blocks": -1}
     terms = [
         sign * (crops.values[name][0] - train["mean"][name]) / train["std"][name]
         for name, sign in signs.items()
     ]
     assert result.z[0] == pytest.approx(np.mean(terms))
+    del train["mean"]["calm_noise"]
+    with pytest.raises(SelectError, match="a pool without calm_noise"):
+        rank_pool(crops, CurateConfig(), train)
 
 
 def test_test_sets_are_of_crops_that_training_refuses(learned):
