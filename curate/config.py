@@ -193,6 +193,18 @@ class PackConfig:
 
 
 @dataclass
+class ReviewConfig:
+    """Which crops the report's review page shows, and in which order."""
+
+    # The order of the page is drawn by it; another one deals the crops to other pages.
+    seed: int = 0
+    # Crops of each kind at most, 0 = all. Half of them are those whose decision was closest. A crop
+    # takes 10 ms and 60 kB: 300 are what a person can look through in a sitting.
+    kept: int = 300
+    dropped: int = 300
+
+
+@dataclass
 class CurateConfig:
     """The settings of all stages."""
 
@@ -208,6 +220,7 @@ class CurateConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     pack: PackConfig = field(default_factory=PackConfig)
+    review: ReviewConfig = field(default_factory=ReviewConfig)
     # Source images a shard; small sources get smaller shards.
     shard_images: int = 1000
     # Seconds an image may take.
@@ -294,6 +307,10 @@ def check(config: CurateConfig) -> None:
         (config.square.aspect < 1, "square.aspect is 1 at least"),
         (0 < config.detect.tile < 64, "detect.tile is 64 pixels at least, or 0"),
         (min(config.split.val, config.split.test) < 0, "split.val and split.test are not negative"),
+        (
+            min(config.review.kept, config.review.dropped) < 0,
+            "review.kept and review.dropped are not negative",
+        ),
         (config.split.max_per_group < 1, "split.max_per_group is 1 at least"),
         (min(config.pack.per_file, config.shard_images) < 1, "files and shards hold 1 at least"),
         (config.score.batch < 1, "score.batch is 1 at least"),

@@ -24,7 +24,7 @@ from curate.quality import scores
 from curate.quality.score_job import ScoreJob
 from curate.selection.barred import barred_files
 from curate.selection.decisions import SelectionFacts, read_facts
-from curate.selection.manifest import check_counts, funnel_text, funnels, read_manifest
+from curate.selection.manifest import check_funnels, funnel_text, read_funnels
 from curate.selection.select_job import SelectJob
 from osdhuman_jax.filenames import spelled
 
@@ -96,9 +96,9 @@ class CurationPipeline:
         job = SelectJob(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
         self.engine.here().run(job, ["all"])
         # Nothing may have vanished on the way, whatever was decided.
-        table = read_manifest(self.ledger, ["dataset", "image_id", "box_index", "reason"])
-        check_counts(table)
-        print(funnel_text(funnels(table)))
+        funnels = read_funnels(self.ledger)
+        check_funnels(funnels)
+        print(funnel_text(funnels))
         facts = read_facts(self.ledger)
         print("\n".join(notes(facts, [s.name for s in plan.sources if readers.needs_detector(s)])))
         self.unranked = facts.get("unranked", "")
@@ -119,7 +119,7 @@ class CurationPipeline:
         # Matplotlib is slow to import, and worker processes do not need it.
         from curate.publish.report import write_report
 
-        write_report(self.ledger, self.plan.tags)
+        write_report(self.ledger, self.plan.config.review, self.plan.tags)
         print(f"report: {spelled(self.engine.root / 'report' / 'report.md')}")
 
 

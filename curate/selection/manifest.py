@@ -26,6 +26,8 @@ DECISIONS = {
     "group_id": pa.string(),
     "split": pa.string(),
 }
+# The columns that the counting law is about.
+FUNNEL_COLUMNS = ("dataset", "image_id", "box_index", "reason")
 # Crop files that are open at once; each holds a footer that grows with its crops.
 OPEN = 32
 
@@ -111,7 +113,7 @@ def funnels(table: pa.Table) -> dict[str, Funnel]:
     """The funnel of each dataset, by its name.
 
     Args:
-        table: the manifest; the columns dataset, image_id, box_index and reason are enough.
+        table: FUNNEL_COLUMNS of the manifest, or of whole images of it.
     """
     found = {}
     for dataset in sorted(table["dataset"].unique().to_pylist()):
@@ -131,9 +133,26 @@ def funnels(table: pa.Table) -> dict[str, Funnel]:
     return found
 
 
+def read_funnels(ledger: ShardLedger) -> dict[str, Funnel]:
+    """The funnel of each dataset, counted part by part. Raises LedgerError before a selection.
+
+    An image is dealt to one shard, and so is in one part with all of its candidates.
+    """
+    found: dict[str, list[Funnel]] = {}
+    for path in manifest_parts(ledger):
+        for name, funnel in funnels(read_table(path, FUNNEL_COLUMNS)).items():
+            found.setdefault(name, []).append(funnel)
+    return {name: merge_funnels(parts) for name, parts in sorted(found.items())}
+
+
 def check_counts(table: pa.Table) -> None:
     """Raises ManifestError, with the dataset and the sums, if the counting law does not hold."""
-    for name, funnel in funnels(table).items():
+    check_funnels(funnels(table))
+
+
+def check_funnels(found: Mapping[str, Funnel]) -> None:
+    """`check_counts` of what has been counted."""
+    for name, funnel in found.items():
         bare = sum(funnel.image_reasons.values())
         if funnel.images != funnel.with_candidates + bare:
             raise ManifestError(
@@ -163,12 +182,12 @@ def merge_funnels(parts: Sequence[Funnel]) -> Funnel:
 
 
 def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Counts of the same names added up."""
+    """Counts of the same names added up, sorted by name."""
     total: dict[str, int] = {}
     for count in counts:
         for name, number in count.items():
             total[name] = total.get(name, 0) + number
-    return total
+    return dict(sorted(total.items()))
 
 
 def funnel_text(parts: Mapping[str, Funnel]) -> str:

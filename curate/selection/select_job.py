@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.config import CurateConfig
 from curate.cropping.fingerprints import Fingerprint
 from curate.cropping.job import CODE, LIBRARIES
 from curate.engine.ledger import ShardLedger, digest
-from curate.engine.parquet import Row, read_rows, read_table, write_rows, write_table
+from curate.engine.parquet import Row, read_rows, read_table, write_table
 from curate.engine.worker import ItemRunner
 from curate.quality import scores
 from curate.schema import MANIFEST_VERSION, Facts, Json, sorted_counts
@@ -175,21 +176,22 @@ class SelectJob:
         meta = {k: facts[k] for k in ("manifest_version", "code", "profile", "iqa")}
         schema = manifest_schema(metrics, {"curate": json.dumps(meta)})
         # A part has the crop job's rows of a shard, with the decisions on those that are left.
-        selected: list[Row] = []
+        selected = [schema.empty_table()]
         for name in self.shards:
             rows = read_table(ledger.output("crop", name, "rows.parquet"))
             left = rows.filter(pc.field("reason") == "")["crop_id"].to_pylist()
             columns = decision_columns(pool, result, [places[crop] for crop in left])
             table = join_decisions(rows, schema, columns)
-            selected += table.filter(table["kept"]).to_pylist()
+            selected.append(table.filter(table["kept"]))
             write_table(folder / f"part-{name}.parquet", table)
         # In a seeded order, so that a trainer that reads from the start sees a fair sample.
         seed = self.config.split.seed
-        selected.sort(
-            key=lambda row: (row["split"], seeded_key(seed, row["crop_id"]), row["crop_id"])
-        )
-        write_rows(folder / "selected.parquet", schema, selected)
-        return {"kept": sorted_counts(row["split"] for row in selected)}
+        kept = pa.concat_tables(selected)
+        names, splits = kept["crop_id"].to_pylist(), kept["split"].to_pylist()
+        order = [(split, seeded_key(seed, n), n) for n, split in zip(names, splits, strict=True)]
+        places = sorted(range(len(order)), key=order.__getitem__)
+        write_table(folder / "selected.parquet", kept.take(pa.array(places, pa.int64())))
+        return {"kept": sorted_counts(splits)}
 
 
 def decision_columns(pool: Pool, result: Decisions, places: list[int]) -> dict[str, list[Json]]:
