@@ -136,5 +136,5 @@ def crop_facts(row: Row, aspect: int) -> Row:
         "image": row["image_id"],
         "uri": unspelled_path(row["path"]).as_uri(),
         "scores": {name: value for name, value in row.items() if name not in REVIEW_COLUMNS},
-        "more": {name: row[name] for name in MORE if row[name] is not None},
+        "more": {name: row[name] for name in MORE if row[name] not in (None, "")},
     }
