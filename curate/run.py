@@ -143,7 +143,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=some_path, required=True, help="folder of all that is made"
     )
     # Where pictures come from, and the settings.
-    source = "[NAME:]KIND=PATH[,PATH]"
+    source = "[NAME:]KIND[@EXIF]=PATH[,PATH]"
     kinds = f"once for each; KIND is one of {', '.join(readers.SOURCE_FORMATS)}"
     parser.add_argument("--source", action="append", default=[], metavar=source, help=kinds)
     parser.add_argument("--config", type=some_path, help="default: configs/curate.py")

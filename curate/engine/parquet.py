@@ -43,6 +43,7 @@ INDEX_SCHEMA = pa.schema(
         ("rotation", pa.int32()),
         ("boxes", pa.list_(_BOX)),
         ("policy", pa.string()),
+        ("exif", pa.string()),
         ("flickr_id", pa.string()),
         ("license", pa.string()),
     ]
