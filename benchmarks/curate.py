@@ -4,9 +4,10 @@
     python -m benchmarks.curate --output results/cost --labels 1000 200000 1000000
 
 Each size is a COCO set of that many distinct 640 x 480 photographs (random windows of shipped
-ones, with noise of their own) with one person box each, curated from scratch with metrics that
-need no weights. Seconds are of CPU, summed over shards, so workers and waiting do not count.
-With --labels it is indexing that is measured, of Objects365 files of that many annotations.
+ones, with noise of their own) with one to eight person boxes each, curated from scratch with
+metrics that need no weights. Half of the photographs have one box that is large enough for a crop.
+Seconds are of CPU, summed over shards, so workers and waiting do not count. With --labels it is
+indexing that is measured, of Objects365 files of that many annotations.
 """
 
 import argparse
@@ -21,12 +22,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from curate.demo import PORTRAITS, STAND_INS, coco_json, photograph, write_jpeg
+from curate.demo import PORTRAITS, STAND_INS, photograph, write_jpeg
 from osdhuman_jax.disk import json_lines, write_json
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT = 640, 480
-BOX = [100.0, 10.0, 430.0, 460.0]  # x, y, w, h of the person
+BOX = [100.0, 10.0, 430.0, 460.0]  # x, y, w, h of the person who becomes a crop
+BOXES = 8  # persons on a photograph at most
 PAPER = {"images": 4_000_000, "crops": 440_000, "kept": 109_053}
 
 
@@ -43,17 +45,30 @@ def window(photographs: list[np.ndarray], rng: np.random.Generator) -> np.ndarra
     return np.clip(part + rng.normal(0, 6, part.shape), 0, 255).astype(np.uint8)
 
 
+def boxes_of(rng: np.random.Generator) -> list[list[float]]:
+    """x, y, w, h of the people on a photograph: in half of them a large one, and small others."""
+    boxes = [BOX] if rng.random() < 0.5 else []
+    for _ in range(int(rng.integers(not boxes, BOXES))):
+        w, h = rng.uniform(20, 90), rng.uniform(60, 240)
+        boxes.append([rng.uniform(0, WIDTH - w), rng.uniform(0, HEIGHT - h), w, h])
+    return boxes
+
+
 def write_set(root: Path, count: int) -> str:
     """`count` images as a COCO set; returns the value of --source."""
     photographs = [photograph(name) for name in (*PORTRAITS, *STAND_INS)]
-    images, boxes = [], {}
+    images, boxes = [], []
     for i in range(1, count + 1):
-        name = f"{i:012d}.jpg"
-        write_jpeg(root / "images" / name, window(photographs, np.random.default_rng(i)))
+        name, rng = f"{i:012d}.jpg", np.random.default_rng(i)
+        write_jpeg(root / "images" / name, window(photographs, rng))
         images.append({"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT})
-        boxes[i] = BOX
+        boxes += [
+            {"id": i * BOXES + at, "image_id": i, "category_id": 1, "iscrowd": 0, "bbox": box}
+            for at, box in enumerate(boxes_of(rng))
+        ]
     path = root / "instances_copies.json"
-    path.write_text(json.dumps(coco_json(images, boxes)))
+    people = [{"id": 1, "name": "person"}]
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": people}))
     return f"coco={path},{root / 'images'}"
 
 
@@ -122,6 +137,7 @@ def facts(output: Path) -> dict:
         if line["job"] == "crop":
             counts["images"] += line["images"]
             counts["crops"] += line["crops"]
+            counts["rows"] += sum(line["reasons"].values())
             for stage, seconds in line["stages"].items():
                 stages[stage] += seconds
         if line["job"] == "select":
@@ -132,40 +148,56 @@ def facts(output: Path) -> dict:
     return {**counts, "crop_shares": shares, "disk_mb": size // 2**20}
 
 
-UNITS = {"index": "images", "crop": "images", "score": "crops", "select": "crops", "pack": "kept"}
+UNITS = {
+    "index": "images",
+    "crop": "images",
+    "score": "crops",
+    "select": "crops",
+    "report": "crops",
+    "pack": "kept",
+}
 
 
-def marginal(small: dict, large: dict) -> dict[str, float]:
-    """CPU milliseconds of one more unit, by stage, from two sizes (start-up drops out)."""
+def marginal(small: dict, large: dict, what: str) -> dict[str, float]:
+    """What one more unit takes, by stage, from two sizes (start-up drops out).
+
+    Args:
+        what: "cpu" for seconds, "peak_mb" for MB.
+    """
     return {
-        stage: 1000
-        * (large["cpu"][stage] - small["cpu"][stage])
-        / max(1, large[unit] - small[unit])
+        stage: (large[what][stage] - small[what][stage]) / max(1, large[unit] - small[unit])
         for stage, unit in UNITS.items()
     }
 
 
+def cells(costs: dict[str, float], scale: float, form: str) -> str:
+    """Costs of one more unit as text, times `scale`."""
+    found = (f"{stage} {cost * scale:{form}}/{UNITS[stage]}" for stage, cost in costs.items())
+    return ", ".join(found).replace("s,", ",").removesuffix("s").replace("/kept", "/kept crop")
+
+
 def table(results: dict[int, dict]) -> str:
     """Text: costs by size, growth, extrapolation."""
-    lines = [f"{'images':>8}{'crops':>8}{'kept':>7}" + "".join(f"{s:>10}" for s in UNITS)]
+    lines = [
+        f"{'images':>8}{'rows':>8}{'crops':>8}{'kept':>7}" + "".join(f"{s:>10}" for s in UNITS)
+    ]
     lines[0] += f"{'peak MB':>10}{'disk MB':>10}   (CPU seconds)"
     for size, r in results.items():
-        row = f"{size:>8}{r['crops']:>8}{r['kept']:>7}"
+        row = f"{size:>8}{r['rows']:>8}{r['crops']:>8}{r['kept']:>7}"
         row += "".join(f"{r['cpu'][stage]:>10.1f}" for stage in UNITS)
         lines.append(row + f"{max(r['peak_mb'].values()):>10}{r['disk_mb']:>10}")
     sizes = sorted(results)
     for size in sizes:
-        cells = ", ".join(f"{stage} {mb}" for stage, mb in results[size]["peak_mb"].items())
-        lines.append(f"{size}: peak MB {cells}")
+        peaks = ", ".join(f"{stage} {mb}" for stage, mb in results[size]["peak_mb"].items())
+        lines.append(f"{size}: peak MB {peaks}")
     for a, b in zip(sizes, sizes[1:], strict=False):
-        cost = marginal(results[a], results[b])
-        cells = ", ".join(f"{stage} {ms:.2f}/{UNITS[stage][:-1]}" for stage, ms in cost.items())
-        lines.append(f"{a} -> {b}: CPU ms {cells.replace('/kep', '/kept crop')}")
+        small, large = results[a], results[b]
+        lines.append(f"{a} -> {b}: CPU ms {cells(marginal(small, large, 'cpu'), 1000, '.2f')}")
+        lines.append(f"{a} -> {b}: peak kB {cells(marginal(small, large, 'peak_mb'), 1024, '.1f')}")
     if len(sizes) > 1:
-        cost = marginal(results[sizes[-2]], results[sizes[-1]])
-        hours = {s: ms * PAPER[UNITS[s]] / 3.6e6 for s, ms in cost.items()}
-        cells = ", ".join(f"{stage} {h:.1f}" for stage, h in hours.items())
-        lines.append(f"4 million images, 440,000 crops, 109,053 kept: core hours {cells}")
+        cost = marginal(results[sizes[-2]], results[sizes[-1]], "cpu")
+        hours = ", ".join(f"{s} {c * PAPER[UNITS[s]] / 3600:.1f}" for s, c in cost.items())
+        lines.append(f"4 million images, 440,000 crops, 109,053 kept: core hours {hours}")
     shares = ", ".join(f"{s} {v:.0%}" for s, v in results[sizes[-1]]["crop_shares"].items())
     return "\n".join([*lines, f"crop job, shares of its time: {shares}"])
 

@@ -28,6 +28,11 @@ DECISIONS = {
 }
 # The columns that the counting law is about.
 FUNNEL_COLUMNS = ("dataset", "image_id", "box_index", "reason")
+# What packs need of the crops that are kept; every worker holds these.
+SELECTED_COLUMNS = (
+    *("crop_id", "image_id", "dataset", "license", "x0", "y0", "s", "split"),
+    *("crop_sha256", "crop_shard", "crop_row"),
+)
 # Crop files that are open at once; each holds a footer that grows with its crops.
 OPEN = 32
 
@@ -81,7 +86,7 @@ def read_manifest(ledger: ShardLedger, columns: Sequence[str] | None = None) -> 
 
 
 def selected_rows(ledger: ShardLedger) -> dict[str, list[Row]]:
-    """Rows of what is kept, by split, in the order in which it is packed.
+    """SELECTED_COLUMNS of what is kept, by split, in the order in which it is packed.
 
     Raises LedgerError before a selection.
     """
@@ -92,7 +97,7 @@ def selected_rows(ledger: ShardLedger) -> dict[str, list[Row]]:
 def _selected(path: Path) -> dict[str, list[Row]]:
     """The rows of a file, which is read once: a committed path names its content."""
     rows: dict[str, list[Row]] = {}
-    for row in read_rows(path):
+    for row in read_rows(path, SELECTED_COLUMNS):
         rows.setdefault(row["split"], []).append(row)
     return rows
 
