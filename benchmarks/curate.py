@@ -2,17 +2,21 @@
 
     python -m benchmarks.curate --output results/cost --sizes 100 1000 10000
     python -m benchmarks.curate --output results/cost --labels 1000 200000 1000000
+    python -m benchmarks.curate --output results/cost --rows 100000 1000000
 
 Each size is a COCO set of that many distinct 640 x 480 photographs (random windows of shipped
 ones, with noise of their own) with one to eight person boxes each, curated from scratch with
 metrics that need no weights. Half of the photographs have one box that is large enough for a crop.
 Seconds are of CPU, summed over shards, so workers and waiting do not count. With --labels it is
-indexing that is measured, of Objects365 files of that many annotations.
+indexing that is measured, of Objects365 files of that many annotations; with --rows the two steps
+that see everything, select and report, over so many made-up rows without pictures: five boxes an
+image, a crop in every 45 boxes, as with the paper's numbers.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,13 +26,30 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from curate.config import CurateConfig, ReviewConfig
+from curate.cropping.fingerprints import THUMB_SIDE
+from curate.cropping.job import encode_crop
 from curate.demo import PORTRAITS, STAND_INS, photograph, write_jpeg
+from curate.engine.engine import Engine
+from curate.engine.ledger import ShardLedger
+from curate.engine.parquet import (
+    CANDIDATE_SCHEMA,
+    FINGERPRINT_SCHEMA,
+    crop_writer,
+    write_rows,
+    write_scores,
+)
+from curate.publish.report import write_report
+from curate.selection.manifest import check_funnels, read_funnels
+from curate.selection.select_job import SelectJob
 from osdhuman_jax.disk import json_lines, write_json
 
 ROOT = Path(__file__).parent.parent
 WIDTH, HEIGHT = 640, 480
 BOX = [100.0, 10.0, 430.0, 460.0]  # x, y, w, h of the person who becomes a crop
 BOXES = 8  # persons on a photograph at most
+SHARD_IMAGES = 1000  # of a made-up shard
+METRICS = ("sharpness", "noise", "blockiness", "clipped", "entropy")
 PAPER = {"images": 4_000_000, "crops": 440_000, "kept": 109_053}
 
 
@@ -105,6 +126,70 @@ def measure_labels(root: Path, count: int) -> str:
     command = ["-m", "curate.run", "index", f"--output={root / 'set'}", f"--source={source}"]
     cpu, _, peak = run([*command, "--workers=0"])
     return f"{count} annotations: index {cpu:.1f} CPU s, peak {peak} MB"
+
+
+def write_shard(ledger: ShardLedger, number: int, crops: Path) -> None:
+    """A crop shard of SHARD_IMAGES images and its scores, made up; `crops` is its file of crops."""
+    rng, shard = np.random.default_rng(number), f"made-{number:05d}"
+    rows, fingerprints, scores = [], [], []
+    for image in range(SHARD_IMAGES):
+        name = f"{number * SHARD_IMAGES + image:012d}"
+        base = {"image_id": f"made/train2017/{name}", "dataset": "made", "license": "CC BY 2.0"}
+        base |= {"path": f"/data/made/train2017/{name}.jpg", "w": 640, "h": 480, "orientation": 1}
+        base |= {"file_sha256": rng.bytes(32).hex(), "pixel_sha256": rng.bytes(32).hex()}
+        base |= {"lap_src": float(rng.uniform(100, 2000)), "phash": rng.bytes(8).hex()}
+        for box in range(5):
+            row = {**base, "box_index": box, "box_x0": 1.5, "box_y0": 2.5, "box_x1": 99.5}
+            rows.append({**row, "box_y1": 400.25, "box_score": 1.0, "reason": "box_small"})
+        if image % 9 == 0:
+            crop = {"crop_id": rng.bytes(16).hex(), "x0": 1, "y0": 2, "s": 400, "persons": 3}
+            crop |= {"scale_factor": 1.28, "crop_shard": shard, "crop_row": len(scores)}
+            rows[-1] |= {**crop, "lap_crop": 900.0, "reason": "", "crop_sha256": "0" * 64}
+            values = dict(zip(METRICS, rng.normal(size=len(METRICS)).tolist(), strict=True))
+            scores.append({"crop_id": crop["crop_id"], **values})
+            mark = {"pixels": 307_200, "thumb": rng.bytes(THUMB_SIDE**2)}
+            mark |= {k: int.from_bytes(rng.bytes(8), "big") for k in ("phash", "mirrored")}
+            mark |= {k: base[k] for k in ("image_id", "file_sha256", "pixel_sha256")}
+            fingerprints += [{**mark, "flickr_id": ""}, {**mark, "crop_id": crop["crop_id"]}]
+    with ledger.workspace() as folder:
+        write_rows(folder / "rows.parquet", CANDIDATE_SCHEMA, rows)
+        write_rows(folder / "prints.parquet", FINGERPRINT_SCHEMA, fingerprints)
+        shutil.copyfile(crops, folder / "crops.parquet")
+        ledger.commit("crop", shard, "made", folder, {})
+    with ledger.workspace() as folder:
+        write_scores(folder / "scores.parquet", METRICS, scores)
+        ledger.commit("score-classic", shard, "made", folder, {})
+
+
+def measure_rows(root: Path, count: int) -> str:
+    """A line: what selecting from so many rows and reporting on them takes."""
+    ledger = ShardLedger(root)
+    with ledger.workspace() as folder:
+        shade = np.tile(np.arange(512, dtype=np.uint8)[:, None], (1, 512))
+        png = encode_crop(cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB))
+        with crop_writer(folder / "crops.parquet") as file:
+            for _ in range(0, SHARD_IMAGES, 9):
+                file.add({"crop_id": "", "png": png})
+        for number in range(count // (5 * SHARD_IMAGES)):
+            write_shard(ledger, number, folder / "crops.parquet")
+    script = f"from benchmarks.curate import {{0}}; {{0}}({str(root)!r})"
+    line = f"{count} rows:"
+    for step in ("select_rows", "report_rows"):
+        cpu, _, peak = run(["-c", script.format(step)])
+        line += f" {step.removesuffix('_rows')} {cpu:.1f} CPU s, peak {peak} MB;"
+    return line.removesuffix(";")
+
+
+def select_rows(root: str) -> None:
+    """The select job over the made-up shards, and the count of all rows."""
+    job = SelectJob(CurateConfig(), tuple(ShardLedger(root).shards("crop")))
+    Engine(Path(root)).run(job, ["all"])
+    check_funnels(read_funnels(ShardLedger(root)))
+
+
+def report_rows(root: str) -> None:
+    """The report on that."""
+    write_report(ShardLedger(root), ReviewConfig())
 
 
 def run(command: list[str]) -> tuple[float, float, int]:
@@ -209,7 +294,12 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--labels", type=int, nargs="+", help="annotations, for indexing alone")
+    parser.add_argument("--rows", type=int, nargs="+", help="rows, for select and report alone")
     flags = parser.parse_args()
+    for count in flags.rows or ():
+        print(measure_rows((flags.output / f"rows-{count}").resolve(), count))
+    if flags.rows:
+        return
     results = {}
     for size in flags.labels or flags.sizes:
         root = (flags.output / (f"labels-{size}" if flags.labels else str(size))).resolve()

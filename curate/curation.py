@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from curate import readers
+from curate.config import ConfigError
 from curate.cropping import detect
 from curate.cropping.index import IndexJob, crop_shards, survey_line
 from curate.cropping.job import CropJob, index_file
@@ -19,6 +20,7 @@ from curate.engine.parquet import open_parquet, read_rows
 from curate.engine.progress import Screen
 from curate.engine.worker import ShardJob
 from curate.plan import CurationPlan
+from curate.prune import prune
 from curate.publish.pack import pack
 from curate.quality import scores
 from curate.quality.score_job import ScoreJob
@@ -90,18 +92,29 @@ class CurationPipeline:
 
     def select(self) -> None:
         """Decide on the crops; print what became of all, and what the decisions rest on."""
-        plan = self.plan
-        shards = tuple(crop_shards(self.ledger, plan.sources))
-        barred = tuple(map(str, barred_files(self.engine, plan.exclude)))
-        job = SelectJob(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
-        self.engine.here().run(job, ["all"])
+        self.engine.here().run(self._select_job(), ["all"])
         # Nothing may have vanished on the way, whatever was decided.
         funnels = read_funnels(self.ledger)
         check_funnels(funnels)
         print(funnel_text(funnels))
         facts = read_facts(self.ledger)
-        print("\n".join(notes(facts, [s.name for s in plan.sources if readers.needs_detector(s)])))
+        detected = [s.name for s in self.plan.sources if readers.needs_detector(s)]
+        print("\n".join(notes(facts, detected)))
         self.unranked = facts.get("unranked", "")
+
+    def _select_job(self) -> SelectJob:
+        plan = self.plan
+        shards = tuple(crop_shards(self.ledger, plan.sources))
+        barred = tuple(map(str, barred_files(self.engine, plan.exclude)))
+        return SelectJob(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
+
+    def prune(self) -> None:
+        """Remove the pictures of the crops that the present selection drops."""
+        # By a selection of other crops the wrong ones would go.
+        if self.engine.here().todo(self._select_job(), ["all"]):
+            raise ConfigError("prune: the selection is not that of these settings: run `select`")
+        count, freed = prune(self.ledger)
+        print(f"prune: pictures of {count:,} dropped crops, {freed / 1e6:,.1f} MB")
 
     def pack(self) -> None:
         """Write what is kept to files for training."""

@@ -3,6 +3,7 @@
 Runs all stages, or one of them when it is named first:
 
     index crop score select report pack     in this order; each does only what is not done yet
+    prune                                   remove the pictures of crops that are dropped
     forget IMAGE_ID ...                     take images out of everything below OUT
     gc                                      remove files of runs that were killed
 
@@ -48,7 +49,7 @@ from osdhuman_jax.cli import (
     some_text,
 )
 
-COMMANDS = ("run", *STAGES, "forget", "gc")
+COMMANDS = ("run", *STAGES, "prune", "forget", "gc")
 # Flags that stand for a setting which is often given.
 SHORTHANDS = {
     "detector": "detect.kind",

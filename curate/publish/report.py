@@ -154,7 +154,10 @@ def write_report(ledger: ShardLedger, review_config: ReviewConfig, tags: str = "
 def review_rows(ledger: ShardLedger, metrics: Sequence[str], config: ReviewConfig) -> pa.Table:
     """The rows that the review page shows, in its order."""
     names = review.choose_crops(read_scored(ledger, review.CHOICE_COLUMNS), config)
-    return read_scored(ledger, [*review.REVIEW_COLUMNS, *metrics], names)
+    rows, crops = read_scored(ledger, [*review.REVIEW_COLUMNS, *metrics], names), Crops(ledger)
+    # Dropped crops may have been pruned; a kept one without its picture is an error later.
+    shown = [row["kept"] or crops.stored(row) for row in review.iter_rows(rows)]
+    return rows.filter(pa.array(shown, pa.bool_()))
 
 
 def draw_figures(

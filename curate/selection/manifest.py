@@ -230,5 +230,12 @@ class Crops:
         self._opened = opened
 
     def png(self, row: Row) -> bytes:
-        """The PNG of a manifest row that has a crop. Raises LedgerError where it is gone."""
+        """The PNG of a manifest row that has a crop.
+
+        Raises LedgerError where the shard is gone, PrunedError where the picture is.
+        """
         return self._opened(row["crop_shard"]).png(row["crop_row"])
+
+    def stored(self, row: Row) -> bool:
+        """Whether the PNG of a row is there, and was not pruned."""
+        return self._opened(row["crop_shard"]).find(row["crop_row"]) is not None
