@@ -7,19 +7,22 @@ they were dealt to shards does not matter.
 """
 
 import json
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.config import CurateConfig
-from curate.cropping.fingerprints import Fingerprint
+from curate.cropping.fingerprints import THUMB_SIDE, Fingerprint
 from curate.cropping.job import CODE, LIBRARIES
 from curate.engine.ledger import ShardLedger, digest
-from curate.engine.parquet import Row, read_rows, read_table, write_table
+from curate.engine.parquet import read_rows, read_table, write_table
 from curate.engine.worker import ItemRunner
 from curate.quality import scores
 from curate.schema import MANIFEST_VERSION, Facts, Json, sorted_counts
@@ -32,22 +35,42 @@ from curate.selection.sampling import keep_fit, sample_test
 from curate.selection.split import Member, RankedCrop, assign, group_images, seeded_key
 from osdhuman_jax.disk import file_digest
 
+# The fields of a Member in their order, and after them those of its fingerprint.
+MEMBER_COLUMNS = (
+    *("image_id", "file_sha256", "pixel_sha256", "flickr_id", "pixels"),
+    *("phash", "mirrored"),
+)
 
-def read_members(ledger: ShardLedger, shards: Iterable[str], wanted: set[str]) -> list[Member]:
-    """Fingerprints of the wanted images, the whole of each before its crops."""
+
+def read_members(
+    paths: Iterable[Path], spool: BinaryIO, wanted: set[str] | None = None
+) -> list[Member]:
+    """Fingerprints of the wanted images, the whole of each before its crops.
+
+    Thumbnails are most of it, 4 kB each, and few are ever compared: they are written to `spool`
+    and mapped into memory from there.
+
+    Args:
+        paths: files of FINGERPRINT_SCHEMA.
+        spool: an empty file, which may be closed afterwards.
+        wanted: names of images; None = all.
+    """
+    found = []
+    for path in paths:
+        for row in read_rows(path):
+            if wanted is None or row["image_id"] in wanted:
+                spool.write(row["thumb"])
+                found.append(tuple(row[name] for name in MEMBER_COLUMNS))
+    # An empty file cannot be mapped.
+    if not found:
+        return []
+    spool.flush()
+    thumbs = memoryview(mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ))
+    size = THUMB_SIDE * THUMB_SIDE
     return [
-        _member(row)
-        for shard in shards
-        for row in read_rows(ledger.output("crop", shard, "prints.parquet"))
-        if row["image_id"] in wanted
+        Member(*facts, Fingerprint(phash, mirrored, thumbs[at * size : (at + 1) * size]))
+        for at, (*facts, phash, mirrored) in enumerate(found)
     ]
-
-
-def _member(row: Row) -> Member:
-    """A row of FINGERPRINT_SCHEMA as the split sees it."""
-    marks = Fingerprint(row["phash"], row["mirrored"], row["thumb"])
-    names = ("image_id", "file_sha256", "pixel_sha256", "flickr_id", "pixels")
-    return Member(**{name: row[name] for name in names}, fingerprint=marks)
 
 
 def decide_splits(
@@ -124,14 +147,14 @@ class SelectJob:
 
     def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> Facts:
         pool = read_pool(ledger, self.shards, scores.groups(self.config.score))
-        result = self.decide(ledger, pool)
+        result = self.decide(ledger, pool, folder)
         facts = self.facts(pool, result)
         tally = self.write_manifest(ledger, folder, pool, result, facts)
         (folder / STATS_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
         return tally
 
-    def decide(self, ledger: ShardLedger, pool: Pool) -> Decisions:
-        """All decisions on the pool's crops."""
+    def decide(self, ledger: ShardLedger, pool: Pool, folder: Path) -> Decisions:
+        """All decisions on the pool's crops. `folder` is one for files without names."""
         # By rank and thresholds, or by what is fit for a test set.
         frozen = read_statistics(Path(self.statistics)) if self.statistics else None
         result = rank_pool(pool, self.config, frozen)
@@ -141,8 +164,10 @@ class SelectJob:
             apply_review(pool, result, read_review(Path(self.review)), self.forgotten)
         # Copies and splits are decided among what is left, so that no dropped crop takes a place.
         kept = {i for i, r in zip(pool.image_ids, result.reasons, strict=True) if not r}
-        members = read_members(ledger, self.shards, kept)
-        barred = [_member(row) for path in self.barred for row in read_rows(Path(path))]
+        prints = (ledger.output("crop", shard, "prints.parquet") for shard in self.shards)
+        with TemporaryFile(dir=folder) as ours, TemporaryFile(dir=folder) as theirs:
+            members = read_members(prints, ours, kept)
+            barred = read_members(map(Path, self.barred), theirs)
         decide_splits(pool, self.config, result, members, barred)
         return result
 
