@@ -61,19 +61,20 @@ def read_scored(
     Args:
         names: the crops that are wanted, in this order; None = all, in the order of the manifest.
     """
-    wanted = None if names is None else pa.array(names, pa.string())
+    wanted = None if names is None else pc.field("crop_id").isin(pa.array(names, pa.string()))
     parts = []
     for path in manifest_parts(ledger):
         table = read_table(path, list(dict.fromkeys(("crop_id", "z", *columns))))
         table = table.filter(table["z"].is_valid())
         if wanted is not None:
-            table = table.filter(pc.is_in(table["crop_id"], wanted))
+            table = table.filter(wanted)
         # Without a copy each small part would hold on to the buffers of the large one.
         parts.append(table.select(list(columns)).combine_chunks())
     pool = pa.concat_tables(parts)
-    if wanted is None:
+    if names is None:
         return pool
-    return pool.take(pc.index_in(wanted, pool["crop_id"].combine_chunks()))
+    places = {name: at for at, name in enumerate(pool["crop_id"].to_pylist())}
+    return pool.take(pa.array([places[name] for name in names], pa.int64()))
 
 
 def read_detectors(ledger: ShardLedger) -> list[str]:

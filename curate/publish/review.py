@@ -21,7 +21,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curate.config import ReviewConfig
 from curate.cropping.job import decode_crop
@@ -61,7 +60,7 @@ def choose_crops(pool: pa.Table, config: ReviewConfig) -> list[str]:
         pool: CHOICE_COLUMNS of the scored rows of the manifest.
     """
     names, z, kept = pool["crop_id"].to_pylist(), pool["z"].to_numpy(), pool["kept"].to_numpy()
-    starts = [pc.starts_with(pool["reason"], reason).to_numpy() for reason in RANKED]
+    ranked = np.array([reason.startswith(RANKED) for reason in pool["reason"].to_pylist()], bool)
     keys = [seeded_key(config.seed, name) for name in names]
 
     def draw(mask: np.ndarray, sign: int, most: int) -> list[int]:
@@ -75,7 +74,7 @@ def choose_crops(pool: pa.Table, config: ReviewConfig) -> list[str]:
 
     # A small change of a threshold would decide otherwise on the lowest kept and the best dropped.
     chosen = draw(kept, 1, config.kept)
-    chosen += draw(~kept & np.logical_or.reduce(starts), -1, config.dropped)
+    chosen += draw(~kept & ranked, -1, config.dropped)
     return [names[at] for at in sorted(chosen, key=keys.__getitem__)]
 
 

@@ -67,12 +67,12 @@ def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str])
         table = read_table(ledger.output("crop", shard, "rows.parquet"), POOL_COLUMNS)
         sharpness.append(measured(table))
         crops = table.filter(pc.field("reason") == "").drop_columns(["reason"])
-        error = pa.array([""] * len(crops), pa.string())
+        errors = [""] * len(crops)
         for group in groups:
             scored = read_table(ledger.output(f"score-{group}", shard, "scores.parquet"))
             metrics |= dict.fromkeys(score_columns(scored))
-            crops, error = join_scores(shard, crops, scored, error)
-        tables.append(crops.append_column(ERROR, error))
+            crops, errors = join_scores(shard, crops, scored, errors)
+        tables.append(crops.append_column(ERROR, pa.array(errors, pa.string())))
     # Sorted by name, so that the number of shards changes nothing.
     pool = pa.concat_tables(tables).sort_by("crop_id")
     names, images = pool["crop_id"].to_pylist(), pool["image_id"].to_pylist()
@@ -89,23 +89,24 @@ def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str])
 
 
 def join_scores(
-    shard: str, crops: pa.Table, scored: pa.Table, error: pa.Array
-) -> tuple[pa.Table, pa.Array]:
+    shard: str, crops: pa.Table, scored: pa.Table, errors: list[str]
+) -> tuple[pa.Table, list[str]]:
     """The crops with one more group's scores, and why they have none; "" where they have.
 
-    Raises SelectError where a crop is not among those that were scored.
+    Raises SelectError where the crops are not those that were scored.
     """
-    places = pc.index_in(crops["crop_id"], scored["crop_id"].combine_chunks()).combine_chunks()
-    if places.null_count or len(scored) != len(crops):
+    places = {name: at for at, name in enumerate(scored["crop_id"].to_pylist())}
+    names = crops["crop_id"].to_pylist()
+    if places.keys() != set(names):
         raise SelectError(f"{shard}: its scores are of other crops: run `score` again")
-    scored = scored.take(places)
+    scored = scored.take(pa.array([places[name] for name in names], pa.int64()))
     for name in score_columns(scored):
         crops = crops.append_column(name, scored[name])
-    if ERROR not in scored.column_names:
-        return crops, error
-    # The first group that failed gives the reason.
-    later = pc.fill_null(scored[ERROR].combine_chunks(), "")
-    return crops, pc.if_else(pc.equal(error, ""), later, error)
+    if ERROR in scored.column_names:
+        # The first group that failed gives the reason.
+        later = scored[ERROR].to_pylist()
+        errors = [first or second or "" for first, second in zip(errors, later, strict=True)]
+    return crops, errors
 
 
 def measured(table: pa.Table) -> Column:

@@ -35,11 +35,8 @@ from curate.selection.sampling import keep_fit, sample_test
 from curate.selection.split import Member, RankedCrop, assign, group_images, seeded_key
 from osdhuman_jax.disk import file_digest
 
-# The fields of a Member in their order, and after them those of its fingerprint.
-MEMBER_COLUMNS = (
-    *("image_id", "file_sha256", "pixel_sha256", "flickr_id", "pixels"),
-    *("phash", "mirrored"),
-)
+# What is read of fingerprints besides the thumbnails: the fields of a Member, two hashes.
+FACTS = ("image_id", "file_sha256", "pixel_sha256", "flickr_id", "pixels")
 
 
 def read_members(
@@ -60,17 +57,18 @@ def read_members(
         for row in read_rows(path):
             if wanted is None or row["image_id"] in wanted:
                 spool.write(row["thumb"])
-                found.append(tuple(row[name] for name in MEMBER_COLUMNS))
+                found.append(tuple(row[name] for name in (*FACTS, "phash", "mirrored")))
     # An empty file cannot be mapped.
     if not found:
         return []
     spool.flush()
     thumbs = memoryview(mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ))
     size = THUMB_SIDE * THUMB_SIDE
-    return [
-        Member(*facts, Fingerprint(phash, mirrored, thumbs[at * size : (at + 1) * size]))
-        for at, (*facts, phash, mirrored) in enumerate(found)
-    ]
+    members = []
+    for at, (*facts, phash, mirrored) in enumerate(found):
+        marks = Fingerprint(phash, mirrored, thumbs[at * size : (at + 1) * size])
+        members.append(Member(**dict(zip(FACTS, facts, strict=True)), fingerprint=marks))
+    return members
 
 
 def decide_splits(
