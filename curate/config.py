@@ -199,7 +199,7 @@ class ReviewConfig:
     # The order of the page is drawn by it; another one deals the crops to other pages.
     seed: int = 0
     # Crops of each kind at most, 0 = all. Half of them are those whose decision was closest. A crop
-    # takes 10 ms and 60 kB: 300 are what a person can look through in a sitting.
+    # takes 10 ms and 0.1 MB: 300 are what a person can look through in a sitting.
     kept: int = 300
     dropped: int = 300
 
