@@ -12,7 +12,7 @@ above it:
     selection        scores to a set
     publish          a set to files for training, and to a report
     plan curation    what one output folder is made of, and the stages over it
-    run forget       the command, and how it takes images out again
+    run forget prune the command, and how it takes images and dropped crops out again
     niqe unpack demo further commands: fit NIQE, unpack a split, try everything
 """
 
