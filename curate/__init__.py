@@ -11,7 +11,8 @@ above it:
     quality          crops to scores
     selection        scores to a set
     publish          a set to files for training, and to a report
-    plan curation    what one output folder is made of, and the stages over it
+    plan prune       what one output folder is made of, and how dropped crops are taken out of it
+    curation         the stages over it
     run forget       the command, and how it takes images out again
     niqe unpack demo further commands: fit NIQE, unpack a split, try everything
 """

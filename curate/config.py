@@ -220,6 +220,18 @@ class PackConfig:
 
 
 @dataclass
+class ReviewConfig:
+    """Which crops the report's review page shows, and in which order."""
+
+    # The order of the page is drawn by it; another one deals the crops to other pages.
+    seed: int = 0
+    # Crops of each kind at most, 0 = all. Half of them are those whose decision was closest. A crop
+    # takes 10 ms and 0.1 MB: 300 are what a person can look through in a sitting.
+    kept: int = 300
+    dropped: int = 300
+
+
+@dataclass
 class CurateConfig:
     """The settings of all stages."""
 
@@ -236,6 +248,7 @@ class CurateConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     pack: PackConfig = field(default_factory=PackConfig)
+    review: ReviewConfig = field(default_factory=ReviewConfig)
     # Source images a shard; small sources get smaller shards.
     shard_images: int = 1000
     # Seconds an image may take.
@@ -332,6 +345,10 @@ def check(config: CurateConfig) -> None:
         (bool(config.body.weights) and not config.body.gate, "body.weights needs body.gate=true"),
         (not 0 <= config.body.cut_most < 1, "body.cut_most is a share in [0, 1)"),
         (min(config.split.val, config.split.test) < 0, "split.val and split.test are not negative"),
+        (
+            min(config.review.kept, config.review.dropped) < 0,
+            "review.kept and review.dropped are not negative",
+        ),
         (config.split.max_per_group < 1, "split.max_per_group is 1 at least"),
         (min(config.pack.per_file, config.shard_images) < 1, "files and shards hold 1 at least"),
         (config.score.batch < 1, "score.batch is 1 at least"),

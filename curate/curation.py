@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from curate import readers
+from curate.config import ConfigError
 from curate.cropping import detect
 from curate.cropping.index import IndexJob, crop_shards, survey_line
 from curate.cropping.job import CropJob, index_file
@@ -19,12 +20,13 @@ from curate.engine.parquet import ERROR, open_parquet, read_rows
 from curate.engine.progress import Screen
 from curate.engine.worker import ShardJob
 from curate.plan import CurationPlan
+from curate.prune import prune
 from curate.publish.pack import pack
 from curate.quality import scores
 from curate.quality.score_job import ScoreJob
 from curate.selection.barred import barred_files
 from curate.selection.decisions import SelectionFacts, read_facts
-from curate.selection.manifest import check_counts, funnel_text, funnels, read_manifest
+from curate.selection.manifest import check_funnels, funnel_text, read_funnels
 from curate.selection.pool import SelectError
 from curate.selection.select_job import SelectJob
 from osdhuman_jax.filenames import spelled
@@ -91,19 +93,30 @@ class CurationPipeline:
 
     def select(self) -> None:
         """Decide on the crops; print what became of all, and what the decisions rest on."""
+        self.engine.here().run(self._select_job(), ["all"])
+        # Nothing may have vanished on the way, whatever was decided.
+        funnels = read_funnels(self.ledger)
+        check_funnels(funnels)
+        print(funnel_text(funnels))
+        facts = read_facts(self.ledger)
+        detected = [s.name for s in self.plan.sources if readers.needs_detector(s)]
+        print("\n".join(notes(facts, detected)))
+        self.unranked = facts.get("unranked", "")
+
+    def _select_job(self) -> SelectJob:
         plan = self.plan
         shards = tuple(crop_shards(self.ledger, plan.sources))
         self.refuse_mixtures(shards)
         barred = tuple(map(str, barred_files(self.engine, plan.exclude)))
-        job = SelectJob(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
-        self.engine.here().run(job, ["all"])
-        # Nothing may have vanished on the way, whatever was decided.
-        table = read_manifest(self.ledger, ["dataset", "image_id", "box_index", "reason"])
-        check_counts(table)
-        print(funnel_text(funnels(table)))
-        facts = read_facts(self.ledger)
-        print("\n".join(notes(facts, [s.name for s in plan.sources if readers.needs_detector(s)])))
-        self.unranked = facts.get("unranked", "")
+        return SelectJob(plan.config, shards, plan.review, plan.stats, barred, bool(plan.forgotten))
+
+    def prune(self) -> None:
+        """Remove the pictures of the crops that the present selection drops."""
+        # By a selection of other crops the wrong ones would go.
+        if self.engine.here().todo(self._select_job(), ["all"]):
+            raise ConfigError("prune: the selection is not that of these settings: run `select`")
+        count, freed = prune(self.ledger)
+        print(f"prune: pictures of {count:,} dropped crops, {freed / 1e6:,.1f} MB")
 
     def refuse_mixtures(self, shards: Sequence[str]) -> None:
         """Raises SelectError where shards were measured in another way than the settings say.
@@ -141,7 +154,7 @@ class CurationPipeline:
         # Matplotlib is slow to import, and worker processes do not need it.
         from curate.publish.report import write_report
 
-        write_report(self.ledger, self.plan.tags)
+        write_report(self.ledger, self.plan.config.review, self.plan.tags)
         print(f"report: {spelled(self.engine.root / 'report' / 'report.md')}")
 
 

@@ -190,7 +190,7 @@ def drop_crops(
         with crop_writer(folder / "crops.parquet") as pictures:
             for row in left:
                 if row["crop_row"] is not None:
-                    png = crops.png(row["crop_row"])
+                    png = crops.find(row["crop_row"])
                     row["crop_row"] = pictures.count
                     pictures.add({"crop_id": row["crop_id"], "png": png})
         write_rows(folder / "rows.parquet", CANDIDATE_SCHEMA, left)
@@ -204,7 +204,7 @@ def drop_crops(
 
 def drop_scores(ledger: ShardLedger, job: ScoreJob, shard: str, current: bool) -> None:
     """Take the scores of crops that are gone out of a score shard."""
-    left = {name for name, _ in CropFile(ledger.output("crop", shard, "crops.parquet")).items()}
+    left = set(CropFile(ledger.output("crop", shard, "crops.parquet")).names())
     scored = read_table(ledger.output(job.name, shard, "scores.parquet"))
 
     def write(folder: Path) -> Facts:

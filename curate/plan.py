@@ -10,15 +10,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast, get_args
 
 from curate import config as settings
 from curate import readers
 from curate.config import ConfigError, CurateConfig
 from curate.readers import SourceSpec
+from curate.schema import ExifPolicy
 from osdhuman_jax.disk import write_json
 
 # A source's name becomes part of file names, so that it has only letters that are safe in them.
 SOURCE_NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+# What may follow a kind after "@" (see `SourceImage.exif`).
+EXIF_POLICIES = tuple(policy for policy in get_args(ExifPolicy) if policy)
 # The report uses these names beside those of the sources.
 RESERVED = ("all", "kept")
 
@@ -63,7 +67,7 @@ def read_plan(root: Path) -> CurationPlan | None:
 
 
 def parse_sources(texts: Sequence[str]) -> list[SourceSpec]:
-    """Sources from texts of the form [NAME:]KIND=PATH[,PATH].
+    """Sources from texts of the form [NAME:]KIND[@EXIF]=PATH[,PATH].
 
     A source without a name is called KIND, the next one of its kind KIND2 and so on. Raises
     ConfigError on texts of another form and on a name that is given twice.
@@ -72,11 +76,15 @@ def parse_sources(texts: Sequence[str]) -> list[SourceSpec]:
     for text in texts:
         head, _, paths = text.partition("=")
         name, colon, kind = head.rpartition(":")
+        kind, at, exif = kind.partition("@")
         if kind not in readers.SOURCE_FORMATS or not paths:
             known = ", ".join(readers.SOURCE_FORMATS)
             raise ConfigError(
                 f"--source {text}: write KIND=PATH,... or NAME:KIND=PATH,... with one of {known}"
             )
+        if at and exif not in EXIF_POLICIES:
+            known = ", ".join(EXIF_POLICIES)
+            raise ConfigError(f"--source {text}: after @ comes one of {known}")
         # The name, if one is given, and what else it must not be.
         if colon and (not SOURCE_NAME.fullmatch(name) or name in RESERVED):
             known = " or ".join(RESERVED)
@@ -88,5 +96,5 @@ def parse_sources(texts: Sequence[str]) -> list[SourceSpec]:
         name = name or (kind if not count else f"{kind}{count + 1}")
         if name in taken:
             raise ConfigError(f"--source {text}: another one is named {name} too")
-        sources.append(SourceSpec(kind, absolute, name))
+        sources.append(SourceSpec(kind, absolute, name, cast(ExifPolicy, exif)))
     return sources

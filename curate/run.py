@@ -3,6 +3,7 @@
 Runs all stages, or one of them when it is named first:
 
     index crop score select report pack     in this order; each does only what is not done yet
+    prune                                   remove the pictures of crops that are dropped
     forget IMAGE_ID ...                     take images out of everything below OUT
     gc                                      remove files of runs that were killed
 
@@ -48,7 +49,7 @@ from osdhuman_jax.cli import (
     some_text,
 )
 
-COMMANDS = ("run", *STAGES, "forget", "gc")
+COMMANDS = ("run", *STAGES, "prune", "forget", "gc")
 # Flags that stand for a setting which is often given.
 SHORTHANDS = {
     "detector": "detect.kind",
@@ -148,7 +149,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=some_path, required=True, help="folder of all that is made"
     )
     # Where pictures come from, and the settings.
-    source = "[NAME:]KIND=PATH[,PATH]"
+    source = "[NAME:]KIND[@EXIF]=PATH[,PATH]"
     kinds = f"once for each; KIND is one of {', '.join(readers.SOURCE_FORMATS)}"
     parser.add_argument("--source", action="append", default=[], metavar=source, help=kinds)
     parser.add_argument("--config", type=some_path, help="default: configs/curate.py")

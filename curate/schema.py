@@ -19,6 +19,8 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 CropBatch = UInt8[np.ndarray, "n h w 3"]
 BoxKind = Literal["person", "ignore"]
 BoxPolicy = Literal["labels", "detect", "whole_image"]
+# Of which pixels labels are, where a source says it (see `SourceImage.exif`).
+ExifPolicy = Literal["", "stored", "upright", "ignore"]
 # One number for each crop of a pool or of a batch.
 Column = Float64[np.ndarray, " n"]
 # A value of a JSON text or of a Parquet row whose type only the file knows. Code that takes one out
@@ -33,8 +35,8 @@ MANIFEST_VERSION = 1
 CROP_SIDE = 512
 # The flag of a box that is all of the picture. Its square may lose whatever part of it must go.
 WHOLE_PICTURE = "whole"
-# Flags of a box whose label has keypoints: whether any of head and shoulders is visible.
-UPPER_BODY, HEADLESS = "upper_body", "headless"
+# The beginning of the flag of a box whose label has keypoints: names of the visible ones follow.
+SEES = "sees "
 
 
 class InputError(ValueError):
@@ -117,9 +119,8 @@ class Box:
 class SourceImage:
     """One picture of a source, as its labels describe it, before anything is decoded.
 
-    `policy` says where boxes come from: "labels" (the `boxes` here, and the pixels are those the
-    labels were drawn on), "detect" (a detector finds them) or "whole_image" (one box around
-    everything).
+    `policy` says where boxes come from: "labels" (the `boxes` here), "detect" (a detector finds
+    them) or "whole_image" (one box around everything).
     """
 
     # Dataset/split/key, which is unique over all sources.
@@ -137,6 +138,10 @@ class SourceImage:
     rotation: int = 0
     boxes: tuple[Box, ...] = ()
     policy: BoxPolicy = "labels"
+    # "stored": the labels were drawn on the file's pixels as they are stored; "upright": after
+    # EXIF's turn; "ignore": EXIF is wrong and the stored pixels are upright. "" = not said: the
+    # labels' size tells, and where both would fit it is "stored".
+    exif: ExifPolicy = ""
     flickr_id: str = ""
     # As the source states it; empty where it is unknown.
     license: str = ""

@@ -18,7 +18,7 @@ ROOMS = (  # the package from the ground up; a name is a folder or a file beside
 )
 CURATE_ROOMS = (
     *("schema", "config", "readers", "engine", "cropping", "quality", "selection", "publish"),
-    *("plan", "curation", "forget", "niqe", "unpack", "run", "demo"),
+    *("plan", "prune", "curation", "forget", "niqe", "unpack", "run", "demo"),
 )
 TORCH = {"osdhuman_jax.evaluation.scorers", "osdhuman_jax.evaluation.offline"}
 CURATE = sorted(ROOT.glob("curate/**/*.py"))

@@ -18,7 +18,7 @@ from jaxtyping import Float64
 
 from curate.config import BodyConfig
 from curate.cropping.litert import load_network
-from curate.schema import HEADLESS, UPPER_BODY, WHOLE_PICTURE, Candidate, Facts, Pixels
+from curate.schema import SEES, WHOLE_PICTURE, Box, Candidate, Facts, Pixels
 from osdhuman_jax.disk import known_digest
 
 # Where the network lies in a wheel of mediapipe, and what it says of itself.
@@ -31,6 +31,10 @@ GRIDS = ((28, 2), (14, 2), (7, 6))
 # portrait is no larger than the network expects. What is no person is rarely taken for one at all
 # three sizes, which is why scores are averaged.
 LOOKS = (1.0, 1.25, 1.5)
+# COCO's names of a person's keypoints on head and shoulders.
+UPPER_BODY = frozenset(
+    ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder")
+)
 # Predictions less sure than this are not looked at.
 UNLIKELY = 0.1
 # The least height of the circle's point over the hips, in radii: legs without a trunk are often
@@ -82,13 +86,20 @@ def make_judge(config: BodyConfig) -> Judge:
     find = load_people(Path(config.weights)) if config.weights else None
 
     def judge(candidate: Candidate) -> str:
-        if HEADLESS in candidate.box.flags:
+        points = seen_points(candidate.box)
+        if points and not points & UPPER_BODY:
             return NO_POINTS
-        if find is None or UPPER_BODY in candidate.box.flags or candidate.crop is None:
+        if find is None or points or candidate.crop is None:
             return judge_label(candidate, config)
         return judge_looks(find(candidate.crop), candidate.crop.shape[:2], config)
 
     return judge
+
+
+def seen_points(box: Box) -> set[str]:
+    """Names of the keypoints of a person that are visible by the label."""
+    told = [flag.removeprefix(SEES) for flag in box.flags if flag.startswith(SEES)]
+    return {name for names in told for name in names.split()}
 
 
 def judge_label(candidate: Candidate, config: BodyConfig) -> str:

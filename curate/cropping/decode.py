@@ -5,8 +5,8 @@ are those that osdhuman_jax.images reads. Damaged, gray and transparent ones, an
 eight bits, are refused.
 
 EXIF may say that a file is to be turned. Its labels then refer either to the stored pixels or to
-the upright picture, and the size that the labels state tells which. Pictures without labels are
-turned upright.
+the upright picture: the source says which, or else the size that the labels state. The picture is
+turned upright in any case, and its boxes with it if they were drawn before the turn.
 """
 
 import hashlib
@@ -152,49 +152,61 @@ def orient(
 ) -> DecodedPicture:
     """Turn pixels and boxes upright.
 
-    First comes the turn that the labels were drawn after (without labels, EXIF's), then the one
-    that Open Images states for the picture. Raises Refused if no turn fits the labels.
+    The turn is EXIF's or, where Open Images states one for the picture, that one. Raises Refused if
+    no turn fits the labels.
     """
-    # Boxes that are shares of the size become pixels.
     height, width = rgb.shape[:2]
-    boxes, applied = image.boxes, 1
-    if image.normalized:
-        boxes = tuple(_scale_box(box, width, height) for box in boxes)
-    # EXIF's turn, if the boxes do not lie on the stored pixels.
-    if image.policy != "labels":
-        applied = orientation
-    elif image.label_w and image.label_h:
-        applied, scale = _match(image, width, height, orientation)
-        if scale != (1.0, 1.0):
+    # Open Images' rotation is of the stored pixels: EXIF's besides would turn them twice.
+    turn = 1 if image.exif == "ignore" or image.rotation % 360 else orientation
+    boxes = image.boxes
+    if image.policy == "labels":
+        upright, scale = _match(image, width, height, orientation)
+        if image.normalized:
+            # Shares become pixels of the picture that they were drawn on.
+            sides = _turned_size(width, height, orientation) if upright else (width, height)
+            boxes = tuple(_scale_box(box, *sides) for box in boxes)
+        elif scale != (1.0, 1.0):
             flags = [*flags, "scaled_boxes"]
             boxes = tuple(_scale_box(box, *scale) for box in boxes)
-    rgb = exif.TURNS[applied](rgb)
-    # Open Images' rotation comes last, since its boxes lie on the picture before it.
+        if upright:
+            turn = orientation
+        else:
+            boxes = tuple(turn_box(box, turn, width, height) for box in boxes)
+    rgb = exif.TURNS[turn](rgb)
     if image.rotation % 360:
         boxes, rgb = _rotate(boxes, rgb, image.rotation % 360)
         flags = [*flags, "rotated"]
-    flags = [*flags, "exif"] if applied != 1 else flags
-    return DecodedPicture(np.ascontiguousarray(rgb), boxes, applied, tuple(flags), digest)
+    flags = [*flags, "exif"] if turn != 1 else flags
+    return DecodedPicture(np.ascontiguousarray(rgb), boxes, turn, tuple(flags), digest)
+
+
+def _turned_size(width: int, height: int, orientation: int) -> tuple[int, int]:
+    """Width and height after an EXIF turn."""
+    return (height, width) if orientation in exif.QUARTER_TURNED else (width, height)
 
 
 def _match(
     image: SourceImage, width: int, height: int, orientation: int
-) -> tuple[int, tuple[float, float]]:
-    """The EXIF turn that gives the labels' size, and the scale from labels to pixels.
+) -> tuple[bool, tuple[float, float]]:
+    """Whether labels were drawn on the upright picture, and the scale from them to its pixels.
 
-    Raises Refused if none does.
+    Raises Refused if their size is that of neither.
     """
+    frames = {False: (width, height), True: _turned_size(width, height, orientation)}
+    if image.exif:
+        said = image.exif == "upright"
+        frames = {said: frames[said]}
     stated = (image.label_w, image.label_h)
-    turned = (height, width) if orientation >= 5 else (width, height)
-    if stated == (width, height):
-        return 1, (1.0, 1.0)
-    if stated == turned:
-        return orientation, (1.0, 1.0)
+    if not all(stated):
+        return next(iter(frames)), (1.0, 1.0)
+    for upright, size in frames.items():
+        if stated == size:
+            return upright, (1.0, 1.0)
     # No turn gives the very size: the labels may be of a copy of another size.
-    for applied, (w, h) in ((1, (width, height)), (orientation, turned)):
+    for upright, (w, h) in frames.items():
         across, down = w / stated[0], h / stated[1]
         if abs(across / down - 1) <= ASPECT_TOLERANCE:
-            return applied, (across, down)
+            return upright, (across, down)
     raise Refused(Reason.SIZE_MISMATCH, f"labels {stated}, file {(width, height)}")
 
 

@@ -30,7 +30,7 @@ class Fingerprint:
     # The hash of the mirror image.
     mirrored: int
     # THUMB_SIDE * THUMB_SIDE gray values.
-    thumb: bytes
+    thumb: bytes | memoryview
 
 
 def fingerprint(rgb: UInt8[np.ndarray, "h w 3"]) -> Fingerprint:

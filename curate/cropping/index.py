@@ -64,7 +64,8 @@ class IndexJob:
     def key(self, ledger: ShardLedger, shard: str) -> str:
         source = self._source(shard)
         forgotten = [i for i in self.forgotten if i.startswith(f"{source.name}/")]
-        parameters = (source.kind, source.paths, source.name, self.per_shard, forgotten)
+        own = (source.kind, source.paths, source.name, source.exif)
+        parameters = (*own, self.per_shard, forgotten)
         return digest(CODE, READERS, parameters, inputs_digest(source))
 
     def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> Facts:

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 from curate.schema import Facts, InputError
 from osdhuman_jax import disk
@@ -41,6 +41,15 @@ class Output(TypedDict):
     """A file of a shard, as its marker describes it; `path` is relative to the ledger's root."""
 
     path: str
+    bytes: int
+    sha256: str
+    # Only where `thin` put a smaller file in its place: that one's size and digest.
+    thinned: NotRequired["Thinned"]
+
+
+class Thinned(TypedDict):
+    """What stands in the place of an output."""
+
     bytes: int
     sha256: str
 
@@ -96,10 +105,12 @@ class ShardLedger:
         """Whether a file is there as it was committed."""
         path = self.root / output["path"]
         try:
-            same = path.stat().st_size == output["bytes"]
-            return same and (not verify or file_digest(path) == output["sha256"])
+            size, sha256 = path.stat().st_size, file_digest(path) if verify else ""
         except OSError:
             return False
+        # Between the marker and the file of `thin` a kill leaves the one with the other.
+        versions = [output, output["thinned"]] if "thinned" in output else [output]
+        return any(size == v["bytes"] and sha256 in ("", v["sha256"]) for v in versions)
 
     def output(self, job: str, shard: str, name: str) -> Path:
         """The path of a committed file. Raises LedgerError where there is none."""
@@ -165,6 +176,25 @@ class ShardLedger:
         size = file.stat().st_size
         os.replace(file, self.root / path)
         return {"path": path, "bytes": size, "sha256": sha256}
+
+    def thin(self, job: str, shard: str, name: str, file: Path) -> int:
+        """Put a smaller file in the place of an output; returns the bytes freed.
+
+        The shard stays done, and so does all that was made of the output: others know it by the
+        digest that it had. Raises LedgerError where there is no such output.
+        """
+        path, marker = self.output(job, shard, name), self.marker(job, shard)
+        if marker is None:
+            raise LedgerError(f"{self.root}: {job} {shard} is not done: run `{job}` first")
+        sync(file)
+        freed = path.stat().st_size - file.stat().st_size
+        thinned: Thinned = {"bytes": file.stat().st_size, "sha256": file_digest(file)}
+        marker["outputs"][name]["thinned"] = thinned
+        text = json.dumps(marker, indent=1, sort_keys=True)
+        disk.write_text(self.root / "done" / job / f"{shard}.json", text)
+        os.replace(file, path)
+        sync(path.parent)
+        return freed
 
     def forget_shard(self, job: str, shard: str) -> None:
         """Remove a shard's marker and outputs, so that it is no longer done."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.schema import Box, Json, SourceImage
+from curate.schema import Box, InputError, Json, SourceImage
 
 # A row of any of these files; the schema says the type of each value.
 Row = dict[str, Json]
@@ -43,6 +43,7 @@ INDEX_SCHEMA = pa.schema(
         ("rotation", pa.int32()),
         ("boxes", pa.list_(_BOX)),
         ("policy", pa.string()),
+        ("exif", pa.string()),
         ("flickr_id", pa.string()),
         ("license", pa.string()),
     ]
@@ -204,25 +205,43 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
     return read_table(path, columns).to_pylist()
 
 
+class PrunedError(InputError):
+    """A crop whose picture is wanted and was pruned."""
+
+
 class CropFile:
-    """A crops file, read a crop at a time."""
+    """A crops file, read a crop at a time. Those that were pruned have no PNG any more."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = pq.ParquetFile(open_parquet(path), page_checksum_verification=True)
 
     def __len__(self) -> int:
         return self._file.metadata.num_rows
 
-    def png(self, row: int) -> bytes:
-        """The PNG in a row of the file."""
+    def find(self, row: int) -> bytes | None:
+        """The PNG in a row of the file; None where it was pruned."""
         # `crop_writer` makes every row a group, so that this reads one crop and no more.
         return self._file.read_row_group(row, ["png"]).column(0)[0].as_py()
 
+    def png(self, row: int) -> bytes:
+        """The PNG in a row of the file. Raises PrunedError where there is none."""
+        png = self.find(row)
+        if png is None:
+            raise PrunedError(
+                f"{self._path}: its dropped crops were pruned, and one is wanted: remove its "
+                "marker in done/crop and run `crop`"
+            )
+        return png
+
+    def names(self) -> list[str]:
+        """The crop_id of every row."""
+        return self._file.read(["crop_id"])["crop_id"].to_pylist()
+
     def items(self) -> Iterator[tuple[str, bytes]]:
-        """Yields (crop_id, PNG) of every row."""
-        for group in range(self._file.num_row_groups):
-            for row in self._file.read_row_group(group).to_pylist():
-                yield row["crop_id"], row["png"]
+        """Yields (crop_id, PNG) of every row. Raises PrunedError where there is none."""
+        for row, name in enumerate(self.names()):
+            yield name, self.png(row)
 
 
 def image_row(image: SourceImage) -> Row:

@@ -6,6 +6,7 @@ describes PERSONA stand beside ours only where the same metrics were used.
 
 import json
 from collections import Counter
+from heapq import nsmallest
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
@@ -96,8 +97,10 @@ def table_one(pool: pa.Table, metrics: list[str], seed: int) -> MetricTable:
     for name in sorted(pool["dataset"].unique().to_pylist()):
         part = pool.filter(pc.field("dataset") == name)
         # A large dataset is represented by a seeded draw.
-        order = sorted(range(len(part)), key=lambda i: seeded_key(seed, part["crop_id"][i].as_py()))
-        parts[name] = part.take(order[:TABLE_1_CROPS]) if len(part) > TABLE_1_CROPS else part
+        if len(part) > TABLE_1_CROPS:
+            keys = [seeded_key(seed, crop) for crop in part["crop_id"].to_pylist()]
+            part = part.take(pa.array(nsmallest(TABLE_1_CROPS, range(len(keys)), keys.__getitem__)))
+        parts[name] = part
     parts[KEPT] = pool.filter(pool["kept"])
     return {
         name: {metric: summary(float_column(part, metric)) for metric in metrics}

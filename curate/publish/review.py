@@ -1,105 +1,139 @@
-"""A page for a look by hand at the crops where a decision is closest, and at some others.
+"""A page on which a person looks at crops and decides on them by hand.
 
-It shows the lowest-ranked kept crops, the best of the dropped, and a random draw of the others.
-Ticks are kept in the page; its button saves review.csv (crop_id, keep), which `--review` reads.
-HQ-ACF has no such step; DiffBody's data set was inspected by hand (its section 4.1).
+It shows crops that are kept or were dropped by rank or threshold, in an order that a seed fixes:
+by default the closest decisions and a random draw of the others, or all there are
+(`ReviewConfig`). What is decided stays in the browser; a button saves review.csv (crop_id, keep),
+which `--review` reads, another a file for FiftyOne. HQ-ACF has no such step; DiffBody's data set
+was inspected by hand (its section 4.1).
+
+    review.html               the page, which any browser opens without a server
+    review/CROP.jpg           the crops
+    review/index.js           a line for each crop: name, kept, z, reason
+    review/facts-00000.js     source and scores, FACTS_ROWS crops a file, read when one is enlarged
 """
 
 import html
+import json
+from collections.abc import Iterator
+from heapq import nsmallest
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
 
+from curate.config import ReviewConfig
 from curate.cropping.job import decode_crop
 from curate.engine.parquet import Row
 from curate.schema import RANKED
 from curate.selection.manifest import Crops
 from curate.selection.split import seeded_key
+from osdhuman_jax.filenames import unspelled_path
 
-# Crops of each section: what a person can look through in a sitting.
-SECTION_CROPS = 200
-# Pixels of a shown crop's side.
-SHOWN_SIDE = 256
-# What is read of the manifest.
-REVIEW_COLUMNS = ["crop_id", "z", "kept", "reason", "crop_shard", "crop_row"]
-# One file without a server or a library, which any browser opens. Only what a person changed is
-# saved, so that a later selection may still decide on the rest.
-PAGE = """<!doctype html><meta charset="utf-8"><title>Review</title>
-<style>
-body{{font:14px sans-serif;margin:1em}} figure{{display:inline-block;margin:4px;width:{side}px}}
-img{{width:{side}px;display:block}} figcaption{{font-size:12px}} .out img{{opacity:.35}}
-</style>
-<h1>Review</h1>
-{notice}<p>A tick means keep. Change what is wrong, then
-<button id="save">save review.csv</button> and run <code>select --review review.csv</code>.
-Only what was changed is written: add it to an earlier review.csv, if there is one (of two lines on
-a crop the later one counts).</p>
-{sections}
-<script>
-const boxes = [...document.querySelectorAll("input")];
-const show = b => b.closest("figure").classList.toggle("out", !b.checked);
-boxes.forEach(b => {{ show(b); b.onchange = () => show(b); }});
-document.getElementById("save").onclick = () => {{
-  const rows = boxes.filter(b => b.checked !== b.defaultChecked)
-    .map(b => b.value + "," + (b.checked ? 1 : 0));
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob(["crop_id,keep\\n" + rows.join("\\n") + "\\n"]));
-  link.download = "review.csv";
-  link.click();
-}};
-</script>
-"""
+# A script of so many crops' facts has about 300 kB.
+FACTS_ROWS = 500
+# The page's own marks of a JPEG must not be taken for the crop's, hence full colour and quality 90.
+JPEG = (
+    cv2.IMWRITE_JPEG_QUALITY,
+    90,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+)
+# What is said of a crop's source besides its scores, where it is known.
+MORE = ("dataset", "license", "split", "raw_label", "detector", "persons", "scale_factor")
+PLACE = ("path", "w", "h", "x0", "y0", "s")
+# What is read of the manifest of all crops, and of those that are shown, besides the metrics.
+CHOICE_COLUMNS = ("crop_id", "z", "kept", "reason")
+REVIEW_COLUMNS = (
+    *("crop_id", "image_id", "z", "kept", "reason", "crop_shard", "crop_row"),
+    *(*MORE, *PLACE),
+)
+TEMPLATE = Path(__file__).with_name("review_page.html")
 
 
-def review_rows(pool: pa.Table, seed: int) -> dict[str, list[Row]]:
-    """The crops to look at, by the titles of their sections; no crop comes twice."""
-    # Where a small change of a threshold would decide otherwise.
-    rows = pool.select(REVIEW_COLUMNS).to_pylist()
-    kept = [row for row in rows if row["kept"]]
-    dropped = [row for row in rows if row["reason"].startswith(RANKED)]
-    sections = {
-        "Kept, lowest first": sorted(kept, key=lambda r: (r["z"], r["crop_id"]))[:SECTION_CROPS],
-        "Dropped by rank or threshold, best first": sorted(
-            dropped, key=lambda r: (-r["z"], r["crop_id"])
-        )[:SECTION_CROPS],
-    }
-    # A random draw of the others, of which some may be wrong as well.
-    seen = {row["crop_id"] for rows in sections.values() for row in rows}
-    rest = [row for row in [*kept, *dropped] if row["crop_id"] not in seen]
-    rest.sort(key=lambda row: seeded_key(seed, row["crop_id"]))
-    return {**sections, "Others": rest[:SECTION_CROPS]}
+def choose_crops(pool: pa.Table, config: ReviewConfig) -> list[str]:
+    """Names of the crops to look at, in the order of the page.
 
-
-def write_page(folder: Path, pool: pa.Table, crops: Crops, seed: int, notice: str = "") -> None:
-    """Write review.html and its pictures review/CROP.jpg into the report's folder.
+    The order of two crops depends on the seed and on their names alone.
 
     Args:
+        pool: CHOICE_COLUMNS of the scored rows of the manifest.
+    """
+    names, z, kept = pool["crop_id"].to_pylist(), pool["z"].to_numpy(), pool["kept"].to_numpy()
+    ranked = np.array([reason.startswith(RANKED) for reason in pool["reason"].to_pylist()], bool)
+    keys = [seeded_key(config.seed, name) for name in names]
+
+    def draw(mask: np.ndarray, sign: int, most: int) -> list[int]:
+        """Half of `most` are the closest decisions, the others are drawn; 0 = all."""
+        places = np.flatnonzero(mask).tolist()
+        if not most or len(places) <= most:
+            return places
+        places.sort(key=lambda at: (sign * z[at], names[at]))
+        close, rest = places[: -(-most // 2)], places[-(-most // 2) :]
+        return close + nsmallest(most // 2, rest, keys.__getitem__)
+
+    # A small change of a threshold would decide otherwise on the lowest kept and the best dropped.
+    chosen = draw(kept, 1, config.kept)
+    chosen += draw(~kept & ranked, -1, config.dropped)
+    return [names[at] for at in sorted(chosen, key=keys.__getitem__)]
+
+
+def write_page(folder: Path, chosen: pa.Table, crops: Crops, notice: str = "") -> None:
+    """Write review.html and the folder review into the report's folder.
+
+    Args:
+        chosen: REVIEW_COLUMNS and the metrics of the crops, in the order of the page.
         notice: what the scores must not be taken for, to be shown on the page.
     """
-    # Small JPEGs beside the page, since hundreds of PNGs in it would be slow to open.
     (folder / "review").mkdir()
-    sections = []
-    for title, rows in review_rows(pool, seed).items():
-        for row in rows:
-            rgb = decode_crop(crops.png(row))
-            size = SHOWN_SIDE, SHOWN_SIDE * rgb.shape[0] // rgb.shape[1]
-            small = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
-            data = cv2.imencode(".jpg", np.ascontiguousarray(small[..., ::-1]))[1]
-            (folder / "review" / f"{row['crop_id']}.jpg").write_bytes(data.tobytes())
-        if rows:
-            sections.append(f"<h2>{title}</h2>\n" + "\n".join(map(figure, rows)))
-    mark = f"<p><b>Classic metrics.</b> {html.escape(notice)}</p>\n" if notice else ""
-    page = PAGE.format(side=SHOWN_SIDE, notice=mark, sections="\n".join(sections))
+    aspect = write_pictures(folder / "review", chosen, crops)
+    write_index(folder / "review" / "index.js", chosen)
+    for number, start in enumerate(range(0, len(chosen), FACTS_ROWS)):
+        rows = [crop_facts(row, aspect) for row in chosen[start : start + FACTS_ROWS].to_pylist()]
+        text = json.dumps(rows, allow_nan=False)
+        (folder / "review" / f"facts-{number:05d}.js").write_text(f"takeFacts({number}, {text});\n")
+    mark = f"<p><b>Classic metrics.</b> {html.escape(notice)}</p>" if notice else ""
+    page = TEMPLATE.read_text().replace("__NOTICE__", mark)
+    page = page.replace("__FACTS_ROWS__", str(FACTS_ROWS)).replace("var(--shape)", f"1 / {aspect}")
     (folder / "review.html").write_text(page)
 
 
-def figure(row: Row) -> str:
-    """The HTML of one crop with its tick."""
-    name, tick = html.escape(row["crop_id"]), " checked" if row["kept"] else ""
-    caption = html.escape(f"z {row['z']:.2f} {row['reason']}")
-    return (
-        f'<figure><img src="review/{name}.jpg" loading="lazy"><figcaption><label>'
-        f'<input type="checkbox" value="{name}"{tick}> {caption}</label></figcaption></figure>'
-    )
+def write_pictures(folder: Path, chosen: pa.Table, crops: Crops) -> int:
+    """Write each crop as JPEG; returns their height over their width, 1 where there is none."""
+    aspect = 1
+    # Shard by shard, since opening a file of crops takes longer than reading one of them.
+    places = chosen.select(["crop_id", "crop_shard", "crop_row"])
+    for row in iter_rows(places.sort_by([("crop_shard", "ascending"), ("crop_row", "ascending")])):
+        rgb = decode_crop(crops.png(row))
+        aspect = rgb.shape[0] // rgb.shape[1]
+        data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), JPEG)[1]
+        (folder / f"{row['crop_id']}.jpg").write_bytes(data.tobytes())
+    return aspect
+
+
+def iter_rows(table: pa.Table) -> Iterator[Row]:
+    """Yields the rows of a table, of which some thousand are held at a time."""
+    for batch in table.to_batches(4096):
+        yield from batch.to_pylist()
+
+
+def write_index(path: Path, chosen: pa.Table) -> None:
+    """Write the list of crops as a script, line by line."""
+    with open(path, "w") as file:
+        file.write("takeCrops([\n")
+        for row in iter_rows(chosen.select(["crop_id", "kept", "z", "reason"])):
+            facts = [row["crop_id"], int(row["kept"]), round(row["z"], 4), row["reason"]]
+            file.write(json.dumps(facts) + ",\n")
+        file.write("]);\n")
+
+
+def crop_facts(row: Row, aspect: int) -> Row:
+    """What the page says of a crop when it is enlarged."""
+    return {
+        **{name: row[name] for name in PLACE},
+        "aspect": aspect,
+        "image": row["image_id"],
+        "uri": unspelled_path(row["path"]).as_uri(),
+        "scores": {name: value for name, value in row.items() if name not in REVIEW_COLUMNS},
+        "more": {name: row[name] for name in MORE if row[name] not in (None, "")},
+    }

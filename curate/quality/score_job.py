@@ -4,8 +4,8 @@ Metrics are computed by group (see `curate.quality.scores`), a job for each, so 
 is added later leaves the numbers that are there alone. The selection reads the numbers.
 """
 
-import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -90,10 +90,17 @@ class ScoreJob:
         # Items are whole batches, which may take as long as all of their crops.
         setup = partial(make_batch_scorer, self.group, self.config)
         patient = replace(run, limit=run.limit * self.config.batch)
-        # The runner takes the pixels and is ahead by one batch at most: `tee` holds no more.
-        ours, theirs = itertools.tee(crop_batches(crops, self.config.batch))
-        answers = patient.each(setup, (locate(pixels, ids, places) for ids, pixels in theirs))
-        for (ids, pixels), values in zip(ours, answers, strict=True):
+        # The runner takes the pixels and is ahead by one batch at most. (`itertools.tee` would hold
+        # 57 batches, which is 360 MB.)
+        ahead: deque[tuple[list[str], np.ndarray]] = deque()
+
+        def taken() -> Iterator[LocatedBatch]:
+            for batch in crop_batches(crops, self.config.batch):
+                ahead.append(batch)
+                yield locate(batch[1], batch[0], places)
+
+        for values in patient.each(setup, taken()):
+            ids, pixels = ahead.popleft()
             if isinstance(values, Failure) and len(ids) > 1:
                 # One crop at a time, to find those that are at fault.
                 alone = ((pixels[at : at + 1], [name]) for at, name in enumerate(ids))

@@ -10,13 +10,13 @@ Labels that a table does not explain are an error, since skipping them would los
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from curate.readers import coco, crowdhuman, folders, openimages, voc
 from curate.readers.common import Notes, ReaderError
-from curate.schema import SourceImage
+from curate.schema import ExifPolicy, SourceImage
 
 __all__ = [
     "SOURCE_FORMATS",
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """One `--source [NAME:]KIND=PATH,...`: where a set lies and in which format.
+    """One `--source [NAME:]KIND[@EXIF]=PATH,...`: where a set lies and in which format.
 
     `name` tells two of a kind apart; it is the set's dataset and begins its image names.
     """
@@ -40,6 +40,8 @@ class SourceSpec:
     kind: str
     paths: tuple[str, ...]
     name: str
+    # What its labels were drawn on, which no format states.
+    exif: ExifPolicy = ""
 
 
 class SourceFormat(NamedTuple):
@@ -94,7 +96,8 @@ def read(source: SourceSpec, notes: Notes | None = None) -> Iterator[SourceImage
     """
     check(source)
     notes = Notes() if notes is None else notes
-    return SOURCE_FORMATS[source.kind].read(source.name, notes, *map(Path, source.paths))
+    images = SOURCE_FORMATS[source.kind].read(source.name, notes, *map(Path, source.paths))
+    return (replace(image, exif=source.exif) for image in images) if source.exif else images
 
 
 def label_files(source: SourceSpec) -> list[Path]:

@@ -1,9 +1,10 @@
-"""COCO's instances or person_keypoints json, and Objects365's, which is the same with other flags.
+"""COCO's instances and person_keypoints json, and Objects365's, the same with flags of its own.
 
 A box is [x, y, width, height] in pixels from 0. Crowds (and Objects365's fakes and reflections) are
-"ignore". Of keypoints it is noted whether any of head and shoulders is visible. Files have millions
-of boxes, so they are read as a stream, and only numbers are held of each box. A damaged entry is an
-error that names the file.
+"ignore". A crowd may have a run-length mask and no box: its box is then that of the mask. Which
+keypoints are visible becomes a flag, as "sees nose left_eye". Files have millions of boxes, so they
+are read as a stream, and only numbers are held of each box. A damaged entry is an error that names
+the file.
 """
 
 import json
@@ -19,17 +20,20 @@ from curate.readers.common import Notes, ReaderError, flickr_id, note_size
 from curate.readers.entries import members
 from curate.readers.pictures import PictureFinder
 from curate.readers.values import canonical_id, flag, length
-from curate.schema import HEADLESS, UPPER_BODY, Box, Facts, Json, SourceImage
+from curate.schema import SEES, Box, Facts, Json, SourceImage
 
 # Flags of an annotation that make it "ignore", by their names in `Box.flags`.
-FLAGS = {"iscrowd": "crowd", "isfake": "fake", "isreflected": "reflected"}
-# Flags of the keypoints, which follow those above in the bits of a box and make nothing "ignore".
-KEYPOINT_FLAGS = (UPPER_BODY, HEADLESS)
-# COCO's first keypoints are nose, eyes, ears and shoulders; each is x, y, and 2 if it is visible.
-UPPER_POINTS, VISIBLE = 7, 2
+FLAGS = {"iscrowd": "crowd", "isfake": "fake", "isreflected": "reflected", "ignore": "ignored"}
 # Members that a file must have, and those that an annotation must have.
 NEEDED = {"images", "annotations", "categories"}
-KEYS = {"image_id", "category_id", "bbox"}
+KEYS = {"image_id", "category_id"}
+SHAPES = {"bbox", "segmentation"}
+# Beginnings of the names of COCO's files, before the split.
+FILES = ("instances_", "person_keypoints_")
+# Keypoints of a person that are read, of COCO's 17; those that a number can hold besides the flags.
+POINTS_MOST = 40
+# What COCO gives a keypoint that is labelled and visible.
+VISIBLE = 2
 # Numbers that are held of a box: image, x, y, width, height, flags (a bit each).
 WIDTH = 6
 # What damaged entries set off; RecursionError comes of values nested too deep.
@@ -67,7 +71,10 @@ def _read(
     """
     try:
         labels = _Labels(annotations, pictures, notes)
-        split = annotations.stem.removeprefix("instances_")
+        # The two files of one split name the same pictures.
+        split = annotations.stem
+        for start in FILES:
+            split = split.removeprefix(start)
         # All names have been claimed by now, so that each picture can be asked for.
         listed = (image for key, rest in members(annotations) if key == "images" for image in rest)
         for image in listed:
@@ -105,6 +112,8 @@ class _Labels:
         self._images: dict[Id, int] = {}
         # By number: 1 where the image is among the file's "images".
         self._listed = bytearray()
+        # Names of the keypoints of people, where the file has any.
+        self._points: list[str] = []
         # The first annotation of each category whose bbox is not four numbers.
         self._bad: dict[Id, Facts] = {}
         names: dict[Id, str] = {}
@@ -160,22 +169,29 @@ class _Labels:
         names: dict[Id, str] = {}
         for entry in entries:
             name = entry["name"].strip().lower()
+            if name == "person" and entry.get("keypoints"):
+                self._points = [str(point) for point in entry["keypoints"]][:POINTS_MOST]
             if names.setdefault(canonical_id(entry["id"]), name) != name:
                 raise ReaderError(f"{self._path}: two categories have the id {entry['id']}")
         return names
 
     def _add(self, entry: Json, boxes: dict[Id, array]) -> None:
         """Take in an entry of "annotations": its numbers go to the boxes of its category."""
-        if not isinstance(entry, dict) or not entry.keys() >= KEYS:
+        if isinstance(entry, dict) and "segments_info" in entry:
+            raise ReaderError(
+                f"{self._path}: a panoptic file, whose boxes are of segments: give "
+                "instances_*.json or person_keypoints_*.json"
+            )
+        if not isinstance(entry, dict) or not entry.keys() >= KEYS or not entry.keys() & SHAPES:
             raise ReaderError(
                 f"{self._path}: an annotation lacks image_id, category_id or bbox: "
                 f"{str(entry)[:200]}"
             )
         category, image = canonical_id(entry["category_id"]), self._number(entry["image_id"])
         bits = sum(1 << bit for bit, name in enumerate(FLAGS) if flag(entry.get(name)))
-        bits |= _keypoint_bits(entry.get("keypoints"))
+        bits |= _visible(entry.get("keypoints") or []) << len(FLAGS)
         try:
-            x, y, w, h = map(float, entry["bbox"])
+            x, y, w, h = map(float, entry.get("bbox") or mask_box(entry.get("segmentation")))
         except (TypeError, ValueError):
             # It becomes an error if the category turns out to be a person.
             self._bad.setdefault(category, entry)
@@ -231,25 +247,77 @@ class _Labels:
         """An image's boxes; none if it has no annotation."""
         image = self._images[image_id]
         rows = self._rows[self._starts[image] : self._starts[image + 1]].tolist()
-        return tuple(note_size(_box(row), self._notes) for row in rows)
+        return tuple(note_size(_box(row, self._points), self._notes) for row in rows)
 
     def license(self, license_id: object) -> str:
         """The name of a licence by its number; empty if none is known."""
         return "" if license_id is None else self._licenses.get(canonical_id(license_id), "")
 
 
-def _keypoint_bits(points: Json) -> int:
-    """The bit of a keypoint flag; 0 where no keypoint is labelled, as of small people."""
-    seen = points[2::3] if isinstance(points, list) else []
-    if not any(seen):
-        return 0
-    return 1 << len(FLAGS) + (VISIBLE not in seen[:UPPER_POINTS])
+def _box(row: list[float], points: list[str]) -> Box:
+    """A row of numbers as a box; `points` are the names of keypoints."""
+    _, x, y, w, h, number = row
+    bits = int(number)
+    flags = tuple(flag for bit, flag in enumerate(FLAGS.values()) if bits & 1 << bit)
+    kind = "ignore" if flags else "person"
+    if seen := [name for bit, name in enumerate(points, len(FLAGS)) if bits & 1 << bit]:
+        flags += (SEES + " ".join(seen),)
+    return Box((x, y, x + w, y + h), kind, flags=flags)
 
 
-def _box(row: list[float]) -> Box:
-    """A row of numbers as a box."""
-    _, x, y, w, h, bits = row
-    names = (*FLAGS.values(), *KEYPOINT_FLAGS)
-    flags = tuple(flag for bit, flag in enumerate(names) if int(bits) & 1 << bit)
-    bad = any(flag not in KEYPOINT_FLAGS for flag in flags)
-    return Box((x, y, x + w, y + h), "ignore" if bad else "person", flags=flags)
+def _visible(keypoints: Json) -> int:
+    """A bit for each keypoint that is visible; `keypoints` are x, y, visibility of each."""
+    marks = keypoints[2::3][:POINTS_MOST]
+    return sum(1 << place for place, mark in enumerate(marks) if mark == VISIBLE)
+
+
+def mask_box(mask: Json) -> tuple[float, float, float, float]:
+    """x, y, width and height of what a run-length mask covers.
+
+    Args:
+        mask: "size" (height, width) and "counts": lengths of runs of 0 and 1 in turn, down each
+            column, as a list or in pycocotools' text.
+
+    Raises ValueError or TypeError on what is no such mask, as polygons, or on an empty one.
+    """
+    if not isinstance(mask, dict) or "size" not in mask:
+        raise TypeError("no run-length mask")
+    height, width = map(int, mask["size"])
+    counts = mask["counts"]
+    runs = np.array(unpack_counts(counts) if isinstance(counts, str) else counts, np.int64)
+    ends = np.cumsum(runs)
+    if len(ends) == 0 or ends[-1] != height * width or (runs < 0).any():
+        raise ValueError("the mask's runs are not as long as its size says")
+    # Every second run is of the mask; empty ones say nothing.
+    first, last = (ends - runs)[1::2], ends[1::2] - 1
+    first, last = first[last >= first], last[last >= first]
+    if not len(first):
+        raise ValueError("the mask is empty")
+    left, right = int(first[0] // height), int(last[-1] // height)
+    # A run that goes on in the next column covers a top and a bottom.
+    whole = first // height != last // height
+    top = 0 if whole.any() else int((first % height).min())
+    bottom = height - 1 if whole.any() else int((last % height).max())
+    return float(left), float(top), float(right - left + 1), float(bottom - top + 1)
+
+
+def unpack_counts(text: str) -> list[int]:
+    """Runs from pycocotools' text: five bits a character, differences from the third run on.
+
+    Raises ValueError on a text that is cut.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        # The sixth bit says that the number goes on, the fifth of its last character the sign.
+        if bits & 32:
+            continue
+        value -= (1 << shift) if bits & 16 else 0
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("the mask's text is cut")
+    return runs

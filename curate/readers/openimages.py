@@ -1,4 +1,4 @@
-"""Open Images V4 to V7: boxes as csv with shares of width and height, labels as mids.
+"""Open Images V4 to V7: boxes as csv with shares of width and height (or pixels), labels as mids.
 
 Releases differ in their columns, which are therefore found by the header. Person, Man, Woman, Boy,
 Girl and Human body are people, by name in the set's own table; parts of bodies, dolls and statues
@@ -32,6 +32,9 @@ FLAGS = {
 }
 # A group is more than five people that touch; a depiction is a drawing or a statue.
 IGNORED = {"group", "depiction"}
+# Shares of width and height are 1 at most, give or take an annotator's hand; a box of people that
+# ends at 2 pixels is none.
+SHARE_MOST = 2.0
 SIDES = ("XMin", "YMin", "XMax", "YMax")
 
 
@@ -45,7 +48,7 @@ def read(
 ) -> Iterator[SourceImage]:
     """Images of `BOXES.csv,CLASSES.csv,IMAGES[,IMAGE_INFO.csv]`."""
     # Both tables as a whole, since the rows of one image need not be next to each other.
-    found = _boxes(boxes, _classes(classes), notes)
+    found, pixels = _boxes(boxes, _classes(classes), notes)
     facts = _info(info, found) if info else {}
     if info and (unknown := len(found) - len(facts)):
         notes[f"pictures not in {info.name}"] += unknown
@@ -60,7 +63,7 @@ def read(
             dataset=name,
             split_of_source=split,
             path=pictures.find(image),
-            normalized=True,
+            normalized=not pixels,
             rotation=rotation,
             boxes=tuple(merge_people(people)),
             flickr_id=flickr_id(url),
@@ -114,9 +117,15 @@ def _classes(path: Path) -> dict[str, str]:
     return names
 
 
-def _boxes(path: Path, names: dict[str, str], notes: Notes) -> dict[str, list[Box]]:
-    """The people of every image that is listed, also of those without any."""
+def _boxes(path: Path, names: dict[str, str], notes: Notes) -> tuple[dict[str, list[Box]], bool]:
+    """The people of every image that is listed, also of those without any; whether in pixels.
+
+    Open Images' own tables have shares of width and height; exporters write pixels under the same
+    header. Raises ReaderError where a table has both: one of them would be a mistake.
+    """
     found: dict[str, list[Box]] = {}
+    # By whether it is in pixels: the line of the first such box.
+    lines: dict[bool, int] = {}
     # Line 1 is the header.
     for number, row in enumerate(_rows(path, ("ImageID", "LabelName", *SIDES)), 2):
         try:
@@ -126,13 +135,22 @@ def _boxes(path: Path, names: dict[str, str], notes: Notes) -> dict[str, list[Bo
                 raise ValueError(f"label {row['LabelName']!r} is not in the table")
             if label in PERSON_CLASSES:
                 people.append(note_size(_box(row, label), notes))
+                if (largest := max(people[-1].xyxy)) > 0:
+                    lines.setdefault(largest > SHARE_MOST, number)
         except (ValueError, TypeError, AttributeError) as error:
             raise ReaderError(f"{path}, line {number}: {error}") from None
-    return found
+    if len(lines) == 2:
+        raise ReaderError(
+            f"{path}: the box of line {lines[True]} is in pixels, that of line {lines[False]} in "
+            "shares of width and height: write all in one of them"
+        )
+    if True in lines:
+        notes[f"boxes in pixels in {path.name}, taken as such"] += sum(map(len, found.values()))
+    return found, True in lines
 
 
 def _box(row: dict[str, str], label: str) -> Box:
-    """A row as a box in shares of width and height."""
+    """A row as a box in the table's own unit."""
     x0, y0, x1, y1 = (float(row[side]) for side in SIDES)
     # In this table -1 means unknown, which is not set.
     flags = [name for column, name in FLAGS.items() if flag(row.get(column))]

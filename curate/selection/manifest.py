@@ -26,6 +26,13 @@ DECISIONS = {
     "group_id": pa.string(),
     "split": pa.string(),
 }
+# The columns that the counting law is about.
+FUNNEL_COLUMNS = ("dataset", "image_id", "box_index", "reason")
+# What packs need of the crops that are kept; every worker holds these.
+SELECTED_COLUMNS = (
+    *("crop_id", "image_id", "dataset", "license", "x0", "y0", "s", "split"),
+    *("crop_sha256", "crop_shard", "crop_row"),
+)
 # Crop files that are open at once; each holds a footer that grows with its crops.
 OPEN = 32
 
@@ -79,7 +86,7 @@ def read_manifest(ledger: ShardLedger, columns: Sequence[str] | None = None) -> 
 
 
 def selected_rows(ledger: ShardLedger) -> dict[str, list[Row]]:
-    """Rows of what is kept, by split, in the order in which it is packed.
+    """SELECTED_COLUMNS of what is kept, by split, in the order in which it is packed.
 
     Raises LedgerError before a selection.
     """
@@ -90,7 +97,7 @@ def selected_rows(ledger: ShardLedger) -> dict[str, list[Row]]:
 def _selected(path: Path) -> dict[str, list[Row]]:
     """The rows of a file, which is read once: a committed path names its content."""
     rows: dict[str, list[Row]] = {}
-    for row in read_rows(path):
+    for row in read_rows(path, SELECTED_COLUMNS):
         rows.setdefault(row["split"], []).append(row)
     return rows
 
@@ -111,7 +118,7 @@ def funnels(table: pa.Table) -> dict[str, Funnel]:
     """The funnel of each dataset, by its name.
 
     Args:
-        table: the manifest; the columns dataset, image_id, box_index and reason are enough.
+        table: FUNNEL_COLUMNS of the manifest, or of whole images of it.
     """
     found = {}
     for dataset in sorted(table["dataset"].unique().to_pylist()):
@@ -131,9 +138,26 @@ def funnels(table: pa.Table) -> dict[str, Funnel]:
     return found
 
 
+def read_funnels(ledger: ShardLedger) -> dict[str, Funnel]:
+    """The funnel of each dataset, counted part by part. Raises LedgerError before a selection.
+
+    An image is dealt to one shard, and so is in one part with all of its candidates.
+    """
+    found: dict[str, list[Funnel]] = {}
+    for path in manifest_parts(ledger):
+        for name, funnel in funnels(read_table(path, FUNNEL_COLUMNS)).items():
+            found.setdefault(name, []).append(funnel)
+    return {name: merge_funnels(parts) for name, parts in sorted(found.items())}
+
+
 def check_counts(table: pa.Table) -> None:
     """Raises ManifestError, with the dataset and the sums, if the counting law does not hold."""
-    for name, funnel in funnels(table).items():
+    check_funnels(funnels(table))
+
+
+def check_funnels(found: Mapping[str, Funnel]) -> None:
+    """`check_counts` of what has been counted."""
+    for name, funnel in found.items():
         bare = sum(funnel.image_reasons.values())
         if funnel.images != funnel.with_candidates + bare:
             raise ManifestError(
@@ -163,12 +187,12 @@ def merge_funnels(parts: Sequence[Funnel]) -> Funnel:
 
 
 def _summed(counts: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Counts of the same names added up."""
+    """Counts of the same names added up, sorted by name."""
     total: dict[str, int] = {}
     for count in counts:
         for name, number in count.items():
             total[name] = total.get(name, 0) + number
-    return total
+    return dict(sorted(total.items()))
 
 
 def funnel_text(parts: Mapping[str, Funnel]) -> str:
@@ -206,5 +230,12 @@ class Crops:
         self._opened = opened
 
     def png(self, row: Row) -> bytes:
-        """The PNG of a manifest row that has a crop. Raises LedgerError where it is gone."""
+        """The PNG of a manifest row that has a crop.
+
+        Raises LedgerError where the shard is gone, PrunedError where the picture is.
+        """
         return self._opened(row["crop_shard"]).png(row["crop_row"])
+
+    def stored(self, row: Row) -> bool:
+        """Whether the PNG of a row is there, and was not pruned."""
+        return self._opened(row["crop_shard"]).find(row["crop_row"]) is not None

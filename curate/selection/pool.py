@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from curate.config import BLUR_FLOOR
 from curate.engine.ledger import ShardLedger
-from curate.engine.parquet import ERROR, Row, read_table, score_columns
+from curate.engine.parquet import ERROR, read_table, score_columns
 from curate.schema import Column, InputError
 
 # What is read of the crop job's rows, which have many columns more.
@@ -57,52 +57,72 @@ def read_pool(ledger: ShardLedger, shards: Iterable[str], groups: Sequence[str])
 
     Raises LedgerError where a shard is not scored, and SelectError if two crops have one name.
     """
-    rows: list[Row] = []
-    sources: dict[str, float] = {}
+    tables: list[pa.Table] = []
+    sharpness = [np.empty(0)]
     # The files' columns name the metrics, since there may be no crop at all.
     metrics: dict[str, None] = {}
-    # Each shard's candidates are joined with their scores of every group.
+    # Each shard's candidates are joined with their scores of every group. Columns are held rather
+    # than rows, of which Python takes ten times the memory.
     for shard in shards:
         table = read_table(ledger.output("crop", shard, "rows.parquet"), POOL_COLUMNS)
-        sources |= measured(table)
-        candidates = table.filter(pc.field("reason") == "").to_pylist()
-        by_name: dict[str, Row] = {row["crop_id"]: row for row in candidates}
+        sharpness.append(measured(table))
+        crops = table.filter(pc.field("reason") == "").drop_columns(["reason"])
+        errors = [""] * len(crops)
         for group in groups:
             scored = read_table(ledger.output(f"score-{group}", shard, "scores.parquet"))
             metrics |= dict.fromkeys(score_columns(scored))
-            for row in scored.to_pylist():
-                crop = by_name[row["crop_id"]]
-                # The first group that failed gives the reason.
-                error = crop.get(ERROR) or row.get(ERROR) or ""
-                crop |= {**row, ERROR: error}
-        rows += candidates
+            crops, errors = join_scores(shard, crops, scored, errors)
+        tables.append(crops.append_column(ERROR, pa.array(errors, pa.string())))
     # Sorted by name, so that the number of shards changes nothing.
-    rows.sort(key=lambda row: row["crop_id"])
-    refuse_crop_twins(rows)
+    pool = pa.concat_tables(tables).sort_by("crop_id")
+    names, images = pool["crop_id"].to_pylist(), pool["image_id"].to_pylist()
+    refuse_crop_twins(names, images)
     return Pool(
-        crop_ids=[row["crop_id"] for row in rows],
-        image_ids=[row["image_id"] for row in rows],
-        licenses=[row["license"] for row in rows],
-        source_blur=score_column(rows, "lap_src"),
-        values={name: score_column(rows, name) for name in metrics},
-        measured=np.array(list(sources.values()), np.float64),
-        errors=[row[ERROR] for row in rows],
+        crop_ids=names,
+        image_ids=images,
+        licenses=pool["license"].to_pylist(),
+        source_blur=score_column(pool, "lap_src"),
+        values={name: score_column(pool, name) for name in metrics},
+        measured=np.concatenate(sharpness),
+        errors=pool[ERROR].to_pylist(),
     )
 
 
-def measured(table: pa.Table) -> dict[str, float]:
-    """Sharpness of each image that was decoded, by its name."""
-    pairs = zip(table["image_id"].to_pylist(), table["lap_src"].to_pylist(), strict=True)
-    return {name: value for name, value in pairs if value is not None}
+def join_scores(
+    shard: str, crops: pa.Table, scored: pa.Table, errors: list[str]
+) -> tuple[pa.Table, list[str]]:
+    """The crops with one more group's scores, and why they have none; "" where they have.
+
+    Raises SelectError where the crops are not those that were scored.
+    """
+    places = {name: at for at, name in enumerate(scored["crop_id"].to_pylist())}
+    names = crops["crop_id"].to_pylist()
+    if places.keys() != set(names):
+        raise SelectError(f"{shard}: its scores are of other crops: run `score` again")
+    scored = scored.take(pa.array([places[name] for name in names], pa.int64()))
+    for name in score_columns(scored):
+        crops = crops.append_column(name, scored[name])
+    if ERROR in scored.column_names:
+        # The first group that failed gives the reason.
+        later = scored[ERROR].to_pylist()
+        errors = [first or second or "" for first, second in zip(errors, later, strict=True)]
+    return crops, errors
 
 
-def refuse_crop_twins(rows: Sequence[Row]) -> None:
-    """Raises SelectError if two rows, sorted by name, are of one crop."""
-    for a, b in zip(rows, rows[1:], strict=False):
-        if a["crop_id"] == b["crop_id"]:
-            raise SelectError(f"image {a['image_id']} came from two sources: name them apart")
+def measured(table: pa.Table) -> Column:
+    """Sharpness of each image that was decoded. All rows of an image are in one table."""
+    table = table.filter(table["lap_src"].is_valid())
+    found = table.group_by("image_id", use_threads=False).aggregate([("lap_src", "first")])
+    return found["lap_src_first"].to_numpy()
 
 
-def score_column(rows: Sequence[Row], name: str) -> Column:
-    """A column of the rows as float64; what is missing is NaN."""
-    return np.array([row[name] for row in rows], np.float64)
+def refuse_crop_twins(names: Sequence[str], images: Sequence[str]) -> None:
+    """Raises SelectError if two crops, sorted by name, are of one name."""
+    for a, b, image in zip(names, names[1:], images, strict=False):
+        if a == b:
+            raise SelectError(f"image {image} came from two sources: name them apart")
+
+
+def score_column(table: pa.Table, name: str) -> Column:
+    """A column as float64; what is missing is NaN."""
+    return table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)

@@ -7,18 +7,22 @@ they were dealt to shards does not matter.
 """
 
 import json
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.config import CurateConfig
-from curate.cropping.fingerprints import Fingerprint
+from curate.cropping.fingerprints import THUMB_SIDE, Fingerprint
 from curate.cropping.job import CODE, LIBRARIES
 from curate.engine.ledger import ShardLedger, digest
-from curate.engine.parquet import Row, read_rows, read_table, write_rows, write_table
+from curate.engine.parquet import read_rows, read_table, write_table
 from curate.engine.worker import ItemRunner
 from curate.quality import scores
 from curate.schema import MANIFEST_VERSION, Facts, Json, sorted_counts
@@ -31,22 +35,40 @@ from curate.selection.sampling import keep_fit, sample_test
 from curate.selection.split import Member, RankedCrop, assign, group_images, seeded_key
 from osdhuman_jax.disk import file_digest
 
-
-def read_members(ledger: ShardLedger, shards: Iterable[str], wanted: set[str]) -> list[Member]:
-    """Fingerprints of the wanted images, the whole of each before its crops."""
-    return [
-        _member(row)
-        for shard in shards
-        for row in read_rows(ledger.output("crop", shard, "prints.parquet"))
-        if row["image_id"] in wanted
-    ]
+# What is read of fingerprints besides the thumbnails: the fields of a Member, two hashes.
+FACTS = ("image_id", "file_sha256", "pixel_sha256", "flickr_id", "pixels")
 
 
-def _member(row: Row) -> Member:
-    """A row of FINGERPRINT_SCHEMA as the split sees it."""
-    marks = Fingerprint(row["phash"], row["mirrored"], row["thumb"])
-    names = ("image_id", "file_sha256", "pixel_sha256", "flickr_id", "pixels")
-    return Member(**{name: row[name] for name in names}, fingerprint=marks)
+def read_members(
+    paths: Iterable[Path], spool: BinaryIO, wanted: set[str] | None = None
+) -> list[Member]:
+    """Fingerprints of the wanted images, the whole of each before its crops.
+
+    Thumbnails are most of it, 4 kB each, and few are ever compared: they are written to `spool`
+    and mapped into memory from there.
+
+    Args:
+        paths: files of FINGERPRINT_SCHEMA.
+        spool: an empty file, which may be closed afterwards.
+        wanted: names of images; None = all.
+    """
+    found = []
+    for path in paths:
+        for row in read_rows(path):
+            if wanted is None or row["image_id"] in wanted:
+                spool.write(row["thumb"])
+                found.append(tuple(row[name] for name in (*FACTS, "phash", "mirrored")))
+    # An empty file cannot be mapped.
+    if not found:
+        return []
+    spool.flush()
+    thumbs = memoryview(mmap.mmap(spool.fileno(), 0, access=mmap.ACCESS_READ))
+    size = THUMB_SIDE * THUMB_SIDE
+    members = []
+    for at, (*facts, phash, mirrored) in enumerate(found):
+        marks = Fingerprint(phash, mirrored, thumbs[at * size : (at + 1) * size])
+        members.append(Member(**dict(zip(FACTS, facts, strict=True)), fingerprint=marks))
+    return members
 
 
 def decide_splits(
@@ -123,14 +145,14 @@ class SelectJob:
 
     def work(self, ledger: ShardLedger, shard: str, folder: Path, run: ItemRunner) -> Facts:
         pool = read_pool(ledger, self.shards, scores.groups(self.config.score))
-        result = self.decide(ledger, pool)
+        result = self.decide(ledger, pool, folder)
         facts = self.facts(pool, result)
         tally = self.write_manifest(ledger, folder, pool, result, facts)
         (folder / STATS_FILE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n")
         return tally
 
-    def decide(self, ledger: ShardLedger, pool: Pool) -> Decisions:
-        """All decisions on the pool's crops."""
+    def decide(self, ledger: ShardLedger, pool: Pool, folder: Path) -> Decisions:
+        """All decisions on the pool's crops. `folder` is one for files without names."""
         # By rank and thresholds, or by what is fit for a test set.
         frozen = read_statistics(Path(self.statistics)) if self.statistics else None
         result = rank_pool(pool, self.config, frozen)
@@ -140,8 +162,10 @@ class SelectJob:
             apply_review(pool, result, read_review(Path(self.review)), self.forgotten)
         # Copies and splits are decided among what is left, so that no dropped crop takes a place.
         kept = {i for i, r in zip(pool.image_ids, result.reasons, strict=True) if not r}
-        members = read_members(ledger, self.shards, kept)
-        barred = [_member(row) for path in self.barred for row in read_rows(Path(path))]
+        prints = (ledger.output("crop", shard, "prints.parquet") for shard in self.shards)
+        with TemporaryFile(dir=folder) as ours, TemporaryFile(dir=folder) as theirs:
+            members = read_members(prints, ours, kept)
+            barred = read_members(map(Path, self.barred), theirs)
         decide_splits(pool, self.config, result, members, barred)
         return result
 
@@ -175,21 +199,22 @@ class SelectJob:
         meta = {k: facts[k] for k in ("manifest_version", "code", "profile", "iqa")}
         schema = manifest_schema(metrics, {"curate": json.dumps(meta)})
         # A part has the crop job's rows of a shard, with the decisions on those that are left.
-        selected: list[Row] = []
+        selected = [schema.empty_table()]
         for name in self.shards:
             rows = read_table(ledger.output("crop", name, "rows.parquet"))
             left = rows.filter(pc.field("reason") == "")["crop_id"].to_pylist()
             columns = decision_columns(pool, result, [places[crop] for crop in left])
             table = join_decisions(rows, schema, columns)
-            selected += table.filter(table["kept"]).to_pylist()
+            selected.append(table.filter(table["kept"]))
             write_table(folder / f"part-{name}.parquet", table)
         # In a seeded order, so that a trainer that reads from the start sees a fair sample.
         seed = self.config.split.seed
-        selected.sort(
-            key=lambda row: (row["split"], seeded_key(seed, row["crop_id"]), row["crop_id"])
-        )
-        write_rows(folder / "selected.parquet", schema, selected)
-        return {"kept": sorted_counts(row["split"] for row in selected)}
+        kept = pa.concat_tables(selected)
+        names, splits = kept["crop_id"].to_pylist(), kept["split"].to_pylist()
+        order = [(split, seeded_key(seed, n), n) for n, split in zip(names, splits, strict=True)]
+        places = sorted(range(len(order)), key=order.__getitem__)
+        write_table(folder / "selected.parquet", kept.take(pa.array(places, pa.int64())))
+        return {"kept": sorted_counts(splits)}
 
 
 def decision_columns(pool: Pool, result: Decisions, places: list[int]) -> dict[str, list[Json]]:

@@ -48,7 +48,7 @@ class Member:
     fingerprint: Fingerprint
 
 
-def correlation(a: bytes, b: bytes, mirror: bool = False) -> float:
+def correlation(a: bytes | memoryview, b: bytes | memoryview, mirror: bool = False) -> float:
     """Normalised cross-correlation of two thumbnails in [-1, 1].
 
     A thumbnail of one gray has none: then it is 1 for equal thumbnails and 0 for others.

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from curate.cropping.index import shard_count
 from curate.engine.ledger import BOOKKEEPING, ShardLedger, tree_digest
 from curate.engine.parquet import CropFile, write_scores
 from curate.plan import read_plan
-from curate.selection.manifest import ManifestError, check_counts, read_manifest
+from curate.selection.manifest import Crops, ManifestError, check_counts, read_manifest
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -403,3 +404,39 @@ def test_interrupt_is_said_and_resumed(made, tmp_path, sources):
 def test_ray_gives_the_same_bytes(made, tmp_path, sources):
     assert curate(tmp_path / "set", "--engine=ray", *SETTINGS, sources=sources) == 0
     assert tree_digest(tmp_path / "set") == tree_digest(made)
+
+
+def test_pruning_leaves_what_is_kept_and_all_numbers(copy, tmp_path, capsys):
+    before = manifest(copy)
+    crops = [row for row in before if row["crop_row"] is not None]
+    assert curate(copy, "prune") == 0
+    assert (
+        f"pictures of {sum(not r['kept'] for r in crops)} dropped crops" in capsys.readouterr().out
+    )
+    stored = Crops(ShardLedger(copy))
+    assert all(stored.stored(row) == row["kept"] for row in crops)
+    # All stays done, also where digests are compared, and the page shows what there is.
+    assert curate(copy, "prune") == 0
+    assert "pictures of 0 dropped crops" in capsys.readouterr().out
+    pictures = {p.name: p.stat().st_mtime_ns for p in (copy / "crop").iterdir()}
+    shutil.rmtree(copy / "packed")
+    assert curate(copy, "--verify") == 0
+    assert {p.name: p.stat().st_mtime_ns for p in (copy / "crop").iterdir()} == pictures
+    assert manifest(copy) == before
+    names = {path.stem for path in (copy / "report" / "review").glob("*.jpg")}
+    assert names == {row["crop_id"] for row in before if row["kept"]}
+
+
+def test_a_pruned_crop_that_is_wanted_after_all(copy, capsys):
+    assert curate(copy, "prune") == 0
+    assert curate(copy, "select", "--set=select.top=1") == 0
+    assert curate(copy, "pack") == 2
+    assert "its dropped crops were pruned, and one is wanted" in capsys.readouterr().err
+    for marker in (copy / "done" / "crop").iterdir():
+        marker.unlink()
+    assert curate(copy) == 0
+
+
+def test_pruning_wants_the_present_selection(copy, capsys):
+    assert curate(copy, "prune", "--set=select.top=1") == 2
+    assert "run `select`" in capsys.readouterr().err

@@ -8,10 +8,13 @@ from litert_files import NETWORK, install
 
 from curate.config import BodyConfig
 from curate.cropping import body
-from curate.schema import HEADLESS, UPPER_BODY, WHOLE_PICTURE, Box, Candidate
+from curate.schema import WHOLE_PICTURE, Box, Candidate
 
 CONFIG = BodyConfig(gate=True)
 SIZE = (512, 512)
+
+# As the reader of COCO's files tells which keypoints are visible.
+HEADLESS, UPPER_BODY = "sees left_hip right_knee", "sees left_hip nose"
 
 
 def person(score=0.9, head=(256, 130), shoulders=(256, 170), hips=(256, 300), rim=(256, 80)):

@@ -81,9 +81,45 @@ def test_labels_of_the_stored_picture(tmp_path, orientation):
     stored = TURNED_BACK[orientation](marked())
     height, width = stored.shape[:2]
     picture = decode(path, [red(stored)], label_w=width, label_h=height)
-    np.testing.assert_array_equal(picture.rgb, stored)
-    assert picture.orientation == 1
+    np.testing.assert_array_equal(picture.rgb, marked())  # the crop is upright all the same
+    assert picture.orientation == orientation
     assert red(picture.rgb) == picture.boxes[0].xyxy
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("said", ["stored", "upright", "ignore"])
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_source_says_what_its_labels_were_drawn_on(tmp_path, orientation, said, shares):
+    """Also where sizes cannot tell: after half a turn, and where labels state none."""
+    path = with_exif(tmp_path / "a.png", orientation)
+    drawn = marked() if said == "upright" else TURNED_BACK[orientation](marked())
+    box, (height, width) = red(drawn), drawn.shape[:2]
+    box = tuple(np.divide(box, (width, height) * 2)) if shares else box
+    picture = decode(path, [box], exif=said, normalized=shares)
+    np.testing.assert_array_equal(picture.rgb, drawn if said == "ignore" else marked())
+    assert picture.orientation == (1 if said == "ignore" else orientation)
+    assert picture.boxes[0].xyxy == pytest.approx(red(picture.rgb))
+
+
+def test_what_a_source_says_is_held_against_its_sizes(tmp_path):
+    path = with_exif(tmp_path / "a.png", 6)  # stored 120 wide, 160 high
+    assert refusal(path, exif="upright", label_w=120, label_h=160) == "size_mismatch"
+    assert refusal(path, exif="stored", label_w=160, label_h=120) == "size_mismatch"
+
+
+def test_open_images_rotation_is_instead_of_exif(tmp_path):
+    path = save(tmp_path / "a.png", np.rot90(marked(), 1), exif=exif(6))  # both undo the turn
+    box = red(np.rot90(marked(), 1))
+    shares = tuple(np.divide(box, (120, 160) * 2))
+    picture = decode(path, [shares], normalized=True, rotation=270)
+    np.testing.assert_array_equal(picture.rgb, marked())
+    assert picture.boxes[0].xyxy == pytest.approx(red(picture.rgb))
+
+
+def test_a_folder_can_say_that_exif_is_wrong(tmp_path):
+    path = with_exif(tmp_path / "a.png", 6)
+    stored = TURNED_BACK[6](marked())
+    np.testing.assert_array_equal(decode(path, policy="detect", exif="ignore").rgb, stored)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

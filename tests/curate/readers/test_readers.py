@@ -6,10 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from label_files import write_labels
 
 from curate import readers
+from curate.config import ConfigError
+from curate.plan import parse_sources
 from curate.readers import ReaderError, SourceSpec
 from curate.schema import Box, SourceImage
 from osdhuman_jax.filenames import unspelled_path
@@ -161,6 +164,113 @@ def test_coco_files_that_say_something_else(tmp_path, changes, words):
     assert words in error("coco", *coco(tmp_path, **changes))
 
 
+def keypoint_file(folder: Path) -> tuple[Path, Path]:
+    """A person_keypoints json as COCO's, of three of its keypoints."""
+    points = ["nose", "left_shoulder", "left_ankle"]
+    people = [{"id": 1, "name": "person", "keypoints": points, "skeleton": [[1, 2], [2, 3]]}]
+    base = {"image_id": 9, "category_id": 1, "iscrowd": 0}
+    marks = [70, 50, 2, 80, 60, 1, 90, 200, 2]
+    annotations = [
+        {**base, "id": 1, "bbox": xywh(PERSON), "keypoints": marks, "num_keypoints": 3},
+        {**base, "id": 2, "bbox": xywh(CROWD), "keypoints": [0] * 9, "num_keypoints": 0},
+    ]
+    path, images = coco(folder, categories=people, annotations=annotations)
+    return path.rename(folder / "person_keypoints_train2017.json"), images
+
+
+def test_coco_keypoints_name_the_pictures_of_the_instances(tmp_path):
+    image = read("coco", *keypoint_file(tmp_path))[0]
+    assert (image.image_id, image.split_of_source) == ("coco/train2017/9", "train2017")
+    assert image.boxes == (Box(PERSON, flags=("sees nose left_ankle",)), Box(CROWD))
+
+
+def packed_counts(runs: list[int]) -> str:
+    """Runs as pycocotools writes them."""
+    text = ""
+    for at, run in enumerate(runs):
+        value = run - runs[at - 2] if at > 2 else run
+        more = True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr(48 + (bits | (32 if more else 0)))
+    return text
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    flat = np.concatenate([[False], mask.T.ravel()])
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    return np.diff([0, *edges, mask.size]).tolist()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("seed", range(5))
+def test_coco_crowds_may_have_a_mask_and_no_box(tmp_path, packed, seed):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    for _ in range(3):
+        y, x = rng.integers(0, HEIGHT), rng.integers(0, WIDTH)
+        mask[y : y + rng.integers(1, 400), x : x + rng.integers(1, 90)] = True
+    runs = runs_of(mask)
+    rle = {"size": [HEIGHT, WIDTH], "counts": packed_counts(runs) if packed else runs}
+    crowd = {"id": 1, "image_id": 9, "category_id": 1, "iscrowd": 1, "segmentation": rle}
+    box = read("coco", *coco(tmp_path, annotations=[crowd]))[0].boxes[0]
+    rows, columns = np.nonzero(mask)
+    assert box.xyxy == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    assert (box.kind, box.flags) == ("ignore", ("crowd",))
+
+
+@pytest.mark.parametrize(
+    "rle",
+    [
+        {"size": [4, 4], "counts": [3, 2]},
+        {"size": [4, 4], "counts": [16]},
+        {"size": [4, 4], "counts": "P"},
+        [[1, 1, 2, 2, 3, 1]],
+    ],
+    ids=["short", "empty", "cut", "polygon"],
+)
+def test_coco_masks_that_say_something_else(tmp_path, rle):
+    crowd = {"image_id": 9, "category_id": 1, "iscrowd": 1, "segmentation": rle}
+    assert "bbox is not x, y" in error("coco", *coco(tmp_path, annotations=[crowd]))
+
+
+def test_coco_panoptic_files_are_named(tmp_path):
+    entry = {"image_id": 9, "file_name": "9.png", "segments_info": [{"id": 1, "category_id": 1}]}
+    assert "a panoptic file" in error("coco", *coco(tmp_path, annotations=[entry]))
+
+
+def test_objects365_v2_as_it_is_published(tmp_path):
+    """Patches in the names or not, flags of its own, more members than are read."""
+    touch(tmp_path / "train" / "patch8" / "objects365_v2_00420917.jpg")
+    flags = {"iscrowd": 0, "isfake": 0, "isreflected": 0}
+    box = {"image_id": 420917, "bbox": xywh(PERSON), "area": 1.5, **flags}
+    data = {
+        "images": [
+            {
+                "id": 420917,
+                "file_name": "images/v2/patch8/objects365_v2_00420917.jpg",
+                "width": WIDTH,
+                "height": HEIGHT,
+                "license": 5,
+                "url": "",
+            }
+        ],
+        "annotations": [
+            {**box, "id": 1, "category_id": 1},
+            {**box, "id": 2, "category_id": 1, "isfake": 1},
+            {**box, "id": 3, "category_id": 2},
+        ],
+        "categories": [{"id": 1, "name": "Person"}, {"id": 2, "name": "Sneakers"}],
+        "licenses": [{"id": 5, "name": "", "url": ""}],
+    }
+    path = tmp_path / "zhiyuan_objv2_train.json"
+    path.write_text(json.dumps(data))
+    (image,) = read("objects365", path, tmp_path / "train")
+    assert Path(image.path) == tmp_path / "train" / "patch8" / "objects365_v2_00420917.jpg"
+    assert image.boxes == (Box(PERSON), Box(PERSON, "ignore", flags=("fake",)))
+
+
 @pytest.mark.parametrize("name", ["person", "Person", "Person "])
 def test_objects365_writes_person_in_many_ways(tmp_path, name):
     path, images = write_labels("objects365", tmp_path, ["1.jpg"])
@@ -179,6 +289,43 @@ def test_openimages_keeps_two_of_one_label_and_two_apart(tmp_path):
     rows = [shares("/m/04yx4", PERSON), shares("/m/04yx4", PERSON), shares("/m/01g317", CROWD)]
     boxes = read("openimages", *openimages(tmp_path, rows))[0].boxes
     assert [box.raw_label for box in boxes] == ["Man", "Man", "Person"]
+
+
+def pixels(box) -> str:
+    x0, y0, x1, y1 = box
+    return f"000a1249af2bc5f0,xclick,/m/04yx4,1,{x0},{x1},{y0},{y1},0,0,0,0,0"
+
+
+def test_openimages_in_pixels_is_recognised_and_named(tmp_path):
+    paths = openimages(tmp_path, [pixels(PERSON), pixels(CROWD)])
+    notes = readers.Notes()
+    source = SourceSpec("openimages", tuple(map(str, paths)), "openimages")
+    (image,) = readers.read(source, notes)
+    assert not image.normalized and [box.xyxy for box in image.boxes] == [PERSON, CROWD]
+    words = "boxes in pixels in oidv6-train-annotations-bbox.csv, taken as such"
+    assert notes[words] == 2
+
+
+def test_openimages_in_shares_may_lie_a_little_outside(tmp_path):
+    wide = (-3.0, 0.0, WIDTH + 3.0, HEIGHT)
+    (image,) = read("openimages", *openimages(tmp_path, [shares("/m/04yx4", wide)]))
+    assert image.normalized
+
+
+def test_openimages_in_pixels_and_shares_is_a_mistake(tmp_path):
+    message = error(
+        "openimages", *openimages(tmp_path, [shares("/m/04yx4", PERSON), pixels(CROWD)])
+    )
+    assert "the box of line 3 is in pixels, that of line 2 in shares" in message
+
+
+def test_a_source_may_say_how_its_labels_were_drawn(tmp_path):
+    paths = coco(tmp_path)
+    (source,) = parse_sources([f"mine:coco@upright={paths[0]},{paths[1]}"])
+    assert (source.kind, source.name, source.exif) == ("coco", "mine", "upright")
+    assert next(readers.read(source)).exif == "upright"
+    with pytest.raises(ConfigError, match="after @ comes one of stored, upright, ignore"):
+        parse_sources(["coco@sideways=a,b"])
 
 
 def test_openimages_parts_and_dolls_are_no_people(tmp_path):
