@@ -2,7 +2,10 @@
 is silent, OSEDiff's, which it follows; no experiment's values stand here, they are in `configs/`.
 
 The sizes of the networks are in `networks/configs.py`; what is here says how they are put together,
-trained and used. `to_dict` and `from_dict` are how both go to JSON and come back.
+trained and used. `to_dict` and `from_dict` are how both go to JSON and come back; what comes from a
+model folder is also held against the ranges at the end.
+
+The module is long because all settings are read side by side.
 """
 
 import dataclasses
