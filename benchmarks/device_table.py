@@ -6,12 +6,13 @@ its row and costs no other. The most important come first; BUDGET seconds (590) 
 compilation included. After each one OUT/table.md and OUT/table.json are written anew. Parts are
 those of GROUPS: another call with `PART ...` measures what the first had no time for. `--smoke`
 tries every part on the smallest networks, on a CPU too, with compilers that optimise nothing: its
-figures say nothing.
+figures say nothing. The status is 1 where no row has a figure, 2 where nothing can be begun.
 """
 
 import argparse
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -24,14 +25,19 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+
+from osdhuman_jax.cli import Parser, end
 
 OURS, EAGER, COMPILED = "osdhuman_jax", "PyTorch, eager", "PyTorch, `torch.compile`"
 CHECKPOINTED = "PyTorch, eager, gradient checkpointing"
 SIDES = {"ours": OURS, "eager": EAGER, "compile": COMPILED}
 GROUPS = ("restore", "train", "haodiff", "restore8", "decoder", "dpg", "haodiff_restore")
+NAME, BUDGET = "benchmarks/device.sh", 590  # seconds, of all parts
+EPILOG = f"""Variables: PYTHON is the interpreter (python3), BUDGET the seconds of all parts
+together, compilation included ({BUDGET}). A relative OUT is below the current folder."""
 # Room for the weights, twice, in float32.
 ROOM = 20e9
 HEAD = (
@@ -162,21 +168,32 @@ def plan(sizes: Sizes, weights: Path) -> list[Part]:
     ]
 
 
+def started(command: tuple[str, ...], file: IO[str]) -> subprocess.Popen:
+    """A process of `python -m command` in a session of its own, so that its workers end with it."""
+    kw: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
+    return subprocess.Popen([sys.executable, "-m", *command], **kw)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End a process of `started` and its workers, whether it goes on or not."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def run(command: tuple[str, ...], log: Path, limit: float) -> str:
     """Run `python -m command`, its output in `log`; why it failed, or nothing."""
     with log.open("w") as file:
         file.write(f"python -m {' '.join(command)}\n")
         file.flush()
-        # A session of its own, so that its workers end with it.
-        kw = {"stdout": file, "stderr": subprocess.STDOUT, "start_new_session": True}
-        process = subprocess.Popen([sys.executable, "-m", *command], **kw)
+        process = started(command, file)
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
             status = None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        finally:
+            # Also where this process is told to end.
+            stop(process)
     if status is None:
         return f"stopped after {limit:.0f} s"
     if status:
@@ -276,66 +293,87 @@ def write(out: Path, about: dict[str, str], rows: list[dict[str, Any]]) -> str:
 
 def making(flags: tuple[str, ...], log: Path) -> subprocess.Popen:
     """A process that makes the weights of a restorer, on the CPU."""
-    command = [sys.executable, "-m", "benchmarks.restore", *flags, "--work", "make", "0", "0"]
     with log.open("w") as file:
-        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        return started(("benchmarks.restore", *flags, "--work", "make", "0", "0"), file)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """The arguments, with the `budget` in seconds; exits with status 2 where one cannot be."""
+    parser = Parser(NAME, "Measure what one machine with a GPU does, in one table.", epilog=EPILOG)
     parser.add_argument("--smoke", action="store_true", help="the smallest networks, anywhere")
-    parser.add_argument("out", type=Path, nargs="?", default=Path("results/device"))
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        type=Path,
+        nargs="?",
+        default=Path("results/device"),
+        help="folder for the table and the logs",
+    )
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(GROUPS)}")
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - set(GROUPS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    text = os.environ.get("BUDGET", str(BUDGET))
+    try:
+        args.budget = float(text)
+    except ValueError:
+        args.budget = math.nan
+    if not 0 <= args.budget < math.inf:
+        parser.error(f"BUDGET: {text!r:.40} is no number of seconds")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        # Whether files can be made there is known after one was.
+        tempfile.TemporaryFile(dir=args.out).close()
+    except OSError as error:
+        parser.error(f"{args.out}: no folder to write into ({error.strerror})")
     return args
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure part after part while there is time, and print the table."""
+def main(argv: list[str] | None = None) -> int:
+    """Measure part after part while there is time, and print the table; the exit status."""
     args = parse(argv)
-    end = time.monotonic() + float(os.environ.get("BUDGET", "590"))
+    until = time.monotonic() + args.budget
     if args.smoke:
         # A CPU's compilers take minutes otherwise, also for the smallest networks.
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    args.out.mkdir(parents=True, exist_ok=True)
     shared = Path("/dev/shm")
     roomy = shared.is_dir() and shutil.disk_usage(shared).free > ROOM
     with tempfile.TemporaryDirectory(dir=shared if roomy else None) as temporary:
         # What the compiler tried for one program it need not try again for another.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(temporary) / "jax"))
-        measure_all(args, Path(temporary), end)
+        rows = measure_all(args, Path(temporary), until)
+    return 0 if any("median_ms" in row for row in rows) else 1
 
 
-def measure_all(args: argparse.Namespace, weights: Path, end: float) -> None:
-    """Every part that was asked for, in the order of the plan."""
-    about = machine(" ".join(["benchmarks/device.sh", *sys.argv[1:]]))
+def measure_all(args: argparse.Namespace, weights: Path, until: float) -> list[dict[str, Any]]:
+    """The rows of every part that was asked for, in the order of the plan."""
+    about = machine(" ".join([NAME, *sys.argv[1:]]))
     planned = plan(SMOKE if args.smoke else Sizes(), weights)
     parts = [part for part in planned if part.group in (args.parts or GROUPS)]
     rows: list[dict[str, Any]] = []
     makers: dict[str, subprocess.Popen] = {}
-    for part in parts:
-        # The weights of all restorations begin to be made at once, beside the first part.
-        if "--weights" in part.command:
-            folder = part.command[part.command.index("--weights") + 1]
-            if folder not in makers:
-                flags = part.command[1 : part.command.index("--work")]
-                (weights / Path(folder).name).mkdir()
-                log = args.out / f"weights-{Path(folder).name}.log"
-                makers[folder] = making(flags, log)
     try:
         for part in parts:
-            row = measured(part, rows, makers, args.out, end)
+            # The weights of all restorations begin to be made at once, beside the first part.
+            if "--weights" in part.command and until - time.monotonic() >= part.least:
+                folder = part.command[part.command.index("--weights") + 1]
+                if folder not in makers:
+                    flags = part.command[1 : part.command.index("--work")]
+                    (weights / Path(folder).name).mkdir()
+                    log = args.out / f"weights-{Path(folder).name}.log"
+                    makers[folder] = making(flags, log)
+        for part in parts:
+            row = measured(part, rows, makers, args.out, until)
             if row:
                 rows.append(row)
                 write(args.out, about, rows)
                 print(f"{part.name}: {row['failed'] or 'done'}, {row.get('took', 0)} s", flush=True)
     finally:
         for maker in makers.values():
-            maker.kill()
+            stop(maker)
     print(f"\n{write(args.out, about, rows)}")
+    return rows
 
 
 def measured(
@@ -343,7 +381,7 @@ def measured(
     rows: list[dict[str, Any]],
     makers: dict[str, subprocess.Popen],
     out: Path,
-    end: float,
+    until: float,
 ) -> dict[str, Any] | None:
     """The row of a part, after its weights are there; none where it is not needed."""
     before = next((row for row in rows if row["name"] == part.after), None)
@@ -351,16 +389,19 @@ def measured(
         return None
     row: dict[str, Any] = {"what": part.what, "batch": part.batch, "side": part.side}
     row |= {"name": part.name}
-    folder = None
-    if "--weights" in part.command:
+    folder, left = None, until - time.monotonic()
+    if "--weights" in part.command and left >= part.least:
         folder = Path(part.command[part.command.index("--weights") + 1])
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            makers[str(folder)].wait(max(end - time.monotonic() - part.least, 1))
-        if makers[str(folder)].poll() != 0:
+        try:
+            failed = makers[str(folder)].wait(left - part.least)
+        except subprocess.TimeoutExpired:
+            left = until - time.monotonic()
+            return row | {"failed": f"not begun: {left:.0f} s were left, its weights not made"}
+        if failed:
             return row | {"failed": f"no weights: see weights-{folder.name}.log"}
-    left = end - time.monotonic()
+        left = until - time.monotonic()
     if left < part.least:
-        return row | {"failed": f"not begun: {left:.0f} s were left"}
+        return row | {"failed": f"not begun: {max(left, 0):.0f} s were left"}
     row = measure(part, out, left)
     if folder and not row["failed"]:
         row["apart"] = apart(part, folder)
@@ -368,4 +409,4 @@ def measured(
 
 
 if __name__ == "__main__":
-    main()
+    end(NAME, main)

@@ -2,10 +2,15 @@
 is silent, OSEDiff's, which it follows; no experiment's values stand here, they are in `configs/`.
 
 The sizes of the networks are in `networks/configs.py`; what is here says how they are put together,
-trained and used. `to_dict` and `from_dict` are how both go to JSON and come back.
+trained and used. `to_dict` and `from_dict` are how both go to JSON and come back; what comes from a
+model folder is also held against the ranges at the end.
+
+The module is long because all settings are read side by side.
 """
 
 import dataclasses
+import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -22,6 +27,7 @@ from osdhuman_jax.networks.configs import (
 )
 
 T = TypeVar("T")
+Number = int | float  # which runtime checks of types tell apart
 Json = dict[str, Any]  # a table of settings as the json module reads it
 
 
@@ -357,9 +363,75 @@ def from_dict(cls: type[T], values: object) -> T:
     return cls(**made)
 
 
+# What a model folder's settings may be, by their names: words, and least and greatest numbers. All
+# numbers that are not here are sizes, which are above 0.
+COLOR_FIXES = ("none", "adain", "wavelet")
+SAMPLERS = ("ddpm", "ddim")
+WORDS = {"color_fix": COLOR_FIXES, "sampler": SAMPLERS}
+TIMESTEPS = 1000  # of the schedule that the networks know
+RANGES = {
+    "timestep": (0, TIMESTEPS - 1),
+    "steps": (1, TIMESTEPS),
+    "blend": (0, 1),
+} | dict.fromkeys(
+    # What may also be 0, which mostly turns something off.
+    (
+        *("work_side", "sides", "cfg", "control_scale", "guidance", "alpha"),
+        *("query_init_std", "skip_branch", "plan", "num_feat"),
+    ),
+    (0, sys.float_info.max),
+)
+
+
+def read_folder_table(cls: type[T], values: object, name: str) -> T:
+    """A table of a model folder's config.json, which has the `name` there.
+
+    Raises ConfigError as `from_dict` does, and on values with which nothing can be restored.
+    """
+    made = from_dict(cls, values)
+    check_values(made, name)
+    return made
+
+
+def check_values(config: object, name: str) -> None:
+    """Raise ConfigError where a number is out of its range or a word is none of those known."""
+    for field_ in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, full = getattr(config, field_.name), f"{name}.{field_.name}"
+        if dataclasses.is_dataclass(value):
+            check_values(value, full)
+        elif field_.name in WORDS and value not in WORDS[field_.name]:
+            raise ConfigError(f"{full} is {value!r:.40}, none of {', '.join(WORDS[field_.name])}")
+        for number in value if isinstance(value, tuple) else (value,):
+            # True and False are numbers to Python, and none to a person.
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _check_range(full, number, RANGES.get(field_.name))
+
+
+def _check_range(name: str, number: Number, bounds: tuple[Number, Number] | None) -> None:
+    """Raise ConfigError where a number is not within the bounds or, without any, not above 0."""
+    least, most = bounds or (0, sys.float_info.max)
+    # NaN is within no bounds, and infinity is beyond the greatest number.
+    if least <= number <= most and (bounds or number):
+        return
+    if isinstance(number, float) and not math.isfinite(number):
+        wanted = "no finite number"
+    elif not bounds:
+        wanted = "not above 0"
+    else:
+        above = most == sys.float_info.max
+        wanted = f"not at least {least}" if above else f"not between {least} and {most}"
+    raise ConfigError(f"{name} is {number!r:.40}, {wanted}")
+
+
 def use_of(meta: Json) -> UseConfig:
     """How the model of a folder's config.json is best used; folders of before 0.2 do not say.
 
-    Raises ConfigError where what is said there is not understood.
+    Raises ConfigError where what is said there is not understood, or cannot be.
     """
-    return from_dict(UseConfig, meta["use"]) if "use" in meta else UseConfig()
+    if "use" not in meta:
+        return UseConfig()
+    use = read_folder_table(UseConfig, meta["use"], "use")
+    least, most = use.sides
+    if 0 < most < least:
+        raise ConfigError(f"use.sides is {list(use.sides)}, whose first is the greater one")
+    return use

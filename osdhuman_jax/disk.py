@@ -18,6 +18,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -81,11 +82,23 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What JSON of anybody's says. Raises ValueError where it is none, or nested without end."""
+    """What JSON of anybody's says.
+
+    Raises ValueError where it is none, nested without end, or has numbers that are not finite.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_finite, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+def _finite(text: str) -> float:
+    """A number of JSON. Raises ValueError on NaN and Infinity, which JSON does not have."""
+    value = float(text)
+    # A number may also have too many digits before its point, as 1e999.
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.40} is no finite number")
+    return value
 
 
 def copy_file(source: str | Path, target: str | Path) -> None:

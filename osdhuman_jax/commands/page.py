@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import Image
 
+from osdhuman_jax.config import COLOR_FIXES
 from osdhuman_jax.images.codec import ImageError, Picture, decode, encode, read_size, to_pillow
 from osdhuman_jax.images.formats import SUFFIXES
 from osdhuman_jax.images.listing import SUFFIXES as LISTED
@@ -23,7 +24,7 @@ from osdhuman_jax.inference.folder_plan import one_line
 from osdhuman_jax.inference.notes import Request
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.plans import Progress
-from osdhuman_jax.inference.settings import COLOR_FIXES, GUIDANCE, Sampling
+from osdhuman_jax.inference.settings import GUIDANCE, Sampling
 from osdhuman_jax.weights.abilities import Abilities
 
 Given = tuple[str, str | None] | None  # a file's place and the name that it was uploaded by

@@ -16,8 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from osdhuman_jax.cli import Parser, bar, called, check_folder, end, some_path, some_text
+from osdhuman_jax.cli import (
+    CommandError,
+    Parser,
+    bar,
+    called,
+    check_folder,
+    end,
+    some_path,
+    some_text,
+)
 from osdhuman_jax.commands.flags import count, factor, memory, quality, share, speak
+from osdhuman_jax.config import COLOR_FIXES, SAMPLERS
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.formats import LOSSLESS, SUFFIXES
@@ -25,10 +35,8 @@ from osdhuman_jax.images.listing import other_pictures
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.program_cache import keep_programs
 from osdhuman_jax.inference.settings import (
-    COLOR_FIXES,
     NOBODY,
     PRECISIONS,
-    SAMPLERS,
     ModelIdentity,
     Sampling,
     Settings,
@@ -128,7 +136,7 @@ def sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def asked_sampling(args: argparse.Namespace) -> Sampling:
-    """What the flags ask of a model of many steps. Raises OSError or DataError on a bad file."""
+    """What the flags ask of a model of many steps. Raises OSError or ValueError on a bad file."""
     pose, captions = args.pose, None
     # Files stand for what is in them, so that another one is another setting.
     if args.pose not in (None, NOBODY):
@@ -136,6 +144,8 @@ def asked_sampling(args: argparse.Namespace) -> Sampling:
 
         pose = poses_digest(Path(args.pose))
     if args.captions:
+        if not args.captions.exists():
+            raise CommandError(f"{spelled(args.captions)}: no such file")
         captions = file_digest(args.captions)
     names = ("steps", "sampler", "cfg", "control_scale", "prompt", "negative", "seed")
     asked = {name: getattr(args, name) for name in names}

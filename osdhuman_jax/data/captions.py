@@ -18,7 +18,7 @@ from osdhuman_jax.filenames import spelled
 
 def read_captions(path: Path, *, unfinished: bool = False) -> Table[str]:
     """Captions by a picture's path without its suffix. Raises DataError."""
-    return read_lines(path, _text, unfinished=unfinished)
+    return read_lines(path, "text", _text, unfinished=unfinished)
 
 
 def _text(entry: Json) -> str:

@@ -31,12 +31,14 @@ def stem(file: str) -> str:
     return (path.with_suffix("") if path.suffix.lower() in SUFFIXES else path).as_posix()
 
 
-def read_lines(path: Path, parse: Callable[[Json], T], *, unfinished: bool = False) -> Table[T]:
-    """What a file says of each picture; `parse` raises ValueError, TypeError or KeyError, and
-    OverflowError on a number that is too large.
+def read_lines(
+    path: Path, key: str, parse: Callable[[Json], T], *, unfinished: bool = False
+) -> Table[T]:
+    """What a file says of each picture under `key`, which `parse` reads of a line.
 
-    Where it is `unfinished` its last line may be torn. Raises DataError, in one line that names the
-    file's line.
+    `parse` raises ValueError, TypeError or KeyError, and OverflowError on a number that is too
+    large. Where the file is `unfinished` its last line may be torn. Raises DataError, in one line
+    that names the file's line.
     """
     try:
         data = path.read_bytes()
@@ -54,6 +56,8 @@ def read_lines(path: Path, parse: Callable[[Json], T], *, unfinished: bool = Fal
         where = f"{spelled(path)}, line {number}"
         try:
             entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise TypeError(f"not a table with file and {key}")
             name = _name(entry["file"])
             value = parse(entry)
         # A line is anybody's: not JSON, no object, a key that is missing or of another type.

@@ -32,6 +32,7 @@ Attention = Float32[np.ndarray, "h w"]
 POSES = "poses.jsonl"
 MOST = 4  # people of a sample
 JOINTS = 18
+FARTHEST = 1_000_000  # pixels, of a joint; no picture is as large
 SEEN = 0.3  # score above which a joint counts as there
 # Which of COCO's 17 joints is each of OpenPose's; -1 is the neck, which COCO does not have.
 COCO = (0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
@@ -104,17 +105,33 @@ def padded(people: People) -> Float32[np.ndarray, "most 18 3"]:
 
 def read_poses(path: Path, *, unfinished: bool = False) -> Table[People]:
     """People by a picture's path without its suffix. Raises DataError."""
-    return read_lines(path, _people, unfinished=unfinished)
+    return read_lines(path, "people", _people, unfinished=unfinished)
 
 
 def _people(entry: Json) -> People:
     """Of a line of POSES. Raises ValueError, TypeError or KeyError."""
-    people = np.array(entry["people"], np.float32)
+    if not isinstance(entry["people"], list):
+        raise TypeError("its people are no list")
+    _check_numbers(entry["people"])
+    people = np.array(entry["people"], np.float64)
     if people.shape != (0,) and people.shape[1:] != (JOINTS, 3):
         raise ValueError(f"its people do not have {JOINTS} joints of x, y and score")
     if not np.isfinite(people).all():
         raise ValueError("its people have joints that are no finite numbers")
-    return people.reshape(-1, JOINTS, 3)
+    people = people.reshape(-1, JOINTS, 3)
+    if (abs(people[..., :2]) > FARTHEST).any():
+        raise ValueError(f"its people have joints more than {FARTHEST} pixels away")
+    if (people[..., 2] < 0).any() or (people[..., 2] > 1).any():
+        raise ValueError("its people have scores that are not between 0 and 1")
+    return people.astype(np.float32)
+
+
+def _check_numbers(value: object) -> None:
+    """Raise TypeError on what is neither a number nor a list of such, as NumPy reads texts too."""
+    for item in value if isinstance(value, list) else ():
+        _check_numbers(item)
+    if isinstance(value, bool) or not isinstance(value, int | float | list):
+        raise TypeError(f"its people have a joint with {value!r:.40}, which is no number")
 
 
 def pose_line(file: str, people: People) -> Json:

@@ -10,10 +10,10 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
+from osdhuman_jax.config import COLOR_FIXES
 from osdhuman_jax.images.codec import Picture, to_float, to_uint8, to_uint16
 from osdhuman_jax.images.sizes import Floats, Size
 from osdhuman_jax.inference import colour
-from osdhuman_jax.inference.settings import COLOR_FIXES
 
 
 class RestoreError(RuntimeError):

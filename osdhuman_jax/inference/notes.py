@@ -70,6 +70,8 @@ def map_file(poses: Path, name: str) -> Path:
 def poses_digest(path: Path) -> str:
     """The digest of poses.jsonl and of the attention maps beside it. Raises DataError, OSError."""
     file = poses_file(path)
+    if not file.exists():
+        raise DataError(f"{spelled(file)}: no such file")
     own = file_digest(file)
     maps = {name: map_file(file, name) for name in sorted(read_poses(file))}
     found = [f"{name} {file_digest(at)}" for name, at in maps.items() if at.is_file()]

@@ -10,16 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from osdhuman_jax.config import ConfigError, Json, UseConfig, use_of
+from osdhuman_jax.config import SAMPLERS, TIMESTEPS, ConfigError, Json, UseConfig, use_of
 from osdhuman_jax.disk import file_digest, parse_json
-from osdhuman_jax.weights.abilities import Abilities, abilities_of
+from osdhuman_jax.weights.abilities import Abilities, abilities_of, model_of
 
 # What a flag can choose of.
 PRECISIONS = ("fp32", "bf16")
-COLOR_FIXES = ("none", "adain", "wavelet")
 GUIDANCE = (1, 10)  # scales that are taken; 1 is the positive prompt alone
-SAMPLERS = ("ddpm", "ddim")
-MOST_STEPS = 1000  # timesteps that the networks know
 NOBODY, BLAZEPOSE = "off", "blazepose"  # where people are found, beside a file of poses
 
 
@@ -75,10 +72,11 @@ def read_identity(folder: Path) -> ModelIdentity | None:
         # The digest of config.json stands for the weights, whose digests are in it: gigabytes need
         # not be read to see that a folder is finished.
         meta = parse_json(path.read_text(encoding="utf-8-sig"))
-        guidance = (meta.get("model", {}).get("dual") or {}).get("guidance")
-        use = use_of(meta)
+        # A cleaner's sizes are no restorer's, and none of them is a setting.
+        dual = model_of(meta).dual if meta.get("kind", "restorer") == "restorer" else None
+        guidance, use = dual.guidance if dual else None, use_of(meta)
         return ModelIdentity(file_digest(path), use, guidance, abilities_of(meta, use))
-    except (OSError, ValueError, TypeError, AttributeError, ConfigError):
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, ConfigError):
         return None
 
 
@@ -162,7 +160,7 @@ def _check_ranges(made: Sampling) -> None:
         except UnicodeEncodeError:
             raise ValueError(f"{name} must be text in UTF-8") from None
     ranges: Mapping[str, tuple[float, float]] = {
-        "steps": (1, MOST_STEPS),
+        "steps": (1, TIMESTEPS),
         "seed": (0, 2**32 - 1),
         "cfg": (0, math.inf),
         "control_scale": (0, math.inf),

@@ -1,12 +1,19 @@
-"""What a DiffBody of a model folder can do, told from config.json alone: no weight is read.
+"""What a model folder holds and can do, told from config.json alone: no weight is read.
 
 A command refuses by it what the model does not take before anything is loaded.
 """
 
 from typing import NamedTuple
 
-from osdhuman_jax.config import Json, SampleConfig, UseConfig
-from osdhuman_jax.weights.choices import POSE_FILES
+from osdhuman_jax.config import (
+    ConfigError,
+    Json,
+    ModelConfig,
+    SampleConfig,
+    UseConfig,
+    read_folder_table,
+)
+from osdhuman_jax.weights.choices import POSE_FILES, PROMPTS
 
 
 class Abilities(NamedTuple):
@@ -24,6 +31,24 @@ class Abilities(NamedTuple):
     def structure(self) -> bool:
         """Whether it matters where people are."""
         return self.skeleton or self.attention
+
+
+def model_of(meta: Json) -> ModelConfig:
+    """Sizes of the restorer of a folder's config.json.
+
+    Raises ConfigError where they, or the kind of prompts beside them, cannot be.
+    """
+    model = read_folder_table(ModelConfig, meta["model"], "model")
+    # Folders of version 0.1 do not say; all of them were HFIE's.
+    kind = meta.get("prompt", "hfie")
+    if kind not in PROMPTS:
+        raise ConfigError(f"prompt is {kind!r:.40}, none of {', '.join(PROMPTS)}")
+    if (kind == "dual") != (model.dual is not None):
+        has = "sizes" if model.dual else "no sizes"
+        raise ConfigError(f"prompt is {kind!r}, but model.dual has {has} of two prompts")
+    if model.text and kind == "hfie":
+        raise ConfigError(f"prompt is {kind!r}, but the model is prompted by texts alone")
+    return model
 
 
 def abilities_of(meta: Json, use: UseConfig) -> Abilities | None:

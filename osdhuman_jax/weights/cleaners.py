@@ -18,7 +18,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from osdhuman_jax.config import ConfigError, Json, UseConfig, to_dict
+from osdhuman_jax.config import ConfigError, Json, UseConfig, check_values, to_dict
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods.cleaner import (
     CleanerNetwork,
@@ -128,7 +128,9 @@ def load_cleaner(folder: Path | str, *, precision: str = "fp32") -> Cleaner:
 def read_sizes(folder: Path, meta: Json) -> CleanerSizes:
     """Sizes of a folder's network. Raises WeightsError where they are not described."""
     try:
-        return cleaner_sizes(meta["model"])
+        sizes = cleaner_sizes(meta["model"])
+        check_values(sizes, "model")
+        return sizes
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
 

@@ -90,6 +90,8 @@ class Wanted:
 
 def read_homes(path: Path = TABLE) -> dict[str, Wanted]:
     """Every model of a table, by name. Raises WeightsError, in one line, where it is no table."""
+    if not path.exists():
+        raise WeightsError(f"{path}: no such file")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:

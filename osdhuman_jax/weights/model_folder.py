@@ -28,7 +28,7 @@ from osdhuman_jax.config import (
     LoRAConfig,
     ModelConfig,
     UseConfig,
-    from_dict,
+    read_folder_table,
     to_dict,
     use_of,
 )
@@ -38,6 +38,7 @@ from osdhuman_jax.methods.build import build_restorer
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.methods.prompts import HFIEPrompter
 from osdhuman_jax.networks.performer import FixedParam, orthogonal_features
+from osdhuman_jax.weights.abilities import model_of
 from osdhuman_jax.weights.torch_files import (
     Tensor,
     WeightsError,
@@ -312,10 +313,19 @@ def read_meta(folder: Path, kind: str = RESTORER) -> Json:
     meta = _described(folder)
     found = meta.get("kind", RESTORER)
     if found != kind:
-        raise WeightsError(f"{folder}: {KINDS[found][0]}; needed here is {KINDS[kind][0]}")
+        raise WeightsError(f"{folder}: {_what(meta)}; needed here is {KINDS[kind][0]}")
     if lacking := sorted(KINDS[kind][1] - set(meta)):
         raise WeightsError(f"{folder / CONFIG}: lacks {', '.join(lacking)}")
     return meta
+
+
+def _what(meta: Json) -> str:
+    """What a folder's network is, in words, with the parts that lie beside a restorer."""
+    kind, parts = meta.get("kind", RESTORER), meta.get("parts", {})
+    if kind != RESTORER or not parts:
+        return KINDS[kind][0]
+    what = "a DiffBody, which restores in many steps," if "control" in parts else "a restorer"
+    return f"{what} with the part{'s' * (len(parts) > 1)} {', '.join(parts)}"
 
 
 def _described(folder: Path) -> Json:
@@ -375,8 +385,8 @@ def verify(folder: Path, meta: Json, *names: str) -> None:
 def read_configs(folder: Path, meta: Json) -> tuple[ModelConfig, LoRAConfig | None]:
     """Sizes of the model, and of its generator's adapters if it has one."""
     try:
-        adapters = from_dict(LoRAConfig, meta["lora"]) if meta["lora"] else None
-        return from_dict(ModelConfig, meta["model"]), adapters
+        adapters = read_folder_table(LoRAConfig, meta["lora"], "lora") if meta["lora"] else None
+        return model_of(meta), adapters
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
 

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from osdhuman_jax.config import ConfigError, Json, ModelConfig, from_dict, to_dict
+from osdhuman_jax.config import ConfigError, Json, ModelConfig, check_values, from_dict, to_dict
 from osdhuman_jax.disk import file_digest, write_json
 from osdhuman_jax.methods.cleaner import (
     CleanerNetwork,
@@ -172,6 +172,7 @@ def part_config(folder: Path, meta: Json, name: str) -> AnySizes:
         raise WeightsError(f"{folder}: holds no part {name!r}; import it with the model")
     try:
         config = PARTS[name](meta["parts"][name])
+        check_values(config, f"parts.{name}")
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG}: {error}") from error
     # It says of which U-Net it is, as another's would not add up.

@@ -243,7 +243,7 @@ def test_other_tables_and_models_are_one_line(hub, files, tmp_path, capsys) -> N
     homes.write_text(homes.read_text().replace('"tags", ', ""))
     assert "osediff lacks the source tags" in refused(capsys, *words)
     homes.unlink()
-    assert "not a table of homes" in refused(capsys, *words)
+    assert f"{homes}: no such file" in refused(capsys, *words)
     said = refused(capsys, "--output", tmp_path / "m", "--from", tmp_path / "none")
     assert "--from" in said and "no such folder" in said
 

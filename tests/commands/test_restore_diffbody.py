@@ -122,10 +122,10 @@ def poses_of(folder: Path, *files: str) -> str:
 
 REFUSED = {
     "caption of no picture": (lambda f: ["--captions", captions(f, "a", "c.jpg")], "c is none of"),
-    "no captions": (lambda f: ["--captions", f / "none"], "No such file"),
+    "no captions": (lambda f: ["--captions", f / "none"], "none: no such file"),
     "odd captions": (lambda f: ["--captions", poses_of(f, "a")], "p.jsonl, line 1: no 'text'"),
     "pose without a picture": (lambda f: ["--pose", poses_of(f, "a")], "has no line for sub/b"),
-    "no poses": (lambda f: ["--pose", f / "none"], "No such file"),
+    "no poses": (lambda f: ["--pose", f / "none"], "none: no such file"),
     "steps": (lambda f: ["--steps", 1001], "steps must be between 1 and 1000, got 1001"),
     "guidance": (lambda f: ["--guidance", -1], "guidance must be at least 0"),
 }

@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from osdhuman_jax.config import COLOR_FIXES
 from osdhuman_jax.images.codec import Picture
 from osdhuman_jax.inference import colour
 from osdhuman_jax.inference.colour import moments, wavelet
 from osdhuman_jax.inference.finishing import finish
-from osdhuman_jax.inference.settings import COLOR_FIXES
 
 
 def adain(content: np.ndarray, source: np.ndarray) -> np.ndarray:

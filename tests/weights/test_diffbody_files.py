@@ -133,6 +133,14 @@ FAULTS = {
         edited(use=to_dict(tiny_diffbody.USE) | {"sample": {**SAMPLE, "steps": "2"}}),
         "SampleConfig: steps is '2', of another type",
     ),
+    "a sampler of another name": (
+        edited(use=to_dict(tiny_diffbody.USE) | {"sample": {**SAMPLE, "sampler": "euler"}}),
+        "config.json: use.sample.sampler is 'euler', none of ddpm, ddim",
+    ),
+    "a parser of no group": (
+        lambda folder: resize(folder, norm_num_groups=0),
+        "config.json: parts.parser.norm_num_groups is 0, not above 0",
+    ),
     "a parser of no level": (
         lambda folder: resize(folder, block_out_channels=[]),
         "config.json: parser: sizes that make no network",
@@ -168,6 +176,21 @@ def test_an_import_that_cannot_be_is_refused(flags, said, given, tmp_path, capsy
     assert main(words(given, *flags, "--output", str(tmp_path / "model"))) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_what_is_no_cleaner_is_told_by_its_parts(tmp_path, capsys):
+    folder = tiny_diffbody.save(tmp_path / "model")
+    parts = json.loads((folder / "config.json").read_text())["parts"]
+    beside = ", ".join(parts)
+    for left, said in (
+        (parts, f"a DiffBody, which restores in many steps, with the parts {beside}; needed here"),
+        ({"parser": parts["parser"]}, "a restorer with the part parser; needed here is a cleaner"),
+        ({}, "a restorer of one diffusion step; needed here is a cleaner"),
+    ):
+        edited(parts=left)(folder)
+        assert main(["import", "--cleaner", str(folder), "--output", str(tmp_path / "o")]) == 2
+        error = capsys.readouterr().err
+        assert f"{folder}: {said}" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag", [["--pose", "p"], ["--parser", "p"], ["--prompt", "text"]])

@@ -15,9 +15,9 @@ from flax import nnx
 from make_weights import edit_json
 from refusals import one_line
 from safetensors.numpy import load_file, save_file
-from tiny import MODEL, make, restorer
+from tiny import DUAL, MODEL, make, restorer
 
-from osdhuman_jax.config import LoRAConfig, UseConfig
+from osdhuman_jax.config import LoRAConfig, UseConfig, to_dict
 from osdhuman_jax.disk import file_digest
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
 from osdhuman_jax.weights import WeightsError, load_base, load_model, random_restorer, save_model
@@ -286,6 +286,64 @@ FAULTS: dict[str, tuple[Damage, str]] = {
     "heads that do not divide": (
         config(lambda c: c["model"]["hfie"].update(num_heads=7)),
         "have no 7 heads",
+    ),
+}
+
+
+def setting(section: str, **values: object) -> Damage:
+    """Other values of a table of config.json, which may be inside another one."""
+
+    def edit(meta: dict) -> None:
+        for name in section.split("."):
+            meta = meta[name]
+        meta.update(values)
+
+    return config(edit)
+
+
+def text(old: str, new: str) -> Damage:
+    """Another text in config.json, such as JSON's writer would not write."""
+    return lambda folder: (folder / CONFIG).write_text(
+        (folder / CONFIG).read_text().replace(old, new)
+    )
+
+
+FAULTS |= {
+    f"{section} {values!s:.40}": (setting(section, **values), f"config.json: {said}")
+    for section, values, said in (
+        ("model", {"timestep": 1000}, "model.timestep is 1000, not between 0 and 999"),
+        ("model", {"timestep": -1}, "model.timestep is -1, not between 0 and 999"),
+        ("model.vae", {"scaling_factor": 0.0}, "model.vae.scaling_factor is 0.0, not above 0"),
+        ("model.swin", {"window_size": 0}, "model.swin.window_size is 0, not above 0"),
+        ("model.unet", {"block_out_channels": [-8]}, "model.unet.block_out_channels is -8, not"),
+        ("lora", {"rank": 0}, "lora.rank is 0, not above 0"),
+        ("use", {"blend": 5.0}, "use.blend is 5.0, not between 0 and 1"),
+        ("use", {"color_fix": "pink"}, "use.color_fix is 'pink', none of none, adain, wavelet"),
+        ("use", {"work_side": -1}, "use.work_side is -1, not at least 0"),
+        ("use", {"work_side": 10**400}, "use.work_side is 1000"),
+        ("use", {"sides": [2048, 128]}, "use.sides is [2048, 128], whose first is the greater"),
+        ("use", {"blend": float("nan")}, "not JSON (NaN is no finite number)"),
+    )
+} | {
+    "too large a number": (
+        text('"scaling_factor": 1.0', '"scaling_factor": 1e999'),
+        "config.json: not JSON (1e999 is no finite number)",
+    ),
+    "unknown prompts": (
+        config(lambda c: c.update(prompt="hfee")),
+        "prompt is 'hfee', none of hfie",
+    ),
+    "prompts of two": (
+        config(lambda c: c.update(prompt="dual")),
+        "config.json: prompt is 'dual', but model.dual has no sizes of two prompts",
+    ),
+    "prompts of another": (
+        config(lambda c: c["model"].update(dual=to_dict(DUAL))),
+        "config.json: prompt is 'hfie', but model.dual has sizes of two prompts",
+    ),
+    "guidance": (
+        config(lambda c: c["model"].update(dual=to_dict(replace(DUAL, guidance=-1.0)))),
+        "config.json: model.dual.guidance is -1.0, not at least 0",
     ),
 }
 
