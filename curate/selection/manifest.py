@@ -31,7 +31,7 @@ FUNNEL_COLUMNS = ("dataset", "image_id", "box_index", "reason")
 # What packs need of the crops that are kept; every worker holds these.
 SELECTED_COLUMNS = (
     *("crop_id", "image_id", "dataset", "license", "x0", "y0", "s", "split"),
-    *("crop_sha256", "crop_shard", "crop_row"),
+    *("crop_sha256", "crop_shard", "crop_row", "rank"),
 )
 # Crop files that are open at once; each holds a footer that grows with its crops.
 OPEN = 32

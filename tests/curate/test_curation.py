@@ -116,14 +116,19 @@ def test_crops_without_a_body_are_counted_and_no_more(tmp_path, made):
     feet, head = [0] * 45 + [200, 500, 2, 260, 500, 2], [200, 100, 2] + [0] * 48
     for annotation, points in zip(values["annotations"], (feet, head), strict=False):
         annotation["keypoints"] = points
+    # COCO's seventeen, of which only the ends matter here.
+    names = ["nose", *(f"point_{place}" for place in range(14)), "left_ankle", "right_ankle"]
+    values["categories"] = [{**kind, "keypoints": names} for kind in values["categories"]]
     labels.write_text(json.dumps(values))
     output = tmp_path / "set"
     assert curate(output, *SETTINGS, "--set=body.gate=true", sources=sources) == 0
     dropped = crop_of(output, "coco/train2017/1")
     assert dropped["reason"] == "no_body" and "keypoints" in dropped["detail"]
-    assert dropped["box_flags"] == ["headless"] and dropped["crop_sha256"] is None
+    assert (
+        dropped["box_flags"] == ["sees left_ankle right_ankle"] and dropped["crop_sha256"] is None
+    )
     whole = crop_of(output, "coco/train2017/2")
-    assert (whole["reason"], whole["box_flags"]) == ("", ["upper_body"])
+    assert (whole["reason"], whole["box_flags"]) == ("", ["sees nose"])
     # All others are as they were; the copy of the dropped one is a copy no more.
     reasons = {row["image_id"]: row["reason"] for row in manifest(made)}
     assert reasons | {"coco/train2017/1": "no_body", "voc/voc/2012_000001": ""} == {

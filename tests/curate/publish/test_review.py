@@ -57,7 +57,8 @@ def test_review_page_knows_sources_and_scores(made):
         assert (fact["image"], fact["path"]) == (row["image_id"], row["path"])
         assert fact["uri"].startswith("file:///")
         assert fact["scores"] == {
-            m: row[m] for m in ("sharpness", "noise", "blockiness", "clipped", "entropy")
+            m: row[m]
+            for m in ("person_sharpness", "calm_noise", "jpeg_blocks", "clipped", "entropy")
         }
         assert [fact[k] for k in ("x0", "y0", "s")] == [row[k] for k in ("x0", "y0", "s")]
 
