@@ -76,6 +76,7 @@ def test_a_folder_is_restored_and_says_how(body, source, tmp_path, capsys):
 def test_captions_and_poses_are_those_of_files(body, source, tmp_path, capsys):
     (tmp_path / "captions.jsonl").write_text('{"file": "sub/b.png", "text": "a cat"}\n')
     person = np.full((1, 18, 3), 9.0, np.float32)
+    person[..., 2] = 1  # their score
     poses = tmp_path / "poses"
     poses.mkdir()
     told = [pose_line("a.png", person), pose_line("sub/b.png", person[:0])]
