@@ -223,7 +223,10 @@ def decode_people(
 
 @cache
 def cells() -> Float64[np.ndarray, "2254 2"]:
-    """Centres of the cells that predictions belong to, x and y in [0, 1]."""
+    """Centres of the cells that predictions belong to, x and y in [0, 1].
+
+    As `anchors` of osdhuman_jax/inference/poses.py, which curation cannot import: it needs JAX.
+    """
     found = []
     for side, count in GRIDS:
         axis = (np.arange(side) + 0.5) / side
