@@ -138,20 +138,26 @@ def write_folder(root: Path) -> str:
     return f"folder={root}"
 
 
-def detector_flags(root: Path, folder: Path) -> list[str]:
-    """The source without labels, written below `root`, and the detector in `folder`.
-
-    Where that cannot be used a line says why, and the flags say that there is none.
-    """
+def find_detector(folder: Path) -> Path | None:
+    """The detector that `make detector` puts into `folder`; None, and a line why, without it."""
     pattern = "mediapipe-objectron-*.tgz"
     path = next(iter(sorted(folder.glob(pattern))), folder / pattern)
     try:
         litert.check(path)
     except ConfigError as error:
         print(f"demo: without the unlabelled source: {error}", flush=True)
+        return None
+    return path
+
+
+def detector_flags(root: Path, detector: Path | None) -> list[str]:
+    """The source without labels, which is written below `root`, and what finds its people."""
+    if detector is None:
+        # An earlier run in the same output may have had one.
         return ["--detector=none", "--detector_weights=", "--persons_weights="]
     source = f"--source={write_folder(root)}"
-    return [source, "--detector=ssd", f"--detector_weights={path}", f"--persons_weights={path}"]
+    weights = f"--detector_weights={detector}"
+    return [source, "--detector=ssd", weights, f"--persons_weights={detector}"]
 
 
 def write_sources(root: Path) -> list[str]:
@@ -172,7 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_folder("output", output)
         sources = [f"--source={source}" for source in write_sources(output / "sources")]
-        sources += detector_flags(output / "sources" / "folder", ROOT / "models" / "detector")
+        detector = find_detector(ROOT / "models" / "detector")
+        sources += detector_flags(output / "sources" / "folder", detector)
     except (CommandError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
@@ -183,7 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     # The training is the package's own command, in a process of its own: curate imports no JAX.
     data = f"--config.data.sources=('{output / 'set' / 'packed' / 'train'}',)"
-    command = ["train.py", "--config=configs/debug.py", f"--workdir={output / 'train'}", data]
+    # A run goes on with the pictures that it began with, so that other ones have another folder.
+    workdir = output / ("train-detector" if detector else "train")
+    command = ["train.py", "--config=configs/debug.py", f"--workdir={workdir}", data]
     try:
         return subprocess.run([sys.executable, *command], cwd=ROOT).returncode
     except KeyboardInterrupt:

@@ -106,14 +106,14 @@ def test_a_plan_that_an_editor_saved_is_read(tmp_path, encoding):
 
 def test_the_demonstration_says_that_it_has_no_detector(tmp_path, monkeypatch, capsys):
     pictures, detectors = tmp_path / "pictures", tmp_path / "detectors"
-    assert "--detector=none" in demo.detector_flags(pictures, detectors)
+    assert "--detector=none" in demo.detector_flags(pictures, demo.find_detector(detectors))
     said = capsys.readouterr().out
     assert said.startswith("demo: without the unlabelled source: ") and said.count("\n") == 1
     assert "no such file; `make detector` downloads it" in said and not pictures.exists()
     install(monkeypatch, lambda batch: [], [])
     detectors.mkdir()
     path = write_package(detectors / "mediapipe-objectron-1.0.tgz", ssd.ASSETS)
-    flags = demo.detector_flags(pictures, detectors)
+    flags = demo.detector_flags(pictures, demo.find_detector(detectors))
     assert flags[0] == f"--source=folder={pictures}" and not capsys.readouterr().out
     assert {"--detector=ssd", f"--persons_weights={path}"} < set(flags)
     assert len(list(pictures.iterdir())) == 4
