@@ -175,5 +175,6 @@ def draw_figures(
     names = [*stats["metrics"], "z", "scale_factor", "s", "persons"]
     data = {name: (float_column(pool, name), float_column(kept, name)) for name in names}
     figures.histograms(folder / "histograms.png", data, mark)
-    if "tags" in facts:
+    # A pie of nothing cannot be drawn.
+    if "tags" in facts and facts["tags"]["occurrences"]:
         figures.tags(folder / "figure_7.png", facts["tags"]["tags"], facts["tags"]["categories"])

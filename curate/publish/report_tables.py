@@ -231,9 +231,9 @@ def tags_text(facts: TagFacts | None) -> str:
     if facts is None:
         return ""
     mean = facts["occurrences"] / facts["images"]
+    figure = "\n\n![Figure 7](figure_7.png)" if facts["occurrences"] else ""
     return (
         f"## Tags\n\n{facts['occurrences']:,} of {len(facts['tags']):,} kinds on "
         f"{facts['images']:,} crops, {mean:.2f} a crop (paper: {PAPER_TAGS}), by "
-        f"{facts['by']}. Categories are this project's.\n\n"
-        "![Figure 7](figure_7.png)"
+        f"{facts['by']}. Categories are this project's.{figure}"
     )
