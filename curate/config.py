@@ -164,7 +164,7 @@ class ScoreConfig:
     niqe_params: str = ""
     # Metrics that are scored but not part of Eq. 1 [P]; "classic" may be one of them.
     report_only: tuple[str, ...] = ("brisque",)
-    # YOLO weights that count the people on each crop, for the report.
+    # The file of yolo (.onnx, .pt) or ssd that counts the people on each crop, for the report.
     persons: str = ""
     device: str = "cpu"
     # Crops scored at once.

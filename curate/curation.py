@@ -22,6 +22,7 @@ from curate.engine.worker import ShardJob
 from curate.plan import CurationPlan
 from curate.prune import prune
 from curate.publish.pack import pack
+from curate.publish.tags import Tags, ram_tags, read_tags
 from curate.quality import scores
 from curate.quality.score_job import ScoreJob
 from curate.selection.barred import barred_files
@@ -154,8 +155,16 @@ class CurationPipeline:
         # Matplotlib is slow to import, and worker processes do not need it.
         from curate.publish.report import write_report
 
-        write_report(self.ledger, self.plan.config.review, self.plan.tags)
+        write_report(self.ledger, self.plan.config.review, self._tags())
         print(f"report: {spelled(self.engine.root / 'report' / 'report.md')}")
+
+    def _tags(self) -> tuple[Tags, str] | None:
+        """The kept crops' tags and whose they are; None where none are asked for."""
+        if self.plan.tags:
+            return read_tags(Path(self.plan.tags)), self.plan.tags
+        # Of nothing there is no figure, and no model is loaded.
+        found = ram_tags(self.ledger, Path(self.plan.tagger)) if self.plan.tagger else {}
+        return (found, "RAM") if found else None
 
 
 def notes(facts: SelectionFacts, detected: Sequence[str]) -> list[str]:

@@ -4,6 +4,9 @@ Runs the whole pipeline on photographs that scikit-image and matplotlib ship, wi
 real formats written for them, and trains for a minute on what it packed. It needs no network and no
 weights. Two of the photographs show a person and are labelled so. The others stand in for a set
 whose every picture is of one person: what is demonstrated is the machinery.
+
+Where `make detector` was run, a folder without labels goes through the detector that it downloads,
+which also counts the people on each crop; else a line says that this is left out.
 """
 
 import json
@@ -18,6 +21,8 @@ import skimage
 from PIL import Image
 
 from curate import run
+from curate.config import ConfigError
+from curate.cropping import litert
 from curate.schema import Facts, Pixels
 from osdhuman_jax.cli import CommandError, Parser, check_folder, some_path
 from osdhuman_jax.images.listing import real
@@ -25,6 +30,9 @@ from osdhuman_jax.images.listing import real
 ROOT = Path(__file__).parent.parent
 # The box of the person on each: x0, y0, x1, y1.
 PORTRAITS = {"astronaut": (60, 0, 400, 512), "hopper": (20, 30, 500, 600)}
+# What is cut out for the folder without labels: head and shoulders, whose photographs are labelled
+# elsewhere, and which are no copies of these.
+CLOSE_UPS = {"astronaut": (80, 0, 480, 400), "hopper": (60, 0, 480, 420)}
 STAND_INS = "coffee rocket retina ihc motorcycle_left motorcycle_right hubble_deep_field".split()
 # A gray picture, a transparent one, a small one.
 UNFIT = ("camera", "logo", "chelsea")
@@ -121,6 +129,37 @@ def write_person(root: Path) -> str:
     return f"person={root}"
 
 
+def write_folder(root: Path) -> str:
+    """Write two people without labels, and what shows none; returns the --source."""
+    for name, (x0, y0, x1, y1) in CLOSE_UPS.items():
+        write_jpeg(root / f"{name}.jpg", photograph(name)[y0:y1, x0:x1])
+    for name in STAND_INS[:2]:
+        write_jpeg(root / f"{name}.jpg", photograph(name)[:, ::-1])
+    return f"folder={root}"
+
+
+def find_detector(folder: Path) -> Path | None:
+    """The detector that `make detector` puts into `folder`; None, and a line why, without it."""
+    pattern = "mediapipe-objectron-*.tgz"
+    path = next(iter(sorted(folder.glob(pattern))), folder / pattern)
+    try:
+        litert.check(path)
+    except ConfigError as error:
+        print(f"demo: without the unlabelled source: {error}", flush=True)
+        return None
+    return path
+
+
+def detector_flags(root: Path, detector: Path | None) -> list[str]:
+    """The source without labels, which is written below `root`, and what finds its people."""
+    if detector is None:
+        # An earlier run in the same output may have had one.
+        return ["--detector=none", "--detector_weights=", "--persons_weights="]
+    source = f"--source={write_folder(root)}"
+    weights = f"--detector_weights={detector}"
+    return [source, "--detector=ssd", weights, f"--persons_weights={detector}"]
+
+
 def write_sources(root: Path) -> list[str]:
     """Write all sources below `root`; returns the values of --source."""
     return [write_coco(root / "coco"), write_voc(root / "voc"), write_person(root / "person")]
@@ -139,6 +178,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         check_folder("output", output)
         sources = [f"--source={source}" for source in write_sources(output / "sources")]
+        detector = find_detector(ROOT / "models" / "detector")
+        sources += detector_flags(output / "sources" / "folder", detector)
     except (CommandError, OSError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 2
@@ -149,7 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     # The training is the package's own command, in a process of its own: curate imports no JAX.
     data = f"--config.data.sources=('{output / 'set' / 'packed' / 'train'}',)"
-    command = ["train.py", "--config=configs/debug.py", f"--workdir={output / 'train'}", data]
+    # A run goes on with the pictures that it began with, so that other ones have another folder.
+    workdir = output / ("train-detector" if detector else "train")
+    command = ["train.py", "--config=configs/debug.py", f"--workdir={workdir}", data]
     try:
         return subprocess.run([sys.executable, *command], cwd=ROOT).returncode
     except KeyboardInterrupt:

@@ -30,6 +30,7 @@ from curate.engine.parquet import (
 )
 from curate.engine.worker import ShardJob
 from curate.plan import CurationPlan
+from curate.publish.tags import forget_tags
 from curate.quality.score_job import ScoreJob
 from curate.schema import Facts
 
@@ -80,6 +81,7 @@ def forget(engine: Engine, plan: CurationPlan, image_ids: Iterable[str]) -> None
     withdraw(ledger, gone)
     # What each shard holds and whether it is up to date must be known before the index changes.
     shards = holders(ledger, gone)
+    forget_tags(ledger.root, crop_digests(ledger, shards, gone))
     before = {shard: indexed(ledger, shard) for shard in shards}
     current = {shard: is_current(ledger, CropJob(plan.config), shard) for shard in shards}
     reindex(engine, plan, {source_of(name) for name in gone})
@@ -127,6 +129,13 @@ def holds(ledger: ShardLedger, shard: str, gone: set[str]) -> bool:
     """Whether a crop shard has rows of any of the images."""
     rows = read_rows(ledger.output("crop", shard, "rows.parquet"), ["image_id"])
     return any(row["image_id"] in gone for row in rows)
+
+
+def crop_digests(ledger: ShardLedger, shards: Iterable[str], gone: set[str]) -> set[str]:
+    """The sha256 of the PNG of every crop of the images."""
+    files = (ledger.output("crop", shard, "rows.parquet") for shard in shards)
+    rows = (row for file in files for row in read_rows(file, ["image_id", "crop_sha256"]))
+    return {row["crop_sha256"] for row in rows if row["image_id"] in gone}
 
 
 def is_current(ledger: ShardLedger, job: ShardJob, shard: str) -> bool:

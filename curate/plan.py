@@ -39,8 +39,9 @@ class CurationPlan:
     stats: str = ""
     # Sets that must have no photograph in common with this one.
     exclude: list[str] = field(default_factory=list)
-    # Parquet with the crops' tags, for the report.
+    # Parquet with the crops' tags, for the report; or the model folder whose RAM finds them.
     tags: str = ""
+    tagger: str = ""
     # Names of images that are left out for good.
     forgotten: list[str] = field(default_factory=list)
 

@@ -33,6 +33,7 @@ from curate.engine.worker import EngineError
 from curate.forget import check_known, forget
 from curate.plan import CurationPlan, parse_sources, read_plan
 from curate.publish.pack import check_container
+from curate.publish.tags import check_model
 from curate.quality import scores
 from curate.schema import InputError
 from curate.selection.decisions import read_statistics
@@ -104,9 +105,13 @@ def make_plan(flags: argparse.Namespace) -> CurationPlan:
     settings.make_absolute(plan.config)
     # Inputs beside the settings; an empty value takes an earlier one back.
     plan.sources = parse_sources(flags.source) if flags.source else plan.sources
-    for name in ("review", "stats", "tags"):
+    for name in ("review", "stats"):
         if (value := getattr(flags, name)) is not None:
             setattr(plan, name, settings.absolute(value))
+    # Tags are of a file or of a model: one takes the other's place.
+    if flags.tags is not None or flags.tagger is not None:
+        plan.tags = settings.absolute(flags.tags or "")
+        plan.tagger = settings.absolute(flags.tagger or "")
     if flags.exclude is not None:
         plan.exclude = [os.path.abspath(path) for path in flags.exclude if path]
     check_plan(plan)
@@ -132,10 +137,24 @@ def check_plan(plan: CurationPlan) -> None:
     for path in plan.exclude:
         if not os.path.isdir(path):
             raise ConfigError(f"--exclude {path}: no such folder (--exclude= for none)")
+    if plan.tagger:
+        check_model(Path(plan.tagger))
     if plan.review:
         read_review(Path(plan.review))
     if plan.stats:
         read_statistics(Path(plan.stats))
+
+
+def one_flag(argv: Sequence[str]) -> list[str]:
+    """The words of a command line, with `--tags ram MODEL` as the one flag `--tagger=MODEL`.
+
+    argparse has no flag of one word or two: it would take a command that follows for the second.
+    """
+    words = list(argv)
+    for at in range(len(words) - 2):
+        if words[at : at + 2] == ["--tags", "ram"] and not words[at + 2].startswith("-"):
+            return [*words[:at], f"--tagger={words[at + 2]}", *words[at + 3 :]]
+    return words
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -169,14 +188,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         help="folder of pictures, or output of another run, to have no photograph in common with",
     )
-    parser.add_argument(
-        "--tags", type=some_text, help="Parquet with crop_id and tags, for the report"
-    )
+    tags = "for the report: Parquet with crop_id and tags, or the words `ram MODEL`, a model folder"
+    parser.add_argument("--tags", help=f"{tags}; '' = none")
+    parser.add_argument("--tagger", type=some_text, help=argparse.SUPPRESS)
     # How it runs, which changes no byte of the result.
     parser.add_argument("--engine", choices=("local", "ray"), default="local")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="0 = no processes")
     parser.add_argument("--verify", action="store_true", help="compare digests of all that is done")
-    flags = parser.parse_args(argv)
+    flags = parser.parse_args(one_flag(sys.argv[1:] if argv is None else argv))
     # Ray's workers run in another folder, so the path must be absolute.
     flags.output = flags.output.absolute()
     if flags.names and flags.command != "forget":

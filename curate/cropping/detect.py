@@ -76,6 +76,11 @@ def check(config: DetectConfig, needed: bool) -> None:
         litert.check(Path(config.weights))
 
 
+def counter_kind(weights: str) -> str:
+    """The detector that counts people by a file of weights, told by its name; "" without one."""
+    return "yolo" if weights.endswith((".onnx", ".pt")) else "ssd" if weights else ""
+
+
 def describe(config: DetectConfig) -> Facts:
     """All that a detector's boxes depend on, except the picture; part of the crop job's key."""
     facts: Facts = {"kind": config.kind}

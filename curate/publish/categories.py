@@ -1,6 +1,6 @@
 """Figure 7's categories of tags, in `tag_categories.csv`.
 
-Needed where `--tags` gives tags of the crops. The paper's own map is not published, so sums by
+Needed where there are tags of the crops. The paper's own map is not published, so sums by
 category are this project's. A tag that is not in the file is in the category "Other".
 """
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.config import ReviewConfig
+from curate.cropping import detect
 from curate.cropping.job import decode_crop
 from curate.engine.ledger import ShardLedger
 from curate.engine.parquet import read_table
@@ -33,6 +34,7 @@ from curate.publish.report_tables import (
     table_one,
     tag_counts,
 )
+from curate.publish.tags import Tags
 from curate.quality.scores import PERSONS
 from curate.selection.decisions import SelectionFacts, read_facts
 from curate.selection.manifest import Crops, check_funnels, manifest_parts, read_funnels
@@ -109,15 +111,17 @@ def contact_sheet(ledger: ShardLedger, kept: Sequence[str], seed: int) -> np.nda
     return figures.tile_pictures(tiles)
 
 
-def write_report(ledger: ShardLedger, review_config: ReviewConfig, tags: str = "") -> None:
+def write_report(
+    ledger: ShardLedger, review_config: ReviewConfig, tags: tuple[Tags, str] | None = None
+) -> None:
     """Write OUT/report anew.
 
     Args:
         review_config: what the review page shows.
-        tags: path of the crops' tags (see `tag_counts`); "" = none.
+        tags: those of the crops, and whose they are; None = there are none, and no Figure 7.
 
     Raises LedgerError before a selection, ManifestError if the manifest's counts do not add up, and
-    ReportError on tags that do not fit.
+    TagError on tags that do not fit.
     """
     stats = read_facts(ledger)
     parts, seed = read_funnels(ledger), stats["settings"]["split"]["seed"]
@@ -132,12 +136,13 @@ def write_report(ledger: ShardLedger, review_config: ReviewConfig, tags: str = "
         "funnel": {name: vars(part) for name, part in parts.items()},
         "persons": persons(kept, "persons"),
         "detected_persons": persons(kept, PERSONS) if PERSONS in kept.column_names else {"n": 0},
+        "persons_detector": detect.counter_kind(stats["settings"]["score"].get("persons", "")),
         "thresholds": stats["thresholds"],
         "licenses": dict(Counter(name or "unknown" for name in kept["license"].to_pylist())),
         "detectors": read_detectors(ledger),
     }
     if tags:
-        facts["tags"] = tag_counts(Path(tags), set(kept["crop_id"].to_pylist()))
+        facts["tags"] = tag_counts(*tags, set(kept["crop_id"].to_pylist()))
     # The folder appears as a whole; an old report stays until then.
     with staged_folder(ledger.root / "report", replace=True) as folder:
         draw_figures(folder, stats, facts, pool, kept)
@@ -170,5 +175,6 @@ def draw_figures(
     names = [*stats["metrics"], "z", "scale_factor", "s", "persons"]
     data = {name: (float_column(pool, name), float_column(kept, name)) for name in names}
     figures.histograms(folder / "histograms.png", data, mark)
-    if "tags" in facts:
+    # A pie of nothing cannot be drawn.
+    if "tags" in facts and facts["tags"]["occurrences"]:
         figures.tags(folder / "figure_7.png", facts["tags"]["tags"], facts["tags"]["categories"])

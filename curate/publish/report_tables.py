@@ -7,16 +7,14 @@ describes PERSONA stand beside ours only where the same metrics were used.
 import json
 from collections import Counter
 from heapq import nsmallest
-from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.engine.parquet import read_rows
 from curate.publish.categories import by_category
-from curate.schema import InputError
+from curate.publish.tags import TagError, Tags
 from curate.selection.manifest import Funnel, funnel_text, merge_funnels
 from curate.selection.split import seeded_key
 
@@ -43,8 +41,10 @@ MetricTable = dict[str, dict[str, dict[str, float]]]
 
 
 class TagFacts(TypedDict):
-    """Tags of the kept crops: how many crops have some, sums, occurrences by tag and category."""
+    """Tags of the kept crops: by whom, of how many, sums, occurrences by tag and category."""
 
+    # "RAM", or the name of the file that a tagger wrote.
+    by: str
     images: int
     occurrences: int
     tags: dict[str, int]
@@ -62,15 +62,13 @@ class ReportFacts(TypedDict):
     # Persons on the kept crops, by the labels of their sources and by a detector on the crops.
     persons: dict[str, float]
     detected_persons: dict[str, float]
+    # The detector's name; "" = none.
+    persons_detector: str
     thresholds: dict[str, float]
     licenses: dict[str, int]
     detectors: list[str]
     # Only where the user gave tags.
     tags: NotRequired[TagFacts]
-
-
-class ReportError(InputError):
-    """Tags that do not fit the set, or cannot be read."""
 
 
 def summary(values: np.ndarray) -> dict[str, float]:
@@ -130,26 +128,29 @@ def persons(table: pa.Table, name: str) -> dict[str, float]:
     }
 
 
-def tag_counts(path: Path, kept: set[str]) -> TagFacts:
+def tag_counts(tags: Tags, by: str, kept: set[str]) -> TagFacts:
     """Occurrences of tags on the kept crops.
 
     Args:
-        path: Parquet with columns crop_id and tags (lists of texts).
+        tags: by crop, other crops among them.
+        by: whose tags they are.
 
-    Raises ReportError if it has no such columns, or none of the kept crops.
+    Raises TagError if none of the kept crops are in it.
     """
-    try:
-        rows = [row for row in read_rows(path, ["crop_id", "tags"]) if row["crop_id"] in kept]
-    except (OSError, ValueError) as error:
-        raise ReportError(f"--tags {path}: needs columns crop_id and tags: {error}") from None
-    if not rows:
-        raise ReportError(f"--tags {path}: none of the kept crops are in it")
+    sets = [set(tags[name]) for name in kept if name in tags]
+    if not sets:
+        raise TagError(f"--tags {by}: none of the kept crops are in it")
     # A tag that a tagger gives twice to one crop counts once, as in the paper's sum of sets.
-    found = Counter(tag for row in rows for tag in set(row["tags"]))
+    found = Counter(tag for names in sets for tag in names)
     total = sum(found.values())
-    tags = dict(sorted(found.items()))
-    groups = by_category(tags)
-    return {"images": len(rows), "occurrences": total, "tags": tags, "categories": groups}
+    counts = dict(sorted(found.items()))
+    return {
+        "by": by,
+        "images": len(sets),
+        "occurrences": total,
+        "tags": counts,
+        "categories": by_category(counts),
+    }
 
 
 def report_markdown(facts: ReportFacts, parts: dict[str, Funnel]) -> str:
@@ -213,10 +214,10 @@ def persons_text(facts: ReportFacts) -> str:
     """
     lines = [
         f"- By {how}: mean {count['mean']:.3f} (n {count['n']:,}), median {count['median']:g}; "
-        f"one {count['one']:.0%}, two {count['two']:.0%}, 3-5 {count['three_to_five']:.0%}, "
-        f"more {count['more']:.0%}"
+        f"none or one {count['one']:.0%}, two {count['two']:.0%}, "
+        f"3-5 {count['three_to_five']:.0%}, more {count['more']:.0%}"
         for how, count in (
-            ("a detector on the crop", facts["detected_persons"]),
+            (f"{facts['persons_detector']} on the crop", facts["detected_persons"]),
             ("the boxes of its source", facts["persons"]),
         )
         if count["n"]
@@ -230,9 +231,9 @@ def tags_text(facts: TagFacts | None) -> str:
     if facts is None:
         return ""
     mean = facts["occurrences"] / facts["images"]
+    figure = "\n\n![Figure 7](figure_7.png)" if facts["occurrences"] else ""
     return (
         f"## Tags\n\n{facts['occurrences']:,} of {len(facts['tags']):,} kinds on "
-        f"{facts['images']:,} crops, {mean:.2f} a crop (paper: {PAPER_TAGS}). Categories are "
-        "this project's.\n\n"
-        "![Figure 7](figure_7.png)"
+        f"{facts['images']:,} crops, {mean:.2f} a crop (paper: {PAPER_TAGS}), by "
+        f"{facts['by']}. Categories are this project's.{figure}"
     )

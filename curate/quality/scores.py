@@ -185,11 +185,13 @@ def _widened(low: int, high: int, size: int) -> slice:
 
 
 def _counter(config: ScoreConfig) -> DetectConfig:
-    """The detector that counts people, YOLO at its usual settings. Raises ConfigError.
+    """The detector that counts people, at its usual settings. Raises ConfigError.
 
     A crop is 512 pixels wide, so that it is never looked at in tiles.
     """
-    counter = DetectConfig("yolo", config.persons)
+    if not Path(config.persons).is_file():
+        raise ConfigError(f"--persons_weights {config.persons}: not there")
+    counter = DetectConfig(detect.counter_kind(config.persons), config.persons)
     detect.check(counter, needed=True)
     return counter
 

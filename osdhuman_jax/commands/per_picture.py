@@ -31,6 +31,10 @@ class PictureJob(NamedTuple):
         return spelled(self.name.as_posix())
 
 
+if TYPE_CHECKING:
+    ReadPicture = tuple[PictureJob, Pixels]
+
+
 def check_apart(output: Path, pictures: Path) -> None:
     """Raise CommandError where files would be written among the pictures, and read as such."""
     if real(output).is_relative_to(real(pictures)):
@@ -63,23 +67,45 @@ def add_lines(
     command: str,
     jobs: Sequence[PictureJob],
     file: Path,
-    line: "Callable[[PictureJob, Pixels], Json]",
+    lines: "Callable[[Sequence[ReadPicture]], Sequence[Json]]",
+    size: int = 1,
 ) -> int:
     """Add the line of each picture to a file of lines; returns how many.
+
+    Args:
+        lines: makes those of up to `size` pictures; what it raises, ValueError or OSError, costs
+            these and no others.
 
     Raises DataError where another run is writing to it, and OSError.
     """
     from osdhuman_jax.data.picture_lines import appended
-    from osdhuman_jax.images.codec import read_rgb
 
     file.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with appended(file) as add:
+    made = 0
+    with appended(file) as add, bar(len(jobs), "picture", shown=bool(jobs)) as progress:
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            read = [one for job in batch for one in _read(command, job)]
+            try:
+                for line in lines(read) if read else ():
+                    add(line)
+                    made += 1
+            except (OSError, ValueError) as error:
+                more = f" and {len(read) - 1} more" if read[1:] else ""
+                print(f"{command}: {spelled(read[0][0].path)}{more}: {error}", file=sys.stderr)
+            progress.update(len(batch))
+    return made
 
-        def make(job: PictureJob) -> bool:
-            add(line(job, read_rgb(job.path)))
-            return True
 
-        return each(command, jobs, make)[0]
+def _read(command: str, job: PictureJob) -> "list[ReadPicture]":
+    """A job with its picture's pixels; none where it cannot be read, which is said."""
+    from osdhuman_jax.images.codec import read_rgb
+
+    try:
+        return [(job, read_rgb(job.path))]
+    except (OSError, ValueError) as error:
+        print(f"{command}: {spelled(job.path)}: {error}", file=sys.stderr)
+        return []
 
 
 def each(

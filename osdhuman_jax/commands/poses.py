@@ -33,6 +33,7 @@ from osdhuman_jax.commands.per_picture import (
 from osdhuman_jax.filenames import spelled
 
 if TYPE_CHECKING:
+    from osdhuman_jax.commands.per_picture import ReadPicture
     from osdhuman_jax.config import Json
     from osdhuman_jax.data.structures import Attention, People
     from osdhuman_jax.images.codec import Pixels
@@ -121,6 +122,9 @@ def _make(left: list[PictureJob], output: Path, estimate: "Estimator") -> int:
     """Write what is missing; returns of how many pictures."""
     from osdhuman_jax.data.structures import POSES, pose_line, write_attention
 
+    def lines(pictures: "Sequence[ReadPicture]") -> "list[Json]":
+        return [line(job, rgb) for job, rgb in pictures]
+
     def line(job: PictureJob, rgb: "Pixels") -> "Json":
         people, attention = estimate(rgb)
         # The line comes last: a picture without one is looked at again.
@@ -129,7 +133,7 @@ def _make(left: list[PictureJob], output: Path, estimate: "Estimator") -> int:
             write_attention(job.target, attention)
         return pose_line(job.file, people)
 
-    return add_lines("poses", left, output / POSES, line)
+    return add_lines("poses", left, output / POSES, lines)
 
 
 def command() -> NoReturn:

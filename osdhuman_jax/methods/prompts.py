@@ -151,6 +151,27 @@ class TextEncoder:
         return self._clip(self._tokenize(texts))
 
 
+class TagFinder:
+    """Pictures -> names of what is in each: RAM's tags, without a text encoder."""
+
+    def __init__(
+        self,
+        image_tagger: ImageTagger,
+        names: Sequence[str],
+        thresholds: Float32[np.ndarray, " n"],
+    ) -> None:
+        """`names` and `thresholds` are RAM's lists."""
+        self.input_size = image_tagger.image_encoder.input_size  # pixels, of the square it sees
+        # The module becomes a function of arrays once, here, so that a call splits nothing.
+        self._logits = partial(_forward, *nnx.split(image_tagger))
+        self._names, self._thresholds = tuple(names), thresholds
+
+    def __call__(self, images: Images) -> list[list[str]]:
+        """Names for each picture in [-1, 1], in the list's order."""
+        # Strings begin here, so nothing of this is inside a compiled program.
+        return select_tags(np.asarray(self._logits(images)), self._thresholds, self._names)
+
+
 class TagPrompter:
     """Pictures -> tags -> text -> tokens, on the host between two compiled programs.
 
@@ -167,10 +188,8 @@ class TagPrompter:
         user_prompt: str = "",
     ) -> None:
         """`names` and `thresholds` are RAM's lists; `user_prompt` is for `tag_text`, in use."""
-        # Modules become functions of arrays once, here, so that a call splits nothing.
-        self.input_size = image_tagger.image_encoder.input_size  # pixels, of the square it sees
-        self._logits = partial(_forward, *nnx.split(image_tagger))
-        self._names, self._thresholds = tuple(names), thresholds
+        self._find = TagFinder(image_tagger, names, thresholds)
+        self.input_size = self._find.input_size  # pixels, of the square it sees
         self._encode = encode
         self._text: Callable[[Sequence[str]], str] = partial(tag_text, user_prompt=user_prompt)
 
@@ -184,8 +203,7 @@ class TagPrompter:
 
     def tags(self, images: Images) -> list[list[str]]:
         """Names of what is in each picture, in the list's order."""
-        # Strings begin here, so nothing of this is inside a compiled program.
-        return select_tags(np.asarray(self._logits(images)), self._thresholds, self._names)
+        return self._find(images)
 
     def caption(self, pixels: Pixels) -> str:
         """The text of training, `bare_text`, of one picture (H, W, 3) as it is in its file."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         copy_prompter,
         encode_text,
         load_prompter,
+        load_tag_finder,
         load_text_encoder,
     )
     from osdhuman_jax.weights.model_folder import (
@@ -52,6 +53,7 @@ __all__ = [
     "load_model",
     "load_part",
     "load_prompter",
+    "load_tag_finder",
     "load_text_encoder",
     "random_restorer",
     "save_model",
@@ -62,7 +64,10 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("Cleaner", "load_cleaner"), "cleaners"),
     **dict.fromkeys(
-        ("copy_parts", "copy_prompter", "encode_text", "load_prompter", "load_text_encoder"),
+        (
+            *("copy_parts", "copy_prompter", "encode_text"),
+            *("load_prompter", "load_tag_finder", "load_text_encoder"),
+        ),
         "extractors",
     ),
     **dict.fromkeys(("DiffBodyModel", "load_diffbody"), "diffbody"),

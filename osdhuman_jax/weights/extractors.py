@@ -22,6 +22,7 @@ from osdhuman_jax.config import Json
 from osdhuman_jax.disk import copy_file, write_json
 from osdhuman_jax.methods.prompts import (
     FixedPrompter,
+    TagFinder,
     TagPrompter,
     TextEncoder,
     load_prompt,
@@ -84,6 +85,27 @@ def load_prompter(
         raise WeightsError(str(error)) from error
 
 
+def load_tag_finder(folder: Path | str, *, precision: str = "fp32") -> tuple[TagFinder, str]:
+    """What finds tags, and whose they are, "ram" or "dape"; a folder needs no CLIP for it.
+
+    Raises WeightsError where the folder lacks the head or the list, or a file was changed.
+    """
+    folder = Path(folder)
+    meta = read_meta(folder)
+    if lacking := _lacking(meta, ("tagger",), TAGS):
+        raise WeightsError(
+            f"{folder}: for tags it lacks {', '.join(lacking)}; import the model with --ram "
+            "(a file with a tagging head) and --tags"
+        )
+    verify(folder, meta, *TAGS)
+    try:
+        tagger = load_part(folder, "tagger", precision=precision)
+        # Folders of earlier versions do not say; theirs were RAM's.
+        return TagFinder(tagger, *read_tags(folder / "tags")), str(meta.get("tagger", "ram"))
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+
+
 def _text_encoder(folder: Path, meta: Json, precision: str) -> TextEncoder:
     clip = load_part(folder, "clip", precision=precision)
     config = cast(CLIPConfig, part_config(folder, meta, "clip"))
@@ -138,9 +160,7 @@ def check_kind(where: Path | str, meta: Json, kind: str) -> None:
     if kind not in PROMPTS:
         raise WeightsError(f"{where}: prompt {kind!r:.40} is none of {', '.join(PROMPTS)}")
     parts, files = NEEDS[kind]
-    lacking = [n for n in parts if n not in meta.get("parts", {})]
-    lacking += [n for n in files if n not in meta["digests"]]
-    if lacking:
+    if lacking := _lacking(meta, parts, files):
         raise WeightsError(
             f"{where}: for prompts of kind {kind} it lacks {', '.join(lacking)}; import the model "
             "with --clip (a diffusers folder with its tokenizer), --tags or --prompt_file"
@@ -150,6 +170,12 @@ def check_kind(where: Path | str, meta: Json, kind: str) -> None:
         raise WeightsError(
             f"{where}: its tags are those of {found}, not of {kind}, which --dape at import decides"
         )
+
+
+def _lacking(meta: Json, parts: Iterable[str], files: Iterable[str]) -> list[str]:
+    """Which of these parts and small files a folder does not have."""
+    absent = [name for name in parts if name not in meta.get("parts", {})]
+    return absent + [name for name in files if name not in meta["digests"]]
 
 
 def read_tags(folder: Path) -> tuple[list[str], Float32[np.ndarray, " n"]]:

@@ -98,15 +98,18 @@ def test_captions_are_added_to_those_that_are_there(photos, tmp_path, monkeypatc
     monkeypatch.setattr(
         captions,
         "load_tags",
-        lambda folder: (lambda rgb: asked.append(folder) or "man, hat", "ram"),
+        lambda folder, size: (
+            lambda pictures: [asked.append((folder, size)) or ["man", "hat"] for _ in pictures],
+            "ram",
+        ),
     )
     out, words = tmp_path / "c.jsonl", ["--pictures", photos, "--ram", "model", "--output"]
     mine = {"file": "a.jpg", "text": "mine"}
     out.write_text(json.dumps(mine))
-    assert status(captions.main, *words, out) == 0 and asked == [Path("model")]
+    assert status(captions.main, *words, out) == 0 and asked == [(Path("model"), 1)]
     assert [json.loads(line) for line in out.read_text().splitlines()] == [
         mine,
-        {"file": "b/c.png", "text": "man, hat", "by": "ram"},
+        {"file": "b/c.png", "text": "man, hat", "tags": ["man", "hat"], "by": "ram"},
     ]
     assert capsys.readouterr().out == f"1 captions made, 1 were in {out}\n"
     assert status(captions.main, *words, out) == 0 and len(asked) == 1
@@ -138,7 +141,7 @@ def test_files_that_are_not_lines_and_models_without_tags_are_one_line(photos, t
     out, nano = tmp_path / "c.jsonl", Path(__file__).parents[2] / "models" / "nano"
     words = ["--pictures", photos, "--ram", nano, "--output"]
     assert status(captions.main, *words, out) == 2 and not out.exists()
-    assert "for prompts of kind ram it lacks tagger" in capsys.readouterr().err
+    assert "nano: for tags it lacks tagger, tags/ram_tag_list.txt, " in capsys.readouterr().err
     out.write_text("text\n{}\n")
     assert status(captions.main, *words, out) == 2
     assert "c.jsonl, line 1: " in capsys.readouterr().err

@@ -12,10 +12,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from curation_runs import SETTINGS, manifest
+from litert_files import install, write_package
 
 from benchmarks.curate import write_set
 from curate import demo
 from curate.config import ConfigError, CurateConfig, put
+from curate.cropping import ssd
 from curate.curation import notes
 from curate.engine.ledger import ShardLedger
 from curate.plan import CurationPlan, read_plan
@@ -100,6 +102,21 @@ def test_a_plan_that_an_editor_saved_is_read(tmp_path, encoding):
     text = (tmp_path / "plan.json").read_text(encoding="utf-8")
     (tmp_path / "plan.json").write_text(text, encoding=encoding)
     assert read_plan(tmp_path) == plan
+
+
+def test_the_demonstration_says_that_it_has_no_detector(tmp_path, monkeypatch, capsys):
+    pictures, detectors = tmp_path / "pictures", tmp_path / "detectors"
+    assert "--detector=none" in demo.detector_flags(pictures, demo.find_detector(detectors))
+    said = capsys.readouterr().out
+    assert said.startswith("demo: without the unlabelled source: ") and said.count("\n") == 1
+    assert "no such file; `make detector` downloads it" in said and not pictures.exists()
+    install(monkeypatch, lambda batch: [], [])
+    detectors.mkdir()
+    path = write_package(detectors / "mediapipe-objectron-1.0.tgz", ssd.ASSETS)
+    flags = demo.detector_flags(pictures, demo.find_detector(detectors))
+    assert flags[0] == f"--source=folder={pictures}" and not capsys.readouterr().out
+    assert {"--detector=ssd", f"--persons_weights={path}"} < set(flags)
+    assert len(list(pictures.iterdir())) == 4
 
 
 if COCO := os.environ.get("COCO_VAL2017"):  # a folder with val2017/ and the instances json

@@ -21,7 +21,7 @@ from refusals import status
 from benchmarks import fidelity, references
 from benchmarks.convert import nchw, randomise
 from benchmarks.published import adapt_all, publish, reference_restorer
-from osdhuman_jax.commands import restore
+from osdhuman_jax.commands import captions, restore
 from osdhuman_jax.commands.weights import main
 from osdhuman_jax.config import Config
 from osdhuman_jax.images.codec import to_float
@@ -183,6 +183,24 @@ def test_prompts_and_adapters_show(theirs):
                 pictures.append(theirs.restore().astype(int))
     for i, picture in enumerate(pictures):
         assert all(np.abs(picture - other).max() > 2 for other in pictures[:i])
+
+
+def test_captions_are_rams_tags_and_need_no_clip(theirs, tmp_path):
+    """Pictures in batches of one shape, whatever their sizes and however many there are."""
+    import_model(theirs.sd, theirs.ram, tmp_path / "m", tags=theirs.tags)
+    (tmp_path / "photos").mkdir()
+    for i in range(captions.BATCH + 1):
+        sized = PHOTO if i else np.repeat(np.repeat(PHOTO, 2, axis=0), 2, axis=1)
+        Image.fromarray(sized).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "4.png").write_bytes(b"no picture")
+    flags = {"--pictures": tmp_path / "photos", "--ram": tmp_path / "m"}
+    words = [word for pair in {**flags, "--output": tmp_path / "c.jsonl"}.items() for word in pair]
+    assert status(captions.main, *words) == 1
+    lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert [line.pop("file") for line in lines] == [f"{i}.png" for i in range(9) if i != 4]
+    assert theirs.text("ram") == ", ".join(NAMES[1::2]) + ", ,"
+    want = {"text": ", ".join(NAMES[1::2]), "tags": NAMES[1::2], "by": "ram"}
+    assert all(line == want for line in lines)
 
 
 @pytest.mark.parametrize("kind", ["ram", "null"])

@@ -90,6 +90,10 @@ def test_tags_are_counted_on_kept_crops(made, tmp_path, capsys):
     assert (found["images"], found["occurrences"], found["tags"]) == (2, 3, {"b": 1, "dog": 2})
     assert found["categories"]["Animals"] == {"occurrences": 2, "tags": 1}
     assert (output / "report" / "figure_7.png").stat().st_size > 1000
+    none = pa.array([[]], pa.list_(pa.string()))
+    pq.write_table(pa.table({"crop_id": kept[:1], "tags": none}), tags)
+    assert curate(output, "report") == 0 and report(output)["tags"]["occurrences"] == 0
+    assert not (output / "report" / "figure_7.png").exists()
     pq.write_table(pa.table({"crop_id": ["stranger"], "tags": [["c"]]}), tags)
     assert curate(output, "report") == 2
     assert "none of the kept crops" in capsys.readouterr().err

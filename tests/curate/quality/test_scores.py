@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from curation_runs import curate
 from damage import raising
+from litert_files import install, write_package
 from onnx_files import output, write_onnx
 from skimage import data
 
 from curate.config import ConfigError, ScoreConfig
+from curate.cropping import ssd
 from curate.cropping.job import decode_crop
 from curate.cropping.stages import person_region
 from curate.engine.ledger import ShardLedger, tree_digest
@@ -250,6 +252,17 @@ def test_a_detector_counts_the_people_of_a_crop(tmp_path):
     assert scores.describe("persons", config)["sha256"]
     with pytest.raises(ConfigError, match="nowhere.onnx: not there"):
         scores.describe("persons", ScoreConfig(persons="nowhere.onnx"))
+
+
+def test_the_small_detector_counts_too(tmp_path, monkeypatch):
+    boxes, logits = np.zeros((1, 1917, 4), np.float32), np.full((1, 1917, 24), -9, np.float32)
+    logits[0, [0, 2, -1], ssd.PERSON] = 0.0, -2.0, 0.0  # the second is less likely than ssd_conf
+    shapes = [(1, 300, 300, 3), boxes.shape, logits.shape]
+    install(monkeypatch, lambda batch: [boxes, logits], shapes)
+    config = ScoreConfig(persons=str(write_package(tmp_path / "objectron.tgz", ssd.ASSETS)))
+    scorer = scores.make_scorer("persons", config)
+    assert scorer(crops(2))["detected_persons"].tolist() == [2.0, 2.0]
+    assert scores.describe("persons", config)["kind"] == "ssd"
 
 
 def test_groups_and_signs(with_niqe):
