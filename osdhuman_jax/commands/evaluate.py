@@ -144,7 +144,8 @@ def _add_score(means: dict[str, "Values"], gates: dict[str, ntire.Gate]) -> tupl
         gate = gates.get(method)
         found[ntire.NAME] = ntire.score(found) if gate is None or gate.passed else None
         if gate is None:
-            unknown.append(method)
+            # Where there is no score, nothing hangs on its gate.
+            unknown += [method] if found[ntire.NAME] is not None else []
         elif not gate.passed:
             most = ntire.MOST_BELOW
             failed.append(
