@@ -73,6 +73,27 @@ class Restorer:
         pipeline = Pipeline.from_folder(model, precision, batch_size=batch_size, max_memory=limit)
         return cls(pipeline)
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        precision: str = "fp32",
+        batch_size: int = 1,
+        max_memory: int | str | None = None,
+    ) -> "Restorer":
+        """The model of a repository ORG/NAME of the Hugging Face hub.
+
+        The first time it is fetched into huggingface_hub's cache, and commit and digests are
+        remembered there; later the same name means the same bytes, or is refused. `revision` names
+        a commit, a branch or a tag. The rest is as for `load`. Raises ValueError, in one line.
+        """
+        from osdhuman_jax.weights.hub import fetch_model  # huggingface_hub costs a second
+
+        folder = fetch_model(name, revision)
+        return cls.load(folder, precision=precision, batch_size=batch_size, max_memory=max_memory)
+
     @overload
     def __call__(
         self,

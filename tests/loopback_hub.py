@@ -5,11 +5,14 @@
         hub.address      # for HF_ENDPOINT
 
 As the hub does, it answers `/owner/name/resolve/main/FILE` with the digests of its files, sends
-whoever wants a large one to its store, which is another host, and gives parts of files. Whatever
-lies under `/plain/` is a plain web server's. `log` has every request.
+whoever wants a large one to its store, which is another host, and gives parts of files. It takes a
+commit of small files, which lie under COMMIT and main then. Whatever lies under `/plain/` is a
+plain web server's. `log` has every request.
 """
 
+import base64
 import hashlib
+import json
 import re
 import threading
 from collections.abc import Iterator
@@ -66,10 +69,12 @@ class Hub:
 
     def put(self, repository: str, name: str, data: bytes, fault: Fault | None = None) -> None:
         """A file of a repository, or of the plain web server where that is ''."""
-        path = f"/{repository}/resolve/main/{name}" if repository else f"/plain/{name}"
-        self.files[path] = data
-        if fault:
-            self.faults[path] = fault
+        whole = f"/{repository}/resolve/{{}}/{name}" if repository else f"/plain/{name}"
+        # A branch and its commit have the same files.
+        for path in {whole.format("main"), whole.format(COMMIT)}:
+            self.files[path] = data
+            if fault:
+                self.faults[path] = fault
 
     def asked(self, method: str = "GET") -> list[str]:
         """Paths that were asked for."""
@@ -118,13 +123,40 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
+    def do_POST(self) -> None:
+        hub, body = self.server.hub, self.rfile.read(int(self.headers["Content-Length"]))
+        hub.log.append(Request(self.headers["Host"], self.command, self.path, dict(self.headers)))
+        api, _, what = self.path.rpartition("/main")[0].rpartition("/")
+        said: dict[str, Any] = {"errors": [], "warnings": []}
+        if self.path.endswith("/create"):
+            made = json.loads(body)
+            said = {"url": f"{hub.address}/{made['organization']}/{made['name']}"}
+        elif what == "preupload":
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            said = {"files": [{"path": path, **modes} for path in paths]}
+        elif what == "commit":
+            for entry in map(json.loads, body.splitlines()):
+                if entry["key"] == "file":
+                    data = base64.b64decode(entry["value"]["content"])
+                    hub.put(api.removeprefix("/api/models/"), entry["value"]["path"], data)
+            place = self.path.removeprefix("/api/models").removesuffix("/main")
+            said = {"commitUrl": f"{hub.address}{place}/{COMMIT}", "commitOid": COMMIT}
+        answer = json.dumps(said).encode()
+        self.head(200, {"Content-Type": "application/json", "Content-Length": str(len(answer))})
+        self.wfile.write(answer)
+
     def answer(self) -> None:
         hub, host = self.server.hub, self.headers["Host"]
         hub.log.append(Request(host, self.command, self.path, dict(self.headers)))
         path = self.path.removeprefix("/store")
         data, fault = hub.files.get(path), hub.faults.get(path, Fault())
         if data is None or fault.status:
-            self.head(fault.status or 404, {"Content-Length": "0"})
+            repository = path.partition("/resolve/")[0]
+            known = any(file.startswith(f"{repository}/resolve/") for file in hub.files)
+            why = {"X-Error-Code": "EntryNotFound" if known else "RepoNotFound"}
+            why = {} if fault.status or path.startswith("/plain/") else why
+            self.head(fault.status or 404, {"Content-Length": "0"} | why)
             return
         stored = len(data) >= LARGE and not path.startswith("/plain/")
         if stored and not self.path.startswith("/store"):

@@ -1,14 +1,18 @@
-"""Sheets that show methods side by side with a detail enlarged, as the paper's Figures 8 and 9.
+"""Methods side by side: a sheet to print, or a page on which a person judges them blind.
 
     osdhuman compare --columns LQ=lq/ OSDHuman=restored/ HQ=hq/ --output sheet.png
+    osdhuman compare --blind OSDHuman=restored/ Other=other/ --output ab/
+    osdhuman compare --answers answers.csv --key ab/key.json
 
-A row is a picture, a column a folder. The same detail is framed and enlarged in every column: the
-one that is given, or the one where the columns disagree most.
+Of a sheet, as the paper's Figures 8 and 9, a row is a picture, a column a folder. The same detail
+is framed and enlarged in every column: the one that is given, or the one where the columns disagree
+most. The page, ab/index.html, shows pairs whose sides `--seed` draws, and saves answers.csv, of
+which `--answers` tells the preference (evaluation/preference.py).
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -18,7 +22,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from osdhuman_jax.cli import Parser, bar, check_file, end, some_path, some_text
+from osdhuman_jax.cli import Parser, bar, check_file, check_folder, end, some_path, some_text
+from osdhuman_jax.evaluation import preference
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import ImageError, read_rgb, write_png
 from osdhuman_jax.images.listing import named_images, real
@@ -149,19 +154,19 @@ def named_folder(text: str) -> tuple[str, Path]:
 def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("compare", "Methods side by side.")
     add = parser.add_argument
-    add(
-        "--columns",
-        required=True,
-        nargs="+",
-        type=named_folder,
-        metavar="NAME=DIR",
-        help="folders, left to right",
-    )
+    # What is to be made, or told.
+    what = parser.add_mutually_exclusive_group(required=True)
+    folders = {"type": named_folder, "metavar": "NAME=DIR"}
+    what.add_argument("--columns", nargs="+", help="a sheet of folders, left to right", **folders)
+    what.add_argument("--blind", nargs=2, help="a page of pairs, sides unnamed", **folders)
+    what.add_argument("--answers", nargs="+", type=some_path, help="what such a page has saved")
+    add("--key", type=some_path, help="key.json of the page, for --answers")
+    add("--output", type=some_path, help="the sheet, a PNG; of --blind, a folder")
     # Which pictures, and how large.
-    add("--output", required=True, type=some_path, help="the sheet, a PNG")
-    add("--names", nargs="+", help="pictures to show, without suffix; default: the first ones")
-    add("--rows", type=int, default=6, help="how many without --names (%(default)s)")
+    add("--names", nargs="+", help="pictures to show, without suffix; default: the first, or all")
+    add("--rows", type=int, default=6, help="of a sheet without --names (%(default)s)")
     add("--width", type=int, default=320, help="of a column in pixels (%(default)s)")
+    add("--seed", type=int, default=0, help="draws sides and order of --blind (%(default)s)")
     # The detail: given, found, or none.
     detail = parser.add_mutually_exclusive_group()
     box = ("LEFT", "TOP", "SIDE")
@@ -170,6 +175,8 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     detail.add_argument("--no_detail", action="store_true", help="no frame, no enlargement")
     args = parser.parse_args(argv)
     # What argparse cannot refuse.
+    if (args.key is None) is bool(args.answers) or (args.output is None) is not bool(args.answers):
+        parser.error("--answers goes with --key, all else with --output")
     if args.rows < 1 or args.width < 32:
         parser.error("--rows takes at least 1, --width at least 32")
     if args.box and not (all(0 <= v <= 1 for v in args.box) and args.box[2] > 0):
@@ -177,27 +184,32 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _rows(
-    folders: dict[str, Path], names: Sequence[str] | None, count: int
-) -> tuple[list[Row], int]:
-    """The pictures wanted from each folder, and how many there are that some folder lacks.
+def _wanted(
+    folders: dict[str, Path], names: Sequence[str] | None, most: int | None
+) -> tuple[list[str], list[dict[str, Path]], int]:
+    """Names of the pictures wanted, the files of each folder, and how many some folder lacks.
 
-    Raises ValueError (as ImageError is) or OSError.
+    Raises ValueError or OSError.
     """
     files = {name: named_images(folder) for name, folder in folders.items()}
     common = [name for name in next(iter(files.values())) if all(name in f for f in files.values())]
-    wanted = [spelled(name) for name in names or ()] or common[:count]
+    wanted = [spelled(name) for name in names or ()] or common[:most]
     if not wanted:
         raise ValueError("the columns have no picture of one name")
     if absent := [name for name in wanted if name not in common]:
         raise ValueError(f"not in every column: {', '.join(absent)}")
+    return wanted, [*files.values()], len(set().union(*files.values())) - len(common)
+
+
+def _scenes(
+    wanted: Sequence[str], files: Sequence[dict[str, Path]]
+) -> Iterator[tuple[str, list[Pixels]]]:
+    """Each name with its picture of every folder. Raises ValueError (as ImageError is)."""
     # Large photographs take a second each to decode.
-    rows = []
     with bar(len(wanted), "row", shown=len(wanted) > 1) as progress:
         for name in wanted:
-            rows.append(Row([_read(found[name]) for found in files.values()], (name,)))
+            yield name, [_read(found[name]) for found in files]
             progress.update()
-    return rows, len(set().union(*files.values())) - len(common)
 
 
 def _read(path: Path) -> Pixels:
@@ -207,24 +219,65 @@ def _read(path: Path) -> Pixels:
         raise ValueError(f"{spelled(path)}: {error}") from error
 
 
+def _make_sheet(args: argparse.Namespace, folders: dict[str, Path]) -> str:
+    """Write the sheet; returns what there is to say. Raises ValueError or OSError."""
+    check_file("output", args.output)
+    wanted, files, lacking = _wanted(folders, args.names, args.rows)
+    rows = [Row(images, (name,)) for name, images in _scenes(wanted, files)]
+    box = None if args.no_detail else tuple(args.box) if args.box else "auto"
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_png(args.output, sheet(rows, list(folders), args.width, box))
+    _tell_lacking(lacking, args.names)
+    return f"{len(rows)} rows, {len(folders)} columns: {spelled(args.output)}"
+
+
+def _make_page(args: argparse.Namespace, folders: dict[str, Path]) -> str:
+    """Write the page of pairs; returns what there is to say. Raises ValueError or OSError."""
+    check_folder("output", args.output)
+    # A new draw would make the answers to the old one worthless.
+    if (args.output / preference.KEY).exists():
+        raise ValueError(f"--output {spelled(args.output)}: has a page; name another folder")
+    wanted, files, lacking = _wanted(folders, args.names, None)
+    first, second = folders
+    pairs = ((name, one, two) for name, (one, two) in _scenes(wanted, files))
+    preference.write_page(args.output, (first, second), pairs, args.seed)
+    _tell_lacking(lacking, args.names)
+    key = spelled(args.output / preference.KEY)
+    return (
+        f"{len(wanted)} pairs: open {spelled(args.output / preference.PAGE)} in a browser\n"
+        f"which side is whose is in {key}: osdhuman compare --answers FILE --key {key}"
+    )
+
+
+def _tell_answers(args: argparse.Namespace) -> str:
+    """The preference in words. Raises ValueError or OSError."""
+    key = preference.read_key(args.key)
+    answers = [preference.read_answers(path, key) for path in args.answers]
+    return preference.told(key, preference.count(key, answers))
+
+
+def _tell_lacking(lacking: int, names: Sequence[str] | None) -> None:
+    """Say how many pictures were left out, where nobody named those to show."""
+    if lacking and not names:
+        print(f"left out: {lacking} that are not in every column", file=sys.stderr)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the sheet; 0 = written, 2 = not (one line says why)."""
+    """Make or tell what is asked for; 0 = done, 2 = not (one line says why)."""
     args = _parse_args(argv)
-    folders = dict(args.columns)
+    given = args.columns or args.blind or ()
+    folders = dict(given)
     try:
-        check_file("output", args.output)
-        if len(folders) < len(args.columns):
+        if len(folders) < len(given):
             raise ValueError("two columns have one name: give them as NAME=DIR")
-        rows, lacking = _rows(folders, args.names, args.rows)
-        box = None if args.no_detail else tuple(args.box) if args.box else "auto"
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_png(args.output, sheet(rows, list(folders), args.width, box))
+        if args.answers:
+            said = _tell_answers(args)
+        else:
+            said = (_make_sheet if args.columns else _make_page)(args, folders)
     except (OSError, ValueError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
-    if lacking and not args.names:
-        print(f"left out: {lacking} that are not in every column", file=sys.stderr)
-    print(f"{len(rows)} rows, {len(folders)} columns: {spelled(args.output)}")
+    print(said)
     return 0
 
 

@@ -11,14 +11,22 @@ written, 2 nothing was begun, 130 interrupted.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from osdhuman_jax.cli import Parser, check_folder, check_input, end, some_path
 from osdhuman_jax.commands.compare import named_folder
-from osdhuman_jax.evaluation.metrics import METRICS, SETS, Metric
+from osdhuman_jax.evaluation import ntire
+from osdhuman_jax.evaluation.metrics import FACES_ONLY, METRICS, SETS, Metric
 from osdhuman_jax.images.listing import named_images, real
+
+if TYPE_CHECKING:
+    from osdhuman_jax.evaluation.scoring import Values
+
+
+# As in evaluation/quoted.csv, which `--help` does without.
+QUOTED_SETS = ("persona-val", "persona-test", "mpii-test")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -39,12 +47,29 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--degraded", type=some_path, help="what was restored; shown in worst/, and for hmb-area")
     # What is measured, and with which weights.
     names = f"all, a paper's columns ({', '.join(SETS)}), or some of {','.join(METRICS)}"
-    add("--metrics", default="all", help=names)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--metrics", default="all", help=names)
+    which.add_argument(
+        "--preset",
+        dest="metrics",
+        default=argparse.SUPPRESS,
+        choices=SETS,
+        help="one paper's columns; the same as --metrics NAME",
+    )
     add("--output", required=True, type=some_path, help="folder for tables, plots and sheets")
     add("--weights", type=some_path, help="folder below which metrics' weight files lie")
     add("--model", type=some_path, help="model folder with LPIPS, for lpips-vgg")
     add("--detector", type=some_path, help="model folder of HAODiff's stage 1, for hmb-area")
+    add(
+        "--identity",
+        action="append",
+        default=[],
+        type=named_folder,
+        metavar="NAME=CSV",
+        help="similarities of a method's faces, as NTIRE's eval.py writes them, for ntire2026",
+    )
     # How.
+    add("--quoted", choices=QUOTED_SETS, help="published rows below the methods, marked so")
     add("--allow_missing", action="store_true", help="leave out what has no partner")
     add("--batch_size", type=int, default=8, help="pictures at once (%(default)s)")
     add("--worst", type=int, default=4, help="rows of the sheets in worst/ (%(default)s)")
@@ -75,7 +100,7 @@ def wanted(
     has_weights = [name for name, metric in METRICS.items() if there.get(metric.engine, True)]
     allowed = {*has_weights} - no_reference - no_degraded
     # A name that stands for several brings those that can be computed, another is asked for.
-    sets = {"all": tuple(METRICS), **SETS}
+    sets = {"all": tuple(name for name in METRICS if name not in FACES_ONLY), **SETS}
     names = []
     for part in text.split(","):
         names += [name for name in sets[part] if name in allowed] if part in sets else [part]
@@ -105,6 +130,31 @@ def _folders(args: argparse.Namespace) -> dict[str, Path]:
     return folders
 
 
+def _gates(args: argparse.Namespace, methods: Iterable[str]) -> dict[str, ntire.Gate]:
+    """NTIRE's gate of each method that has one. Raises ValueError or OSError."""
+    if strange := [name for name, _ in args.identity if name not in methods]:
+        raise ValueError(f"--identity {strange[0]}: no method of that name")
+    return {name: ntire.read_gate(path) for name, path in args.identity}
+
+
+def _add_score(means: dict[str, "Values"], gates: dict[str, ntire.Gate]) -> tuple[str, str]:
+    """Add NTIRE's score to each method's means; returns who failed and who was not looked at."""
+    failed, unknown = [], []
+    for method, found in means.items():
+        gate = gates.get(method)
+        found[ntire.NAME] = ntire.score(found) if gate is None or gate.passed else None
+        if gate is None:
+            # Where there is no score, nothing hangs on its gate.
+            unknown += [method] if found[ntire.NAME] is not None else []
+        elif not gate.passed:
+            most = ntire.MOST_BELOW
+            failed.append(
+                f"{method}: {gate.below} of {gate.faces} faces are less similar than their set "
+                f"asks for, and {most} may be, so it has no score"
+            )
+    return "; ".join(failed), ", ".join(unknown)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
@@ -125,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.degraded:
             named_images(args.degraded)
         before = args.degraded if any(metric.relative for metric in metrics) else None
+        gates = _gates(args, folders)
         pictures = gather(folders, args.reference, args.allow_missing, before)
         args.output.mkdir(parents=True, exist_ok=True)
         ledger = ScoreFile(args.output / "scores.jsonl")
@@ -133,8 +184,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     # Measured values are in the ledger at once, so that the same command goes on.
     sources = {k: getattr(args, k) for k in ("weights", "model", "detector")}
+    measured = [metric for metric in metrics if metric.engine != "means"]
+    unknown = ""
     try:
-        found = examine(pictures, metrics, ledger, batch_size=args.batch_size, **sources)
+        found = examine(pictures, measured, ledger, batch_size=args.batch_size, **sources)
+        if len(measured) < len(metrics):
+            failed, unknown = _add_score(found.means, gates)
+            found.missing |= {ntire.NAME: failed} if failed else {}
         report(found, pictures, metrics, args)
     except OSError as error:
         print(f"evaluate: {error}; the same command goes on", file=sys.stderr)
@@ -143,6 +199,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print((args.output / "table.md").read_text(), end="")
     for name, reason in {**pictures.left_out, **found.missing}.items():
         print(f"evaluate: {name}: {reason}", file=sys.stderr)
+    if unknown:
+        line = f"no --identity of {unknown}: whether it keeps its persons was not looked at"
+        print(f"evaluate: {ntire.NAME}: {line}", file=sys.stderr)
     return 1 if found.missing else 0
 
 

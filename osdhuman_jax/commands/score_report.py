@@ -66,12 +66,13 @@ def report(
         "settings": {k: spelled(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
         "images": images,
     }
+    quoted = tables.quoted_sets().get(args.quoted)
     # The same as texts: for programs, spreadsheets, web pages and papers.
     text = {
         "metrics.json": json.dumps(whole, indent=2, default=str) + "\n",
         "metrics.csv": tables.csv_text(images, found.means, columns),
-        "table.md": tables.markdown(found.means, columns, f"n = {len(pictures.names)}"),
-        "table.tex": tables.latex(found.means, columns),
+        "table.md": tables.markdown(found.means, columns, f"n = {len(pictures.names)}", quoted),
+        "table.tex": tables.latex(found.means, columns, quoted),
     }
     for name, content in text.items():
         write_text(args.output / name, content)

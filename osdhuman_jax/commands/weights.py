@@ -1,8 +1,9 @@
-"""Models in, looked at, and out: osdhuman weights get|import|info|export
+"""Models in, looked at, and out: osdhuman weights get|import|info|export|push
 
 `get` fetches published weights and makes a model folder of them, `import` makes one of others'
-files that are there, `info` says what one is, `export` writes what PyTorch's libraries load. Exit
-status: 0 done, 2 bad input (one line), 130 interrupted.
+files that are there, `info` says what one is, `export` writes what PyTorch's libraries load, `push`
+puts one on the Hugging Face hub with a model card. Exit status: 0 done, 2 bad input (one line), 130
+interrupted.
 """
 
 import argparse
@@ -34,6 +35,11 @@ def parser() -> argparse.ArgumentParser:
     give.add_argument("folder", type=some_path)
     give.add_argument("--to", required=True, choices=LAYOUTS)
     give.add_argument("--output", required=True, type=some_path)
+    push = commands.add_parser("push", help="model folder -> Hugging Face hub, with a model card")
+    push.add_argument("folder", type=some_path)
+    push.add_argument("name", type=some_text, help="repository, ORG/NAME; made if it is not there")
+    push.add_argument("--private", action="store_true", help="make it for its owners alone")
+    push.add_argument("--dry-run", action="store_true", help="say what would be pushed; no more")
     return top
 
 
@@ -145,6 +151,10 @@ def run(arguments: argparse.Namespace) -> str:
 
         get_model(**options)
         return ""
+    if arguments.command == "push":
+        from osdhuman_jax.weights.hub import push_model  # with huggingface_hub, likewise
+
+        return push_model(**options)
     # With JAX and Flax, which `--help` does without.
     from osdhuman_jax.weights.exporter import export_model
     from osdhuman_jax.weights.info import describe

@@ -1,10 +1,11 @@
-"""The metrics of the papers' tables, and the two that need no file: PSNR and SSIM on luma.
+"""The metrics of the papers' tables, and those that need no file: PSNR and SSIM, on luma or RGB.
 
 `METRICS` is the one list of what `evaluate` can compute: a name, the side on which it is better,
-and what exactly is computed. `SETS` are the columns of a paper, OSDHuman's or HAODiff's. Training
-validates by the two functions. They follow pyiqa's `psnr` and `ssim` with `test_y_channel=True,
-color_space="ycbcr"` and no border crop, which is how the published numbers were taken. Images are
-uint8 RGB (height, width, 3).
+and what exactly is computed. `SETS` are the columns of a paper, OSDHuman's or HAODiff's, or of
+NTIRE's challenge. Training validates by the functions on luma. They follow pyiqa's `psnr` and
+`ssim` with `test_y_channel=True, color_space="ycbcr"` and no border crop, which is how the
+published numbers were taken; those on RGB follow its `psnr` and `ssimc`. Images are uint8 RGB
+(height, width, 3).
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ class Metric:
     title: str
     higher: bool  # is better
     reference: bool  # needs one
-    engine: str  # "numpy", "jax", "detector" or "pyiqa", where its name is `name`
+    engine: str  # "numpy", "jax", "detector", "means" (of others), or "pyiqa", where it is `name`
     variant: str
     decimals: int = 4  # as the paper prints it
     options: dict[str, object] = field(default_factory=dict)  # of pyiqa.create_metric
@@ -39,6 +40,7 @@ class Metric:
 
 
 _Y = "Y of YCbCr (BT.601, 16-235), no border crop"
+_RGB = "RGB, no border crop"
 # Whether higher is better, and whether there is a reference.
 _UP, _DOWN, _WITH, _WITHOUT = True, False, True, False
 # The backbone that TOPIQ would have from timm is overwritten by TOPIQ's own file, which is whole.
@@ -53,14 +55,29 @@ METRICS = {
         Metric("topiq_fr", "TOPIQ", _UP, _WITH, "pyiqa", "KADID-10k, ResNet50", options=_TOPIQ),
         Metric("psnr", "PSNR", _UP, _WITH, "numpy", _Y, decimals=2),
         Metric("ssim", "SSIM", _UP, _WITH, "numpy", f"{_Y}, 11 x 11 Gaussian window"),
+        Metric("psnr-rgb", "PSNR-RGB", _UP, _WITH, "numpy", _RGB, decimals=2),
+        Metric("ssim-rgb", "SSIM-RGB", _UP, _WITH, "numpy", f"{_RGB}, 11 x 11 Gaussian window"),
+        Metric("afine_all_scale", "A-FINE", _DOWN, _WITH, "pyiqa", "both terms, 0 to 100", 3),
         Metric("fid", "FID", _DOWN, _WITH, "pyiqa", "clean-fid, Inception 2048", whole_set=True),
         Metric("clipiqa", "CLIPIQA", _UP, _WITHOUT, "pyiqa", "CLIP RN50, 5 pairs of prompts"),
         Metric("maniqa-pipal", "MANIQA", _UP, _WITHOUT, "pyiqa", "trained on PIPAL, 20 crops"),
+        Metric("maniqa", "MANIQA-KonIQ", _UP, _WITHOUT, "pyiqa", "trained on KonIQ-10k, 20 crops"),
         Metric("musiq", "MUSIQ", _UP, _WITHOUT, "pyiqa", "trained on KonIQ-10k"),
+        Metric("qalign", "Q-Align", _UP, _WITHOUT, "pyiqa", "one-align, quality, float16"),
         Metric("niqe", "NIQE", _DOWN, _WITHOUT, "numpy", "Y of YIQ, blocks of 96, no border crop"),
-        Metric("brisque", "BRISQUE", _DOWN, _WITHOUT, "pyiqa", "Y of YIQ, LIVE's SVM"),
+        Metric("brisque", "BRISQUE", _DOWN, _WITHOUT, "numpy", "Y of YIQ, LIVE's SVM"),
         Metric("liqe", "LIQE", _UP, _WITHOUT, "pyiqa", "KonIQ-10k, CLIP ViT-B/32, 15 crops of 224"),
         Metric("ilniqe", "IL-NIQE", _DOWN, _WITHOUT, "pyiqa", "resized to 524 x 524, blocks of 84"),
+        Metric("hyperiqa", "HyperIQA", _UP, _WITHOUT, "pyiqa", "KonIQ-10k, ResNet50, 25 crops"),
+        Metric("tres", "TReS", _UP, _WITHOUT, "pyiqa", "KonIQ-10k, ResNet50, 50 crops"),
+        Metric("fgresq", "FGResQ", _UP, _WITHOUT, "pyiqa", "CLIP ViT-B/16, a crop of 224"),
+        # NTIRE's: of any faces, against a hundred thousand others.
+        Metric(
+            *("fid-ffhq", "FID-FFHQ", _DOWN, _WITHOUT, "pyiqa"),
+            "against FFHQ's statistics, bilinear to 299, Inception 2048",
+            whole_set=True,
+        ),
+        Metric("ntire2026", "Score", _UP, _WITHOUT, "means", "see evaluation/ntire.py"),
         # Ours. HAODiff's own column, HMB-R, is of a detector that is not published: not the same.
         Metric(
             *("hmb-area", "HMB area", _DOWN, _WITHOUT, "detector"),
@@ -79,7 +96,10 @@ SETS = {
         *("dists", "lpips", "topiq_fr", "fid", "clipiqa", "maniqa-pipal", "niqe", "liqe"),
         "ilniqe",
     ),
+    "ntire2026": ("clipiqa", "maniqa", "musiq", "qalign", "niqe", "fid-ffhq", "ntire2026"),
 }
+# What only NTIRE's challenge asks: no part of "all".
+FACES_ONLY = ("fid-ffhq", "ntire2026")
 
 # ITU-R BT.601 in studio swing, where white is 235: what Matlab's rgb2ycbcr multiplies by.
 _BT601 = np.array([65.481, 128.553, 24.966])
@@ -93,9 +113,19 @@ _C2 = (0.03 * 255) ** 2
 def psnr_y(a: Pixels, b: Pixels) -> float:
     """Peak signal-to-noise ratio in dB; 80 for equal images. Raises ValueError on unequal sizes."""
     _check(a, b)
-    error = np.mean((bt601_luma(a) - bt601_luma(b)) ** 2)
+    return _psnr(bt601_luma(a), bt601_luma(b))
+
+
+def psnr_rgb(a: Pixels, b: Pixels) -> float:
+    """The same of all three channels."""
+    _check(a, b)
+    return _psnr(a / 255.0, b / 255.0)
+
+
+def _psnr(a: Float64[np.ndarray, "..."], b: Float64[np.ndarray, "..."]) -> float:
+    """Of values in [0, 1]."""
     # pyiqa adds 1e-8, so that equal pictures have 80 dB and not infinity.
-    return float(10 * np.log10(1 / (error + 1e-8)))
+    return float(10 * np.log10(1 / (np.mean((a - b) ** 2) + 1e-8)))
 
 
 def ssim_y(a: Pixels, b: Pixels) -> float:
@@ -104,10 +134,21 @@ def ssim_y(a: Pixels, b: Pixels) -> float:
     Raises ValueError on unequal sizes or sides below 11 pixels.
     """
     _check(a, b)
-    if min(a.shape[:2]) < _WINDOW:
-        raise ValueError(f"SSIM needs sides of at least {_WINDOW} pixels, got {a.shape[:2]}")
     # pyiqa rounds both to whole levels.
-    x, y = np.round(bt601_luma(a) * 255), np.round(bt601_luma(b) * 255)
+    return _ssim(np.round(bt601_luma(a) * 255), np.round(bt601_luma(b) * 255))
+
+
+def ssim_rgb(a: Pixels, b: Pixels) -> float:
+    """The mean of the three channels' similarities."""
+    _check(a, b)
+    planes = (np.moveaxis(picture.astype(np.float64), -1, 0) for picture in (a, b))
+    return float(np.mean([_ssim(x, y) for x, y in zip(*planes, strict=True)]))
+
+
+def _ssim(x: Luma, y: Luma) -> float:
+    """Of one plane, in levels of 255."""
+    if min(x.shape) < _WINDOW:
+        raise ValueError(f"SSIM needs sides of at least {_WINDOW} pixels, got {x.shape}")
     mean_x, mean_y = _blur(x), _blur(y)
     var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
     covariance = _blur(x * y) - mean_x * mean_y

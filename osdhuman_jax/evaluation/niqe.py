@@ -23,7 +23,7 @@ from scipy.special import gammaln
 Pixels = UInt8[np.ndarray, "_ _ 3"]
 Plane = Float64[np.ndarray, "h w"]
 Half = Float64[np.ndarray, "_ _"]
-Blocks = Float64[np.ndarray, "n k k"]
+Blocks = Float64[np.ndarray, "n _ _"]
 Vector = Float64[np.ndarray, " n"]
 Features = Float64[np.ndarray, "n 36"]
 
@@ -46,7 +46,7 @@ _RATIOS = np.exp(2 * gammaln(2 / _SHAPES) - gammaln(1 / _SHAPES) - gammaln(3 / _
 _LINE = np.exp(-(np.arange(-3, 4) ** 2) / (2 * (7 / 6) ** 2))
 # In pyiqa, the source of the paper's values, the window is float32: it does not quite sum to one,
 # and the sign of that rest counts wherever a picture is flat.
-_WINDOW = (np.outer(_LINE, _LINE) / _LINE.sum() ** 2).astype(np.float32).astype(np.float64)
+WINDOW = (np.outer(_LINE, _LINE) / _LINE.sum() ** 2).astype(np.float32).astype(np.float64)
 # Half of a bicubic filter (a = -0.5) that is stretched twofold against aliases.
 _HALVING = np.array([-0.0234375, -0.0703125, 0.2265625, 0.8671875])
 
@@ -139,7 +139,7 @@ def normalize(plane: Plane) -> tuple[Plane, Plane]:
     """Contrast-normalised luma (the paper's Eq. 1), and the local standard deviation in it."""
 
     def blur(values: Plane) -> Plane:
-        return cv2.filter2D(values, cv2.CV_64F, _WINDOW, borderType=cv2.BORDER_REPLICATE)
+        return cv2.filter2D(values, cv2.CV_64F, WINDOW, borderType=cv2.BORDER_REPLICATE)
 
     mean = blur(plane)
     deviation = np.sqrt(np.abs(blur(plane**2) - mean**2) + np.finfo(float).eps)
@@ -149,10 +149,11 @@ def normalize(plane: Plane) -> tuple[Plane, Plane]:
 def halve(plane: Plane) -> Half:
     """Half the size, bicubic with antialiasing, as Matlab's imresize does it."""
     line = np.concatenate([_HALVING, _HALVING[::-1]]) / (2 * _HALVING.sum())
-    # Rows first, then, with the plane turned over, columns, which turns it back.
+    # Rows first, then, with the plane turned over, columns, which turns it back. Half of an odd
+    # side is rounded up.
     for _ in range(2):
-        padded = np.pad(plane, ((3, 3), (0, 0)), "symmetric")
-        count = len(plane) // 2
+        padded = np.pad(plane, ((3, 3 + len(plane) % 2), (0, 0)), "symmetric")
+        count = -(-len(plane) // 2)
         rows = (weight * padded[k : k + 2 * count : 2] for k, weight in enumerate(line))
         plane = sum(rows, np.zeros((count, plane.shape[1]))).T
     return plane
@@ -182,6 +183,13 @@ def fit_gaussians(blocks: Blocks) -> tuple[Vector, Vector, Vector]:
 
     NaN for a block without negative or without positive values.
     """
+    shape, left, right = fit_deviations(blocks)
+    scale = np.sqrt(np.exp(gammaln(1 / shape) - gammaln(3 / shape)))
+    return shape, left * scale, right * scale
+
+
+def fit_deviations(blocks: Blocks) -> tuple[Vector, Vector, Vector]:
+    """The same as (shape, left and right standard deviation)."""
     # Standard deviations of the values below and above zero.
     values = blocks.reshape(len(blocks), -1)
     squares = values**2
@@ -196,8 +204,7 @@ def fit_gaussians(blocks: Blocks) -> tuple[Vector, Vector, Vector]:
     at -= ratio - _RATIOS[at - 1] <= _RATIOS[at] - ratio
     # A flat block has no ratio: the published code takes the table's first shape.
     shape = np.where(np.isnan(ratio), _SHAPES[0], _SHAPES[at])
-    scale = np.sqrt(np.exp(gammaln(1 / shape) - gammaln(3 / shape)))
-    return shape, left * scale, right * scale
+    return shape, left, right
 
 
 def fit(pictures: Iterable[Pixels]) -> Niqe:

@@ -1,4 +1,4 @@
-"""From a metric's name to a function that scores pictures: numpy, our networks and NIQE, or pyiqa.
+"""From a metric's name to a function that scores pictures: numpy, our own networks, or pyiqa.
 
 `evaluate` opens one scorer at a time. What a value depends on, the library and the weights'
 digests, goes with it: values are kept, and must not outlive what made them.
@@ -27,8 +27,8 @@ from jaxtyping import Float32, UInt8
 
 from osdhuman_jax.config import Json
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.evaluation import motion_area, niqe
-from osdhuman_jax.evaluation.metrics import Metric, psnr_y, ssim_y
+from osdhuman_jax.evaluation import brisque, motion_area, niqe
+from osdhuman_jax.evaluation.metrics import Metric, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from osdhuman_jax.evaluation.offline import offline, process_folder
 from osdhuman_jax.images.codec import to_float
 from osdhuman_jax.weights.parts import load_part
@@ -38,12 +38,20 @@ PixelBatch = UInt8[np.ndarray, "b h w 3"]
 Network = Any
 
 # By the names of `metrics.METRICS`.
-NATIVE = {"psnr": psnr_y, "ssim": ssim_y}
+NATIVE = {"psnr": psnr_y, "ssim": ssim_y, "psnr-rgb": psnr_rgb, "ssim-rgb": ssim_rgb}
 # What pyiqa takes from a hub cache, not as a file.
-REPOSITORIES = {"maniqa-pipal": "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"}
-# What these give for a picture depends on the others of its batch: BRISQUE's third decimal in
-# float32, and IL-NIQE's fits of Weibull distributions, which all end with the last one's.
-ONE_BY_ONE = {"brisque", "ilniqe"}
+_VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
+REPOSITORIES = {
+    "maniqa-pipal": _VIT,
+    "maniqa": _VIT,
+    "hyperiqa": "timm/resnet50.a1_in1k",
+    "qalign": "q-future/one-align",
+    "fgresq": "openai/clip-vit-base-patch16",
+}
+# What IL-NIQE gives for a picture depends on the others of its batch: its fits of Weibull
+# distributions all end with the last one's. A-FINE and Q-Align take one picture alone.
+ONE_BY_ONE = {"ilniqe", "afine_all_scale", "qalign"}
+FFHQ = "inception_FFHQ_512.pth"  # means and covariances, of VQFR and NTIRE's challenge
 
 
 class MissingMetric(Exception):
@@ -72,9 +80,11 @@ def open_scorer(
     LPIPS-VGG's weights are in a model folder, `hmb-area`'s in the folder `detector`, all others
     below `weights`. Raises MissingMetric.
     """
-    # Four ways to a value need nothing but this package; pyiqa has all the others.
+    # Five ways to a value need nothing but this package; pyiqa has all the others.
     if metric.name == "niqe":
         return _niqe(metric, weights)
+    if metric.name == "brisque":
+        return _brisque(metric, weights)
     if metric.engine == "numpy":
         return _native(metric)
     if metric.engine == "jax":
@@ -96,7 +106,7 @@ def _own(*names: str) -> str:
 
 
 def _native(metric: Metric) -> Scorer:
-    """PSNR and SSIM, by NumPy."""
+    """PSNR and SSIM of luma or RGB, by NumPy."""
     measure = NATIVE[metric.name]
 
     def score(restored: PixelBatch, reference: PixelBatch) -> list[float]:
@@ -136,6 +146,24 @@ def _niqe_file(weights: Path | None) -> Path:
     raise MissingMetric(
         f"needs {first} (pyiqa's) or {second} (BasicSR's, in basicsr/metrics) below --weights"
     )
+
+
+def _brisque(metric: Metric, weights: Path | None) -> Scorer:
+    """BRISQUE by its authors' support vectors. Raises MissingMetric without them."""
+    path = brisque.find_machine(weights) if weights else None
+    if path is None:
+        first, second = brisque.FILES
+        raise MissingMetric(f"needs {first} (LIVE's) or {second} (pyiqa's) below --weights")
+    try:
+        machine = brisque.read_machine(path)
+    except brisque.BrisqueError as error:
+        raise MissingMetric(str(error)) from error
+
+    def score(restored: PixelBatch, _reference: None) -> list[float]:
+        return [machine(picture) for picture in restored]
+
+    identity = _identity(metric, _own("numpy", "scipy"), {path.name: file_digest(path)})
+    return Scorer(metric, {**identity, "version": brisque.VERSION}, score)
 
 
 def _jax_lpips(metric: Metric, model: Path | None) -> Scorer:
@@ -179,11 +207,14 @@ def _pyiqa(metric: Metric, weights: Path | None) -> Scorer:
     """One of pyiqa's metrics, its files from below `weights`. Raises MissingMetric."""
     # Its files are asked for while it is made, and noted: their digests belong to the identity.
     used: dict[str, str] = {}
+    name = "fid" if metric.name == "fid-ffhq" else metric.name
     try:
-        with _weights_only(weights, metric.name, used):
+        with _weights_only(weights, name, used):
             import pyiqa  # pyright: ignore[reportMissingImports]
 
-            network = pyiqa.create_metric(metric.name, **metric.options)
+            if name not in pyiqa.list_models():
+                raise MissingMetric(f"pyiqa {pyiqa.__version__} has no {name}; take a later one")
+            network = pyiqa.create_metric(name, **metric.options)
     except MissingMetric:
         raise
     except ImportError as error:
@@ -198,6 +229,8 @@ def _pyiqa(metric: Metric, weights: Path | None) -> Scorer:
     library = f"pyiqa {pyiqa.__version__}, torch {torch.__version__}"
     score = _score_one_by_one if metric.name in ONE_BY_ONE else _score_batches
     score = _score_folders if metric.whole_set else score
+    if metric.name == "fid-ffhq":
+        score = functools.partial(_score_ffhq, _ffhq(weights, used))
     return Scorer(metric, _identity(metric, library, used), functools.partial(score, network))
 
 
@@ -213,14 +246,57 @@ def _score_batches(
     return values.detach().double().reshape(len(restored)).cpu().tolist()
 
 
-def _score_one_by_one(network: Network, restored: PixelBatch, _reference: None) -> list[float]:
+def _score_one_by_one(
+    network: Network, restored: PixelBatch, reference: PixelBatch | None
+) -> list[float]:
     """A value for each picture of a batch, computed alone."""
-    return [_score_batches(network, picture[None], None)[0] for picture in restored]
+    others = [None] * len(restored) if reference is None else reference[:, None]
+    pairs = zip(restored[:, None], others, strict=True)
+    return [_score_batches(network, one, other)[0] for one, other in pairs]
 
 
 def _score_folders(network: Network, restored: Path, reference: Path) -> list[float]:
     """The one value of two folders."""
     return [float(network(str(restored), str(reference), num_workers=0, verbose=False))]
+
+
+def _ffhq(weights: Path | None, used: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of FFHQ's features, by VQFR's file. Raises MissingMetric."""
+    import torch
+
+    path = next(iter(sorted(weights.rglob(FFHQ))), None) if weights else None
+    if path is None:
+        raise MissingMetric(f"needs {FFHQ} below --weights; NTIRE's challenge links to it")
+    used[FFHQ] = file_digest(path)
+    # NumPy's arrays and nothing else, under the names of its first and second major version.
+    rebuild = np._core.multiarray._reconstruct  # type: ignore[attr-defined]
+    named = [(rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
+    plain = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8"))]
+    try:
+        with torch.serialization.safe_globals([*named, *plain]):
+            stats = torch.load(path, weights_only=True)
+        mean, spread = (np.asarray(stats[key], np.float64) for key in ("mean", "cov"))
+    except Exception as error:
+        # Whatever a file of a stranger may be.
+        raise MissingMetric(f"{path}: no mean and cov of features") from error
+    return mean, spread
+
+
+def _score_ffhq(
+    ffhq: tuple[np.ndarray, np.ndarray], network: Network, restored: Path, _reference: Path
+) -> list[float]:
+    """FID of a folder against FFHQ, as VQFR and NTIRE compute it: torch's bilinear scaling."""
+    import torch
+    from pyiqa.archs import fid_arch  # pyright: ignore[reportMissingImports]
+
+    found = fid_arch.get_folder_features(
+        *(str(restored), network.net.model),
+        num_workers=0,
+        device=torch.device("cpu"),
+        mode="legacy_pytorch",
+        verbose=False,
+    )
+    return [float(fid_arch.frechet_distance(found.mean(0), np.cov(found, rowvar=False), *ffhq))]
 
 
 def to_unit(pixels: PixelBatch) -> Float32[np.ndarray, "b 3 h w"]:
@@ -266,8 +342,10 @@ def _hub_cache(weights: Path | None, repository: str, used: dict[str, str]) -> s
     # The hub's own layout: a folder for each repository, in it a snapshot for each revision.
     folder = "models--" + repository.replace("/", "--")
     for found in sorted(weights.rglob(folder)) if weights else ():
-        for file in sorted(found.glob("snapshots/*/*.safetensors")):
-            used[f"{repository}/{file.name}"] = file_digest(file)
+        kinds = (sorted(found.glob(f"snapshots/*/*.{kind}")) for kind in ("safetensors", "bin"))
+        if files := next(filter(None, kinds), None):
+            # A large model has several.
+            used |= {f"{repository}/{file.name}": file_digest(file) for file in files}
             return str(found.parent)
     where = weights or "WEIGHTS"
     raise MissingMetric(

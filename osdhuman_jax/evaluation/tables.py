@@ -3,6 +3,10 @@
 `evaluate` makes a table in each of these formats of the means that it computed. Columns, arrows and
 decimals are those of `metrics.METRICS`; the best value of a column is bold, the second best is
 underlined, judged by the digits that are shown. A mean that was not computed shows as a dash.
+
+Rows that others published (quoted.csv, HAODiff's tables as docs/measuring.md has them) may stand
+below the methods, marked as quoted: they are of other pictures or programs, so that they take no
+part in what is best.
 """
 
 import csv
@@ -10,6 +14,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
@@ -20,6 +25,7 @@ from osdhuman_jax.evaluation.metrics import METRICS, Metric
 Means = Mapping[str, Mapping[str, float | None]]
 
 DASH = "–"
+QUOTED = Path(__file__).with_name("quoted.csv")
 MARKDOWN = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
 LATEX = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}"})
@@ -74,33 +80,54 @@ def marks(metric: Metric, values: Sequence[float | None]) -> list[str]:
     return [names.get(v, "") if v is not None else "" for v in digits]
 
 
-def cells(means: Means, columns: Sequence[Metric], styles: Mapping[str, str]) -> list[list[str]]:
-    """The cells of a table, a row for each method; `styles` says how a mark is written."""
+def quoted_sets() -> dict[str, dict[str, dict[str, float | None]]]:
+    """Published rows, {set of pictures: {"METHOD (quoted)": {metric: mean}}}."""
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    with open(QUOTED, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            rows = found.setdefault(row.pop("set"), {})
+            name = f"{row.pop('method')} (quoted)"
+            rows[name] = {metric: float(text) for metric, text in row.items() if text}
+    return found
+
+
+def cells(
+    means: Means, columns: Sequence[Metric], styles: Mapping[str, str], quoted: Means
+) -> list[list[str]]:
+    """The cells of a table, a row for each method and each that is quoted, which has no marks.
+
+    `styles` says how a mark is written.
+    """
     # Marks go by column, the result by row.
     by_column = []
     for metric in columns:
         values = [found.get(metric.name) for found in means.values()]
         marked = zip(marks(metric, values), values, strict=True)
         by_column.append([styles[mark].format(shown(metric, value)) for mark, value in marked])
-    return [list(row) for row in zip(*by_column, strict=True)]
+    plain = [[shown(m, found.get(m.name)) for m in columns] for found in quoted.values()]
+    return [list(row) for row in zip(*by_column, strict=True)] + plain
 
 
-def markdown(means: Means, columns: Sequence[Metric], corner: str = "") -> str:
+def markdown(
+    means: Means, columns: Sequence[Metric], corner: str = "", quoted: Means | None = None
+) -> str:
     """A table in Markdown; `corner` is the head of the methods' column."""
     # A bar in a method's name would end its cell.
     lines = [[corner, *(metric.head for metric in columns)], ["---"] * (len(columns) + 1)]
-    for name, row in zip(means, cells(means, columns, MARKDOWN), strict=True):
+    quoted = quoted or {}
+    for name, row in zip([*means, *quoted], cells(means, columns, MARKDOWN, quoted), strict=True):
         lines.append([name.replace("|", "\\|"), *row])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def latex(means: Means, columns: Sequence[Metric]) -> str:
+def latex(means: Means, columns: Sequence[Metric], quoted: Means | None = None) -> str:
     """A table in LaTeX, which needs no package."""
     # What LaTeX reads as a command in a method's name is escaped; numbers need none of it.
     arrows = {True: r"$\uparrow$", False: r"$\downarrow$"}
     heads = [f"{metric.title} {arrows[metric.higher]}" for metric in columns]
     rows = [["Method", *heads]]
-    for name, row in zip(means, cells(means, columns, LATEX), strict=True):
+    quoted = quoted or {}
+    for name, row in zip([*means, *quoted], cells(means, columns, LATEX, quoted), strict=True):
         rows.append([name.translate(_SPECIAL), *(cell.replace(DASH, "--") for cell in row)])
     lines = [" & ".join(row) + r" \\" for row in rows]
     body = "\n".join([lines[0], r"\hline", *lines[1:]])

@@ -1,6 +1,7 @@
 """Comparison sheets: what stands where, what is enlarged, what is refused."""
 
 import argparse
+import json
 
 import numpy as np
 import pytest
@@ -103,3 +104,34 @@ def test_folder_names(tmp_path):
     for text, said in ((f"={tmp_path}", "the name is empty"), ("A=", "the path is empty")):
         with pytest.raises(argparse.ArgumentTypeError, match=said):
             named_folder(text)
+
+
+def test_a_page_of_pairs_and_its_answers(folders, capsys):
+    """Nothing of one page replaces another's key, without which its answers are worthless."""
+    out, blind = folders / "ab", ["--blind", f"LQ={folders / 'lq'}", f"HQ={folders / 'hq'}"]
+    (folders / "lq" / "c.png").unlink()
+    assert status(main, *blind, "--output", out, "--seed", "7") == 0
+    said = capsys.readouterr()
+    assert said.out.startswith(f"2 pairs: open {out / 'index.html'}") and "left out: 1" in said.err
+    assert status(main, *blind, "--output", out) == 2
+    assert "has a page; name another folder" in capsys.readouterr().err
+    key = json.loads((out / "key.json").read_text())
+    side = {name: "left" if method == "HQ" else "right" for name, method in key["left"].items()}
+    rows = [f"{key['page']},{name},{side[name]}\n" for name in ("a", "b")]
+    (folders / "answers.csv").write_text("page,pair,choice\n" + "".join(rows))
+    tell = ["--answers", folders / "answers.csv"]
+    assert status(main, *tell, "--key", out / "key.json") == 0
+    assert "LQ preferred in 0.0 % of 2 decided pairs" in capsys.readouterr().out
+    for words, text in (
+        (tell, "--answers goes with --key"),
+        ([*blind, "--key", out / "key.json", "--output", folders / "x"], "--answers goes with"),
+        (blind, "all else with --output"),
+        ([*tell, "--key", folders / "none.json"], "none.json"),
+        ([*blind[:2], f"LQ={folders / 'hq'}", "--output", folders / "x"], "one name"),
+        ([*blind, "--names", "z", "--output", folders / "x"], "not in every column: z"),
+        ([], "one of the arguments"),
+    ):
+        assert status(main, *words) == 2
+        said = capsys.readouterr().err
+        assert text in said and said.count("\n") == 1
+    assert not (folders / "x").exists()

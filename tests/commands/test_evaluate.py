@@ -9,9 +9,9 @@ import pytest
 from refusals import status
 from skimage.data import astronaut
 
-from osdhuman_jax.commands import evaluate
-from osdhuman_jax.evaluation import scorers, scoring
-from osdhuman_jax.evaluation.metrics import METRICS, psnr_y, ssim_y
+from osdhuman_jax.commands import evaluate, score_report
+from osdhuman_jax.evaluation import scorers, scoring, tables
+from osdhuman_jax.evaluation.metrics import FACES_ONLY, METRICS, psnr_y, ssim_y
 from osdhuman_jax.evaluation.scorers import MissingMetric, Scorer
 from osdhuman_jax.images.codec import read_image, read_size, write_png
 
@@ -229,10 +229,13 @@ def test_sets_are_compared_once(folders, monkeypatch):
 
 def test_all_is_what_the_folders_allow():
     names = [metric.name for metric in evaluate.wanted("all", reference=True, model=False)]
-    assert names == [name for name in METRICS if name not in ("lpips-vgg", "hmb-area")]
+    apart = ("lpips-vgg", "hmb-area", *FACES_ONLY)
+    assert names == [name for name in METRICS if name not in apart]
     assert "lpips-vgg" in {m.name for m in evaluate.wanted("all", reference=True, model=True)}
     without = [metric.name for metric in evaluate.wanted("all", reference=False, model=True)]
-    assert without == "clipiqa maniqa-pipal musiq niqe brisque liqe ilniqe".split()
+    later = "hyperiqa tres fgresq".split()
+    older = "clipiqa maniqa-pipal maniqa musiq qalign niqe brisque liqe ilniqe".split()
+    assert without == older + later
     both = {"degraded": True, "detector": True}
     assert evaluate.wanted("all", reference=False, model=False, **both)[-1].name == "hmb-area"
     assert "hmb-area" not in {m.name for m in evaluate.wanted("all", True, True, degraded=True)}
@@ -249,6 +252,65 @@ def test_a_papers_columns_stand_as_it_prints_them():
     names = [m.name for m in evaluate.wanted("osdhuman", True, True)]
     assert names[:4] == ["dists", "lpips", "psnr", "ssim"] and names[-1] == "brisque"
     assert titles("haodiff,brisque", False, False)[3] == "BRISQUE ↓"
+
+
+def test_a_preset_is_a_papers_columns(folders, capsys):
+    """NTIRE's are of faces: they come when they are asked for."""
+    assert evaluate.parse_args(["--restored", "a", "--output", "b", "--preset", "haodiff"]).metrics
+    heads = [metric.head for metric in evaluate.wanted("ntire2026", False, False)]
+    assert heads[-2:] == ["FID-FFHQ ↓", "Score ↑"] and len(heads) == 7
+    for flags, text in (
+        (("--preset", "lcudiff"), "'lcudiff' (choose from"),
+        (("--preset", "haodiff", "--metrics", "psnr"), "not allowed with argument"),
+        (("--quoted", "persona"), "choose from"),
+        (("--identity", f"X={folders / 'x.csv'}"), "--identity X: no method of that name"),
+        (("--identity", f"Ours={folders / 'x.csv'}"), "x.csv"),
+    ):
+        assert run(folders, *flags) == 2
+        said = capsys.readouterr().err
+        assert text in said and said.count("\n") == 1, said
+    assert not (folders / "out").exists()
+
+
+def test_ntires_score_counts_for_who_keeps_the_persons(folders, monkeypatch, capsys):
+    """Four methods of one value: one gate each way, one that nobody looked at."""
+
+    def opened(metric, weights, model, detector):
+        value = [50.0 if metric.name in ("musiq", "fid-ffhq") else 2.0]
+        size = 1 if metric.whole_set else len(NAMES)
+        score = lambda one, _: value * (size if metric.whole_set else len(one))  # noqa: E731
+        return Scorer(metric, {"metric": metric.name}, score)
+
+    monkeypatch.setattr(scoring, "open_scorer", opened)
+    # Plots and sheets take seconds, and other tests look at them.
+    monkeypatch.setattr(score_report, "plot", lambda *_: b"")
+    monkeypatch.setattr(score_report, "_write_worst", lambda *_: None)
+    for name, lost in (("Ours", 10), ("other", 11)):
+        rows = [f"{i},CelebA,{0.4 if i < lost else 0.9}\n" for i in range(20)]
+        (folders / f"{name}.csv").write_text("Filename,Dataset,ID_Sim\n" + "".join(rows))
+    flags = [f"--identity={name}={folders / name}.csv" for name in ("Ours", "other")]
+    flags += ["--restored", str(folders / "other"), "--restored", str(folders / "lq")]
+    assert run(folders, "--preset", "ntire2026", *flags, reference=False) == 1
+    means = result(folders)["means"]
+    whole = 2 + 2 + 0.5 + 0.8 + 0.4 + 0.5
+    assert means["Ours"]["ntire2026"] == means["lq"]["ntire2026"] == pytest.approx(whole)
+    assert means["other"]["ntire2026"] is None
+    said = capsys.readouterr()
+    assert said.out.splitlines()[3].endswith("| – |")
+    assert "ntire2026: other: 11 of 20 faces are less similar than their set asks for" in said.err
+    assert "ntire2026: no --identity of lq: whether it keeps" in said.err
+
+
+def test_quoted_rows_are_marked_and_win_nothing(folders, monkeypatch, capsys):
+    stand_in(monkeypatch, lambda pictures, _: [9.0] * len(pictures))
+    more = ("--restored", str(folders / "other"), "--quoted", "mpii-test")
+    assert run(folders, "--metrics", "niqe", *more, reference=False) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[2:4] == ["| Ours | **9.0000** |", "| other | **9.0000** |"]
+    assert rows[4] == "| SUPIR (quoted) | 4.4231 |" and len(rows) == 4 + 10
+    assert r"HAODiff (quoted) & 3.9450 \\" in (folders / "out" / "table.tex").read_text()
+    assert "SUPIR" not in (folders / "out" / "metrics.csv").read_text()
+    assert tuple(tables.quoted_sets()) == evaluate.QUOTED_SETS
 
 
 def test_blur_is_held_against_the_degraded_pictures(folders, monkeypatch, capsys):

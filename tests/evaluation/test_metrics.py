@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import TypeCheckError
 from skimage.data import astronaut
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from osdhuman_jax.evaluation.metrics import bt601_luma, psnr_y, ssim_y
+from osdhuman_jax.evaluation.metrics import bt601_luma, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 
 
 def pair(sigma: float = 20) -> tuple[np.ndarray, np.ndarray]:
@@ -57,6 +58,18 @@ def test_ssim_against_torch(sigma):
     assert ssim_y(*pair(sigma)) == pytest.approx(torch_ssim(*pair(sigma)), abs=1e-9)
 
 
+def test_rgb_against_scikit_image():
+    photo, noisy = pair()
+    expected = peak_signal_noise_ratio(photo, noisy)
+    assert psnr_rgb(photo, noisy) == pytest.approx(expected, abs=1e-4)
+    gauss = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    _, values = structural_similarity(photo, noisy, channel_axis=-1, full=True, **gauss)
+    # Windows that reach beyond the border do not count, nor does negative structure, of which
+    # there is none here.
+    assert ssim_rgb(photo, noisy) == pytest.approx(values[5:-5, 5:-5].mean(), abs=1e-9)
+    assert psnr_rgb(flat(7), flat(7)) == pytest.approx(80) and ssim_rgb(photo, photo) == 1
+
+
 def test_negative_structure_counts_as_zero():
     photo = pair()[0]
     assert ssim_y(photo, 255 - photo) == pytest.approx(torch_ssim(photo, 255 - photo), abs=1e-9)
@@ -64,7 +77,7 @@ def test_negative_structure_counts_as_zero():
 
 
 def test_unfit_images_are_refused():
-    for metric in (psnr_y, ssim_y):
+    for metric in (psnr_y, ssim_y, psnr_rgb, ssim_rgb):
         with pytest.raises((ValueError, TypeCheckError)):
             metric(flat(0), flat(0)[1:])
     with pytest.raises(ValueError, match="at least 11"):

@@ -6,6 +6,7 @@ The stand-in fetches weights by the ways pyiqa and its parts do: torch.hub, urll
 import hashlib
 import sys
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from refusals import one_line
 from skimage.data import astronaut
 
 from osdhuman_jax.evaluation import niqe, scorers
-from osdhuman_jax.evaluation.metrics import METRICS, psnr_y, ssim_y
+from osdhuman_jax.evaluation.metrics import METRICS, psnr_rgb, psnr_y, ssim_rgb, ssim_y
 from osdhuman_jax.evaluation.scorers import MissingMetric, open_scorer
 from osdhuman_jax.images.codec import to_float, write_png
 from osdhuman_jax.networks.configs import LPIPSConfig
@@ -51,7 +52,7 @@ def by_urllib(name):
 
 class Metric:
     def __init__(self, name, scale):
-        self.metric_mode = "FR" if name in ("dists", "topiq_fr") else "NR"
+        self.metric_mode = "FR" if name in ("dists", "topiq_fr", "afine_all_scale") else "NR"
         self.name, self.scale = name, scale
 
     def __call__(self, x, reference=None, **options):
@@ -61,8 +62,13 @@ class Metric:
         assert x.dtype == torch.float32 and 0 <= x.min() and x.max() <= 1 + 1e-6
         x = x if reference is None else (x - reference).abs()
         return self.scale * x.mean(dim=(1, 2, 3))[:, None] + (
-            len(x) if self.name in ("musiq", "ilniqe") else 0
+            len(x) if self.name in ("musiq", "ilniqe", "afine_all_scale") else 0
         )
+
+
+def list_models():
+    names = "clipiqa maniqa-pipal musiq lpips liqe tres ilniqe dists topiq_fr fid afine_all_scale"
+    return names.split()
 
 
 def create_metric(name, **options):
@@ -96,7 +102,7 @@ def pyiqa(tmp_path, monkeypatch):
 def weights(tmp_path):
     folder = tmp_path / "weights"
     (folder / "deep").mkdir(parents=True)
-    names = "brisque dists fid ilniqe topiq_fr".split()
+    names = "tres dists fid ilniqe topiq_fr afine_all_scale".split()
     for name in (
         *(f"deep/{name}.mat" for name in names),
         "RN50.pt",
@@ -113,7 +119,8 @@ def batch(seed: int = 0, count: int = 3) -> np.ndarray:
 
 def test_native_scorers():
     a, b = batch(0), batch(1)
-    for name, measure in {"psnr": psnr_y, "ssim": ssim_y}.items():
+    rgb = {"psnr-rgb": psnr_rgb, "ssim-rgb": ssim_rgb}
+    for name, measure in ({"psnr": psnr_y, "ssim": ssim_y} | rgb).items():
         scorer = open_scorer(METRICS[name], None, None)
         assert scorer.score(a, b) == [measure(x, y) for x, y in zip(a, b, strict=True)]
         assert scorer.identity["weights"] == {}
@@ -148,12 +155,12 @@ def test_pictures_are_scaled_as_on_a_gpu():
 
 
 def test_without_a_reference(pyiqa, weights):
-    scorer = open_scorer(METRICS["brisque"], weights, None)
+    scorer = open_scorer(METRICS["tres"], weights, None)
     expected = 2 * batch().mean(axis=(1, 2, 3)) / 255
     np.testing.assert_allclose(scorer.score(batch(), None), expected, rtol=1e-6)
     assert scorer.identity["library"] == f"pyiqa 0.0.1, torch {torch.__version__}"
-    assert list(scorer.identity["weights"]) == ["brisque.mat"]
-    assert len(scorer.identity["weights"]["brisque.mat"]) == 64
+    assert list(scorer.identity["weights"]) == ["tres.mat"]
+    assert len(scorer.identity["weights"]["tres.mat"]) == 64
 
 
 PARAMETERS = {"mu_pris_param": np.linspace(0.5, 2, 36), "cov_pris_param": 0.1 * np.eye(36)}
@@ -219,11 +226,13 @@ def test_folders(pyiqa, weights, tmp_path):
     assert scorer.score(tmp_path / "x", tmp_path / "x") == [1.5]
 
 
-@pytest.mark.parametrize("name", ["brisque", "ilniqe"])
+@pytest.mark.parametrize("name", ["ilniqe", "afine_all_scale"])
 def test_some_go_one_by_one(name, pyiqa, weights):
     scorer = open_scorer(METRICS[name], weights, None)
-    whole = scorer.score(batch(), None)
-    assert whole == [scorer.score(picture[None], None)[0] for picture in batch()]
+    others = batch(1) if METRICS[name].reference else None
+    whole = scorer.score(batch(), others)
+    alone = [(batch()[i : i + 1], None if others is None else others[i : i + 1]) for i in range(3)]
+    assert whole == [scorer.score(*pair)[0] for pair in alone]
     assert (
         open_scorer(METRICS["musiq"], weights, None).score(batch(), None)[0] > 3
     )  # a batch is not
@@ -243,7 +252,7 @@ def test_every_way_of_fetching_is_served_from_the_folder(pyiqa, weights, capsys)
     assert scorer.score(np.full((1, 8, 8, 3), 255, np.uint8), None) == pytest.approx([3])
     assert [name.split("/")[-1] for name in scorer.identity["weights"]] == ["model.safetensors"]
     for _ in range(2):  # the second time, too, it is asked for and its digest known
-        assert open_scorer(METRICS["brisque"], weights, None).identity["weights"]
+        assert open_scorer(METRICS["tres"], weights, None).identity["weights"]
     assert (urllib.request.urlopen, torch.hub.urlopen, torch.hub.get_dir()) == before
     assert not constants.HF_HUB_OFFLINE
     assert capsys.readouterr() == ("", "")
@@ -256,12 +265,36 @@ def test_every_way_of_fetching_is_served_from_the_folder(pyiqa, weights, capsys)
         ("clipiqa", "needs RN50.pt below --weights; it is at https://example.org/weights/RN50.pt"),
         ("maniqa-pipal", "hf download timm/vit_base_patch8_224.augreg2_in21k_ft_in1k --cache-dir"),
         ("lpips", "pyiqa fails: RuntimeError: operator torchvision::nms does not exist"),
+        ("fgresq", "hf download openai/clip-vit-base-patch16 --cache-dir"),
+        ("brisque", r"needs allmodel \(LIVE's\) or brisque_svm_weights.pth \(pyiqa's\) below"),
     ],
 )
 def test_missing_is_one_line(pyiqa, tmp_path, name, text):
     for folder in (None, tmp_path):
         with one_line(MissingMetric, text):
             open_scorer(METRICS[name], folder, None)
+
+
+def test_what_pyiqa_lacks_is_refused_by_name(pyiqa, weights):
+    (weights / "models--openai--clip-vit-base-patch16" / "snapshots" / "a").mkdir(parents=True)
+    (next(weights.rglob("snapshots")) / "a" / "pytorch_model.bin").touch()
+    with one_line(MissingMetric, "pyiqa 0.0.1 has no fgresq; take a later one"):
+        open_scorer(METRICS["fgresq"], weights, None)
+
+
+def test_ffhqs_statistics(pyiqa, weights):
+    """Means and covariances of NumPy, as VQFR's file has them; a file that runs code is refused."""
+    with one_line(MissingMetric, "needs inception_FFHQ_512.pth below --weights"):
+        open_scorer(METRICS["fid-ffhq"], weights, None)
+    path = weights / "inception_FFHQ_512.pth"
+    torch.save({"mean": np.arange(3.0), "cov": np.eye(3)}, path)
+    scorer = open_scorer(METRICS["fid-ffhq"], weights, None)
+    assert list(scorer.identity["weights"]) == ["fid.mat", "inception_FFHQ_512.pth"]
+    (mean, spread), used = scorers._ffhq(weights, {}), {}
+    assert mean.tolist() == [0, 1, 2] and spread.tolist() == np.eye(3).tolist() and not used
+    torch.save({"mean": Path("x"), "cov": np.eye(3)}, path)
+    with one_line(MissingMetric, "no mean and cov of features"):
+        open_scorer(METRICS["fid-ffhq"], weights, None)
 
 
 def test_without_pyiqa(monkeypatch):
