@@ -23,10 +23,9 @@ from osdhuman_jax.filenames import spelled
 from osdhuman_jax.inference.folder_worker import Orders, Worker
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.ledger import Ledger, line_of
-from osdhuman_jax.inference.schedule import Portion, Schedule
+from osdhuman_jax.inference.schedule import LANES, Portion, Schedule
 from osdhuman_jax.workers import EngineError
 
-LANES = 2  # portions at a time in a worker: one is read or written while the other is computed
 BREAKS = 3  # workers in a row that may die at a place before they are ready
 WATCH = 60.0  # seconds without news after which a person is told
 FAREWELL = 5.0  # seconds that workers have to finish what they write
@@ -122,7 +121,7 @@ class Crew:
         """
         self._done = done
         count = min(self._places.count, len(jobs))
-        self._schedule = Schedule(jobs, LANES * count, self._orders.batch_size)
+        self._schedule = Schedule(jobs, count, self._orders.batch_size)
         log.info("%d workers, each with %s", count, self._places.each)
         # Once on each machine: it may hold the captions of a million pictures.
         orders = self._ray.put(self._orders)

@@ -14,7 +14,9 @@ from osdhuman_jax.images.sizes import step
 from osdhuman_jax.inference.folder_plan import ALONE
 from osdhuman_jax.inference.jobs import Job
 
+LANES = 4  # portions at a time in a worker: encoding a PNG takes longer than a GPU does
 PORTION = 32  # pictures at the most
+LARGE = ALONE // LANES  # pixels; a larger picture has no other portion beside it in a worker
 SHARES = 2  # portions that are left for each lane when a portion is cut
 UNIT = 128  # pixels; steps of padded sides, as `Pipeline` has them by default
 
@@ -29,14 +31,14 @@ class Portion(NamedTuple):
 class Schedule:
     """Jobs that are not handed out, and those to be handed out again."""
 
-    def __init__(self, jobs: Sequence[Job], lanes: int, batch: int) -> None:
-        """`lanes` is how many portions are worked on at a time, `batch` the pictures together."""
+    def __init__(self, jobs: Sequence[Job], workers: int, batch: int) -> None:
+        """`batch` is how many pictures are restored together."""
         # Pictures of one padded size follow each other: few programs serve a worker, and batches
         # are full. By name in a size, so that a person can follow; the largest come last.
         self._left = deque(sorted(jobs, key=_order))
         self._suspects: deque[Job] = deque()
         self._died: set[Job] = set()
-        self._lanes, self._batch = lanes, batch
+        self._lanes, self._batch = LANES * workers, batch
 
     def __len__(self) -> int:
         return len(self._left) + len(self._suspects)
@@ -45,12 +47,12 @@ class Schedule:
         """What a worker gets next; `idle` if it has nothing else. None: nothing for it now."""
         if self._left:
             # One that fills the memory is by itself.
-            if _pixels(self._left[0]) > ALONE:
+            if _pixels(self._left[0]) > LARGE:
                 return Portion([self._left.popleft()], alone=True) if idle else None
             share = min(PORTION, len(self._left) // (SHARES * self._lanes))
             count = max(share // self._batch, 1) * self._batch
             jobs = []
-            while self._left and len(jobs) < count and _pixels(self._left[0]) <= ALONE:
+            while self._left and len(jobs) < count and _pixels(self._left[0]) <= LARGE:
                 jobs.append(self._left.popleft())
             return Portion(jobs)
         return Portion([self._suspects.popleft()], alone=True) if self._suspects and idle else None
@@ -70,4 +72,4 @@ def _pixels(job: Job) -> int:
 
 def _order(job: Job) -> tuple[object, ...]:
     padded = (step(side, UNIT) for side in job.size)
-    return _pixels(job) > ALONE, *padded, job.output
+    return _pixels(job) > LARGE, *padded, job.output
