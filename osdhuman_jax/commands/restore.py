@@ -113,13 +113,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=count, default=1, help="pictures restored together")
     add("--max_memory", type=memory, help="bytes for the model, as 4GiB; default: half the host's")
     add("--overwrite", action="store_true", help="replace outputs of other inputs or settings")
-    cluster = parser.add_argument_group("many machines")
-    cluster.add_argument(
-        "--engine", choices=ENGINES, default="local", help="ray: workers of RAY_ADDRESS's cluster"
-    )
-    cluster.add_argument(
-        "--workers", type=count, help="of ray; default: one a GPU or TPU chip, else one a machine"
-    )
+    cluster_flags(parser)
     args, left = parser.parse_known_args(argv)
     # A shell makes many files of a pattern that is not quoted: the most usual slip here.
     one = "one INPUT at a time: name their folder, or a pattern in quotes, as 'photos/*.jpg'"
@@ -135,17 +129,25 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("the following arguments are required: --output")
     args.input = args.input or args.pictures
     args.output = args.output or Path(DEFAULT_OUTPUT)
-    if args.workers and args.engine == "local":
-        parser.error("--workers is for --engine ray")
-    if args.engine == "ray":
-        if args.checkpoint:
-            parser.error("--engine ray takes no --checkpoint: name a folder, as WORKDIR/model")
-        make_absolute(args)
+    fit_for_cluster(parser, args)
     return args
 
 
-def make_absolute(args: argparse.Namespace) -> None:
-    """Make all paths absolute: workers of a cluster have another current folder."""
+def cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of a run on many machines."""
+    add = parser.add_argument_group("many machines").add_argument
+    add("--engine", choices=ENGINES, default="local", help="ray: workers of RAY_ADDRESS's cluster")
+    add("--workers", type=count, help="of ray; default: one a GPU or TPU chip, else one a machine")
+
+
+def fit_for_cluster(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse what workers cannot do; make paths absolute, since they have another folder."""
+    if args.engine == "local":
+        if args.workers:
+            parser.error("--workers is for --engine ray")
+        return
+    if args.checkpoint:
+        parser.error("--engine ray takes no --checkpoint: name a folder, as WORKDIR/model")
     args.output, args.model = args.output.absolute(), args.model.absolute()
     if args.pose not in (None, NOBODY):
         args.pose = os.path.abspath(args.pose)
@@ -247,7 +249,7 @@ def on_a_cluster(
         from osdhuman_jax.inference.folder_worker import Orders
 
         orders = Orders(
-            None if args.model == BUNDLED.absolute() else args.model,
+            args.model,
             made["model_digest"],
             args.precision,
             args.batch_size,

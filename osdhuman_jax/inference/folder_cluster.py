@@ -23,7 +23,7 @@ from osdhuman_jax.filenames import spelled
 from osdhuman_jax.inference.folder_worker import Orders, Worker
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.ledger import Ledger, line_of
-from osdhuman_jax.inference.schedule import LANES, Portion, Schedule
+from osdhuman_jax.inference.portions import LANES, Portion, Schedule
 from osdhuman_jax.workers import EngineError
 
 BREAKS = 3  # workers in a row that may die at a place before they are ready

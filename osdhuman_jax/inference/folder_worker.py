@@ -19,7 +19,6 @@ from osdhuman_jax.inference.notes import Notes
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.program_cache import keep_programs
 from osdhuman_jax.inference.settings import Settings
-from osdhuman_jax.models import BUNDLED
 from osdhuman_jax.workers import EngineError
 
 PATIENCE = 1.0  # seconds for which a driver that asks for lines waits where there are none
@@ -29,7 +28,7 @@ PATIENCE = 1.0  # seconds for which a driver that asks for lines waits where the
 class Orders:
     """What every worker of a run is told. Paths are absolute, and the same on all machines."""
 
-    model: Path | None  # None: the bundled one, wherever the package is
+    model: Path
     digest: str  # of the driver's model
     precision: str
     batch_size: int
@@ -106,18 +105,18 @@ class Worker:
             text = "is not there, or is another folder"
             raise EngineError(f"{orders.output} {text}, on {here}: mount it there too")
         keep_programs()
-        folder = orders.model or BUNDLED
         try:
             self._pipeline = Pipeline.from_folder(
-                folder,
+                orders.model,
                 orders.precision,
                 batch_size=orders.batch_size,
                 max_memory=orders.max_memory,
             )
         except (ValueError, OSError) as error:
-            raise EngineError(f"{folder}, on {here}: {error}") from error
+            raise EngineError(f"{orders.model}, on {here}: {error}") from error
         if self._pipeline.model.digest != orders.digest:
-            raise EngineError(f"{folder} is another model on {here}: copy the driver's there")
+            text = "is another model than the driver's, on"
+            raise EngineError(f"{orders.model} {text} {here}: copy that one there")
         return self._pipeline.model.name
 
     def work(self, jobs: list[Job]) -> list[tuple[Job, str]]:

@@ -148,7 +148,7 @@ class FakeRay(ModuleType):
 
 def run_fake(output: Path, workers: int = 2, **faults) -> tuple[Crew, FakeRay, list[int]]:
     settings, counts = Settings(), []
-    orders = Orders(None, DIGEST, "fp32", 1, None, settings, output, output, None)
+    orders = Orders(output, DIGEST, "fp32", 1, None, settings, output, output, None)
     jobs = [Job(Path(f"/in/{i}"), Path(f"{i:02}.png"), (9, 9)) for i in range(40)]
     with held(output) as ledger:
         ray = FakeRay(output, **faults)

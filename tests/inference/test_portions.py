@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from osdhuman_jax.inference.jobs import Job
-from osdhuman_jax.inference.schedule import LARGE, Schedule
+from osdhuman_jax.inference.portions import LARGE, Schedule
 
 SIZES = [(90, 90), (200, 90), (100, 100), (LARGE, 2), (90, 200)] * 30
 
