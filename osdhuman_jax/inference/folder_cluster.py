@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from osdhuman_jax.config import Json
 from osdhuman_jax.disk import file_digest, remove_leftovers
 from osdhuman_jax.filenames import spelled
+from osdhuman_jax.inference.folder_plan import one_line
 from osdhuman_jax.inference.folder_worker import Orders, Worker
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.ledger import Ledger, line_of
@@ -161,7 +162,8 @@ class Crew:
             return
         # Whatever else has come by now: lines of many workers are flushed to the disk together.
         ready = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)[0] or ready
-        answers = [(self._calls.pop(reference), *self._answer(reference)) for reference in ready]
+        calls = [(self._calls.pop(reference), reference) for reference in ready]
+        answers = [(call, *self._answer(call, reference)) for call, reference in calls]
         self._record([(call.seat, answer) for call, answer, _ in answers if call.kind == "lines"])
         for call, answer, death in answers:
             # All calls of a dead worker end by its death; the first one told of it.
@@ -175,8 +177,8 @@ class Crew:
                 call.seat.name, call.seat.deaths = answer, 0
                 self._ask_for_lines(call.seat)
 
-    def _answer(self, reference: Any) -> tuple[Any, str]:
-        """What a worker answered, and why it is dead if it is.
+    def _answer(self, call: Call, reference: Any) -> tuple[Any, str]:
+        """What a worker answered, and why it is of no use any more, if it is.
 
         Raises EngineError on what another worker would run into as well.
         """
@@ -185,8 +187,12 @@ class Crew:
             return self._ray.get(reference), ""
         except errors.RayTaskError as error:
             cause = error.cause
-            known = isinstance(cause, EngineError)
-            raise EngineError(str(cause) if known else f"a worker failed: {cause!r}") from error
+            if isinstance(cause, EngineError):
+                raise EngineError(str(cause)) from error
+            # As by a GPU that is out of order, of which there may be others.
+            if call.kind == "ready":
+                return None, one_line(cause)
+            raise EngineError(f"a worker failed: {cause!r}") from error
         except errors.RayError as error:
             # Ray's own advice is a page long; the line that names the cause comes last.
             return None, (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
@@ -226,6 +232,8 @@ class Crew:
     def _replace(self, seat: Seat, death: str) -> None:
         """Take back what a dead worker had, and start another one in its place."""
         self._calls = {r: c for r, c in self._calls.items() if c.worker is not seat.worker}
+        # One that only cannot be reached must not go on.
+        self._ray.kill(seat.worker)
         handed_out = [job for portion in seat.portions for job in portion.jobs]
         # Who had pictures was ready, and its place is none where workers cannot live.
         for job in self._schedule.lost(job for job in handed_out if not self._is_done(job)):

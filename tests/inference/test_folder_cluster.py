@@ -68,9 +68,12 @@ class FakeWorker:
 
     def answer(self, method: str, arguments: tuple) -> object:
         """What a call gives, or None if it is not over."""
-        if not self.alive or self.cluster.deaths_at_start > 0 and method == "ready":
+        if not self.alive:
+            raise Died("The actor died.")
+        if method == "ready" and self.cluster.deaths_at_start:
             self.cluster.deaths_at_start -= 1
-            raise Died("The actor died.\n\nOut of memory.")
+            last = Died("The actor died.\n\nOut of memory.")
+            raise Failed(RuntimeError("no GPU")) if self.cluster.deaths_at_start % 2 else last
         if method == "ready":
             return "fake"
         if method == "work":
@@ -122,7 +125,7 @@ class FakeRay(ModuleType):
             if call.answer is None:
                 try:
                     call.answer = call.worker.answer(call.method, call.arguments)
-                except Died as error:
+                except (Died, Failed) as error:
                     call.answer = error
         ready = [call for call in calls if call.answer is not None]
         assert ready, "nobody will ever answer"
@@ -181,7 +184,7 @@ def test_a_picture_that_kills_its_worker_twice_fails_by_name_and_no_other_does(t
 def test_workers_that_cannot_start_are_tried_again_and_then_given_up(tmp_path):
     _, ray, _ = run_fake(tmp_path / "out", deaths_at_start=2)
     assert len(files(tmp_path / "out")) == 40 and len(ray.hired) == 4
-    with pytest.raises(EngineError, match="before they are ready .*: Out of memory"):
+    with pytest.raises(EngineError, match="before they are ready .*: (Out of|no GPU)"):
         run_fake(tmp_path / "none", deaths_at_start=99)
     assert not (tmp_path / "none").exists()
     _, ray, _ = run_fake(tmp_path / "one", workers=1, deaths_at_start=BREAKS - 1)
@@ -301,11 +304,13 @@ def made_of(output: Path) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-def test_a_cluster_gives_the_same_bytes_though_workers_and_drivers_are_killed(tmp_path):
+def test_a_cluster_gives_the_same_bytes_though_workers_and_drivers_die(tmp_path, monkeypatch):
     """Two machines' worth of workers; first one worker is killed, then the driver."""
     from osdhuman_jax.workers import import_ray
 
     import_ray()
+    # Else everything else on this machine comes before the workers.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     from ray.cluster_utils import Cluster
 
     rng = np.random.default_rng(0)
