@@ -33,7 +33,7 @@ RECORD = (  # of a line of provenance.jsonl; `reason` follows where the status i
 class Record(Protocol):
     """What takes the lines of a run: the ledger, or on a cluster the way to it."""
 
-    def add(self, line: Json) -> None:
+    def add(self, line: Json, /) -> None:
         """Return when the line is on the disk, or raise: then its picture gets no name."""
         ...
 

@@ -49,11 +49,16 @@ ALONE = "--processes 1 if this process is alone"
 
 
 class Way(NamedTuple):
-    """How processes find each other: in words, and as `jax.distributed.initialize` is told."""
+    """How processes find each other: in words, and as `jax.distributed.initialize` is told.
+
+    What is None JAX finds out.
+    """
 
     said: str
-    arguments: tuple[str, int, int] | tuple[()] = ()  # coordinator, processes, process
-    method: str | None = None  # None: JAX looks which one it is
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    method: str | None = None
 
 
 def find(coordinator: str, processes: int, process: int) -> Way | None:
@@ -96,7 +101,7 @@ def _by_flags(coordinator: str, processes: int, process: int) -> Way:
     total = int(os.environ.get("SLURM_STEP_NUM_TASKS", "-1")) if processes < 0 else processes
     if not 0 <= index < total:
         raise ConfigError(f"--process {index} of --processes {total}: give both, 0 <= process")
-    return Way(f"found by --coordinator {coordinator}", (coordinator, total, index))
+    return Way(f"found by --coordinator {coordinator}", coordinator, total, index)
 
 
 def _on_tpu() -> bool:
@@ -128,13 +133,16 @@ def join(
     way = find(coordinator, processes, process)
     if way is None:
         return
-    which = f"process {way.arguments[2]} of {way.arguments[1]}" if way.arguments else "a process"
+    known = way.processes is not None
+    which = f"process {way.process} of {way.processes}" if known else "a process"
     say(f"{which}, {way.said}; waiting for the others, {patience} s at most")
     end = time.monotonic() + patience
 
     def start() -> None:
         jax.distributed.initialize(
-            *way.arguments,
+            way.coordinator,
+            way.processes,
+            way.process,
             local_device_ids=_local_devices(),
             cluster_detection_method=way.method,
             initialization_timeout=patience + MARGIN,

@@ -30,7 +30,11 @@ def started(monkeypatch) -> list[tuple]:
     for name in (*SLURM, *KUBERNETES, *GKE, *OTHERS):
         monkeypatch.delenv(name, raising=False)
     calls: list[tuple] = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
+
+    def initialize(*arguments, **_):
+        calls.append(() if arguments == (None, None, None) else arguments)
+
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
     return calls
 
 
