@@ -26,10 +26,8 @@ from curate import readers
 from curate.config import ConfigError, CurateConfig
 from curate.cropping import detect, litert
 from curate.curation import STAGES, CurationPipeline
-from curate.engine.cluster import session
 from curate.engine.engine import Engine
 from curate.engine.ledger import ShardLedger
-from curate.engine.worker import EngineError
 from curate.forget import check_known, forget
 from curate.plan import CurationPlan, parse_sources, read_plan
 from curate.publish.pack import check_container
@@ -49,6 +47,7 @@ from osdhuman_jax.cli import (
     some_path,
     some_text,
 )
+from osdhuman_jax.workers import EngineError, session
 
 COMMANDS = ("run", *STAGES, "prune", "forget", "gc")
 # Flags that stand for a setting which is often given.

@@ -2,41 +2,15 @@
 
 Ray only places calls of `run_shard`. What is done, what is redone and what a result is stays the
 ledger's business, so losing a node, or the driver, costs the shards that were under way. Only
-`--engine ray` needs this module, and only it imports Ray.
+`--engine ray` needs this module.
 """
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from types import ModuleType
 
 import cv2
 
-from curate.engine.worker import BREAKS, EngineError, Outcome, ShardJob, Task, run_shard
-
-
-@contextmanager
-def session(workers: int) -> Iterator[ModuleType]:
-    """Gives the ray module, connected to a cluster while the block runs.
-
-    The cluster is the one that RAY_ADDRESS names, else `workers` cores of this machine. A session
-    inside another uses the outer one, since starting takes a while. Raises EngineError if Ray is
-    not installed.
-    """
-    ray = import_ray()
-    where: dict[str, str | int] = {}
-    # Left to itself, Ray would take any cluster that runs on this machine.
-    if not os.environ.get("RAY_ADDRESS"):
-        where = {"address": "local", "num_cpus": max(1, workers)}
-    started = not ray.is_initialized()
-    # Ray's log lines would break up the progress bar; failures come back as outcomes.
-    if started:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **where)
-    try:
-        yield ray
-    finally:
-        if started:
-            ray.shutdown()
+from curate.engine.worker import BREAKS, Outcome, ShardJob, Task, run_shard
+from osdhuman_jax.workers import session
 
 
 def run_ray(tasks: Sequence[Task], workers: int) -> Iterator[Outcome]:
@@ -65,15 +39,3 @@ def _run_on_ray(root: str, job: ShardJob, shard: str, key: str, limit: float) ->
     """`run_shard` in one of Ray's processes, which have not run `prepare_process`."""
     cv2.setNumThreads(1)
     return run_shard(root, job, shard, key, limit, watched=True)
-
-
-def import_ray() -> ModuleType:
-    """The ray module, without the report of its use that it sends home by default.
-
-    Raises EngineError if it is not installed."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-    except ImportError:
-        raise EngineError("--engine ray needs Ray: pip install 'osdhuman-jax[ray]'") from None
-    return ray

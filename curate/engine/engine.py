@@ -20,17 +20,10 @@ from pathlib import Path
 
 from curate.engine.cluster import run_ray
 from curate.engine.ledger import ShardLedger
-from curate.engine.worker import (
-    BREAKS,
-    EngineError,
-    Outcome,
-    ShardJob,
-    Task,
-    run_shard,
-)
+from curate.engine.worker import BREAKS, Outcome, ShardJob, Task, run_shard
 from curate.schema import InputError
 from osdhuman_jax.disk import append_line
-from osdhuman_jax.workers import prepare_process
+from osdhuman_jax.workers import EngineError, prepare_process
 
 # Shards after which a worker is replaced, since decoders leak memory.
 SHARDS_A_WORKER = 50

@@ -35,10 +35,6 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class EngineError(RuntimeError):
-    """Shards that could not be done; one line a shard."""
-
-
 class ShardJob(Protocol):
     """A pure map from shards to files; it can be pickled, and so sent to other processes."""
 

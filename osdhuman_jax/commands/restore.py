@@ -4,6 +4,7 @@
 
 The folder of outputs has a record, by which the same command goes on where it was stopped. What
 takes long to load, JAX above all, is loaded when the first picture that is not done was found.
+With --engine ray the workers of a cluster restore the pictures.
 
 Exit status: 0 all restored, 1 some failed (named at the end), 2 nothing was done (what failed is
 named), 130 interrupted.
@@ -11,7 +12,10 @@ named), 130 interrupted.
 
 import argparse
 import gc
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -27,8 +31,8 @@ from osdhuman_jax.cli import (
     some_text,
 )
 from osdhuman_jax.commands.flags import count, factor, memory, quality, share, speak
-from osdhuman_jax.config import COLOR_FIXES, SAMPLERS
-from osdhuman_jax.disk import file_digest
+from osdhuman_jax.config import COLOR_FIXES, SAMPLERS, Json
+from osdhuman_jax.disk import file_digest, workspace
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.formats import LOSSLESS, SUFFIXES
 from osdhuman_jax.images.listing import other_pictures
@@ -46,9 +50,15 @@ from osdhuman_jax.inference.settings import (
     sampled,
 )
 from osdhuman_jax.models import BUNDLED
+from osdhuman_jax.workers import EngineError, session
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     import osdhuman_jax.inference.pipeline
+    from osdhuman_jax.inference.folder_cluster import Crew
+    from osdhuman_jax.inference.folder_run import Runner
+    from osdhuman_jax.inference.ledger import Ledger
     from osdhuman_jax.inference.notes import Notes
 
 NAME = called("infer.py")
@@ -58,6 +68,7 @@ OUTPUT_HELP = (
     f"{DEFAULT_OUTPUT}/, where nothing that is there is replaced"
 )
 SHOWN = 20  # remarks that are told one by one
+ENGINES = ("local", "ray")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -102,6 +113,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=count, default=1, help="pictures restored together")
     add("--max_memory", type=memory, help="bytes for the model, as 4GiB; default: half the host's")
     add("--overwrite", action="store_true", help="replace outputs of other inputs or settings")
+    cluster_flags(parser)
     args, left = parser.parse_known_args(argv)
     # A shell makes many files of a pattern that is not quoted: the most usual slip here.
     one = "one INPUT at a time: name their folder, or a pattern in quotes, as 'photos/*.jpg'"
@@ -117,7 +129,29 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("the following arguments are required: --output")
     args.input = args.input or args.pictures
     args.output = args.output or Path(DEFAULT_OUTPUT)
+    fit_for_cluster(parser, args)
     return args
+
+
+def cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of a run on many machines."""
+    add = parser.add_argument_group("many machines").add_argument
+    add("--engine", choices=ENGINES, default="local", help="ray: workers of RAY_ADDRESS's cluster")
+    add("--workers", type=count, help="of ray; default: one a GPU or TPU chip, else one a machine")
+
+
+def fit_for_cluster(parser: Parser, args: argparse.Namespace) -> None:
+    """Refuse what workers cannot do; make paths absolute, since they have another folder."""
+    if args.engine == "local":
+        if args.workers:
+            parser.error("--workers is for --engine ray")
+        return
+    if args.checkpoint:
+        parser.error("--engine ray takes no --checkpoint: name a folder, as WORKDIR/model")
+    args.output, args.model = args.output.absolute(), args.model.absolute()
+    if args.pose not in (None, NOBODY):
+        args.pose = os.path.abspath(args.pose)
+    args.captions = args.captions and args.captions.absolute()
 
 
 def sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -181,6 +215,53 @@ def load_pipeline(args: argparse.Namespace) -> "osdhuman_jax.inference.pipeline.
     return Pipeline.from_run(workdir, int(step) if step else None, args.precision, **options)
 
 
+def on_this_machine(
+    args: argparse.Namespace,
+    settings: Settings,
+    ledger: "Ledger",
+    notes: "Notes | None",
+    pipeline: "osdhuman_jax.inference.pipeline.Pipeline",
+    progress: "tqdm",
+) -> "Runner":
+    """What restores in this process."""
+    from osdhuman_jax.inference.folder_run import Runner
+
+    def step(done: int, total: int) -> None:
+        progress.set_postfix_str(f"step {done} of {total}")
+
+    return Runner(pipeline, settings, args.output, ledger, notes, step)
+
+
+@contextmanager
+def on_a_cluster(
+    args: argparse.Namespace,
+    settings: Settings,
+    ledger: "Ledger",
+    notes: "Notes | None",
+    made: Json,
+) -> "Iterator[Crew]":
+    """What restores by workers of a Ray cluster; `made` is the identity of its outputs.
+
+    Raises EngineError where there is none.
+    """
+    with session(os.cpu_count() or 1) as ray, workspace(args.output) as token:
+        from osdhuman_jax.inference.folder_cluster import Crew, places
+        from osdhuman_jax.inference.folder_worker import Orders
+
+        orders = Orders(
+            args.model,
+            made["model_digest"],
+            args.precision,
+            args.batch_size,
+            args.max_memory,
+            settings,
+            args.output,
+            token,
+            notes,
+        )
+        yield Crew(ray, places(ray, args.workers), orders, ledger, made)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
@@ -190,7 +271,7 @@ def main(argv: list[str] | None = None) -> int:
 
     speak()
     settings = Settings(args.upscale, format=args.format, quality=args.quality)
-    runner = pipeline = None
+    runner = pipeline = begun = None
     try:
         # What is to be done, which is refused before any work.
         check_folder("output", args.output)
@@ -214,20 +295,21 @@ def main(argv: list[str] | None = None) -> int:
             left = remaining(jobs, args.output, ledger, made, args.overwrite)
             skipped = len(jobs) - len(left)
             if left:
-                from osdhuman_jax.inference.folder_run import Runner
-
-                pipeline = pipeline or load_pipeline(args)
                 shown = len(jobs) > 1 or settings.sampling is not None
-                with bar(len(jobs), "picture", skipped, shown) as progress:
-
-                    def step(done: int, total: int) -> None:
-                        progress.set_postfix_str(f"step {done} of {total}")
-
-                    runner = Runner(pipeline, settings, args.output, ledger, notes, step)
+                if args.engine == "local":
+                    pipeline = pipeline or load_pipeline(args)
+                with ExitStack() as stack:
+                    progress = stack.enter_context(bar(len(jobs), "picture", skipped, shown))
+                    what = args, settings, ledger, notes
+                    if pipeline is None:
+                        runner = stack.enter_context(on_a_cluster(*what, made))
+                    else:
+                        runner = on_this_machine(*what, pipeline, progress)
+                    begun = ledger
                     runner.run(left, progress.update)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EngineError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
-        return 1 if runner and runner.ledger.has_pictures else 2
+        return 1 if begun and begun.has_pictures else 2
     # What was not asked of the model is said last, where it is seen.
     if others:
         print(f"not restored: {others}", file=sys.stderr)

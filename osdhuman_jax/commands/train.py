@@ -29,7 +29,7 @@ NAME = called("train.py")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if need be, else resumed.")
 PROFILE = flags.DEFINE_integer("profile", 0, "Write a trace of this many steps to WORKDIR/profile.")
 COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
-PROCESSES = flags.DEFINE_integer("processes", -1, "How many processes there are.")
+PROCESSES = flags.DEFINE_integer("processes", -1, "How many processes there are; 1: no others.")
 PROCESS = flags.DEFINE_integer("process", -1, "Which of them this is, from 0.")
 # Errors that room on the disk would mend.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -68,9 +68,14 @@ def usage() -> str:
     return "\n".join([__doc__ or "", "Flags:", *said, "", head, *settings(Config, "config")])
 
 
+def tell(line: str) -> None:
+    """Write one line to stderr."""
+    print(f"{NAME}: {line}", file=sys.stderr, flush=True)
+
+
 def fail(status: int, reason: object) -> NoReturn:
     """Write one line to stderr and end the process."""
-    print(f"{NAME}: {reason}", file=sys.stderr)
+    tell(f"{reason}")
     leave(status)
 
 
@@ -104,7 +109,7 @@ def run(_) -> None:
     try:
         if not WORKDIR.value:
             raise CommandError("--workdir is empty; name a folder ('.' is this one)")
-        hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        hosts.join(COORDINATOR.value, PROCESSES.value, PROCESS.value, tell)
         status = train(flags.FLAGS.config, workdir, PROFILE.value)
     except (CommandError, ConfigError, CheckpointError, DataError, WeightsError) as error:
         fail(BAD, error)
@@ -120,7 +125,7 @@ def run(_) -> None:
             *before, last = ["none", *steps_saved(workdir)]
             fail(status, REASONS[status].format(last, workdir / "checkpoints", before[-1]))
         if hosts.is_first():
-            print(f"{NAME}: done; the result is {spelled(workdir / 'model')}", file=sys.stderr)
+            tell(f"done; the result is {spelled(workdir / 'model')}")
 
 
 def main() -> int:

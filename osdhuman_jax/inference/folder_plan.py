@@ -22,6 +22,8 @@ from osdhuman_jax.inference.memory import EXHAUSTED, is_exhausted
 from osdhuman_jax.inference.settings import Settings
 
 LISTED = 20  # names in one refusal
+AHEAD = 1  # batches that are read, and that are written, while one is computed
+ALONE = MAX_PIXELS // (1 + 2 * AHEAD)  # pixels; a larger batch has no other beside it in memory
 
 
 def plan(source: str, output: Path, settings: Settings) -> list[Job]:

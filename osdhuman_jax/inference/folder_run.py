@@ -18,7 +18,6 @@ from osdhuman_jax.data.sources import DataError
 from osdhuman_jax.disk import staged
 from osdhuman_jax.filenames import spelled
 from osdhuman_jax.images.codec import (
-    MAX_PIXELS,
     ImageError,
     Picture,
     check_alpha,
@@ -28,16 +27,13 @@ from osdhuman_jax.images.codec import (
 from osdhuman_jax.images.sizes import Floats, Pixels, enlarge
 from osdhuman_jax.inference.condition import remark
 from osdhuman_jax.inference.finishing import RestoreError, finish
-from osdhuman_jax.inference.folder_plan import is_inside, one_line
+from osdhuman_jax.inference.folder_plan import AHEAD, ALONE, is_inside, one_line
 from osdhuman_jax.inference.jobs import Job
-from osdhuman_jax.inference.ledger import Ledger
+from osdhuman_jax.inference.ledger import Record, line_of
 from osdhuman_jax.inference.notes import Notes, Request
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.plans import Progress
 from osdhuman_jax.inference.settings import Settings, identity
-
-AHEAD = 1  # batches that are read, and that are written, while one is computed
-ALONE = MAX_PIXELS // (1 + 2 * AHEAD)  # pixels; a larger batch has no other beside it in memory
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class Runner:
         pipeline: Pipeline,
         settings: Settings,
         output: Path,
-        ledger: Ledger,
+        ledger: Record,
         notes: Notes | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -211,8 +207,7 @@ class Runner:
             self._record(item.job, "ok", **made, **sizes, **digests)
 
     def _record(self, job: Job, status: str, **values: object) -> None:
-        files = {"input": spelled(job.source), "output": spelled(job.output.as_posix())}
-        self.ledger.add(self._identity | values | files | {"status": status})
+        self.ledger.add(line_of(self._identity, job, status, **values))
 
     def _fail(self, job: Job, reason: str, **values: object) -> None:
         """Record a failure and remember it for the report."""

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from threading import Lock
+from typing import Protocol, runtime_checkable
 
 from osdhuman_jax.config import Json
 from osdhuman_jax.disk import file_digest, hold, json_lines, remove_leftovers
@@ -26,6 +27,24 @@ RECORD = (  # of a line of provenance.jsonl; `reason` follows where the status i
     *("width", "height", "output_width", "output_height", "precision"),
     *("upscale", "color_fix", "blend", "format", "quality", "tile", "seconds", "status"),
 )
+
+
+@runtime_checkable
+class Record(Protocol):
+    """What takes the lines of a run: the ledger, or on a cluster the way to it."""
+
+    def add(self, line: Json, /) -> None:
+        """Return when the line is on the disk, or raise: then its picture gets no name."""
+        ...
+
+
+def line_of(identity: Json, job: Job, status: str, **values: object) -> Json:
+    """A line on a job: "ok", or "failed" with a `reason` among the values.
+
+    `identity` has what `settings.identity` says, and the model's name.
+    """
+    files = {"input": spelled(job.source), "output": spelled(job.output.as_posix())}
+    return identity | values | files | {"status": status}
 
 
 class Ledger:
@@ -44,19 +63,19 @@ class Ledger:
                 self._finished[line.get("output", "")] = line
                 self.has_pictures = True
 
-    def add(self, line: Json) -> None:
-        """Append a line; a torn one, which a killed run left, is ended first."""
+    def add(self, *lines: Json) -> None:
+        """Append lines; a torn one, which a killed run left, is ended first."""
         # All fields in one order, null where one is not known, so that lines are a table.
-        text = json.dumps(dict.fromkeys(RECORD) | line) + "\n"
+        text = "".join(json.dumps(dict.fromkeys(RECORD) | line) + "\n" for line in lines)
         with self._lock:
-            # Until the line is whole on the disk, it counts as torn.
+            # Until the last line is whole on the disk, it counts as torn.
             data = (b"\n" if self._torn else b"") + text.encode()
             self._torn = True
             if self._file.write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self._file.fileno())
             self._torn = False
-            self.has_pictures |= line["status"] == "ok"
+            self.has_pictures |= any(line["status"] == "ok" for line in lines)
 
     def finished(self, job: Job, identity: Json) -> bool:
         """Whether the job's output is there, as its line says, from this input and `identity`."""

@@ -10,8 +10,8 @@ from curation_runs import curate
 
 from curate import demo, run
 from curate.cropping.job import require
-from curate.engine import cluster
 from curate.readers import ReaderError, SourceSpec
+from osdhuman_jax import workers
 
 
 def test_paths_of_a_plan_are_absolute(tmp_path, monkeypatch):
@@ -64,9 +64,9 @@ def test_ray_is_this_machines_unless_a_cluster_is_named(monkeypatch, address):
     ray = SimpleNamespace(
         is_initialized=lambda: False, init=lambda **options: asked.update(options), shutdown=list
     )
-    monkeypatch.setattr(cluster, "import_ray", lambda: ray)
+    monkeypatch.setattr(workers, "import_ray", lambda: ray)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with cluster.session(3) as session:
+    with workers.session(3) as session:
         assert session is ray
     wanted = {} if address else {"address": "local", "num_cpus": 3}
     assert {name: asked[name] for name in ("address", "num_cpus") if name in asked} == wanted

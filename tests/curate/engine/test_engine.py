@@ -12,8 +12,9 @@ from engine_jobs import DiskFull, Doubling, Dying
 from curate.engine import engine
 from curate.engine.engine import Engine, run_local
 from curate.engine.ledger import LedgerError, ShardLedger, tree_digest
-from curate.engine.worker import EngineError, ShardJob, Task
+from curate.engine.worker import ShardJob, Task
 from osdhuman_jax.disk import json_lines, staged_file
+from osdhuman_jax.workers import EngineError
 
 SHARDS = ["0-4", "4-8", "8-12"]
 
