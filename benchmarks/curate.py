@@ -10,11 +10,11 @@ ones, with light and noise of their own, so that few of them look alike) with on
 boxes each, curated from scratch with metrics that need no weights. Half of the photographs have one
 box that is large enough for a crop. With --small they are 160 x 120, one in nine yields a crop, as
 with the paper's numbers, limits in pixels are a quarter of the usual ones, and packs are of JPEG:
-what a picture costs is then not the usual, but how cost and memory grow is. Seconds are of CPU, summed over shards, so
-workers and waiting do not count. With --labels it is
-indexing that is measured, of Objects365 files of that many annotations; with --rows the two steps
-that see everything, select and report, over so many made-up rows without pictures: five boxes an
-image, a crop in every 45 boxes, as with the paper's numbers.
+what a picture costs is then not the usual, but how cost and memory grow is. Seconds are of CPU,
+summed over shards, so workers and waiting do not count. With --labels it is indexing that is
+measured, of Objects365 files of that many annotations; with --rows the two steps that see
+everything, select and report, over so many made-up rows without pictures: five boxes an image, a
+crop in every 45 boxes, as with the paper's numbers.
 """
 
 import argparse
