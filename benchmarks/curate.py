@@ -46,6 +46,7 @@ from curate.engine.parquet import (
     write_scores,
 )
 from curate.publish.report import write_report
+from curate.quality.classic import CLASSIC_METRICS
 from curate.selection.manifest import check_funnels, read_funnels
 from curate.selection.select_job import SelectJob
 from osdhuman_jax.disk import json_lines, write_json
@@ -55,7 +56,7 @@ BOX = [100.0, 10.0, 430.0, 460.0]  # x, y, w, h of the person who becomes a crop
 BOXES = 8  # persons on a photograph at most
 LIGHT = 40.0  # gray levels by which each picture's light varies from one corner to another
 SHARD_IMAGES = 1000  # of a made-up shard
-METRICS = ("sharpness", "noise", "blockiness", "clipped", "entropy")
+METRICS = tuple(CLASSIC_METRICS)
 PAPER = {"images": 4_000_000, "crops": 440_000, "kept": 109_053}
 
 
