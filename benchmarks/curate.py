@@ -1,16 +1,20 @@
 """What curation costs, how the cost grows, and what four million images would take.
 
     python -m benchmarks.curate --output results/cost --sizes 100 1000 10000
+    python -m benchmarks.curate --output results/growth --small --sizes 1000 10000 100000
     python -m benchmarks.curate --output results/cost --labels 1000 200000 1000000
     python -m benchmarks.curate --output results/cost --rows 100000 1000000
 
 Each size is a COCO set of that many distinct 640 x 480 photographs (random windows of shipped
-ones, with noise of their own) with one to eight person boxes each, curated from scratch with
-metrics that need no weights. Half of the photographs have one box that is large enough for a crop.
-Seconds are of CPU, summed over shards, so workers and waiting do not count. With --labels it is
-indexing that is measured, of Objects365 files of that many annotations; with --rows the two steps
-that see everything, select and report, over so many made-up rows without pictures: five boxes an
-image, a crop in every 45 boxes, as with the paper's numbers.
+ones, with light and noise of their own, so that few of them look alike) with one to eight person
+boxes each, curated from scratch with metrics that need no weights. Half of the photographs have one
+box that is large enough for a crop. With --small they are 160 x 120, one in nine yields a crop, as
+with the paper's numbers, limits in pixels are a quarter of the usual ones, and packs are of JPEG:
+what a picture costs is then not the usual, but how cost and memory grow is. Seconds are of CPU,
+summed over shards, so workers and waiting do not count. With --labels it is indexing that is
+measured, of Objects365 files of that many annotations; with --rows the two steps that see
+everything, select and report, over so many made-up rows without pictures: five boxes an image, a
+crop in every 45 boxes, as with the paper's numbers.
 """
 
 import argparse
@@ -21,7 +25,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -40,52 +46,76 @@ from curate.engine.parquet import (
     write_scores,
 )
 from curate.publish.report import write_report
+from curate.quality.classic import CLASSIC_METRICS
 from curate.selection.manifest import check_funnels, read_funnels
 from curate.selection.select_job import SelectJob
 from osdhuman_jax.disk import json_lines, write_json
 
 ROOT = Path(__file__).parent.parent
-WIDTH, HEIGHT = 640, 480
-BOX = [100.0, 10.0, 430.0, 460.0]  # x, y, w, h of the person who becomes a crop
+BOX = [100.0, 10.0, 430.0, 460.0]  # x, y, w, h of the person who becomes a crop, at 640 x 480
 BOXES = 8  # persons on a photograph at most
+LIGHT = 40.0  # gray levels by which each picture's light varies from one corner to another
 SHARD_IMAGES = 1000  # of a made-up shard
-METRICS = ("sharpness", "noise", "blockiness", "clipped", "entropy")
+METRICS = tuple(CLASSIC_METRICS)
 PAPER = {"images": 4_000_000, "crops": 440_000, "kept": 109_053}
 
 
-def window(photographs: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """A random part of a photograph at 640 x 480, noisy, perhaps mirrored."""
+class Pictures(NamedTuple):
+    """What the generated pictures are like, and the settings by which they are curated."""
+
+    width: int
+    height: int
+    # Share of the pictures that have a person large enough for a crop.
+    large: float
+    settings: tuple[str, ...]
+
+
+USUAL = Pictures(640, 480, 0.5, ("blur.source_min=10", "blur.crop_min=10"))
+# Enlarged to 512 pixels such pictures have no sharp tile, so that blur is measured and not judged.
+SMALL_LIMITS = ("box.long_min=64", "box.short_min=24", "square.side_min=96")
+SMALL_OFF = ("blur.source_min=0", "blur.crop_min=0", "pack.codec=jpeg")
+SMALL = Pictures(160, 120, 1 / 9, (*SMALL_LIMITS, *SMALL_OFF))
+
+
+def window(
+    photographs: list[np.ndarray], rng: np.random.Generator, pictures: Pictures
+) -> np.ndarray:
+    """A random part of a photograph, in another light, noisy, perhaps mirrored."""
     rgb = photographs[rng.integers(len(photographs))]
     height = int(rng.integers(min(rgb.shape[0], rgb.shape[1] * 3 // 4) // 2, rgb.shape[0]))
     height = min(height, rgb.shape[1] * 3 // 4)
     y = int(rng.integers(rgb.shape[0] - height + 1))
     x = int(rng.integers(rgb.shape[1] - height * 4 // 3 + 1))
     part = rgb[y : y + height, x : x + height * 4 // 3]
-    part = cv2.resize(part, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    size = pictures.width, pictures.height
+    part = cv2.resize(part, size, interpolation=cv2.INTER_CUBIC)
     part = part[:, ::-1] if rng.random() < 0.5 else part
-    return np.clip(part + rng.normal(0, 6, part.shape), 0, 255).astype(np.uint8)
+    light = cv2.resize(rng.normal(0, LIGHT, (6, 8)), size, interpolation=cv2.INTER_CUBIC)
+    noise = rng.normal(0, 6, part.shape)
+    return np.clip(part + light[..., None] + noise, 0, 255).astype(np.uint8)
 
 
-def boxes_of(rng: np.random.Generator) -> list[list[float]]:
-    """x, y, w, h of the people on a photograph: in half of them a large one, and small others."""
-    boxes = [BOX] if rng.random() < 0.5 else []
+def boxes_of(rng: np.random.Generator, pictures: Pictures) -> list[list[float]]:
+    """x, y, w, h of the people on a photograph: perhaps a large one, and small others."""
+    boxes = [BOX] if rng.random() < pictures.large else []
     for _ in range(int(rng.integers(not boxes, BOXES))):
         w, h = rng.uniform(20, 90), rng.uniform(60, 240)
-        boxes.append([rng.uniform(0, WIDTH - w), rng.uniform(0, HEIGHT - h), w, h])
-    return boxes
+        boxes.append([rng.uniform(0, USUAL.width - w), rng.uniform(0, USUAL.height - h), w, h])
+    scale = pictures.width / USUAL.width
+    return [[side * scale for side in box] for box in boxes]
 
 
-def write_set(root: Path, count: int) -> str:
+def write_set(root: Path, count: int, pictures: Pictures) -> str:
     """`count` images as a COCO set; returns the value of --source."""
     photographs = [photograph(name) for name in (*PORTRAITS, *STAND_INS)]
     images, boxes = [], []
     for i in range(1, count + 1):
         name, rng = f"{i:012d}.jpg", np.random.default_rng(i)
-        write_jpeg(root / "images" / name, window(photographs, rng))
-        images.append({"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT})
+        width, height = write_jpeg(root / "images" / name, window(photographs, rng, pictures))
+        images.append({"id": i, "file_name": name, "width": width, "height": height})
         boxes += [
             {"id": i * BOXES + at, "image_id": i, "category_id": 1, "iscrowd": 0, "bbox": box}
-            for at, box in enumerate(boxes_of(rng))
+            for at, box in enumerate(boxes_of(rng, pictures))
         ]
     path = root / "instances_copies.json"
     people = [{"id": 1, "name": "person"}]
@@ -203,13 +233,13 @@ def run(command: list[str]) -> tuple[float, float, int]:
     return usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss // 1024
 
 
-def measure(output: Path, source: str, workers: int) -> dict:
+def measure(output: Path, source: str, workers: int, settings: Sequence[str]) -> dict:
     """Each stage as a command of its own."""
     costs: dict = {"cpu": {}, "wall": {}, "peak_mb": {}}
     for stage in ("index", "crop", "score", "select", "pack", "report"):
         command = ["-m", "curate.run", stage, f"--output={output}", f"--source={source}"]
-        command += [f"--workers={workers}", "--set=split.val=10", "--set=blur.source_min=10"]
-        cpu, wall, peak = run([*command, "--set=blur.crop_min=10"])
+        command += [f"--workers={workers}", *(f"--set={s}" for s in ("split.val=10", *settings))]
+        cpu, wall, peak = run(command)
         costs["cpu"][stage], costs["wall"][stage] = round(cpu, 2), round(wall, 2)
         costs["peak_mb"][stage] = peak
     return costs | facts(output)
@@ -261,7 +291,7 @@ def cells(costs: dict[str, float], scale: float, form: str) -> str:
     return ", ".join(found).replace("s,", ",").removesuffix("s").replace("/kept", "/kept crop")
 
 
-def table(results: dict[int, dict]) -> str:
+def table(results: dict[int, dict], extrapolate: bool) -> str:
     """Text: costs by size, growth, extrapolation."""
     lines = [
         f"{'images':>8}{'rows':>8}{'crops':>8}{'kept':>7}" + "".join(f"{s:>10}" for s in UNITS)
@@ -279,7 +309,7 @@ def table(results: dict[int, dict]) -> str:
         small, large = results[a], results[b]
         lines.append(f"{a} -> {b}: CPU ms {cells(marginal(small, large, 'cpu'), 1000, '.2f')}")
         lines.append(f"{a} -> {b}: peak kB {cells(marginal(small, large, 'peak_mb'), 1024, '.1f')}")
-    if len(sizes) > 1:
+    if extrapolate and len(sizes) > 1:
         cost = marginal(results[sizes[-2]], results[sizes[-1]], "cpu")
         hours = ", ".join(f"{s} {c * PAPER[UNITS[s]] / 3600:.1f}" for s, c in cost.items())
         lines.append(f"4 million images, 440,000 crops, 109,053 kept: core hours {hours}")
@@ -292,6 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10_000])
+    parser.add_argument("--small", action="store_true", help="pictures of 160 x 120")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--labels", type=int, nargs="+", help="annotations, for indexing alone")
     parser.add_argument("--rows", type=int, nargs="+", help="rows, for select and report alone")
@@ -308,11 +339,12 @@ def main() -> None:
         if flags.labels:
             print(measure_labels(root, size))
             continue
-        source = write_set(root / "source", size)
-        results[size] = measure(root / "set", source, flags.workers)
+        pictures = SMALL if flags.small else USUAL
+        source = write_set(root / "source", size, pictures)
+        results[size] = measure(root / "set", source, flags.workers, pictures.settings)
         write_json(flags.output / "cost.json", results)
     if results:
-        print(table(results))
+        print(table(results, not flags.small))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class IndexJob:
     forgotten: tuple[str, ...] = ()
     name: str = "index"
     gpus: float = 0.0
+    network: bool = False
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
         source = self._source(shard)

@@ -9,8 +9,8 @@ import hashlib
 import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, astuple, dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 
 from curate import readers
-from curate.config import CurateConfig
+from curate.config import BodyConfig, CurateConfig, DetectConfig
 from curate.cropping import body, decode, detect, stages
 from curate.cropping.fingerprints import RESIZE_RULE, fingerprint_rows, pixels_digest
 from curate.engine.ledger import ShardLedger, digest
@@ -67,6 +67,10 @@ class CropJob:
     sources: tuple[readers.SourceSpec, ...] = ()
     name: str = "crop"
     gpus: float = 0.0
+
+    @property
+    def network(self) -> bool:
+        return self.config.detect.kind in detect.BY_PIXELS or bool(self.config.body.weights)
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
         # Of the settings those that a crop depends on: another threshold of scores changes none.
@@ -186,10 +190,21 @@ class Clock:
 
 
 def make_cropper(config: CurateConfig) -> Callable[[SourceImage], Cropped]:
-    """The function on images that a worker process runs, with its detector loaded."""
+    """The function on images that a worker process runs, with its networks loaded."""
     cv2.setNumThreads(1)
-    tools = (detect.make_detector(config.detect), body.make_judge(config.body))
+    # The digest is a key of the cache: another file under the same name is loaded anew.
+    identity = digest(detect.describe(config.detect), body.describe(config.body))
+    tools = _load_tools(astuple(config.detect), astuple(config.body), identity)
     return partial(crop_image, config, *tools)
+
+
+@lru_cache(maxsize=1)
+def _load_tools(detector: tuple, judge: tuple, identity: str) -> tuple[detect.Detector, body.Judge]:
+    """The detector and the judge of crops, which stay loaded for the next shard."""
+    return (
+        detect.make_detector(DetectConfig(*detector)),
+        body.make_judge(BodyConfig(*judge)),
+    )
 
 
 def crop_image(

@@ -48,6 +48,11 @@ class ShardJob(Protocol):
         """How many GPUs a worker needs; Ray places workers by it."""
         ...
 
+    @property
+    def network(self) -> bool:
+        """Whether a worker loads a network, so that it should live on from shard to shard."""
+        ...
+
     def key(self, ledger: ShardLedger, shard: str) -> str:
         """Digest of all that the outputs depend on: own parameters, inputs, versions."""
         ...

@@ -207,6 +207,7 @@ class PackJob:
     seed: int
     name: str = "pack"
     gpus: float = 0.0
+    network: bool = False
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
         # All that a file holds follows from these, besides the settings.

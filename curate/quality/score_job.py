@@ -53,6 +53,10 @@ class ScoreJob:
     def gpus(self) -> float:
         return 1.0 if self.config.device.startswith("cuda") else 0.0
 
+    @property
+    def network(self) -> bool:
+        return scores.has_network(self.group)
+
     def key(self, ledger: ShardLedger, shard: str) -> str:
         # Of the crop job's outputs the pictures alone: its rows may change without them.
         inputs = [file_name_digest(ledger.output("crop", shard, "crops.parquet"))]

@@ -87,6 +87,11 @@ def sees_region(group: str, config: ScoreConfig) -> bool:
     return group == "classic" or (group == "niqe" and config.iqa == "classic")
 
 
+def has_network(group: str) -> bool:
+    """Whether a group's metrics are computed by a network, whose weights take a while to load."""
+    return group not in ("classic", "niqe")
+
+
 def describe(group: str, config: ScoreConfig) -> Facts:
     """All that a group's scores depend on except the crops. Raises ConfigError."""
     if group == "classic":

@@ -11,6 +11,7 @@ import json
 from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,10 @@ def _read(
         split = annotations.stem
         for start in FILES:
             split = split.removeprefix(start)
-        # All names have been claimed by now, so that each picture can be asked for.
+        # All names have been claimed by now, so that each picture can be asked for. What comes
+        # after the last of them need not be read again.
         listed = (image for key, rest in members(annotations) if key == "images" for image in rest)
-        for image in listed:
+        for image in islice(listed, labels.listed):
             size = length(image.get("width")), length(image.get("height"))
             notes["pictures without width and height"] += not all(size)
             yield SourceImage(
@@ -110,8 +112,9 @@ class _Labels:
         self._licenses: dict[Id, str] = {}
         # Images are numbered in the order in which they are met.
         self._images: dict[Id, int] = {}
-        # By number: 1 where the image is among the file's "images".
+        # By number: 1 where the image is among the file's "images"; how many are.
         self._listed = bytearray()
+        self.listed = 0
         # Names of the keypoints of people, where the file has any.
         self._points: list[str] = []
         # The first annotation of each category whose bbox is not four numbers.
@@ -155,6 +158,7 @@ class _Labels:
                 f"{image['file_name']}: give each an id of its own"
             )
         self._listed[number] = 1
+        self.listed += 1
 
     def _number(self, image_id: object) -> int:
         """The number of an image, which is a new one if the image has not been met before."""

@@ -148,9 +148,12 @@ class _Table:
 
         Callers compare the texts, so that a collision costs time and never a wrong picture.
         """
-        key = hash(text)
-        low, high = np.searchsorted(self._hashes, np.array([key, key + 1], np.int64))
-        return self._numbers[low:high].tolist()
+        key = np.int64(hash(text))
+        low = int(self._hashes.searchsorted(key))
+        # Most texts are not there, so that the end is looked for only where the start is.
+        if low == len(self._hashes) or self._hashes[low] != key:
+            return []
+        return self._numbers[low : int(self._hashes.searchsorted(key, "right"))].tolist()
 
 
 class PictureFinder:
@@ -258,11 +261,10 @@ class PictureFinder:
         matches = self._matches(raw, self._own_path(cleaned))
         if not matches and not cleaned.lower().endswith(SUFFIXES):
             # Formats that leave the suffix out mean .jpg; any other must be the only one.
-            usual, *others = (
-                self._matches("", self._own_path(cleaned + suffix), added=True)
-                for suffix in SUFFIXES
-            )
-            matches = usual or [match for found in others for match in found]
+            usual, *others = (self._own_path(cleaned + suffix) for suffix in SUFFIXES)
+            matches = self._matches("", usual, added=True) or [
+                match for path in others for match in self._matches("", path, added=True)
+            ]
         if not matches:
             return FREE, []
         # Of those with the best rank, links to one file count as that file.

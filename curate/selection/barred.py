@@ -35,6 +35,7 @@ class BarredJob:
     path: str
     name: str = "barred"
     gpus: float = 0.0
+    network: bool = False
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
         # A run's selection changes with its outputs; a folder of pictures has only their dates.

@@ -132,6 +132,7 @@ class SelectJob:
     forgotten: bool = False
     name: str = "select"
     gpus: float = 0.0
+    network: bool = False
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
         jobs = ["crop", *(f"score-{group}" for group in scores.groups(self.config.score))]

@@ -35,6 +35,7 @@ class Doubling:
     version: int = 1
     name: str = "double"
     gpus: float = 0.0
+    network: bool = False
 
     def key(self, ledger: ShardLedger, shard: str) -> str:
         return digest(self.version, shard)

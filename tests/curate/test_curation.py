@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from curation_runs import SETTINGS, crop_of, curate, kept, manifest
-from onnx_files import write_onnx
+from onnx_files import output, write_onnx
 
 from curate import demo
 from curate.cropping.index import shard_count
@@ -409,6 +409,22 @@ def test_interrupt_is_said_and_resumed(made, tmp_path, sources):
 def test_ray_gives_the_same_bytes(made, tmp_path, sources):
     assert curate(tmp_path / "set", "--engine=ray", *SETTINGS, sources=sources) == 0
     assert tree_digest(tmp_path / "set") == tree_digest(made)
+
+
+@pytest.mark.slow
+def test_networks_on_actors_give_the_same_bytes(tmp_path):
+    """A detector, and a metric by a network, on Ray's actors and in this process."""
+    for name in demo.STAND_INS[:4]:
+        demo.write_jpeg(tmp_path / "in" / f"{name}.jpg", demo.photograph(name))
+    found = output((32, 32, 44, 44, 0.9, 0, 0))
+    network = write_onnx(tmp_path / "a.onnx", found, np.zeros_like(found))
+    flags = ["--detector=yolo", f"--detector_weights={network}", f"--persons_weights={network}"]
+    flags += [*SETTINGS, f"--source=folder={tmp_path / 'in'}"]
+    assert (
+        curate(tmp_path / "here", *flags) == curate(tmp_path / "ray", "--engine=ray", *flags) == 0
+    )
+    assert tree_digest(tmp_path / "ray") == tree_digest(tmp_path / "here")
+    assert len(kept(tmp_path / "ray")) > 1
 
 
 def test_pruning_leaves_what_is_kept_and_all_numbers(copy, tmp_path, capsys):

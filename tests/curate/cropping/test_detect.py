@@ -9,8 +9,9 @@ import pytest
 from onnx_files import output, write_onnx
 from skimage import data
 
-from curate.config import ConfigError, DetectConfig
+from curate.config import ConfigError, CurateConfig, DetectConfig
 from curate.cropping import detect
+from curate.cropping.job import make_cropper
 from curate.schema import SourceImage
 
 PHOTO = data.astronaut()[:300, :400]  # 400 wide: letterboxed to 64 x 48 of 64 x 64
@@ -104,6 +105,19 @@ def test_files_that_are_no_detector_are_named(tmp_path):
     (tmp_path / "c.onnx").write_bytes(b"no network")
     with pytest.raises(ConfigError, match="c.onnx: not a network"):
         detect.make_detector(DetectConfig("yolo", str(tmp_path / "c.onnx")))
+
+
+def test_a_detector_is_loaded_once_a_process(tmp_path):
+    def loaded(found: np.ndarray) -> detect.Detector:
+        network = write_onnx(tmp_path / "a.onnx", found, np.zeros_like(found))
+        config = CurateConfig(detect=DetectConfig("yolo", str(network)))
+        _, detector, _ = make_cropper(config).args
+        assert make_cropper(config).args[1] is detector
+        return detector
+
+    # Another file under the same name is another detector.
+    found = [output((32, 32, side, side, 0.9, 0, 0)) for side in (16, 32)]
+    assert [loaded(f)(PHOTO, IMAGE)[0].xyxy[0] for f in found] == pytest.approx([150, 100])
 
 
 def test_ultralytics_gets_bgr_and_this_projects_thresholds(tmp_path, monkeypatch):

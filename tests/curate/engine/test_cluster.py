@@ -1,17 +1,28 @@
 """What machines of a cluster have to agree on: paths, sources, which cluster it is."""
 
 import json
+import os
+import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from curation_runs import curate
+from engine_jobs import Doubling, Dying
 
 from curate import demo, run
-from curate.cropping.job import require
+from curate.config import BodyConfig, CurateConfig, DetectConfig, ScoreConfig
+from curate.cropping.job import CropJob, require
+from curate.engine import cluster
+from curate.engine.engine import Engine
+from curate.engine.ledger import tree_digest
+from curate.engine.worker import Outcome, ShardJob
+from curate.quality.score_job import ScoreJob
 from curate.readers import ReaderError, SourceSpec
 from osdhuman_jax import workers
+from osdhuman_jax.workers import EngineError
 
 
 def test_paths_of_a_plan_are_absolute(tmp_path, monkeypatch):
@@ -70,3 +81,48 @@ def test_ray_is_this_machines_unless_a_cluster_is_named(monkeypatch, address):
         assert session is ray
     wanted = {} if address else {"address": "local", "num_cpus": 3}
     assert {name: asked[name] for name in ("address", "num_cpus") if name in asked} == wanted
+
+
+@pytest.mark.parametrize(
+    ("job", "network"),
+    [
+        (CropJob(CurateConfig()), False),
+        (CropJob(CurateConfig(detect=DetectConfig("boxes", "a.csv"))), False),
+        (CropJob(CurateConfig(detect=DetectConfig("yolo", "a.onnx"))), True),
+        (CropJob(CurateConfig(body=BodyConfig(True, "a.whl"))), True),
+        (ScoreJob("classic", ScoreConfig()), False),
+        (ScoreJob("persons", ScoreConfig(persons="a.onnx")), True),
+        (ScoreJob("musiq", ScoreConfig("pyiqa")), True),
+    ],
+)
+def test_only_jobs_with_a_network_go_to_actors(monkeypatch, job: ShardJob, network: bool):
+    monkeypatch.setattr(cluster, "run_actors", lambda tasks, workers: "actors")
+    monkeypatch.setattr(cluster, "run_tasks", lambda tasks, workers: "tasks")
+    assert cluster.run_ray([("", job, "a-0", "", 60.0)], 2) == ("actors" if network else "tasks")
+
+
+@pytest.mark.slow
+def test_actors_give_the_same_bytes_and_a_killed_one_loses_nothing(tmp_path, monkeypatch):
+    """Also beside an item that crashes, and one that hangs."""
+    # Ray's workers are to find the test's jobs, and not to be the last in line.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    shards = [f"{k}-{k + 2}" for k in range(20, 40, 2)] + ["12-16"]
+    Engine(tmp_path / "calm", workers=1, limit=2.0).run(Doubling(), shards)
+    outcomes: list[Outcome] = []
+
+    def kill_third(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if len(outcomes) == 3:
+            os.kill(outcome.facts["process"], signal.SIGKILL)
+
+    with cluster.session(2):
+        engine = Engine(tmp_path / "actors", kind="ray", workers=2, limit=2.0)
+        engine.run(Doubling(delay=0.2, network=True), shards, kill_third)
+        with pytest.raises(EngineError, match="1 shards failed: double 0-4: Ray: its actor died"):
+            Engine(tmp_path / "dying", kind="ray", workers=1).run(Dying(network=True), ["0-4"])
+    assert sorted(o.shard for o in outcomes) == sorted(shards)
+    assert not any(o.error for o in outcomes)
+    # An actor lives on from shard to shard: two, and one for each death.
+    assert len({o.facts["process"] for o in outcomes}) <= 5
+    assert tree_digest(tmp_path / "actors") == tree_digest(tmp_path / "calm")
