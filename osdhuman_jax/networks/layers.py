@@ -17,7 +17,9 @@ from jaxtyping import Float
 
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
 from osdhuman_jax.networks.convolution import Conv3x3, Feature
+from osdhuman_jax.networks.group_norm import Norm, group_norm, way
 from osdhuman_jax.networks.remat import rematerialised
+from osdhuman_jax.networks.target import platform
 from osdhuman_jax.networks.types import ConvolutionOptions, LayerOptions, Timestep
 
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
@@ -56,7 +58,18 @@ class GroupNorm(nnx.GroupNorm):
         )
         self.out_dtype = dtype
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature, *, silu: bool = False) -> Feature:
+        """The map, normalised; with `silu` its SiLU, which a kernel computes on the way."""
+        chosen = way(platform(), x.shape, self.num_groups)
+        if chosen != "plain":
+            norm = Norm(self.num_groups, self.epsilon, silu, self.out_dtype)
+            pixels = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
+            y = group_norm(pixels, self.scale[...], self.bias[...], norm, chosen)
+            return y.reshape(x.shape)
+        y = self._plain(x)
+        return jax.nn.silu(y) if silu else y
+
+    def _plain(self, x: Feature) -> Feature:
         # Two passes: a variance from means of squares would lose what is small beside the mean.
         centred = x.astype(jnp.float32)
         centred = centred - self._means(centred)
@@ -155,11 +168,11 @@ class ResnetBlock2D(nnx.Module):
     def __call__(
         self, x: Feature, temb: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w o"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x)))  # [B, H, W, O]
+        h = self.conv1(self.norm1(x, silu=True))  # [B, H, W, O]
         # The timestep is one vector a picture, the same at every pixel.
         if self.time_emb_proj is not None and temb is not None:
             h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]  # [B, H, W, O]
-        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        h = self.conv2(self.norm2(h, silu=True))
         # Where the width changes, a pointwise convolution brings the input to it.
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 

@@ -1,0 +1,293 @@
+"""python -m benchmarks.group_norm [--sweep | --networks | --aot h200]
+
+Group norm and SiLU, XLA's program against our kernels, at the shapes that the full-size decoder and
+U-Net have for a picture of 512 x 512, in bfloat16: forward, and forward with backward. On a GPU
+both are timed in turns, in one process: the median of what one of several norms in a row takes,
+and how far the two results and gradients are apart, as a share of the largest value (under a
+minute). `--sweep` times kernels of other shapes in the place of those chosen (a minute);
+`--networks` the decoder and the U-Net as wholes, with random weights (minutes, most of it
+compiling).
+
+`--aot h200` (or a TPU's slice, `v5e:2x4`) compiles for a device that is not here, and nothing is
+timed: told is what the program's top-level instructions read and write, in megabytes, how many
+times the feature map that is, and how many instructions there are, each of them one kernel. This
+is our own account of the compiled program, since XLA's counts nothing of a kernel that it did not
+write. What a kernel reads twice, the second time from the cache, it counts once.
+"""
+
+import argparse
+import math
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks import absent
+from osdhuman_jax.config import ModelConfig
+from osdhuman_jax.networks import group_norm_kernels, layers
+from osdhuman_jax.networks.unet import UNet2DConditionModel
+from osdhuman_jax.networks.vae import AutoencoderKL
+
+GROUPS, EPSILON = 32, 1e-6
+SHAPES = {
+    "decoder": [(512, 128), (512, 256), (256, 256), (256, 512), (128, 512), (64, 512)],
+    "U-Net": [(64, 320), (64, 960), (32, 640), (32, 1920), (16, 1280), (16, 2560), (8, 1280)],
+}
+# Norms in a row in one program: of a small map one takes less time than a call.
+ROW = {"forward": 8, "backward": 4}
+SIZES = {"bf16": 2, "f32": 4, "f16": 2, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
+# Of `--sweep`: maps, and values that a program of each kernel holds, with its warps.
+SWEEP = {
+    "whole": ([(128, 512), (64, 320), (32, 1280), (16, 1280)], "whole"),
+    "statistics": ([(512, 128), (256, 256), (128, 512)], "reduced"),
+    "whole_backward": ([(64, 320), (32, 640), (16, 1280)], "whole"),
+    "sums": ([(512, 128), (256, 256)], "reduced"),
+}
+TILES = ((2048, 4), (4096, 4), (4096, 8), (8192, 8), (8192, 16), (16384, 16))
+FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
+
+
+@contextmanager
+def only(way: str) -> Iterator[None]:
+    """Context in which every group norm is traced to go one way."""
+    with mock.patch.object(layers, "way", lambda *_: way):
+        yield
+
+
+def program(channels: int, kind: str, count: int) -> Callable[..., Any]:
+    """`count` norms in a row, with `backward` their gradients: of (map, gradient, scale, bias)."""
+    make = lambda: layers.GroupNorm(  # noqa: E731
+        channels, GROUPS, EPSILON, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
+    )
+    graphdef, _ = nnx.split(nnx.eval_shape(make))
+
+    def norm(x: Any, scale: Any, bias: Any) -> Any:
+        state = nnx.State({"scale": nnx.Param(scale), "bias": nnx.Param(bias)})
+        return nnx.merge(graphdef, state)(x, silu=True)
+
+    def run(x: Any, dy: Any, scale: Any, bias: Any) -> Any:
+        found = []
+        for _ in range(count):
+            if kind == "forward":
+                x = norm(x, scale, bias)
+            else:
+                # Results and gradients are both wanted, as in a training step.
+                y, backward = jax.vjp(norm, x, scale, bias)
+                y, (dy, *rest) = jax.lax.optimization_barrier((y, backward(dy)))
+                x, found = y, [*found, *rest]
+            # Convolutions lie between two norms: nothing of them is computed together.
+            x, dy = jax.lax.optimization_barrier((x, dy))
+        return x if kind == "forward" else (x, dy, found)
+
+    return run
+
+
+def arguments(side: int, channels: int, batch: int) -> list[jax.ShapeDtypeStruct]:
+    """Shapes of what `program` takes."""
+    big = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.bfloat16)
+    small = jax.ShapeDtypeStruct((channels,), jnp.float32)
+    return [big, big, small, small]
+
+
+def traffic(text: str) -> tuple[int, int]:
+    """Bytes that the instructions of a compiled program read and write, and their number."""
+
+    def size(kind: str) -> int:
+        found = re.findall(r"\b(\w+)\[([\d,]*)\]", kind)
+        return sum(SIZES[t] * math.prod(int(n) for n in d.split(",") if n) for t, d in found)
+
+    sizes: dict[str, int] = {}
+    total = count = 0
+    for line in text[text.index("ENTRY") :].splitlines()[1:]:
+        match = re.match(r"\s*(?:ROOT )?(%\S+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", line)
+        if not match:
+            continue
+        name, kind, operation, operands = match.groups()
+        # Layouts and memory spaces, in braces, are no sizes.
+        sizes[name] = size(re.sub(r"\{[^}]*\}", "", kind))
+        if operation not in FREE:
+            total += sizes[name] + sum(sizes.get(x, 0) for x in re.findall(r"%[\w.-]+", operands))
+            count += 1
+    return total, count
+
+
+def account(target: str, batch: int) -> None:
+    """Print the table of what programs for a device that is not here read and write."""
+    print("| map | | plain, MB | times the map | kernels | ours, MB | times the map | kernels |")
+    print("|---|---|---|---|---|---|---|---|")
+    with absent.device(target) as (device, options):
+        placed = jax.sharding.SingleDeviceSharding(device)
+        for side, channels in (shape for shapes in SHAPES.values() for shape in shapes):
+            shapes = arguments(side, channels, batch)
+            given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for x in shapes]
+            size = math.prod(shapes[0].shape) * 2
+            chosen = layers.way(*absent_way(target), shapes[0].shape, GROUPS)
+            for kind in ROW:
+                cells = []
+                for way in ("plain", chosen):
+                    with only(way):
+                        lowered = jax.jit(program(channels, kind, 1)).lower(*given)
+                    total, count = traffic(lowered.compile(options).as_text())
+                    cells += [f"{total / 1e6:.1f}", f"{total / size:.1f}", str(count)]
+                print(f"| {side}^2 x {channels} | {kind} | {' | '.join(cells)} |", flush=True)
+
+
+def absent_way(target: str) -> tuple[str]:
+    """The platform of a target, as `way` knows it."""
+    return ("cuda" if target in absent.GPUS else "tpu",)
+
+
+def compile_all(programs: dict[Any, Any]) -> dict[Any, Any]:
+    """Compiled programs by key, several at a time."""
+    with ThreadPoolExecutor(8) as pool:
+        return dict(zip(programs, pool.map(lambda x: x.compile(), programs.values()), strict=True))
+
+
+def timed(programs: dict[Any, Any], inputs: Any, count: int, runs: int = 15) -> dict[Any, float]:
+    """Median milliseconds of one norm, by key; all programs in turns."""
+    seconds: dict[Any, list[float]] = {key: [] for key in programs}
+    for turn in range(runs + 3):
+        for key, compiled in programs.items():
+            before = time.perf_counter()
+            # Several calls at once, so that the host's part of one is hidden by another.
+            results = [compiled(*inputs) for _ in range(4)]
+            jax.block_until_ready(results)
+            if turn >= 3:
+                seconds[key].append((time.perf_counter() - before) / 4)
+    return {key: 1e3 * statistics.median(found) / count for key, found in seconds.items()}
+
+
+def values(shapes: list[jax.ShapeDtypeStruct]) -> list[jax.Array]:
+    """Random arguments; timesteps are 999."""
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    made = []
+    for key, x in zip(keys, shapes, strict=True):
+        whole = jnp.issubdtype(x.dtype, jnp.integer)
+        made.append(jnp.full(x.shape, 999) if whole else jax.random.normal(key, x.shape, x.dtype))
+    return made
+
+
+def apart(a: Any, b: Any) -> float:
+    """The largest difference of two trees of arrays, as a share of an array's largest value."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    wide = [(x.astype(jnp.float32), y.astype(jnp.float32)) for x, y in pairs]
+    return max(float(jnp.abs(x - y).max() / jnp.abs(x).max()) for x, y in wide)
+
+
+def measure(batch: int) -> None:
+    """Print the table of all shapes, timed on this machine's GPU."""
+    print("| map | | plain, ms | whole, ms | reduced, ms | chosen | times faster | apart |")
+    print("|---|---|---|---|---|---|---|---|")
+    for side, channels in (shape for shapes in SHAPES.values() for shape in shapes):
+        shapes = arguments(side, channels, batch)
+        inputs, chosen = values(shapes), layers.way("cuda", shapes[0].shape, GROUPS)
+        lowered = {}
+        for kind, count in ROW.items():
+            for way in ("plain", "whole", "reduced"):
+                if way == "reduced" and side * side % 512:
+                    continue
+                with only(way):
+                    for number in (1, count):
+                        run = jax.jit(program(channels, kind, number))
+                        lowered[kind, way, number] = run.lower(*shapes)
+        compiled = compile_all(lowered)
+        for kind, count in ROW.items():
+            row = {w: f for (k, w, n), f in compiled.items() if k == kind and n == count}
+            found = timed(row, inputs, count)
+            times = [
+                f"{found[way]:.4f}" if way in found else "" for way in ("plain", "whole", "reduced")
+            ]
+            one = [compiled[kind, way, 1](*inputs) for way in ("plain", chosen)]
+            cells = [f"{side}^2 x {channels}", kind, *times, chosen]
+            cells += [f"{found['plain'] / found[chosen]:.2f}", f"{apart(*one):.1e}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def sweep(batch: int) -> None:
+    """Print the times of kernels of other shapes."""
+    head = [f"{values} / {warps}" for values, warps in TILES]
+    print(f"ms by values a program / warps\n\n| kernel | map | {' | '.join(head)} | chosen |")
+    print("|---" * (len(TILES) + 3) + "|")
+    for name, (maps, way) in SWEEP.items():
+        kind = "backward" if name in ("whole_backward", "sums") else "forward"
+        for side, channels in maps:
+            shapes, lowered = arguments(side, channels, batch), {}
+            for tile in TILES:
+                shape = {name: group_norm_kernels.Shape(*tile)}
+                with mock.patch.dict(group_norm_kernels.SHAPES, shape), only(way):
+                    run = jax.jit(program(channels, kind, ROW[kind]))
+                    lowered[tile] = run.lower(*shapes)
+            found = timed(compile_all(lowered), values(shapes), ROW[kind])
+            cells = [name, f"{side}^2 x {channels}", *(f"{found[x]:.4f}" for x in TILES)]
+            cells.append(" / ".join(str(x) for x in group_norm_kernels.SHAPES[name]))
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def networks(batch: int) -> None:
+    """Print the times of decoder and U-Net, with XLA's norms and with ours."""
+    config, kw = ModelConfig(), {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
+    latent = jax.ShapeDtypeStruct((batch, 64, 64, config.vae.latent_channels), jnp.float32)
+    width = config.unet.cross_attention_dim
+    prompt = jax.ShapeDtypeStruct((batch, 78, width), jnp.bfloat16)
+    time_ = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    parts = {
+        "decoder": (lambda: AutoencoderKL(config.vae, **kw), lambda m, z: m.decode(z), (latent,)),
+        "U-Net": (
+            lambda: UNet2DConditionModel(config.unet, **kw),
+            lambda m, *x: m(*x),
+            (latent, time_, prompt),
+        ),
+    }
+    print("| | plain, ms | ours, ms | times faster | apart |\n|---|---|---|---|---|")
+    for name, (make, call, shapes) in parts.items():
+        graphdef, state = nnx.split(nnx.eval_shape(make))
+        lowered = {}
+        for way in ("plain", ""):
+            run = jax.jit(lambda s, *x, g=graphdef, c=call: c(nnx.merge(g, s), *x))
+            with only(way) if way else nullcontext():
+                lowered[way] = run.lower(state, *shapes)
+        compiled = compile_all(lowered)
+        inputs = [weights(state), *values(list(shapes))]
+        found = timed(compiled, inputs, 1)
+        one = [compiled[way](*inputs) for way in ("plain", "")]
+        faster = f"{found['plain'] / found['']:.3f}"
+        print(f"| {name} | {found['plain']:.3f} | {found['']:.3f} | {faster} | {apart(*one):.1e} |")
+
+
+def weights(state: nnx.State) -> nnx.State:
+    """Random weights of a network: scales are ones, kernels keep the size of what they see."""
+
+    def leaf(path: Any, x: jax.ShapeDtypeStruct) -> jax.Array:
+        flat = jax.random.normal(jax.random.key(1), (math.prod(x.shape),), x.dtype)
+        if len(x.shape) > 1:
+            return flat.reshape(x.shape) / math.sqrt(math.prod(x.shape[:-1]))
+        return jnp.full(x.shape, float("scale" in jax.tree_util.keystr(path)), x.dtype)
+
+    return jax.jit(lambda: jax.tree_util.tree_map_with_path(leaf, state))()
+
+
+def main() -> None:
+    """Print one of the tables."""
+    parser = argparse.ArgumentParser("benchmarks.group_norm")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--aot", type=absent.target, metavar="TARGET")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--networks", action="store_true")
+    args = parser.parse_args()
+    if args.aot:
+        account(args.aot, args.batch)
+        return
+    print(f"batch {args.batch}, {jax.devices()[0].device_kind}, JAX {jax.__version__}\n")
+    (sweep if args.sweep else networks if args.networks else measure)(args.batch)
+
+
+if __name__ == "__main__":
+    main()
