@@ -8,6 +8,9 @@ minute). `--sweep` times kernels of other shapes in the place of those chosen (a
 `--networks` the decoder and the U-Net as wholes, with random weights (minutes, most of it
 compiling).
 
+Nearest resize and convolution as one are measured likewise: as nine taps of the enlarged map, as
+four convolutions of the small one, and as one of four times the channels.
+
 `--aot h200` (or a TPU's slice, `v5e:2x4`) compiles for a device that is not here, and nothing is
 timed: told is what the program's top-level instructions read and write, in megabytes, how many
 times the feature map that is, and how many instructions there are, each of them one kernel. This
@@ -43,6 +46,8 @@ SHAPES = {
 }
 # Norms in a row in one program: of a small map one takes less time than a call.
 ROW = {"forward": 8, "backward": 4}
+# Maps that decoder and U-Net enlarge.
+ENLARGED = [(256, 256), (128, 512), (64, 512), (32, 640), (16, 1280), (8, 1280)]
 SIZES = {"bf16": 2, "f32": 4, "f16": 2, "s32": 4, "u32": 4, "s8": 1, "u8": 1, "pred": 1}
 # Of `--sweep`: maps, and values that a program of each kernel holds, with its warps.
 SWEEP = {
@@ -59,6 +64,13 @@ FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
 def only(way: str) -> Iterator[None]:
     """Context in which every group norm is traced to go one way."""
     with mock.patch.object(layers, "way", lambda *_: way):
+        yield
+
+
+@contextmanager
+def before() -> Iterator[None]:
+    """Context in which networks are traced as they are without what is measured here."""
+    with only("plain"), mock.patch.object(layers, "GPUS", ()):
         yield
 
 
@@ -88,6 +100,31 @@ def program(channels: int, kind: str, count: int) -> Callable[..., Any]:
         return x if kind == "forward" else (x, dy, found)
 
     return run
+
+
+def enlarging(channels: int, kind: str) -> Callable[..., Any]:
+    """Nearest resize by two and a 3x3 convolution: (map, kernel, bias) -> map."""
+    make = lambda: layers.Conv3x3(channels, channels, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, _ = nnx.split(nnx.eval_shape(make))
+
+    def run(x: Any, kernel: Any, bias: Any) -> Any:
+        state = nnx.State({"kernel": nnx.Param(kernel), "bias": nnx.Param(bias)})
+        conv = nnx.merge(graphdef, state)
+        if kind == "nine taps":
+            return conv(layers.nearest(x, (2 * x.shape[1], 2 * x.shape[2])))
+        with mock.patch.object(layers, "GPUS", layers.GPUS if kind == "at once" else ()):
+            return layers.upsampled(conv, x)
+
+    return run
+
+
+def enlargements(batch: int) -> Iterator[tuple[str, dict[str, Any], list[jax.ShapeDtypeStruct]]]:
+    """Name, functions by kind and arguments of each enlarged map."""
+    for side, channels in ENLARGED:
+        kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), jnp.float32)
+        x, _, _, bias = arguments(side, channels, batch)
+        kinds = {k: enlarging(channels, k) for k in ("nine taps", "four", "at once")}
+        yield f"{side}^2 x {channels}", kinds, [x, kernel, bias]
 
 
 def arguments(side: int, channels: int, batch: int) -> list[jax.ShapeDtypeStruct]:
@@ -138,6 +175,12 @@ def account(target: str, batch: int) -> None:
                     total, count = traffic(lowered.compile(options).as_text())
                     cells += [f"{total / 1e6:.1f}", f"{total / size:.1f}", str(count)]
                 print(f"| {side}^2 x {channels} | {kind} | {' | '.join(cells)} |", flush=True)
+        print("\n| enlarged map | nine taps, MB | four convolutions, MB | one convolution, MB |")
+        print("|---|---|---|---|")
+        for name, kinds, shapes in enlargements(batch):
+            given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for x in shapes]
+            texts = [jax.jit(f).lower(*given).compile(options).as_text() for f in kinds.values()]
+            print(f"| {name} | {' | '.join(f'{traffic(t)[0] / 1e6:.1f}' for t in texts)} |")
 
 
 def absent_way(target: str) -> tuple[str]:
@@ -209,6 +252,20 @@ def measure(batch: int) -> None:
             cells = [f"{side}^2 x {channels}", kind, *times, chosen]
             cells += [f"{found['plain'] / found[chosen]:.2f}", f"{apart(*one):.1e}"]
             print(f"| {' | '.join(cells)} |", flush=True)
+    print(
+        "\n| enlarged map | nine taps, ms | four convolutions, ms | one convolution, ms | apart |"
+    )
+    print("|---|---|---|---|---|")
+    for name, kinds, shapes in enlargements(batch):
+        compiled = compile_all({k: jax.jit(f).lower(*shapes) for k, f in kinds.items()})
+        inputs = values(shapes)
+        found, results = timed(compiled, inputs, 1), [f(*inputs) for f in compiled.values()]
+        cells = [
+            name,
+            *(f"{x:.4f}" for x in found.values()),
+            f"{apart(results[0], results[2]):.1e}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def sweep(batch: int) -> None:
@@ -232,18 +289,22 @@ def sweep(batch: int) -> None:
 
 
 def networks(batch: int) -> None:
-    """Print the times of decoder and U-Net, with XLA's norms and with ours."""
-    config, kw = ModelConfig(), {"dtype": jnp.bfloat16, "rngs": nnx.Rngs(0)}
+    """Print the times of decoder and U-Net: with XLA's norms and four convolutions, and as is."""
+    config, kind = ModelConfig(), jnp.bfloat16
     latent = jax.ShapeDtypeStruct((batch, 64, 64, config.vae.latent_channels), jnp.float32)
     width = config.unet.cross_attention_dim
     prompt = jax.ShapeDtypeStruct((batch, 78, width), jnp.bfloat16)
-    time_ = jax.ShapeDtypeStruct((batch,), jnp.int32)
+    steps = jax.ShapeDtypeStruct((batch,), jnp.int32)
     parts = {
-        "decoder": (lambda: AutoencoderKL(config.vae, **kw), lambda m, z: m.decode(z), (latent,)),
+        "decoder": (
+            lambda: AutoencoderKL(config.vae, dtype=kind, rngs=nnx.Rngs(0)),
+            lambda m, z: m.decode(z),
+            (latent,),
+        ),
         "U-Net": (
-            lambda: UNet2DConditionModel(config.unet, **kw),
+            lambda: UNet2DConditionModel(config.unet, dtype=kind, rngs=nnx.Rngs(0)),
             lambda m, *x: m(*x),
-            (latent, time_, prompt),
+            (latent, steps, prompt),
         ),
     }
     print("| | plain, ms | ours, ms | times faster | apart |\n|---|---|---|---|---|")
@@ -252,7 +313,7 @@ def networks(batch: int) -> None:
         lowered = {}
         for way in ("plain", ""):
             run = jax.jit(lambda s, *x, g=graphdef, c=call: c(nnx.merge(g, s), *x))
-            with only(way) if way else nullcontext():
+            with before() if way else nullcontext():
                 lowered[way] = run.lower(state, *shapes)
         compiled = compile_all(lowered)
         inputs = [weights(state), *values(list(shapes))]

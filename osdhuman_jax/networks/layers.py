@@ -24,6 +24,7 @@ from osdhuman_jax.networks.types import ConvolutionOptions, LayerOptions, Timest
 
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
+GPUS = ("cuda", "gpu")  # as `platform` calls them
 
 
 def conv1x1(in_channels: int, out_channels: int, **kw: Unpack[ConvolutionOptions]) -> nnx.Conv:
@@ -241,16 +242,23 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
     """
     # The taps are added in float32, and rounded once.
     x = x.astype(conv.dtype)
-    kernel = conv.kernel[...].astype(jnp.float32)
+    rows = [_added(conv.kernel[...].astype(jnp.float32), parity, axis=0) for parity in range(2)]
+    taps = [_added(row, parity, axis=1).astype(conv.dtype) for row in rows for parity in range(2)]
     settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
     # One convolution of 2x2 taps for each of the four places that a pixel has in its square.
-    quarters = []
-    for row in range(2):
-        rows = _added(kernel, row, axis=0)
-        for column in range(2):
-            taps = _added(rows, column, axis=1).astype(conv.dtype)
-            padding = ((1 - row, row), (1 - column, column))
-            quarters.append(jax.lax.conv_general_dilated(x, taps, (1, 1), padding, **settings))
+    places = [(row, column) for row in range(2) for column in range(2)]
+    if platform() in GPUS:
+        # cuDNN pads all sides alike. Of a map padded so, which all four convolve at once, each
+        # takes its own part; otherwise each is given a padded copy of its own.
+        joined = jnp.concatenate(taps, axis=-1)
+        wide = jax.lax.conv_general_dilated(x, joined, (1, 1), ((1, 1), (1, 1)), **settings)
+        (h, w), all_four = x.shape[1:3], jnp.split(wide, 4, axis=-1)
+        quarters = [y[:, i : i + h, j : j + w] for y, (i, j) in zip(all_four, places, strict=True)]
+    else:
+        quarters = [
+            jax.lax.conv_general_dilated(x, tap, (1, 1), ((1 - i, i), (1 - j, j)), **settings)
+            for tap, (i, j) in zip(taps, places, strict=True)
+        ]
     # Each is a fourth of the result, to be woven together.
     b, h, w, c = quarters[0].shape
     out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)  # [B, H, W, row, column, C]
