@@ -134,7 +134,9 @@ def _over_batch(rule: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]
             shardings = (jax.tree.map(placed, x) for x in (results, arguments))
             return mesh, functools.partial(function, norm), *shardings
 
-        whole = tuple(sorted({*rule.replace("->", " ").replace(",", " ").split()} - {"b"}))
+        # In the order in which the rule has them, as Shardy wants.
+        axes = dict.fromkeys(rule.replace("->", " ").replace(",", " ").split())
+        whole = tuple(axis for axis in axes if axis != "b")
         split.def_partition(partition, sharding_rule=rule, need_replication_factors=whole)
         return functools.wraps(function)(split)
 

@@ -242,28 +242,42 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
     """
     # The taps are added in float32, and rounded once.
     x = x.astype(conv.dtype)
-    rows = [_added(conv.kernel[...].astype(jnp.float32), parity, axis=0) for parity in range(2)]
+    kernel = conv.kernel[...].astype(jnp.float32)
+    rows = [_added(kernel, parity, axis=0) for parity in range(2)]
     taps = [_added(row, parity, axis=1).astype(conv.dtype) for row in rows for parity in range(2)]
-    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
-    # One convolution of 2x2 taps for each of the four places that a pixel has in its square.
-    places = [(row, column) for row in range(2) for column in range(2)]
-    if platform() in GPUS:
-        # cuDNN pads all sides alike. Of a map padded so, which all four convolve at once, each
-        # takes its own part; otherwise each is given a padded copy of its own.
-        joined = jnp.concatenate(taps, axis=-1)
-        wide = jax.lax.conv_general_dilated(x, joined, (1, 1), ((1, 1), (1, 1)), **settings)
-        (h, w), all_four = x.shape[1:3], jnp.split(wide, 4, axis=-1)
-        quarters = [y[:, i : i + h, j : j + w] for y, (i, j) in zip(all_four, places, strict=True)]
-    else:
-        quarters = [
-            jax.lax.conv_general_dilated(x, tap, (1, 1), ((1 - i, i), (1 - j, j)), **settings)
-            for tap, (i, j) in zip(taps, places, strict=True)
-        ]
+    # 2x2 taps for each of the four places that a pixel has in its square.
+    quarters = (at_once if platform() in GPUS else one_by_one)(conv, x, taps)
     # Each is a fourth of the result, to be woven together.
     b, h, w, c = quarters[0].shape
     out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)  # [B, H, W, row, column, C]
     out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)  # [B, 2H, 2W, C]
     return out if conv.bias is None else out + conv.bias[...].astype(out.dtype)[None, None, None]
+
+
+# The places in their order: rows outside, columns inside.
+PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+def one_by_one(conv: nnx.Conv, x: Feature, taps: list[Array]) -> list[Resized]:
+    """Four convolutions by 2x2 taps, each padded on the two sides that it needs."""
+    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
+    return [
+        jax.lax.conv_general_dilated(x, tap, (1, 1), ((1 - i, i), (1 - j, j)), **settings)
+        for tap, (i, j) in zip(taps, PLACES, strict=True)
+    ]
+
+
+def at_once(conv: nnx.Conv, x: Feature, taps: list[Array]) -> list[Resized]:
+    """`one_by_one` as one convolution to four times the channels, of which each takes its part.
+
+    cuDNN pads opposite sides alike. Four convolutions would get a padded copy of the map each.
+    """
+    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
+    joined = jnp.concatenate(taps, axis=-1)  # [2, 2, C, 4 O]
+    wide = jax.lax.conv_general_dilated(x, joined, (1, 1), ((1, 1), (1, 1)), **settings)
+    # Padded on all sides there is a row too many and a column.
+    (h, w), parts = x.shape[1:3], jnp.split(wide, 4, axis=-1)  # [B, H + 1, W + 1, O] each
+    return [y[:, i : i + h, j : j + w] for y, (i, j) in zip(parts, PLACES, strict=True)]
 
 
 def _added(kernel: Array, parity: int, axis: int) -> Array:
