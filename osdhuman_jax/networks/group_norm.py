@@ -45,11 +45,3 @@ def way(platform: str, shape: tuple[int, ...], groups: int) -> Way:
     if pixels * (channels // groups) <= SMALL:
         return "whole"
     return "plain" if pixels % PIXELS or channels % WIDTH else "reduced"
-
-
-def group_norm(x: Map, scale: Channels, bias: Channels, norm: Norm, way: Way) -> Map:
-    """Group norm and, where `norm` has it, SiLU, by kernels: `way` is "whole" or "reduced"."""
-    # Imported where it is needed: Pallas takes a sixth of a second, which a CPU need not wait.
-    from osdhuman_jax.networks import group_norm_kernels
-
-    return group_norm_kernels.group_norm(norm, way, x, scale, bias)

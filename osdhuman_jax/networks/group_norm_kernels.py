@@ -46,7 +46,7 @@ SHAPES = {
 }
 
 
-def group_norm(norm: Norm, way: Way, x: Map, scale: Channels, bias: Channels) -> Map:
+def group_norm(x: Map, scale: Channels, bias: Channels, norm: Norm, way: Way) -> Map:
     """Group norm and, where `norm` has it, SiLU: `way` is "whole" or "reduced"."""
     return _normalised(norm, way, x, scale.astype(jnp.float32), bias.astype(jnp.float32))
 

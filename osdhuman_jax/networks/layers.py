@@ -17,7 +17,7 @@ from jaxtyping import Float
 
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
 from osdhuman_jax.networks.convolution import Conv3x3, Feature
-from osdhuman_jax.networks.group_norm import Norm, group_norm, way
+from osdhuman_jax.networks.group_norm import Norm, way
 from osdhuman_jax.networks.remat import rematerialised
 from osdhuman_jax.networks.target import platform
 from osdhuman_jax.networks.types import ConvolutionOptions, LayerOptions, Timestep
@@ -62,13 +62,16 @@ class GroupNorm(nnx.GroupNorm):
     def __call__(self, x: Feature, *, silu: bool = False) -> Feature:
         """The map, normalised; with `silu` its SiLU, which a kernel computes on the way."""
         chosen = way(platform(), x.shape, self.num_groups)
-        if chosen != "plain":
-            norm = Norm(self.num_groups, self.epsilon, silu, self.out_dtype)
-            pixels = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
-            y = group_norm(pixels, self.scale[...], self.bias[...], norm, chosen)
-            return y.reshape(x.shape)
-        y = self._plain(x)
-        return jax.nn.silu(y) if silu else y
+        if chosen == "plain":
+            y = self._plain(x)
+            return jax.nn.silu(y) if silu else y
+        # Imported where it is needed: Pallas takes a sixth of a second, which a CPU need not wait.
+        from osdhuman_jax.networks.group_norm_kernels import group_norm
+
+        norm = Norm(self.num_groups, self.epsilon, silu, self.out_dtype)
+        pixels = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
+        y = group_norm(pixels, self.scale[...], self.bias[...], norm, chosen)
+        return y.reshape(x.shape)  # [B, H, W, C]
 
     def _plain(self, x: Feature) -> Feature:
         # Two passes: a variance from means of squares would lose what is small beside the mean.

@@ -10,7 +10,8 @@ from convert import filled, normal
 from flax import nnx
 
 from osdhuman_jax.networks import group_norm_kernels, layers
-from osdhuman_jax.networks.group_norm import Norm, group_norm, way
+from osdhuman_jax.networks.group_norm import Norm, way
+from osdhuman_jax.networks.group_norm_kernels import group_norm
 from osdhuman_jax.networks.target import traced_for
 
 # A map of odd sides whose groups have 6 channels, and the least that has blocks.

@@ -184,7 +184,8 @@ def measure_norms() -> dict:
     import jax.numpy as jnp
     import numpy as np
 
-    from osdhuman_jax.networks.group_norm import Norm, group_norm
+    from osdhuman_jax.networks.group_norm import Norm
+    from osdhuman_jax.networks.group_norm_kernels import group_norm
     from osdhuman_jax.training import sharding
 
     mesh = sharding.make_mesh(4, 2)
