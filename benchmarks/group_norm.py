@@ -13,12 +13,14 @@ four convolutions of the small one, and as one of four times the channels.
 
 `--aot h200` (or a TPU's slice, `v5e:2x4`) compiles for a device that is not here, and nothing is
 timed: told is what the program's top-level instructions read and write, in megabytes, how many
-times the feature map that is, and how many instructions there are, each of them one kernel. This
-is our own account of the compiled program, since XLA's counts nothing of a kernel that it did not
-write. What a kernel reads twice, the second time from the cache, it counts once.
+times the feature map that is, and how many instructions there are, each of them one kernel. Two
+parts of a restorer come last, before and after. It is our own account of the compiled program,
+since XLA's counts nothing of a kernel that it did not write. What a kernel reads twice, the second
+time from the cache, it counts once.
 """
 
 import argparse
+import functools
 import math
 import re
 import statistics
@@ -33,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks import absent
+from benchmarks import absent, restore_ahead
 from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.networks import group_norm_kernels, layers
 from osdhuman_jax.networks.unet import UNet2DConditionModel
@@ -57,6 +59,7 @@ SWEEP = {
     "sums": ([(512, 128), (256, 256)], "reduced"),
 }
 TILES = ((2048, 4), (4096, 4), (4096, 8), (8192, 8), (8192, 16), (16384, 16))
+Compiled = Callable[[Any, Any], Any]  # (function, shapes) -> program
 FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant")
 
 
@@ -157,35 +160,62 @@ def traffic(text: str) -> tuple[int, int]:
 
 
 def account(target: str, batch: int) -> None:
-    """Print the table of what programs for a device that is not here read and write."""
-    print("| map | | plain, MB | times the map | kernels | ours, MB | times the map | kernels |")
-    print("|---|---|---|---|---|---|---|---|")
+    """Print the tables of what programs for a device that is not here read and write."""
     with absent.device(target) as (device, options):
         placed = jax.sharding.SingleDeviceSharding(device)
-        for side, channels in (shape for shapes in SHAPES.values() for shape in shapes):
-            shapes = arguments(side, channels, batch)
-            given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for x in shapes]
-            size = math.prod(shapes[0].shape) * 2
-            chosen = layers.way(*absent_way(target), shapes[0].shape, GROUPS)
-            for kind in ROW:
-                cells = []
-                for way in ("plain", chosen):
-                    with only(way):
-                        lowered = jax.jit(program(channels, kind, 1)).lower(*given)
-                    total, count = traffic(lowered.compile(options).as_text())
-                    cells += [f"{total / 1e6:.1f}", f"{total / size:.1f}", str(count)]
-                print(f"| {side}^2 x {channels} | {kind} | {' | '.join(cells)} |", flush=True)
-        print("\n| enlarged map | nine taps, MB | four convolutions, MB | one convolution, MB |")
-        print("|---|---|---|---|")
-        for name, kinds, shapes in enlargements(batch):
-            given = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed) for x in shapes]
-            texts = [jax.jit(f).lower(*given).compile(options).as_text() for f in kinds.values()]
-            print(f"| {name} | {' | '.join(f'{traffic(t)[0] / 1e6:.1f}' for t in texts)} |")
+
+        def compiled(function: Any, shapes: Any) -> Any:
+            given = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), shapes
+            )
+            return jax.jit(function).lower(*given).compile(options)
+
+        account_of_norms(compiled, batch, "cuda" if target in absent.GPUS else "tpu")
+        account_of_enlargements(compiled, batch)
+        account_of_parts(compiled, batch)
 
 
-def absent_way(target: str) -> tuple[str]:
-    """The platform of a target, as `way` knows it."""
-    return ("cuda" if target in absent.GPUS else "tpu",)
+def account_of_norms(compiled: Compiled, batch: int, platform: str) -> None:
+    """Print the table of group norms."""
+    print("| map | | plain, MB | times the map | kernels | ours, MB | times the map | kernels |")
+    print("|---|---|---|---|---|---|---|---|")
+    for side, channels in (shape for shapes in SHAPES.values() for shape in shapes):
+        shapes = arguments(side, channels, batch)
+        size = math.prod(shapes[0].shape) * 2
+        for kind in ROW:
+            cells = []
+            for way in ("plain", layers.way(platform, shapes[0].shape, GROUPS)):
+                with only(way):
+                    total, count = traffic(compiled(program(channels, kind, 1), shapes).as_text())
+                cells += [f"{total / 1e6:.1f}", f"{total / size:.1f}", str(count)]
+            print(f"| {side}^2 x {channels} | {kind} | {' | '.join(cells)} |", flush=True)
+
+
+def account_of_enlargements(compiled: Compiled, batch: int) -> None:
+    """Print the table of enlarged maps."""
+    print("\n| enlarged map | nine taps, MB | four convolutions, MB | one convolution, MB |")
+    print("|---|---|---|---|")
+    for name, kinds, shapes in enlargements(batch):
+        totals = [traffic(compiled(function, shapes).as_text())[0] for function in kinds.values()]
+        print(f"| {name} | {' | '.join(f'{total / 1e6:.1f}' for total in totals)} |", flush=True)
+
+
+def account_of_parts(compiled: Compiled, batch: int) -> None:
+    """Print the table of a full-size restorer's encoder and decoder, before and after."""
+    print("\n| part | plain, GB | kernels | memory, GB | ours, GB | kernels | memory, GB |")
+    print("|---|---|---|---|---|---|---|")
+    parts = restore_ahead.parts_of(ModelConfig(), 512, batch, "bf16")
+    for name in ("encode", "decode"):
+        own, inputs, function = parts[name]
+        cells = []
+        for context in (before, nullcontext):
+            with context():
+                # A function of its own, or JAX would take what it traced in the other context.
+                done = compiled(functools.partial(function), (own, *inputs))
+            total, count = traffic(done.as_text())
+            memory = done.memory_analysis().temp_size_in_bytes
+            cells += [f"{total / 1e9:.2f}", str(count), f"{memory / 1e9:.2f}"]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def compile_all(programs: dict[Any, Any]) -> dict[Any, Any]:
