@@ -4,6 +4,10 @@ Statistics in float32 need one reading of a map, where each place of a tile keep
 mean and sum of squares around it (Welford 1962), and all are joined in the end (Chan et al. 1979):
 nothing cancels, however large the mean is. The backward pass reads map and gradient once for all
 its sums. Triton's tiles have powers of two for sides. Maps are (B, H W, C).
+
+They are differentiated once and backward alone, and `jax.vmap` does not know them. JAX 0.11 calls
+Pallas's way to Triton deprecated, which its later releases may lack. The file is long, since each
+way has a forward and a backward kernel, which share their tiles and have to agree.
 """
 
 import functools
