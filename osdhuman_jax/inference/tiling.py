@@ -9,6 +9,7 @@ statistics that were measured once, over tiles spread across the picture.
 
 from collections.abc import Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -36,7 +37,7 @@ class SharedNorm(nnx.Module):
         self.norm, self.measure, self.prompts = norm, measure, prompts
         self.statistics = Statistics(jnp.zeros((2, prompts, norm.num_groups), jnp.float32))
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature, *, silu: bool = False) -> Feature:
         # As the norm itself: statistics in float32 and in two passes.
         norm, wide = self.norm, x.astype(jnp.float32)
         if self.measure:
@@ -49,7 +50,8 @@ class SharedNorm(nnx.Module):
         known = jnp.repeat(self.statistics[...], norm.group_size, axis=2)  # [2, P, C]
         known = jnp.repeat(known, x.shape[0] // self.prompts, axis=1)  # [2, B, C]
         mean, variance = known[:, :, None, None]  # [B, 1, 1, C] each
-        return norm.scaled(wide - mean, variance)
+        y = norm.scaled(wide - mean, variance)
+        return jax.nn.silu(y) if silu else y
 
 
 def inside(x: Feature) -> Resized:

@@ -17,11 +17,14 @@ from jaxtyping import Float
 
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
 from osdhuman_jax.networks.convolution import Conv3x3, Feature
+from osdhuman_jax.networks.group_norm import Norm, way
 from osdhuman_jax.networks.remat import rematerialised
+from osdhuman_jax.networks.target import platform
 from osdhuman_jax.networks.types import ConvolutionOptions, LayerOptions, Timestep
 
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
+GPUS = ("cuda", "gpu")  # as `platform` calls them
 
 
 def conv1x1(in_channels: int, out_channels: int, **kw: Unpack[ConvolutionOptions]) -> nnx.Conv:
@@ -56,7 +59,21 @@ class GroupNorm(nnx.GroupNorm):
         )
         self.out_dtype = dtype
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature, *, silu: bool = False) -> Feature:
+        """The map, normalised; with `silu` its SiLU, which a kernel computes on the way."""
+        chosen = way(platform(), x.shape, self.num_groups)
+        if chosen == "plain":
+            y = self._plain(x)
+            return jax.nn.silu(y) if silu else y
+        # Imported where it is needed: Pallas takes a sixth of a second, which a CPU need not wait.
+        from osdhuman_jax.networks.group_norm_kernels import group_norm
+
+        norm = Norm(self.num_groups, self.epsilon, silu, self.out_dtype)
+        pixels = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, H W, C]
+        y = group_norm(pixels, self.scale[...], self.bias[...], norm, chosen)
+        return y.reshape(x.shape)  # [B, H, W, C]
+
+    def _plain(self, x: Feature) -> Feature:
         # Two passes: a variance from means of squares would lose what is small beside the mean.
         centred = x.astype(jnp.float32)
         centred = centred - self._means(centred)
@@ -155,11 +172,11 @@ class ResnetBlock2D(nnx.Module):
     def __call__(
         self, x: Feature, temb: Float[Array, "b e"] | None = None
     ) -> Float[Array, "b h w o"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x)))  # [B, H, W, O]
+        h = self.conv1(self.norm1(x, silu=True))  # [B, H, W, O]
         # The timestep is one vector a picture, the same at every pixel.
         if self.time_emb_proj is not None and temb is not None:
             h = h + self.time_emb_proj(jax.nn.silu(temb))[:, None, None, :]  # [B, H, W, O]
-        h = self.conv2(jax.nn.silu(self.norm2(h)))
+        h = self.conv2(self.norm2(h, silu=True))
         # Where the width changes, a pointwise convolution brings the input to it.
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -229,20 +246,41 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
     # The taps are added in float32, and rounded once.
     x = x.astype(conv.dtype)
     kernel = conv.kernel[...].astype(jnp.float32)
-    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
-    # One convolution of 2x2 taps for each of the four places that a pixel has in its square.
-    quarters = []
-    for row in range(2):
-        rows = _added(kernel, row, axis=0)
-        for column in range(2):
-            taps = _added(rows, column, axis=1).astype(conv.dtype)
-            padding = ((1 - row, row), (1 - column, column))
-            quarters.append(jax.lax.conv_general_dilated(x, taps, (1, 1), padding, **settings))
+    rows = [_added(kernel, parity, axis=0) for parity in range(2)]
+    taps = [_added(row, parity, axis=1).astype(conv.dtype) for row in rows for parity in range(2)]
+    # 2x2 taps for each of the four places that a pixel has in its square.
+    quarters = (at_once if platform() in GPUS else one_by_one)(conv, x, taps)
     # Each is a fourth of the result, to be woven together.
     b, h, w, c = quarters[0].shape
     out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)  # [B, H, W, row, column, C]
     out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)  # [B, 2H, 2W, C]
     return out if conv.bias is None else out + conv.bias[...].astype(out.dtype)[None, None, None]
+
+
+# The places in their order: rows outside, columns inside.
+PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+def one_by_one(conv: nnx.Conv, x: Feature, taps: list[Array]) -> list[Resized]:
+    """Four convolutions by 2x2 taps, each padded on the two sides that it needs."""
+    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
+    return [
+        jax.lax.conv_general_dilated(x, tap, (1, 1), ((1 - i, i), (1 - j, j)), **settings)
+        for tap, (i, j) in zip(taps, PLACES, strict=True)
+    ]
+
+
+def at_once(conv: nnx.Conv, x: Feature, taps: list[Array]) -> list[Resized]:
+    """`one_by_one` as one convolution to four times the channels, of which each takes its part.
+
+    cuDNN pads opposite sides alike. Four convolutions would get a padded copy of the map each.
+    """
+    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
+    joined = jnp.concatenate(taps, axis=-1)  # [2, 2, C, 4 O]
+    wide = jax.lax.conv_general_dilated(x, joined, (1, 1), ((1, 1), (1, 1)), **settings)
+    # Padded on all sides there is a row too many and a column.
+    (h, w), parts = x.shape[1:3], jnp.split(wide, 4, axis=-1)  # [B, H + 1, W + 1, O] each
+    return [y[:, i : i + h, j : j + w] for y, (i, j) in zip(parts, PLACES, strict=True)]
 
 
 def _added(kernel: Array, parity: int, axis: int) -> Array:

@@ -7,7 +7,6 @@ are: where a level's side is odd, the way up resizes to it.
 
 from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -205,7 +204,7 @@ class UNet2DConditionModel(UNetEncoder):
         # Up: every level joins the skips of its own size, which leaves none in the end.
         for block in self.up_blocks:
             x = block(x, skips, temb, context)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))  # [B, H, W, C]
+        return self.conv_out(self.conv_norm_out(x, silu=True))  # [B, H, W, C]
 
     def features(self, z: Latent, t: Timestep, context: Tokens) -> Resized:
         """The middle block's output, of which a critic judges (judge.py)."""

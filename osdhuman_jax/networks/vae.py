@@ -11,7 +11,6 @@ plus what the networks add. It loses nothing from the first step on, at the cost
 
 from typing import Unpack
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -125,9 +124,9 @@ class Encoder(nnx.Module):
 
     def __call__(self, x: Image) -> Resized:
         x = space_to_depth(x, self.stem)  # [B, H/stem, W/stem, 3 stem^2]
-        for layer in (self.conv_in, *self.down_blocks, self.mid_block, self.conv_norm_out):
+        for layer in (self.conv_in, *self.down_blocks, self.mid_block):
             x = layer(x)
-        return self.conv_out(jax.nn.silu(x))  # [B, H/f, W/f, 2 C]
+        return self.conv_out(self.conv_norm_out(x, silu=True))  # [B, H/f, W/f, 2 C]
 
 
 class Decoder(nnx.Module):
@@ -147,9 +146,10 @@ class Decoder(nnx.Module):
     def __call__(self, z: Latent) -> Image:
         # The encoder's order backwards: the attention of the middle block sees the latent first.
         x = z
-        for layer in (self.conv_in, self.mid_block, *self.up_blocks, self.conv_norm_out):
+        for layer in (self.conv_in, self.mid_block, *self.up_blocks):
             x = layer(x)
-        return depth_to_space(self.conv_out(jax.nn.silu(x)), self.stem)  # [B, H, W, 3]
+        x = self.conv_out(self.conv_norm_out(x, silu=True))
+        return depth_to_space(x, self.stem)  # [B, H, W, 3]
 
 
 def posterior_sample(mean: Latent, logvar: Latent, noise: Latent) -> Latent:

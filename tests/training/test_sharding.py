@@ -74,6 +74,13 @@ def test_step_on_eight_devices_is_the_step_on_one(measured):
     the_same(*measured["one_and_eight"], {"grad_norm", "reg_grad_norm", "critic_grad_norm"})
 
 
+@pytest.mark.parametrize("way", ["whole", "reduced"])
+def test_kernels_leave_a_split_batch_where_it_is(measured, way):
+    found = measured["norms"][way]
+    assert found["split"] and not found["gathered"]
+    assert found["apart"] < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "norms"),
@@ -171,6 +178,40 @@ def measure_steps() -> dict:
     }
 
 
+def measure_norms() -> dict:
+    """Kernels of a group norm and of its gradients, on a mesh of 4 x 2 and on one device."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from osdhuman_jax.networks.group_norm import Norm
+    from osdhuman_jax.networks.group_norm_kernels import group_norm
+    from osdhuman_jax.training import sharding
+
+    mesh = sharding.make_mesh(4, 2)
+    split, copied = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=shape).astype(np.float32) for shape in ((8, 512, 16), (16,), (16,))]
+    found = {}
+    for way in ("whole", "reduced"):
+        norm = Norm(4, 1e-5, silu=True, dtype=jnp.float32)
+
+        def both(*inputs, norm=norm, way=way):
+            y, backward = jax.vjp(lambda *v: group_norm(*v, norm, way), *inputs)
+            return y, *backward(y)
+
+        want = jax.jit(both)(*inputs)
+        run = jax.jit(both, in_shardings=(split, copied, copied))
+        got = run(*inputs)
+        pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(got, want, strict=True)]
+        found[way] = {
+            "split": all(len(x.addressable_shards[0].data) == 1 for x in got[:2]),
+            "gathered": "all-gather" in run.lower(*inputs).compile().as_text(),
+            "apart": max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs),
+        }
+    return {"norms": found}
+
+
 def comparable(config):
     """The same settings, such that rounding in a gradient does not decide a weight's step."""
     config.lora.vae_encoder = False  # a shorter way back, to compile twice
@@ -227,4 +268,5 @@ if __name__ == "__main__":
 
     method = sys.argv[1]
     own = method == "hfie"
-    print(json.dumps({**measure_meshes(), **measure_steps()} if own else measure_other(method)))
+    all_of_it = {**measure_meshes(), **measure_norms(), **measure_steps()} if own else {}
+    print(json.dumps(all_of_it or measure_other(method)))
