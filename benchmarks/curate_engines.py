@@ -29,6 +29,7 @@ from curate.engine.cluster import run_actors, run_tasks
 from curate.engine.engine import Engine, run_local
 from curate.engine.ledger import ShardLedger, tree_digest
 from curate.readers import SourceSpec
+from osdhuman_jax.workers import import_ray
 
 PERIOD = 0.1  # seconds between two looks at the processes
 TICKS = os.sysconf("SC_CLK_TCK")
