@@ -39,6 +39,7 @@ from osdhuman_jax.inference.settings import (
     NOBODY,
     PRECISIONS,
     ModelIdentity,
+    Restraint,
     Sampling,
     Settings,
     chosen,
@@ -232,11 +233,13 @@ def main(argv: list[str] | None = None) -> int:
         if model is None:
             pipeline = load_pipeline(args)
             loaded = pipeline.model
-            own = loaded.restorer.guidance
-            model = ModelIdentity(loaded.digest, loaded.use, own, pipeline.abilities)
+            guidance = loaded.restorer.guidance
+            model = ModelIdentity(loaded.digest, loaded.use, guidance, pipeline.abilities)
         settings, notes = settle(args, settings, model), read_notes(args, jobs)
-        restrain = restrainer(args, jobs, model)
-        settings = replace(settings, restraint=restrain and restrain.settings)
+        # The model's own is known without what JAX takes to load, which a finished folder need not.
+        restrain = restrainer(args, jobs, model) if restrained(args) else None
+        own = None if restrained(args) else Restraint(keep_faces=model.use.keep_faces or None)
+        settings = replace(settings, restraint=restrain.settings if restrain else own)
 
         # What of it is not done yet; where all is, no model is loaded.
         with held(args.output) as ledger:
@@ -246,6 +249,7 @@ def main(argv: list[str] | None = None) -> int:
             if left:
                 from osdhuman_jax.inference.folder_run import Runner
 
+                restrain = restrain or restrainer(args, jobs, model)
                 pipeline = pipeline or load_pipeline(args)
                 shown = len(jobs) > 1 or settings.sampling is not None
                 with bar(len(jobs), "picture", skipped, shown) as progress:
@@ -285,14 +289,16 @@ def settle(args: argparse.Namespace, settings: Settings, model: ModelIdentity) -
     return replace(made, guidance=guidance, sampling=sampling)
 
 
+def restrained(args: argparse.Namespace) -> bool:
+    """Whether flags say what is to stay as it is."""
+    asked = (args.mask, args.people_only, args.keep_faces, args.face_detector, args.face_embedding)
+    return any(value is not None for value in asked)
+
+
 def restrainer(
     args: argparse.Namespace, jobs: list[Job], model: ModelIdentity
 ) -> "Restrainer | None":
     """What the flags, or the model, want to stay as it is. Raises ValueError or OSError."""
-    asked = (args.mask, args.people_only, args.keep_faces, args.face_detector, args.face_embedding)
-    # Without any, JAX is not loaded to see that all is done.
-    if not (model.use.keep_faces or any(value is not None for value in asked)):
-        return None
     from osdhuman_jax.images.codec import read_size
     from osdhuman_jax.inference.restraint import open_restrainer
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from osdhuman_jax.config import Json
@@ -36,7 +36,7 @@ from osdhuman_jax.inference.onnx_networks import OnnxError
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.plans import Progress
 from osdhuman_jax.inference.restraint import Restrainer
-from osdhuman_jax.inference.settings import Settings, identity
+from osdhuman_jax.inference.settings import Restraint, Settings, identity
 
 AHEAD = 1  # batches that are read, and that are written, while one is computed
 ALONE = MAX_PIXELS // (1 + 2 * AHEAD)  # pixels; a larger batch has no other beside it in memory
@@ -95,6 +95,8 @@ class Runner:
         self.failures: list[tuple[Job, str]] = []
         self.remarks: list[tuple[Job, str]] = []  # on pictures that the model is not made for
         made = identity(pipeline.model.digest, pipeline.precision, settings)
+        unasked = {name for name in asdict(Restraint()) if made[name] is None}
+        made = {name: value for name, value in made.items() if name not in unasked}
         self._identity = made | {"model": pipeline.model.name}
 
     def run(self, jobs: list[Job], done: Callable[[int], object] = lambda count: None) -> None:

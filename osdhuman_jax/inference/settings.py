@@ -230,7 +230,9 @@ def identity(digest: str, precision: str, settings: Settings) -> Json:
     """What a provenance line must say for its output to be this model's with these settings."""
     # A setting that a model lacks is not in its record, nor is it in records of earlier versions.
     made = {name: value for name, value in asdict(settings).items() if value is not None}
+    made.pop("restraint", None)
     # All of sampling's, those that were not asked for too: asked or not is another output.
     made |= made.pop("sampling", {})
-    made |= {name: value for name, value in made.pop("restraint", {}).items() if value is not None}
+    # All of these too, with None where nothing is asked: a record that has one is of other settings.
+    made |= asdict(settings.restraint or Restraint())
     return {"model_digest": digest, "precision": precision} | made
