@@ -233,6 +233,6 @@ def identity(digest: str, precision: str, settings: Settings) -> Json:
     made.pop("restraint", None)
     # All of sampling's, those that were not asked for too: asked or not is another output.
     made |= made.pop("sampling", {})
-    # All of these too, with None where nothing is asked: a record that has one is of other settings.
+    # These too, None where nothing is asked: a record that has one is of other settings.
     made |= asdict(settings.restraint or Restraint())
     return {"model_digest": digest, "precision": precision} | made
