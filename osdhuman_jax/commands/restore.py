@@ -39,15 +39,18 @@ from osdhuman_jax.images.listing import other_pictures
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.program_cache import keep_programs
 from osdhuman_jax.inference.settings import (
+    BLAZEPOSE,
     NOBODY,
     PRECISIONS,
     ModelIdentity,
+    Restraint,
     Sampling,
     Settings,
     chosen,
     identity,
     read_identity,
     sampled,
+    without_strength,
 )
 from osdhuman_jax.models import BUNDLED
 from osdhuman_jax.workers import EngineError, session
@@ -60,8 +63,11 @@ if TYPE_CHECKING:
     from osdhuman_jax.inference.folder_run import Runner
     from osdhuman_jax.inference.ledger import Ledger
     from osdhuman_jax.inference.notes import Notes
+    from osdhuman_jax.inference.restraint import Restrainer, RestraintOptions
 
 NAME = called("infer.py")
+STRENGTH = "the share of the output, HAODiff's guidance or DiffBody's control_scale"
+SOURCES = "blazepose, blazepose:FILE or onnx:FILE,MAP.json"
 DEFAULT_OUTPUT = "restored"  # in the current folder, for an INPUT without --output
 OUTPUT_HELP = (
     "folder for pictures and provenance.jsonl; default with INPUT: "
@@ -99,13 +105,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     # How, and in which form.
     add("--upscale", type=factor, default=1.0, help="enlarge by this factor (>= 1) beforehand")
     add("--color_fix", choices=COLOR_FIXES, help="take the input's colours; default: the model's")
-    add("--blend", type=share, help="1: the restored picture, 0: the input; default: the model's")
-    add(
-        "--guidance",
-        type=float,
-        help="HAODiff: 1 to 10, how far away from the negative prompt; DiffBody: from 0 (off), how "
-        "strongly parts of the body lead",
-    )
+    restraint_flags(parser)
     sampling_flags(parser)
     add("--format", choices=SUFFIXES, default="png", help="of the outputs")
     add("--quality", type=quality, default=95, help=f"of JPEG and WebP ({LOSSLESS}: lossless WebP)")
@@ -152,6 +152,45 @@ def fit_for_cluster(parser: Parser, args: argparse.Namespace) -> None:
     if args.pose not in (None, NOBODY):
         args.pose = os.path.abspath(args.pose)
     args.captions = args.captions and args.captions.absolute()
+    args.mask = args.mask and args.mask.absolute()
+    args.face_embedding = args.face_embedding and args.face_embedding.absolute()
+    args.people_only = args.people_only and absolute_source(args.people_only)
+    args.face_detector = args.face_detector and absolute_source(args.face_detector)
+
+
+def absolute_source(source: str) -> str:
+    """KIND:FILE,FILE with absolute paths."""
+    kind, colon, files = source.partition(":")
+    return kind + colon + ",".join(os.path.abspath(f) for f in files.split(",") if f)
+
+
+def restraint_flags(parser: argparse.ArgumentParser) -> None:
+    """How much is changed of a picture, and where. Defaults are the model's."""
+    add = parser.add_argument
+    add("--strength", type=share, help=f"how much is done, 0 to 1: {STRENGTH}")
+    add("--mask", type=some_path, help="gray picture of the input's size: black stays as it is")
+    source = f"{SOURCES}; alone: the installed mediapipe's"
+    add(
+        "--people_only",
+        nargs="?",
+        const=BLAZEPOSE,
+        metavar="SOURCE",
+        help=f"all beside people stays as it is; by {source}",
+    )
+    keep = "a face that is lost, or less similar than this, comes back from the input; 0: off"
+    add("--keep_faces", type=share, metavar="SIMILARITY", help=keep)
+    detector = "blazeface or blazeface:FILE, in the place of OpenCV's cascade"
+    add("--face_detector", type=some_text, metavar="SOURCE", help=detector)
+    embedding = "ArcFace or the like: faces are compared by it"
+    add("--face_embedding", type=some_path, metavar="FILE.onnx", help=embedding)
+    # What strength sets, by the model; by their own names for those who know it.
+    add("--blend", type=share, help="1: the restored picture, 0: the input")
+    add(
+        "--guidance",
+        type=float,
+        help="HAODiff: 1 to 10, how far away from the negative prompt; DiffBody: from 0 (off), how "
+        "strongly parts of the body lead",
+    )
 
 
 def sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +261,7 @@ def on_this_machine(
     notes: "Notes | None",
     pipeline: "osdhuman_jax.inference.pipeline.Pipeline",
     progress: "tqdm",
+    restrain: "Restrainer | None",
 ) -> "Runner":
     """What restores in this process."""
     from osdhuman_jax.inference.folder_run import Runner
@@ -229,7 +269,7 @@ def on_this_machine(
     def step(done: int, total: int) -> None:
         progress.set_postfix_str(f"step {done} of {total}")
 
-    return Runner(pipeline, settings, args.output, ledger, notes, step)
+    return Runner(pipeline, settings, args.output, ledger, notes, step, restrain)
 
 
 @contextmanager
@@ -258,6 +298,7 @@ def on_a_cluster(
             args.output,
             token,
             notes,
+            restraint_options(args),
         )
         yield Crew(ray, places(ray, args.workers), orders, ledger, made)
 
@@ -285,9 +326,13 @@ def main(argv: list[str] | None = None) -> int:
         if model is None:
             pipeline = load_pipeline(args)
             loaded = pipeline.model
-            own = loaded.restorer.guidance
-            model = ModelIdentity(loaded.digest, loaded.use, own, pipeline.abilities)
+            guidance = loaded.restorer.guidance
+            model = ModelIdentity(loaded.digest, loaded.use, guidance, pipeline.abilities)
         settings, notes = settle(args, settings, model), read_notes(args, jobs)
+        # The model's own is known without what JAX takes to load, which a finished folder need not.
+        restrain = restrainer(args, jobs, model) if restrained(args) else None
+        own = None if restrained(args) else Restraint(keep_faces=model.use.keep_faces or None)
+        settings = replace(settings, restraint=restrain.settings if restrain else own)
 
         # What of it is not done yet; where all is, no model is loaded.
         with held(args.output) as ledger:
@@ -296,6 +341,7 @@ def main(argv: list[str] | None = None) -> int:
             skipped = len(jobs) - len(left)
             if left:
                 shown = len(jobs) > 1 or settings.sampling is not None
+                restrain = restrain or restrainer(args, jobs, model)
                 if args.engine == "local":
                     pipeline = pipeline or load_pipeline(args)
                 with ExitStack() as stack:
@@ -304,7 +350,7 @@ def main(argv: list[str] | None = None) -> int:
                     if pipeline is None:
                         runner = stack.enter_context(on_a_cluster(*what, made))
                     else:
-                        runner = on_this_machine(*what, pipeline, progress)
+                        runner = on_this_machine(*what, pipeline, progress, restrain)
                     begun = ledger
                     runner.run(left, progress.update)
     except (ValueError, OSError, EngineError) as error:
@@ -323,14 +369,52 @@ def settle(args: argparse.Namespace, settings: Settings, model: ModelIdentity) -
 
     Raises ValueError where it does not take them.
     """
-    color_fix, blend = chosen(model.use, args.color_fix, args.blend)
-    asked, can = asked_sampling(args), model.abilities
-    guidance, sampling = sampled(model.guidance, can, args.guidance, asked)
+    wish, can = asked_sampling(args), model.abilities
+    # The one knob, or by their own names those that it stands for.
+    asked = {"blend": args.blend, "guidance": args.guidance, "control_scale": wish.control_scale}
+    asked = without_strength(model.use, model.guidance, can, args.strength, asked)
+    color_fix, blend = chosen(model.use, args.color_fix, asked["blend"])
+    wish = replace(wish, control_scale=asked["control_scale"])
+    guidance, sampling = sampled(model.guidance, can, asked["guidance"], wish)
     if can and can.structure and not can.people and args.pose is None:
         text = "this model has no BlazePose: nobody is looked for (--pose FILE, or off to agree)"
         print(f"note: {text}", file=sys.stderr)
     made = replace(settings, color_fix=color_fix, blend=blend)
     return replace(made, guidance=guidance, sampling=sampling)
+
+
+def restrained(args: argparse.Namespace) -> bool:
+    """Whether flags say what is to stay as it is."""
+    return any(value is not None for value in restraint_options(args).values())
+
+
+def restraint_options(args: argparse.Namespace) -> "RestraintOptions":
+    """What flags say of what is to stay as it is."""
+    return {
+        "mask": args.mask,
+        "people_only": args.people_only,
+        "keep_faces": args.keep_faces,
+        "face_detector": args.face_detector,
+        "face_embedding": args.face_embedding,
+    }
+
+
+def restrainer(
+    args: argparse.Namespace, jobs: list[Job], model: ModelIdentity
+) -> "Restrainer | None":
+    """What the flags, or the model, want to stay as it is. Raises ValueError or OSError."""
+    from osdhuman_jax.images.codec import read_size
+    from osdhuman_jax.inference.restraint import open_restrainer
+
+    made = open_restrainer(model.use, **restraint_options(args))
+    # One mask is for pictures of one size, which their headers tell.
+    for job in jobs if args.mask else ():
+        if made and not job.broken:
+            try:
+                made.check(read_size(job.source))
+            except ValueError as error:
+                raise CommandError(f"{spelled(job.source)}: {error}") from None
+    return made
 
 
 def tell(remarks: list[tuple[Job, str]]) -> None:

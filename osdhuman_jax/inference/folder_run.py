@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from osdhuman_jax.config import Json
@@ -31,9 +31,11 @@ from osdhuman_jax.inference.folder_plan import AHEAD, ALONE, is_inside, one_line
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.ledger import Record, line_of
 from osdhuman_jax.inference.notes import Notes, Request
+from osdhuman_jax.inference.onnx_networks import OnnxError
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.plans import Progress
-from osdhuman_jax.inference.settings import Settings, identity
+from osdhuman_jax.inference.restraint import Restrainer
+from osdhuman_jax.inference.settings import Restraint, Settings, identity
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,19 @@ class Runner:
         ledger: Record,
         notes: Notes | None = None,
         progress: Progress | None = None,
+        restrain: Restrainer | None = None,
     ) -> None:
-        """`notes` and `progress` (of one picture's steps) are for models of many steps."""
-        self._notes, self._progress = notes or Notes(), progress
+        """`notes` and `progress` (of one picture's steps) are for models of many steps.
+
+        `restrain` is what `settings.restraint` stands for.
+        """
+        self._notes, self._progress, self._restrain = notes or Notes(), progress, restrain
         self.pipeline, self.settings, self.output, self.ledger = pipeline, settings, output, ledger
         self.failures: list[tuple[Job, str]] = []
         self.remarks: list[tuple[Job, str]] = []  # on pictures that the model is not made for
         made = identity(pipeline.model.digest, pipeline.precision, settings)
+        unasked = {name for name in asdict(Restraint()) if made[name] is None}
+        made = {name: value for name, value in made.items() if name not in unasked}
         self._identity = made | {"model": pipeline.model.name}
 
     def run(self, jobs: list[Job], done: Callable[[int], object] = lambda count: None) -> None:
@@ -145,6 +153,8 @@ class Runner:
                 data = job.source.read_bytes()
                 digest = hashlib.sha256(data).hexdigest()
                 picture = decode(data, deep=True)
+                if self._restrain:
+                    self._restrain.check(picture.size)
                 # What the format cannot hold is refused before the picture is computed.
                 check_alpha(picture, self.settings.format)
                 enlarged = enlarge(picture, self.settings.upscale)
@@ -183,9 +193,13 @@ class Runner:
             try:
                 output = self.pipeline.fitted(output, item.enlarged.size)
                 result = finish(output, item.enlarged, fix, settings.blend)
+                if self._restrain:
+                    result, more, remarks = self._restrain(item.enlarged, result)
+                    facts = facts | more
+                    self.remarks += [(item.job, text) for text in remarks]
                 data = encode(result, settings.format, settings.quality)
                 self._write(item, result, data, made | facts)
-            except RestoreError as error:
+            except (RestoreError, OnnxError) as error:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)
             except (ImageError, OSError, MemoryError) as error:
                 path = self.output / item.job.output

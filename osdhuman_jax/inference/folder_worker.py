@@ -7,7 +7,7 @@ picture that is there has a line, whichever machine ends in between.
 """
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition
 
@@ -18,7 +18,8 @@ from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.notes import Notes
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.program_cache import keep_programs
-from osdhuman_jax.inference.settings import Settings
+from osdhuman_jax.inference.restraint import Restrainer, RestraintOptions, open_restrainer
+from osdhuman_jax.inference.settings import Restraint, Settings
 from osdhuman_jax.workers import EngineError
 
 PATIENCE = 1.0  # seconds for which a driver that asks for lines waits where there are none
@@ -37,6 +38,7 @@ class Orders:
     output: Path
     token: Path  # a folder in the output folder, by which a worker knows that it is the driver's
     notes: Notes | None
+    restraint: RestraintOptions = field(default_factory=RestraintOptions)
     version: str = __version__  # of the driver's package
 
 
@@ -93,6 +95,7 @@ class Worker:
     def __init__(self, orders: Orders) -> None:
         self._orders, self._relay = orders, Relay()
         self._pipeline: Pipeline | None = None
+        self._restrain: Restrainer | None = None
 
     def ready(self) -> str:
         """Load the model; returns its name. Raises EngineError where this machine is another."""
@@ -117,13 +120,23 @@ class Worker:
         if self._pipeline.model.digest != orders.digest:
             text = "is another model than the driver's, on"
             raise EngineError(f"{orders.model} {text} {here}: copy that one there")
+        try:
+            self._restrain = open_restrainer(self._pipeline.model.use, **orders.restraint)
+        except (ValueError, OSError) as error:
+            raise EngineError(f"{here}: {error}") from error
+        # Other files of the same names would give back other faces, or other parts of pictures.
+        found = self._restrain.settings if self._restrain else None
+        if (found or Restraint()) != (orders.settings.restraint or Restraint()):
+            text = "mask, detector or embedding are not the driver's: copy those there"
+            raise EngineError(f"{here}: {text}")
         return self._pipeline.model.name
 
     def work(self, jobs: list[Job]) -> list[tuple[Job, str]]:
         """Carry out jobs; returns what is remarked of pictures, once all have their names."""
         assert self._pipeline is not None  # the driver has asked whether it is ready
         orders = self._orders
-        runner = Runner(self._pipeline, orders.settings, orders.output, self._relay, orders.notes)
+        what = self._pipeline, orders.settings, orders.output, self._relay
+        runner = Runner(*what, orders.notes, restrain=self._restrain)
         try:
             runner.run(jobs)
         except RunStopped:
