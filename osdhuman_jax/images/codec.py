@@ -47,7 +47,7 @@ Samples = Float32[np.ndarray, "..."]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 KINDS = "PNG, JPEG, WebP, TIFF, BMP, AVIF or HEIC"
 # What has more than one picture, and why it is not taken for one.
-SEVERAL = dict.fromkeys(("PNG", "WEBP", "AVIF"), "animated image")
+SEVERAL: dict[str | None, str] = dict.fromkeys(("PNG", "WEBP", "AVIF"), "animated image")
 SEVERAL |= {"TIFF": "several pages in one file: save the one that is meant as a file of its own"}
 SEVERAL |= {"HEIF": "several pictures in one file: save the one that is meant as a file of its own"}
 MAX_PIXELS = 200_000_000  # the largest phone sensors; 600 MB once decoded
@@ -120,7 +120,17 @@ def read_rgb(path: str | Path) -> Pixels:
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Upright (height, width) from the header alone. Raises ImageError or OSError."""
-    with open(path, "rb") as file, opened(file, max_pixels, header_only=True) as found:
+    with open(path, "rb") as file:
+        return _read_size(file, max_pixels)
+
+
+def read_size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """The same of an encoded image."""
+    return _read_size(io.BytesIO(data), max_pixels)
+
+
+def _read_size(source: Source, max_pixels: int) -> tuple[int, int]:
+    with opened(source, max_pixels, header_only=True) as found:
         # EXIF turns the picture by a quarter in four of its eight orientations.
         width, height = found.image.size
         turned = exif.orientation(found.image) in exif.QUARTER_TURNED
@@ -240,8 +250,8 @@ def _readers() -> Iterator[tuple[Callable[[bytes], object], Callable[[Source], A
     """For each format: whether a file's first bytes are its own, and what opens such a file."""
     for name in FORMATS:
         factory, accept = Image.OPEN[name]
-        yield accept or bool, partial(factory, filename="")
-    yield lambda prefix: prefix.startswith(tiff.SIGNATURES), partial(tiff.StoredTiff, filename="")
+        yield accept or bool, lambda source, make=factory: make(source, "")
+    yield lambda prefix: prefix.startswith(tiff.SIGNATURES), lambda source: tiff.StoredTiff(source)
     yield lambda prefix: heif.kind(prefix) == "AVIF", heif.avif_file
     yield lambda prefix: heif.kind(prefix) == "HEIF", heif.image_file
 
@@ -252,7 +262,7 @@ def _refuse_unfit(image: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise TooLargeError(f"{width} x {height} is more than {max_pixels} pixels")
     # A JPEG may carry further pictures (depth or gain map, second eye) behind the photograph.
-    reason = SEVERAL.get(image.format or "")
+    reason = SEVERAL.get(image.format)
     if reason and getattr(image, "is_animated", False):
         raise ImageError(reason)
 

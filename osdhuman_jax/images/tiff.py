@@ -5,6 +5,8 @@ which here is left to exif.py as of every other format; and of colour it drops t
 bits, which OpenCV keeps.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from PIL import TiffImagePlugin
@@ -93,7 +95,7 @@ def _upright(data: bytes) -> bytes:
     return data
 
 
-def _numbers(value: object) -> tuple[int, ...]:
+def _numbers(value: Any) -> tuple[int, ...]:
     """The numbers of a tag, which Pillow gives alone where there is one."""
     found = value if isinstance(value, tuple) else (value,)
     return tuple(int(number) for number in found) or (0,)
