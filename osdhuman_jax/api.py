@@ -23,7 +23,8 @@ from osdhuman_jax.inference.memory import parse_bytes
 from osdhuman_jax.inference.notes import Notes, Request, poses_digest, poses_file
 from osdhuman_jax.inference.pipeline import Pipeline, want_of_memory_said
 from osdhuman_jax.inference.plans import Progress
-from osdhuman_jax.inference.settings import NOBODY, Sampling
+from osdhuman_jax.inference.restraint import RestraintOptions
+from osdhuman_jax.inference.settings import BLAZEPOSE, NOBODY, Sampling
 from osdhuman_jax.models import BUNDLED
 
 AnyStill = Image.Image | np.ndarray
@@ -43,6 +44,17 @@ class SamplingOptions(TypedDict, total=False):
     pose: str | Path
     captions: str | Path
     names: Sequence[str]
+
+
+class MoreOptions(SamplingOptions, total=False):
+    """How much of a picture is changed, and where."""
+
+    strength: float
+    mask: str | Path | Image.Image | np.ndarray
+    people_only: bool | str
+    keep_faces: float
+    face_detector: str
+    face_embedding: str | Path
 
 
 class Restorer:
@@ -83,7 +95,7 @@ class Restorer:
         blend: float | None = ...,
         guidance: float | None = ...,
         progress: Progress | None = ...,
-        **sampling: Unpack[SamplingOptions],
+        **more: Unpack[MoreOptions],
     ) -> Still: ...
 
     @overload
@@ -96,7 +108,7 @@ class Restorer:
         blend: float | None = ...,
         guidance: float | None = ...,
         progress: Progress | None = ...,
-        **sampling: Unpack[SamplingOptions],
+        **more: Unpack[MoreOptions],
     ) -> list[Still]: ...
 
     def __call__(
@@ -108,14 +120,15 @@ class Restorer:
         blend: float | None = None,
         guidance: float | None = None,
         progress: Progress | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **more: Unpack[MoreOptions],
     ) -> AnyStill | list[AnyStill]:
         """Restored: one for one, a list for a list; Pillow's for Pillow's, arrays for arrays.
 
         Arrays are uint8 or uint16, (height, width) gray or (height, width, 3 or 4) RGB(A), and come
         back with three or four channels of their dtype. Pillow's images come back upright as RGB or
-        RGBA of 8 bits, profile and EXIF in `info`. A DiffBody also takes `SamplingOptions`, each as
-        infer.py's flag; `progress` is that of a picture's steps then. Raises TypeError on what is
+        RGBA of 8 bits, profile and EXIF in `info`. `MoreOptions` are as infer.py's flags; `mask`
+        may also be an image or an array (height, width) of uint8 or bool. A DiffBody also takes
+        `SamplingOptions`; `progress` is that of a picture's steps then. Raises TypeError on what is
         neither, ValueError on other arrays, factors and names, and RestoreError (of
         osdhuman_jax.inference.finishing) where memory does not suffice.
         """
@@ -125,20 +138,47 @@ class Restorer:
         given = list(images) if several else [images]
         with want_of_memory_said():
             pictures = [_picture(image) for image in given]
+            strength, restraint, sampling = _parted(more)
             asked, requests = _sampling(sampling, pictures)
             # Together, so that pictures of one size share a batch.
             restored = self.pipeline.restore(
-                pictures, upscale, color_fix, blend, progress, guidance, asked, requests
+                pictures,
+                upscale,
+                color_fix,
+                blend,
+                progress,
+                guidance,
+                asked,
+                requests,
+                strength,
+                **restraint,
             )
             results = [_like(image, p) for image, p in zip(given, restored, strict=True)]
         return results if several else results[0]
 
 
-def _sampling(options: SamplingOptions, pictures: list[Picture]) -> tuple[Sampling, list[Request]]:
-    """Settings, and a request for each picture. Raises ValueError or OSError."""
-    known = set(SamplingOptions.__annotations__)
+def _parted(
+    options: MoreOptions,
+) -> tuple[float | None, RestraintOptions, SamplingOptions]:
+    """Strength, what is to stay, and the rest, which is a sampler's. Raises TypeError."""
+    known = set(MoreOptions.__annotations__) | set(SamplingOptions.__annotations__)
     if strange := sorted(set(options) - known):
         raise TypeError(f"{strange[0]} is no option; options are {', '.join(sorted(known))}")
+    strength = options.get("strength")
+    restraint: dict[str, object] = {
+        name: options[name] for name in RestraintOptions.__annotations__ if name in options
+    }
+    for name in ("mask", "face_embedding"):
+        if isinstance(restraint.get(name), str):
+            restraint[name] = Path(str(restraint[name]))
+    if isinstance(restraint.get("people_only"), bool):
+        restraint["people_only"] = BLAZEPOSE if restraint["people_only"] else None
+    rest = {k: v for k, v in options.items() if k in SamplingOptions.__annotations__}
+    return strength, restraint, rest  # type: ignore[return-value]
+
+
+def _sampling(options: SamplingOptions, pictures: list[Picture]) -> tuple[Sampling, list[Request]]:
+    """Settings, and a request for each picture. Raises ValueError or OSError."""
     # Names without suffixes, as files of poses and captions are read.
     names = [stem(name) for name in options.get("names", [""] * len(pictures))]
     if len(names) != len(pictures):

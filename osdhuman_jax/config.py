@@ -94,6 +94,10 @@ class UseConfig:
     work_side: int = 0  # pixels; a picture whose shorter side has fewer is restored enlarged to it
     sides: tuple[int, int] = added((0, 0))  # pixels; shorter sides that it is made for, 0 = any
     sample: SampleConfig | None = added(None)  # of DiffBody
+    # What strength is: of STRENGTHS, or "" for the method's own.
+    strength_of: str = added("")
+    # Least similarity of a face that is not given back to the input; 0 = faces are not looked for.
+    keep_faces: float = added(0.0)
 
 
 @dataclass
@@ -367,12 +371,14 @@ def from_dict(cls: type[T], values: object) -> T:
 # numbers that are not here are sizes, which are above 0.
 COLOR_FIXES = ("none", "adain", "wavelet")
 SAMPLERS = ("ddpm", "ddim")
-WORDS = {"color_fix": COLOR_FIXES, "sampler": SAMPLERS}
+STRENGTHS = ("blend", "guidance", "control_scale")
+WORDS = {"color_fix": COLOR_FIXES, "sampler": SAMPLERS, "strength_of": ("", *STRENGTHS)}
 TIMESTEPS = 1000  # of the schedule that the networks know
 RANGES = {
     "timestep": (0, TIMESTEPS - 1),
     "steps": (1, TIMESTEPS),
     "blend": (0, 1),
+    "keep_faces": (0, 1),
 } | dict.fromkeys(
     # What may also be 0, which mostly turns something off.
     (

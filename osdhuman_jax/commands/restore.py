@@ -35,6 +35,7 @@ from osdhuman_jax.images.listing import other_pictures
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.program_cache import keep_programs
 from osdhuman_jax.inference.settings import (
+    BLAZEPOSE,
     NOBODY,
     PRECISIONS,
     ModelIdentity,
@@ -44,14 +45,18 @@ from osdhuman_jax.inference.settings import (
     identity,
     read_identity,
     sampled,
+    without_strength,
 )
 from osdhuman_jax.models import BUNDLED
 
 if TYPE_CHECKING:
     import osdhuman_jax.inference.pipeline
     from osdhuman_jax.inference.notes import Notes
+    from osdhuman_jax.inference.restraint import Restrainer
 
 NAME = called("infer.py")
+STRENGTH = "the share of the output, HAODiff's guidance or DiffBody's control_scale"
+SOURCES = "blazepose, blazepose:FILE or onnx:FILE,MAP.json"
 DEFAULT_OUTPUT = "restored"  # in the current folder, for an INPUT without --output
 OUTPUT_HELP = (
     "folder for pictures and provenance.jsonl; default with INPUT: "
@@ -88,13 +93,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     # How, and in which form.
     add("--upscale", type=factor, default=1.0, help="enlarge by this factor (>= 1) beforehand")
     add("--color_fix", choices=COLOR_FIXES, help="take the input's colours; default: the model's")
-    add("--blend", type=share, help="1: the restored picture, 0: the input; default: the model's")
-    add(
-        "--guidance",
-        type=float,
-        help="HAODiff: 1 to 10, how far away from the negative prompt; DiffBody: from 0 (off), how "
-        "strongly parts of the body lead",
-    )
+    restraint_flags(parser)
     sampling_flags(parser)
     add("--format", choices=SUFFIXES, default="png", help="of the outputs")
     add("--quality", type=quality, default=95, help=f"of JPEG and WebP ({LOSSLESS}: lossless WebP)")
@@ -118,6 +117,35 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args.input = args.input or args.pictures
     args.output = args.output or Path(DEFAULT_OUTPUT)
     return args
+
+
+def restraint_flags(parser: argparse.ArgumentParser) -> None:
+    """How much is changed of a picture, and where. Defaults are the model's."""
+    add = parser.add_argument
+    add("--strength", type=share, help=f"how much is done, 0 to 1: {STRENGTH}")
+    add("--mask", type=some_path, help="gray picture of the input's size: black stays as it is")
+    source = f"{SOURCES}; alone: the installed mediapipe's"
+    add(
+        "--people_only",
+        nargs="?",
+        const=BLAZEPOSE,
+        metavar="SOURCE",
+        help=f"all beside people stays as it is; by {source}",
+    )
+    keep = "a face that is lost, or less similar than this, comes back from the input; 0: off"
+    add("--keep_faces", type=share, metavar="SIMILARITY", help=keep)
+    detector = "blazeface or blazeface:FILE, in the place of OpenCV's cascade"
+    add("--face_detector", type=some_text, metavar="SOURCE", help=detector)
+    embedding = "ArcFace or the like: faces are compared by it"
+    add("--face_embedding", type=some_path, metavar="FILE.onnx", help=embedding)
+    # What strength sets, by the model; by their own names for those who know it.
+    add("--blend", type=share, help="1: the restored picture, 0: the input")
+    add(
+        "--guidance",
+        type=float,
+        help="HAODiff: 1 to 10, how far away from the negative prompt; DiffBody: from 0 (off), how "
+        "strongly parts of the body lead",
+    )
 
 
 def sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -207,6 +235,8 @@ def main(argv: list[str] | None = None) -> int:
             own = loaded.restorer.guidance
             model = ModelIdentity(loaded.digest, loaded.use, own, pipeline.abilities)
         settings, notes = settle(args, settings, model), read_notes(args, jobs)
+        restrain = restrainer(args, jobs, model)
+        settings = replace(settings, restraint=restrain and restrain.settings)
 
         # What of it is not done yet; where all is, no model is loaded.
         with held(args.output) as ledger:
@@ -223,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
                     def step(done: int, total: int) -> None:
                         progress.set_postfix_str(f"step {done} of {total}")
 
-                    runner = Runner(pipeline, settings, args.output, ledger, notes, step)
+                    runner = Runner(pipeline, settings, args.output, ledger, notes, step, restrain)
                     runner.run(left, progress.update)
     except (ValueError, OSError) as error:
         print(f"{NAME}: {error}", file=sys.stderr)
@@ -241,14 +271,47 @@ def settle(args: argparse.Namespace, settings: Settings, model: ModelIdentity) -
 
     Raises ValueError where it does not take them.
     """
-    color_fix, blend = chosen(model.use, args.color_fix, args.blend)
-    asked, can = asked_sampling(args), model.abilities
-    guidance, sampling = sampled(model.guidance, can, args.guidance, asked)
+    wish, can = asked_sampling(args), model.abilities
+    # The one knob, or by their own names those that it stands for.
+    asked = {"blend": args.blend, "guidance": args.guidance, "control_scale": wish.control_scale}
+    asked = without_strength(model.use, model.guidance, can, args.strength, asked)
+    color_fix, blend = chosen(model.use, args.color_fix, asked["blend"])
+    wish = replace(wish, control_scale=asked["control_scale"])
+    guidance, sampling = sampled(model.guidance, can, asked["guidance"], wish)
     if can and can.structure and not can.people and args.pose is None:
         text = "this model has no BlazePose: nobody is looked for (--pose FILE, or off to agree)"
         print(f"note: {text}", file=sys.stderr)
     made = replace(settings, color_fix=color_fix, blend=blend)
     return replace(made, guidance=guidance, sampling=sampling)
+
+
+def restrainer(
+    args: argparse.Namespace, jobs: list[Job], model: ModelIdentity
+) -> "Restrainer | None":
+    """What the flags, or the model, want to stay as it is. Raises ValueError or OSError."""
+    asked = (args.mask, args.people_only, args.keep_faces, args.face_detector, args.face_embedding)
+    # Without any, JAX is not loaded to see that all is done.
+    if not (model.use.keep_faces or any(value is not None for value in asked)):
+        return None
+    from osdhuman_jax.images.codec import read_size
+    from osdhuman_jax.inference.restraint import open_restrainer
+
+    made = open_restrainer(
+        model.use,
+        mask=args.mask,
+        people_only=args.people_only,
+        keep_faces=args.keep_faces,
+        face_detector=args.face_detector,
+        face_embedding=args.face_embedding,
+    )
+    # One mask is for pictures of one size, which their headers tell.
+    for job in jobs if made and args.mask else ():
+        if not job.broken:
+            try:
+                made.check(read_size(job.source))
+            except ValueError as error:
+                raise CommandError(f"{spelled(job.source)}: {error}") from None
+    return made
 
 
 def tell(remarks: list[tuple[Job, str]]) -> None:

@@ -32,8 +32,10 @@ from osdhuman_jax.inference.folder_plan import is_inside, one_line
 from osdhuman_jax.inference.jobs import Job
 from osdhuman_jax.inference.ledger import Ledger
 from osdhuman_jax.inference.notes import Notes, Request
+from osdhuman_jax.inference.onnx_networks import OnnxError
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.plans import Progress
+from osdhuman_jax.inference.restraint import Restrainer
 from osdhuman_jax.inference.settings import Settings, identity
 
 AHEAD = 1  # batches that are read, and that are written, while one is computed
@@ -82,9 +84,13 @@ class Runner:
         ledger: Ledger,
         notes: Notes | None = None,
         progress: Progress | None = None,
+        restrain: Restrainer | None = None,
     ) -> None:
-        """`notes` and `progress` (of one picture's steps) are for models of many steps."""
-        self._notes, self._progress = notes or Notes(), progress
+        """`notes` and `progress` (of one picture's steps) are for models of many steps.
+
+        `restrain` is what `settings.restraint` stands for.
+        """
+        self._notes, self._progress, self._restrain = notes or Notes(), progress, restrain
         self.pipeline, self.settings, self.output, self.ledger = pipeline, settings, output, ledger
         self.failures: list[tuple[Job, str]] = []
         self.remarks: list[tuple[Job, str]] = []  # on pictures that the model is not made for
@@ -149,6 +155,8 @@ class Runner:
                 data = job.source.read_bytes()
                 digest = hashlib.sha256(data).hexdigest()
                 picture = decode(data, deep=True)
+                if self._restrain:
+                    self._restrain.check(picture.size)
                 # What the format cannot hold is refused before the picture is computed.
                 check_alpha(picture, self.settings.format)
                 enlarged = enlarge(picture, self.settings.upscale)
@@ -187,9 +195,13 @@ class Runner:
             try:
                 output = self.pipeline.fitted(output, item.enlarged.size)
                 result = finish(output, item.enlarged, fix, settings.blend)
+                if self._restrain:
+                    result, more, remarks = self._restrain(item.enlarged, result)
+                    facts = facts | more
+                    self.remarks += [(item.job, text) for text in remarks]
                 data = encode(result, settings.format, settings.quality)
                 self._write(item, result, data, made | facts)
-            except RestoreError as error:
+            except (RestoreError, OnnxError) as error:
                 self._fail(item.job, one_line(error), input_sha256=item.digest)
             except (ImageError, OSError, MemoryError) as error:
                 path = self.output / item.job.output

@@ -15,6 +15,7 @@ its output is of the size that was asked for. It has no prompt.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import TypedDict, TypeVar, Unpack
@@ -40,7 +41,18 @@ from osdhuman_jax.inference.notes import Request
 from osdhuman_jax.inference.one_step import OneStep, Prompting
 from osdhuman_jax.inference.plans import Plan, Planner, Progress
 from osdhuman_jax.inference.programs import Programs
-from osdhuman_jax.inference.settings import PRECISIONS, Sampling, chosen, sampled
+from osdhuman_jax.inference.restraint import (
+    Restrained,
+    RestraintOptions,
+    open_restrainer,
+)
+from osdhuman_jax.inference.settings import (
+    PRECISIONS,
+    Sampling,
+    chosen,
+    sampled,
+    without_strength,
+)
 from osdhuman_jax.methods.prompts import FixedPrompter, TagPrompter
 from osdhuman_jax.weights import (
     CLEANER,
@@ -201,10 +213,41 @@ class Pipeline:
         guidance: float | None = None,
         sampling: Sampling | None = None,
         requests: Sequence[Request] | None = None,
+        strength: float | None = None,
+        **restraint: Unpack[RestraintOptions],
     ) -> list[Picture]:
+        """The pictures of `restored`, which takes the same."""
+        made = self.restored(
+            pictures,
+            upscale,
+            color_fix,
+            blend,
+            progress,
+            guidance,
+            sampling,
+            requests,
+            strength,
+            **restraint,
+        )
+        return [one.picture for one in made]
+
+    def restored(
+        self,
+        pictures: Sequence[Picture],
+        upscale: float = 1.0,
+        color_fix: str | None = None,
+        blend: float | None = None,
+        progress: Progress | None = None,
+        guidance: float | None = None,
+        sampling: Sampling | None = None,
+        requests: Sequence[Request] | None = None,
+        strength: float | None = None,
+        **restraint: Unpack[RestraintOptions],
+    ) -> list[Restrained]:
         """Restored pictures in the order given, each `scaled_size(size, upscale)` large.
 
-        See `finish` for `color_fix` and `blend`, haodiff.py for `guidance` (1 to 10, of models with
+        With each is what was found of faces and people. `strength` is what `settings.strong` makes
+        of it; see `restraint.py` for the rest. See `finish` for `color_fix` and `blend`, haodiff.py for `guidance` (1 to 10, of models with
         two prompts; of one with many steps by parts, from 0); None is what the model is best used
         with. Such a model takes `sampling`, and `requests`, one a picture; its `progress` is that
         of a picture's steps. Transparency is resized with
@@ -212,12 +255,17 @@ class Pipeline:
         model's output is not finite or memory does not suffice, ValueError on a bad option.
         """
         # Options are refused before anything is computed.
+        sampling = sampling or Sampling()
+        blend, guidance, sampling = self.strong(strength, blend, guidance, sampling)
         color_fix, blend = self.chosen(color_fix, blend)
         check_options(color_fix, blend)
         own = self.model.restorer.guidance
-        guidance, wish = sampled(own, self.abilities, guidance, sampling or Sampling())
+        guidance, wish = sampled(own, self.abilities, guidance, sampling)
+        restrain = open_restrainer(self.model.use, **restraint)
+        for picture in pictures if restrain else ():
+            restrain.check(picture.size)
         requests = [Request()] * len(pictures) if requests is None else requests
-        restored: dict[int, Picture] = {}
+        restored: dict[int, Restrained] = {}
         with want_of_memory_said():
             # Batches of one padded size, whose outputs go back to where their pictures stood.
             inputs = [enlarge(picture, upscale) for picture in pictures]
@@ -228,12 +276,27 @@ class Pipeline:
                     outputs = self.compute(batch, progress, guidance)
                 else:
                     asked = [requests[i] for i in indices]
-                    made = self.sample(batch, asked, wish, color_fix, progress)
-                    outputs = [one.output for one in made]
+                    drawn = self.sample(batch, asked, wish, color_fix, progress)
+                    outputs = [one.output for one in drawn]
                 for i, output in zip(indices, outputs, strict=True):
                     output = self.fitted(output, inputs[i].size)
-                    restored[i] = finish(output, inputs[i], self.late_fix(color_fix), blend)
+                    made = finish(output, inputs[i], self.late_fix(color_fix), blend)
+                    restored[i] = restrain(inputs[i], made) if restrain else Restrained(made)
         return [restored[i] for i in range(len(inputs))]
+
+    def strong(
+        self,
+        strength: float | None,
+        blend: float | None,
+        guidance: float | None,
+        sampling: Sampling,
+    ) -> tuple[float | None, float | None, Sampling]:
+        """Blend, guidance and sampling, one of which the strength is, where it is asked for."""
+        asked = {"blend": blend, "guidance": guidance, "control_scale": sampling.control_scale}
+        own = self.model.restorer.guidance
+        made = without_strength(self.model.use, own, self.abilities, strength, asked)
+        sampling = replace(sampling, control_scale=made["control_scale"])
+        return made["blend"], made["guidance"], sampling
 
     def chosen(self, color_fix: str | None, blend: float | None) -> tuple[str, float]:
         """Colour fix and blend that are asked for, or (None) with which the model is best used."""

@@ -11,7 +11,7 @@ a wheel of mediapipe 0.10, of that package where it is installed, or of a folder
 
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +41,7 @@ SHAPES = {
 }
 FILES = POSE_FILES
 PACKAGE = "mediapipe"
-ADVICE = "pip download mediapipe==0.10.21 --no-deps, and --from blazepose:THE.whl"
+ADVICE = "pip download mediapipe==0.10.21 --no-deps, and blazepose:THE.whl"
 
 DETECTED, CUT = 224, 256  # pixels, sides of the two networks' squares
 GRIDS = ((28, 2), (14, 2), (7, 6))  # cells a side of a detector's output, and boxes of each cell
@@ -238,26 +238,28 @@ def _network(name: str, data: bytes) -> tuple[Graph, Constants]:
     return graph, weights
 
 
-def read_files(source: Path | None) -> list[bytes]:
-    """The bytes of `FILES`. Raises WeightsError where one is missing."""
+def read_files(
+    source: Path | None, names: Sequence[str] = FILES, advice: str = ADVICE
+) -> list[bytes]:
+    """The bytes of the networks of these names. Raises WeightsError where one is missing."""
     if source is None:
-        return [path.read_bytes() for path in packed_files(PACKAGE, FILES, ADVICE)]
+        return [path.read_bytes() for path in packed_files(PACKAGE, names, advice)]
     where = spelled(source)
     try:
         if source.is_dir():
-            found = [next(source.rglob(name), None) for name in FILES]
+            found = [next(source.rglob(name), None) for name in names]
             data = [path.read_bytes() for path in found if path]
         else:
             with zipfile.ZipFile(source) as archive:
                 every = archive.infolist()
                 members = [
-                    next((m for m in every if m.filename.endswith("/" + f)), None) for f in FILES
+                    next((m for m in every if m.filename.endswith("/" + f)), None) for f in names
                 ]
                 if any(member and member.file_size > LARGEST for member in members):
                     raise zipfile.BadZipFile(f"its networks have more than {LARGEST} bytes")
                 data = [archive.read(member) for member in members if member]
     except UNREADABLE as error:
         raise WeightsError(f"{where}: no wheel of mediapipe and no folder: {error}") from error
-    if len(data) < len(FILES):
-        raise WeightsError(f"{where}: has no {' or no '.join(FILES)}; {ADVICE}")
+    if len(data) < len(names):
+        raise WeightsError(f"{where}: has no {' or no '.join(names)}; {advice}")
     return data

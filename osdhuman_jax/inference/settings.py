@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from osdhuman_jax.config import SAMPLERS, TIMESTEPS, ConfigError, Json, UseConfig, use_of
 from osdhuman_jax.disk import file_digest, parse_json
-from osdhuman_jax.weights.abilities import Abilities, abilities_of, model_of
+from osdhuman_jax.weights.abilities import Abilities, abilities_of, model_of, strength_of
 
 # What a flag can choose of.
 PRECISIONS = ("fp32", "bf16")
@@ -41,6 +41,20 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Restraint:
+    """What a restoration must leave as it was; None is what is not asked for.
+
+    Files stand for what is in them: kinds and digests.
+    """
+
+    mask: str | None = None
+    people_only: str | None = None
+    keep_faces: float | None = None  # least similarity of a face that is not given back
+    face_detector: str | None = None
+    face_embedding: str | None = None
+
+
+@dataclass(frozen=True)
 class Settings:
     """What, beside the model, makes one input one output."""
 
@@ -51,6 +65,7 @@ class Settings:
     quality: int = 95
     guidance: float | None = None  # of a model of two prompts, which others lack
     sampling: Sampling | None = None  # of a model of many steps, which others lack
+    restraint: Restraint | None = None
 
 
 class ModelIdentity(NamedTuple):
@@ -85,6 +100,42 @@ def chosen(use: UseConfig, color_fix: str | None, blend: float | None) -> tuple[
     # What a person asks for counts before what the model is best used with.
     color_fix = use.color_fix if color_fix is None else color_fix
     return color_fix, use.blend if blend is None else blend
+
+
+def strong(
+    use: UseConfig, own: float | None, can: Abilities | None, strength: float
+) -> dict[str, float]:
+    """The setting that a strength in [0, 1] is of a model, by its name, and its value.
+
+    Blend and the scale of the ControlNet are the strength itself. Guidance goes from 1 to 10 by
+    equal factors, so that a published model's 3.5 is about the middle. Raises ValueError.
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must be between 0 and 1, got {strength}")
+    name = strength_of(use, own, can)
+    if name != "guidance":
+        return {name: strength}
+    least, most = GUIDANCE
+    return {name: round(least * (most / least) ** strength, 4)}
+
+
+def without_strength(
+    use: UseConfig,
+    own: float | None,
+    can: Abilities | None,
+    strength: float | None,
+    settings: Mapping[str, float | None],
+) -> dict[str, float | None]:
+    """The settings of STRENGTHS that are asked for, with the one that a strength stands for.
+
+    Raises ValueError where both are asked for.
+    """
+    if strength is None:
+        return dict(settings)
+    made = strong(use, own, can, strength)
+    if twice := [name for name in made if settings.get(name) is not None]:
+        raise ValueError(f"strength is this model's {twice[0]}: give one of them")
+    return dict(settings) | made
 
 
 def guided(own: float | None, asked: float | None) -> float | None:
@@ -181,4 +232,5 @@ def identity(digest: str, precision: str, settings: Settings) -> Json:
     made = {name: value for name, value in asdict(settings).items() if value is not None}
     # All of sampling's, those that were not asked for too: asked or not is another output.
     made |= made.pop("sampling", {})
+    made |= {name: value for name, value in made.pop("restraint", {}).items() if value is not None}
     return {"model_digest": digest, "precision": precision} | made

@@ -77,7 +77,7 @@ FREE = {
     "data": {"workers"},
     "mesh": {"data", "fsdp"},
     "optim": {"accumulate", "max_nonfinite"},
-    "use": {"color_fix", "blend", "work_side", "sides", "sample"},
+    "use": {"color_fix", "blend", "work_side", "sides", "sample", "strength_of", "keep_faces"},
 }
 
 # Orbax's own suffix of a folder that it is still writing.

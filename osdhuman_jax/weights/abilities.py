@@ -66,3 +66,13 @@ def abilities_of(meta: Json, use: UseConfig) -> Abilities | None:
         skeleton=bool(control.get("pose")),
         attention=bool(control.get("attention")),
     )
+
+
+def strength_of(use: UseConfig, own: float | None, can: Abilities | None) -> str:
+    """Which setting of a model its strength is, of STRENGTHS.
+
+    Of a model of many steps the scale of its ControlNet, of one of two prompts its guidance, of any
+    other the blend; unless the model says by `use` that something else is what helps.
+    """
+    method = "control_scale" if can else "blend" if own is None else "guidance"
+    return use.strength_of or method

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from osdhuman_jax.config import Json
 from osdhuman_jax.networks.configs import RRDBNetConfig, SwinIRConfig
-from osdhuman_jax.weights.abilities import Abilities, abilities_of
+from osdhuman_jax.weights.abilities import Abilities, abilities_of, strength_of
 from osdhuman_jax.weights.choices import CONDITIONS
 from osdhuman_jax.weights.cleaners import read_sizes
 from osdhuman_jax.weights.model_folder import (
@@ -62,6 +62,9 @@ def _restorer(folder: Path, meta: Json) -> list[str]:
     sides = "any" if use.sides == (0, 0) else f"{use.sides[0]} to {use.sides[1] or 'any'}"
     text = f"color_fix {use.color_fix}, blend {use.blend:g}, work_side {use.work_side}"
     lines += [f"use: {text}, shorter sides {sides}"]
+    own = model.dual.guidance if model.dual else None
+    faces = f"keep_faces {use.keep_faces:g}" if use.keep_faces else "faces not looked for"
+    lines += [f"strength: {strength_of(use, own, can)}; {faces}"]
     if adapters:
         lines += [f"generator: LoRA of rank {adapters.rank}, alpha {adapters.alpha:g}"]
     return lines + (_diffbody(folder, meta, can) if can else [])
