@@ -7,6 +7,9 @@ let model = null;          // what /api/model says
 let current = null;        // the picture that is shown
 let running = false;       // whether the queue is being worked on
 let numbers = 0;
+let painting = false;      // whether a mask is painted
+let pen = {x: .5, y: .5, down: false};
+let strokeCount = 0;       // numbers the states of all masks; 0 is one without a stroke
 
 // ---- words ----------------------------------------------------------------------------------
 const STATES = {
@@ -39,10 +42,11 @@ async function ask(address, options) {
   throw new Error(words || `The program behind this page answered ${answer.status}.`);
 }
 
-function form(item, settings = {}) {
+function form(item, settings = {}, mask = null) {
   const made = new FormData();
   for (const [name, value] of Object.entries(settings)) made.append(name, value);
   made.append("picture", item.file, item.name);
+  if (mask) made.append("mask", mask, "mask.png");
   return made;
 }
 
@@ -84,14 +88,18 @@ function resetControls() {
   for (const control of model.controls) {
     const field = $("controls").elements[control.name];
     field.value = control.default;
+    // As the browser has it, which rounds: what is not touched is left to the model.
+    field.dataset.own = field.value;
     field.dispatchEvent(new Event("input"));
   }
   settingsChanged();
 }
 
-const settings = () => Object.fromEntries(model.controls.map(control => [control.name, $("controls").elements[control.name].value]));
-const settingsWords = made => model.controls
-  .filter(control => String(control.default) !== made[control.name] && made[control.name] !== "")
+function settings() {
+  const fields = model.controls.map(control => $("controls").elements[control.name]);
+  return Object.fromEntries(fields.filter(field => field.value !== field.dataset.own).map(field => [field.name, field.value]));
+}
+const settingsWords = made => model.controls.filter(control => control.name in made)
   .map(control => `${control.label.toLowerCase()} ${made[control.name]}`).join(", ") || "the model's own settings";
 
 function settingsChanged() {
@@ -106,7 +114,7 @@ function add(files) {
   const wanted = [...files].filter(file => model.suffixes.some(suffix => file.name.toLowerCase().endsWith(suffix)));
   const others = files.length - wanted.length;
   for (const file of wanted) {
-    const item = {key: `p${++numbers}`, file, name: file.name, state: "looking", error: "", result: null};
+    const item = {key: `p${++numbers}`, file, name: file.name, state: "looking", error: "", result: null, strokes: 0};
     if (file.size > model.max_file_size) {
       item.state = "refused";
       item.error = `The file has more than ${Math.round(model.max_file_size / 2 ** 20 * 10) / 10} MiB.`;
@@ -163,6 +171,7 @@ function select(item) {
   const before = current;
   current = item;
   $("share").value = 50;
+  pen.down = false;
   if (before) drawItem(before);
   drawItem(item);
   show();
@@ -234,12 +243,15 @@ async function restore(item) {
   show();
   const timer = setInterval(() => watch(item, ticket), 500);
   try {
-    const request = {method: "POST", body: form(item, item.asked), signal: item.stop.signal};
+    const strokes = item.strokes;
+    const body = form(item, item.asked, await maskOf(item));
+    const request = {method: "POST", body, signal: item.stop.signal};
     const answer = await ask(`api/restore?ticket=${ticket}`, request);
     const blob = await answer.blob();
     const name = decodeURIComponent(answer.headers.get("content-disposition").split("''").pop());
     if (item.state !== "working" || !items.includes(item)) return;
-    item.result = {blob, name, address: URL.createObjectURL(blob), made: item.asked};
+    const remarks = decodeURIComponent(answer.headers.get("remarks") || "");
+    item.result = {blob, name, remarks, address: URL.createObjectURL(blob), made: item.asked, strokes};
     item.state = "done";
   } catch (error) {
     item.state = error.name === "AbortError" ? "ready" : "failed";
@@ -286,6 +298,10 @@ function show() {
   $("restore-all").disabled = !left.length;
   $("restore-all").textContent = left.length ? `Restore all (${left.length})` : "Restore all";
   $("stop").hidden = !busy;
+  $("painting").disabled = !item?.preview;
+  $("painting").setAttribute("aria-pressed", painting);
+  $("painting").textContent = painting ? "Done painting" : item?.strokes ? "Painted: change" : "Paint where";
+  $("brush").hidden = !painting || !item?.preview;
   $("download").disabled = !result;
   $("download").textContent = result ? `Download ${result.name}` : "Download this picture";
   $("zip").disabled = !results.length;
@@ -297,14 +313,16 @@ function factsOf(item) {
   const note = item.note ? `Note: ${item.note}.` : "";
   let made = "";
   if (item.result) {
-    const same = JSON.stringify(item.result.made) === JSON.stringify(settings());
-    made = `Restored with ${settingsWords(item.result.made)}${same ? "" : "; the settings are others now"}.`;
+    const {made: used, strokes, remarks} = item.result;
+    const same = JSON.stringify(used) === JSON.stringify(settings()) && strokes === item.strokes;
+    made = `Restored with ${settingsWords(used)}${strokes ? ", where it was painted" : ""}${same ? "" : "; the settings are others now"}.`;
+    if (remarks) made += ` Note: ${remarks}.`;
   }
   return [size && `${size}.`, note, made].filter(Boolean).join(" ");
 }
 
 function showPictures(item) {
-  const both = Boolean(item.result), frame = $("frame");
+  const both = Boolean(item.result) && !painting, frame = $("frame");
   frame.style.setProperty("--shape", `${item.width} / ${item.height}`);
   frame.style.setProperty("--most", `${2 * item.width}px`);
   frame.style.setProperty("--tall", item.width / item.height);
@@ -314,11 +332,13 @@ function showPictures(item) {
   if (both && $("after").getAttribute("src") !== item.result.address) $("after").src = item.result.address;
   if (!both) $("after").removeAttribute("src");
   for (const id of ["after", "line", "share", "tag-before", "tag-after"]) $(id).hidden = !both;
+  for (const id of ["paint", "ring"]) $(id).hidden = !painting;
+  if (painting) $("paint").replaceChildren(canvasOf(item)); else $("paint").replaceChildren();
   showShare();
 }
 
 function showShare() {
-  const both = Boolean(current?.result), share = both ? Number($("share").value) : 100;
+  const both = Boolean(current?.result) && !painting, share = both ? Number($("share").value) : 100;
   $("frame").style.setProperty("--share", `${share}%`);
   $("share").setAttribute("aria-valuetext", `${share} % before, ${100 - share} % after`);
 }
@@ -333,6 +353,82 @@ function showProgress(item) {
   if (told.state === "restoring" && told.total) { bar.max = told.total; bar.value = told.done }
   else bar.removeAttribute("value");
 }
+
+// ---- where to restore: a mask, painted over the picture ---------------------------------------
+
+function canvasOf(item) {
+  if (!item.mask) {
+    const scale = Math.min(1, 1600 / Math.max(item.width, item.height));
+    item.mask = Object.assign(document.createElement("canvas"), {width: Math.max(1, Math.round(item.width * scale)), height: Math.max(1, Math.round(item.height * scale))});
+  }
+  return item.mask;
+}
+
+// The brush's breadth is a part of the picture's width, in percent.
+const breadth = canvas => Number($("size").value) / 100 * canvas.width;
+
+function stroke(x, y) {
+  const canvas = canvasOf(current), pencil = canvas.getContext("2d");
+  pencil.globalCompositeOperation = document.querySelector("[name=tool]:checked").value;
+  pencil.strokeStyle = "#ff2d9b";
+  pencil.lineCap = pencil.lineJoin = "round";
+  pencil.lineWidth = breadth(canvas);
+  pencil.beginPath();
+  pencil.moveTo(pen.x * canvas.width, pen.y * canvas.height);
+  pencil.lineTo(x * canvas.width, y * canvas.height);
+  pencil.stroke();
+  current.strokes = ++strokeCount;
+}
+
+function movePen(x, y, down) {
+  x = Math.min(1, Math.max(0, x)), y = Math.min(1, Math.max(0, y));
+  if (down) {
+    if (!pen.down) pen = {x, y, down};
+    stroke(x, y);
+  }
+  pen = {x, y, down};
+  showRing();
+}
+
+function showRing() {
+  const ring = $("ring");
+  ring.style.setProperty("--x", `${pen.x * 100}%`);
+  ring.style.setProperty("--y", `${pen.y * 100}%`);
+  ring.style.setProperty("--size", `${$("size").value}%`);
+  ring.className = pen.down ? "down" : "";
+}
+
+async function maskOf(item) {
+  if (!item.strokes) return null;
+  const whole = Object.assign(document.createElement("canvas"), {width: item.width, height: item.height}), pencil = whole.getContext("2d");
+  // White where it is painted, black beside it.
+  pencil.drawImage(item.mask, 0, 0, item.width, item.height);
+  for (const [how, colour] of [["source-in", "#fff"], ["destination-over", "#000"]]) {
+    pencil.globalCompositeOperation = how;
+    pencil.fillStyle = colour;
+    pencil.fillRect(0, 0, item.width, item.height);
+  }
+  return new Promise(made => whole.toBlob(made, "image/png"));
+}
+
+function atPointer(event) {
+  const box = $("paint").getBoundingClientRect();
+  return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+}
+$("paint").addEventListener("pointerdown", event => { $("paint").setPointerCapture(event.pointerId); movePen(...atPointer(event), true) });
+$("paint").addEventListener("pointermove", event => movePen(...atPointer(event), event.buttons > 0));
+$("paint").addEventListener("pointerup", event => { movePen(...atPointer(event), false); show() });
+$("paint").addEventListener("keydown", event => {
+  const way = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
+  if (!way && event.key !== " ") return;
+  event.preventDefault();
+  const step = Number($("size").value) / 200, tall = current.width / current.height;
+  if (way) movePen(pen.x + way[0] * step, pen.y + way[1] * step * tall, pen.down);
+  else { movePen(pen.x, pen.y, !pen.down); say(pen.down ? "The brush is down." : "The brush is up.") }
+});
+$("painting").addEventListener("click", () => { painting = !painting; pen.down = false; showRing(); show(); if (painting) $("paint").focus() });
+$("size").addEventListener("input", showRing);
+$("clear").addEventListener("click", () => { current.mask = null; current.strokes = 0; say("Nothing is painted: all is restored."); show() });
 
 // ---- downloads ------------------------------------------------------------------------------
 function save(blob, name) {
@@ -396,7 +492,7 @@ for (const id of ["files", "folder"]) $(id).addEventListener("change", event => 
 $("controls").addEventListener("input", settingsChanged);
 $("controls").addEventListener("submit", event => event.preventDefault());
 $("reset").addEventListener("click", resetControls);
-$("restore").addEventListener("click", () => enqueue([current]));
+$("restore").addEventListener("click", () => { painting = false; enqueue([current]) });
 $("restore-all").addEventListener("click", () => enqueue(open()));
 $("stop").addEventListener("click", stop);
 $("share").addEventListener("input", showShare);

@@ -6,7 +6,7 @@ Comes out: an ASGI application, and a server of it.
     GET  /             the page: page.html, page.css, page.js beside this file
     GET  /api/model    what the model is, its controls and bounds, in JSON
     POST /api/look     a picture -> its size, a small copy and what should be known of it, in JSON
-    POST /api/restore  a picture and settings -> the restored file
+    POST /api/restore  a picture, settings and maybe a mask -> the restored file
     GET  /api/progress?ticket=..   what becomes of the restoration that was asked for with a ticket
 
 Nothing is kept: the answer to a restoration is its result, and an answer that was an error has
@@ -22,7 +22,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ from starlette.responses import (
 )
 from starlette.routing import Route
 
-from osdhuman_jax.commands.page_controls import controls, read_settings
+from osdhuman_jax.commands.page_controls import Wish, controls, read_wish
 from osdhuman_jax.commands.page_words import card_html, model_words
 from osdhuman_jax.images.codec import (
     KINDS,
@@ -66,7 +66,7 @@ from osdhuman_jax.inference.folder_plan import one_line
 from osdhuman_jax.inference.notes import Request
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.inference.plans import Progress
-from osdhuman_jax.inference.settings import Settings
+from osdhuman_jax.inference.restraint import Restrained
 from osdhuman_jax.interruption import Stopped, apart
 
 Message = Mapping[str, Any]  # of ASGI, as are the three below
@@ -194,6 +194,7 @@ class Upload(NamedTuple):
     data: bytes
     name: str
     fields: dict[str, str]
+    mask: bytes | None = None
 
 
 class Desk:
@@ -274,16 +275,18 @@ class Desk:
         large = Refusal(413, f"the file has more than {limit} (--max_file_size)")
         # By what is announced, which the server holds a sender to.
         size = asked.headers.get("content-length", "")
-        if not size.isdecimal() or int(size) > self.max_file_size + OVERHEAD:
+        if not size.isdecimal() or int(size) > 2 * self.max_file_size + OVERHEAD:
             raise large
-        async with asked.form(max_files=1, max_fields=20) as form:
-            picture = form.get("picture")
-            if not isinstance(picture, UploadFile):
-                raise Refusal(400, "send the picture as the field `picture` of a form")
-            if (picture.size or 0) > self.max_file_size:
+        async with asked.form(max_files=2, max_fields=20) as form:
+            files = {name: file for name, file in form.items() if isinstance(file, UploadFile)}
+            picture, mask = files.get("picture"), files.get("mask")
+            if picture is None or set(files) - {"picture", "mask"}:
+                raise Refusal(400, "send the picture as the file `picture` of a form")
+            if max(file.size or 0 for file in files.values()) > self.max_file_size:
                 raise large
-            fields = {name: str(text) for name, text in form.items() if name != "picture"}
-            return Upload(await picture.read(), picture.filename or "", fields)
+            fields = {name: text for name, text in form.items() if isinstance(text, str)}
+            data = await picture.read()
+            return Upload(data, picture.filename or "", fields, await mask.read() if mask else None)
 
     def _seen(self, given: Upload) -> dict[str, object]:
         """What `look` answers."""
@@ -300,20 +303,19 @@ class Desk:
             ticket.done, ticket.total = done, total
 
         with _said():
-            settings = read_settings(given.fields, self.pipeline)
-            ticket.unit = "tiles" if settings.sampling is None else "steps"
+            wish = read_wish(given.fields, self.pipeline)
+            ticket.unit = "tiles" if wish.sampling is None else "steps"
             ticket.turn("restoring")
 
-            def work() -> bytes:
-                made = restore_file(
-                    self.pipeline, given.data, settings, self.max_pixels, told, given.name
-                )
-                return encode(made, settings.format, settings.quality)
+            def work() -> tuple[bytes, Sequence[str]]:
+                made = restore_file(self.pipeline, given, wish, self.max_pixels, told)
+                return encode(made.picture, wish.format, wish.quality), made.remarks
 
             # Apart, so that the page can end while a program is compiled.
-            data = apart(work, lambda: self.closing)
-        saved = {"content-disposition": _saved_as(download_name(given.name, settings.format))}
-        return Response(data, headers=saved, media_type=MEDIA[settings.format])
+            data, remarks = apart(work, lambda: self.closing)
+        headers = {"content-disposition": _saved_as(download_name(given.name, wish.format))}
+        headers |= {"remarks": quote("; ".join(remarks))} if remarks else {}
+        return Response(data, headers=headers, media_type=MEDIA[wish.format])
 
 
 @contextmanager
@@ -331,35 +333,37 @@ def _said() -> Iterator[None]:
 
 def restore_file(
     pipeline: Pipeline,
-    data: bytes,
-    settings: Settings,
+    given: Upload,
+    wish: Wish,
     max_pixels: int,
     progress: Progress | None = None,
-    name: str = "",
-) -> Picture:
+) -> Restrained:
     """The restoration of a file, as infer.py makes it.
 
     Raises ImageError on a file that is no picture or a larger one than `max_pixels` (after
-    enlarging), which its header tells before it is decoded, and RestoreError. A model of many steps
-    takes the picture's `name`, with its suffix.
+    enlarging), which its header tells before it is decoded, ValueError and RestoreError. A model of
+    many steps takes the picture's name.
     """
     # By the header: a page is open to whoever reaches it, and a bomb is small before it is decoded.
-    height, width = scaled_size(read_size_of(data, max_pixels), settings.upscale)
+    height, width = scaled_size(read_size_of(given.data, max_pixels), wish.upscale)
     if height * width > max_pixels:
         limit = f"{max_pixels / 1e6:g} million pixels (--max_pixels)"
         raise TooLargeError(f"enlarged it has {width} x {height}, which is more than {limit}")
-    picture = decode(data, max_pixels, deep=True)
+    picture = decode(given.data, max_pixels, deep=True)
     # What the format cannot hold is refused before the picture is computed.
-    check_alpha(picture, settings.format)
-    (restored,) = pipeline.restore(
+    check_alpha(picture, wish.format)
+    name = Path(given.name).with_suffix("").as_posix() if given.name else ""
+    (restored,) = pipeline.restored(
         [picture],
-        settings.upscale,
-        settings.color_fix,
-        settings.blend,
-        progress,
-        settings.guidance,
-        settings.sampling,
-        [Request(Path(name).with_suffix("").as_posix() if name else "")],
+        wish.upscale,
+        wish.color_fix,
+        progress=progress,
+        sampling=wish.sampling,
+        requests=[Request(name)],
+        strength=wish.strength,
+        mask=None if given.mask is None else to_pillow(decode(given.mask, max_pixels)),
+        people_only=wish.people_only,
+        keep_faces=wish.keep_faces,
     )
     return restored
 

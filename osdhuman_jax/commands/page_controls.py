@@ -1,22 +1,37 @@
-"""What can be set on the page: one control for each setting that a model takes.
+"""What can be set on the page: one control for each thing that a model takes.
 
-Goes in: a pipeline, or the fields of a form by the settings' names, as text. Comes out: controls,
-which the page draws and docs/inference.md lists, or settings (inference/settings.py), read and
-proved.
+Goes in: a pipeline, or the fields of a form by the flags' names, as text. Comes out: controls,
+which the page draws and /api/model lists, or what a form asks for, read and proved.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cache
 
 from osdhuman_jax.config import COLOR_FIXES
 from osdhuman_jax.images.formats import LOSSLESS, SUFFIXES
-from osdhuman_jax.inference.finishing import check_options
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.inference.settings import GUIDANCE, Sampling, Settings, sampled
-from osdhuman_jax.weights.abilities import Abilities
+from osdhuman_jax.inference.poses import read_files
+from osdhuman_jax.inference.settings import BLAZEPOSE, GUIDANCE, Sampling, Settings
+from osdhuman_jax.weights.abilities import Abilities, strength_of
 
-LARGEST = 4.0  # times; beyond it nothing of a person is left that more pixels could show
+LARGEST = 4.0  # times; beyond it there is nothing of a person left that more pixels could show
+EVERYWHERE = "everywhere"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a form asks for; None is what the model is best used with."""
+
+    upscale: float
+    format: str
+    quality: int
+    color_fix: str | None = None
+    strength: float | None = None
+    keep_faces: float | None = None
+    people_only: str | None = None
+    sampling: Sampling | None = None  # of a model of many steps
 
 
 @dataclass(frozen=True)
@@ -58,39 +73,51 @@ class Control:
 
 def controls(pipeline: Pipeline) -> list[Control]:
     """Controls of what the pipeline's model takes, each at the model's own value."""
-    use, own = pipeline.model.use, pipeline.model.restorer.guidance
+    use = pipeline.model.use
+    strength = "How much is done: 0 little or nothing, 1 all that the model can."
+    faces = "A face that comes out less like itself than this is put back as it was; 0: none is."
+    colours = "none: as restored; adain: all statistics; wavelet: the low frequencies."
     made = [
-        Control("blend", "Strength", use.blend, "0: the picture as it is, 1: all of the restored."),
+        Control("strength", "Strength", round(own_strength(pipeline), 2), strength, step=0.01),
+        Control("keep_faces", "Keep faces", use.keep_faces, faces),
         Control("upscale", "Enlarge", 1.0, "Times as wide and high.", 1, LARGEST, 0.5),
-        Control(
-            "color_fix",
-            "Colours of the original",
-            use.color_fix,
-            "none: as restored; adain: all statistics; wavelet: the low frequencies.",
-            choices=COLOR_FIXES,
-            kind="choice",
-        ),
+        _choice("color_fix", "Colours of the original", use.color_fix, COLOR_FIXES, colours),
     ]
-    # Others have nothing to guide.
-    if own is not None:
-        text = "How far from what is wrong with the picture; the model's own is best."
-        made.append(Control("guidance", "Guidance", own, text, *GUIDANCE, 0.5))
+    if _people_can_be_found():
+        text = "Only people are restored, and all beside them stays as it is."
+        made.insert(2, _choice("people_only", "Where", EVERYWHERE, (EVERYWHERE, "people"), text))
     if pipeline.abilities is not None:
         made += _sampling(pipeline.abilities)
-    kept = "PNG loses nothing and keeps 16 bits."
+    kept, packed = "PNG loses nothing and keeps 16 bits.", f"{LOSSLESS} is lossless WebP."
+    own, most = Settings.quality, LOSSLESS
     return [
         *made,
-        Control("format", "Format", Settings.format, kept, choices=(*SUFFIXES,), kind="choice"),
-        Control(
-            "quality",
-            "Quality",
-            Settings.quality,
-            f"Of JPEG and WebP; {LOSSLESS} is lossless WebP.",
-            least=1,
-            most=LOSSLESS,
-            step=1,
-        ),
+        _choice("format", "Format", Settings.format, (*SUFFIXES,), kept),
+        Control("quality", "Quality", own, f"Of JPEG and WebP; {packed}", 1, most, 1),
     ]
+
+
+def _choice(name: str, label: str, own: str, choices: tuple[str, ...], text: str) -> Control:
+    return Control(name, label, own, text, choices=choices, kind="choice")
+
+
+def own_strength(pipeline: Pipeline) -> float:
+    """The strength with which a model is best used: what `settings.strong` makes its own of."""
+    use, own, can = pipeline.model.use, pipeline.model.restorer.guidance, pipeline.abilities
+    name = strength_of(use, own, can)
+    if name == "guidance" and own:
+        least, most = GUIDANCE
+        return math.log(own / least) / math.log(most / least)
+    return min(can.sample.control_scale, 1.0) if name != "blend" and can else use.blend
+
+
+@cache
+def _people_can_be_found() -> bool:
+    """Whether there are networks for it on this machine."""
+    try:
+        return bool(read_files(None))
+    except (ValueError, OSError):
+        return False
 
 
 def _sampling(can: Abilities) -> list[Control]:
@@ -104,26 +131,22 @@ def _sampling(can: Abilities) -> list[Control]:
     return made + ([Control("prompt", "Prompt", "", text, kind="text")] if can.text else [])
 
 
-def read_settings(form: Mapping[str, str], pipeline: Pipeline) -> Settings:
-    """Settings of a form's fields, those that are not there being the model's own.
-
-    Raises ValueError on a field that is no control's, or on its value.
-    """
+def read_wish(form: Mapping[str, str], pipeline: Pipeline) -> Wish:
+    """What a form's fields ask for. Raises ValueError on one that is no control's, or its value."""
     known = {control.name: control for control in controls(pipeline)}
     if strange := sorted(set(form) - set(known)):
         raise ValueError(f"{strange[0]} is no setting; settings are {', '.join(known)}")
-    values = {name: known[name].read(form.get(name, str(known[name].default))) for name in known}
-    # A model's own steps are its config's, of any number.
-    ours = {name: values.pop(name) for name in ("steps", "seed", "prompt") if name in values}
-    settings = replace(Settings(), **{**values, "quality": int(float(values["quality"]))})
-    check_options(settings.color_fix, settings.blend)
-    if pipeline.abilities is None:
-        return settings
-    # An empty text is none: the picture's tags may follow.
-    asked = Sampling(
-        steps=int(float(ours["steps"])),
-        seed=int(float(ours["seed"])),
-        prompt=str(ours.get("prompt", "")) or None,
-    )
-    own = pipeline.model.restorer.guidance
-    return replace(settings, sampling=sampled(own, pipeline.abilities, None, asked)[1])
+    values = {name: known[name].read(text) for name, text in form.items()}
+    sampling = None
+    if pipeline.abilities is not None:
+        # An empty text is none: the picture's tags may follow.
+        steps, seed = (values.pop(name, None) for name in ("steps", "seed"))
+        sampling = Sampling(
+            steps=None if steps is None else int(steps),
+            seed=None if seed is None else int(seed),
+            prompt=str(values.pop("prompt", "")) or None,
+        )
+    people = BLAZEPOSE if values.pop("people_only", EVERYWHERE) != EVERYWHERE else None
+    plain = {"upscale": 1.0, "format": Settings.format, "quality": Settings.quality} | values
+    plain["quality"] = int(plain["quality"])
+    return Wish(**plain, people_only=people, sampling=sampling)  # type: ignore[arg-type]

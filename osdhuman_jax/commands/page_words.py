@@ -24,11 +24,10 @@ def model_words(pipeline: Pipeline) -> list[str]:
     if use.work_side:
         size = f"{use.work_side} pixels"
         words.append(f"Pictures of less than {size} are enlarged to that while it works on them.")
-    if use.blend < 1:
-        words.append(
-            f"The result is {use.blend:.0%} restored picture and {1 - use.blend:.0%} your own, "
-            "unless you set another strength."
-        )
+    if use.blend < 1 and not pipeline.abilities:
+        words.append(f"The result is {use.blend:.0%} restored and {1 - use.blend:.0%} your own.")
+    if use.keep_faces:
+        words.append("Faces that would be lost are put back as they were in your picture.")
     words.append(
         "It draws what is probable, not what was there: do not take a restored face or text for "
         "evidence."

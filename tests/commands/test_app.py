@@ -26,7 +26,7 @@ from osdhuman_jax.inference import pipeline
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-PATIENCE = 300_000  # milliseconds; the first picture is compiled
+PATIENCE = 60_000  # milliseconds; the first picture is compiled
 LIMITS = ["--max_pixels", "60000", "--max_file_size", "200000"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 

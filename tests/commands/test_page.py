@@ -7,14 +7,13 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import tiny
 from damage import raising
 from picture_files import bomb, encoded, noise
 from tiny import halving
@@ -24,8 +23,8 @@ from osdhuman_jax.config import SampleConfig, UseConfig
 from osdhuman_jax.images.codec import decode, encode
 from osdhuman_jax.inference import programs
 from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.inference.settings import Settings
-from osdhuman_jax.weights import random_restorer, save_model
+from osdhuman_jax.inference.restraint import Restrained, RestraintOptions
+from osdhuman_jax.inference.settings import strong
 from osdhuman_jax.weights.abilities import Abilities
 
 ROOT = Path(__file__).parents[2]
@@ -70,8 +69,8 @@ def post(
 
 
 def test_the_answer_is_the_file_that_infer_writes(pipeline):
-    answer = post(pipeline, name="día #1.tif", upscale=1.5, blend=0.5, color_fix="wavelet")
-    (want,) = pipeline.restore([decode(PICTURE, deep=True)], 1.5, "wavelet", 0.5)
+    answer = post(pipeline, name="día #1.tif", upscale=1.5, strength=0.5, color_fix="wavelet")
+    (want,) = pipeline.restore([decode(PICTURE, deep=True)], 1.5, "wavelet", strength=0.5)
     assert answer.content == encode(want)
     assert answer.headers["content-type"] == "image/png"
     named = answer.headers["content-disposition"]
@@ -92,14 +91,14 @@ def test_sixteen_bits_stay(pipeline):
     [
         (b"hello", {}, 400, "not a PNG, JPEG, WebP, TIFF, BMP, AVIF or HEIC image"),
         (bomb(), {}, 400, "60000 x 60000 is more than 60000 pixels"),
-        (PICTURE, {"upscale": 4, "size": 1}, 400, "size is no setting; settings are blend, ups"),
+        (PICTURE, {"upscale": 4, "size": 1}, 400, "size is no setting; settings are strength"),
         (PICTURE, {"upscale": 9}, 400, "upscale must be from 1 to 4"),
-        (PICTURE, {"blend": "nan"}, 400, "blend must be from 0 to 1"),
+        (PICTURE, {"strength": "nan"}, 400, "strength must be from 0 to 1"),
         (PICTURE, {"quality": 1.5}, 400, "quality must be a whole number from 1 to 100"),
         (PICTURE, {"format": "gif"}, 400, "format must be one of png, webp, jpeg"),
         (encoded(noise(200, 150)), {"upscale": 2}, 400, "enlarged it has 300 x 400, which is more"),
         (bytes(200_001), {}, 413, "the file has more than 0.190735 MiB (--max_file_size)"),
-        (bytes(400_000), {}, 413, "the file has more than"),
+        (bytes(600_000), {}, 413, "the file has more than"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_words(pipeline, data, settings, status, words):
@@ -126,7 +125,7 @@ def test_a_form_without_a_picture(pipeline):
     async def ask(client: httpx.AsyncClient) -> httpx.Response:
         return await client.post("/api/restore", data={"picture": "text"})
 
-    assert talk(pipeline, ask).json()["error"].startswith("send the picture as the field `picture`")
+    assert talk(pipeline, ask).json()["error"].startswith("send the picture as the file `picture`")
 
 
 def test_a_look_tells_size_and_remarks(pipeline):
@@ -170,7 +169,7 @@ def test_pictures_wait_for_their_turn_and_are_told_of_it(pipeline, monkeypatch):
     def slow(*arguments: Any) -> Any:
         begun.set()
         assert go_on.wait(60)
-        return decode(PICTURE)
+        return Restrained(decode(PICTURE))
 
     monkeypatch.setattr(page, "restore_file", slow)
     files = {"picture": ("a.png", PICTURE)}
@@ -243,16 +242,42 @@ def test_downloads_are_named_after_their_pictures(uploaded, name):
     assert page.download_name(uploaded) == name
 
 
-def test_every_setting_has_a_control(pipeline, tmp_path):
-    save_model(tmp_path / "dual", tiny.DUAL_MODEL, random_restorer(tiny.DUAL_MODEL, 3))
-    dual = Pipeline.from_folder(tmp_path / "dual", bucket=16)
-    named = {control.name for control in page_controls.controls(dual)}
-    # What many steps take has controls of its own.
-    assert named == {f.name for f in fields(Settings)} - {"sampling"}
-    assert named - {c.name for c in page_controls.controls(pipeline)} == {"guidance"}
-    own = page_controls.read_settings({}, dual)
-    assert own.guidance == dual.model.restorer.guidance and own.blend == dual.model.use.blend
-    assert page_controls.read_settings({"guidance": "9"}, dual).guidance == 9
+def test_every_setting_has_a_control(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(page_controls, "_people_can_be_found", lambda: True)
+    named = {control.name for control in page_controls.controls(pipeline)}
+    taken = set(signature(Pipeline.restored).parameters) | set(RestraintOptions.__annotations__)
+    # Blend and guidance are what strength is of a model; files of the server's are not the page's.
+    others = {"self", "pictures", "progress", "requests", "restraint", "mask", "sampling"}
+    others |= {"blend", "guidance", "face_detector", "face_embedding"}
+    assert named == taken - others | {"format", "quality"}
+    wish = page_controls.read_wish({"people_only": "people", "strength": "0.5"}, pipeline)
+    assert (wish.people_only, wish.strength, wish.keep_faces) == ("blazepose", 0.5, None)
+
+
+def test_strength_begins_at_the_models_own(monkeypatch):
+    made = halving()
+    assert page_controls.own_strength(made) == made.model.use.blend
+    monkeypatch.setattr(type(made.model.restorer), "guidance", 3.5)
+    own = page_controls.own_strength(made)
+    assert strong(UseConfig(), 3.5, None, own) == {"guidance": pytest.approx(3.5, abs=1e-3)}
+
+
+def test_a_mask_says_where(pipeline):
+    pixels = noise(40, 30)
+    mask = np.zeros((40, 30, 3), np.uint8)
+    mask[:, 10:] = 255
+    files = {"picture": ("a.png", encoded(pixels)), "mask": ("mask.png", encoded(mask))}
+    wrong = files | {"mask": ("mask.png", encoded(mask[:9]))}
+
+    async def ask(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.post("/api/restore", files=sent) for sent in (files, wrong)]
+
+    made, refused = talk(pipeline, ask)
+    result = decode(made.content).rgb
+    np.testing.assert_array_equal(result[:, :10], pixels[:, :10])
+    assert (result[:, 10:] != pixels[:, 10:]).any()
+    text = "the mask has 30 x 9 pixels, the picture 30 x 40"
+    assert (refused.status_code, refused.json()["error"]) == (400, text)
 
 
 def test_the_model_in_words(pipeline):
@@ -268,7 +293,7 @@ def test_the_model_in_words(pipeline):
     body.model.use = UseConfig(sides=(128, 0), work_side=512, blend=0.8)
     body.abilities = Abilities(SampleConfig(steps=50), *[False] * 6)
     text = " ".join(page_words.model_words(body))
-    for part in ("many steps (50 ", "has at least 128 pixels", "less than 512", "80% restored"):
+    for part in ("many steps (50 ", "has at least 128 pixels", "less than 512"):
         assert part in text
 
 

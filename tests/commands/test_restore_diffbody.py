@@ -12,8 +12,8 @@ from refusals import status
 
 from osdhuman_jax.api import Restorer
 from osdhuman_jax.commands import export, restore
-from osdhuman_jax.commands.page import restore_file
-from osdhuman_jax.commands.page_controls import controls, read_settings
+from osdhuman_jax.commands.page import Upload, restore_file
+from osdhuman_jax.commands.page_controls import controls, read_wish
 from osdhuman_jax.data.structures import pose_line
 from osdhuman_jax.images.codec import encode_png
 from osdhuman_jax.inference import many_steps
@@ -201,16 +201,11 @@ def test_the_page_asks_for_what_the_model_takes(body):
     assert set(names) - set(others) == {"steps", "seed", "prompt"}
     form = {"color_fix": "none", "steps": "2", "seed": "7", "prompt": "a dog"}
     told: list[object] = []
-    after = restore_file(
-        pipeline,
-        encode_png(tiny_diffbody.picture(0)),
-        read_settings(form, pipeline),
-        60_000,
-        lambda *at: told.append(at),
-        "a.png",
-    )
+    given = Upload(encode_png(tiny_diffbody.picture(0)), "a.png", {})
+    wish = read_wish(form, pipeline)
+    made = restore_file(pipeline, given, wish, 60_000, lambda *at: told.append(at))
     assert told == [(1, 2), (2, 2)]
     want = Restorer(pipeline)(
         tiny_diffbody.picture(0), color_fix="none", steps=2, seed=7, prompt="a dog", names=["a.png"]
     )
-    np.testing.assert_array_equal(after.rgb, want)
+    np.testing.assert_array_equal(made.picture.rgb, want)
