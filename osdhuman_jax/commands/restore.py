@@ -305,8 +305,8 @@ def restrainer(
         face_embedding=args.face_embedding,
     )
     # One mask is for pictures of one size, which their headers tell.
-    for job in jobs if made and args.mask else ():
-        if not job.broken:
+    for job in jobs if args.mask else ():
+        if made and not job.broken:
             try:
                 made.check(read_size(job.source))
             except ValueError as error:

@@ -16,11 +16,11 @@ face embedding, the cosine between the two faces' vectors. The correlation tells
 a face is another person's it cannot tell.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 import jax
@@ -39,6 +39,9 @@ from osdhuman_jax.weights.torch_files import WeightsError
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Box = tuple[int, int, int, int]  # left, top, width, height
+# Finds faces of a picture; `sure` tells it whether by the bar for a face or by the lower one for a
+# face that is looked for again.
+Detector = Callable[..., list[Box]]
 Similarity = Callable[[Pixels, Pixels, Box], float]  # of a box in two pictures, 0 to 1
 
 CASCADE = "haarcascade_frontalface_alt"
@@ -56,12 +59,6 @@ GET = "pip download mediapipe==0.10.21 --no-deps"
 SIDE = 16  # squares a side, of whose luma the correlation is
 FACE = 112  # pixels of an embedding's input
 WIDE, HIGH, SOFT = 0.75, 0.85, 0.35  # of the mask, in boxes, and the part of it that fades
-
-
-class Detector(Protocol):
-    """Finds faces; `sure` is whether by the bar for a face or by that for one found again."""
-
-    def __call__(self, rgb: Pixels, sure: bool = True) -> list[Box]: ...
 
 
 class Kept(NamedTuple):
@@ -88,37 +85,33 @@ class KeepFaces:
         """The restoration of a source of the same size, with faces of the source where need be."""
         before, after = _eight_bits(source), _eight_bits(restored)
         boxes = found(self._find, before)
+        there, seen = self._again(after, boxes)
         # What is to be given back: what is not there any more, and what is no more the same.
         told: list[Json] = []
         mask = np.zeros(source.size, np.float32)
-        for box in boxes:
-            there = self._again(after, box)
-            alike = self._similarity(before, after, box)
-            kept = not there or alike < self.least
-            told.append(
-                {"box": [*box], "found": there, "similarity": round(alike, 4), "kept": kept}
-            )
+        for box, still in zip(boxes, there, strict=True):
+            alike = round(self._similarity(before, after, box), 4)
+            kept = not still or alike < self.least
+            told.append({"box": [*box], "found": still, "similarity": alike, "kept": kept})
             if kept:
                 mask = np.maximum(mask, _soft(box, source.size))
-        if any(face["kept"] for face in told):
+        if mask.any():
             restored = replace(restored, rgb=mixed(restored.rgb, source.rgb, mask))
-            after = _eight_bits(restored)
+            there, seen = self._again(_eight_bits(restored), boxes)
         # Faces that nobody saw in the source are faces of the result all the same.
-        new = [
-            b for b in found(self._find, after) if not any(_overlap(b, a) >= SAME for a in boxes)
-        ]
-        still = sum(self._again(after, box) for box in boxes)
-        facts = {"faces_before": len(boxes), "faces_after": still + len(new), "faces": told}
+        new = [box for box in seen if not _is_among(box, boxes)]
+        facts = {"faces_before": len(boxes), "faces_after": sum(there) + len(new), "faces": told}
         return Kept(restored, facts, _remark(told))
 
-    def _again(self, rgb: Pixels, box: Box) -> bool:
-        """Whether a face is found at a place of a picture, by the lower bar."""
-        # Around the box alone, which costs little; as large again on each side.
-        left, top, width, height = box
-        x, y = max(left - width // 2, 0), max(top - height // 2, 0)
-        around = rgb[y : top + height + height // 2, x : left + width + width // 2]
-        boxes = found(partial(self._find, sure=False), around)
-        return any(_overlap((l + x, t + y, w, h), box) >= SAME for l, t, w, h in boxes)
+    def _again(self, rgb: Pixels, boxes: list[Box]) -> tuple[list[bool], list[Box]]:
+        """Which faces are still at their places in a picture, and all that it has."""
+        seen = found(self._find, rgb)
+        there = [_is_among(box, seen) for box in boxes]
+        # The lower bar, a second look, only where the first one misses somebody.
+        if not all(there):
+            likely = found(partial(self._find, sure=False), rgb)
+            there = [_is_among(box, seen + likely) for box in boxes]
+        return there, seen
 
 
 def found(detector: Callable[[Pixels], list[Box]], rgb: Pixels) -> list[Box]:
@@ -128,12 +121,12 @@ def found(detector: Callable[[Pixels], list[Box]], rgb: Pixels) -> list[Box]:
         return sorted(detector(rgb))
     size = [max(1, round(side / shrunk)) for side in rgb.shape[1::-1]]
     boxes = detector(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA))
-    return sorted(tuple(round(n * shrunk) for n in box) for box in boxes)  # type: ignore[misc]
+    return sorted(_box([round(n * shrunk) for n in box]) for box in boxes)
 
 
 @cache
 def _classifier() -> cv2.CascadeClassifier:
-    return cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / f"{CASCADE}.xml"))
+    return cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / f"{CASCADE}.xml"))
 
 
 def cascade(rgb: Pixels, sure: bool = True) -> list[Box]:
@@ -141,7 +134,7 @@ def cascade(rgb: Pixels, sure: bool = True) -> list[Box]:
     gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
     step, hits = (SURE_STEP, SURE_HITS) if sure else (AGAIN_STEP, AGAIN_HITS)
     boxes = _classifier().detectMultiScale(gray, step, hits, minSize=(LEAST, LEAST))
-    return [tuple(int(n) for n in box) for box in boxes]
+    return [_box(box) for box in boxes]
 
 
 class BlazeFace:
@@ -179,7 +172,7 @@ class BlazeFace:
         bar = SURE if sure else LESS_SURE
         likely = np.flatnonzero(scores > bar)
         kept = cv2.dnn.NMSBoxes(boxes[likely].tolist(), scores[likely].tolist(), bar, SAME)
-        return [tuple(int(n) for n in boxes[likely[i]]) for i in np.ravel(kept)]  # type: ignore
+        return [_box(boxes[likely[i]]) for i in np.ravel(kept)]
 
 
 def correlation(before: Pixels, after: Pixels, box: Box) -> float:
@@ -244,13 +237,13 @@ def _eight_bits(picture: Picture) -> Pixels:
     return narrow(picture.rgb) if picture.rgb.dtype == np.uint16 else picture.rgb
 
 
-def _cut(rgb: Pixels, box: Box) -> Pixels:
+def _cut(rgb: Pixels, box: Box) -> UInt8[np.ndarray, "_ _ 3"]:
     """What of a box lies in the picture, at least a pixel."""
     left, top = max(box[0], 0), max(box[1], 0)
     return rgb[top : max(box[1] + box[3], top + 1), left : max(box[0] + box[2], left + 1)]
 
 
-def _luma(rgb: Pixels, side: int) -> Float32[np.ndarray, "n n"]:
+def _luma(rgb: Pixels, side: int) -> Float32[np.ndarray, "_ _"]:
     gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float32)
     return cv2.resize(gray, (side, side), interpolation=cv2.INTER_AREA)
 
@@ -265,12 +258,22 @@ def _soft(box: Box, size: tuple[int, int]) -> Float32[np.ndarray, "h w"]:
     return (rise * rise * (3 - 2 * rise)).astype(np.float32)
 
 
+def _box(numbers: Sequence[float] | np.ndarray) -> Box:
+    left, top, width, height = (int(n) for n in numbers)
+    return left, top, width, height
+
+
 def _overlap(a: Box, b: Box) -> float:
     """Intersection over union of two boxes."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])
     height = min(a[1] + a[3], b[1] + b[3]) - max(a[1], b[1])
     both = max(width, 0) * max(height, 0)
     return both / max(a[2] * a[3] + b[2] * b[3] - both, 1)
+
+
+def _is_among(box: Box, boxes: list[Box]) -> bool:
+    """Whether a face is one of others."""
+    return any(_overlap(box, other) >= SAME for other in boxes)
 
 
 def _remark(told: list[Json]) -> str:

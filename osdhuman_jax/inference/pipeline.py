@@ -247,12 +247,13 @@ class Pipeline:
         """Restored pictures in the order given, each `scaled_size(size, upscale)` large.
 
         With each is what was found of faces and people. `strength` is what `settings.strong` makes
-        of it; see `restraint.py` for the rest. See `finish` for `color_fix` and `blend`, haodiff.py for `guidance` (1 to 10, of models with
-        two prompts; of one with many steps by parts, from 0); None is what the model is best used
-        with. Such a model takes `sampling`, and `requests`, one a picture; its `progress` is that
-        of a picture's steps. Transparency is resized with
-        its picture; profile, EXIF and the size of a print are kept. Raises RestoreError if the
-        model's output is not finite or memory does not suffice, ValueError on a bad option.
+        of it; see `finish` for `color_fix` and `blend`, haodiff.py for `guidance` (1 to 10, of
+        models with two prompts; of one with many steps by parts, from 0), `open_restrainer` for the
+        rest; None is what the model is best used with. A model of many steps takes `sampling`, and
+        `requests`, one a picture; its `progress` is that of a picture's steps. Transparency is
+        resized with its picture; profile, EXIF and the size of a print are kept. Raises
+        RestoreError if the model's output is not finite or memory does not suffice, ValueError on
+        a bad option.
         """
         # Options are refused before anything is computed.
         sampling = sampling or Sampling()
@@ -262,8 +263,9 @@ class Pipeline:
         own = self.model.restorer.guidance
         guidance, wish = sampled(own, self.abilities, guidance, sampling)
         restrain = open_restrainer(self.model.use, **restraint)
-        for picture in pictures if restrain else ():
-            restrain.check(picture.size)
+        for picture in pictures:
+            if restrain:
+                restrain.check(picture.size)
         requests = [Request()] * len(pictures) if requests is None else requests
         restored: dict[int, Restrained] = {}
         with want_of_memory_said():
