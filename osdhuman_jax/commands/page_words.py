@@ -3,6 +3,8 @@
 Goes in: a pipeline, or the Markdown of a model's README.md. Comes out: sentences, or HTML.
 """
 
+import re
+
 import jax
 from markdown_it import MarkdownIt
 
@@ -46,5 +48,7 @@ def _how(pipeline: Pipeline) -> str:
 
 
 def card_html(card: str) -> str:
-    """A card's Markdown as HTML, its own HTML shown as the text that it is."""
-    return MarkdownIt("commonmark", {"html": False}).enable("table").render(card)
+    """A card's Markdown as HTML; its own HTML is shown as text, but for marks of tables."""
+    # Comments where programs put a table, and lines under the second best of its figures.
+    plain = re.sub(r"<!--.*?-->|</?u>", "", card, flags=re.DOTALL)
+    return MarkdownIt("commonmark", {"html": False}).enable("table").render(plain)

@@ -41,7 +41,9 @@ def talk(pipeline: Pipeline, ask: Ask, hosts: tuple[str, ...] = page.LOOPBACK) -
     """What `ask` gives, of a client of the page with small limits."""
 
     async def main() -> Any:
-        app, desk = page.build(pipeline, "# A card\n\n<b>bold</b>", 60_000, 200_000, hosts)
+        app, desk = page.build(
+            pipeline, "# A <u>card</u>\n<!-- table -->\n\n<b>bold</b>", 60_000, 200_000, hosts
+        )
         desk.hear()
         way = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=way, base_url="http://localhost") as client:
