@@ -162,7 +162,7 @@ class BlazeFace:
             rgb, (width, height), interpolation=way
         )
         values, logits = map(np.asarray, self._network((square / np.float32(127.5) - 1)[None]))
-        scores = 1 / (1 + np.exp(-np.clip(logits[0, :, 0], -100, 100)))
+        scores = 1 / (1 + np.exp(-np.clip(logits[0, :, 0], -80, 80)))
         # A box's centre is told from that of its cell.
         axis = (np.arange(GRID) + 0.5) * (SEEN / GRID)
         y, x = np.meshgrid(axis, axis, indexing="ij")

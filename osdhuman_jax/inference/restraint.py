@@ -140,8 +140,8 @@ def _digest(source: str, names: Sequence[str]) -> str:
     if kind in ("blazepose", "blazeface") and len(files) < 2:
         data = read_files(files[0] if files else None, names, f"{faces.GET}, and {kind}:THE.whl")
         return f"{kind}:{hashlib.sha256(b''.join(data)).hexdigest()}"
-    # What else a source says is refused where it is opened.
-    return ":".join([kind, *map(_file, files)])
+    # What no source can be is refused where it is opened.
+    return ":".join([kind, *map(_file, files)]) if kind == "onnx" else source
 
 
 def _file(path: Path) -> str:

@@ -1,5 +1,6 @@
 """What a restoration leaves as it was: outside a mask, beside people, and where faces are lost."""
 
+from importlib import metadata
 from pathlib import Path
 
 import cv2
@@ -243,6 +244,15 @@ def test_sources_of_people_and_faces_are_proved(monkeypatch):
         open_people("onnx:a.onnx")
     with one_line(ValueError, "blazeface:FILE"):
         open_detector("blazeface:")
-    monkeypatch.setattr("importlib.metadata.files", lambda name: [])
-    with one_line(WeightsError, "mediapipe"):
-        open_restrainer(UseConfig(), people_only="blazepose")
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "files", missing)
+    for options in (
+        {"people_only": "blazepose"},
+        {"keep_faces": 0.5, "face_detector": "blazeface"},
+    ):
+        kind = [*options.values()][-1]
+        with one_line(WeightsError, f"mediapipe: not installed: pip .* and {kind}:THE.whl"):
+            open_restrainer(UseConfig(), **options)
