@@ -33,7 +33,7 @@ def get_config() -> Config:
     config.loss.features = 0.2
     config.optim.schedule = "constant"
     config.optim.ema = 0.999
-    config.use.keep_faces = 0.8
+    config.use.keep_faces = 0.9
     config.use.strength_of = "blend"  # its prompts say next to nothing
     config.use.blend = 0.9
     config.run.init = "runs/nano_haodiff_dpg/model"

@@ -1,6 +1,6 @@
 """Faces of a photograph and of its restoration: found, compared, and given back where one is lost.
 
-    keep = KeepFaces(0.8)
+    keep = KeepFaces(0.9)
     kept = keep(source, restored)    # Kept: the picture, what is to be remembered, a remark
 
 A face of the source counts as lost where the detector does not find it again at its place, with a
@@ -11,9 +11,9 @@ face: there the picture stays as it was.
 
 Detectors are OpenCV's cascade, which comes with it, or BlazeFace of MediaPipe's wheel. Of the
 cascades `alt` is the one that noise misleads least (the card of the bundled model has the counts).
-Similarity is the correlation of the two faces' luma in 16 x 16 mean squares, or, with somebody's
-face embedding, the cosine between the two faces' vectors. The correlation tells gross changes; that
-a face is another person's it cannot tell.
+Similarity is 1 less the change of luma where a face changed most, or, with somebody's face
+embedding, the cosine between the two faces' vectors. The former sees that something was drawn into
+a face; that it is another person's it cannot tell.
 """
 
 from collections.abc import Callable, Sequence
@@ -56,7 +56,7 @@ SAME = 0.3  # intersection over union of two boxes of one face
 BLAZEFACE = "face_detection_full_range_sparse.tflite"
 SEEN, GRID = 192, 48  # pixels of BlazeFace's square, and its cells a side
 GET = "pip download mediapipe==0.10.21 --no-deps"
-SIDE = 16  # squares a side, of whose luma the correlation is
+SIDE, WORST = 32, 0.99  # squares a side of a face, and which of them tell how much it changed
 FACE = 112  # pixels of an embedding's input
 WIDE, HIGH, SOFT = 0.75, 0.85, 0.35  # of the mask, in boxes, and the part of it that fades
 
@@ -79,7 +79,7 @@ class KeepFaces:
         similarity: Similarity | None = None,
     ) -> None:
         self.least, self._find = least, detector or cascade
-        self._similarity = similarity or correlation
+        self._similarity = similarity or likeness
 
     def __call__(self, source: Picture, restored: Picture) -> Kept:
         """The restoration of a source of the same size, with faces of the source where need be."""
@@ -175,15 +175,16 @@ class BlazeFace:
         return [_box(boxes[likely[i]]) for i in np.ravel(kept)]
 
 
-def correlation(before: Pixels, after: Pixels, box: Box) -> float:
-    """Correlation of a face's luma in two pictures, in SIDE x SIDE mean squares, at least 0."""
+def likeness(before: Pixels, after: Pixels, box: Box) -> float:
+    """1 less what the most changed hundredth of a face differs by, of white.
+
+    Luma is compared in SIDE x SIDE mean squares, in which noise is small, and without the change
+    that most of them share, which is of brightness.
+    """
     first, second = (_luma(_cut(rgb, box), SIDE) for rgb in (before, after))
-    first, second = first - first.mean(), second - second.mean()
-    size = float(np.sqrt((first**2).sum() * (second**2).sum()))
-    # Two flat ones are alike, a flat one and another are not.
-    if size < 1:
-        return float(np.abs(first - second).max() < 1)
-    return float(np.clip((first * second).sum() / size, 0, 1))
+    change = second - first
+    change = np.abs(change - np.median(change))
+    return max(0.0, 1 - float(np.quantile(change, WORST)) / 255)
 
 
 class Embedding:
