@@ -1,14 +1,12 @@
 """A page in the browser: osdhuman app   (extra `app`)
 
-Drop a picture, move the slider between before and after, download what infer.py would have written.
+Drop pictures, move the slider between before and after, download what infer.py would have written.
 The page is served on this machine alone unless --host says otherwise, asks nothing of any other
-machine (its Content-Security-Policy forbids it), and sends no statistics. Pictures wait in a queue,
-lie in a temporary folder and are deleted after an hour, or when the page ends; where it is killed,
-when the next one starts.
+machine (its Content-Security-Policy forbids it), and sends no statistics. Pictures wait in a queue
+and are kept by the browser alone; uploads on their way lie in a temporary folder.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -46,28 +44,28 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
     # JAX and the networks, which `--help` does without.
-    from osdhuman_jax.commands.page import build, serve
     from osdhuman_jax.inference.pipeline import Pipeline
 
     speak()
     try:
+        from osdhuman_jax.commands.page import serve
+
         # Pictures that people gave do not outlive the page: what a killed one left goes here too.
         with workspace(Path(tempfile.gettempdir())) as folder:
-            # Gradio reads both when it is imported, which `build` does.
-            os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-            os.environ["GRADIO_TEMP_DIR"] = str(folder)
+            tempfile.tempdir = str(folder)
             # The model and its card, which the page shows, then the page until it is interrupted.
             pipeline = Pipeline.from_folder(args.model, args.precision, max_memory=args.max_memory)
-            print("app: making the page ...", file=sys.stderr)
-            page = build(pipeline, _card(args.model), args.max_pixels, folder)
-            serve(page, args.host, args.port, args.max_file_size)
-    # Gradio is an extra: no other command needs it.
+            bounds = args.max_pixels, args.max_file_size
+            serve(pipeline, _card(args.model), args.host, args.port, *bounds)
+    # What serves the page is an extra: no other command needs it.
     except ImportError:
         print("app: the page needs the extra: pip install 'osdhuman-jax[app]'", file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"app: {error}", file=sys.stderr)
         return 2
+    finally:
+        tempfile.tempdir = None
     return 0
 
 

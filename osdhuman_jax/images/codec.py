@@ -2,29 +2,38 @@
 
 Pixels are uint8 (height, width, 3) RGB at this edge (uint16 where a caller asks for deep samples)
 and float32 in [-1, 1] inside the package. Formats are told by content, never by a file's name, and
-only PNG, JPEG and WebP are decoded; every other parser of Pillow stays out of reach of a hostile
-file. The module is long because one idea of a picture, what is kept of it and what is refused, is
+only those of KINDS are decoded; every other parser of Pillow stays out of reach of a hostile file.
+The module is long because one idea of a picture, what is kept of it and what is refused, is
 behind reading, writing and Pillow's images alike.
 """
 
 import hashlib
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8, UInt16
 from PIL import Image, ImageFile
 
 from osdhuman_jax.disk import write_bytes
-from osdhuman_jax.images import exif, jpeg, png
+from osdhuman_jax.images import exif, heif, jpeg, png, tiff
 from osdhuman_jax.images.alpha import filled
 from osdhuman_jax.images.exif import Density
 from osdhuman_jax.images.formats import LONGEST, LOSSLESS
-from osdhuman_jax.images.icc import ColourError, cmyk_to_srgb, described, gray_levels
+from osdhuman_jax.images.icc import (
+    HIGH_RANGE,
+    ColourError,
+    bmp_profile,
+    cmyk_to_srgb,
+    described,
+    gray_levels,
+)
 from osdhuman_jax.images.png import Source
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -33,8 +42,14 @@ Alpha = UInt8[np.ndarray, "h w"] | UInt16[np.ndarray, "h w"]
 Floats = Float[np.ndarray, "*b h w 3"]
 Samples = Float32[np.ndarray, "..."]
 
-# Every further parser of Pillow would be one more that a hostile file can reach.
-FORMATS = ("PNG", "JPEG", "WEBP")
+# Every further parser of Pillow would be one more that a hostile file can reach. TIFF and HEIC have
+# readers of their own.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+KINDS = "PNG, JPEG, WebP, TIFF, BMP, AVIF or HEIC"
+# What has more than one picture, and why it is not taken for one.
+SEVERAL: dict[str | None, str] = dict.fromkeys(("PNG", "WEBP", "AVIF"), "animated image")
+SEVERAL |= {"TIFF": "several pages in one file: save the one that is meant as a file of its own"}
+SEVERAL |= {"HEIF": "several pictures in one file: save the one that is meant as a file of its own"}
 MAX_PIXELS = 200_000_000  # the largest phone sensors; 600 MB once decoded
 
 # What the two libraries and formats leave no choice about.
@@ -72,12 +87,9 @@ class Opened:
     """A file whose header was read and judged."""
 
     image: Image.Image  # profile, EXIF and density in its `info`, whatever they weigh
-    parts: png.Parts | None = None  # of a PNG
-
-    @property
-    def depth(self) -> int:
-        """Bits of a sample."""
-        return self.parts.depth if self.parts else 8
+    depth: int = 8  # bits of a sample
+    # Planes R, G, B (and alpha) of 16 bits, None where they cannot be read.
+    deep_samples: Callable[[], list[np.ndarray] | None] = lambda: None
 
     def picture(self, deep: bool = False, upright: bool = True) -> Picture:
         """Its picture; 16-bit samples as they are if `deep`, turned as its EXIF says if `upright`.
@@ -85,11 +97,11 @@ class Opened:
         Raises whatever Pillow does on damaged pixels.
         """
         image = self.image
-        image.load()
         # Pillow keeps 16 bits of gray alone; of colour it would drop the lower eight in silence.
-        if self.parts is None or self.depth != 16 or image.mode.startswith(_GRAY):
+        if self.depth <= 8 or image.mode.startswith(_GRAY):
+            image.load()
             return _picture(image, *_split(image), deep, upright)
-        planes = png.deep_samples(self.parts)
+        planes = self.deep_samples()
         if planes is None:
             raise ImageError("damaged image: its 16-bit samples cannot be read")
         alpha = np.ascontiguousarray(planes[3]) if planes[3:] else None
@@ -108,7 +120,17 @@ def read_rgb(path: str | Path) -> Pixels:
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Upright (height, width) from the header alone. Raises ImageError or OSError."""
-    with open(path, "rb") as file, opened(file, max_pixels, header_only=True) as found:
+    with open(path, "rb") as file:
+        return _read_size(file, max_pixels)
+
+
+def read_size_of(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """The same of an encoded image."""
+    return _read_size(io.BytesIO(data), max_pixels)
+
+
+def _read_size(source: Source, max_pixels: int) -> tuple[int, int]:
+    with opened(source, max_pixels, header_only=True) as found:
         # EXIF turns the picture by a quarter in four of its eight orientations.
         width, height = found.image.size
         turned = exif.orientation(found.image) in exif.QUARTER_TURNED
@@ -191,10 +213,10 @@ def opened(source: Source, max_pixels: int, header_only: bool = False) -> Iterat
         with _identified(source) as image:
             # Judged by the header, before a pixel is decoded.
             _refuse_unfit(image, max_pixels)
-            _complete(image, parts)
+            _complete(image, parts, source)
             whole = source if header_only else _with_its_end(source, image)
             with image if whole is source else _identified(whole) as found:
-                yield Opened(found, parts)
+                yield _judged(found, parts, source)
     except (ImageError, MemoryError):
         raise
     except ColourError as error:
@@ -210,16 +232,28 @@ def _identified(source: Source) -> ImageFile.ImageFile:
     # Plugins are registered by the first call alone.
     Image.init()
     source.seek(0)
-    prefix = source.read(16)
-    for factory, accept in (Image.OPEN[name] for name in FORMATS):
-        if accept is None or accept(prefix):
-            source.seek(0)
+    prefix = source.read(heif.BRANDS)
+    source.seek(0)
+    for accept, factory in _readers():
+        if accept(prefix):
             try:
-                return factory(source, "")
+                return factory(source)
             # How Pillow's readers say that a file is not theirs.
             except (SyntaxError, IndexError, TypeError, struct.error):
                 break
-    raise ImageError("not a PNG, JPEG or WebP image, or its header is damaged")
+            except ImportError as error:
+                raise ImageError(str(error)) from error
+    raise ImageError(f"not a {KINDS} image, or its header is damaged")
+
+
+def _readers() -> Iterator[tuple[Callable[[bytes], object], Callable[[Source], Any]]]:
+    """For each format: whether a file's first bytes are its own, and what opens such a file."""
+    for name in FORMATS:
+        factory, accept = Image.OPEN[name]
+        yield accept or bool, lambda source, make=factory: make(source, "")
+    yield lambda prefix: prefix.startswith(tiff.SIGNATURES), lambda source: tiff.StoredTiff(source)
+    yield lambda prefix: heif.kind(prefix) == "AVIF", heif.avif_file
+    yield lambda prefix: heif.kind(prefix) == "HEIF", heif.image_file
 
 
 def _refuse_unfit(image: Image.Image, max_pixels: int) -> None:
@@ -228,12 +262,23 @@ def _refuse_unfit(image: Image.Image, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise TooLargeError(f"{width} x {height} is more than {max_pixels} pixels")
     # A JPEG may carry further pictures (depth or gain map, second eye) behind the photograph.
-    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
-        raise ImageError("animated image")
+    reason = SEVERAL.get(image.format)
+    if reason and getattr(image, "is_animated", False):
+        raise ImageError(reason)
 
 
-def _complete(image: Image.Image, parts: png.Parts | None) -> None:
-    """Add to `info` what Pillow does not see of a PNG, or sees otherwise than its pixels."""
+def _complete(image: Image.Image, parts: png.Parts | None, source: Source) -> None:
+    """Add to `info` what Pillow does not see of a file, or sees otherwise than its pixels."""
+    if image.format in ("AVIF", "HEIF"):
+        # A profile says more than numbers, but of a brightness that it does not know.
+        source.seek(0)
+        cicp = heif.cicp(source.read())
+        if cicp and (cicp[1] in HIGH_RANGE or not image.info.get("icc_profile")):
+            image.info["cicp"] = cicp
+    if image.format == "BMP":
+        source.seek(0)
+        data = source.read()
+        image.info |= {"icc_profile": profile} if (profile := bmp_profile(data)) else {}
     if parts is None:
         return
     # It is required (PNG, 11.2.2): without it nobody knows what the indices mean.
@@ -244,6 +289,21 @@ def _complete(image: Image.Image, parts: png.Parts | None) -> None:
     if isinstance(key, int) and parts.colour == 0 and parts.depth in (2, 4):
         # Samples are spread over eight bits; the transparent one is so only of one bit
         image.info["transparency"] = key * 255 // (2**parts.depth - 1)
+
+
+def _judged(image: Image.Image, parts: png.Parts | None, source: Source) -> Opened:
+    """The file with what reads its samples of more than eight bits. Raises ImageError."""
+    if parts:
+        return Opened(image, parts.depth, partial(png.deep_samples, parts))
+    if isinstance(image, tiff.StoredTiff):
+        try:
+            bits = tiff.depth(image)
+        except ValueError as error:
+            raise ImageError(str(error)) from error
+        return Opened(image, bits, partial(tiff.deep_samples, image, source))
+    # In a HEIC they are ten or twelve, spread over sixteen; Pillow's AVIF has eight.
+    deep = image.format == "HEIF" and image.info.get("bit_depth", 8) > 8
+    return Opened(image, 16 if deep else 8, partial(heif.deep_samples, source))
 
 
 def _with_its_end(source: Source, image: Image.Image) -> Source:

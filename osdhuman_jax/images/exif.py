@@ -12,6 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+# Tags of a TIFF that say something of the photograph: words, dates, names, EXIF's own and GPS.
+_DESCRIPTIVE = {270, 271, 272, 305, 306, 315, 33432, 0x8769, 0x8825}
 Density = tuple[float, float]  # pixels per inch, across and down
 
 # What the formats can hold: a segment's length has two bytes, of which it counts itself.
@@ -55,6 +57,9 @@ def kept(image: Image.Image) -> bytes | None:
     try:
         exif = Image.Exif()
         exif.load(_block(image).tobytes())  # a copy: the image keeps and shows its own
+        # A TIFF's block is its own header, most of which is about where its pixels lie.
+        for tag in set(exif) - _DESCRIPTIVE if image.format == "TIFF" else ():
+            exif.pop(tag)
         # What would be untrue of the picture that is written: it is upright, and may be larger.
         for tag in (_ORIENTATION, _ACROSS, _DOWN, _UNIT):
             exif.pop(tag, None)

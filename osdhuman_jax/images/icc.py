@@ -119,6 +119,15 @@ def _profile(primaries: Primaries, curve: Curve, gray: bool) -> bytes:
     return gray_profile(curve[0], *curve[1]) if gray else rgb_profile(primaries, curve)
 
 
+def bmp_profile(data: bytes) -> bytes:
+    """The profile in a BMP, which a header of version 5 tells of (BITMAPV5HEADER); else empty."""
+    # Behind the file's header of 14 bytes the size of the other, and where its colours are told.
+    if len(data) < 138 or data[14:18] != struct.pack("<I", 124) or data[70:74] != b"DEBM":
+        return b""
+    start, size = struct.unpack("<2I", data[126:134])
+    return data[14 + start : 14 + start + size]
+
+
 def cmyk_to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """A CMYK image in sRGB by its profile; without a usable one by Pillow's plain formula."""
     return _converted(image, profile) or image.convert("RGB")

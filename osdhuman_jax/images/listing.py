@@ -6,6 +6,7 @@ their first bytes, such as the companions `._photo.jpg` that macOS leaves on for
 """
 
 import glob
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,10 +18,18 @@ from osdhuman_jax.filenames import spelled
 
 # What codec.py decodes, and what it does not but a person may believe to be restored.
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")  # the usual one first
+SUFFIXES += (".tif", ".tiff", ".bmp", ".avif")
+HEIC = (".heic", ".heif", ".hif")  # by an extra
+HINT = "pip install 'osdhuman-jax[heif]'"
+READS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+SUFFIXES += HEIC if READS_HEIC else ()
 OTHERS = (  # pictures that nothing here reads
-    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".jp2", ".jxl", ".psd", ".tif", ".tiff"),
+    *(".gif", ".jp2", ".jxl", ".psd"),
     *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),
+    *(() if READS_HEIC else HEIC),
 )
+# First bytes of pictures: PNG, JPEG, TIFF of two orders of bytes, BMP.
+MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"BM")
 # Of Windows, macOS and Synology: thumbnails and rubbish, never a person's own pictures.
 SYSTEM_FILES = ("Thumbs.db", "ehthumbs.db", "desktop.ini")
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
@@ -62,13 +71,17 @@ def named_images(folder: str | Path) -> dict[str, Path]:
 
 
 def other_pictures(source: str | Path) -> str:
-    """What `list_images` leaves out of a folder: "12 .heic, 3 .tif", or ""."""
+    """What `list_images` leaves out of a folder: "12 .dng, 3 .gif", or "".
+
+    Where an extra would read some of it, that is said.
+    """
     if not os.path.isdir(source):
         return ""
     names = (path.rsplit("/", 1)[-1] for path in tree(Path(source), _is_entered).files)
     suffixes = (Path(name).suffix.lower() for name in names if not name.startswith("."))
     counts = Counter(suffix for suffix in suffixes if suffix in OTHERS)
-    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    hint = f"; HEIC is read by an extra: {HINT}" if counts.keys() & {*HEIC} else ""
+    return ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items())) + hint
 
 
 class Tree(NamedTuple):
@@ -150,8 +163,8 @@ def _is_odd(file: Path) -> bool:
     except OSError:
         return False
     # A picture that a person hid is a picture; by these bytes, not by its name.
-    webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
-    return not (webp or head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")))
+    boxed = (head[:4] == b"RIFF" and head[8:] == b"WEBP") or head[4:8] == b"ftyp"
+    return not (boxed or head.startswith(MAGIC))
 
 
 def _is_entered(folder: str) -> bool:

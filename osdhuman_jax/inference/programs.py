@@ -27,6 +27,8 @@ from osdhuman_jax.networks.types import Image, Scalar, Tokens
 Shape = tuple[int, ...]
 Program = Callable[..., Any]
 Leaves = tuple[jax.ShapeDtypeStruct, ...]
+# What the log is told of a program, with its title and with the seconds that it took.
+COMPILING, COMPILED = "compiling %s ...", "compiled in %.1f s"
 log = logging.getLogger(__name__)
 
 
@@ -194,12 +196,12 @@ def compiled(
 
     A signal's handler is heard meanwhile, and `title` told to the log, with the time it took.
     """
-    log.info("compiling %s ...", title)
+    log.info(COMPILING, title)
     start = time.perf_counter()
     # Tracing is Python's, and heeds settings of this thread; compiling is not, and takes longest.
     lowered = traced(function, graphdef, tree, leaves).lower()
     made = apart(lowered.compile)
-    log.info("compiled in %.1f s", time.perf_counter() - start)
+    log.info(COMPILED, time.perf_counter() - start)
     return made
 
 

@@ -3,30 +3,26 @@
 python -m pytest -m page          # CHROMIUM names another browser than /usr/bin/chromium
 """
 
+import io
 import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tiny
-from damage import raising
 from picture_files import bomb
 from PIL import Image
 from skimage.data import astronaut
-from tiny import halving
 
 from osdhuman_jax.commands import app
-from osdhuman_jax.commands import page as page_module
 from osdhuman_jax.inference import pipeline
-from osdhuman_jax.inference.pipeline import Pipeline
-from osdhuman_jax.weights import random_restorer, save_model
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -80,30 +76,10 @@ def page(address: str) -> Iterator[Any]:
         tab.set_default_timeout(PATIENCE)
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(address)
-        tab.get_by_role("button", name="Restore").wait_for()
+        tab.wait_for_selector("body[data-ready]")
         yield tab
         browser.close()
     assert asked and all(url.startswith((address, "blob:", "data:")) for url in asked)
-
-
-@pytest.mark.parametrize(
-    ("uploaded", "name"),
-    [
-        ("photo #1.jpg", "photo #1.png"),
-        ("100% sure.JPG", "100% sure.png"),
-        ("день рождения.a.b.webp", "день рождения.a.b.png"),
-        ("back\\slash\u00a0\n.jpe", "back\\slash\u00a0\n.png"),
-        (None, "kept.png"),
-        ("", "kept.png"),
-        ("..", "kept.png"),
-        ("../up.jpg", "kept.png"),
-        ("nul\0.jpg", "kept.png"),
-        ("half \ud800.jpg", "kept.png"),
-        ("x" * 252 + ".jpg", "kept.png"),
-    ],
-)
-def test_downloads_are_named_as_infer_names_files(uploaded, name):
-    assert page_module.download_name(Path("kept.jpg"), uploaded) == name
 
 
 def photo(path: Path) -> Path:
@@ -111,84 +87,208 @@ def photo(path: Path) -> Path:
     return path
 
 
-def upload(page: Any, path: Path, press: bool = True) -> None:
-    page.set_input_files("input[type=file]", path)
-    page.get_by_text(path.name).first.wait_for()
-    if press:
-        page.get_by_role("button", name="Restore").click()
+def upload(page: Any, *paths: Path) -> None:
+    """Choose files and wait until all of them were looked at."""
+    page.set_input_files("#files", paths)
+    page.wait_for_function("() => items.length && !items.some(item => item.state === 'looking')")
 
 
-def toast(page: Any) -> str:
-    """What the page says has gone wrong."""
-    box = page.get_by_test_id("toast-body")
-    box.wait_for()
-    return box.inner_text()
+def done(page: Any) -> None:
+    """Wait until nothing is restored any more."""
+    page.wait_for_function("() => !running")
+
+
+def saved(page: Any, press: Callable[[], object]) -> tuple[str, bytes]:
+    """Name and bytes of the download that follows."""
+    with page.expect_download() as download:
+        press()
+    return download.value.suggested_filename, Path(download.value.path()).read_bytes()
 
 
 @pytest.mark.page
 def test_a_picture_is_restored_compared_and_downloaded(page, tmp_path):
     source = photo(tmp_path / "someone.jpg")
-    page.get_by_text("none", exact=True).wait_for()
-    page.get_by_text("wavelet", exact=True).click()
+    page.get_by_label("Colours of the original").select_option("wavelet")
     upload(page, source)
-    button = page.get_by_role("button", name="Download PNG")
-    page.wait_for_function("() => document.querySelectorAll('.slider-wrap img').length > 1")
-    with page.expect_download() as download:
-        button.click()
-    assert download.value.suggested_filename == "someone.png"
+    page.get_by_role("button", name="Restore this picture").click()
+    button = page.get_by_role("button", name="Download someone_restored.png")
+    name, data = saved(page, button.click)
+    assert name == "someone_restored.png"
     flags = ["--input", str(source), "--output", str(tmp_path / "out"), "--color_fix", "wavelet"]
     command = [sys.executable, "infer.py", *flags]
     subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True)
-    expected = (tmp_path / "out" / "someone.png").read_bytes()
-    assert Path(download.value.path()).read_bytes() == expected
+    assert data == (tmp_path / "out" / "someone.png").read_bytes()
+    assert "Restored with colours of the original wavelet" in page.locator("#facts").inner_text()
     move_slider(page, tmp_path)
 
 
 def move_slider(page: Any, folder: Path) -> None:
-    """The handle follows the mouse, and the picture changes between its places."""
-    handle = page.locator(".slider-wrap .outer")
-    wrap = page.locator(".slider-wrap").bounding_box()
-    middle = wrap["y"] + wrap["height"] / 2
+    """The line follows the mouse, and the picture changes between its places."""
+    frame = page.locator("#frame").bounding_box()
+    middle = frame["y"] + frame["height"] / 2
     shots = []
     for part in (0.25, 0.75):
-        box = handle.bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 2, middle)
+        page.mouse.move(frame["x"] + frame["width"] / 2, middle)
         page.mouse.down()
-        page.mouse.move(wrap["x"] + part * wrap["width"], middle, steps=5)
+        page.mouse.move(frame["x"] + part * frame["width"], middle, steps=5)
         page.mouse.up()
-        box = handle.bounding_box()
-        place = (box["x"] + box["width"] / 2 - wrap["x"]) / wrap["width"]
+        box = page.locator("#line").bounding_box()
+        place = (box["x"] + box["width"] / 2 - frame["x"]) / frame["width"]
         assert place == pytest.approx(part, abs=0.05)
         page.screenshot(path=folder / f"{part}.png")
         shots.append(np.asarray(Image.open(folder / f"{part}.png").convert("RGB"), int))
     assert np.abs(shots[0] - shots[1]).max() > 20
 
 
+def tab_to(page: Any, wanted: str, backwards: bool = False) -> None:
+    """Press Tab until what is focused has this id, or class in the queue."""
+    key = "Shift+Tab" if backwards else "Tab"
+    for _ in range(60):
+        page.keyboard.press(key)
+        found = page.evaluate("() => [document.activeElement.id, document.activeElement.className]")
+        if wanted in found:
+            return
+    raise AssertionError(f"{wanted} is not reached")
+
+
 @pytest.mark.page
-def test_the_card_is_there_and_nothing_is_restored_of_nothing(page):
-    page.get_by_text("The model: nano").click()
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_folder_by_the_keyboard_alone(page, tmp_path, width, scheme):
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=scheme)
+    # Early: the browser is told of it without an answer, and might open a window of its own.
+    page.on("filechooser", lambda chooser: None)
+    (tmp_path / "notes.txt").touch()
+    sources = [photo(tmp_path / name) for name in ("b.tif", "a.jpg", "c.webp")]
+    # Chosen: the focus stays on the button.
+    tab_to(page, "choose")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files([*sources, tmp_path / "notes.txt"])
+    page.get_by_text("3 pictures added; 1 file of other kinds left out.").wait_for()
+    page.wait_for_function("() => items.every(item => item.state === 'ready')")
+    # Looked at, before anything is restored; and one is taken out again.
+    assert page.locator("#before").get_attribute("alt") == "b.tif"
+    tab_to(page, "pick")
+    tab_to(page, "remove")
+    tab_to(page, "pick")
+    page.keyboard.press("Enter")
+    assert page.locator("#name").inner_text() == "a.jpg"
+    tab_to(page, "pick")
+    tab_to(page, "remove")
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => items.map(item => item.name)") == ["b.tif", "a.jpg"]
+    assert (
+        page.evaluate("() => document.activeElement.getAttribute('aria-label')") == "Remove a.jpg"
+    )
+    # Restored, all of them.
+    tab_to(page, "restore-all")
+    page.keyboard.press("Enter")
+    page.get_by_text("2 pictures restored.").wait_for()
+    states = page.locator("#queue .state").all_inner_texts()
+    assert states == ["restored", "restored"]
+    # Compared: the slider is one of the browser's own, and says what it shows.
+    tab_to(page, "share", backwards=True)
+    slider = page.get_by_role("slider", name="Before and after")
+    for key, value in (("Home", "0 % before, 100 % after"), ("ArrowRight", "1 % before, 99 %")):
+        page.keyboard.press(key)
+        assert (slider.get_attribute("aria-valuetext") or "").startswith(value)
+    assert page.locator("#before").get_attribute("alt") == "a.jpg before"
+    assert page.locator("#after").get_attribute("alt") == "a.jpg restored"
+    # Downloaded, one and all.
+    tab_to(page, "download")
+    name, one = saved(page, lambda: page.keyboard.press("Enter"))
+    assert name == "a_restored.png"
+    tab_to(page, "zip")
+    name, data = saved(page, lambda: page.keyboard.press("Enter"))
+    assert name == "restored.zip"
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["b_restored.png", "a_restored.png"]
+        assert archive.read("a_restored.png") == one
+    # Nothing is wider than the window.
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.page
+def test_a_result_of_before_is_gone_whatever_follows(page, tmp_path):
+    upload(page, photo(tmp_path / "someone.jpg"))
+    page.get_by_role("button", name="Restore this picture").click()
+    done(page)
+    button = page.locator("#download")
+    assert button.is_enabled()
+    page.get_by_label("Enlarge").fill("4")
+    assert "the settings are others now" in page.locator("#facts").inner_text()
+    # 400 x 400 is more than the page takes.
+    page.get_by_role("button", name="Restore again").click()
+    page.get_by_text("Not restored: enlarged it has 400 x 400, which is more than").wait_for()
+    assert button.is_disabled() and page.locator("#zip").is_disabled()
+    assert page.locator("#share").is_hidden()
+    assert page.evaluate("() => items[0].result") is None
+    page.get_by_label("Enlarge").fill("1")
+    page.get_by_role("button", name="Restore this picture").click()
+    done(page)
+    assert button.is_enabled() and page.locator("#problem").is_hidden()
+
+
+@pytest.mark.page
+def test_where_it_is_painted_it_is_restored(page, tmp_path):
+    """By keys: the brush goes from the middle to the right, a tenth of the width wide."""
+    upload(page, photo(tmp_path / "someone.png"))
+    tab_to(page, "painting")
+    page.keyboard.press("Enter")
+    for key in [" ", *["ArrowRight"] * 12, " "]:
+        page.keyboard.press(key)
+    assert page.locator("#status").inner_text() == "The brush is up."
+    tab_to(page, "restore")
+    page.keyboard.press("Enter")
+    done(page)
+    assert "where it was painted." in page.locator("#facts").inner_text()
+    name, data = saved(page, page.locator("#download").click)
+    made = np.asarray(Image.open(io.BytesIO(data)), int)
+    changed = np.abs(made - np.asarray(Image.open(tmp_path / "someone.png"), int)).max(axis=-1) > 0
+    assert changed[46:54, 55:95].mean() > 0.5
+    assert not changed[:40].any() and not changed[60:].any() and not changed[:, :40].any()
+
+
+@pytest.mark.page
+def test_what_is_waited_for_is_told_and_can_be_stopped(page, tmp_path):
+    upload(page, photo(tmp_path / "a.jpg"), photo(tmp_path / "b.jpg"))
+    words = {"state": "compiling", "seconds": 3, "expected": 20, "ahead": 0, "total": 0}
+    page.route("**/api/progress*", lambda route: route.fulfill(json=words))
+    page.route("**/api/restore*", lambda route: None)
+    page.get_by_role("button", name="Restore all (2)").click()
+    page.get_by_text("Compiling for this size, once, about 20 s (3 s so far).").wait_for()
+    words.update(state="restoring", done=2, total=9, unit="tiles")
+    page.get_by_text("Restoring: tiles 2 of 9.").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    done(page)
+    assert page.locator("#queue .state").all_inner_texts() == ["ready", "ready"]
+
+
+@pytest.mark.page
+def test_the_model_is_told_of_in_words_and_by_its_card(page):
+    page.get_by_text("The model is called nano.").wait_for()
+    page.get_by_text("Its card, for whoever knows models").click()
     page.get_by_role("heading", name="nano: the bundled model").wait_for()
-    page.get_by_role("button", name="Restore").click()
-    assert "Choose a picture first." in toast(page)
+    assert page.get_by_role("button", name="Restore this picture").is_disabled()
 
 
 @pytest.mark.page
 @pytest.mark.parametrize(
     ("data", "said"),
-    [(b"hello", "a.png: not a PNG, JPEG or WebP image"), (bomb(), "pixels")],
-    ids=["text", "bomb"],
+    [
+        (b"hello", "Cannot be restored: not a PNG, JPEG, WebP, TIFF, BMP, AVIF or HEIC image"),
+        (bomb(), "pixels"),
+        (bytes(200_001), "Cannot be restored: The file has more than 0.2 MiB."),
+    ],
+    ids=["text", "bomb", "large"],
 )
 def test_what_is_no_picture_is_refused_in_words(page, tmp_path, data, said):
     (tmp_path / "a.png").write_bytes(data)
     upload(page, tmp_path / "a.png")
-    assert said in toast(page)
-
-
-@pytest.mark.page
-def test_too_large_a_file_is_refused(page, tmp_path):
-    (tmp_path / "large.png").write_bytes(bytes(200_001))
-    upload(page, tmp_path / "large.png", press=False)
-    assert "size" in toast(page)
+    assert said in page.locator("#problem").inner_text()
+    assert page.locator("#restore").is_disabled()
 
 
 @pytest.mark.page
@@ -198,42 +298,8 @@ def test_the_policy_forbids_the_rest_of_the_world(page):
         assert page.evaluate(script) == "refused"
 
 
-def test_warnings_are_shown(tmp_path, monkeypatch, capsys):
-    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
-        monkeypatch.setenv(name, "")  # as it was, afterwards
+def test_warnings_are_shown(tmp_path, capsys):
     logging.getLogger("osdhuman_jax").setLevel(logging.NOTSET)
     assert app.main(["--model", str(tmp_path)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"app: {tmp_path}")
     assert logging.getLogger(pipeline.__name__).isEnabledFor(logging.WARNING)
-
-
-@pytest.mark.page
-def test_the_page_of_a_guided_model_has_a_slider(tmp_path):
-    save_model(tmp_path / "dual", tiny.DUAL_MODEL, random_restorer(tiny.DUAL_MODEL, 3))
-    labels = {}
-    for name, made in (
-        ("one prompt", halving()),
-        ("two prompts", Pipeline.from_folder(tmp_path / "dual", bucket=16)),
-    ):
-        (handler,) = page_module.build(made, "", 60_000, tmp_path).fns.values()
-        labels[name] = [component.label for component in handler.inputs]
-    assert labels["two prompts"] == [*labels["one prompt"], "Guidance"]
-    Image.fromarray(astronaut()[40:72, 200:248]).save(tmp_path / "someone.png")
-    file = (str(tmp_path / "someone.png"), None)
-    (_, one), (_, other) = (
-        handler.fn(file, 1, "none", guidance, lambda *_, **__: None)[0] for guidance in (1.0, 9.0)
-    )
-    assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() > 0
-
-
-@pytest.mark.page
-def test_a_want_of_memory_is_told_in_words(tmp_path, monkeypatch):
-    import gradio
-
-    blocks = page_module.build(halving(), "", 60_000, tmp_path)
-    (restore,) = (block.fn for block in blocks.fns.values())
-    monkeypatch.setattr(page_module, "encode", raising(MemoryError()))
-    with pytest.raises(gradio.Error, match="someone.jpg: out of memory: try a smaller"):
-        restore(
-            (str(photo(tmp_path / "someone.jpg")), None), 1, "none", None, lambda *_, **__: None
-        )

@@ -50,7 +50,7 @@ SIZES = {f"{name}.png": (60, 48) for name in PLAIN}
 SIZES |= {"one.png": (1, 1), "turned.png": (48, 60), "panorama.png": (200, 3000)}
 BAD = {
     "cut.jpg": "damaged image",
-    "text.png": "not a PNG, JPEG or WebP",
+    "text.png": "not a PNG, JPEG, WebP",
     "empty.webp": "empty file",
     "moving.webp": "animated image",
     "noise.png": "",
@@ -142,16 +142,16 @@ def test_a_picture_that_the_model_is_not_made_for_is_named_and_restored(tmp_path
 def test_what_a_folder_holds_besides_is_told(tmp_path, model, capsys):
     one_photo(tmp_path / "in")
     one_photo(tmp_path / "in", "b.jfif")
-    for name in ("c.HEIC", "d.heic", "e.tif", "notes.txt"):
+    for name in ("c.CR2", "d.cr2", "e.gif", "notes.txt"):
         (tmp_path / "in" / name).touch()
     assert run(model, tmp_path / "in", tmp_path / "out") == 0
     assert pngs(tmp_path / "out") == ["a.png", "b.png", "provenance.jsonl"]
-    told = "not restored: 2 .heic, 1 .tif\n"
+    told = "not restored: 2 .cr2, 1 .gif\n"
     assert capsys.readouterr().err.endswith(told)
     for name in ("a.jpg", "b.jfif"):
         (tmp_path / "in" / name).unlink()
     message = refused(capsys, "--input", tmp_path / "in", "--output", tmp_path / "out")
-    assert message.endswith("in (but 2 .heic, 1 .tif)\n")
+    assert message.endswith("in (but 2 .cr2, 1 .gif)\n")
 
 
 def test_flags_reach_the_pictures(tmp_path, model):

@@ -1,6 +1,5 @@
 """The command and the page with a DiffBody, the tiny one, end to end."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -13,8 +12,10 @@ from refusals import status
 
 from osdhuman_jax.api import Restorer
 from osdhuman_jax.commands import export, restore
-from osdhuman_jax.commands import page as page_module
+from osdhuman_jax.commands.page import Upload, restore_file
+from osdhuman_jax.commands.page_controls import controls, read_wish
 from osdhuman_jax.data.structures import pose_line
+from osdhuman_jax.images.codec import encode_png
 from osdhuman_jax.inference import many_steps
 
 
@@ -193,27 +194,18 @@ def test_a_program_in_one_file_is_refused(body, tmp_path, capsys):
     assert "takes many steps (DiffBody)" in capsys.readouterr().err
 
 
-def test_the_page_asks_for_what_the_model_takes(body, tmp_path):
-    pytest.importorskip("gradio")
+def test_the_page_asks_for_what_the_model_takes(body):
     pipeline = Restorer.load(body).pipeline
-    (handler,) = page_module.build(pipeline, "", 60_000, tmp_path).fns.values()
-    labels = [component.label for component in handler.inputs]
-    assert labels[3:] == ["Steps", "Seed", "Prompt"] and len(labels) == 6
-    (other,) = page_module.build(tiny.halving(), "", 60_000, tmp_path).fns.values()
-    assert len(other.inputs) == 3
-    Image.fromarray(tiny_diffbody.picture(0)).save(tmp_path / "someone.png")
+    names = [control.name for control in controls(pipeline)]
+    others = [control.name for control in controls(tiny.halving())]
+    assert set(names) - set(others) == {"steps", "seed", "prompt"}
+    form = {"color_fix": "none", "steps": "2", "seed": "7", "prompt": "a dog"}
     told: list[object] = []
-    file = (str(tmp_path / "someone.png"), "a.png")
-
-    def progress(at: object, **_: object) -> None:
-        told.append(at)
-
-    (_, after), download = handler.fn(file, 1, "none", 2, 7, "a dog", progress)
-    assert told[1:] == [(1, 2), (2, 2)] and download.value["path"].endswith("a.png")
+    given = Upload(encode_png(tiny_diffbody.picture(0)), "a.png", {})
+    wish = read_wish(form, pipeline)
+    made = restore_file(pipeline, given, wish, 60_000, lambda *at: told.append(at))
+    assert told == [(1, 2), (2, 2)]
     want = Restorer(pipeline)(
         tiny_diffbody.picture(0), color_fix="none", steps=2, seed=7, prompt="a dog", names=["a.png"]
     )
-    np.testing.assert_array_equal(np.asarray(after), want)
-    # Gradio gives each field's value and the progress in the order of the arguments.
-    for function, count in ((handler.fn, 6), (other.fn, 4)):
-        assert list(inspect.signature(function).parameters).index("progress") == count
+    np.testing.assert_array_equal(made.picture.rgb, want)

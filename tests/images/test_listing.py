@@ -53,13 +53,13 @@ def test_links_to_folders_are_followed_once_each(tmp_path):
 
 
 def test_other_pictures_are_counted_below_a_folder_alone(tmp_path):
-    put(tmp_path, dict.fromkeys(("a.jpg", "b.tif", "sub/c.TIF", "sub/d.gif", "e.txt"), b""))
-    assert other_pictures(tmp_path) == "1 .gif, 2 .tif"
+    put(tmp_path, dict.fromkeys(("a.jpg", "b.jxl", "sub/c.JXL", "sub/d.gif", "e.txt"), b""))
+    assert other_pictures(tmp_path) == "1 .gif, 2 .jxl"
     for name in ("loop", "sub/loop"):
         (tmp_path / name).symlink_to(tmp_path)
-    (tmp_path / "file.tif").symlink_to(tmp_path / "a.jpg")
-    assert other_pictures(tmp_path) == "1 .gif, 3 .tif"
-    for source in ("b.tif", "*", "none"):
+    (tmp_path / "file.jxl").symlink_to(tmp_path / "a.jpg")
+    assert other_pictures(tmp_path) == "1 .gif, 3 .jxl"
+    for source in ("b.jxl", "*", "none"):
         assert other_pictures(tmp_path / source) == ""
 
 
@@ -133,7 +133,7 @@ def test_names_that_are_no_utf8_are_listed_and_spelled(tmp_path):
 
 def test_training_and_curation_list_the_same(tmp_path):
     put(tmp_path, {"a.jpg": b"", "B/c.JFIF": b"", "._a.jpg": APPLE_DOUBLE, "._b.jpg": JPEG})
-    put(tmp_path, {"__MACOSX/d.jpg": JPEG, ".x/e.png": PNG, "f.tif": b"", "g.txt": b""})
+    put(tmp_path, {"__MACOSX/d.jpg": JPEG, ".x/e.png": PNG, "f.jxl": b"", "g.txt": b""})
     expected = ["._b.jpg", "B/c.JFIF", "a.jpg"]
     assert sorted(names(tmp_path)) == FolderSource(tmp_path).files == expected
     images = folders.read_folder("s", Notes(), tmp_path)
