@@ -21,7 +21,9 @@ Way = Literal["plain", "whole", "reduced"]
 Map = Float[Array, "b p c"]  # a feature map whose pixels are one axis
 Channels = Float[Array, " c"]
 
-SMALL = 2**17  # values of one group of one picture, up to which one kernel is best
+# Values of one group of one picture up to which one kernel is best, and up to which it is better
+# than XLA's program where blocks do not fit; by `python -m benchmarks.group_norm` on an H200.
+SMALL, MEDIUM = 2**15, 2**17
 # A large map's pixels and channels are multiples of these, so that blocks divide it.
 PIXELS, WIDTH = 512, 16
 
@@ -42,6 +44,7 @@ def way(platform: str, shape: tuple[int, ...], groups: int) -> Way:
     if platform != "cuda":
         return "plain"
     pixels, channels = math.prod(shape[1:-1]), shape[-1]
-    if pixels * (channels // groups) <= SMALL:
+    fits, values = not (pixels % PIXELS or channels % WIDTH), pixels * (channels // groups)
+    if values <= (SMALL if fits else MEDIUM):
         return "whole"
-    return "plain" if pixels % PIXELS or channels % WIDTH else "reduced"
+    return "reduced" if fits else "plain"

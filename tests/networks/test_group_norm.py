@@ -30,7 +30,9 @@ def small_tiles(monkeypatch):
 @pytest.mark.parametrize(
     ("platform", "shape", "expected"),
     [
-        ("cuda", (1, 64, 64, 320), "whole"),
+        ("cuda", (1, 32, 32, 640), "whole"),
+        ("cuda", (1, 64, 64, 320), "reduced"),
+        ("cuda", (1, 60, 60, 320), "whole"),  # no blocks divide it, but one kernel is enough
         ("cuda", (8, 8, 8, 1280), "whole"),
         ("cuda", (1, 7, 9, 320), "whole"),
         ("cuda", (1, 512, 512, 128), "reduced"),
