@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention as ReferenceAttention
 from flax import nnx
 
 from osdhuman_jax.networks import layers
+from osdhuman_jax.networks.target import traced_for
 
 ATOL = 1e-5
 
@@ -36,12 +37,15 @@ def test_downsample(size, asymmetric):
     close(call(ours, x), theirs(nchw(x)), ATOL)
 
 
+@pytest.mark.parametrize("name", ["cpu", "tpu"])
 @pytest.mark.parametrize("size", [None, (10, 14), (9, 13), (9, 14), (5, 7)])
-def test_upsample(size):
+def test_upsample(size, name):
     theirs = randomise(resnet.Upsample2D(16, use_conv=True))
     ours = from_torch(lambda rngs: layers.Upsample2D(16, **fp32(rngs)), theirs)
     x = normal(2, 5, 7, 16)
-    close(nnx.jit(lambda m, x: m(x, size))(ours, x), theirs(nchw(x), output_size=size), ATOL)
+    with traced_for(name):
+        got = nnx.jit(lambda m, x: m(x, size))(ours, x)
+    close(got, theirs(nchw(x), output_size=size), ATOL)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 7, 12])
