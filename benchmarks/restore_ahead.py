@@ -51,7 +51,7 @@ def row(name: str, program: Any, inputs: tuple[Any, ...], device: Any, options: 
     """Compile a part and tell what it takes."""
     # On no platform of its own: kernels of a device hide products from a count.
     with traced_for("none"):
-        work = flops.operations(jax.make_jaxpr(program)(*inputs))
+        work = flops.operations(jax.make_jaxpr(lambda *x: program(*x))(*inputs))
     placed = jax.sharding.SingleDeviceSharding(device)
     inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), inputs)
     before = time.perf_counter()

@@ -24,6 +24,8 @@ from osdhuman_jax.networks.types import ConvolutionOptions, LayerOptions, Timest
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
 
+SMALL = 32 * 32  # pixels of a map, up to which a TPU enlarges it before it convolves
+
 
 def conv1x1(in_channels: int, out_channels: int, **kw: Unpack[ConvolutionOptions]) -> nnx.Conv:
     """Pointwise convolution."""
@@ -227,6 +229,9 @@ def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
     Of the nine pixels under the kernel only four differ: the taps on equal ones are added first.
     Rows (and columns) 2 i see x's rows i - 1, i, i; rows 2 i + 1 see i, i, i + 1.
     """
+    # A TPU's units are not filled by small maps: there nothing is gained by fewer multiplications.
+    if platform() == "tpu" and x.shape[1] * x.shape[2] <= SMALL:
+        return conv(nearest(x, (2 * x.shape[1], 2 * x.shape[2])))
     # The taps are added in float32, and rounded once.
     x = x.astype(conv.dtype)
     kernel = conv.kernel[...].astype(jnp.float32)

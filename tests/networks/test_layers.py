@@ -37,9 +37,12 @@ def test_downsample(size, asymmetric):
     close(call(ours, x), theirs(nchw(x)), ATOL)
 
 
-@pytest.mark.parametrize("name", ["cpu", "tpu"])
+@pytest.mark.parametrize("small", [None, 0])
 @pytest.mark.parametrize("size", [None, (10, 14), (9, 13), (9, 14), (5, 7)])
-def test_upsample(size, name):
+def test_upsample(size, small, monkeypatch):
+    """As a CPU does it, and as a TPU enlarges a large map."""
+    monkeypatch.setattr(layers, "SMALL", small)
+    name = "cpu" if small is None else "tpu"
     theirs = randomise(resnet.Upsample2D(16, use_conv=True))
     ours = from_torch(lambda rngs: layers.Upsample2D(16, **fp32(rngs)), theirs)
     x = normal(2, 5, 7, 16)
