@@ -8,10 +8,13 @@ Nothing of it was measured. By the same account a product of two matrices of 819
 % of a v5e's published peak, and adding two large arrays half of its published bandwidth.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from benchmarks import absent
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 # Instructions that change where data lies, and nothing else.
@@ -21,6 +24,7 @@ MOVES |= {"dynamic-slice", "dynamic-update-slice", "gather", "copy-start", "copy
 BESIDE = {"parameter", "constant", "tuple", "get-tuple-element", "iota", "convert", "select"}
 BESIDE |= {"compare", "and", "or", "add-dependency"}
 KINDS = ("products", "fp32 products", "moves", "padding", "collectives", "the rest")
+HEAD = "estimate, ms | of the peak | moves | padding | fp32 products"  # of `cells`
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,19 @@ def account(text: str) -> Account:
         name = instruction.opcode.removesuffix("-start")
         if name in COLLECTIVES:
             count, size = collectives.get(name, (0, 0))
-            collectives[name] = count + times, size + times * _bytes(instruction.result)
+            collectives[name] = count + times, size + times * _bytes(instruction)
     return Account(dict(cycles), collectives, sorted(found, reverse=True))
+
+
+def cells(found: Account, device_kind: str, least: float) -> str:
+    """Cells below `HEAD`, empty for what is no TPU; `least` are the seconds at the chip's peak."""
+    chip = absent.chip(device_kind)
+    if chip is None or not found.total:
+        return " | ".join([""] * 5)
+    seconds = found.total / chip.clock
+    shares = [found.share(kind) for kind in ("moves", "padding", "fp32 products")]
+    parts = " | ".join(f"{share:.0%}" for share in shares)
+    return f"{seconds * 1e3:.2f} | {least / seconds:.0%} | {parts}"
 
 
 def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
@@ -126,7 +141,9 @@ def _kind(instruction: Instruction, computations: dict[str, list[Instruction]]) 
         return "fp32 products" if exact or _all_float32(inner) else "products"
     if codes <= MOVES | BESIDE and codes & MOVES:
         return "moves"
-    return "padding" if codes <= MOVES | BESIDE | {"pad", "maximum"} and "pad" in codes else "the rest"
+    return (
+        "padding" if codes <= MOVES | BESIDE | {"pad", "maximum"} and "pad" in codes else "the rest"
+    )
 
 
 def _inside(
@@ -155,12 +172,11 @@ def _told(instruction: Instruction) -> str:
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}
 
 
-def _bytes(result: str) -> int:
-    """Bytes of a result; of a tuple, of its largest member: the rest are what it is made of."""
+def _bytes(instruction: Instruction) -> int:
+    """Bytes of what a collective operation gives on a device."""
     sizes = [0]
-    for kind, axes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", result):
-        count = 1
-        for axis in axes.split(","):
-            count *= int(axis or 1)
+    for kind, axes in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", instruction.result):
+        count = math.prod(int(axis) for axis in axes.split(",") if axis)
         sizes.append(SIZES.get(kind, 4) * count)
-    return max(sizes)
+    # An asynchronous one names what goes in beside what comes out; others may join several arrays.
+    return max(sizes) if instruction.opcode.endswith("-start") else sum(sizes)

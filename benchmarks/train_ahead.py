@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.account import KINDS, Account, account
+from benchmarks import absent, account
 from osdhuman_jax.config import Config
 from osdhuman_jax.methods.lora import LoRA, LoRAParam
 from osdhuman_jax.methods.objectives import Frozen, draw
@@ -43,10 +43,10 @@ LAYERS = (
     *(SwinTransformerBlock, PatchEmbed, PatchMerging, HFIE, LPIPS),
     *(LoRA, nnx.Conv, nnx.Linear, GroupNorm, LayerNorm),
 )
-HEAD = (
-    "| network | layer | times | TFLOP each | at the peak, ms | estimate, ms | moves | padding "
-    "| fp32 | compiled in, s |\n" + "|---" * 10 + "|"
+COLUMNS = (
+    f"network | layer | times | GFLOP each | at the peak, ms | {account.HEAD} | compiled in, s"
 )
+HEAD = f"| {COLUMNS} |\n" + "|---" * 11 + "|"
 
 
 @dataclass
@@ -116,7 +116,7 @@ def networks(
 ) -> dict[str, list[tuple[Call, bool]]]:
     """Layers of every network of the generator's step, and whether their gradient is taken.
 
-    The encoder, the U-Net and the regularizer have adapters, of which the gradient is taken as well.
+    The encoder, the U-Net and the regularizer have adapters, whose gradient is taken as well.
     """
     model = nnx.merge(trainer.graphdef, state.params, frozen.restorer)
     graphdef, weights = nnx.split(model)
@@ -175,7 +175,7 @@ class Figures:
     """What a compiled layer takes: operations, the compiler's account, seconds to compile."""
 
     work: int
-    found: Account
+    found: account.Account
     compiled_in: float
 
 
@@ -188,4 +188,40 @@ def compiled(call: Call, backward: bool, device: Any, options: Any) -> Figures:
     inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), inputs)
     before = time.perf_counter()
     made = jax.jit(function).lower(*inputs).compile(options)
-    return Figures(work, account(made.as_text()), time.perf_counter() - before)
+    return Figures(work, account.account(made.as_text()), time.perf_counter() - before)
+
+
+def describe(
+    config: Config,
+    trainer: Trainer,
+    state: TrainState,
+    frozen: Frozen,
+    device: Any,
+    options: Any,
+) -> None:
+    """Print a row for every layer, as each is compiled, and one for each network's sum."""
+    peak, chip = flops.peak(device.device_kind), absent.chip(device.device_kind)
+    if peak is None or chip is None:
+        raise SystemExit(f"no account of layers for {device.device_kind}: name a slice of TPUs")
+    print(f"batch {config.data.batch_size} on one {device.device_kind}\n\n{HEAD}")
+    known: dict[Any, Figures] = {}
+    for name, calls in networks(trainer, state, frozen, config).items():
+        work = cycles = 0
+        for call, backward in calls:
+            # The regularizer's layers are the U-Net's.
+            key = (id(call), backward)
+            known[key] = known.get(key) or compiled(call, backward, device, options)
+            found = known[key]
+            least = found.work / peak
+            cells = account.cells(found.found, device.device_kind, least)
+            shape = "x".join(str(n) for n in call.inputs[0].shape)
+            print(
+                f"| {name} | {call.name} {shape} | {call.times} | {found.work / 1e9:.1f} "
+                f"| {least * 1e3:.2f} | {cells} | {found.compiled_in:.0f} |",
+                flush=True,
+            )
+            work, cycles = work + call.times * found.work, cycles + call.times * found.found.total
+        least, seconds = work / peak, cycles / chip.clock
+        print(
+            f"| {name} | the sum | | {work / 1e9:.1f} | {least * 1e3:.2f} | {seconds * 1e3:.2f} | |"
+        )

@@ -127,7 +127,7 @@ def test_products_of_weights_are_bfloat16(restoration):
 
 
 def test_the_one_step_is_float32(target, restorer):
-    """Eq. 2: no array of the latent's shape is of bfloat16 from the encoder's end to the decoder."""
+    """Eq. 2: from the encoder to the decoder no array of the latent's shape is bfloat16."""
     graphdef, weights = nnx.split(restorer)
     latent = jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 4), jnp.float32)
     tokens = jax.ShapeDtypeStruct((BATCH, 3, 8), jnp.float32)
@@ -148,7 +148,7 @@ def test_a_tpus_compiler_keeps_these_types(restorer):
     pytest.importorskip("libtpu")
     graphdef, weights = nnx.split(restorer)
     picture = jax.ShapeDtypeStruct((BATCH, SIDE, SIDE, 3), jnp.float32)
-    with absent.device("v5e:2x2") as (device, options):
+    with absent.devices("v5e:2x2") as ((device, *_), options):
         placed = jax.sharding.SingleDeviceSharding(device)
         arguments = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), (weights, picture)
