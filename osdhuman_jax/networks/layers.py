@@ -32,6 +32,21 @@ def conv1x1(in_channels: int, out_channels: int, **kw: Unpack[ConvolutionOptions
     return nnx.Conv(in_channels, out_channels, (1, 1), (1, 1), padding="VALID", **kw)
 
 
+class Projection(nnx.Linear):
+    """A linear layer that is trained: its bias is added, and its gradient summed, in float32.
+
+    Summed in bfloat16 over the tokens of a batch, a gradient would have two digits at most.
+    """
+
+    def __call__(self, x: Array) -> Array:
+        dtype = self.dtype or x.dtype
+        y = jnp.matmul(x.astype(dtype), self.kernel[...].astype(dtype), precision=self.precision)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(jnp.float32).reshape(*[1] * (y.ndim - 1), -1)
+        return (y.astype(jnp.float32) + bias).astype(dtype)
+
+
 class GroupNorm(nnx.GroupNorm):
     """PyTorch's numerics: statistics in two passes and in float32; the result is in `dtype`."""
 
