@@ -106,7 +106,7 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
             name = head[2]
             entry = name if head[1] else entry
             found[name] = []
-        body = re.match(r"\s+(?:ROOT )?%[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(", line)
+        body = re.match(r"\s+(?:ROOT )?%[\w.\-]+ = (.+?) ([a-z][\w\-]*)\(", line)
         if body and name:
             found[name].append(Instruction(body[2], body[1], line))
     return found, entry
