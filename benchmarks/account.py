@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from benchmarks import absent
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+COLLECTIVES += ("send",)  # between slices
 # Instructions that change where data lies, and nothing else.
 MOVES = {"copy", "slice", "concatenate", "transpose", "reshape", "bitcast", "broadcast"}
 MOVES |= {"dynamic-slice", "dynamic-update-slice", "gather", "copy-start", "copy-done"}
@@ -179,4 +180,5 @@ def _bytes(instruction: Instruction) -> int:
         count = math.prod(int(axis) for axis in axes.split(",") if axis)
         sizes.append(SIZES.get(kind, 4) * count)
     # An asynchronous one names what goes in beside what comes out; others may join several arrays.
-    return max(sizes) if instruction.opcode.endswith("-start") else sum(sizes)
+    one = instruction.opcode.endswith("-start") or instruction.opcode == "send"
+    return max(sizes) if one else sum(sizes)
