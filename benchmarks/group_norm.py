@@ -37,7 +37,7 @@ from flax import nnx
 
 from benchmarks import absent, restore_ahead
 from osdhuman_jax.config import ModelConfig
-from osdhuman_jax.networks import group_norm_kernels, layers
+from osdhuman_jax.networks import group_norm_kernels, layers, upsampling
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
 
@@ -114,9 +114,9 @@ def enlarging(channels: int, kind: str) -> Callable[..., Any]:
         state = nnx.State({"kernel": nnx.Param(kernel), "bias": nnx.Param(bias)})
         conv = nnx.merge(graphdef, state)
         if kind == "nine taps":
-            return conv(layers.nearest(x, (2 * x.shape[1], 2 * x.shape[2])))
-        with mock.patch.object(layers, "GPUS", layers.GPUS if kind == "at once" else ()):
-            return layers.upsampled(conv, x)
+            return conv(upsampling.nearest(x, (2 * x.shape[1], 2 * x.shape[2])))
+        with mock.patch.object(upsampling, "GPUS", upsampling.GPUS if kind == "at once" else ()):
+            return upsampling.upsampled(conv, x)
 
     return run
 

@@ -2,8 +2,9 @@
 
 Each part of a restorer is a program of its own, since the compilers take far longer for the whole:
 the prompt of a picture, the encoder, the U-Net's one step, the decoder. Told are its operations,
-its memory, the seconds in which the device's peak would do the operations, and those that the
-compiler estimates (TPUs alone). Neither was measured: no program can be faster than the first.
+its memory, the seconds in which the device's peak would do the operations, and, of a TPU, those
+that its compiler estimates and what takes them (account.py). Nothing was measured: no program can
+be faster than the first.
 """
 
 import time
@@ -14,15 +15,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks import absent
+from benchmarks import absent, account
 from osdhuman_jax.config import ModelConfig
 from osdhuman_jax.networks.target import traced_for
 from osdhuman_jax.training import flops
 from osdhuman_jax.weights.model_folder import abstract_restorer
 
 HEAD = (
-    "| part | TFLOP | weights, GB | computed, GB | at the peak, ms | compiler's estimate, ms "
-    "| compiled in, s |\n|---|---|---|---|---|---|---|"
+    f"| part | TFLOP | weights, GB | computed, GB | at the peak, ms | {account.HEAD} "
+    "| compiled in, s |\n" + "|---" * 11 + "|"
 )
 
 
@@ -51,24 +52,23 @@ def row(name: str, program: Any, inputs: tuple[Any, ...], device: Any, options: 
     """Compile a part and tell what it takes."""
     # On no platform of its own: kernels of a device hide products from a count.
     with traced_for("none"):
-        work = flops.operations(jax.make_jaxpr(program)(*inputs))
+        work = flops.operations(jax.make_jaxpr(lambda *x: program(*x))(*inputs))
     placed = jax.sharding.SingleDeviceSharding(device)
     inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), inputs)
     before = time.perf_counter()
     compiled = jax.jit(program).lower(*inputs).compile(options)
     seconds = time.perf_counter() - before
     memory = compiled.memory_analysis()
-    cost = compiled.cost_analysis() or {}
-    estimate = cost.get("optimal_seconds", 0.0)
     peak = flops.peak(device.device_kind)
+    least = work / peak if peak else 0.0
     return " | ".join(
         (
             f"| {name}",
             f"{work / 1e12:.3g}",
             f"{memory.argument_size_in_bytes / 1e9:.2f}",
             f"{memory.temp_size_in_bytes / 1e9:.2f}",
-            f"{work / peak * 1e3:.2f}" if peak else "",
-            f"{estimate * 1e3:.2f}" if estimate > 0 else "",
+            f"{least * 1e3:.2f}" if peak else "",
+            account.cells(account.account(compiled.as_text()), device.device_kind, least),
             f"{seconds:.0f} |",
         )
     )
@@ -76,7 +76,7 @@ def row(name: str, program: Any, inputs: tuple[Any, ...], device: Any, options: 
 
 def describe(config: ModelConfig, size: int, batch: int, precision: str, target: str) -> None:
     """Print the table of all parts, row by row."""
-    with absent.device(target) as (device, options):
+    with absent.devices(target) as ((device, *_), options):
         parts = parts_of(config, size, batch, precision)
         print(f"{size} x {size}, batch {batch}, {precision}, for {device.device_kind}\n\n{HEAD}")
         for name, (own, inputs, function) in parts.items():

@@ -6,7 +6,8 @@ median), pictures a second, peak memory, operations and utilisation. `--peer` ti
 of the same arithmetic before it, alone in a process of its own: as it is, or with gradient
 checkpointing, which computes every block twice; with `--peer_alone` nothing else. `--aot` compiles
 without running anything: memory and operations of a size that the machine could not hold, on
-`--target` even for a GPU or a TPU that is not here. `--figures` leaves the operations out, which
+`--target` even for a GPU or a TPU that is not here; on a TPU's slice over a mesh of all its chips,
+with `--layers` layer by layer (train_ahead.py). `--figures` leaves the operations out, which
 take long to count, and ends with a line of JSON.
 """
 
@@ -15,6 +16,7 @@ import json
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -25,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks import absent
+from benchmarks import absent, account, train_ahead
 from configs import diffbody, diffbody_cleaner, haodiff, haodiff_dpg
 from configs.models import nano, tiny, tiny_dual
 from osdhuman_jax.config import Config, ModelConfig
@@ -45,7 +47,7 @@ from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.types import LayerOptions
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
-from osdhuman_jax.training import experiment, flops, train_step
+from osdhuman_jax.training import experiment, flops, sharding, train_step
 from osdhuman_jax.weights.model_folder import DTYPES, abstract, abstract_restorer
 
 # Sizes of the model, side of the pictures, and what divides VGG16's widths.
@@ -147,10 +149,22 @@ def shapes_of(config: Config, narrow: int) -> tuple[train_step.Trainer, Any, Any
     return trainer, *jax.eval_shape(start, states)
 
 
-def on(device: Any, shapes: Any) -> Any:
-    """The same shapes, placed."""
-    sharding = jax.sharding.SingleDeviceSharding(device)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+def on(devices: list[Any], fsdp: int, state: Any, frozen: Any, batch: Any) -> tuple[Any, Any, Any]:
+    """The same shapes, placed on all devices as a run places its arrays."""
+    shape = (len(devices) // fsdp, fsdp)
+    kinds = (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Auto)
+    mesh = jax.sharding.Mesh(np.array(devices).reshape(shape), ("data", "fsdp"), axis_types=kinds)
+
+    def put(shapes: Any, where: Callable[[tuple[int, ...]], Any]) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x.shape)), shapes
+        )
+
+    return (
+        put(state, lambda _: sharding.replicated(mesh)),
+        put(frozen, lambda shape: sharding.weight_sharding(mesh, shape)),
+        put(batch, lambda _: sharding.batch_sharding(mesh)),
+    )
 
 
 def filled(shapes: Any, seed: int) -> Any:
@@ -246,7 +260,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--figures", action="store_true", help="end with a line of JSON")
     parser.add_argument("--aot", action="store_true", help="compile only")
     parser.add_argument("--target", type=absent.target, help="of --aot: h200, or a slice: v5e:2x4")
+    parser.add_argument("--fsdp", type=int, default=1, help="of --target: devices of that axis")
+    parser.add_argument("--layers", action="store_true", help="of --target: layer by layer")
     args = parser.parse_args(argv)
+    if args.layers and not args.target:
+        parser.error("--layers goes with --target")
     if args.peer and args.preset in CONFIGS:
         parser.error("--peer is a step of the paper's: of a preset that is not a config")
     if args.peer_alone and not args.peer:
@@ -263,13 +281,15 @@ def describe(
     memory = compiled.memory_analysis()
     temporary = memory.temp_size_in_bytes / 1e9
     total = memory.argument_size_in_bytes / 1e9 + temporary
+    said = account.account(compiled.as_text()).collectives
+    told = "".join(f"\n{k}: {n}, {size / 1e6:.1f} MB" for k, (n, size) in said.items())
     counted = f"a step: {work / 1e12:.4g} TFLOP, {work / args.batch / 1e12:.4g} a picture\n"
     return (
         f"{args.preset}, batch {args.batch}, {args.precision}, remat {args.remat}, "
         f"for {device.device_kind}\n"
         f"{counted if work else ''}"
         f"memory: {total:.3f} GB, of which {temporary:.3f} for what is computed\n"
-        f"compiled in {seconds:.0f} s"
+        f"compiled in {seconds:.0f} s{told}"
     )
 
 
@@ -292,15 +312,21 @@ def main(argv: list[str] | None = None) -> None:
     if args.peer_alone:
         return
     # Our step: compiled from shapes alone, and described.
-    here = nullcontext((jax.devices()[0], None))
-    target = absent.device(args.target) if args.target else here
+    here = nullcontext((jax.devices()[:1], None))
+    target = absent.devices(args.target) if args.target else here
     config, narrow = experiment_of(args), narrow_of(args)
+    if args.layers:
+        with target as (devices, options):
+            config.data.batch_size //= len(devices)
+            train_ahead.describe(config, *shapes_of(config, narrow), devices[0], options)
+        return
     trainer, state, frozen = shapes_of(config, narrow)
     work = 0 if args.figures else flops.step_flops(trainer, state, frozen)
     before = time.perf_counter()
     step = jax.jit(trainer.step, donate_argnums=0)
-    with target as (device, options):
-        inputs = on(device, (state, frozen, flops.batch_shapes(config.data)))
+    with target as (devices, options):
+        device = devices[0]
+        inputs = on(devices, args.fsdp, state, frozen, flops.batch_shapes(config.data))
         compiled = step.lower(*inputs).compile(options)
     compiled_in = time.perf_counter() - before
     print(describe(args, compiled, device, work, compiled_in), flush=True)

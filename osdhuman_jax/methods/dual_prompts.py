@@ -19,7 +19,7 @@ from jax.typing import DTypeLike
 
 from osdhuman_jax.methods.prompts import HFIE, Images
 from osdhuman_jax.networks.configs import DualPromptConfig, HFIEConfig
-from osdhuman_jax.networks.layers import Feature, LayerNorm
+from osdhuman_jax.networks.layers import Feature, LayerNorm, Projection
 from osdhuman_jax.networks.performer import PerformerLayer
 from osdhuman_jax.networks.rrdbnet import unshuffled
 from osdhuman_jax.networks.swinir import RESTORED, BranchedSwinIR
@@ -40,7 +40,7 @@ class PromptEmbedder(nnx.Module):
         if config.side % patch:
             raise ValueError(f"patches of {patch} do not tile a map of {config.side}")
         self.patch = patch
-        self.proj1 = nnx.Linear(inputs, dim, **kw)
+        self.proj1 = Projection(inputs, dim, **kw)
         param_dtype = kw.get("param_dtype", jnp.float32)
         places = jax.random.normal(kw["rngs"].params(), (1, config.side**2, dim), param_dtype)
         self.pos_embed = nnx.Param(0.02 * places)
@@ -54,7 +54,7 @@ class PromptEmbedder(nnx.Module):
             )
             for _ in range(config.num_layers)
         )
-        self.linear_embed = nnx.Linear(dim * patch**2, width, **kw)
+        self.linear_embed = Projection(dim * patch**2, width, **kw)
         pool = HFIEConfig(num_queries=config.out_tokens, num_heads=config.num_heads_pool)
         self.attn_pool = HFIE(
             pool, dim=width, kv_dim=width, dtype=kw.get("dtype", jnp.float32), rngs=kw["rngs"]

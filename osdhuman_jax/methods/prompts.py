@@ -28,6 +28,7 @@ from osdhuman_jax.images.sizes import Pixels, squash
 from osdhuman_jax.networks.attention import attend, join_heads, split_heads
 from osdhuman_jax.networks.clip import CLIPTextModel
 from osdhuman_jax.networks.configs import HFIEConfig
+from osdhuman_jax.networks.layers import Projection
 from osdhuman_jax.networks.swin import RAMEncoder
 from osdhuman_jax.networks.tagger import Tagger, select_tags
 from osdhuman_jax.networks.types import Image, Tokens
@@ -67,7 +68,7 @@ class HFIE(nnx.Module):
             raise ValueError(f"tokens of width {dim} have no {config.num_heads} heads")
         # Uniform in Glorot's bounds, as PyTorch's MultiheadAttention begins.
         linear = partial(
-            nnx.Linear,
+            Projection,
             kernel_init=jax.nn.initializers.xavier_uniform(),
             dtype=dtype,
             rngs=rngs,

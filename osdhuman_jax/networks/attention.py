@@ -23,8 +23,13 @@ FLASH_WIDTH = 128
 # On a CPU, by measurement: weights of one head from which blocks pay, and queries of a block.
 LARGE = 2**16
 BLOCK = 512
+# On a TPU, by its compiler's account for a v5e: weights of one head from which strips pay, and
+# rows of weights, of all heads together, in a strip of at least `ROWS` queries.
+LONG = 2**22
+STRIP = 1024
+ROWS = 256
 
-Kernel = Literal["cudnn", "blocks", "xla"]
+Kernel = Literal["cudnn", "blocks", "strips", "xla"]
 
 
 def kernel(
@@ -32,7 +37,8 @@ def kernel(
 ) -> Kernel:
     """Which program computes an attention whose heads have `width` channels.
 
-    They are cuDNN's fused one, ours by blocks on a CPU, and XLA's, which stores every weight.
+    They are cuDNN's fused one, ours by blocks on a CPU, ours by strips on a TPU, and XLA's, which
+    stores every weight.
     `lengths` are the numbers of queries and of keys; `biased` says whether logits get a bias.
     """
     # cuDNN takes the U-Net's heads of 64 channels, not the VAE's one of 512. JAX's gradient of it
@@ -43,8 +49,9 @@ def kernel(
     if platform == "cuda" and half and fits and even and not biased:
         return "cudnn"
     # A bias, as Swin's windows have it, is not cut into blocks: windows are small.
-    large = math.prod(lengths) >= LARGE
-    return "blocks" if platform == "cpu" and large and not biased else "xla"
+    own: dict[str, tuple[Kernel, int]] = {"cpu": ("blocks", LARGE), "tpu": ("strips", LONG)}
+    name, least = own.get(platform, ("xla", 0))
+    return name if math.prod(lengths) >= least and not biased else "xla"
 
 
 def attend(
@@ -63,6 +70,8 @@ def attend(
     chosen = kernel(platform(), q.dtype, q.shape[-1], lengths, bias is not None)
     if chosen == "blocks":
         return by_blocks(q, k, v)
+    if chosen == "strips":
+        return by_strips(q, k, v)
     # JAX's own function mixes float32 and bfloat16, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         return jax.nn.dot_product_attention(q, k, v, bias=bias, implementation=chosen)
@@ -99,6 +108,31 @@ def by_blocks(
     out = jax.lax.map(head, (rows.reshape(-1, count, size, width), split(k), split(v)))
     out = out.reshape(batch, heads, -1, width)[:, :, :length]  # [B, heads, T, D]
     return out.transpose(0, 2, 1, 3)  # [B, T, heads, D]
+
+
+def by_strips(
+    q: Float[Array, "b t h d"], k: Float[Array, "b s h d"], v: Float[Array, "b s h d"]
+) -> Float[Array, "b t h d"]:
+    """`attend` some queries of every picture at a time, so that the weights stay on a TPU's chip.
+
+    Written to its memory and read again, float32 logits of a large map take longer than the
+    products. Pictures stay side by side: they lie on different devices. The backward pass computes
+    a strip's weights again.
+    """
+    batch, length, heads, width = q.shape
+    rows = max(STRIP // heads, ROWS)
+    count = -(-length // rows)
+
+    @jax.checkpoint
+    def strip(q: Array) -> Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return jax.nn.dot_product_attention(q, k, v, implementation="xla")
+
+    # The last strip is filled up with zeros, whose results are cut off.
+    padded = jnp.pad(q, ((0, 0), (0, count * rows - length), (0, 0), (0, 0)))
+    strips = padded.reshape(batch, count, rows, heads, width).swapaxes(0, 1)
+    out = jax.lax.map(strip, strips).swapaxes(0, 1)  # [B, strips, rows, heads, D]
+    return out.reshape(batch, -1, heads, width)[:, :length]  # [B, T, heads, D]
 
 
 def split_heads(x: Float[Array, "b t c"], heads: int) -> Float[Array, "b t h d"]:

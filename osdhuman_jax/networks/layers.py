@@ -21,15 +21,30 @@ from osdhuman_jax.networks.group_norm import Norm, way
 from osdhuman_jax.networks.remat import rematerialised
 from osdhuman_jax.networks.target import platform
 from osdhuman_jax.networks.types import ConvolutionOptions, LayerOptions, Timestep
+from osdhuman_jax.networks.upsampling import nearest, upsampled
 
 Resized = Float[Array, "b _ _ _"]  # a feature map of another size or width
 Sequence = Float[Array, "b t c"]
-GPUS = ("cuda", "gpu")  # as `platform` calls them
 
 
 def conv1x1(in_channels: int, out_channels: int, **kw: Unpack[ConvolutionOptions]) -> nnx.Conv:
     """Pointwise convolution."""
     return nnx.Conv(in_channels, out_channels, (1, 1), (1, 1), padding="VALID", **kw)
+
+
+class Projection(nnx.Linear):
+    """A linear layer that is trained: its bias is added, and its gradient summed, in float32.
+
+    Summed in bfloat16 over the tokens of a batch, a gradient would have two digits at most.
+    """
+
+    def __call__(self, x: Array) -> Array:
+        dtype = self.dtype or x.dtype
+        y = jnp.matmul(x.astype(dtype), self.kernel[...].astype(dtype), precision=self.precision)
+        if self.bias is None:
+            return y
+        bias = self.bias[...].astype(jnp.float32).reshape(*[1] * (y.ndim - 1), -1)
+        return (y.astype(jnp.float32) + bias).astype(dtype)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -209,20 +224,6 @@ def depth_to_space(x: Feature, factor: int) -> Resized:
     return x.reshape(b, h * factor, w * factor, -1)  # [B, f H, f W, C/f^2]
 
 
-def nearest(x: Feature, size: tuple[int, int]) -> Float[Array, "b _ _ c"]:
-    """Resize by PyTorch's `nearest` rule: source index = floor(i * in / out)."""
-    _, h, w, _ = x.shape
-    if size == (h, w):
-        return x
-    # The usual case needs no gather, which is slow on every accelerator.
-    if size == (2 * h, 2 * w):
-        return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)  # [B, 2H, 2W, C]
-    # In integers, where the quotient of floats may fall below a whole number.
-    rows = jnp.arange(size[0]) * h // size[0]
-    columns = jnp.arange(size[1]) * w // size[1]
-    return x[:, rows][:, :, columns]  # [B, *size, C]
-
-
 class Upsample2D(nnx.Module):
     """Nearest resize (x2, or to the size of the skip to be joined), then a 3x3 convolution."""
 
@@ -235,61 +236,6 @@ class Upsample2D(nnx.Module):
         if size in (None, twice) and isinstance(self.conv, nnx.Conv):
             return upsampled(self.conv, x)
         return self.conv(nearest(x, size or twice))
-
-
-def upsampled(conv: nnx.Conv, x: Feature) -> Float[Array, "b _ _ c"]:
-    """`conv(nearest(x, twice its size))` of a 3x3 convolution in 4/9 of the multiplications.
-
-    Of the nine pixels under the kernel only four differ: the taps on equal ones are added first.
-    Rows (and columns) 2 i see x's rows i - 1, i, i; rows 2 i + 1 see i, i, i + 1.
-    """
-    # The taps are added in float32, and rounded once.
-    x = x.astype(conv.dtype)
-    kernel = conv.kernel[...].astype(jnp.float32)
-    rows = [_added(kernel, parity, axis=0) for parity in range(2)]
-    taps = [_added(row, parity, axis=1).astype(conv.dtype) for row in rows for parity in range(2)]
-    # 2x2 taps for each of the four places that a pixel has in its square.
-    quarters = (at_once if platform() in GPUS else one_by_one)(conv, x, taps)
-    # Each is a fourth of the result, to be woven together.
-    b, h, w, c = quarters[0].shape
-    out = jnp.concatenate(quarters, axis=-1).reshape(b, h, w, 2, 2, c)  # [B, H, W, row, column, C]
-    out = out.transpose(0, 1, 3, 2, 4, 5).reshape(b, 2 * h, 2 * w, c)  # [B, 2H, 2W, C]
-    return out if conv.bias is None else out + conv.bias[...].astype(out.dtype)[None, None, None]
-
-
-# The places in their order: rows outside, columns inside.
-PLACES = ((0, 0), (0, 1), (1, 0), (1, 1))
-
-
-def one_by_one(conv: nnx.Conv, x: Feature, taps: list[Array]) -> list[Resized]:
-    """Four convolutions by 2x2 taps, each padded on the two sides that it needs."""
-    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
-    return [
-        jax.lax.conv_general_dilated(x, tap, (1, 1), ((1 - i, i), (1 - j, j)), **settings)
-        for tap, (i, j) in zip(taps, PLACES, strict=True)
-    ]
-
-
-def at_once(conv: nnx.Conv, x: Feature, taps: list[Array]) -> list[Resized]:
-    """`one_by_one` as one convolution to four times the channels, of which each takes its part.
-
-    cuDNN pads opposite sides alike. Four convolutions would get a padded copy of the map each.
-    """
-    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "precision": conv.precision}
-    joined = jnp.concatenate(taps, axis=-1)  # [2, 2, C, 4 O]
-    wide = jax.lax.conv_general_dilated(x, joined, (1, 1), ((1, 1), (1, 1)), **settings)
-    # Padded on all sides there is a row too many and a column.
-    (h, w), parts = x.shape[1:3], jnp.split(wide, 4, axis=-1)  # [B, H + 1, W + 1, O] each
-    return [y[:, i : i + h, j : j + w] for y, (i, j) in zip(parts, PLACES, strict=True)]
-
-
-def _added(kernel: Array, parity: int, axis: int) -> Array:
-    """Three taps on a line of an enlarged picture as two on the lines that it came from.
-
-    `parity` says whether that line is an even one (0) or an odd one (1).
-    """
-    a, b, c = jnp.split(kernel, 3, axis)
-    return jnp.concatenate([a, b + c] if parity == 0 else [a + b, c], axis)
 
 
 class Attention(nnx.Module):

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 
 from osdhuman_jax.networks.configs import RRDBNetConfig
 from osdhuman_jax.networks.convolution import Conv3x3, Feature
-from osdhuman_jax.networks.layers import upsampled
 from osdhuman_jax.networks.types import Image, LayerOptions
+from osdhuman_jax.networks.upsampling import upsampled
 
 # Both are BasicSR's, and are no part of the weights' files.
 SLOPE = 0.2  # of every LeakyReLU

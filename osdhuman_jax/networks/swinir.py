@@ -25,11 +25,11 @@ from osdhuman_jax.networks.layers import (
     LayerNorm,
     Resized,
     conv1x1,
-    upsampled,
 )
 from osdhuman_jax.networks.remat import rematerialised
 from osdhuman_jax.networks.swin import BasicLayer
 from osdhuman_jax.networks.types import Image, LayerOptions
+from osdhuman_jax.networks.upsampling import upsampled
 
 # DIV2K's mean of RGB in [0, 1]. HAODiff takes it from pictures in [-1, 1] all the same, and the
 # weights know it so. It is in the code of SwinIR, and no part of the weights' files.

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from osdhuman_jax.networks.configs import SwinIRConfig
 from osdhuman_jax.networks.convolution import Conv3x3
-from osdhuman_jax.networks.layers import Feature, Identity, LayerNorm, Resized, upsampled
+from osdhuman_jax.networks.layers import Feature, Identity, LayerNorm, Resized
 from osdhuman_jax.networks.rrdbnet import Larger, unshuffled
 from osdhuman_jax.networks.swinir import (
     FIRST_SLOPE,
@@ -28,6 +28,7 @@ from osdhuman_jax.networks.swinir import (
     swin_group,
 )
 from osdhuman_jax.networks.types import Image, LayerOptions
+from osdhuman_jax.networks.upsampling import upsampled
 
 # What stands behind the body, by the released code's names; "" adds the body's output to the input.
 UPSAMPLERS = ("nearest+conv", "pixelshuffle", "pixelshuffledirect", "")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from convert import normal
 
-from osdhuman_jax.networks.attention import BLOCK, LARGE, by_blocks, kernel
+from osdhuman_jax.networks.attention import BLOCK, LARGE, ROWS, by_blocks, by_strips, kernel
 from osdhuman_jax.networks.attention import attend as plain_attend
 from osdhuman_jax.networks.target import platform, traced_for
 
@@ -58,6 +58,9 @@ def test_bias_stays_float32_beside_bfloat16():
         ("cuda", jnp.bfloat16, 64, (4096, 77), False, "xla"),  # a prompt's tokens
         ("cpu", jnp.float32, 64, (4096, 4096), False, "blocks"),
         ("cpu", jnp.float32, 32, (4096, 4096), True, "xla"),
+        ("tpu", jnp.bfloat16, 64, (4096, 4096), False, "strips"),
+        ("tpu", jnp.bfloat16, 64, (1024, 1024), False, "xla"),  # fits the chip as it is
+        ("gpu", jnp.bfloat16, 64, (4096, 4096), False, "xla"),
     ],
 )
 def test_kernel_is_the_best_that_applies(platform, dtype, width, lengths, biased, expected):
@@ -80,9 +83,12 @@ def test_blocks_are_the_formula(t):
     np.testing.assert_allclose(attend(q, k, v), formula(q, k, v), atol=1e-5)
 
 
-def test_blocks_have_the_gradients_of_the_formula():
-    arrays = [normal(1, BLOCK + 1, 2, 4, seed=i) for i in range(3)]
-    ours = jax.grad(lambda *x: jnp.sum(jnp.sin(by_blocks(*x))), (0, 1, 2))(*arrays)
+@pytest.mark.parametrize("function", [by_blocks, by_strips])
+def test_parts_have_the_gradients_of_the_formula(function):
+    length = {by_blocks: BLOCK, by_strips: ROWS}[function] + 1
+    arrays = [normal(1, length, 8, 4, seed=i) for i in range(3)]
+    np.testing.assert_allclose(jax.jit(function)(*arrays), formula(*arrays), atol=1e-5)
+    ours = jax.grad(lambda *x: jnp.sum(jnp.sin(function(*x))), (0, 1, 2))(*arrays)
     xla = jax.nn.dot_product_attention
     theirs = jax.grad(lambda *x: jnp.sum(jnp.sin(xla(*x))), (0, 1, 2))(*arrays)
     for got, expected in zip(ours, theirs, strict=True):

@@ -1,7 +1,5 @@
 """Kernels of group norm, run as a GPU would by an interpreter, against XLA's program."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,13 +105,3 @@ def test_kernels_are_lowered_for_a_gpu_that_is_not_here(chosen):
         lowered = jax.jit(gradients).trace(x, channels, channels)
         text = lowered.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("gpu.triton") == {"whole": 2, "reduced": 4}[chosen]
-
-
-@pytest.mark.parametrize("size", [(5, 7), (4, 6)])
-def test_one_convolution_enlarges_as_four(monkeypatch, size):
-    conv = filled(lambda rngs: layers.Conv3x3(8, 8, dtype=jnp.float32, rngs=rngs))
-    enlarge = functools.partial(layers.upsampled, conv)
-    x = jnp.asarray(normal(2, *size, 8))
-    want = enlarge(x)
-    monkeypatch.setattr(layers, "GPUS", ("cpu",))
-    np.testing.assert_allclose(enlarge(x), want, rtol=0, atol=1e-6 * np.abs(want).max())

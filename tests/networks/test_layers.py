@@ -11,7 +11,8 @@ from diffusers.models import embeddings, resnet
 from diffusers.models.attention_processor import Attention as ReferenceAttention
 from flax import nnx
 
-from osdhuman_jax.networks import layers
+from osdhuman_jax.networks import layers, upsampling
+from osdhuman_jax.networks.target import traced_for
 
 ATOL = 1e-5
 
@@ -36,12 +37,17 @@ def test_downsample(size, asymmetric):
     close(call(ours, x), theirs(nchw(x)), ATOL)
 
 
+@pytest.mark.parametrize(("name", "small"), [("cpu", 0), ("cuda", 0), ("tpu", 0), ("tpu", 64)])
 @pytest.mark.parametrize("size", [None, (10, 14), (9, 13), (9, 14), (5, 7)])
-def test_upsample(size):
+def test_upsample(size, name, small, monkeypatch):
+    """As each platform enlarges a large map, and as some do a small one."""
+    monkeypatch.setattr(upsampling, "SMALL", {name: small})
     theirs = randomise(resnet.Upsample2D(16, use_conv=True))
     ours = from_torch(lambda rngs: layers.Upsample2D(16, **fp32(rngs)), theirs)
     x = normal(2, 5, 7, 16)
-    close(nnx.jit(lambda m, x: m(x, size))(ours, x), theirs(nchw(x), output_size=size), ATOL)
+    with traced_for(name):
+        got = nnx.jit(lambda m, x: m(x, size))(ours, x)
+    close(got, theirs(nchw(x), output_size=size), ATOL)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 7, 12])
@@ -50,7 +56,7 @@ def test_nearest_to_every_skip_size(side):
     x = normal(1, side, side, 1)
     for size in ((2 * side, 2 * side), (2 * side - 1, 2 * side), (2 * side, 2 * side - 1)):
         want = torch.nn.functional.interpolate(nchw(x), size=size, mode="nearest")
-        got = jax.jit(layers.nearest, static_argnums=1)(x, size)
+        got = jax.jit(upsampling.nearest, static_argnums=1)(x, size)
         np.testing.assert_array_equal(got, want.numpy().transpose(0, 2, 3, 1))
 
 
