@@ -17,7 +17,7 @@ from jaxtyping import Float
 from osdhuman_jax.networks.convolution import Feature, Kernel
 from osdhuman_jax.networks.target import platform
 
-Enlarged = Float[Array, "b _ _ c"]
+Enlarged = Float[Array, "b _ _ _"]  # of as many channels as the kernel has
 
 # As `platform` calls them: those whose library, cuDNN, pads opposite sides alike.
 GPUS = ("cuda", "gpu")
