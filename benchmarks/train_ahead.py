@@ -221,7 +221,5 @@ def describe(
                 flush=True,
             )
             work, cycles = work + call.times * found.work, cycles + call.times * found.found.total
-        least, seconds = work / peak, cycles / chip.clock
-        print(
-            f"| {name} | the sum | | {work / 1e9:.1f} | {least * 1e3:.2f} | {seconds * 1e3:.2f} | |"
-        )
+        least, seconds = 1e3 * work / peak, 1e3 * cycles / chip.clock
+        print(f"| {name} | the sum | | {work / 1e9:.1f} | {least:.2f} | {seconds:.2f} | | | | | |")
