@@ -31,7 +31,7 @@ from curate.engine.ledger import ShardLedger
 from curate.forget import check_known, forget
 from curate.plan import CurationPlan, parse_sources, read_plan
 from curate.publish.pack import check_container
-from curate.publish.tags import check_model
+from curate.publish.tags import check_model, read_tags
 from curate.quality import scores
 from curate.schema import InputError
 from curate.selection.decisions import read_statistics
@@ -142,6 +142,8 @@ def check_plan(plan: CurationPlan) -> None:
         read_review(Path(plan.review))
     if plan.stats:
         read_statistics(Path(plan.stats))
+    if plan.tags:
+        read_tags(Path(plan.tags))
 
 
 def one_flag(argv: Sequence[str]) -> list[str]:

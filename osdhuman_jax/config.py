@@ -94,10 +94,8 @@ class UseConfig:
     work_side: int = 0  # pixels; a picture whose shorter side has fewer is restored enlarged to it
     sides: tuple[int, int] = added((0, 0))  # pixels; shorter sides that it is made for, 0 = any
     sample: SampleConfig | None = added(None)  # of DiffBody
-    # What strength is: of STRENGTHS, or "" for the method's own.
-    strength_of: str = added("")
-    # Least similarity of a face that is not given back to the input; 0 = faces are not looked for.
-    keep_faces: float = added(0.0)
+    strength_of: str = added("")  # what strength is: of STRENGTHS, or "" for the method's own
+    keep_faces: float = added(0.0)  # least similarity of a face that is not given back; 0 = off
 
 
 @dataclass

@@ -47,7 +47,8 @@ def read_tags(path: Path) -> Tags:
     try:
         return {row["crop_id"]: row["tags"] for row in read_rows(path, ["crop_id", "tags"])}
     except (OSError, ValueError) as error:
-        raise TagError(f"--tags {path}: needs columns crop_id and tags: {error}") from None
+        what = "needs columns crop_id and tags (--tags= for none)"
+        raise TagError(f"--tags {path}: {what}: {error}") from None
 
 
 def check_model(model: Path) -> str:

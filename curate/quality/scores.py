@@ -189,13 +189,20 @@ def _widened(low: int, high: int, size: int) -> slice:
     return slice(start, min(size, start + high - low + missing))
 
 
+# What files of detectors end in.
+COUNTERS = (".onnx", ".pt", ".tgz")
+
+
 def _counter(config: ScoreConfig) -> DetectConfig:
     """The detector that counts people, at its usual settings. Raises ConfigError.
 
     A crop is 512 pixels wide, so that it is never looked at in tiles.
     """
     if not Path(config.persons).is_file():
-        raise ConfigError(f"--persons_weights {config.persons}: not there")
+        raise ConfigError(f"--persons_weights {config.persons}: no such file")
+    if not config.persons.endswith(COUNTERS):
+        kinds = "YOLO's .onnx or .pt, or the package of ssd, .tgz"
+        raise ConfigError(f"--persons_weights {config.persons}: no detector; give {kinds}")
     counter = DetectConfig(detect.counter_kind(config.persons), config.persons)
     detect.check(counter, needed=True)
     return counter

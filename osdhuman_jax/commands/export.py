@@ -2,6 +2,7 @@
 
     osdhuman export --size 512 --output nano.npz
     osdhuman export --size 512 --output nano.onnx
+    osdhuman export --size 512 --output nano.onnx --int8
 
 Both take and give uint8 pictures (batch, size, size, 3). An .npz holds a StableHLO program of
 jax.export beside its weights and needs JAX and NumPy alone:
@@ -11,19 +12,26 @@ jax.export beside its weights and needs JAX and NumPy alone:
     restored = program.call([file[f"weight_{i}"] for i in range(file["weights"])], pictures)
 
 An .onnx (extra `export`) holds its weights as constants, so models of 2 GB and more do not fit.
+With --int8 its U-Net computes in 8 bits, in ranges that degraded photographs show (int8.py).
 """
 
 import argparse
 import logging
 import sys
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from osdhuman_jax.cli import Parser, check_file, end, some_path
 from osdhuman_jax.disk import write_bytes
 from osdhuman_jax.inference.settings import PRECISIONS
 from osdhuman_jax.models import BUNDLED
 
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from osdhuman_jax.inference.int8 import Square
+
 SUFFIXES = (".npz", ".onnx")
+CLOSE = 40  # dB: 8 bits that are further from 32 than this are named
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -37,7 +45,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, default=1, help="pictures at a time")
     add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")
     add("--platform", choices=PLATFORMS, default=None, help="of an .npz; default: this machine's")
-    return parser.parse_args(argv)
+    add("--int8", action="store_true", help="the U-Net of an .onnx in 8 bits")
+    add(
+        "--calibrate",
+        type=some_path,
+        help="pictures as the model will be given them, for --int8; default: photographs that "
+        "dependencies ship, degraded",
+    )
+    args = parser.parse_args(argv)
+    if args.int8 and (args.output.suffix != ".onnx" or args.precision != "fp32"):
+        parser.error("--int8 goes with an .onnx in --precision fp32")
+    if args.calibrate and not args.int8:
+        parser.error("--calibrate goes with --int8")
+    return args
 
 
 def export(args: argparse.Namespace) -> bytes:
@@ -67,19 +87,39 @@ def export(args: argparse.Namespace) -> bytes:
     if args.size < 1 or args.size % multiple or args.batch_size < 1:
         raise ExportError(f"--size must be a multiple of {multiple}, --batch_size at least 1")
 
-    # The file.
+    # The file; a folder that cannot be read is told of before a minute's conversion.
+    pictures = calibration(args) if args.int8 else []
     shape = (args.batch_size, args.size, args.size, 3)
     if args.output.suffix == ".onnx":
-        return to_onnx(restorer, shape)
+        data = to_onnx(restorer, shape)
+        return in_int8(data, restorer.unet, pictures) if args.int8 else data
     default = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
     return to_npz(restorer, shape, args.platform or default)
+
+
+def calibration(args: argparse.Namespace) -> "list[Square]":
+    """Pictures of the file's size that show the ranges of 8 bits. Raises ValueError or OSError."""
+    from osdhuman_jax.inference.int8 import pictures_of, shipped
+
+    return pictures_of(args.calibrate, args.size) if args.calibrate else shipped(args.size)
+
+
+def in_int8(data: bytes, unet: "nnx.Module", pictures: "list[Square]") -> bytes:
+    """The ONNX file with its U-Net in 8 bits; says how close it is. Raises ValueError."""
+    from osdhuman_jax.inference.int8 import quantised
+
+    small, decibels = quantised(data, unet, pictures)
+    print(f"int8 is {decibels:.1f} dB from fp32, at the worst of {len(pictures)} pictures")
+    if decibels < CLOSE:
+        print(f"export: warning: that is less than {CLOSE}; look at what it makes", file=sys.stderr)
+    return small
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = parse_args(argv)
-    # The converter tells at length what it does without.
-    for name in ("jax2onnx", "onnx_ir"):
+    # The converter tells at length what it does without, and the quantiser what it would rather.
+    for name in ("jax2onnx", "onnx_ir", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         data = export(args)

@@ -20,6 +20,7 @@ from osdhuman_jax.networks.types import Image8
 Restore = Callable[[list[jax.Array], Image8], Image8]  # (weights, pictures) -> pictures
 
 ONNX_LIMIT = 2**31  # bytes of one protocol buffer
+EXTRA = "ONNX needs the extra: pip install 'osdhuman-jax[export]'"
 
 
 class ExportError(ValueError):
@@ -63,7 +64,7 @@ def to_onnx(restorer: OneStepRestorer, shape: tuple[int, ...]) -> bytes:
     try:
         from jax2onnx import to_onnx as convert
     except ImportError:
-        raise ExportError("ONNX needs the extra: pip install 'osdhuman-jax[export]'") from None
+        raise ExportError(EXTRA) from None
     restore, weights = program(restorer)
     # Weights become constants of the one protocol buffer that an .onnx is.
     if sum(weight.nbytes for weight in weights) >= ONNX_LIMIT:

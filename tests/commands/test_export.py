@@ -10,14 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from skimage.data import astronaut
 
 import osdhuman_jax.weights
 from osdhuman_jax.commands import export
 from osdhuman_jax.disk import file_digest
-from osdhuman_jax.images.codec import Picture
+from osdhuman_jax.images.codec import Picture, write_png
+from osdhuman_jax.inference import standalone
 from osdhuman_jax.inference.pipeline import Pipeline
 from osdhuman_jax.methods.prompts import TagPrompter
+from osdhuman_jax.networks.layers import Upsample2D
+from osdhuman_jax.weights import load_model
 
 SIDE = 128
 PHOTO = np.ascontiguousarray(astronaut()[20 : 20 + SIDE, 160 : 160 + SIDE])
@@ -59,14 +63,45 @@ def test_the_program_runs_alone(tmp_path, model, restored):
     assert apart.max() <= 1 and apart.mean() < 0.01
 
 
-def test_onnx_is_the_pipeline(tmp_path, model, restored):
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory, model: Path) -> Path:
+    """The model as an .onnx in float32."""
+    path = tmp_path_factory.mktemp("onnx") / "nano.onnx"
+    assert export.main(flags(model, path)) == 0
+    return path
+
+
+def test_onnx_is_the_pipeline(exact, restored):
     import onnxruntime
 
-    assert export.main(flags(model, tmp_path / "nano.onnx")) == 0
-    session = onnxruntime.InferenceSession(tmp_path / "nano.onnx")
+    session = onnxruntime.InferenceSession(exact)
     (got,) = session.run(None, {session.get_inputs()[0].name: PHOTO[None]})
     assert got.dtype == np.uint8 and got.shape == (1, SIDE, SIDE, 3)
     assert np.abs(got[0].astype(int) - restored).max() <= 1
+
+
+def test_int8_is_close_and_in_the_unet(tmp_path, model, exact, restored, capsys, monkeypatch):
+    import onnx
+    import onnxruntime
+
+    # The conversion takes longest, and is the other test's.
+    monkeypatch.setattr(standalone, "to_onnx", lambda *_: exact.read_bytes())
+    (tmp_path / "photos").mkdir()
+    write_png(tmp_path / "photos" / "astronaut.png", PHOTO)
+    path = tmp_path / "nano.onnx"
+    more = ["--int8", "--calibrate", str(tmp_path / "photos")]
+    assert export.main([*flags(model, path), *more]) == 0
+    decibels = float(capsys.readouterr().out.split("int8 is ")[1].split(" dB")[0])
+    (got,) = onnxruntime.InferenceSession(path).run(None, {"in_0": PHOTO[None]})
+    apart = got[0].astype(float) - restored
+    assert apart.any() and 10 * np.log10(255**2 / np.square(apart).mean()) > decibels - 0.5 > 30
+    # A weight of 8 bits for each of the U-Net's layers but those that enlarge, and for no others.
+    graph = onnx.load(path).graph
+    eight = [t for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims[1:]]
+    unet = load_model(model).restorer.unet
+    layers = [layer for _, layer in nnx.iter_modules(unet) if isinstance(layer, nnx.Conv)]
+    enlarging = [layer for _, layer in nnx.iter_modules(unet) if isinstance(layer, Upsample2D)]
+    assert len(eight) == len(layers) - len(enlarging) > 0
 
 
 def prompted(model: Path, folder: Path, kind: str) -> Path:
@@ -97,6 +132,27 @@ def test_prompts_from_tags_are_not_exported(tmp_path, model, monkeypatch, capsys
     path = tmp_path / "m.npz"
     assert export.main(flags(prompted(model, tmp_path / "ram", "ram"), path)) == 2
     assert "prompts from tags are text" in capsys.readouterr().err and not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "reason"),
+    [
+        ("a.npz", ["--int8"], "--int8 goes with an .onnx in --precision fp32"),
+        ("a.onnx", ["--int8", "--precision", "bf16"], "--int8 goes with an .onnx"),
+        ("a.onnx", ["--calibrate", "photos"], "--calibrate goes with --int8"),
+    ],
+)
+def test_flags_of_int8_go_together(tmp_path, model, capsys, name, more, reason):
+    with pytest.raises(SystemExit, match="2"):
+        export.main([*flags(model, tmp_path / name), *more])
+    assert reason in capsys.readouterr().err
+
+
+def test_int8_needs_pictures(tmp_path, model, capsys):
+    (tmp_path / "none").mkdir()
+    more = ["--int8", "--calibrate", str(tmp_path / "none")]
+    assert export.main([*flags(model, tmp_path / "a.onnx"), *more]) == 2
+    assert "no folder with images" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from curation_runs import SETTINGS, manifest
 from litert_files import install, write_package
 
-from benchmarks.curate import write_set
+from benchmarks.curate import USUAL, write_set
 from curate import demo
 from curate.config import ConfigError, CurateConfig, put
 from curate.cropping import ssd
@@ -44,7 +44,7 @@ def ran(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     folder = root / "folder"
     for i, rgb in enumerate((demo.photograph("astronaut"), demo.photograph("coffee"))):
         demo.write_jpeg(folder / f"{i}.jpg", np.roll(rgb, 40 * i, axis=1))
-    sources = [write_set(root / "coco", 22), demo.write_coco(root / "small")]
+    sources = [write_set(root / "coco", 22, USUAL), demo.write_coco(root / "small")]
     sources += [demo.write_voc(root / "voc"), demo.write_person(root / "person")]
     flags = [f"--source={source}" for source in [*sources, f"folder={folder}"]]
     return root / "set", command(
