@@ -190,7 +190,7 @@ def _widened(low: int, high: int, size: int) -> slice:
 
 
 # What files of detectors end in.
-COUNTERS = (".onnx", ".pt", ".tgz")
+COUNTERS = (".onnx", ".pt", ".tgz", ".tflite")
 
 
 def _counter(config: ScoreConfig) -> DetectConfig:

@@ -73,13 +73,13 @@ def find(coordinator: str, processes: int, process: int) -> Way | None:
         raise ConfigError("--processes and --process need --coordinator HOST:PORT")
     if processes == 1:
         return None
-    if int(variables.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if _number("SLURM_STEP_NUM_TASKS", 1) > 1:
         return Way("found by Slurm's variables", method="slurm")
     if _on_tpu():
         # One host alone has no others to ask for, in a pod of one or in none.
         pod = next((variables[name] for name in POD_VARIABLES if name in variables), None)
         if pod is not None:
-            several = "," in pod or int(variables.get("MEGASCALE_NUM_SLICES") or "1") > 1
+            several = "," in pod or _number("MEGASCALE_NUM_SLICES", 1) > 1
             return Way("found by GKE's variables", method="gketpu") if several else None
         if "TPU_SKIP_MDS_QUERY" not in variables:
             return Way("found by the TPU's metadata server", method="gcetpu")
@@ -96,12 +96,21 @@ def find(coordinator: str, processes: int, process: int) -> Way | None:
 
 def _by_flags(coordinator: str, processes: int, process: int) -> Way:
     """What the flags leave open the environment says. Raises ConfigError where it does not."""
-    found = [os.environ[name] for name in INDEX_VARIABLES if name in os.environ]
-    index = int(found[0]) if process < 0 and found else process
-    total = int(os.environ.get("SLURM_STEP_NUM_TASKS", "-1")) if processes < 0 else processes
+    found = [_number(name, -1) for name in INDEX_VARIABLES if name in os.environ]
+    index = found[0] if process < 0 and found else process
+    total = _number("SLURM_STEP_NUM_TASKS", -1) if processes < 0 else processes
     if not 0 <= index < total:
         raise ConfigError(f"--process {index} of --processes {total}: give both, 0 <= process")
     return Way(f"found by --coordinator {coordinator}", coordinator, total, index)
+
+
+def _number(name: str, missing: int) -> int:
+    """A variable of the environment as a number. Raises ConfigError where it is none."""
+    value = os.environ.get(name) or str(missing)
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"{name} is {value!r:.80} in the environment, and no number") from None
 
 
 def _on_tpu() -> bool:
@@ -160,6 +169,8 @@ def join(
     # JAX has one class for all errors of its runtime, and asking servers has many.
     except (RuntimeError, ValueError, OSError, LookupError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # Of a variable that is not set JAX tells the name alone.
+        reason = f"{error.args[0]} is not set" if isinstance(error, KeyError) else reason
         raise ConfigError(f"{which}, {way.said}: {reason}; give {ALONE}") from error
     say(f"process {jax.process_index()} of {jax.process_count()}, {way.said}")
 

@@ -61,6 +61,7 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
     config = _fetch(name, CONFIG, pin["commit"] if pin else asked)
     commit, digest = config.parent.name, file_digest(config)
     if pin and digest != pin["config"]:
+        _drop(config)
         raise WeightsError(
             f"{name}: {CONFIG} of {asked} has SHA-256 {digest}, not {pin['config']} as when it was "
             f"first fetched ({lock}); if that is meant, remove the lock or name another revision"
@@ -69,7 +70,12 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
     meta = _meta(config.parent)
     for file in meta["digests"]:
         _fetch(name, file, commit)
-    verify(config.parent, meta, *meta["digests"])
+    for file in meta["digests"]:
+        try:
+            verify(config.parent, meta, file)
+        except WeightsError as error:
+            _drop(config.parent / file)
+            raise WeightsError(f"{name}: {error}; it is removed, to be fetched again") from None
     # Only what was proved whole is worth remembering.
     if not pin:
         write_json(lock, pins | {asked: {"commit": commit, "config": digest}})
@@ -172,6 +178,13 @@ def _fetch(name: str, file: str, revision: str) -> Path:
     if not _COMMIT.fullmatch(commit):
         raise WeightsError(f"{name}: what answers is no Hugging Face hub; see HF_ENDPOINT")
     return path
+
+
+def _drop(path: Path) -> None:
+    """Take a file out of the cache, which would keep it for good."""
+    # Below the folder of a commit there are links to the files.
+    path.resolve().unlink()
+    path.unlink(missing_ok=True)
 
 
 @contextmanager

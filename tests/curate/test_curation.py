@@ -316,6 +316,7 @@ BAD = [
     (["--source=person=.", "--review=/nowhere.csv"], "--review /nowhere.csv: no such file"),
     (["--source=person=.", "--stats=/nowhere.json"], "--stats /nowhere.json: no such file"),
     (["--source=person=.", "--tags=/nowhere.parquet"], "--tags /nowhere.parquet: no such file"),
+    (["--source=person=.", f"--tags={__file__}"], "columns crop_id and tags (--tags= for none)"),
     (["--source=person=.", "--exclude=/nowhere"], "--exclude /nowhere: no such folder"),
     (["--source=person=.", "--iqa=pyiqa"], "no niqe_modelparameters.mat"),  # the fourth group
 ]

@@ -201,6 +201,26 @@ def test_open_questions_are_refused(started, flags):
     assert started == []
 
 
+@pytest.mark.parametrize(
+    ("variables", "flags", "said"),
+    [
+        ({"SLURM_STEP_NUM_TASKS": "abc"}, ("", -1, -1), "SLURM_STEP_NUM_TASKS is 'abc'"),
+        (
+            {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "x"},
+            ("a:1", -1, -1),
+            "SLURM_PROCID is 'x'",
+        ),
+        ({"JOB_COMPLETION_INDEX": "foo"}, ("a:1", 2, -1), "JOB_COMPLETION_INDEX is 'foo'"),
+    ],
+)
+def test_a_variable_that_is_no_number_is_named(started, monkeypatch, variables, flags, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=f"{said} in the environment, and no number"):
+        hosts.join(*flags)
+    assert started == []
+
+
 def test_first_signal_is_noted_and_the_second_does_what_it_did():
     before = [signal.getsignal(kind) for kind in hosts.Signals.KINDS]
     with hosts.Signals() as signals:

@@ -108,6 +108,9 @@ def test_other_bytes_under_the_name_are_refused(hub, folder, tmp_path, file):
     for _ in range(2):
         with one_line(WeightsError, said):
             fetch_model(NAME)
+    # What was wrong is not kept.
+    hub.put(NAME, file, data)
+    assert fetch_model(NAME) == place
 
 
 def test_a_damaged_lock_lets_nothing_pass(hub, folder):

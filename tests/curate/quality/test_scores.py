@@ -250,8 +250,11 @@ def test_a_detector_counts_the_people_of_a_crop(tmp_path):
     crops = np.full((2, 512, 512, 3), 90, np.uint8)
     assert scorer(crops)["detected_persons"].tolist() == [2.0, 2.0]
     assert scores.describe("persons", config)["sha256"]
-    with pytest.raises(ConfigError, match="nowhere.onnx: not there"):
-        scores.describe("persons", ScoreConfig(persons="nowhere.onnx"))
+    other = tmp_path / "a.png"
+    other.touch()
+    for file, said in (("nowhere.onnx", "no such file"), (str(other), "no detector; give YOLO's")):
+        with pytest.raises(ConfigError, match=f"{file}: {said}"):
+            scores.describe("persons", ScoreConfig(persons=file))
 
 
 def test_the_small_detector_counts_too(tmp_path, monkeypatch):
