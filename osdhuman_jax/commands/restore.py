@@ -26,6 +26,7 @@ from osdhuman_jax.cli import (
     bar,
     called,
     check_folder,
+    check_given,
     end,
     some_path,
     some_text,
@@ -123,6 +124,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     # What argparse cannot refuse.
     if (args.input is None) == (args.pictures is None):
         advice = f" ({one})" if args.pictures else ""
+        # A flag whose value may be left out takes a picture for it.
+        if args.input is None and args.people_only not in (None, BLAZEPOSE):
+            advice = f" (--people_only took {args.people_only} as its SOURCE: name pictures first)"
         parser.error(f"name what to restore once: as INPUT or by --input{advice}")
     # Scripts that say --input have always had to say --output: a forgotten one is not guessed.
     if args.output is None and args.pictures is None:
@@ -316,6 +320,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # What is to be done, which is refused before any work.
         check_folder("output", args.output)
+        for flag, path in (("mask", args.mask), ("face_embedding", args.face_embedding)):
+            if path is not None:
+                check_given(flag, path)
         jobs = plan(args.input, args.output, settings)
         others = other_pictures(args.input)
         if all(job.broken for job in jobs):

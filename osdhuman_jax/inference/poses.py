@@ -41,7 +41,7 @@ SHAPES = {
 }
 FILES = POSE_FILES
 PACKAGE = "mediapipe"
-ADVICE = "pip download mediapipe==0.10.21 --no-deps, and blazepose:THE.whl"
+ADVICE = "pip download mediapipe==0.10.21 --no-deps, and name its wheel as blazepose:FILE.whl"
 
 DETECTED, CUT = 224, 256  # pixels, sides of the two networks' squares
 GRIDS = ((28, 2), (14, 2), (7, 6))  # cells a side of a detector's output, and boxes of each cell

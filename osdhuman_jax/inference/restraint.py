@@ -107,7 +107,7 @@ def open_restrainer(
         raise ValueError(f"keep_faces must be between 0 and 1, got {keep_faces}")
     asked = {"face_detector": face_detector, "face_embedding": face_embedding}
     if not keep_faces and (names := [name for name, value in asked.items() if value]):
-        raise ValueError(f"{' and '.join(names)}: for keep_faces above 0")
+        raise ValueError(f"{' and '.join(names)}: only for keep_faces above 0, and it is 0")
     if mask is None and people_only is None and not keep_faces:
         return None
     within = None if mask is None else regions.read_mask(mask)

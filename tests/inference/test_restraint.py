@@ -217,7 +217,7 @@ def test_embeddings_of_other_shapes_are_refused(tmp_path, entry, leaving):
         (["--mask", "mask.png"], "a.png: the mask has 48 x 9 pixels, the picture 48 x 60"),
         (["--mask", "none.png"], "none.png"),
         (["--strength", "0.5", "--blend", "0.5"], "strength is this model's blend"),
-        (["--keep_faces", "0", "--face_detector", "blazeface"], "for keep_faces above 0"),
+        (["--keep_faces", "0", "--face_detector", "blazeface"], "only for keep_faces above 0"),
         (["--face_embedding", "e.onnx"], "e.onnx: takes [1, 3, 9, 9]"),
         (["--face_embedding", "none.onnx"], "none.onnx: no such file"),
         (["--face_detector", "yunet:x"], "give blazeface"),
