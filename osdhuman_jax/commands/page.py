@@ -17,6 +17,7 @@ others wait for their turn.
 import asyncio
 import base64
 import io
+import json
 import logging
 import os
 import re
@@ -26,14 +27,16 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, urlsplit
 
+import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as Asked
 from starlette.responses import (
     FileResponse,
@@ -41,8 +44,10 @@ from starlette.responses import (
     Response,
 )
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from osdhuman_jax.commands.page_controls import Wish, controls, read_wish
+from osdhuman_jax.commands.page_upload import Refusal, Upload, read_upload
 from osdhuman_jax.commands.page_words import card_html, model_words
 from osdhuman_jax.images.codec import (
     KINDS,
@@ -81,7 +86,6 @@ SHOWN = 1600  # longest side of the small copy, in pixels; the download is whole
 # Seconds that compiling is said to take before anything was compiled, and more for each byte of the
 # weights: about those of the bundled model, and of one of 4 GB, on two cores.
 FIRST, FIRST_MORE = 10.0, 5e-9
-OVERHEAD = 2**16  # bytes of a form beside its files
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # The page's own files and small copies of pictures; nothing from anywhere else.
 HEADERS = {
@@ -95,14 +99,6 @@ HEADERS = {
 MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 log = logging.getLogger(__name__)
-
-
-class Refusal(Exception):
-    """A request that is answered by an HTTP status and words."""
-
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
-        self.status, self.words = status, words
 
 
 class Guard:
@@ -188,15 +184,6 @@ class Compiling(logging.Handler):
                 self.ticket.turn("restoring")
 
 
-class Upload(NamedTuple):
-    """A picture and the other fields of a form."""
-
-    data: bytes
-    name: str
-    fields: dict[str, str]
-    mask: bytes | None = None
-
-
 class Desk:
     """Takes pictures, lets them wait, and restores one at a time."""
 
@@ -232,21 +219,22 @@ class Desk:
 
     async def look(self, asked: Asked) -> Response:
         """A small copy of a picture, and what should be known before it is restored."""
-        given = await self._upload(asked)
+        given = await read_upload(asked, self.max_file_size)
         async with self._look:
             return JSONResponse(await run_in_threadpool(self._seen, given))
 
     async def restore(self, asked: Asked) -> Response:
         """The restored picture, once it is its turn."""
-        key, ticket = asked.query_params.get("ticket", ""), Ticket()
-        if self._waiting >= WAITING:
-            raise Refusal(503, f"{WAITING} pictures wait already: try again in a minute")
+        # What is sent in vain is refused before it is sent. Only what has come whole waits: who
+        # sends nothing keeps nobody from the queue.
+        self._check_queue()
+        given = await read_upload(asked, self.max_file_size)
+        self._check_queue()
+        key, ticket = asked.query_params.get("ticket", ""), Ticket(ahead=self._waiting)
         self._waiting += 1
-        ticket.ahead = self._waiting - 1
         if key:
             self._tickets[key] = ticket
         try:
-            given = await self._upload(asked)
             async with self._turn:
                 # Whoever has gone away in the meantime needs no answer.
                 if await asked.is_disconnected():
@@ -269,24 +257,10 @@ class Desk:
 
     # What is done there -------------------------------------------------------------------------
 
-    async def _upload(self, asked: Asked) -> Upload:
-        """The form that was sent. Raises Refusal on one that is too large, or without a picture."""
-        limit = f"{self.max_file_size / 2**20:g} MiB"
-        large = Refusal(413, f"the file has more than {limit} (--max_file_size)")
-        # By what is announced, which the server holds a sender to.
-        size = asked.headers.get("content-length", "")
-        if not size.isdecimal() or int(size) > 2 * self.max_file_size + OVERHEAD:
-            raise large
-        async with asked.form(max_files=2, max_fields=20) as form:
-            files = {name: file for name, file in form.items() if isinstance(file, UploadFile)}
-            picture, mask = files.get("picture"), files.get("mask")
-            if picture is None or set(files) - {"picture", "mask"}:
-                raise Refusal(400, "send the picture as the file `picture` of a form")
-            if max(file.size or 0 for file in files.values()) > self.max_file_size:
-                raise large
-            fields = {name: text for name, text in form.items() if isinstance(text, str)}
-            data = await picture.read()
-            return Upload(data, picture.filename or "", fields, await mask.read() if mask else None)
+    def _check_queue(self) -> None:
+        """Raises Refusal where no picture more may wait."""
+        if self._waiting >= WAITING:
+            raise Refusal(503, f"{WAITING} pictures wait already: try again in a minute")
 
     def _seen(self, given: Upload) -> dict[str, object]:
         """What `look` answers."""
@@ -423,19 +397,55 @@ def build(
         Route("/api/restore", desk.restore, methods=["POST"]),
         Route("/api/progress", desk.progress),
     ]
-    handlers: Any = {Refusal: _refused, Exception: _failed}
+    handlers: Any = {
+        Refusal: _refused,
+        HTTPException: _not_served,
+        ClientDisconnect: _gone,
+        Exception: _failed,
+    }
     guard = [Middleware(Guard, hosts=hosts)]
     return Starlette(routes=routes, middleware=guard, exception_handlers=handlers), desk
 
 
 async def _refused(asked: Asked, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return JSONResponse({"error": error.words}, error.status)
+    # A body that did not come in time would be awaited by the server otherwise.
+    headers = {"connection": "close"} if error.status == 408 else None
+    return JSONResponse({"error": error.words}, error.status, headers)
+
+
+async def _not_served(asked: Asked, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    words = {
+        404: "there is nothing at this address",
+        405: f"this address does not take {asked.method}",
+    }.get(error.status_code, error.detail)
+    return JSONResponse({"error": words}, error.status_code, error.headers)
+
+
+async def _gone(asked: Asked, error: Exception) -> Response:
+    # Nobody reads it.
+    return Response(status_code=204)
 
 
 async def _failed(asked: Asked, error: Exception) -> Response:
     words = f"something went wrong inside ({type(error).__name__}): the terminal tells more"
     return JSONResponse({"error": words}, 500)
+
+
+class Protocol(H11Protocol):
+    """uvicorn's, which answers what is no HTTP in JSON too."""
+
+    def send_400_response(self, msg: str) -> None:
+        headers = {"content-type": "application/json", "connection": "close"} | HEADERS
+        answer = [
+            h11.Response(status_code=400, headers=[*headers.items()], reason=b"Bad Request"),
+            h11.Data(data=json.dumps({"error": msg}).encode()),
+            h11.EndOfMessage(),
+        ]
+        for event in answer:
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -449,6 +459,7 @@ class Server(uvicorn.Server):
             access_log=False,
             server_header=False,
             lifespan="off",
+            http=Protocol,
             ws="none",
             timeout_graceful_shutdown=1,
         )

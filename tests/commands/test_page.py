@@ -4,9 +4,10 @@ import asyncio
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from damage import raising
 from picture_files import bomb, encoded, noise
 from tiny import halving
 
-from osdhuman_jax.commands import page, page_controls, page_words
+from osdhuman_jax.commands import page, page_controls, page_upload, page_words
 from osdhuman_jax.config import SampleConfig, UseConfig
 from osdhuman_jax.images.codec import decode, encode
 from osdhuman_jax.inference import programs
@@ -128,6 +129,136 @@ def test_a_form_without_a_picture(pipeline):
         return await client.post("/api/restore", data={"picture": "text"})
 
     assert talk(pipeline, ask).json()["error"].startswith("send the picture as the file `picture`")
+
+
+FILE = ("a.png", PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("files", "fields", "words"),
+    [
+        ([("picture", FILE)] * 2, {}, "picture is given 2 times: give it once"),
+        ([("picture", FILE)], {"strength": ["0", "1"]}, "strength is given 2 times"),
+        ([("picture", FILE)], {"mask": ""}, "mask must be a file"),
+        ([("picture", FILE)], {"picture": ""}, "picture is given 2 times"),
+        ([("picture", FILE), *[("mask", FILE)] * 2], {}, "the form cannot be read: Too many files"),
+        ([("picture", FILE)], {"a": ["b"] * 21}, "the form cannot be read: Too many fields"),
+    ],
+)
+def test_a_form_that_cannot_be_meant(pipeline, files, fields, words):
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post("/api/restore", files=files, data=fields)
+
+    answer = talk(pipeline, ask)
+    assert answer.status_code == 400 and answer.json()["error"].startswith(words)
+
+
+FORM = "multipart/form-data"
+CHUNKED = {"transfer-encoding": "chunked"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "words"),
+    [
+        ("GET", "/nothing", {}, 404, "there is nothing at this address"),
+        ("PUT", "/api/restore", {}, 405, "this address does not take PUT"),
+        ("POST", "/api/restore", {"content-type": FORM}, 400, "the form cannot be read: Missing"),
+        ("POST", "/api/restore", {"content-type": f"{FORM}; boundary=b"}, 400, "the form cannot"),
+        ("POST", "/api/restore", {"content-length": ""}, 411, "no Content-Length: tell how many"),
+        ("POST", "/api/restore", CHUNKED | {"content-length": "4"}, 411, "no Content-Length"),
+    ],
+)
+def test_every_error_is_json(pipeline, method, path, headers, status, words):
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.request(method, path, headers=headers, content=b"what")
+
+    answer = talk(pipeline, ask)
+    assert answer.status_code == status and answer.json()["error"].startswith(words)
+    assert status != 405 or answer.headers["allow"] == "POST"
+
+
+BEGUN = {"content-length": "100000", "content-type": f"{FORM}; boundary=b"}
+
+
+def test_who_sends_nothing_keeps_nobody_waiting(pipeline):
+    begun: list[None] = []
+
+    async def nothing() -> AsyncIterator[bytes]:
+        yield b"--b"
+        begun.append(None)
+        await asyncio.sleep(3600)
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        ways = [
+            client.post("/api/restore", content=nothing(), headers=BEGUN)
+            for _ in range(page.WAITING)
+        ]
+        tasks = [asyncio.create_task(way) for way in ways]
+        while len(begun) < page.WAITING:
+            await asyncio.sleep(0)
+        answer = await client.post("/api/restore", files={"picture": FILE})
+        assert not any(task.done() for task in tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return answer
+
+    assert talk(pipeline, ask).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("pause", "slowest"),
+    [pytest.param(3600, 1, id="nothing"), pytest.param(0.01, float("inf"), id="drops")],
+)
+def test_what_comes_too_slowly_is_given_up(pipeline, monkeypatch, pause, slowest):
+    monkeypatch.setattr(page_upload, "PATIENCE", 0.1)
+    monkeypatch.setattr(page_upload, "SLOWEST", slowest)
+
+    async def slow() -> AsyncIterator[bytes]:
+        while True:
+            yield b"\n"  # which forms may begin with
+            await asyncio.sleep(pause)
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post("/api/restore", content=slow(), headers=BEGUN)
+
+    answer = talk(pipeline, ask)
+    assert answer.status_code == 408 and answer.headers["connection"] == "close"
+    assert answer.json()["error"] == "the picture came too slowly: send it again"
+
+
+def test_a_queue_that_fills_while_a_picture_is_sent(pipeline, monkeypatch):
+    whole = httpx.Request("POST", "http://localhost", files={"picture": FILE})
+
+    async def body() -> AsyncIterator[bytes]:
+        monkeypatch.setattr(page, "WAITING", 0)
+        yield whole.read()
+
+    async def ask(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post("/api/restore", content=body(), headers=whole.headers)
+
+    answer = talk(pipeline, ask)
+    assert answer.status_code == 503 and "pictures wait already" in answer.json()["error"]
+
+
+def test_who_leaves_while_sending_is_no_error(pipeline):
+    app, _ = page.build(pipeline, "", 60_000, 200_000)
+    headers = BEGUN | {"host": "localhost"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/restore",
+        "query_string": b"",
+        "headers": [(name.encode(), text.encode()) for name, text in headers.items()],
+    }
+
+    async def receive() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    asyncio.run(app(scope, receive, send))
 
 
 def test_a_look_tells_size_and_remarks(pipeline):
@@ -312,6 +443,15 @@ def address(pipeline) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(60)
+
+
+def test_what_is_no_http_is_told_so_in_json(address):
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as line:
+        line.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        head, _, body = line.makefile("rb").read().partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and b"content-security-policy" in head
+    assert json.loads(body) == {"error": "Invalid HTTP request received."}
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="no curl")
