@@ -136,6 +136,15 @@ def check_input(flag: str, path: Path) -> None:
         raise CommandError(f"--{flag} {spelled(path)}: cannot be read; name another folder")
 
 
+def check_input_file(flag: str, path: Path) -> None:
+    """Raise CommandError where a file to read is not there, is a folder or cannot be read."""
+    if path.is_dir() or not path.exists():
+        what = "is a folder, not a file" if path.is_dir() else "no such file"
+        raise CommandError(f"--{flag} {spelled(path)}: {what}; name another one")
+    if not os.access(path, os.R_OK):
+        raise CommandError(f"--{flag} {spelled(path)}: cannot be read; name another file")
+
+
 def bar(total: int, unit: str, done: int = 0, shown: bool = True) -> "tqdm":
     """A command's progress bar on stderr, a context whose `update(n)` says that n more are done.
 

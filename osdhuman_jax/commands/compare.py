@@ -12,6 +12,7 @@ which `--answers` tells the preference (evaluation/preference.py).
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,19 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from osdhuman_jax.cli import Parser, bar, check_file, check_folder, end, some_path, some_text
+from osdhuman_jax.cli import (
+    Parser,
+    bar,
+    check_file,
+    check_folder,
+    check_input_file,
+    end,
+    some_path,
+    some_text,
+)
 from osdhuman_jax.evaluation import preference
 from osdhuman_jax.filenames import spelled
-from osdhuman_jax.images.codec import ImageError, read_rgb, write_png
+from osdhuman_jax.images.codec import ImageError, read_srgb, write_png
 from osdhuman_jax.images.listing import named_images, real
 
 Pixels = UInt8[np.ndarray, "_ _ 3"]
@@ -36,6 +46,20 @@ GAP, HEAD, CAPTION = 6, 34, 22  # pixels
 FRAME = (230, 60, 40)
 DETAIL = 0.2  # side of the detail found, of the picture's shorter side
 INSET = 0.45  # side of its enlargement, of the cell's shorter side
+# What each kind of call uses of the flags that others have too, and what these are if not given.
+USED = {
+    "columns": ("names", "rows", "width", "box", "no_detail"),
+    "blind": ("names", "seed"),
+    "answers": (),
+}
+DEFAULTS = {
+    "names": None,
+    "rows": 6,
+    "width": 320,
+    "seed": 0,
+    "box": None,
+    "no_detail": False,
+}
 
 
 @dataclass(frozen=True)
@@ -164,24 +188,37 @@ def _parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--output", type=some_path, help="the sheet, a PNG; of --blind, a folder")
     # Which pictures, and how large.
     add("--names", nargs="+", help="pictures to show, without suffix; default: the first, or all")
-    add("--rows", type=int, default=6, help="of a sheet without --names (%(default)s)")
-    add("--width", type=int, default=320, help="of a column in pixels (%(default)s)")
-    add("--seed", type=int, default=0, help="draws sides and order of --blind (%(default)s)")
+    add("--rows", type=int, help=f"of a sheet without --names ({DEFAULTS['rows']})")
+    add("--width", type=int, help=f"of a sheet's column in pixels ({DEFAULTS['width']})")
+    add("--seed", type=int, help=f"draws sides and order of --blind ({DEFAULTS['seed']})")
     # The detail: given, found, or none.
     detail = parser.add_mutually_exclusive_group()
     box = ("LEFT", "TOP", "SIDE")
     help_box = "detail in fractions of width, height, shorter side; default: each row's own"
     detail.add_argument("--box", nargs=3, type=float, metavar=box, help=help_box)
-    detail.add_argument("--no_detail", action="store_true", help="no frame, no enlargement")
+    detail.add_argument(
+        "--no_detail", action="store_true", default=None, help="no frame, no enlargement"
+    )
     args = parser.parse_args(argv)
     # What argparse cannot refuse.
     if (args.key is None) is bool(args.answers) or (args.output is None) is not bool(args.answers):
         parser.error("--answers goes with --key, all else with --output")
+    _settle(parser, args)
     if args.rows < 1 or args.width < 32:
         parser.error("--rows takes at least 1, --width at least 32")
     if args.box and not (all(0 <= v <= 1 for v in args.box) and args.box[2] > 0):
         parser.error("--box takes fractions between 0 and 1")
     return args
+
+
+def _settle(parser: Parser, args: argparse.Namespace) -> None:
+    """Fill in the flags that were not given; exits with status 2 on one without effect."""
+    call = next(kind for kind in USED if getattr(args, kind))
+    for name, default in DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        elif name not in USED[call]:
+            parser.error(f"--{name} has no effect on --{call}; leave it out")
 
 
 def _wanted(
@@ -194,6 +231,9 @@ def _wanted(
     files = {name: named_images(folder) for name, folder in folders.items()}
     common = [name for name in next(iter(files.values())) if all(name in f for f in files.values())]
     wanted = [spelled(name) for name in names or ()] or common[:most]
+    # A pair that is shown twice would be answered twice, and neither answer could be counted.
+    if twice := [name for name, times in Counter(wanted).items() if times > 1]:
+        raise ValueError(f"--names has {twice[0]} more than once")
     if not wanted:
         raise ValueError("the columns have no picture of one name")
     if absent := [name for name in wanted if name not in common]:
@@ -214,7 +254,7 @@ def _scenes(
 
 def _read(path: Path) -> Pixels:
     try:
-        return read_rgb(path)
+        return read_srgb(path)
     except ImageError as error:
         raise ValueError(f"{spelled(path)}: {error}") from error
 
@@ -237,8 +277,10 @@ def _make_page(args: argparse.Namespace, folders: dict[str, Path]) -> str:
     # A new draw would make the answers to the old one worthless.
     if (args.output / preference.KEY).exists():
         raise ValueError(f"--output {spelled(args.output)}: has a page; name another folder")
-    wanted, files, lacking = _wanted(folders, args.names, None)
     first, second = folders
+    if real(folders[first]) == real(folders[second]):
+        raise ValueError(f"--blind: {first} and {second} are one folder; name two")
+    wanted, files, lacking = _wanted(folders, args.names, None)
     pairs = ((name, one, two) for name, (one, two) in _scenes(wanted, files))
     preference.write_page(args.output, (first, second), pairs, args.seed)
     _tell_lacking(lacking, args.names)
@@ -251,7 +293,16 @@ def _make_page(args: argparse.Namespace, folders: dict[str, Path]) -> str:
 
 def _tell_answers(args: argparse.Namespace) -> str:
     """The preference in words. Raises ValueError or OSError."""
+    check_input_file("key", args.key)
     key = preference.read_key(args.key)
+    # The same choices again would count as those of another person.
+    known: dict[bytes, Path] = {}
+    for path in args.answers:
+        check_input_file("answers", path)
+        first = known.setdefault(path.read_bytes(), path)
+        if first is not path:
+            both = f"{spelled(first)} and {spelled(path)}"
+            raise ValueError(f"--answers: {both} are the same; give each person's file once")
     answers = [preference.read_answers(path, key) for path in args.answers]
     return preference.told(key, preference.count(key, answers))
 

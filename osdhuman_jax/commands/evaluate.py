@@ -11,11 +11,20 @@ written, 2 nothing was begun, 130 interrupted.
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from osdhuman_jax.cli import Parser, check_folder, check_input, end, some_path
+from osdhuman_jax.cli import (
+    CommandError,
+    Parser,
+    check_folder,
+    check_input,
+    check_input_file,
+    end,
+    some_path,
+)
 from osdhuman_jax.commands.compare import named_folder
 from osdhuman_jax.evaluation import ntire
 from osdhuman_jax.evaluation.metrics import FACES_ONLY, METRICS, SETS, Metric
@@ -130,11 +139,35 @@ def _folders(args: argparse.Namespace) -> dict[str, Path]:
     return folders
 
 
-def _gates(args: argparse.Namespace, methods: Iterable[str]) -> dict[str, ntire.Gate]:
+def _gates(
+    args: argparse.Namespace, folders: Mapping[str, Path], metrics: Sequence[Metric]
+) -> dict[str, ntire.Gate]:
     """NTIRE's gate of each method that has one. Raises ValueError or OSError."""
-    if strange := [name for name, _ in args.identity if name not in methods]:
-        raise ValueError(f"--identity {strange[0]}: no method of that name")
-    return {name: ntire.read_gate(path) for name, path in args.identity}
+    for name, times in Counter(name for name, _ in args.identity).items():
+        if name not in folders:
+            raise CommandError(f"--identity {name}: no method of that name")
+        if times > 1:
+            raise CommandError(f"--identity {name}: given {times} times; a method has one table")
+    for _, path in args.identity:
+        check_input_file("identity", path)
+    if args.identity and ntire.NAME not in [metric.name for metric in metrics]:
+        raise CommandError(f"--identity goes with {ntire.NAME}, which --metrics does not name")
+    # eval.py's table is of the method's whole folder.
+    return {name: ntire.read_gate(p, named_images(folders[name])) for name, p in args.identity}
+
+
+def _check_quoted(args: argparse.Namespace, metrics: Sequence[Metric]) -> None:
+    """Raise CommandError where the rows that are to be quoted have none of the metrics."""
+    from osdhuman_jax.evaluation import tables
+
+    if args.quoted is None:
+        return
+    rows = tables.quoted_sets()[args.quoted].values()
+    known = [metric.name for metric in tables.in_order([*set().union(*rows)])]
+    if not {*known} & {metric.name for metric in metrics}:
+        raise CommandError(
+            f"--quoted {args.quoted} has none of these metrics; it has {', '.join(known)}"
+        )
 
 
 def _add_score(means: dict[str, "Values"], gates: dict[str, ntire.Gate]) -> tuple[str, str]:
@@ -168,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folders = _folders(args)
         given = ("reference", "model", "degraded", "detector")
         metrics = wanted(args.metrics, **{k: getattr(args, k) is not None for k in given})
+        _check_quoted(args, metrics)
         check_folder("output", args.output)
         for flag in ("reference", "degraded", "weights", "model", "detector"):
             if folder := getattr(args, flag):
@@ -175,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.degraded:
             named_images(args.degraded)
         before = args.degraded if any(metric.relative for metric in metrics) else None
-        gates = _gates(args, folders)
+        gates = _gates(args, folders, metrics)
         pictures = gather(folders, args.reference, args.allow_missing, before)
         args.output.mkdir(parents=True, exist_ok=True)
         ledger = ScoreFile(args.output / "scores.jsonl")

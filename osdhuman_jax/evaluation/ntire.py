@@ -11,9 +11,9 @@ pictures that eval.py writes. The report is arXiv 2604.10532.
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from osdhuman_jax.filenames import spelled
 
@@ -62,9 +62,12 @@ def score(means: Mapping[str, float | None]) -> float | None:
     )
 
 
-def read_gate(path: Path) -> Gate:
-    """The gate by a table of similarities. Raises ValueError, in one line, where it is none."""
-    below = faces = 0
+def read_gate(path: Path, pictures: Iterable[str]) -> Gate:
+    """The gate by a table of similarities of a method's pictures, named without suffix.
+
+    Raises ValueError, in one line, where it is no such table, or one of other pictures.
+    """
+    below, faces = 0, {}
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file)
         try:
@@ -74,7 +77,10 @@ def read_gate(path: Path) -> Gate:
                 found = float(row["ID_Sim"])
                 # A similarity that is no number is above nothing.
                 below += not found >= LOWEST[row["Dataset"]]
-                faces += 1
+                stem = PurePath(row["Filename"]).stem
+                if stem in faces:
+                    raise ValueError(f"has {stem!r} twice")
+                faces[stem] = row["Filename"]
         except KeyError as error:
             known = ", ".join(LOWEST)
             raise ValueError(f"{spelled(path)}: no set {error}; there are {known}") from error
@@ -82,4 +88,10 @@ def read_gate(path: Path) -> Gate:
             raise ValueError(f"{spelled(path)}: not eval.py's table: {error!s:.160}") from error
     if not faces:
         raise ValueError(f"{spelled(path)}: holds no face")
-    return Gate(below, faces)
+    # The table has files without the folders that they lie in.
+    names = {PurePath(name).name: name for name in pictures}
+    if strange := [file for stem, file in faces.items() if stem not in names]:
+        raise ValueError(f"{spelled(path)}: {strange[0]!r:.80}: none of the method's pictures")
+    if lacking := [name for stem, name in names.items() if stem not in faces]:
+        raise ValueError(f"{spelled(path)}: lacks the method's picture {lacking[0]}")
+    return Gate(below, len(faces))

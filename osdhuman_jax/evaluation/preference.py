@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -111,14 +112,23 @@ def _data_address(picture: Pixels) -> str:
 def read_key(path: Path) -> Key:
     """The key beside a page. Raises ValueError, in one line, where a file is none."""
     try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-        first, second = map(str, found["methods"])
-        key = Key(str(found["page"]), int(found["seed"]), (first, second), dict(found["left"]))
+        return _key(parse_json(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{spelled(path)}: not the key of a page of pairs") from error
-    if not set(key.left.values()) <= {first, second}:
-        raise ValueError(f"{spelled(path)}: not the key of a page of pairs")
-    return key
+
+
+def _key(found: Any) -> Key:
+    """The key of its JSON. Raises ValueError, KeyError or TypeError where that is another."""
+    page, seed, methods, left = (found[name] for name in ("page", "seed", "methods", "left"))
+    kinds = ((page, str), (seed, int), (methods, list), (left, dict))
+    if not all(isinstance(value, kind) for value, kind in kinds):
+        raise ValueError("of other types than a key")
+    first, second = methods
+    if not all(isinstance(name, str) for name in (*methods, *left.values())):
+        raise ValueError("a method's name is no text")
+    if first == second or not {*left.values()} <= {first, second}:
+        raise ValueError("not of two methods")
+    return Key(page, seed, (first, second), left)
 
 
 def read_answers(path: Path, key: Key) -> dict[str, str]:

@@ -33,6 +33,7 @@ from osdhuman_jax.images.icc import (
     cmyk_to_srgb,
     described,
     gray_levels,
+    rgb_to_srgb,
 )
 from osdhuman_jax.images.png import Source
 
@@ -116,6 +117,14 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Picture:
 def read_rgb(path: str | Path) -> Pixels:
     """RGB pixels of a file, without transparency and what it hid. Raises ImageError or OSError."""
     return read_rgb_bytes(Path(path).read_bytes())
+
+
+def read_srgb(path: str | Path) -> Pixels:
+    """The same pixels in sRGB, by the file's profile. Raises ImageError or OSError."""
+    picture = read_image(path)
+    rgb = filled(picture.rgb, picture.alpha)
+    converted = rgb_to_srgb(Image.fromarray(rgb), picture.icc) if picture.icc else None
+    return rgb if converted is None else np.array(converted)
 
 
 def read_size(path: str | Path, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:

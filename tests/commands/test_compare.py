@@ -1,14 +1,19 @@
 """Comparison sheets: what stands where, what is enlarged, what is refused."""
 
 import argparse
+import base64
+import io
 import json
+import re
 
 import numpy as np
 import pytest
+from PIL import Image, ImageCms
 from refusals import status
 
 from osdhuman_jax.commands.compare import GAP, HEAD, Row, fit, focus, main, named_folder, sheet
-from osdhuman_jax.images.codec import read_image, write_png
+from osdhuman_jax.images.codec import read_image, read_rgb, read_rgb_bytes, write_png
+from osdhuman_jax.images.icc import PRIMARIES, TRANSFERS, rgb_profile
 
 
 def flat(value: int, h: int = 100, w: int = 100) -> np.ndarray:
@@ -84,6 +89,8 @@ def test_command_refuses(folders, capsys):
         (("--names", "a", "z"), "not in every column: z"),
         (("--rows", "0"), "--rows"),
         (("--box", "0", "2", "0.1"), "fractions"),
+        (("--names", "a", "b", "a"), "--names has a more than once"),
+        (("--seed", "0"), "--seed has no effect on --columns"),
     ]:
         assert run(folders, *flags) == 2
         assert text in capsys.readouterr().err
@@ -119,6 +126,7 @@ def test_a_page_of_pairs_and_its_answers(folders, capsys):
     side = {name: "left" if method == "HQ" else "right" for name, method in key["left"].items()}
     rows = [f"{key['page']},{name},{side[name]}\n" for name in ("a", "b")]
     (folders / "answers.csv").write_text("page,pair,choice\n" + "".join(rows))
+    (folders / "copy.csv").write_bytes((folders / "answers.csv").read_bytes())
     tell = ["--answers", folders / "answers.csv"]
     assert status(main, *tell, "--key", out / "key.json") == 0
     assert "LQ preferred in 0.0 % of 2 decided pairs" in capsys.readouterr().out
@@ -126,7 +134,14 @@ def test_a_page_of_pairs_and_its_answers(folders, capsys):
         (tell, "--answers goes with --key"),
         ([*blind, "--key", out / "key.json", "--output", folders / "x"], "--answers goes with"),
         (blind, "all else with --output"),
-        ([*tell, "--key", folders / "none.json"], "none.json"),
+        ([*tell, "--key", folders / "none.json"], "none.json: no such file"),
+        ([*tell, folders / "no.csv", "--key", out / "key.json"], "no.csv: no such file"),
+        ([*tell, folders / "copy.csv", "--key", out / "key.json"], "are the same; give each"),
+        ([*tell, "--key", out / "key.json", "--names", "a"], "--names has no effect on --answers"),
+        ([*blind, "--width", "320", "--output", folders / "x"], "--width has no effect on --blind"),
+        ([*blind, "--box", 0, 0, 1, "--output", folders / "x"], "--box has no effect on --blind"),
+        ([*blind, "--names", "a", "a", "--output", folders / "x"], "a more than once"),
+        ([*blind[:2], f"HQ={folders / 'lq'}/", "--output", folders / "x"], "are one folder"),
         ([*blind[:2], f"LQ={folders / 'hq'}", "--output", folders / "x"], "one name"),
         ([*blind, "--names", "z", "--output", folders / "x"], "not in every column: z"),
         ([], "one of the arguments"),
@@ -135,3 +150,28 @@ def test_a_page_of_pairs_and_its_answers(folders, capsys):
         said = capsys.readouterr().err
         assert text in said and said.count("\n") == 1
     assert not (folders / "x").exists()
+
+
+def test_colours_are_compared_as_they_look(folders):
+    """A wide-gamut copy is shown, in a sheet and on a page, as its partner of sRGB is."""
+    rgb = np.indices((64, 64)).sum(0)[..., None] + np.array([90, 40, 20])
+    profile = rgb_profile(PRIMARIES[9], TRANSFERS[13])
+    wide = ImageCms.profileToProfile(
+        Image.fromarray(rgb.astype(np.uint8)),
+        ImageCms.createProfile("sRGB"),
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+    )
+    write_png(folders / "lq" / "a.png", np.array(wide), icc=profile)
+    write_png(folders / "hq" / "a.png", rgb.astype(np.uint8))
+    assert run(folders, "--names", "a", "--width", "64", "--no_detail") == 0
+    made = read_rgb(folders / "out" / "s.png")[HEAD : HEAD + 64].astype(int)
+    blind = ["--blind", folders / "lq", folders / "hq", "--names", "a", "--output", folders / "ab"]
+    assert status(main, *blind) == 0
+    page = (folders / "ab" / "index.html").read_text()
+    left, right = (
+        read_rgb_bytes(base64.b64decode(data)).astype(int)
+        for data in re.findall('image/png;base64,([^"]+)', page)
+    )
+    assert np.abs(np.subtract(np.array(wide), rgb)).max() > 10
+    assert np.abs(made[:, :64] - made[:, 64 + GAP :]).max() <= 2
+    assert np.abs(left - right).max() <= 2

@@ -10,7 +10,7 @@ from refusals import status
 from skimage.data import astronaut
 
 from osdhuman_jax.commands import evaluate, score_report
-from osdhuman_jax.evaluation import scorers, scoring, tables
+from osdhuman_jax.evaluation import ntire, scorers, scoring, tables
 from osdhuman_jax.evaluation.metrics import FACES_ONLY, METRICS, psnr_y, ssim_y
 from osdhuman_jax.evaluation.scorers import MissingMetric, Scorer
 from osdhuman_jax.images.codec import read_image, read_size, write_png
@@ -259,12 +259,18 @@ def test_a_preset_is_a_papers_columns(folders, capsys):
     assert evaluate.parse_args(["--restored", "a", "--output", "b", "--preset", "haodiff"]).metrics
     heads = [metric.head for metric in evaluate.wanted("ntire2026", False, False)]
     assert heads[-2:] == ["FID-FFHQ ↓", "Score ↑"] and len(heads) == 7
+    table, preset = folders / "table.csv", ("--preset", "ntire2026")
+    table.write_text("Filename,Dataset,ID_Sim\na.png,CelebA,0.9\nz.png,CelebA,0.9\n")
     for flags, text in (
         (("--preset", "lcudiff"), "'lcudiff' (choose from"),
         (("--preset", "haodiff", "--metrics", "psnr"), "not allowed with argument"),
         (("--quoted", "persona"), "choose from"),
         (("--identity", f"X={folders / 'x.csv'}"), "--identity X: no method of that name"),
-        (("--identity", f"Ours={folders / 'x.csv'}"), "x.csv"),
+        (("--identity", f"Ours={folders / 'x.csv'}"), "x.csv: no such file"),
+        (("--identity", f"Ours={table}"), "--identity goes with ntire2026"),
+        ((*preset, *[f"--identity=Ours={table}"] * 2), "--identity Ours: given 2 times"),
+        ((*preset, f"--identity=Ours={table}"), "'z.png': none of the method's pictures"),
+        (("--metrics", "psnr,brisque", "--quoted", "persona-val"), "it has dists, lpips, "),
     ):
         assert run(folders, *flags) == 2
         said = capsys.readouterr().err
@@ -285,8 +291,10 @@ def test_ntires_score_counts_for_who_keeps_the_persons(folders, monkeypatch, cap
     # Plots and sheets take seconds, and other tests look at them.
     monkeypatch.setattr(score_report, "plot", lambda *_: b"")
     monkeypatch.setattr(score_report, "_write_worst", lambda *_: None)
-    for name, lost in (("Ours", 10), ("other", 11)):
-        rows = [f"{i},CelebA,{0.4 if i < lost else 0.9}\n" for i in range(20)]
+    monkeypatch.setattr(ntire, "MOST_BELOW", 1)
+    for name, lost in (("Ours", 1), ("other", 2)):
+        files = ("a.png", "c.png", "d.png")
+        rows = [f"{f},CelebA,{0.4 if i < lost else 0.9}\n" for i, f in enumerate(files)]
         (folders / f"{name}.csv").write_text("Filename,Dataset,ID_Sim\n" + "".join(rows))
     flags = [f"--identity={name}={folders / name}.csv" for name in ("Ours", "other")]
     flags += ["--restored", str(folders / "other"), "--restored", str(folders / "lq")]
@@ -297,7 +305,7 @@ def test_ntires_score_counts_for_who_keeps_the_persons(folders, monkeypatch, cap
     assert means["other"]["ntire2026"] is None
     said = capsys.readouterr()
     assert said.out.splitlines()[3].endswith("| – |")
-    assert "ntire2026: other: 11 of 20 faces are less similar than their set asks for" in said.err
+    assert "ntire2026: other: 2 of 3 faces are less similar than their set asks for" in said.err
     assert "ntire2026: no --identity of lq: whether it keeps" in said.err
 
 

@@ -27,16 +27,26 @@ def test_the_gate_by_sets(tmp_path):
         lines = [f"{i}.png,{kind},{value},4.0" for i, (kind, value) in enumerate(rows)]
         path.write_text("\n".join(["Filename,Dataset,ID_Sim,NIQE", *lines]) + "\n")
 
+    names = [f"some/{i}" for i in range(15)]
     write(fine + lost)
-    assert read_gate(path) == Gate(below=10, faces=14) and read_gate(path).passed
+    found = read_gate(path, names[:14])
+    assert found == Gate(below=10, faces=14) and found.passed
     write(fine + lost + [("LFW-Test", 0.1)])
-    assert not read_gate(path).passed
+    assert not read_gate(path, names).passed
+    # Of other pictures it tells nothing.
+    for pictures, said in (
+        (names[:14], "'14.png': none of the method's pictures"),
+        ([*names, "b/c.d"], "lacks the method's picture b/c.d"),
+    ):
+        with one_line(ValueError, said):
+            read_gate(path, pictures)
     for text, said in (
         ("Filename,ID_Sim\n", "lacks the column Dataset"),
         ("Filename,Dataset,ID_Sim\n", "holds no face"),
         ("Filename,Dataset,ID_Sim\na,FFHQ,0.5\n", "no set 'FFHQ'; there are CelebA"),
         ("Filename,Dataset,ID_Sim\na,CelebA,high\n", "not eval.py's table"),
+        ("Filename,Dataset,ID_Sim\n" + "a.png,CelebA,0.4\n" * 2, "has 'a' twice"),
     ):
         path.write_text(text)
         with one_line(ValueError, said):
-            read_gate(path)
+            read_gate(path, ["a"])

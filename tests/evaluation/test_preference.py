@@ -112,6 +112,12 @@ def test_what_is_no_answer_is_one_line(tmp_path):
         "{}",
         "no JSON",
         '{"page": 1, "seed": 0, "methods": ["a", "b"], "left": {"x": 1}}',
+        '{"page": "1", "seed": 7, "methods": ["A", "B"], "left": {"a": ["A"]}}',
+        '{"page": "1", "seed": 7, "methods": ["A", "B"], "left": ["aA"]}',
+        '{"page": "1", "seed": 7, "methods": ["A", "B"], "left": {"a": "C"}}',
+        '{"page": "1", "seed": 7, "methods": ["A", "A"], "left": {"a": "A"}}',
+        '{"page": "1", "seed": 7, "methods": [["A"], "B"], "left": {"a": "B"}}',
+        '{"page": "1", "seed": 7, "methods": "AB", "left": {"a": "A"}}',
     ):
         path.write_text(text)
         with one_line(ValueError, "not the key of a page of pairs"):
