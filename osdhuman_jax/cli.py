@@ -120,13 +120,6 @@ def check_file(flag: str, path: Path) -> None:
     check_folder(flag, path.absolute().parent)
 
 
-def check_given(flag: str, path: Path) -> None:
-    """Raise CommandError where a file to read is not there or is a folder."""
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "no such file"
-        raise CommandError(f"--{flag} {spelled(path)}: {what}")
-
-
 def check_input(flag: str, path: Path) -> None:
     """Raise CommandError where a folder to read is not there, is a file or cannot be read."""
     if not path.is_dir():

@@ -12,7 +12,7 @@ import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -88,7 +88,7 @@ def _on_actors(tasks: Sequence[Task]) -> "Dataset":
     pool = ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1)
     # An actor that died is started again, and its shard is given to one again, where the ledger's
     # note isolates the items. Ray Data would do so for ever.
-    limits = {"max_restarts": -1, "max_task_retries": BREAKS}
+    limits: dict[str, Any] = {"max_restarts": -1, "max_task_retries": BREAKS}
     with warnings.catch_warnings():
         # Ray 2.64 will take these limits away, which is why pyproject.toml ends before it.
         warnings.simplefilter("ignore")

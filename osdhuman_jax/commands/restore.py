@@ -26,7 +26,7 @@ from osdhuman_jax.cli import (
     bar,
     called,
     check_folder,
-    check_given,
+    check_input_file,
     end,
     some_path,
     some_text,
@@ -322,7 +322,7 @@ def main(argv: list[str] | None = None) -> int:
         check_folder("output", args.output)
         for flag, path in (("mask", args.mask), ("face_embedding", args.face_embedding)):
             if path is not None:
-                check_given(flag, path)
+                check_input_file(flag, path)
         jobs = plan(args.input, args.output, settings)
         others = other_pictures(args.input)
         if all(job.broken for job in jobs):
