@@ -320,9 +320,6 @@ def main(argv: list[str] | None = None) -> int:
     try:
         # What is to be done, which is refused before any work.
         check_folder("output", args.output)
-        for flag, path in (("mask", args.mask), ("face_embedding", args.face_embedding)):
-            if path is not None:
-                check_input_file(flag, path)
         jobs = plan(args.input, args.output, settings)
         others = other_pictures(args.input)
         if all(job.broken for job in jobs):
@@ -348,13 +345,13 @@ def main(argv: list[str] | None = None) -> int:
             skipped = len(jobs) - len(left)
             if left:
                 shown = len(jobs) > 1 or settings.sampling is not None
-                restrain = restrain or restrainer(args, jobs, model)
                 if args.engine == "local":
+                    restrain = restrain or restrainer(args, jobs, model)
                     pipeline = pipeline or load_pipeline(args)
                 with ExitStack() as stack:
                     progress = stack.enter_context(bar(len(jobs), "picture", skipped, shown))
                     what = args, settings, ledger, notes
-                    if pipeline is None:
+                    if pipeline is None or args.engine == "ray":
                         runner = stack.enter_context(on_a_cluster(*what, made))
                     else:
                         runner = on_this_machine(*what, pipeline, progress, restrain)
@@ -410,6 +407,9 @@ def restrainer(
     args: argparse.Namespace, jobs: list[Job], model: ModelIdentity
 ) -> "Restrainer | None":
     """What the flags, or the model, want to stay as it is. Raises ValueError or OSError."""
+    for flag, path in (("mask", args.mask), ("face_embedding", args.face_embedding)):
+        if path is not None:
+            check_input_file(flag, path)
     from osdhuman_jax.images.codec import read_size
     from osdhuman_jax.inference.restraint import open_restrainer
 

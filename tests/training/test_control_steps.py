@@ -195,6 +195,7 @@ def run_config(made: Config, home: Path) -> Config:
     return made
 
 
+@pytest.mark.slow
 def test_two_runs_make_a_diffbody_of_a_prior_and_a_cleaner(home, tmp_path, capsys):
     first = run_config(tiny_control.parts_config(), home)
     assert train(first, tmp_path / "parts", 0) == 0
