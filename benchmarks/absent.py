@@ -6,7 +6,8 @@ TPUs is named as Google names its topology, `v5e:2x4`; `v5e:2x4*2` are two slice
 """
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import jax
 from jax.experimental import topologies
 
 from osdhuman_jax.networks.target import traced_for
+from osdhuman_jax.training import flops
 
 # Tiles of its products are chosen by trying them on the GPU.
 OPTIONS = {"cuda": {"xla_gpu_enable_triton_gemm": False}, "tpu": {}}
@@ -78,3 +80,18 @@ def devices(name: str) -> Iterator[tuple[list[Any], dict[str, Any]]]:
         raise SystemExit(f"{advice} ({str(error).splitlines()[0]:.200})") from None
     with traced_for(kind):
         yield list(found.devices), OPTIONS[kind]
+
+
+def compile_for(
+    program: Callable[..., Any], inputs: tuple[Any, ...], device: Any, options: Any
+) -> tuple[Any, int, float]:
+    """A program compiled for one device, the operations of its products, and the seconds taken."""
+    # Counted on no platform of its own, for kernels of a device hide products from a count; by
+    # another function, since JAX keeps what it has traced of one.
+    with traced_for("none"):
+        work = flops.operations(jax.make_jaxpr(lambda *x: program(*x))(*inputs))
+    placed = jax.sharding.SingleDeviceSharding(device)
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), inputs)
+    before = time.perf_counter()
+    compiled = jax.jit(program).lower(*inputs).compile(options)
+    return compiled, work, time.perf_counter() - before

@@ -7,7 +7,6 @@ that its compiler estimates and what takes them (account.py). Nothing was measur
 be faster than the first.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ from flax import nnx
 
 from benchmarks import absent, account
 from osdhuman_jax.config import ModelConfig
-from osdhuman_jax.networks.target import traced_for
 from osdhuman_jax.training import flops
 from osdhuman_jax.weights.model_folder import abstract_restorer
 
@@ -50,14 +48,7 @@ def parts_of(config: ModelConfig, size: int, batch: int, precision: str) -> dict
 
 def row(name: str, program: Any, inputs: tuple[Any, ...], device: Any, options: Any) -> str:
     """Compile a part and tell what it takes."""
-    # On no platform of its own: kernels of a device hide products from a count.
-    with traced_for("none"):
-        work = flops.operations(jax.make_jaxpr(lambda *x: program(*x))(*inputs))
-    placed = jax.sharding.SingleDeviceSharding(device)
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), inputs)
-    before = time.perf_counter()
-    compiled = jax.jit(program).lower(*inputs).compile(options)
-    seconds = time.perf_counter() - before
+    compiled, work, seconds = absent.compile_for(program, inputs, device, options)
     memory = compiled.memory_analysis()
     peak = flops.peak(device.device_kind)
     least = work / peak if peak else 0.0

@@ -7,7 +7,6 @@ is called the sum: the optimizer, losses, what lies between layers, and what chi
 are not in it.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ from osdhuman_jax.networks.layers import (
 )
 from osdhuman_jax.networks.lpips import LPIPS
 from osdhuman_jax.networks.swin import PatchEmbed, PatchMerging, SwinTransformerBlock
-from osdhuman_jax.networks.target import traced_for
 from osdhuman_jax.training import flops
 from osdhuman_jax.training.train_step import Trainer, TrainState
 
@@ -182,13 +180,8 @@ class Figures:
 def compiled(call: Call, backward: bool, device: Any, options: Any) -> Figures:
     """Compile a layer for a device."""
     function, inputs = program(call, backward)
-    with traced_for("none"):
-        work = flops.operations(jax.make_jaxpr(lambda *x: function(*x))(*inputs))
-    placed = jax.sharding.SingleDeviceSharding(device)
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), inputs)
-    before = time.perf_counter()
-    made = jax.jit(function).lower(*inputs).compile(options)
-    return Figures(work, account.account(made.as_text()), time.perf_counter() - before)
+    made, work, seconds = absent.compile_for(function, inputs, device, options)
+    return Figures(work, account.account(made.as_text()), seconds)
 
 
 def describe(
