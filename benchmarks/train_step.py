@@ -44,6 +44,7 @@ from osdhuman_jax.networks.configs import (
 from osdhuman_jax.networks.controlnet import ControlNet
 from osdhuman_jax.networks.dists import DISTS
 from osdhuman_jax.networks.lpips import LPIPS
+from osdhuman_jax.networks.target import compiler_options
 from osdhuman_jax.networks.types import LayerOptions
 from osdhuman_jax.networks.unet import UNet2DConditionModel
 from osdhuman_jax.networks.vae import AutoencoderKL
@@ -312,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.peer_alone:
         return
     # Our step: compiled from shapes alone, and described.
-    here = nullcontext((jax.devices()[:1], None))
+    here = nullcontext((jax.devices()[:1], compiler_options()))
     target = absent.devices(args.target) if args.target else here
     config, narrow = experiment_of(args), narrow_of(args)
     if args.layers:

@@ -19,6 +19,9 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
+from osdhuman_jax.networks.convolution import Conv3x3, moved
+from osdhuman_jax.networks.target import platform
+
 Path = tuple[Hashable, ...]  # attribute names and list indices
 
 
@@ -51,6 +54,9 @@ class LoRA(nnx.Module):
         """op(x, A): the base's operation with A in the place of its kernel."""
         if isinstance(self.base, nnx.Linear):
             return jnp.matmul(x, a, precision=self.base.precision)
+        # XLA's CPU backend takes several times as long for a convolution to so few channels.
+        if platform() == "cpu" and x.dtype == jnp.float32 and isinstance(self.base, Conv3x3):
+            return moved(x, a)
         return jax.lax.conv_general_dilated(
             x,
             a,

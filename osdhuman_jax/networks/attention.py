@@ -94,7 +94,8 @@ def by_blocks(
     def block(q: Tokens, k: Tokens, v: Tokens) -> Tokens:
         logits = q @ k.T  # [size, S]
         # The largest logit is taken out before the exponential, which would overflow otherwise.
-        weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+        # The result does not depend on it, so that its gradient, which is zero, is not computed.
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
         return (weights @ v) / weights.sum(-1, keepdims=True)
 
     def head(x: tuple[Array, Array, Array]) -> Array:

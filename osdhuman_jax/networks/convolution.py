@@ -69,6 +69,24 @@ def gathered(x: Feature, kernel: Kernel) -> Convolved:
     return y.reshape(b, h, w, -1)  # [B, H, W, O]
 
 
+def moved(x: Feature, kernel: Kernel) -> Convolved:
+    """A convolution to few channels: each pixel times all nine taps, moved to where they belong.
+
+    Products are few numbers a pixel, so that they, and not x, are what is moved: LoRA's first
+    factor on a CPU, whose gradients are two products as well.
+    """
+    b, h, w, c = x.shape
+    columns = kernel.transpose(2, 0, 1, 3).reshape(c, -1)  # [C, 9 O]
+    products = (x.reshape(-1, c) @ columns).reshape(b, h, w, -1)  # [B, H, W, 9 O]
+    out = jnp.zeros((), x.dtype)
+    # A pad of -1 cuts off what falls over the edge.
+    for tap, part in enumerate(jnp.split(products, 9, axis=-1)):
+        down, right = 1 - tap // 3, 1 - tap % 3
+        places = ((0, 0, 0), (down, -down, 0), (right, -right, 0), (0, 0, 0))
+        out = out + jax.lax.pad(part, jnp.zeros((), x.dtype), places)  # [B, H, W, O]
+    return out
+
+
 def winograd(x: Feature, kernel: Kernel) -> Convolved:
     """A convolution by F(2x2, 3x3), whose products are of transformed tiles (Lavin & Gray 2016).
 

@@ -32,10 +32,22 @@ class ReLU(nnx.Module):
 
 
 class MaxPool(nnx.Module):
-    """The largest of each 2x2 pixels; an odd row or column at the end is dropped."""
+    """The largest of each 2x2 pixels; an odd row or column at the end is dropped.
+
+    Of equal ones the first in reading order has the gradient, as in PyTorch and in JAX's own
+    pooling, which on a CPU writes the index of every pixel to memory to find it again.
+    """
 
     def __call__(self, x: Feature) -> Resized:
-        return nnx.max_pool(x, (2, 2), (2, 2))
+        b, h, w, c = x.shape
+        squares = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c)
+        rows = _larger(squares[:, :, :, :, 0], squares[:, :, :, :, 1])  # [B, H/2, 2, W/2, C]
+        return _larger(rows[:, :, 0], rows[:, :, 1])  # [B, H/2, W/2, C]
+
+
+def _larger(first: Array, second: Array) -> Array:
+    """The elementwise maximum, whose gradient goes to `first` where both are equal."""
+    return jnp.where(second > first, second, first)
 
 
 def unit(x: Feature) -> Feature:

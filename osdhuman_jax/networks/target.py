@@ -33,3 +33,14 @@ def platform() -> str:
     name = jax.default_backend()
     cuda = name == "gpu" and "cuda" in jax.devices()[0].client.platform_version
     return "cuda" if cuda else name
+
+
+def compiler_options() -> dict[str, str]:
+    """Options of XLA's with which programs of many convolutions are faster on this platform."""
+    # On a CPU XLA gives convolutions to YNNPACK, which computes those of 64 channels or fewer on
+    # one core, whatever the batch; XLA's own, of Eigen, take all cores. Products of matrices and
+    # sums stay with YNNPACK. docs/training.md has the figures.
+    if platform() != "cpu":
+        return {}
+    kept = ("LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", "LIBRARY_FUSION_TYPE_REDUCE")
+    return {"xla_cpu_experimental_ynn_fusion_type": ",".join(kept)}

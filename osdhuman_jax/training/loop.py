@@ -28,6 +28,7 @@ from osdhuman_jax.disk import staged_folder
 from osdhuman_jax.images.listing import real
 from osdhuman_jax.interruption import Stopped, apart
 from osdhuman_jax.methods.objectives import Frozen, Scalars
+from osdhuman_jax.networks.target import compiler_options
 from osdhuman_jax.training import diffbody, experiment, flops, hosts, train_step
 from osdhuman_jax.training.checkpoint import (
     Checkpoints,
@@ -220,7 +221,12 @@ class Loop:
         Whatever ends the loop, the last whole step is saved. One of several processes that fails
         alone cannot save: there the newest checkpoint counts.
         """
-        step_fn = jax.jit(self.trainer.step, donate_argnums=0, out_shardings=replicated(self.mesh))
+        step_fn = jax.jit(
+            self.trainer.step,
+            donate_argnums=0,
+            out_shardings=replicated(self.mesh),
+            compiler_options=compiler_options(),
+        )
         rates = Rates(self.config.data.batch_size, self._work(state))
         done, status, scalars = first, DONE, {}
         try:

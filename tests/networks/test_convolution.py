@@ -8,7 +8,15 @@ from convert import filled, normal
 from flax import nnx
 
 from osdhuman_jax.networks import convolution
-from osdhuman_jax.networks.convolution import ROWS, WIDE, Conv3x3, gathered, way, winograd
+from osdhuman_jax.networks.convolution import (
+    ROWS,
+    WIDE,
+    Conv3x3,
+    gathered,
+    moved,
+    way,
+    winograd,
+)
 from osdhuman_jax.networks.target import traced_for
 
 SIZES = [(1, 1), (2, 2), (5, 7), (2 * ROWS, 4), (2 * ROWS + 1, 6), (4 * ROWS - 1, 3)]
@@ -20,7 +28,7 @@ def xla(x, kernel):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("function", [gathered, winograd])
+@pytest.mark.parametrize("function", [gathered, moved, winograd])
 def test_values_and_gradients_are_xlas(function, size):
     x, kernel = normal(2, *size, 5), normal(3, 3, 5, 4, seed=1)
     weights = normal(2, *size, 4, seed=2)

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from convert import abstract, call, count, filled, from_torch, nchw, normal, params, randomise
+from flax import nnx
 from torch import nn
 
 from benchmarks.references import LPIPS as Reference
 from osdhuman_jax.networks.configs import LPIPSConfig
-from osdhuman_jax.networks.lpips import LPIPS, unit
+from osdhuman_jax.networks.lpips import LPIPS, MaxPool, unit
 
 SMALL = LPIPSConfig.vgg16(16)  # the depth of VGG16, a sixteenth as wide
 
@@ -84,3 +85,15 @@ def test_bfloat16_distance_is_near_the_float32_one(pair, images):
     want, got = call(mine, *images), call(half, *images)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, want, rtol=0.03)
+
+
+def test_pooling_is_jaxs_with_its_gradient():
+    """Among equal pixels too, of which the first has the gradient; odd sizes lose their ends."""
+    x = jnp.asarray(normal(2, 7, 10, 3).round())
+    weights = jnp.asarray(normal(2, 3, 5, 3, seed=1))
+    (ours, mine), (theirs, other) = (
+        jax.jit(lambda x, pool=pool: (pool(x), *jax.vjp(pool, x)[1](weights)))(x)
+        for pool in (MaxPool(), lambda x: nnx.max_pool(x, (2, 2), (2, 2)))
+    )
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(mine, other)
