@@ -6,7 +6,11 @@ ranges are those that the pictures show. It is in ONNX's own form, QuantizeLinea
 DequantizeLinear around a convolution, which onnxruntime and OpenVINO compute in integers.
 
 The U-Net's convolutions alone are quantised. The VAE carries the picture itself, and in the bundled
-one a good picture has activations ten times as large as a bad one: 8 bits for both are too few.
+one a good picture has activations ten times as large as a bad one: 8 bits for both are too few. The
+same holds of the U-Net's shortcuts, kernels of 1 x 1, through which the sum of all blocks before
+goes; they are little work. The result of a convolution has one range for all of its channels,
+though one may be a hundred times as wide as another: before, all are given the range from 0 to 1 by
+kernel and bias, and behind, in float32, their own again.
 """
 
 import tempfile
@@ -76,15 +80,17 @@ def quantised(data: bytes, unet: nnx.Module, pictures: Sequence[Square]) -> tupl
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(plain)
         onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        nodes = _convolutions(onnx.load(plain).graph, unet)
+        model = onnx.load(plain)
+        nodes = _convolutions(model.graph, unet)
+        _even_out(model, nodes, inputs)
         quantization.quantize_static(
-            plain,
+            model,
             made,
             _reader(inputs),
             quant_format=quantization.QuantFormat.QDQ,
             # The kind, too: of every other node's results the ranges would be taken for nothing.
             op_types_to_quantize=["Conv"],
-            nodes_to_quantize=nodes,
+            nodes_to_quantize=[node.name for node in nodes],
             per_channel=True,
             # Weights of 7 bits: without VNNI, x86's sums of two products overflow 16 bits.
             reduce_range=True,
@@ -101,8 +107,8 @@ def _batches(data: bytes, pictures: Sequence[Square]) -> list[dict[str, np.ndarr
     return [{wanted.name: np.repeat(picture[None], wanted.shape[0], 0)} for picture in pictures]
 
 
-def _convolutions(graph: Any, unet: nnx.Module) -> list[str]:
-    """Names of the nodes that are the U-Net's convolutions. Raises ExportError if none is.
+def _convolutions(graph: Any, unet: nnx.Module) -> list[Any]:
+    """Nodes that are the U-Net's convolutions but its shortcuts. Raises ExportError if none is.
 
     Where it enlarges, several kernels are made of one (`upsampled`): these stay in float32.
     """
@@ -111,11 +117,11 @@ def _convolutions(graph: Any, unet: nnx.Module) -> list[str]:
     kernels = {
         np.ascontiguousarray(np.transpose(layer.kernel[...], (3, 2, 0, 1))).tobytes()
         for _, layer in nnx.iter_modules(unet)
-        if isinstance(layer, nnx.Conv)
+        if isinstance(layer, nnx.Conv) and layer.kernel_size != (1, 1)
     }
     constants = {tensor.name: tensor for tensor in graph.initializer}
     found = [
-        node.name
+        node
         for node in graph.node
         if node.op_type == "Conv"
         and node.input[1] in constants
@@ -125,6 +131,64 @@ def _convolutions(graph: Any, unet: nnx.Module) -> list[str]:
     if not found:
         raise ExportError("none of the U-Net's convolutions stands in the ONNX file as one")
     return found
+
+
+def _even_out(model: Any, nodes: Sequence[Any], inputs: list[dict[str, np.ndarray]]) -> None:
+    """Give all channels of each convolution's result the range from 0 to 1, and undo it behind."""
+    from onnx import helper, numpy_helper
+
+    ranges = _ranges(model, nodes, inputs)
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    behind: dict[str, list[Any]] = {}
+    for node in nodes:
+        low, high = ranges[node.name]
+        # A channel that is constant has no width.
+        width = np.maximum(high - low, np.float32(1e-6))
+        kernel, *bias = (numpy_helper.to_array(constants[name]) for name in node.input[1:])
+        made = {
+            "kernel": kernel / width[:, None, None, None],
+            "bias": ((bias[0] if bias else 0) - low) / width,
+            "width": width[:, None, None],
+            "low": low[:, None, None],
+        }
+        names = {key: f"{node.name}_{key}" for key in made}
+        graph.initializer.extend(numpy_helper.from_array(a, names[key]) for key, a in made.items())
+        (result,) = node.output
+        even, wide = f"{result}_even", f"{result}_wide"
+        node.input[1:] = [names["kernel"], names["bias"]]
+        node.output[0] = even
+        behind[node.name] = [
+            helper.make_node("Mul", [even, names["width"]], [wide]),
+            helper.make_node("Add", [wide, names["low"]], [result]),
+        ]
+    ordered = [each for node in graph.node for each in (node, *behind.get(node.name, ()))]
+    del graph.node[:]
+    graph.node.extend(ordered)
+
+
+def _ranges(
+    model: Any, nodes: Sequence[Any], inputs: list[dict[str, np.ndarray]]
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The least and the greatest value of each channel of each node's result, by node."""
+    import onnx
+
+    told = onnx.ModelProto()
+    told.CopyFrom(model)
+    results = [node.output[0] for node in nodes]
+    float32 = onnx.TensorProto.FLOAT
+    told.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, float32, None) for name in results
+    )
+    session = _session(told.SerializeToString())
+    ends = []
+    for fed in inputs:
+        values = session.run(results, fed)
+        ends.append([(v.min((0, 2, 3)), v.max((0, 2, 3))) for v in values])
+    return {
+        node.name: (np.min([low for low, _ in seen], 0), np.max([high for _, high in seen], 0))
+        for node, seen in zip(nodes, zip(*ends, strict=True), strict=True)
+    }
 
 
 def _reader(inputs: list[dict[str, np.ndarray]]) -> Any:
