@@ -23,8 +23,8 @@ from osdhuman_jax.config import Config
 def get_config() -> Config:
     config = Config(model=small())
     # 65 samples of 100 are the teacher's, all of them heavily degraded. The others are, by shares
-    # in the order of degrade.KINDS, heavily degraded too, mild, JPEG, small and clean. The teacher's
-    # output is a function of the picture, and can be learned without a blur; the original cannot.
+    # in the order of degrade.KINDS, heavily degraded too, mild, JPEG, small and clean. What the
+    # teacher makes is a function of the picture, and learned without a blur; the original is not.
     config.data.sources = ("data/photos",)
     config.data.labelled = ("data/labelled",)
     config.data.labelled_share = 0.65
