@@ -305,6 +305,12 @@ def peer(args: argparse.Namespace) -> None:
         print(json.dumps({"seconds": seconds, "peak": used}), flush=True)
 
 
+def here() -> Any:
+    """What `absent.devices` gives, of the first device that is here."""
+    # Not for a target: with `libtpu` installed JAX would look for a TPU here, too.
+    return nullcontext((jax.devices()[:1], compiler_options()))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Compile, describe, and (without --aot) time."""
     args = parse(argv)
@@ -313,19 +319,16 @@ def main(argv: list[str] | None = None) -> None:
     if args.peer_alone:
         return
     # Our step: compiled from shapes alone, and described.
-    here = nullcontext((jax.devices()[:1], compiler_options()))
-    target = absent.devices(args.target) if args.target else here
     config, narrow = experiment_of(args), narrow_of(args)
-    if args.layers:
-        with target as (devices, options):
+    with absent.devices(args.target) if args.target else here() as (devices, options):
+        if args.layers:
             config.data.batch_size //= len(devices)
             train_ahead.describe(config, *shapes_of(config, narrow), devices[0], options)
-        return
-    trainer, state, frozen = shapes_of(config, narrow)
-    work = 0 if args.figures else flops.step_flops(trainer, state, frozen)
-    before = time.perf_counter()
-    step = jax.jit(trainer.step, donate_argnums=0)
-    with target as (devices, options):
+            return
+        trainer, state, frozen = shapes_of(config, narrow)
+        work = 0 if args.figures else flops.step_flops(trainer, state, frozen)
+        before = time.perf_counter()
+        step = jax.jit(trainer.step, donate_argnums=0)
         device = devices[0]
         inputs = on(devices, args.fsdp, state, frozen, flops.batch_shapes(config.data))
         compiled = step.lower(*inputs).compile(options)

@@ -142,6 +142,26 @@ def _renamed(path: Path) -> Iterator[BufferedWriter]:
     sync(path.parent)
 
 
+@contextmanager
+def staged_files(path: Path) -> Iterator[Path]:
+    """A place to write a file to, and others beside it; at the block's end all are beside `path`.
+
+    `path` comes last, and where others come with it an old one goes first: whatever ends the
+    process, none stands beside what belongs to the other. An exception inside the block leaves
+    everything as it was.
+    """
+    with workspace(path.parent) as folder:
+        made = folder / path.name
+        yield made
+        _sync_tree(folder)
+        beside = [file for file in folder.iterdir() if file != made]
+        if beside:
+            path.unlink(missing_ok=True)
+        for file in (*beside, made):
+            os.replace(file, path.parent / file.name)
+        sync(path.parent)
+
+
 def _flush(file: BufferedWriter) -> None:
     file.flush()
     os.fsync(file.fileno())

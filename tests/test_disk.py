@@ -153,6 +153,34 @@ def test_a_links_target_is_no_leftover(tmp_path):
     assert (tmp_path / "kept").exists()
 
 
+def test_files_that_belong_together_appear_together(tmp_path, monkeypatch):
+    path, beside = tmp_path / "a.onnx", tmp_path / "a.onnx.data"
+
+    def write(text: str) -> None:
+        with disk.staged_files(path) as made:
+            made.write_text(text)
+            (made.parent / beside.name).write_text(text)
+            assert text == "old" or path.read_text() == beside.read_text() == "old"
+            if text == "fails":
+                raise OSError
+
+    write("old")
+    with pytest.raises(OSError):
+        write("fails")
+    assert path.read_text() == beside.read_text() == "old"
+    # Stopped between the two, there is no file that the other's weights belong to.
+    replace = os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: replace(a, b) if b != path else raising(OSError)()
+    )
+    with pytest.raises(OSError):
+        write("half")
+    assert names(tmp_path) == ["a.onnx.data"] and beside.read_text() == "half"
+    monkeypatch.undo()
+    write("old")
+    assert names(tmp_path) == ["a.onnx", "a.onnx.data"] and path.read_text() == "old"
+
+
 def test_a_folder_appears_whole(tmp_path):
     with disk.staged_folder(tmp_path / "in" / "model") as folder:
         (folder / "part").mkdir()

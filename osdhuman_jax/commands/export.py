@@ -1,4 +1,4 @@
-"""A restorer as one file that runs without this package.
+"""A restorer as a file that runs without this package.
 
     osdhuman export --size 512 --output nano.npz
     osdhuman export --size 512 --output nano.onnx
@@ -11,17 +11,20 @@ jax.export beside its weights and needs JAX and NumPy alone:
     program = jax.export.deserialize(bytearray(file["program"]))
     restored = program.call([file[f"weight_{i}"] for i in range(file["weights"])], pictures)
 
-An .onnx (extra `export`) holds its weights as constants, so models of 2 GB and more do not fit.
+An .onnx (extra `export`) holds its weights as constants; from nearly 2 GiB on they lie beside it,
+as NAME.onnx.data, and both files are needed, under these names.
 With --int8 its U-Net computes in 8 bits, in ranges that degraded photographs show (int8.py).
 """
 
 import argparse
 import logging
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from osdhuman_jax.cli import Parser, check_file, end, some_path
-from osdhuman_jax.disk import write_bytes
+from osdhuman_jax.disk import staged_files
 from osdhuman_jax.inference.settings import PRECISIONS
 from osdhuman_jax.models import BUNDLED
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from flax import nnx
 
     from osdhuman_jax.inference.int8 import Square
+    from osdhuman_jax.methods.osdhuman import OneStepRestorer
 
 SUFFIXES = (".npz", ".onnx")
 CLOSE = 40  # dB: 8 bits that are further from 32 than this are named
@@ -40,7 +44,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser("export", "Export a restorer.")
     add = parser.add_argument
     add("--model", type=some_path, default=BUNDLED, help="folder; default: the bundled one")
-    add("--output", type=some_path, required=True, help="file to write, .npz or .onnx")
+    add(
+        "--output",
+        type=some_path,
+        required=True,
+        help="file to write, .npz or .onnx; weights of nearly 2 GiB and more become a second file, "
+        "NAME.onnx.data",
+    )
+    add("--overwrite", action="store_true", help="replace files that exist")
     add("--size", type=int, default=512, help="side of the pictures, in pixels")
     add("--batch_size", type=int, default=1, help="pictures at a time")
     add("--precision", choices=PRECISIONS, default="fp32", help="arithmetic of the networks")
@@ -60,12 +71,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def export(args: argparse.Namespace) -> bytes:
-    """The file that the flags ask for. Raises ValueError or OSError."""
-    # JAX and the networks, which `--help` does without.
-    import jax
+def places(output: Path) -> list[Path]:
+    """The file to write, and the one that its weights may take."""
+    from osdhuman_jax.inference.standalone import weights_beside
 
-    from osdhuman_jax.inference.standalone import ExportError, to_npz, to_onnx
+    return [output, weights_beside(output)] if output.suffix == ".onnx" else [output]
+
+
+def load(args: argparse.Namespace) -> "OneStepRestorer":
+    """The restorer to export. Raises ValueError or OSError where it cannot be."""
+    from osdhuman_jax.inference.standalone import ExportError
     from osdhuman_jax.methods.prompts import TagPrompter
     from osdhuman_jax.weights import DIFFBODY, kind_of, load_model, load_prompter
 
@@ -73,6 +88,9 @@ def export(args: argparse.Namespace) -> bytes:
     if args.output.suffix not in SUFFIXES:
         raise ExportError(f"--output must end in {' or '.join(SUFFIXES)}: {args.output}")
     check_file("output", args.output)
+    for path in places(args.output):
+        if path.exists() and not args.overwrite:
+            raise ExportError(f"{path}: exists; give --overwrite to replace it")
     if kind_of(args.model) == DIFFBODY:
         raise ExportError(f"{args.model}: takes many steps (DiffBody), which no program here holds")
 
@@ -86,15 +104,7 @@ def export(args: argparse.Namespace) -> bytes:
     multiple = restorer.multiple
     if args.size < 1 or args.size % multiple or args.batch_size < 1:
         raise ExportError(f"--size must be a multiple of {multiple}, --batch_size at least 1")
-
-    # The file; a folder that cannot be read is told of before a minute's conversion.
-    pictures = calibration(args) if args.int8 else []
-    shape = (args.batch_size, args.size, args.size, 3)
-    if args.output.suffix == ".onnx":
-        data = to_onnx(restorer, shape)
-        return in_int8(data, restorer.unet, pictures) if args.int8 else data
-    default = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    return to_npz(restorer, shape, args.platform or default)
+    return restorer
 
 
 def calibration(args: argparse.Namespace) -> "list[Square]":
@@ -104,15 +114,53 @@ def calibration(args: argparse.Namespace) -> "list[Square]":
     return pictures_of(args.calibrate, args.size) if args.calibrate else shipped(args.size)
 
 
-def in_int8(data: bytes, unet: "nnx.Module", pictures: "list[Square]") -> bytes:
-    """The ONNX file with its U-Net in 8 bits; says how close it is. Raises ValueError."""
-    from osdhuman_jax.inference.int8 import quantised
+def write(
+    args: argparse.Namespace, restorer: "OneStepRestorer", pictures: "list[Square]", path: Path
+) -> None:
+    """Write what the flags ask for to `path`. Raises ValueError or OSError."""
+    # JAX and the networks, which `--help` does without.
+    import jax
 
-    small, decibels = quantised(data, unet, pictures)
+    from osdhuman_jax.inference import standalone
+
+    shape = (args.batch_size, args.size, args.size, 3)
+    if path.suffix == ".npz":
+        default = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+        standalone.write_npz(restorer, shape, args.platform or default, path)
+    elif args.int8:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            exact = Path(folder, "exact.onnx")
+            standalone.write_onnx(restorer, shape, exact)
+            write_int8(exact, path, restorer.unet, pictures)
+    else:
+        standalone.write_onnx(restorer, shape, path)
+
+
+def write_int8(exact: Path, path: Path, unet: "nnx.Module", pictures: "list[Square]") -> None:
+    """Write an ONNX file with its U-Net in 8 bits; says how close it is. Raises ValueError."""
+    from osdhuman_jax.inference.int8 import quantise
+
+    decibels = quantise(exact, path, unet, pictures)
     print(f"int8 is {decibels:.1f} dB from fp32, at the worst of {len(pictures)} pictures")
     if decibels < CLOSE:
         print(f"export: warning: that is less than {CLOSE}; look at what it makes", file=sys.stderr)
-    return small
+
+
+def export(args: argparse.Namespace) -> list[Path]:
+    """Make the files that the flags ask for; gives their paths. Raises ValueError or OSError."""
+    restorer = load(args)
+    # A folder that cannot be read is told of before a minute's conversion.
+    pictures = calibration(args) if args.int8 else []
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with staged_files(args.output) as made:
+        write(args, restorer, pictures, made)
+        names = {path.name for path in places(made) if path.exists()}
+    written = [path for path in places(args.output) if path.name in names]
+    # Weights of the file that was replaced.
+    for path in places(args.output):
+        if path not in written:
+            path.unlink(missing_ok=True)
+    return written
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -122,13 +170,12 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("jax2onnx", "onnx_ir", "root"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        data = export(args)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(args.output, data)
+        made = export(args)
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
-    print(f"{args.output}: {len(data) / 2**20:.1f} MiB")
+    for path in made:
+        print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
     return 0
 
 

@@ -1,6 +1,6 @@
 """An exported restorer whose U-Net computes in 8 bits, for laptops: onnxruntime's quantisation.
 
-Goes in: an ONNX file of standalone.py, its U-Net, and pictures to calibrate by. Comes out: the file
+Goes in: an ONNX file of standalone.py, its U-Net, and pictures to calibrate by. Comes out: a file
 with weights in int8, each output channel with a scale of its own, and activations in uint8, whose
 ranges are those that the pictures show. It is in ONNX's own form, QuantizeLinear and
 DequantizeLinear around a convolution, which onnxruntime and OpenVINO compute in integers.
@@ -28,7 +28,7 @@ from osdhuman_jax.degrade.second_order import degrade, sample_rng
 from osdhuman_jax.images.codec import read_rgb, to_float, to_uint8
 from osdhuman_jax.images.listing import named_images
 from osdhuman_jax.images.sizes import squash
-from osdhuman_jax.inference.standalone import EXTRA, ExportError
+from osdhuman_jax.inference.standalone import EXTRA, ExportError, weights_beside
 
 Square = UInt8[np.ndarray, "s s 3"]
 ENOUGH = 16  # pictures of a folder, each of which is restored twice
@@ -57,11 +57,11 @@ def pictures_of(folder: Path, side: int) -> list[Square]:
     return [to_uint8(squash(read_rgb(path), side)) for path in files]
 
 
-def quantised(data: bytes, unet: nnx.Module, pictures: Sequence[Square]) -> tuple[bytes, float]:
-    """The file with its U-Net in 8 bits, and how close to it that is, in dB.
+def quantise(exact: Path, made: Path, unet: nnx.Module, pictures: Sequence[Square]) -> float:
+    """Write a file with its U-Net in 8 bits to `made`; says how close to it that is, in dB.
 
-    That is the worst peak signal-to-noise ratio over `pictures`, which are of the file's size.
-    Raises ExportError.
+    That is the worst peak signal-to-noise ratio over `pictures`, which are of the file's size. The
+    weights lie beside `made` where those of `exact` do. Raises ExportError.
     """
     try:
         import onnx
@@ -71,18 +71,23 @@ def quantised(data: bytes, unet: nnx.Module, pictures: Sequence[Square]) -> tupl
         raise ExportError(EXTRA) from None
     # It tells of each constant that it leaves out.
     onnxruntime.set_default_logger_severity(3)
-    inputs = _batches(data, pictures)
-    with tempfile.TemporaryDirectory() as folder:
+    inputs = _batches(exact, pictures)
+    large = weights_beside(exact).exists()
+    # On the disk that has room for `made`.
+    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
         # What is computed of constants becomes one: a kernel stands as its convolution has it.
         # `quant_pre_process`, which does that and more, fails at shapes of the converter's.
-        plain, made = Path(folder, "plain.onnx"), Path(folder, "int8.onnx")
+        plain = Path(folder, "plain.onnx")
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(plain)
-        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        if large:
+            key = "session.optimized_model_external_initializers_file_name"
+            options.add_session_config_entry(key, weights_beside(plain).name)
+        _session(exact, options)
         model = onnx.load(plain)
         nodes = _convolutions(model.graph, unet)
-        _even_out(model, nodes, inputs)
+        _even_out(model, nodes, inputs, Path(folder))
         quantization.quantize_static(
             model,
             made,
@@ -96,14 +101,14 @@ def quantised(data: bytes, unet: nnx.Module, pictures: Sequence[Square]) -> tupl
             reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            use_external_data_format=large,
         )
-        small = made.read_bytes()
-    return small, _closeness(data, small, inputs)
+    return _closeness(exact, made, inputs)
 
 
-def _batches(data: bytes, pictures: Sequence[Square]) -> list[dict[str, np.ndarray]]:
+def _batches(exact: Path, pictures: Sequence[Square]) -> list[dict[str, np.ndarray]]:
     """What the file is fed with: each picture as often as its batch is large."""
-    (wanted,) = _session(data).get_inputs()
+    (wanted,) = _session(exact).get_inputs()
     return [{wanted.name: np.repeat(picture[None], wanted.shape[0], 0)} for picture in pictures]
 
 
@@ -133,11 +138,13 @@ def _convolutions(graph: Any, unet: nnx.Module) -> list[Any]:
     return found
 
 
-def _even_out(model: Any, nodes: Sequence[Any], inputs: list[dict[str, np.ndarray]]) -> None:
+def _even_out(
+    model: Any, nodes: Sequence[Any], inputs: list[dict[str, np.ndarray]], folder: Path
+) -> None:
     """Give all channels of each convolution's result the range from 0 to 1, and undo it behind."""
     from onnx import helper, numpy_helper
 
-    ranges = _ranges(model, nodes, inputs)
+    ranges = _ranges(model, nodes, inputs, folder)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     behind: dict[str, list[Any]] = {}
@@ -168,7 +175,7 @@ def _even_out(model: Any, nodes: Sequence[Any], inputs: list[dict[str, np.ndarra
 
 
 def _ranges(
-    model: Any, nodes: Sequence[Any], inputs: list[dict[str, np.ndarray]]
+    model: Any, nodes: Sequence[Any], inputs: list[dict[str, np.ndarray]], folder: Path
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The least and the greatest value of each channel of each node's result, by node."""
     import onnx
@@ -180,7 +187,10 @@ def _ranges(
     told.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, float32, None) for name in results
     )
-    session = _session(told.SerializeToString())
+    # By files of any size: a message of more than 2 GiB cannot be given.
+    path = folder / "told.onnx"
+    onnx.save(told, path, save_as_external_data=True, location=weights_beside(path).name)
+    session = _session(path)
     ends = []
     for fed in inputs:
         values = session.run(results, fed)
@@ -205,7 +215,7 @@ def _reader(inputs: list[dict[str, np.ndarray]]) -> Any:
     return Reader()
 
 
-def _closeness(exact: bytes, small: bytes, inputs: list[dict[str, np.ndarray]]) -> float:
+def _closeness(exact: Path, small: Path, inputs: list[dict[str, np.ndarray]]) -> float:
     """The worst peak signal-to-noise ratio, in dB, of what the one file gives to the other's."""
     first, second = _session(exact), _session(small)
     worst = 0.0
@@ -215,7 +225,7 @@ def _closeness(exact: bytes, small: bytes, inputs: list[dict[str, np.ndarray]]) 
     return float("inf") if worst == 0 else 10 * float(np.log10(4 / worst))
 
 
-def _session(data: bytes) -> Any:
+def _session(file: Path, options: Any = None) -> Any:
     import onnxruntime
 
-    return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -71,28 +71,60 @@ def exact(tmp_path_factory, model: Path) -> Path:
     return path
 
 
-def test_onnx_is_the_pipeline(exact, restored):
+def run(path: Path, pictures: np.ndarray) -> np.ndarray:
+    """What onnxruntime makes of pictures."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(exact)
-    (got,) = session.run(None, {session.get_inputs()[0].name: PHOTO[None]})
+    session = onnxruntime.InferenceSession(path)
+    return session.run(None, {session.get_inputs()[0].name: pictures})[0]
+
+
+def test_onnx_is_the_pipeline(exact, restored):
+    got = run(exact, PHOTO[None])
     assert got.dtype == np.uint8 and got.shape == (1, SIDE, SIDE, 3)
     assert np.abs(got[0].astype(int) - restored).max() <= 1
 
 
-def test_int8_is_close_and_in_the_unet(tmp_path, model, exact, restored, capsys, monkeypatch):
-    import onnx
-    import onnxruntime
+@pytest.fixture
+def known(exact, monkeypatch):
+    """The conversion, which takes longest, is that of another test."""
+    import onnx_ir
 
-    # The conversion takes longest, and is the other test's.
-    monkeypatch.setattr(standalone, "to_onnx", lambda *_: exact.read_bytes())
+    monkeypatch.setattr(standalone, "converted", lambda *_: onnx_ir.load(exact))
+
+
+def test_weights_beyond_the_limit_lie_beside(tmp_path, model, exact, known, monkeypatch, capsys):
+    path, beside = tmp_path / "nano.onnx", tmp_path / "nano.onnx.data"
+    monkeypatch.setattr(standalone, "ONNX_LIMIT", 2**16)
+    assert export.main(flags(model, path)) == 0
+    assert path.stat().st_size + beside.stat().st_size // 2 < exact.stat().st_size
+    assert capsys.readouterr().out.count(" MiB\n") == 2
+    assert np.array_equal(run(path, PHOTO[None]), run(exact, PHOTO[None]))
+    # Neither is replaced unasked; both are where that is asked for.
+    path.unlink()
+    assert export.main(flags(model, path)) == 2
+    assert f"{beside}: exists; give --overwrite" in capsys.readouterr().err
+    monkeypatch.setattr(standalone, "ONNX_LIMIT", 2**31)
+    assert export.main([*flags(model, path), "--overwrite"]) == 0
+    assert sorted(tmp_path.iterdir()) == [path]
+    assert np.array_equal(run(path, PHOTO[None]), run(exact, PHOTO[None]))
+
+
+@pytest.mark.parametrize("limit", [standalone.ONNX_LIMIT, 2**16])
+def test_int8_is_close_and_in_the_unet(
+    tmp_path, model, known, restored, capsys, monkeypatch, limit
+):
+    import onnx
+
+    monkeypatch.setattr(standalone, "ONNX_LIMIT", limit)
     (tmp_path / "photos").mkdir()
     write_png(tmp_path / "photos" / "astronaut.png", PHOTO)
     path = tmp_path / "nano.onnx"
     more = ["--int8", "--calibrate", str(tmp_path / "photos")]
     assert export.main([*flags(model, path), *more]) == 0
     decibels = float(capsys.readouterr().out.split("int8 is ")[1].split(" dB")[0])
-    (got,) = onnxruntime.InferenceSession(path).run(None, {"in_0": PHOTO[None]})
+    got = run(path, PHOTO[None])
+    assert standalone.weights_beside(path).exists() == (limit == 2**16)
     apart = got[0].astype(float) - restored
     assert apart.any() and 10 * np.log10(255**2 / np.square(apart).mean()) > decibels - 0.5 > 30
     # A weight of 8 bits for each of the U-Net's layers but those that enlarge and the shortcuts of
