@@ -6,14 +6,17 @@ from typing import Any
 import jax
 import jax.extend.core
 
+from osdhuman_jax.networks.target import traced_for
+
 
 def convolutions(function: Callable[..., Any], *args: Any) -> list[tuple[str, bool]]:
     """(type of the inputs, whether they are kept exact) of each convolution, in order.
 
-    Exact is what asks for it itself: the tests' default for all products is taken off.
+    Exact is what asks for it itself: the tests' default for all products is taken off. The program
+    is that of a TPU, which rounds what does not ask; a CPU's has products in convolutions' places.
     """
     found = []
-    with jax.default_matmul_precision("default"):
+    with jax.default_matmul_precision("default"), traced_for("tpu"):
         traced = jax.make_jaxpr(function)(*args)
     for equation in _equations(traced.jaxpr):
         if equation.primitive.name == "conv_general_dilated":
