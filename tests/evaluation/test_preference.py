@@ -132,7 +132,8 @@ def test_a_page_that_no_browser_could_open_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.page
-def test_keys_answer_and_a_reload_forgets_nothing(tmp_path):
+@pytest.mark.parametrize("stored", [True, False])
+def test_keys_answer_and_a_reload_forgets_nothing(tmp_path, stored):
     from playwright.sync_api import sync_playwright
 
     key = made(tmp_path / "ab")
@@ -140,12 +141,15 @@ def test_keys_answer_and_a_reload_forgets_nothing(tmp_path):
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_page()
+        if not stored:  # as where a browser may keep nothing of a site
+            tab.add_init_script("Storage.prototype.setItem = () => { throw new Error('refused') }")
         tab.on("pageerror", lambda error: pytest.fail(str(error)))
         tab.goto((tmp_path / "ab" / preference.PAGE).as_uri())
         for press in ("ArrowLeft", "ArrowDown", "b", "ArrowRight", "z", "ArrowLeft"):
             tab.keyboard.press(press)
         said = tab.locator("#counts")
         assert said.inner_text() == "pair 4 of 6, 3 answered"
+        assert ("keeps nothing" in tab.locator("#warning").inner_text()) != stored
         assert tab.locator("main.whole img").count() == 2
         tab.reload()
         assert said.inner_text() == "pair 4 of 6, 3 answered"
