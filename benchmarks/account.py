@@ -40,8 +40,9 @@ class Instruction:
     def cycles(self) -> int:
         """Cycles that the compiler expects of one run; 0 where it expects none or cannot tell."""
         found = re.search(r'"estimated_cycles":"(\d+)"', self.line)
-        # What it cannot tell is -1, written as a number without a sign.
-        return int(found[1]) % (2**64 - 1) if found else 0
+        # What it cannot tell is below zero, written as a number without a sign.
+        cycles = int(found[1]) if found else 0
+        return cycles if cycles < 2**63 else 0
 
     def named(self, key: str) -> str:
         """Name of the computation that it calls as `key`, or ""."""

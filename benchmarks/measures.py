@@ -23,6 +23,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
 from osdhuman_jax.evaluation.niqe import Niqe
 from osdhuman_jax.evaluation.tables import DASH, MARKDOWN
+from osdhuman_jax.networks.target import vectors
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Named = Mapping[str, Pixels]
@@ -256,7 +257,5 @@ def no_niqe(natural: Niqe | None) -> list[str]:
 
 def machine() -> str:
     """The cores that this process may use and their widest instructions."""
-    known = {"AVX-512": 13, "AVX2": 11, "NEON": 100}  # OpenCV's numbers of what it asks the CPU for
-    wide = [name for name, number in known.items() if cv2.checkHardwareSupport(number)]
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores, {' with '.join([platform.machine(), *wide[:1]])}"
+    cores, wide = len(os.sched_getaffinity(0)), vectors()
+    return f"{cores} cores, {platform.machine()}{f' with {wide}' if wide else ''}"

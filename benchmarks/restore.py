@@ -81,6 +81,7 @@ def ours(
     from flax import nnx
 
     from osdhuman_jax.inference.programs import Programs
+    from osdhuman_jax.networks.target import compiler_options
     from osdhuman_jax.weights import load_model
 
     model = load_model(folder / "ours", precision=precision)
@@ -98,7 +99,7 @@ def ours(
         def run(weights: Any, *arguments: Any) -> jax.Array:
             return getattr(nnx.merge(graphdef, weights), name)(*arguments)
 
-        compiled = jax.jit(run).lower(weights, *arguments).compile()
+        compiled = jax.jit(run).lower(weights, *arguments).compile(compiler_options())
         return lambda: jax.block_until_ready(compiled(weights, *arguments))
 
     # A latent of the right size: its values are no matter to a part's time.

@@ -31,6 +31,7 @@ ENTRY %main (x: bf16[8,8]) -> f32[4] {
   %w = (s32[], bf16[8,8]{1,0}) while(%x), condition=%condition, body=%body
   %m = bf16[8,8]{0,1} fusion(%x), calls=%moved, backend_config={"estimated_cycles":"20"}
   %u = bf16[8,8]{0,1} copy(%x), backend_config={"estimated_cycles":"18446744073709551615"}
+  %v = bf16[8,8]{0,1} copy(%x), backend_config={"estimated_cycles":"18446744073709551614"}
   %r = (f32[4]{0}, f32[2]{0}) all-reduce(%m, %m), replica_groups={{0,1}}
   %g = (f32[4]{0}, f32[8]{0}) all-gather-start(%m), dimensions={0}
   ROOT %d = f32[8]{0} all-gather-done(%g), backend_config={"estimated_cycles":"10"}
@@ -42,7 +43,7 @@ def test_cycles_are_counted_by_kind_and_as_often_as_a_loop_runs():
     found = account(PROGRAM)
     assert found.total == 100
     assert found.cycles["products"] == 70
-    # What the compiler cannot tell, minus one, is nothing.
+    # What the compiler cannot tell, minus one or two, is nothing.
     assert found.cycles["moves"] == 20
     assert found.share("collectives") == 0.1
     assert found.largest[0][0] == 70

@@ -22,6 +22,7 @@ from osdhuman_jax.interruption import apart
 from osdhuman_jax.methods.cleaner import CleanerNetwork
 from osdhuman_jax.methods.diffbody import DiffBody
 from osdhuman_jax.methods.osdhuman import OneStepRestorer
+from osdhuman_jax.networks.target import compiler_options
 from osdhuman_jax.networks.types import Image, Scalar, Tokens
 
 Shape = tuple[int, ...]
@@ -200,7 +201,7 @@ def compiled(
     start = time.perf_counter()
     # Tracing is Python's, and heeds settings of this thread; compiling is not, and takes longest.
     lowered = traced(function, graphdef, tree, leaves).lower()
-    made = apart(lowered.compile)
+    made = apart(partial(lowered.compile, compiler_options()))
     log.info(COMPILED, time.perf_counter() - start)
     return made
 

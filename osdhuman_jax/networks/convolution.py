@@ -1,9 +1,9 @@
 """3x3 convolution of stride 1, padded by one: XLA's own, or what is faster on a CPU.
 
 `Conv3x3` is the layer that every network here uses; it maps (B, H, W, C) to (B, H, W, O). XLA's CPU
-backend is slow on the smallest maps of the U-Net, where one product of gathered pixels takes half
-as long, and computes large maps of many channels directly, where Winograd's F(2x2, 3x3) (Lavin &
-Gray 2016) needs 16 multiplications in the place of 36. Elsewhere all is left to XLA.
+backend computes large maps of many channels directly, where Winograd's F(2x2, 3x3) (Lavin & Gray
+2016) needs 16 multiplications in the place of 36. With AVX-512 it is slow on the smallest maps of
+the U-Net, where one product of gathered pixels takes half as long. Elsewhere all is left to XLA.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from osdhuman_jax.networks.target import platform
+from osdhuman_jax.networks.target import platform, vectors
 from osdhuman_jax.networks.types import ConvolutionOptions
 
 Feature = Float[Array, "b h w c"]
@@ -25,7 +25,7 @@ Convolved = Float[Array, "b h w o"]
 Way = Literal["xla", "gathered", "winograd"]
 
 # Bounds beyond which a way of our own is faster than XLA's on a CPU.
-FEW = 1024  # pixels of a batch, up to which one product is best
+FEW = 1024  # pixels of a batch, up to which one product is best; with AVX2 at no size
 MANY = 4096  # pixels of a map, from which Winograd's transforms pay
 WIDE = 256  # channels, from which either of the two pays
 ROWS = 8  # of 2x2 tiles at a time, so that what is computed of them stays in the cache
@@ -37,7 +37,7 @@ def way(platform: str, dtype: DTypeLike | None, shape: tuple[int, ...], out: int
     batch, height, width, channels = shape
     if platform != "cpu" or jnp.dtype(dtype) != jnp.float32 or min(channels, out) < WIDE:
         return "xla"
-    if batch * height * width <= FEW:
+    if batch * height * width <= FEW and vectors() != "AVX2":
         return "gathered"
     return "winograd" if height * width >= MANY else "xla"
 

@@ -9,7 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import cv2
 import jax
+
+# Widest first, by OpenCV's numbers of what it asks the CPU for.
+VECTORS = {"AVX-512": 13, "AVX2": 11, "NEON": 100}
 
 # A context variable, so that what one thread traces for is no matter of another.
 _target: ContextVar[str | None] = ContextVar("target", default=None)
@@ -33,6 +37,12 @@ def platform() -> str:
     name = jax.default_backend()
     cuda = name == "gpu" and "cuda" in jax.devices()[0].client.platform_version
     return "cuda" if cuda else name
+
+
+def vectors() -> str:
+    """The widest of this machine's instructions for vectors that are in `VECTORS`, or ""."""
+    found = (name for name, number in VECTORS.items() if cv2.checkHardwareSupport(number))
+    return next(found, "")
 
 
 def compiler_options() -> dict[str, str]:

@@ -25,6 +25,7 @@ from osdhuman_jax.evaluation.metrics import psnr_y, ssim_y
 from osdhuman_jax.images.codec import to_uint8
 from osdhuman_jax.interruption import apart
 from osdhuman_jax.methods.objectives import Frozen
+from osdhuman_jax.networks.target import compiler_options
 from osdhuman_jax.training.diffbody import KINDS
 from osdhuman_jax.training.experiment import eval_data
 from osdhuman_jax.training.monitor import Monitor
@@ -90,11 +91,11 @@ class Validator:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """`stopped`: whether a signal has come, which the first picture's compiling heeds."""
-        everywhere = replicated(mesh)
         self._mesh, self._frozen, self._stopped = mesh, frozen, stopped
-        self._images = jax.jit(trainer.images, out_shardings=everywhere)
+        compiling = {"out_shardings": replicated(mesh), "compiler_options": compiler_options()}
+        self._images = jax.jit(trainer.images, **compiling)
         measured = trainer.lpips is not None or trainer.has_loss
-        self._measures = jax.jit(trainer.measures, out_shardings=everywhere) if measured else None
+        self._measures = jax.jit(trainer.measures, **compiling) if measured else None
         self.restores = trainer.restores
         self.compiled = False
 

@@ -58,8 +58,11 @@ def test_values_and_gradients_are_xlas(function, size):
         ("cuda", jnp.float32, (1, 64, 64, 512), 512, "xla"),
     ],
 )
-def test_way_is_the_fastest_there(platform, dtype, shape, out, expected):
+def test_way_is_the_fastest_there(monkeypatch, platform, dtype, shape, out, expected):
+    monkeypatch.setattr(convolution, "vectors", lambda: "AVX-512")
     assert way(platform, dtype, shape, out) == expected
+    monkeypatch.setattr(convolution, "vectors", lambda: "AVX2")
+    assert way(platform, dtype, shape, out) == expected.replace("gathered", "xla")
 
 
 @pytest.mark.parametrize(("few", "many"), [(0, 0), (10**6, 10**6)])
@@ -68,6 +71,7 @@ def test_layer_is_nnx_conv(monkeypatch, few, many, bias):
     """By either way: kernel, bias, and the result's dtype."""
     monkeypatch.setattr(convolution, "FEW", few)
     monkeypatch.setattr(convolution, "MANY", many)
+    monkeypatch.setattr(convolution, "vectors", lambda: "AVX-512")
     ours = filled(lambda rngs: Conv3x3(WIDE, WIDE, use_bias=bias, dtype=jnp.float32, rngs=rngs))
     x = jnp.asarray(normal(1, 6, 5, WIDE))
     with traced_for("cpu"):
