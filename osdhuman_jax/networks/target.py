@@ -45,7 +45,7 @@ def vectors() -> str:
     return next(found, "")
 
 
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> jax.stages.CompilerOptions:
     """Options of XLA's with which programs of many convolutions are faster on this platform."""
     # On a CPU XLA gives convolutions to YNNPACK, which computes those of 64 channels or fewer on
     # one core, whatever the batch; XLA's own, of Eigen, take all cores. Products of matrices and
