@@ -14,6 +14,7 @@ from osdhuman_jax.filenames import spelled, unspelled, unspelled_path
 @example(b"Mu\xf1oz.png")
 @example(rb"Mu\xf1oz.png")
 @example(b"\\\xf1\\x\\x5c")
+@example("\x1b[2J\x9b\u2028é\n".encode())
 def test_names_come_back(name):
     text = spelled(os.fsdecode(name))
     text.encode()
@@ -35,3 +36,7 @@ def test_other_names_are_their_own(name):
 def test_the_spelling_shows_the_byte():
     text = spelled(os.fsdecode(b"Mu\xf1oz.png"))
     assert text == r"Mu\xf1oz.png" and json.loads(json.dumps(text)) == text
+
+
+def test_a_name_is_one_line_that_steers_no_terminal():
+    assert spelled("a\n\x1b[31m\x9b.png") == r"a\x0a\x1b[31m\xc2\x9b.png"
