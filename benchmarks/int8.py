@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import onnxruntime
 from jaxtyping import UInt8
 
 from benchmarks.measures import machine
@@ -45,8 +46,6 @@ def by_xla(folder: Path, shape: tuple[int, ...]) -> Run:
 
 def by_onnxruntime(file: Path, threads: int) -> Run:
     """A file by onnxruntime."""
-    import onnxruntime
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
@@ -86,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=9, help="of each engine, after one more")
     args = parser.parse_args(argv)
 
+    onnxruntime.set_default_logger_severity(3)  # it tells of each constant that it leaves out
     # Every engine, on as many threads as it may have cores.
     threads = len(os.sched_getaffinity(0))
     runs: dict[str, Run] = {}
@@ -93,8 +93,6 @@ def main(argv: list[str] | None = None) -> None:
         runs[f"onnxruntime, {what}"] = by_onnxruntime(file, threads)
         if openvino := by_openvino(file, threads):
             runs[f"OpenVINO, {what}"] = openvino
-    import onnxruntime
-
     (wanted,) = onnxruntime.InferenceSession(args.exact).get_inputs()
     runs = {"osdhuman_jax (XLA), float32": by_xla(args.model, tuple(wanted.shape)), **runs}
 
