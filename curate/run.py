@@ -50,6 +50,7 @@ from osdhuman_jax.cli import (
 from osdhuman_jax.workers import EngineError, session
 
 COMMANDS = ("run", *STAGES, "prune", "forget", "gc")
+READING = ("run", "index", "crop")  # commands that read the pictures of sources
 # Flags that stand for a setting which is often given.
 SHORTHANDS = {
     "detector": "detect.kind",
@@ -113,17 +114,19 @@ def make_plan(flags: argparse.Namespace) -> CurationPlan:
         plan.tagger = settings.absolute(flags.tagger or "")
     if flags.exclude is not None:
         plan.exclude = [os.path.abspath(path) for path in flags.exclude if path]
-    check_plan(plan)
+    check_plan(plan, flags.command)
     return plan
 
 
-def check_plan(plan: CurationPlan) -> None:
-    """Raises InputError on whatever can be known to be wrong before anything runs."""
+def check_plan(plan: CurationPlan, command: str) -> None:
+    """Raises InputError on whatever can be known to be wrong before a command runs."""
     # Sources and what the stages need, such as weights.
     if not plan.sources:
         raise ConfigError("no sources: give --source KIND=PATH,... once for each")
-    for source in plan.sources:
-        readers.check(source)
+    # What comes after cropping is of crops: the pictures may be elsewhere by then.
+    if command in READING:
+        for source in plan.sources:
+            readers.check(source)
     detect.check(plan.config.detect, any(map(readers.needs_detector, plan.sources)))
     if wheel := plan.config.body.weights:
         litert.check(Path(wheel))
