@@ -44,13 +44,13 @@ def by_xla(folder: Path, shape: tuple[int, ...]) -> Run:
     return lambda x: np.asarray(made(weights, x))
 
 
-def by_onnxruntime(file: Path, threads: int) -> Run:
-    """A file by onnxruntime."""
+def by_onnxruntime(file: Path, threads: int) -> tuple[Run, tuple[int, ...]]:
+    """A file by onnxruntime, and the shape of the pictures that it takes."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     (wanted,) = session.get_inputs()
-    return lambda x: session.run(None, {wanted.name: x})[0]
+    return lambda x: session.run(None, {wanted.name: x})[0], tuple(wanted.shape)
 
 
 def by_openvino(file: Path, threads: int) -> Run | None:
@@ -89,15 +89,15 @@ def main(argv: list[str] | None = None) -> None:
     # Every engine, on as many threads as it may have cores.
     threads = len(os.sched_getaffinity(0))
     runs: dict[str, Run] = {}
+    shape: tuple[int, ...] = ()
     for what, file in (("float32", args.exact), ("8 bits", args.small)):
-        runs[f"onnxruntime, {what}"] = by_onnxruntime(file, threads)
+        runs[f"onnxruntime, {what}"], shape = by_onnxruntime(file, threads)
         if openvino := by_openvino(file, threads):
             runs[f"OpenVINO, {what}"] = openvino
-    (wanted,) = onnxruntime.InferenceSession(args.exact).get_inputs()
-    runs = {"osdhuman_jax (XLA), float32": by_xla(args.model, tuple(wanted.shape)), **runs}
+    runs = {"osdhuman_jax (XLA), float32": by_xla(args.model, shape), **runs}
 
     # Times of one batch.
-    batch, side = wanted.shape[:2]
+    batch, side = shape[:2]
     pictures = int8.pictures_of(args.input, side) if args.input else int8.shipped(side)
     batches = [np.repeat(picture[None], batch, 0) for picture in pictures]
     print(f"{batch} of {side} x {side}, {machine()}\n")

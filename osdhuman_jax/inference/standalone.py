@@ -90,7 +90,6 @@ def converted(restorer: OneStepRestorer, shape: tuple[int, ...]) -> "onnx_ir.Mod
     """An ONNX program for pictures of `shape`, its weights as constants. Raises ExportError."""
     try:
         from jax2onnx import to_onnx
-        from onnx_ir.passes.common import RemoveUnusedNodesPass
     except ImportError:
         raise ExportError(EXTRA) from None
     restore, weights = program(restorer)
@@ -101,9 +100,8 @@ def converted(restorer: OneStepRestorer, shape: tuple[int, ...]) -> "onnx_ir.Mod
     function = jax.extend.core.jaxpr_as_fun(traced)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         model = to_onnx(function, inputs=[pictures], opset=18, return_mode="ir")
-    # The converter leaves constants that nothing uses, and shapes before its own simplification;
-    # onnxruntime warns of each when it loads the file, and finds shapes by itself.
-    RemoveUnusedNodesPass()(model)
+    # The converter leaves shapes before its own simplification; onnxruntime warns of each when it
+    # loads the file, and finds shapes by itself.
     for node in model.graph.all_nodes():
         if node.op_type == "Expand":
             node.outputs[0].shape = None
