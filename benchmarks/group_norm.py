@@ -73,7 +73,7 @@ def only(way: str) -> Iterator[None]:
 @contextmanager
 def before() -> Iterator[None]:
     """Context in which networks are traced as they are without what is measured here."""
-    with only("plain"), mock.patch.object(layers, "GPUS", ()):
+    with only("plain"), mock.patch.object(upsampling, "GPUS", ()):
         yield
 
 
