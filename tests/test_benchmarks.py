@@ -7,13 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from refusals import status
 
-from benchmarks import device_table, realsr, train_step
+from benchmarks import device_table, group_norm, realsr, train_step
 from osdhuman_jax.evaluation.metrics import psnr_y
 from osdhuman_jax.images.codec import write_png
+from osdhuman_jax.networks import layers, upsampling
+from osdhuman_jax.networks.target import traced_for
 
 
 def flat(value: int) -> np.ndarray:
@@ -52,6 +57,24 @@ def test_what_is_not_here_is_compiled_for_and_not_timed(capsys):
         with pytest.raises(SystemExit):
             train_step.parse(argv)
     assert "--target goes with --aot" in capsys.readouterr().err
+
+
+def test_what_norms_and_enlarging_gain_is_told_against_programs_without_them():
+    lines = [jax.ShapeDtypeStruct((1, 64, 64, 32), jnp.bfloat16)]
+
+    def kernels() -> str:
+        norm = layers.GroupNorm(32, 8, 1e-6, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        enlarge = layers.Conv3x3(32, 32, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        run = lambda x: upsampling.upsampled(enlarge, norm(x, silu=True))  # noqa: E731
+        with traced_for("cuda"):
+            return str(jax.make_jaxpr(run)(*lines))
+
+    ours = kernels()
+    with group_norm.before():
+        plain = kernels()
+    assert "pallas_call" in ours and "pallas_call" not in plain
+    # One convolution of four times the channels, and four of them.
+    assert (ours.count("conv_general_dilated["), plain.count("conv_general_dilated[")) == (1, 4)
 
 
 PLANNED = {part.name for part in device_table.plan(device_table.SMOKE, Path("weights"))}
