@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from benchmarks import absent, account, train_ahead
 from configs import diffbody, diffbody_cleaner, haodiff, haodiff_dpg
@@ -108,10 +109,10 @@ def diffbody_shapes(config: Config) -> DiffBody:
     return abstract(make)
 
 
-def control_shapes(config: Config) -> tuple[train_step.Trainer, Any, Any]:
+def control_shapes(config: Config, mesh: Mesh | None) -> tuple[train_step.Trainer, Any, Any]:
     """What `shapes_of` gives, for DiffBody's ControlNet."""
     body = diffbody_shapes(config)
-    trainer = train_step.Trainer(config, config.model, body)
+    trainer = train_step.Trainer(config, config.model, body, mesh)
     graphdef, state = nnx.split(body)
 
     def start(state: Any) -> Any:
@@ -125,16 +126,18 @@ def control_shapes(config: Config) -> tuple[train_step.Trainer, Any, Any]:
     return trainer, *jax.eval_shape(start, state)
 
 
-def shapes_of(config: Config, narrow: int) -> tuple[train_step.Trainer, Any, Any]:
-    """The trainer, and the shapes of its state and frozen weights."""
+def shapes_of(
+    config: Config, narrow: int, mesh: Mesh | None = None
+) -> tuple[train_step.Trainer, Any, Any]:
+    """The trainer for a mesh, and the shapes of its state and frozen weights."""
     if config.run.kind == "control":
-        return control_shapes(config)
+        return control_shapes(config, mesh)
     adapters = config.lora if config.run.kind == "restorer" else None
     restorer, _ = abstract_restorer(config.model, adapters, config.run.precision)
     plan, dtype = LPIPSConfig.vgg16(narrow), DTYPES[config.run.precision]
     lpips = abstract(lambda rngs: LPIPS(plan, dtype=dtype, rngs=rngs))
     dists = abstract(lambda rngs: DISTS(DISTSConfig.of(plan), rngs=rngs))
-    trainer = train_step.Trainer(config, config.model, restorer)
+    trainer = train_step.Trainer(config, config.model, restorer, mesh)
     networks = (restorer, lpips, dists)
     graphdefs, states = zip(*(nnx.split(network) for network in networks), strict=True)
 
@@ -150,11 +153,8 @@ def shapes_of(config: Config, narrow: int) -> tuple[train_step.Trainer, Any, Any
     return trainer, *jax.eval_shape(start, states)
 
 
-def on(devices: list[Any], fsdp: int, state: Any, frozen: Any, batch: Any) -> tuple[Any, Any, Any]:
-    """The same shapes, placed on all devices as a run places its arrays."""
-    shape = (len(devices) // fsdp, fsdp)
-    kinds = (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Auto)
-    mesh = jax.sharding.Mesh(np.array(devices).reshape(shape), ("data", "fsdp"), axis_types=kinds)
+def on(mesh: Mesh, state: Any, frozen: Any, batch: Any) -> tuple[Any, Any, Any]:
+    """The same shapes, placed on all devices of a mesh as a run places its arrays."""
 
     def put(shapes: Any, where: Callable[[tuple[int, ...]], Any]) -> Any:
         return jax.tree.map(
@@ -325,12 +325,13 @@ def main(argv: list[str] | None = None) -> None:
             config.data.batch_size //= len(devices)
             train_ahead.describe(config, *shapes_of(config, narrow), devices[0], options)
             return
-        trainer, state, frozen = shapes_of(config, narrow)
+        mesh = sharding.make_mesh(-1, args.fsdp, devices)
+        trainer, state, frozen = shapes_of(config, narrow, mesh)
         work = 0 if args.figures else flops.step_flops(trainer, state, frozen)
         before = time.perf_counter()
         step = jax.jit(trainer.step, donate_argnums=0)
         device = devices[0]
-        inputs = on(devices, args.fsdp, state, frozen, flops.batch_shapes(config.data))
+        inputs = on(mesh, state, frozen, flops.batch_shapes(config.data))
         compiled = step.lower(*inputs).compile(options)
     compiled_in = time.perf_counter() - before
     print(describe(args, compiled, device, work, compiled_in), flush=True)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, ModelConfig
@@ -28,6 +29,7 @@ from osdhuman_jax.networks import remat
 from osdhuman_jax.networks.critic import Critic
 from osdhuman_jax.networks.judge import Judge
 from osdhuman_jax.training.optimizer import accumulate
+from osdhuman_jax.training.sharding import over_slices
 from osdhuman_jax.weights.model_folder import DTYPES, abstract, begin_at_zero, draw_parameters
 
 
@@ -56,14 +58,15 @@ class Critics:
         return self._latents.with_weights(frozen_unet(frozen), params)
 
     def gradients(
-        self, params: nnx.State, frozen: Frozen, parts: PyTree
+        self, params: nnx.State, frozen: Frozen, parts: PyTree, mesh: Mesh | None = None
     ) -> tuple[nnx.State, Scalars]:
-        """Gradients of the critic's own loss, and scalars; means over the microbatches.
+        """Gradients of the critic's own loss, and scalars; means over microbatches and slices.
 
         `parts` are what the generator made, and the microbatches.
         """
 
-        def of(part: PyTree) -> tuple[PyTree, PyTree]:
+        def of(held: tuple[nnx.State, Frozen], part: PyTree) -> tuple[PyTree, PyTree]:
+            params, frozen = held
             made, microbatch = part
 
             def loss(params: nnx.State) -> tuple[Array, Scalars]:
@@ -77,7 +80,7 @@ class Critics:
 
             return jax.grad(loss, has_aux=True)(params), ()
 
-        return accumulate(of, parts)[0]
+        return over_slices(mesh, partial(accumulate, of), (params, frozen), parts)[0]
 
 
 # The second word of a seed tells what is drawn apart: 1 the regularizer's adapters, 2 a critic.

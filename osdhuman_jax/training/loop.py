@@ -121,7 +121,7 @@ def _begin(
     """The programs, the state before the first step and what stays, each where it is used."""
     # Weights are loaded on the host: a device gets its share of them, and never all.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        trainer, _, state, frozen = train_step.build(config, base)
+        trainer, _, state, frozen = train_step.build(config, base, mesh)
     # The trained part is small and goes to every device, the frozen one in shares.
     return trainer, put_everywhere(mesh, state), put_weights(mesh, frozen)
 

@@ -5,6 +5,7 @@ work on pytrees of arrays; they are called inside the compiled step, and nothing
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from jaxtyping import Bool, PyTree
 
 from osdhuman_jax.config import OptimConfig
 from osdhuman_jax.networks.types import Scalar
+
+Held = TypeVar("Held")  # any pytree
 
 
 def learning_rate(config: OptimConfig, steps: int, updates: int = 1) -> optax.Schedule:
@@ -76,25 +79,25 @@ def group_norms(tree: nnx.State, name: str) -> dict[str, Scalar]:
 
 
 def accumulate(
-    function: Callable[[PyTree], tuple[PyTree, PyTree]], microbatches: PyTree
+    function: Callable[[Held, PyTree], tuple[PyTree, PyTree]], held: Held, microbatches: PyTree
 ) -> tuple[PyTree, PyTree]:
-    """Calls `function` for each microbatch, one at a time, and gathers what it returns.
+    """Calls `function(held, microbatch)` for one microbatch after the other; gathers the results.
 
-    The first axis of every leaf of `microbatches` counts them. `function` returns two trees: the
-    first is averaged over the microbatches, the second is stacked along a new first axis.
+    The first axis of every leaf of `microbatches` counts them. A result is two trees: the first is
+    averaged over the microbatches, the second is stacked along a new first axis.
     """
     # One microbatch needs no loop, and compiles to a simpler program.
     count = jax.tree.leaves(microbatches)[0].shape[0]
     if count == 1:
-        mean, kept = function(jax.tree.map(lambda x: x[0], microbatches))
+        mean, kept = function(held, jax.tree.map(lambda x: x[0], microbatches))
         return mean, jax.tree.map(lambda x: x[None], kept)
 
     def body(total: PyTree, microbatch: PyTree) -> tuple[PyTree, PyTree]:
-        found, kept = function(microbatch)
+        found, kept = function(held, microbatch)
         return jax.tree.map(jnp.add, total, found), kept
 
     # A scan wants its sum's shapes before the first microbatch has been seen.
-    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], microbatches))
+    shapes, _ = jax.eval_shape(function, held, jax.tree.map(lambda x: x[0], microbatches))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, kept = jax.lax.scan(body, zeros, microbatches)
     return jax.tree.map(lambda x: x / count, total), kept

@@ -2,29 +2,39 @@
 
 Anything that a compiled program of a run takes is put on its devices here, in one process or in
 several. Trained state is copied to every device, a batch is split over all of them, and a frozen
-weight is split where it is large enough to be worth it.
+weight is split where it is large enough to be worth it, within a slice of TPUs.
 """
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
+from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
+from jaxtyping import PyTree
 
 from osdhuman_jax.config import ConfigError
 
 Tree = TypeVar("Tree")  # any pytree of arrays
+Held = TypeVar("Held")  # likewise
+
+SLICE = "slice"  # the mesh's first axis where TPUs are of several slices, and there only
 
 # In elements; a smaller weight is cheaper to copy to every device than to gather from them.
 SMALLEST_SPLIT = 2**16
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-    """Mesh (data, fsdp) of all devices; one may be -1. Raises ConfigError if it does not fit."""
+def make_mesh(data: int, fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """Mesh (data, fsdp) of all devices; one may be -1. Raises ConfigError if it does not fit.
+
+    TPUs of several slices have the mesh (slice, data, fsdp), where `data` is what a slice has.
+    """
     # -1 is what the other axis leaves.
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     sizes = [data, fsdp]
     if -1 in sizes:
         other = sizes[1 - sizes.index(-1)]
@@ -32,7 +42,51 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
     if sizes[0] * sizes[1] != count or min(sizes) < 1:
         raise ConfigError(f"mesh: data={data}, fsdp={fsdp} do not fit {count} device(s)")
     # "Auto": the compiler finds out how what lies between arguments and results is split.
-    return jax.make_mesh(tuple(sizes), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    names, kinds = ("data", "fsdp"), (AxisType.Auto, AxisType.Auto)
+    if (slices := slices_of(devices)) == 1:
+        return jax.make_mesh(tuple(sizes), names, axis_types=kinds, devices=devices)
+    if sizes[0] % slices:
+        text = f"mesh: data={sizes[0]} does not divide among {slices} slices"
+        raise ConfigError(f"{text}; set mesh.fsdp to what a slice's devices divide by")
+    within = (1, sizes[0] // slices, sizes[1])
+    placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    return Mesh(placed, (SLICE, *names), axis_types=(AxisType.Auto, *kinds))
+
+
+def slices_of(devices: Sequence[Any]) -> int:
+    """How many slices of TPUs there are, which a slower network joins; 1 of anything else."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({device.slice_index for device in devices})
+
+
+def over_slices(
+    mesh: Mesh | None,
+    function: Callable[[Held, PyTree], tuple[PyTree, PyTree]],
+    held: Held,
+    parts: PyTree,
+) -> tuple[PyTree, PyTree]:
+    """`function(held, parts)`, called for each slice's share of `parts` where there are slices.
+
+    `held` is all that it takes beside `parts`, whose leaves are split along their second axis. It
+    returns two trees: the first, of float32, is averaged over the slices, the second is put
+    together again along the second axis.
+    """
+    if mesh is None or SLICE not in mesh.shape:
+        return function(held, parts)
+
+    def share(held: Held, parts: PyTree) -> tuple[PyTree, PyTree]:
+        mean, kept = function(held, parts)
+        # As one vector: XLA joins what it sums within a slice, and sends between slices one by one,
+        # of which a chip can have a few hundred under way at the most.
+        vector, back = ravel_pytree(mean)
+        return back(jax.lax.pmean(vector, SLICE)), kept
+
+    # Within a slice the compiler goes on to find out what is split, and how.
+    whole, split = PartitionSpec(), PartitionSpec(None, SLICE)
+    specs = {"in_specs": (whole, split), "out_specs": (whole, split)}
+    run = jax.shard_map(share, mesh=mesh, axis_names={SLICE}, check_vma=False, **specs)
+    return run(held, parts)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -42,7 +96,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The first axis over all devices."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
 
 def weight_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, ConfigError, ModelConfig
@@ -68,6 +69,7 @@ from osdhuman_jax.training.optimizer import (
     tree_where,
     updated,
 )
+from osdhuman_jax.training.sharding import over_slices
 from osdhuman_jax.weights import encode_text, load_part
 from osdhuman_jax.weights.model_folder import (
     DTYPES,
@@ -112,9 +114,18 @@ class Trainer:
     # Whether what a validation makes is restored pictures, and whether it measures the loss.
     restores, has_loss = True, False
 
-    def __init__(self, config: Config, model: ModelConfig, restorer: TrainedNetwork) -> None:
-        """`restorer` has LoRA where the run trains LoRA; only its graph is kept, no array."""
-        self.config, self.model = config, model
+    def __init__(
+        self,
+        config: Config,
+        model: ModelConfig,
+        restorer: TrainedNetwork,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """`restorer` has LoRA where the run trains LoRA; only its graph is kept, no array.
+
+        The `mesh` is asked for its slices: without one there are none.
+        """
+        self.config, self.model, self.mesh = config, model, mesh
         self.restores, self.has_loss = config.run.kind != "parts", config.run.kind in KINDS
         self.tx = make_optimizer(config.optim, config.run.steps)
         # The regularizer may be updated more often than once a step: its schedule counts that.
@@ -230,9 +241,11 @@ class Trainer:
     def _gradients(
         self, state: TrainState, frozen: Frozen, microbatches: Microbatch
     ) -> tuple[nnx.State, Scalars, dict[str, Array | None]]:
-        """Gradients and scalars, means over the microbatches; what each made for the others."""
+        """Gradients and scalars, means over microbatches and slices; what each made for others."""
 
-        def of(microbatch: Microbatch) -> tuple[PyTree, PyTree]:
+        def of(held: tuple[TrainState, Frozen], microbatch: Microbatch) -> tuple[PyTree, PyTree]:
+            state, frozen = held
+
             def loss(params: nnx.State):
                 found = self._objective(params, state, frozen, microbatch)
                 return found.value, found
@@ -246,7 +259,8 @@ class Trainer:
                 "real": found.real,
             }
 
-        (grads, scalars), made = accumulate(of, microbatches)
+        held = state, frozen
+        (grads, scalars), made = over_slices(self.mesh, partial(accumulate, of), held, microbatches)
         return grads, scalars, made
 
     def _regularize(
@@ -276,9 +290,10 @@ class Trainer:
     def _reg_gradients(
         self, reg: nnx.State | None, frozen: Frozen, parts: PyTree
     ) -> tuple[nnx.State, Array]:
-        """Gradients of Eq. 7 by the adapters, and its value; means over the microbatches."""
+        """Gradients of Eq. 7 by the adapters, and its value; means over microbatches and slices."""
 
-        def of(part: PyTree) -> tuple[PyTree, PyTree]:
+        def of(held: tuple[nnx.State | None, Frozen], part: PyTree) -> tuple[PyTree, PyTree]:
+            reg, frozen = held
             made, (t, noise) = part
 
             def loss(reg: nnx.State):
@@ -288,7 +303,7 @@ class Trainer:
             value, grads = jax.value_and_grad(loss)(reg)
             return (grads, value), ()
 
-        return accumulate(of, parts)[0]
+        return over_slices(self.mesh, partial(accumulate, of), (reg, frozen), parts)[0]
 
     def _criticise(
         self,
@@ -303,7 +318,9 @@ class Trainer:
         """
         if self.critics.start is None:
             return state.critic, state.critic_opt, {}
-        grads, scalars = self.critics.gradients(state.critic, frozen, (made, microbatches))
+        grads, scalars = self.critics.gradients(
+            state.critic, frozen, (made, microbatches), self.mesh
+        )
         critic, opt, _ = updated(self.tx, grads, state.critic_opt, state.critic)
         return critic, opt, {**scalars, "critic_grad_norm": optax.tree.norm(grads)}
 
@@ -375,8 +392,10 @@ def _regularizer(config: Config, model: ModelConfig) -> Regularizer | None:
     return Regularizer(plain, adapted)
 
 
-def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:
-    """A run's programs and their first arguments, from a base model's folder.
+def build(
+    config: Config, folder: Path, mesh: Mesh | None = None
+) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:
+    """A run's programs and their first arguments, from a base model's folder, for a mesh.
 
     Raises ConfigError or WeightsError where the folder is not what the config needs.
     """
@@ -384,10 +403,10 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
     if config.run.kind in ("cleaner", "parts"):
         prepared = prepare_cleaner if config.run.kind == "cleaner" else prepare_parser
         network = prepared(config, folder)
-        trainer = Trainer(config, config.model, network)
+        trainer = Trainer(config, config.model, network, mesh)
         return trainer, config.model, *trainer.start(network)
     if config.run.kind == "control":
-        return _build_control(config, folder)
+        return _build_control(config, folder, mesh)
     # The restorer, and LPIPS where it is a loss or a metric of the validation, or DISTS' VGG.
     restorer, model = prepare(config, folder)
     lpips = dists = None
@@ -400,7 +419,7 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
         dists = load_part(folder, "dists")
     store_as_computed(restorer, trainable(config))
     # The programs and their arguments; guidance needs the negative prompt's tokens too.
-    trainer = Trainer(config, model, restorer)
+    trainer = Trainer(config, model, restorer, mesh)
     state, frozen = trainer.start(restorer, lpips, dists)
     if trainer.regularizer and config.loss.cfg_vsd != 1.0:
         frozen.negative = encode_text(folder, config.loss.negative_prompt)
@@ -408,11 +427,13 @@ def build(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainStat
     return trainer, model, state, frozen
 
 
-def _build_control(config: Config, folder: Path) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:
+def _build_control(
+    config: Config, folder: Path, mesh: Mesh | None
+) -> tuple[Trainer, ModelConfig, TrainState, Frozen]:
     """DiffBody's ControlNet among networks that are frozen."""
     model = prepare_control(config, folder)
     store_as_computed(model, trainable(config))
-    trainer = Trainer(config, config.model, model)
+    trainer = Trainer(config, config.model, model, mesh)
     state, frozen = trainer.start(model)
     if config.prompt.kind == "text":
         frozen.blank = encode_text(folder, "")

@@ -81,7 +81,9 @@ def test_parts_cover_the_batch():
 def test_accumulated_mean_is_the_whole_batchs(count):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
     mean, kept = optimizer.accumulate(
-        lambda part: ({"m": jnp.mean(part, 0)}, 2 * part), optimizer.split_microbatches(x, count)
+        lambda factor, part: ({"m": jnp.mean(part, 0)}, factor * part),
+        2,
+        optimizer.split_microbatches(x, count),
     )
     np.testing.assert_allclose(mean["m"], np.mean(x, 0), rtol=1e-6)
     np.testing.assert_array_equal(kept, 2 * optimizer.split_microbatches(x, count))

@@ -5,12 +5,17 @@ Run as a script, this file prints the measurements as JSON.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from osdhuman_jax.config import ConfigError
+from osdhuman_jax.training import sharding
 
 HERE = Path(__file__)
 MESHES = [(-1, 1), (8, 1), (4, 2), (2, -1), (-1, 4), (1, 8)]
@@ -74,6 +79,30 @@ def test_step_on_eight_devices_is_the_step_on_one(measured):
     the_same(*measured["one_and_eight"], {"grad_norm", "reg_grad_norm", "critic_grad_norm"})
 
 
+def test_a_step_on_two_slices_is_the_step_on_one_device(measured):
+    found = measured["slices"]
+    the_same(*found["one_and_eight"], {"grad_norm", "reg_grad_norm", "critic_grad_norm"})
+    # Between slices go all gradients of an optimizer as one vector, scalars for the log in it too;
+    # XLA may join the three.
+    assert 1 <= len(found["between"]) <= 3
+    assert 0 < sum(found["between"]) - found["weights"] < 50
+
+
+def test_slices_are_told_by_their_devices_and_take_the_same_part_of_a_batch():
+    @dataclass(frozen=True)
+    class Chip:
+        platform: str
+        slice_index: int
+
+    assert sharding.slices_of([Chip("tpu", 0), Chip("tpu", 0)]) == 1
+    chips = [Chip("tpu", index // 4) for index in range(8)]
+    assert sharding.slices_of(chips) == 2
+    # Machines with GPUs have such an index too; their sums are joined by XLA.
+    assert sharding.slices_of([Chip("gpu", 0), Chip("gpu", 1)]) == 1
+    with pytest.raises(ConfigError, match="data=1 does not divide among 2 slices"):
+        sharding.make_mesh(1, 8, chips)
+
+
 @pytest.mark.parametrize("way", ["whole", "reduced"])
 def test_kernels_leave_a_split_batch_where_it_is(measured, way):
     found = measured["norms"][way]
@@ -102,31 +131,31 @@ def the_same(one: dict, eight: dict, norms: set[str]) -> None:
 # Measurements, in a process with eight devices.
 
 
-def axis_of(sharding) -> int | None:
+def axis_of(placed) -> int | None:
     """The axis that a sharding splits over `fsdp`."""
-    return next((i for i, name in enumerate(sharding.spec) if name == "fsdp"), None)
+    return next((i for i, name in enumerate(placed.spec) if name == "fsdp"), None)
 
 
-def rejections(make_mesh, sizes: Iterable[tuple[int, int]]) -> dict[str, str]:
+def rejections(sizes: Iterable[tuple[int, int]]) -> dict[str, str]:
     found = {}
     for data, fsdp in sizes:
         try:
-            make_mesh(data, fsdp)
+            sharding.make_mesh(data, fsdp)
         except ValueError as error:
             found[f"{data},{fsdp}"] = str(error)
     return found
 
 
 def measure_meshes() -> dict:
-    from osdhuman_jax.training.sharding import make_mesh, weight_sharding
-
-    meshes = {f"{d},{f}": list(make_mesh(d, f).shape.values()) for d, f in MESHES}
-    mesh = make_mesh(2, 4)
+    meshes = {f"{d},{f}": list(sharding.make_mesh(d, f).shape.values()) for d, f in MESHES}
+    mesh = sharding.make_mesh(2, 4)
     return {
         "meshes": meshes,
-        "misfits": rejections(make_mesh, MISFITS),
-        "axes": {str(shape): axis_of(weight_sharding(mesh, shape)) for shape in SHAPES},
-        "axis_without_fsdp": axis_of(weight_sharding(make_mesh(8, 1), (512, 512))),
+        "misfits": rejections(MISFITS),
+        "axes": {str(shape): axis_of(sharding.weight_sharding(mesh, shape)) for shape in SHAPES},
+        "axis_without_fsdp": axis_of(
+            sharding.weight_sharding(sharding.make_mesh(8, 1), (512, 512))
+        ),
     }
 
 
@@ -135,15 +164,13 @@ def measure_other(method: str) -> dict:
     import tiny
     import tiny_control
 
-    from osdhuman_jax.training import sharding
-
     sharding.SMALLEST_SPLIT = 16  # the tests' weights are small
     mesh = sharding.make_mesh(4, 2)
     if method == "haodiff":
         begun = tiny.haodiff(comparable(tiny.haodiff_config(2)), 8)
     else:
         begun = *tiny_control.start(comparable(tiny_control.config())), tiny_control.batch(8)
-    return {"one_and_eight": on_both(mesh, *begun)[-1]}
+    return {"one_and_eight": on_mesh(mesh, *begun, on_one(*begun))[-1]}
 
 
 def measure_steps() -> dict:
@@ -151,15 +178,15 @@ def measure_steps() -> dict:
     import jax
     import tiny
 
-    from osdhuman_jax.training import sharding
-
     sharding.SMALLEST_SPLIT = 16
     mesh = sharding.make_mesh(4, 2)
     config = tiny.config("restorer")
     config.loss.vsd, config.optim.ema = 1.0, 0.9
     config.loss.adversarial, config.loss.critic_width = 0.1, 8
     comparable(config)
-    run, start, later, found = on_both(mesh, *tiny.start(config), tiny.pictures(8))
+    begun = *tiny.start(config), tiny.pictures(8)
+    alone = on_one(*begun)
+    run, start, later, found = on_mesh(mesh, *begun, alone)
     placed, weights, pictures = start
     replicated = {"replicated": everywhere(placed), "replicated_after": everywhere(later)}
     for _ in range(9):
@@ -175,7 +202,54 @@ def measure_steps() -> dict:
         **replicated,
         "replicas_differ": differing_replicas(later),
         "steps": int(later.step),
+        "slices": measure_slices(config, begun, alone),
     }
+
+
+def measure_slices(config, begun, alone) -> dict:
+    """The same step on what stands for two slices, and what its program tells between them."""
+    import jax
+    import numpy as np
+    import tiny
+    from jax.sharding import Mesh
+
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), (sharding.SLICE, "data", "fsdp"))
+    _, state, frozen, batch = begun
+    trainer, _, _ = tiny.start(config)
+    trainer.mesh = mesh
+    run, start, _, found = on_mesh(mesh, trainer, state, frozen, batch, alone)
+    program = run.lower(*start).compile().as_text()
+    trained = state.params, state.reg, state.critic
+    weights = sum(x.size for part in trained for x in jax.tree.leaves(part))
+    return {"one_and_eight": found, "between": between(program, 4), "weights": weights}
+
+
+def between(program: str, size: int) -> list[int]:
+    """Elements of each collective of a program that joins slices of `size` devices."""
+    import numpy as np
+
+    found = []
+    pattern = r"= (\(?.*?) (?:all-\w+|reduce-scatter|collective-permute)\(.*"
+    for match in re.finditer(pattern, program):
+        line = match.group()
+        if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}", line):
+            groups = [numbers_of(group) for group in re.findall(r"[\d,]*\d", listed[1])]
+        else:
+            told = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+            shape, dims, order = (
+                [int(n) for n in (t or "").split(",") if n] for t in told.groups()
+            )
+            places = np.arange(np.prod(dims)).reshape(dims)
+            groups = places.transpose(order or range(len(dims))).reshape(shape).tolist()
+        if any(len({device // size for device in group}) > 1 for group in groups):
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            found.append(sum(int(np.prod(numbers_of(shape))) for shape in shapes))
+    return found
+
+
+def numbers_of(text: str) -> list[int]:
+    """What "4,2" says."""
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def measure_norms() -> dict:
@@ -186,7 +260,6 @@ def measure_norms() -> dict:
 
     from osdhuman_jax.networks.group_norm import Norm
     from osdhuman_jax.networks.group_norm_kernels import group_norm
-    from osdhuman_jax.training import sharding
 
     mesh = sharding.make_mesh(4, 2)
     split, copied = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -220,23 +293,32 @@ def comparable(config):
     return config
 
 
-def on_both(mesh, trainer, state, frozen, batch) -> tuple:
-    """A step on a mesh: as a program, what it took, its state; and both steps in numbers."""
+def farthest(a, b) -> float:
+    """How far the trained weights of two states are apart."""
     import jax
     import numpy as np
 
-    from osdhuman_jax.training import sharding
+    pairs = zip(*(jax.tree.leaves((x.params, x.reg, x.critic)) for x in (a, b)), strict=True)
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
 
-    def farthest(a, b) -> float:
-        pairs = zip(*(jax.tree.leaves((x.params, x.reg, x.critic)) for x in (a, b)), strict=True)
-        return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
 
-    def numbers(scalars) -> dict[str, float]:
-        names = ("loss", "grad_norm", "reg_grad_norm", "critic_grad_norm")
-        return {name: float(scalars[name]) for name in names if name in scalars}
+def numbers(scalars) -> dict[str, float]:
+    names = ("loss", "grad_norm", "reg_grad_norm", "critic_grad_norm")
+    return {name: float(scalars[name]) for name in names if name in scalars}
 
-    alone, scalars = jax.jit(trainer.step)(state, frozen, batch)
-    one = {**numbers(scalars), "moved": farthest(alone, state)}
+
+def on_one(trainer, state, frozen, batch) -> tuple:
+    """The state after a step on one device, and the step in numbers."""
+    import jax
+
+    after, scalars = jax.jit(trainer.step)(state, frozen, batch)
+    return after, {**numbers(scalars), "moved": farthest(after, state)}
+
+
+def on_mesh(mesh, trainer, state, frozen, batch, alone) -> tuple:
+    """A step on a mesh: as a program, what it took, its state; and both steps in numbers."""
+    import jax
+
     start = (
         sharding.put_everywhere(mesh, state),
         sharding.put_weights(mesh, frozen),
@@ -244,7 +326,8 @@ def on_both(mesh, trainer, state, frozen, batch) -> tuple:
     )
     run = jax.jit(trainer.step, out_shardings=sharding.replicated(mesh))
     after, scalars = run(*start)
-    return run, start, after, (one, {**numbers(scalars), "apart": farthest(after, alone)})
+    expected, one = alone
+    return run, start, after, (one, {**numbers(scalars), "apart": farthest(after, expected)})
 
 
 def everywhere(tree) -> bool:
@@ -268,5 +351,5 @@ if __name__ == "__main__":
 
     method = sys.argv[1]
     own = method == "hfie"
-    all_of_it = {**measure_meshes(), **measure_norms(), **measure_steps()} if own else {}
-    print(json.dumps(all_of_it or measure_other(method)))
+    parts = (measure_meshes, measure_norms, measure_steps) if own else ()
+    print(json.dumps({k: v for part in parts for k, v in part().items()} or measure_other(method)))
