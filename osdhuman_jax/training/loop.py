@@ -192,10 +192,10 @@ def training_loader(config: Config) -> Loader:
     )
 
 
-def consumed(state: train_step.TrainState) -> bool:
+def consumed(arrays: list[jax.Array]) -> bool:
     """Whether a step that failed has taken the state's arrays."""
     # They were donated to it, so that its result could be written in their place.
-    return any(x.is_deleted() for x in jax.tree.leaves(state))
+    return any(x.is_deleted() for x in arrays)
 
 
 @dataclass
@@ -221,8 +221,20 @@ class Loop:
         Whatever ends the loop, the last whole step is saved. One of several processes that fails
         alone cannot save: there the newest checkpoint counts.
         """
+        # Between steps all is lists of arrays: to take a state of modules apart and to build the
+        # next one takes the host as long as a small network's whole step takes a GPU.
+        arrays, tree = jax.tree.flatten(state)
+        weights, frozen = jax.tree.flatten(self.frozen)
+
+        def flat(
+            arrays: list[jax.Array], weights: list[jax.Array], batch: train_step.Batch
+        ) -> tuple[list[jax.Array], Scalars]:
+            given = tree.unflatten(arrays), frozen.unflatten(weights)
+            after, scalars = self.trainer.step(*given, batch)
+            return jax.tree.leaves(after), scalars
+
         step_fn = jax.jit(
-            self.trainer.step,
+            flat,
             donate_argnums=0,
             out_shardings=replicated(self.mesh),
             compiler_options=compiler_options(),
@@ -237,25 +249,26 @@ class Loop:
                 with jax.transfer_guard("disallow"):
                     batch = self._batch(rates)
                     before = scalars
-                    step = partial(step_fn, state, self.frozen, batch)
+                    step = partial(step_fn, arrays, weights, batch)
                     alone = done == first and jax.process_count() == 1
-                    state, scalars = self._first_step(step) if alone else step()
+                    arrays, scalars = self._first_step(step) if alone else step()
                     done += 1
                     # Of the step before, which is finished: this one goes on meanwhile.
                     status = self._status(before, rates)
-                    self._report(done, state, scalars, rates)
+                    self._report(done, partial(tree.unflatten, arrays), scalars, rates)
         except SaveError:
             # Nothing could be saved now either.
             raise
         except Exception:
-            if jax.process_count() == 1 and not consumed(state):
+            if jax.process_count() == 1 and not consumed(arrays):
                 # If saving fails too, what went wrong first is what is told.
                 with suppress(SaveError):
-                    self._save(done, state)
+                    self._save(done, tree.unflatten(arrays))
                     self.checkpoints.close()
             raise
         finally:
             trace.close(scalars)
+        state = tree.unflatten(arrays)
         # Steps that were not finite changed nothing: a checkpoint from before them holds the same.
         row = int(scalars["nonfinite"]) if status == NOT_FINITE else 0
         latest = self.checkpoints.latest()
@@ -264,11 +277,11 @@ class Loop:
         return (DONE if done == self.config.run.steps else status), state
 
     def _first_step(
-        self, step: Callable[[], tuple[train_step.TrainState, Scalars]]
-    ) -> tuple[train_step.TrainState, Scalars]:
+        self, step: Callable[[], tuple[list[jax.Array], Scalars]]
+    ) -> tuple[list[jax.Array], Scalars]:
         """A step that compiles first. Raises KeyboardInterrupt where a signal comes meanwhile."""
 
-        def guarded() -> tuple[train_step.TrainState, Scalars]:
+        def guarded() -> tuple[list[jax.Array], Scalars]:
             # In a thread of its own, which has the loop's guard no more than its other settings.
             with jax.transfer_guard("disallow"):
                 return step()
@@ -313,7 +326,11 @@ class Loop:
         return STOPPED if stop else DONE
 
     def _report(
-        self, step: int, state: train_step.TrainState, scalars: Scalars, rates: Rates
+        self,
+        step: int,
+        state: Callable[[], train_step.TrainState],
+        scalars: Scalars,
+        rates: Rates,
     ) -> None:
         """Log, validate and save where it is time."""
         # A save in the background that failed ends the run now, not at its end.
@@ -331,11 +348,11 @@ class Loop:
         if self.validate and run.sample_every and (step % run.sample_every == 0 or last):
             # Stopped before it was compiled: the next step is told of the signal.
             with suppress(Stopped):
-                metrics = self.validate(step, state.learnt)
+                metrics = self.validate(step, state().learnt)
             rates.restart()
         # What was measured is saved with what it was measured of: the best one is one of these.
         if metrics or step % run.checkpoint_every == 0 or last:
-            self._save(step, state, metrics)
+            self._save(step, state(), metrics)
 
     def _save(
         self, step: int, state: train_step.TrainState, metrics: dict[str, float] | None = None
