@@ -57,7 +57,8 @@ def slices_of(devices: Sequence[Any]) -> int:
     """How many slices of TPUs there are, which a slower network joins; 1 of anything else."""
     if devices[0].platform != "tpu":
         return 1
-    return len({device.slice_index for device in devices})
+    # A slice that is alone may not count them.
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def over_slices(

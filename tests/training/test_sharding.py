@@ -94,7 +94,11 @@ def test_slices_are_told_by_their_devices_and_take_the_same_part_of_a_batch():
         platform: str
         slice_index: int
 
-    assert sharding.slices_of([Chip("tpu", 0), Chip("tpu", 0)]) == 1
+    @dataclass(frozen=True)
+    class Lone:
+        platform: str = "tpu"
+
+    assert sharding.slices_of([Lone(), Lone()]) == sharding.slices_of([Chip("tpu", 0)] * 2) == 1
     chips = [Chip("tpu", index // 4) for index in range(8)]
     assert sharding.slices_of(chips) == 2
     # Machines with GPUs have such an index too; their sums are joined by XLA.
