@@ -202,8 +202,8 @@ def time_ours(compiled: Any, state: Any, frozen: Any, config: Config, count: int
         k: jnp.asarray(rng.integers(0, 256, v.shape, np.uint8), v.dtype)
         for k, v in flops.batch_shapes(config.data).items()
     }
-    held = [filled(state, 0)]
-    weights = filled(frozen, 1)
+    held = [jax.tree.leaves(filled(state, 0))]
+    weights = jax.tree.leaves(filled(frozen, 1))
 
     def step() -> None:
         held[0], scalars = compiled(held[0], weights, batch)
@@ -329,10 +329,11 @@ def main(argv: list[str] | None = None) -> None:
         trainer, state, frozen = shapes_of(config, narrow, mesh)
         work = 0 if args.figures else flops.step_flops(trainer, state, frozen)
         before = time.perf_counter()
-        step = jax.jit(trainer.step, donate_argnums=0)
         device = devices[0]
-        inputs = on(mesh, state, frozen, flops.batch_shapes(config.data))
-        compiled = step.lower(*inputs).compile(options)
+        *inputs, batch = on(mesh, state, frozen, flops.batch_shapes(config.data))
+        step, arrays, weights, _ = train_step.in_lists(trainer.step, *inputs)
+        program = jax.jit(step, donate_argnums=0).lower(arrays, weights, batch)
+        compiled = program.compile(options)
     compiled_in = time.perf_counter() - before
     print(describe(args, compiled, device, work, compiled_in), flush=True)
     if args.aot:

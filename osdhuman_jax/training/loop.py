@@ -221,18 +221,7 @@ class Loop:
         Whatever ends the loop, the last whole step is saved. One of several processes that fails
         alone cannot save: there the newest checkpoint counts.
         """
-        # Between steps all is lists of arrays: to take a state of modules apart and to build the
-        # next one takes the host as long as a small network's whole step takes a GPU.
-        arrays, tree = jax.tree.flatten(state)
-        weights, frozen = jax.tree.flatten(self.frozen)
-
-        def flat(
-            arrays: list[jax.Array], weights: list[jax.Array], batch: train_step.Batch
-        ) -> tuple[list[jax.Array], Scalars]:
-            given = tree.unflatten(arrays), frozen.unflatten(weights)
-            after, scalars = self.trainer.step(*given, batch)
-            return jax.tree.leaves(after), scalars
-
+        flat, arrays, weights, whole = train_step.in_lists(self.trainer.step, state, self.frozen)
         step_fn = jax.jit(
             flat,
             donate_argnums=0,
@@ -255,7 +244,7 @@ class Loop:
                     done += 1
                     # Of the step before, which is finished: this one goes on meanwhile.
                     status = self._status(before, rates)
-                    self._report(done, partial(tree.unflatten, arrays), scalars, rates)
+                    self._report(done, partial(whole, arrays), scalars, rates)
         except SaveError:
             # Nothing could be saved now either.
             raise
@@ -263,12 +252,12 @@ class Loop:
             if jax.process_count() == 1 and not consumed(arrays):
                 # If saving fails too, what went wrong first is what is told.
                 with suppress(SaveError):
-                    self._save(done, tree.unflatten(arrays))
+                    self._save(done, whole(arrays))
                     self.checkpoints.close()
             raise
         finally:
             trace.close(scalars)
-        state = tree.unflatten(arrays)
+        state = whole(arrays)
         # Steps that were not finite changed nothing: a checkpoint from before them holds the same.
         row = int(scalars["nonfinite"]) if status == NOT_FINITE else 0
         latest = self.checkpoints.latest()

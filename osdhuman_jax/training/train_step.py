@@ -10,10 +10,11 @@ nothing but the counters.
 The module is long because a step, what it starts from and what it shows of a batch are one object.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,7 @@ from osdhuman_jax.weights.model_folder import (
     read_meta,
 )
 
+Arrays = list[Any]  # jax.Array, or shapes
 Batch = Mapping[str, Array]
 # What of a batch is pictures; beside them are prompts and whether a signal has come.
 PICTURES = ("hq", "lq")
@@ -447,6 +449,31 @@ def _check_lengths(config: Config, model: ModelConfig, length: int) -> None:
     if config.prompt.kind in OWN_PROMPTS and own != length:
         pair = f"{length} tokens, the model's own {own}"
         raise ConfigError(f"loss.cfg_vsd: the negative prompt has {pair}; set it to 1")
+
+
+def in_lists(
+    step: Callable[[TrainState, Frozen, Batch], tuple[TrainState, Scalars]],
+    state: TrainState,
+    frozen: Frozen,
+) -> tuple[
+    Callable[[Arrays, Arrays, Batch], tuple[Arrays, Scalars]],
+    Arrays,
+    Arrays,
+    Callable[[Arrays], TrainState],
+]:
+    """A step that takes and gives lists of arrays; those of both arguments; a list as a state.
+
+    To take a state of modules apart, and to build the next one, takes the host as long as a small
+    network's whole step takes a GPU.
+    """
+    arrays, tree = jax.tree.flatten(state)
+    weights, rest = jax.tree.flatten(frozen)
+
+    def flat(arrays: Arrays, weights: Arrays, batch: Batch) -> tuple[Arrays, Scalars]:
+        after, scalars = step(tree.unflatten(arrays), rest.unflatten(weights), batch)
+        return jax.tree.leaves(after), scalars
+
+    return flat, arrays, weights, tree.unflatten
 
 
 def to_images(batch: Mapping[str, Array | np.ndarray]) -> dict[str, Image]:
