@@ -160,7 +160,7 @@ class OptimConfig:
     clip_norm: float = 1.0  # largest norm of a gradient; OSEDiff
     warmup_steps: int = 0  # steps with a linearly growing rate; OSEDiff: none
     schedule: str = "constant"  # or "cosine", down to zero at the last step
-    accumulate: int = 1  # parts a batch is cut into: less memory, same step but for `loss.dice`
+    accumulate: int = 1  # parts a batch is cut into: less memory, same step but for dice
     max_nonfinite: int = 10  # steps in a row without a finite loss and gradient; then the run stops
     ema: float = 0.0  # decay of an averaged copy, validated and exported; paper: none
 
@@ -236,7 +236,7 @@ class DataConfig:
 class MeshConfig:
     """Devices by axis; -1 takes all that are left."""
 
-    data: int = -1  # parts of the batch
+    data: int = -1  # parts of the batch, in all slices of TPUs
     fsdp: int = 1  # parts of the frozen weights
 
 

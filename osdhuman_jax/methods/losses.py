@@ -159,7 +159,8 @@ def dice(probability: Float[Array, "b h w"], mask: Float[Array, "b h w"]) -> Sca
     """1 - (2 sum p m + 1) / (sum p^2 + sum m^2 + 1) over all samples (Milletari et al. 2016).
 
     The ones make empty masks, met by empty answers, no error. A fraction of sums is no mean over
-    samples: with `optim.accumulate` it is that of each part, and no longer that of the batch.
+    samples: with `optim.accumulate`, or on several slices of TPUs, it is that of each part, and no
+    longer that of the batch.
     """
     # Most masks are empty. One by one they would have no gradient, and an answer of "all of it"
     # would be the best constant one, from which a saturated network does not come back: by the

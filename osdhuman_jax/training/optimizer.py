@@ -83,6 +83,7 @@ def accumulate(
 ) -> tuple[PyTree, PyTree]:
     """Calls `function(held, microbatch)` for one microbatch after the other; gathers the results.
 
+    What it takes beside a microbatch is an argument, since it may be called by `over_slices`.
     The first axis of every leaf of `microbatches` counts them. A result is two trees: the first is
     averaged over the microbatches, the second is stacked along a new first axis.
     """

@@ -1,4 +1,4 @@
-"""Devices as a mesh; batches split over `data`, weights by their shape over `fsdp`.
+"""Devices as a mesh; batches split over all of it, weights by their shape over `fsdp`.
 
 Anything that a compiled program of a run takes is put on its devices here, in one process or in
 several. Trained state is copied to every device, a batch is split over all of them, and a frozen
@@ -30,31 +30,43 @@ SMALLEST_SPLIT = 2**16
 def make_mesh(data: int, fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:
     """Mesh (data, fsdp) of all devices; one may be -1. Raises ConfigError if it does not fit.
 
-    TPUs of several slices have the mesh (slice, data, fsdp), where `data` is what a slice has.
+    TPUs of several slices have the mesh (slice, data, fsdp): `data`, as it is given, counts the
+    parts of the batch in all of them, the mesh's axis those in one.
     """
     # -1 is what the other axis leaves.
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
+    count, slices = len(devices), slices_of(devices)
     sizes = [data, fsdp]
     if -1 in sizes:
         other = sizes[1 - sizes.index(-1)]
         sizes[sizes.index(-1)] = max(count // max(other, 1), 1)
+    asked = f"mesh: data={sizes[0]}, fsdp={sizes[1]}"
     if sizes[0] * sizes[1] != count or min(sizes) < 1:
-        raise ConfigError(f"mesh: data={data}, fsdp={fsdp} do not fit {count} device(s)")
-    # "Auto": the compiler finds out how what lies between arguments and results is split.
-    names, kinds = ("data", "fsdp"), (AxisType.Auto, AxisType.Auto)
-    if (slices := slices_of(devices)) == 1:
-        return jax.make_mesh(tuple(sizes), names, axis_types=kinds, devices=devices)
+        raise ConfigError(f"{asked} do not fit {count} device(s)")
     if sizes[0] % slices:
-        text = f"mesh: data={sizes[0]} does not divide among {slices} slices"
-        raise ConfigError(f"{text}; set mesh.fsdp to what a slice's devices divide by")
-    within = (1, sizes[0] // slices, sizes[1])
-    placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
-    return Mesh(placed, (SLICE, *names), axis_types=(AxisType.Auto, *kinds))
+        raise ConfigError(f"{asked} would split weights over {slices} slices: lower mesh.fsdp")
+    # Not by `jax.make_mesh`, which refuses machines with GPUs for slices. Neighbours on a TPU's
+    # torus stay neighbours, if need be along a part of one of its axes.
+    shape, split = (sizes[0] // slices, sizes[1]), {"allow_split_physical_axes": True}
+    try:
+        if slices == 1:
+            placed = mesh_utils.create_device_mesh(shape, devices, **split)
+        else:
+            within, between = (1, *shape), (slices, 1, 1)
+            placed = mesh_utils.create_hybrid_device_mesh(within, between, devices, **split)
+    except (ValueError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{asked} do not fit how the devices are joined: {reason}") from error
+    # "Auto": the compiler finds out how what lies between arguments and results is split.
+    names = ("data", "fsdp") if slices == 1 else (SLICE, "data", "fsdp")
+    return Mesh(placed, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def slices_of(devices: Sequence[Any]) -> int:
-    """How many slices of TPUs there are, which a slower network joins; 1 of anything else."""
+    """How many slices of TPUs there are, which a slower network joins; 1 of anything else.
+
+    Machines with GPUs are counted likewise by JAX, but XLA joins the sums between them.
+    """
     if devices[0].platform != "tpu":
         return 1
     # A slice that is alone may not count them.

@@ -15,6 +15,7 @@ from jaxtyping import PyTree
 
 from osdhuman_jax.config import Config, Json, to_dict
 from osdhuman_jax.methods.objectives import Frozen
+from osdhuman_jax.training.sharding import SLICE
 from osdhuman_jax.training.train_step import TrainState
 
 
@@ -31,7 +32,7 @@ def startup_lines(
     # A network that is alone in its run has a name for its layers only.
     alone = {"cleaner": "cleaner", "parts": "parser"}.get(run.kind)
     trained = {alone: state.params} if alone else _networks(state.params)
-    parts = config.optim.accumulate
+    parts, slices = config.optim.accumulate, mesh.shape.get(SLICE, 1)
     where = f"step {done} in {workdir / 'checkpoints'}" if done else "the first step"
     # A base that was made here says of what.
     drawn = "" if base == Path(run.init) else f" (random weights of seed {run.seed})"
@@ -45,8 +46,9 @@ def startup_lines(
         f"trained: {_parameters({**trained, **beside})}",
         f"frozen: {_parameters({**_networks(frozen.restorer), 'lpips': frozen.lpips})}",
         f"batch: {data.batch_size} pictures of {data.size[1]} x {data.size[0]}"
+        + (f", each of {slices} slices its share" if slices > 1 else "")
         + (f", in {parts} parts one after the other" if parts > 1 else "")
-        + (", of each of which `dice` is taken" if parts > 1 and config.loss.dice else ""),
+        + (", of each of which `dice` is taken" if config.loss.dice and parts * slices > 1 else ""),
         f"steps: {run.steps}, of which {run.steps - done} are to do, from {where}",
         f"base model: {base}{drawn}",
         f"written to: {workdir}",

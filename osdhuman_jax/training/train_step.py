@@ -469,11 +469,12 @@ def in_lists(
     arrays, tree = jax.tree.flatten(state)
     weights, rest = jax.tree.flatten(frozen)
 
-    def flat(arrays: Arrays, weights: Arrays, batch: Batch) -> tuple[Arrays, Scalars]:
+    def train_step(arrays: Arrays, weights: Arrays, batch: Batch) -> tuple[Arrays, Scalars]:
         after, scalars = step(tree.unflatten(arrays), rest.unflatten(weights), batch)
-        return jax.tree.leaves(after), scalars
+        # An error, if a step ever gave a state of another structure.
+        return tree.flatten_up_to(after), scalars
 
-    return flat, arrays, weights, tree.unflatten
+    return train_step, arrays, weights, tree.unflatten
 
 
 def to_images(batch: Mapping[str, Array | np.ndarray]) -> dict[str, Image]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,10 @@ def test_step_on_eight_devices_is_the_step_on_one(measured):
     the_same(*measured["one_and_eight"], {"grad_norm", "reg_grad_norm", "critic_grad_norm"})
 
 
+def test_parts_one_after_the_other_on_slices_are_the_whole_batch(measured):
+    assert measured["accumulated"] == {"mean": [1.0, 2.0], "kept": True}
+
+
 def test_a_step_on_two_slices_is_the_step_on_one_device(measured):
     found = measured["slices"]
     the_same(*found["one_and_eight"], {"grad_norm", "reg_grad_norm", "critic_grad_norm"})
@@ -88,23 +93,63 @@ def test_a_step_on_two_slices_is_the_step_on_one_device(measured):
     assert 0 < sum(found["between"]) - found["weights"] < 50
 
 
-def test_slices_are_told_by_their_devices_and_take_the_same_part_of_a_batch():
-    @dataclass(frozen=True)
-    class Chip:
-        platform: str
-        slice_index: int
+@dataclass(frozen=True)
+class Chip:
+    """A device that is not here, as JAX tells of it."""
 
+    platform: str
+    device_kind: str
+    id: int
+    slice_index: int
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def chips(side: int, slices: int) -> list[Chip]:
+    """Slices of v6e, each a square."""
+    places = [(x, y, 0) for y in range(side) for x in range(side)]
+    numbered = enumerate((index, place) for index in range(slices) for place in places)
+    return [Chip("tpu", "TPU v6 lite", i, index, place) for i, (index, place) in numbered]
+
+
+def gpus(machines: int) -> list[Chip]:
+    return [Chip("gpu", "NVIDIA H100 80GB HBM3", i, i // 8) for i in range(8 * machines)]
+
+
+@pytest.mark.parametrize(
+    ("devices", "asked", "shape"),
+    [
+        (chips(2, 1), (-1, 1), {"data": 4, "fsdp": 1}),
+        (chips(4, 1), (-1, 2), {"data": 8, "fsdp": 2}),  # half of an axis of the torus
+        (chips(4, 2), (-1, 2), {"slice": 2, "data": 8, "fsdp": 2}),
+        (chips(2, 2), (2, -1), {"slice": 2, "data": 1, "fsdp": 4}),
+        (gpus(2), (-1, 8), {"data": 2, "fsdp": 8}),  # JAX takes machines for slices, XLA does not
+    ],
+    ids=["one slice", "split axis", "two slices", "weights within slices", "two machines"],
+)
+def test_a_mesh_follows_how_devices_are_joined(devices, asked, shape):
+    mesh = sharding.make_mesh(*asked, devices)
+    assert dict(mesh.shape) == shape
+    found = mesh.devices.reshape(-1, *mesh.devices.shape[-2:]) if "slice" in shape else None
+    assert found is None or all(len({c.slice_index for c in x.flat}) == 1 for x in found)
+    assert {chip.id for chip in mesh.devices.flat} == set(range(len(devices)))
+
+
+def test_a_mesh_that_would_split_weights_between_slices_is_refused():
+    with pytest.raises(ConfigError, match=r"data=1, fsdp=8 would split weights over 2 slices"):
+        sharding.make_mesh(1, 8, chips(2, 2))
+    with pytest.raises(ConfigError, match="do not fit how the devices are joined: Number of"):
+        sharding.make_mesh(6, 1, chips(2, 2)[:6])
+
+
+def test_slices_are_counted_of_tpus_alone():
     @dataclass(frozen=True)
     class Lone:
         platform: str = "tpu"
 
-    assert sharding.slices_of([Lone(), Lone()]) == sharding.slices_of([Chip("tpu", 0)] * 2) == 1
-    chips = [Chip("tpu", index // 4) for index in range(8)]
-    assert sharding.slices_of(chips) == 2
-    # Machines with GPUs have such an index too; their sums are joined by XLA.
-    assert sharding.slices_of([Chip("gpu", 0), Chip("gpu", 1)]) == 1
-    with pytest.raises(ConfigError, match="data=1 does not divide among 2 slices"):
-        sharding.make_mesh(1, 8, chips)
+    assert sharding.slices_of([Lone(), Lone()]) == sharding.slices_of(chips(2, 1)) == 1
+    assert (sharding.slices_of(chips(2, 3)), sharding.slices_of(gpus(2))) == (3, 1)
 
 
 @pytest.mark.parametrize("way", ["whole", "reduced"])
@@ -207,17 +252,42 @@ def measure_steps() -> dict:
         "replicas_differ": differing_replicas(later),
         "steps": int(later.step),
         "slices": measure_slices(config, begun, alone),
+        "accumulated": measure_accumulated(),
     }
+
+
+def two_slices():
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    return Mesh(np.array(jax.devices()).reshape(2, 2, 2), (sharding.SLICE, "data", "fsdp"))
+
+
+def measure_accumulated() -> dict:
+    """The mean of a batch of 16 in two parts on two slices, and what was kept of each sample."""
+    import jax
+    import numpy as np
+
+    from osdhuman_jax.training.optimizer import accumulate, split_microbatches
+
+    def of(factor, part):
+        return {"m": factor * part.mean(0)}, part + 1
+
+    batch = np.stack([np.arange(16) % 3, np.full(16, 4)], 1).astype(np.float32)
+    batch[:, 0] += 2 - batch[:, 0].mean()
+    parts = split_microbatches(batch, 2)
+    run = lambda *x: sharding.over_slices(two_slices(), partial(accumulate, of), *x)  # noqa: E731
+    mean, kept = jax.jit(run)(np.float32(0.5), parts)
+    return {"mean": mean["m"].tolist(), "kept": bool(np.array_equal(kept, parts + 1))}
 
 
 def measure_slices(config, begun, alone) -> dict:
     """The same step on what stands for two slices, and what its program tells between them."""
     import jax
-    import numpy as np
     import tiny
-    from jax.sharding import Mesh
 
-    mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), (sharding.SLICE, "data", "fsdp"))
+    mesh = two_slices()
     _, state, frozen, batch = begun
     trainer, _, _ = tiny.start(config)
     trainer.mesh = mesh
