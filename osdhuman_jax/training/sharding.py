@@ -40,7 +40,7 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[Any] | None = None) -> Mes
     if -1 in sizes:
         other = sizes[1 - sizes.index(-1)]
         sizes[sizes.index(-1)] = max(count // max(other, 1), 1)
-    asked = f"mesh: data={sizes[0]}, fsdp={sizes[1]}"
+    asked = f"mesh: data={data}, fsdp={fsdp}"
     if sizes[0] * sizes[1] != count or min(sizes) < 1:
         raise ConfigError(f"{asked} do not fit {count} device(s)")
     if sizes[0] % slices:
