@@ -5,7 +5,6 @@ work on pytrees of arrays; they are called inside the compiled step, and nothing
 """
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,7 @@ from jaxtyping import Bool, PyTree
 
 from osdhuman_jax.config import OptimConfig
 from osdhuman_jax.networks.types import Scalar
-
-Held = TypeVar("Held")  # any pytree
+from osdhuman_jax.training.sharding import Held
 
 
 def learning_rate(config: OptimConfig, steps: int, updates: int = 1) -> optax.Schedule:
