@@ -180,8 +180,9 @@ def call_config(path: Path, *arguments: str) -> object:
         raise CommandError(f"{spelled(path)}: not a Python file; {advice}")
     module = importlib.util.module_from_spec(spec)
     try:
-        # Whatever the file does wrong, a person gets one line that names the file.
-        spec.loader.exec_module(module)
+        # Whatever the file does wrong, a person gets one line that names the file. Not by its
+        # loader, which would leave a __pycache__ in the person's folder.
+        exec(compile(path.read_bytes(), path, "exec"), vars(module))
         return module.get_config(*arguments)
     except (Exception, SystemExit) as error:
         # The line in the person's own file is what helps, not those of Python's import.
