@@ -272,7 +272,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--peer_alone goes with --peer")
     if args.target and not args.aot:
         parser.error("--target goes with --aot: what is not here runs nothing")
-    if args.fsdp > 1 and not args.target:
+    if args.fsdp != 1 and not args.target:
         parser.error("--fsdp goes with --target: what is here is one device")
     return args
 
